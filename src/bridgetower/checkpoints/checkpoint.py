@@ -1,0 +1,139 @@
+"""A checkpoint in memory: config, tensors under our names, and what came along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bridgetower.checkpoints.keymap import Source, gather
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.vision import resize_position_embedding
+from bridgetower.processor import Processor
+
+_LISTED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a file or folder holds.
+
+    Attributes:
+        source: Where it came from; a hub id carries its commit, `id@commit`.
+        tensors: Every parameter of `BridgeTower(config)`, under its name.
+        carried: Tensors of the source that no computation reads but a conversion back must write (the text pooler,
+            the official `ln_separate`).
+        dropped: Foreign names that were left behind: other tasks' heads, buffers, left-overs of CLIP's text side.
+    """
+
+    source: str
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    processor: Processor | None = None
+
+    def model(self) -> BridgeTower:
+        """Builds the model around the checkpoint's own tensors, without a second copy of the weights."""
+        with torch.device("meta"):
+            model = BridgeTower(self.config)
+        model.load_state_dict(self.tensors, strict=True, assign=True)
+        return model.eval()
+
+    def resized(self, image_size: int) -> Checkpoint:
+        """Returns the checkpoint for square images of another size: position embeddings are interpolated.
+
+        Raises:
+            ValueError: The patch does not divide the size.
+        """
+        config = self.config.override({"vision.image_size": image_size})
+        side = image_size // config.vision.patch_size
+        position = resize_position_embedding(self.tensors["vision.position_embedding"].float(), (side, side))
+        tensors = self.tensors | {"vision.position_embedding": position}
+        processor = self.processor and self.processor.with_image_size(image_size)
+        return replace(self, config=config, tensors=tensors, processor=processor)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Returns the shape of every parameter of `BridgeTower(config)`, without allocating them."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in BridgeTower(config).state_dict().items()}
+
+
+def carried_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
+    """Names that a source may have and no computation of ours reads, in our naming."""
+    depth = config.vision.num_layers
+    names = [f"text.pooler.dense.{kind}" for kind in ("weight", "bias")]
+    names += [f"vision.separate_norms.{n}.{kind}" for n in range(depth + 1) for kind in ("weight", "bias")]
+    block = [name for name in parameter_shapes(config) if name.startswith("vision.layers.0.")]
+    for number in range(depth, depth + extra_vision_layers):
+        names += [name.replace("layers.0.", f"layers.{number}.") for name in block]
+    return names
+
+
+def collect(
+    source: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    table: Mapping[str, Source],
+    carried_table: Mapping[str, Source],
+    droppable: Iterable[str],
+) -> Checkpoint:
+    """Sorts a foreign checkpoint's tensors into read, carried and dropped ones.
+
+    Args:
+        source: Named in errors.
+        config: Decides which tensors there must be, and their shapes.
+        tensors: Foreign name to tensor.
+        table: Our parameter names to foreign ones.
+        carried_table: Of tensors that are kept if they are there.
+        droppable: Patterns of foreign names that may be left behind.
+
+    Raises:
+        ValueError: Missing, unknown or wrongly shaped tensors, with a list.
+    """
+    needed = {name for entry in table.values() for name in entry.names}
+    carried_table = {ours: entry for ours, entry in carried_table.items() if set(entry.names) <= set(tensors)}
+    carried = {name for entry in carried_table.values() for name in entry.names}
+    rest = set(tensors) - needed - carried
+    dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
+    _refuse(source, "lacks", sorted(needed - set(tensors)))
+    _refuse(source, "has unknown", sorted(rest - dropped))
+    gathered = gather(table, tensors)
+    check_shapes(source, config, gathered)
+    return Checkpoint(
+        source=source,
+        config=config,
+        tensors=gathered,
+        carried=gather(carried_table, tensors),
+        dropped=tuple(sorted(dropped)),
+    )
+
+
+def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, with a list, unless `tensors` are exactly the parameters of `BridgeTower(config)`."""
+    expected = parameter_shapes(config)
+    _refuse(source, "lacks", sorted(set(expected) - set(tensors)))
+    _refuse(source, "has unknown", sorted(set(tensors) - set(expected)))
+    check_shapes(source, config, tensors)
+
+
+def check_shapes(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, with a list, where a tensor's shape is not the config's."""
+    expected = parameter_shapes(config)
+    wrong = [
+        f"{name} {list(tensors[name].shape)} (expected {list(shape)})"
+        for name, shape in expected.items()
+        if tensors[name].shape != shape
+    ]
+    _refuse(source, "has wrongly shaped", wrong)
+
+
+def _refuse(source: str, what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        raise ValueError(f"{source} {what} tensors: {', '.join(names[:_LISTED])}{more}")

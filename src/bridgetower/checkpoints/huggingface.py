@@ -1,0 +1,252 @@
+"""transformers' BridgeTower folders: config and names, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor
+
+from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
+from bridgetower.checkpoints.keymap import name_table, scatter
+from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+
+_DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
+_BACKBONE = "bridgetower."
+
+# transformers' defaults, for configs that list only what differs (BridgeTowerConfig, …TextConfig, …VisionConfig).
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "layer_norm_eps": 1e-5,
+    "link_tower_type": "add",
+    "share_cross_modal_transformer_layers": True,
+    "share_link_tower_layers": False,
+    "tie_word_embeddings": False,
+    "hidden_act": "gelu",
+    "contrastive_hidden_size": 512,
+}
+_TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "patch_size": 16,
+    "image_size": 288,
+    "layer_norm_eps": 1e-5,
+    "remove_last_layer": False,
+}
+
+
+def read_checkpoint(source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Builds a checkpoint from transformers' `config.json` and tensors.
+
+    Raises:
+        ValueError: A setting that transformers itself cannot run, or tensors that do not fit.
+    """
+    prefix = _BACKBONE if any(name.startswith(_BACKBONE) for name in tensors) else ""
+    tensors = _untie(values, tensors, prefix)
+    config = _model_config(source, values, tensors)
+    options: dict[str, Any] = {
+        "separate_projections": config.fusion.separate_projections,
+        "backbone_prefix": prefix,
+    }
+    depth = _VISION_DEFAULTS | dict(values.get("vision_config") or {})
+    extra = depth["num_hidden_layers"] - config.vision.num_layers
+    table = name_table(parameter_shapes(config), "huggingface", **options)
+    carried = name_table(carried_names(config, extra), "huggingface", **options)
+    return collect(source, config, tensors, table, carried, _DROPPABLE)
+
+
+def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns transformers' config values and tensors for a checkpoint.
+
+    Raises:
+        ValueError: transformers cannot hold the model; all reasons are named.
+    """
+    config = checkpoint.config
+    if reasons := _obstacles(config):
+        raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
+    heads = config.heads
+    prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
+    tensors = dict(checkpoint.tensors) | checkpoint.carried
+    if "text.pooler.dense.weight" not in tensors:  # transformers builds this pooler but never reads it
+        tensors["text.pooler.dense.weight"] = torch.zeros(config.text.hidden_size, config.text.hidden_size)
+        tensors["text.pooler.dense.bias"] = torch.zeros(config.text.hidden_size)
+    options: dict[str, Any] = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
+    table = name_table(tensors, "huggingface", **options)
+    return _config_values(checkpoint), scatter(table, tensors)
+
+
+def _model_config(source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelConfig:
+    top = _DEFAULTS | dict(values)
+    text = _TEXT_DEFAULTS | dict(values.get("text_config") or {})
+    vision = _VISION_DEFAULTS | dict(values.get("vision_config") or {})
+    _check_runnable(source, top, text, vision)
+    depth, fusion_depth = text["num_hidden_layers"], top["num_hidden_layers"]
+    handed = tuple(range(depth - fusion_depth + 1, depth + 1))
+    width = vision["hidden_size"]
+    return ModelConfig(
+        vision=VisionConfig(
+            image_size=_side(vision["image_size"]),
+            patch_size=_side(vision["patch_size"]),
+            hidden_size=width,
+            num_layers=depth,  # transformers walks both towers together; deeper blocks are never reached
+            num_heads=width // 64,
+            intermediate_size=4 * width,
+            layer_norm_eps=vision["layer_norm_eps"],
+        ),
+        text=TextConfig(
+            vocab_size=text["vocab_size"],
+            hidden_size=text["hidden_size"],
+            num_layers=depth,
+            num_heads=text["num_attention_heads"],
+            intermediate_size=text["intermediate_size"],
+            max_positions=text["max_position_embeddings"],
+            type_vocab_size=text["type_vocab_size"],
+            pad_token_id=text["pad_token_id"],
+            layer_norm_eps=text["layer_norm_eps"],
+            dropout=text["hidden_dropout_prob"],
+        ),
+        # transformers builds the fusion layers from the text config: heads, feed-forward width and eps are the text's.
+        fusion=FusionConfig(
+            hidden_size=top["hidden_size"],
+            num_layers=fusion_depth,
+            num_heads=text["num_attention_heads"],
+            intermediate_size=text["intermediate_size"],
+            bridge=cast(BridgeKind, top["link_tower_type"]),
+            vision_layers=handed,
+            text_layers=handed,
+            separate_projections=not top["share_cross_modal_transformer_layers"],
+            layer_norm_eps=text["layer_norm_eps"],
+            bridge_layer_norm_eps=top["layer_norm_eps"],
+            dropout=text["hidden_dropout_prob"],
+        ),
+        heads=HeadsConfig(
+            mlm="mlm_score.bias" in tensors,
+            itm="itm_score.fc.weight" in tensors,
+            itc="fused" if "itc_cross_modal_head.fc.weight" in tensors else None,
+            itc_size=len(tensors.get("itc_text_head.fc.weight", range(top["contrastive_hidden_size"]))),
+            mlm_layer_norm_eps=top["layer_norm_eps"],
+        ),
+    )
+
+
+def _check_runnable(source: str, top: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
+    refused = {
+        "share_link_tower_layers is true": top["share_link_tower_layers"],
+        f"link_tower_type is {top['link_tower_type']!r}": top["link_tower_type"] not in get_args(BridgeKind),
+        "vision_config.remove_last_layer is true": vision["remove_last_layer"],
+        f"hidden_act is {text['hidden_act']!r}": text["hidden_act"] != "gelu" or top["hidden_act"] != "gelu",
+        f"hidden_size {top['hidden_size']} differs from the text tower's": top["hidden_size"] != text["hidden_size"],
+        "the image tower is shallower than the text tower": vision["num_hidden_layers"] < text["num_hidden_layers"],
+        "attention and hidden dropout differ": text["hidden_dropout_prob"] != text["attention_probs_dropout_prob"],
+    }
+    reasons = [reason for reason, applies in refused.items() if applies]
+    if reasons:
+        raise ValueError(f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}")
+
+
+def _side(value: int | list[int]) -> int:
+    sides = [value] if isinstance(value, int) else list(value)
+    if len(set(sides)) > 1:
+        raise ValueError(f"image or patch size {sides} is not square; expected equal sides")
+    return sides[0]
+
+
+def _untie(values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """A tied decoder is stored once, as the word embedding; this package keeps them apart."""
+    decoder = "mlm_score.decoder.weight"
+    if values.get("tie_word_embeddings") and "mlm_score.bias" in tensors and decoder not in tensors:
+        return {**tensors, decoder: tensors[f"{prefix}text_model.embeddings.word_embeddings.weight"]}
+    return tensors
+
+
+def _obstacles(config: ModelConfig) -> list[str]:
+    vision, text, fusion = config.vision, config.text, config.fusion
+    depth = config.text.num_layers
+    handed = tuple(range(depth - fusion.num_layers + 1, depth + 1))
+    checks = {
+        "it has no bridges (METER)": fusion.bridge is None or not fusion.input_norm,
+        "its fusion width, heads or feed-forward differ from the text tower's": (
+            (fusion.hidden_size, fusion.num_heads, fusion.intermediate_size)
+            != (text.hidden_size, text.num_heads, text.intermediate_size)
+        ),
+        "its image tower is not CLIP's": (
+            vision.activation != "quick_gelu" or not vision.pre_norm or vision.patch_bias
+        ),
+        "its image heads are not of width 64": vision.num_heads * 64 != vision.hidden_size,
+        "its image feed-forward is not four times the width": vision.intermediate_size != 4 * vision.hidden_size,
+        "its text tower is BERT": text.positions != "roberta",
+        "its bridges are not fed from the same top layers of both towers": (
+            config.vision_layers != handed or config.text_layers != handed
+        ),
+        "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
+        "its contrastive head reads the towers (official kind), which transformers' does not": (
+            config.heads.itc == "tower"
+        ),
+    }
+    return [reason for reason, applies in checks.items() if applies]
+
+
+def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    vision, text, fusion = config.vision, config.text, config.fusion
+    extra_layers = {name.split(".")[2] for name in checkpoint.carried if name.startswith("vision.layers.")}
+    return {
+        "model_type": "bridgetower",
+        "architectures": [_architecture(config.heads)],
+        "hidden_size": fusion.hidden_size,
+        "num_hidden_layers": fusion.num_layers,
+        "num_attention_heads": fusion.num_heads,
+        "layer_norm_eps": fusion.bridge_layer_norm_eps,
+        "link_tower_type": fusion.bridge,
+        "share_cross_modal_transformer_layers": not fusion.separate_projections,
+        "share_link_tower_layers": False,
+        "tie_word_embeddings": False,
+        "contrastive_hidden_size": config.heads.itc_size,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "intermediate_size": text.intermediate_size,
+            "max_position_embeddings": text.max_positions,
+            "type_vocab_size": text.type_vocab_size,
+            "pad_token_id": text.pad_token_id,
+            # One field in transformers for the text tower (1e-5) and the fusion layers (1e-12 in the official code).
+            "layer_norm_eps": text.layer_norm_eps,
+            "hidden_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+        },
+        "vision_config": {
+            "hidden_size": vision.hidden_size,
+            "num_hidden_layers": vision.num_layers + len(extra_layers),
+            "patch_size": vision.patch_size,
+            "image_size": vision.image_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "share_layernorm": "vision.separate_norms.0.weight" not in checkpoint.carried,
+        },
+    }
+
+
+def _architecture(heads: HeadsConfig) -> str:
+    if heads.itc:
+        return "BridgeTowerForContrastiveLearning"
+    if heads.mlm:
+        return "BridgeTowerForMaskedLM"
+    return "BridgeTowerForImageAndTextRetrieval" if heads.itm else "BridgeTowerModel"

@@ -1,0 +1,206 @@
+"""Checkpoints on disk and on the hub: recognise, read, write, convert."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from bridgetower.checkpoints import huggingface, microsoft
+from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors
+from bridgetower.checkpoints.tensors import (
+    read_json,
+    read_safetensors,
+    read_sharded_safetensors,
+    read_torch_archive,
+    write_safetensors,
+)
+from bridgetower.files import write_json
+from bridgetower.model.config import ModelConfig
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
+
+Format = Literal["bridgetower", "hf"]
+
+_FORMAT = {"format": "bridgetower", "version": 1}
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+logger = logging.getLogger(__name__)
+
+
+def read_checkpoint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Reads a checkpoint of any published kind, recognised by what it holds.
+
+    Args:
+        source: A folder of this package or of transformers, an official `.ckpt`, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
+        overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: What is there is damaged, of no known kind, or does not fit together.
+    """
+    path = Path(source)
+    if path.is_dir():
+        checkpoint = _read_folder(path, str(source), overrides or {})
+    elif path.is_file():
+        checkpoint = _read_official(path, overrides or {})
+    elif _looks_like_hub_id(str(source)):
+        folder, commit = _download(str(source), revision)
+        checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {})
+    else:
+        raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
+    if checkpoint.dropped:
+        logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
+    return checkpoint if tokenizer is None else _with_tokenizer(checkpoint, Path(tokenizer))
+
+
+def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes a folder of this package; the config comes last, so that a broken write is never read as whole.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+    """
+    _require_empty(folder)
+    write_safetensors(folder / "model.safetensors", checkpoint.tensors)
+    if checkpoint.carried:
+        write_safetensors(folder / "carried.safetensors", checkpoint.carried)
+    if checkpoint.processor is not None:
+        checkpoint.processor.save(folder)
+    write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()})
+
+
+def convert(checkpoint: Checkpoint, folder: Path, to: Format) -> None:
+    """Writes a checkpoint as a folder of this package or of transformers.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+        ValueError: transformers cannot hold the model.
+    """
+    if to == "bridgetower":
+        write_checkpoint(checkpoint, folder)
+        return
+    values, tensors = huggingface.export(checkpoint)
+    _require_empty(folder)
+    write_safetensors(folder / "model.safetensors", tensors)
+    if checkpoint.processor is not None:
+        checkpoint.processor.save_huggingface(folder)
+    write_json(folder / "config.json", values)
+
+
+def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Checkpoint:
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
+    values = read_json(folder / "config.json")
+    if values.get("format") == _FORMAT["format"]:
+        return _read_own(folder, name, values)
+    if values.get("model_type") != "bridgetower":
+        raise ValueError(f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower'")
+    if overrides:
+        raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
+    checkpoint = huggingface.read_checkpoint(name, values, _read_weights(folder, name))
+    processor = _huggingface_processor(folder, checkpoint.config)
+    return replace(checkpoint, processor=processor)
+
+
+def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
+    if values.get("version") != _FORMAT["version"]:
+        raise ValueError(f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}")
+    config = ModelConfig.from_dict(values["model"])
+    tensors = read_safetensors(folder / "model.safetensors")
+    check_tensors(name, config, tensors)
+    carried = folder / "carried.safetensors"
+    return Checkpoint(
+        source=name,
+        config=config,
+        tensors=tensors,
+        carried=read_safetensors(carried) if carried.exists() else {},
+        processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
+    )
+
+
+def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    safe, sharded, pickled = (folder / file for file in _WEIGHTS)
+    if safe.exists():
+        return read_safetensors(safe)
+    if sharded.exists():
+        return read_sharded_safetensors(sharded)
+    if pickled.exists():
+        return read_torch_archive(pickled)
+    raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(_WEIGHTS)}")
+
+
+def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:
+    if not (folder / "preprocessor_config.json").exists() and not (folder / "processor_config.json").exists():
+        return None
+    return Processor.from_huggingface(folder, patch_size=config.vision.patch_size)
+
+
+def _read_official(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
+    content = read_torch_archive(path)
+    official = content.get("hyper_parameters", {}).get("config")
+    if official is None or "state_dict" not in content:
+        raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
+    checkpoint = microsoft.read_checkpoint(str(path), official, content["state_dict"], overrides)
+    return replace(checkpoint, processor=_official_processor(official, checkpoint.config))
+
+
+def _official_processor(official: Mapping[str, Any], config: ModelConfig) -> Processor:
+    """The official evaluation transform: `clip` resizes and crops, `blip` squashes; the tokenizer is only named."""
+    squashes = any("blip" in key for key in official["val_transform_keys"])
+    return Processor(
+        ProcessorConfig(
+            profile="official-finetune" if squashes else "official-pretrain",
+            image_size=config.vision.image_size,
+            max_length=official["max_text_len"],
+        ),
+        tokenizer=None,
+    )
+
+
+def _with_tokenizer(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    if checkpoint.processor is None:
+        raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
+    return replace(checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(path)))
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and not source.startswith((".", "~")) and not name.endswith(".ckpt")
+
+
+def _download(repo: str, revision: str | None) -> tuple[Path, str]:
+    """Fetches a repository's small files and one kind of weights; returns the folder and its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        if not any((folder / name).exists() for name in _WEIGHTS[:2]):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_FILES, _WEIGHTS[2]]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repo} is no local path and could not be fetched from the hub ({type(error).__name__}); "
+            "check the name, or the network, or pass a local folder"
+        ) from error
+    if revision != folder.name:
+        logger.warning("%s is at commit %s; pass revision=%r to pin it", repo, folder.name, folder.name)
+    return folder, folder.name
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
+    folder.mkdir(parents=True, exist_ok=True)
+

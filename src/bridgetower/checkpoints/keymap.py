@@ -1,0 +1,195 @@
+"""Names of the same tensor in this package, in the official code and in transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Naming = Literal["clip", "timm", "huggingface"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from.
+
+    Attributes:
+        names: Foreign tensors that are stacked along dimension 0: query, key and value are one matrix here.
+        leading_ones: Dimensions of size 1 that the foreign tensor has in front.
+    """
+
+    names: tuple[str, ...]
+    leading_ones: int = 0
+
+
+# Our name -> foreign names; "{0}", "{1}" are the groups of the pattern. First match wins.
+# Prefixes: TEXT is the text tower, VISION the image tower, MODEL everything else of the backbone.
+_BERT_LAYER = [
+    (r"attention\.qkv\.(\w+)", ("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}")),
+    (r"attention\.out\.(\w+)", ("attention.output.dense.{0}",)),
+    (r"attention_norm\.(\w+)", ("attention.output.LayerNorm.{0}",)),
+    (r"mlp\.up\.(\w+)", ("intermediate.dense.{0}",)),
+    (r"mlp\.down\.(\w+)", ("output.dense.{0}",)),
+    (r"mlp_norm\.(\w+)", ("output.LayerNorm.{0}",)),
+]
+_FUSION_LAYER = [
+    (r"cross_attention\.query\.(\w+)", ("crossattention.self.query.{0}",)),
+    (r"cross_attention\.key_value\.(\w+)", ("crossattention.self.key.{0}", "crossattention.self.value.{0}")),
+    (r"cross_attention\.out\.(\w+)", ("crossattention.output.dense.{0}",)),
+    (r"cross_attention_norm\.(\w+)", ("crossattention.output.LayerNorm.{0}",)),
+    *((pattern.replace("attention", "self_attention", 1), names) for pattern, names in _BERT_LAYER[:3]),
+    *_BERT_LAYER[3:],
+]
+_TEXT = [
+    (r"text\.word_embedding\.weight", ("TEXT.embeddings.word_embeddings.weight",)),
+    (r"text\.position_embedding\.weight", ("TEXT.embeddings.position_embeddings.weight",)),
+    (r"text\.token_type_embedding\.weight", ("TEXT.embeddings.token_type_embeddings.weight",)),
+    (r"text\.embedding_norm\.(\w+)", ("TEXT.embeddings.LayerNorm.{0}",)),
+    (r"text\.pooler\.(.+)", ("TEXT.pooler.{0}",)),
+]
+_CLIP_BLOCK = [
+    (r"attention_norm\.(\w+)", ("ln_1.{0}",)),
+    (r"attention\.qkv\.(\w+)", ("attn.in_proj_{0}",)),
+    (r"attention\.out\.(\w+)", ("attn.out_proj.{0}",)),
+    (r"mlp_norm\.(\w+)", ("ln_2.{0}",)),
+    (r"mlp\.up\.(\w+)", ("mlp.c_fc.{0}",)),
+    (r"mlp\.down\.(\w+)", ("mlp.c_proj.{0}",)),
+]
+_CLIP = [
+    (r"vision\.pre_norm\.(\w+)", ("VISION.ln_pre.{0}",)),
+    (r"vision\.post_norm\.(\w+)", ("VISION.ln_post.{0}",)),
+    (r"vision\.separate_norms\.(\d+)\.(\w+)", ("VISION.ln_separate.{0}.{1}",)),
+]
+_CLIP_EMBEDDINGS = [
+    (r"vision\.patch_embedding\.weight", ("VISION.conv1.weight",)),
+    (r"vision\.class_embedding", ("VISION.class_embedding",)),
+    (r"vision\.position_embedding", ("VISION.positional_embedding",)),
+]
+_HUGGINGFACE_EMBEDDINGS = [
+    (r"vision\.patch_embedding\.weight", ("VISION.embeddings.patch_embedding.weight",)),
+    (r"vision\.class_embedding", ("VISION.embeddings.class_embedding",)),
+    (r"vision\.position_embedding", ("VISION.embeddings.position_embedding.weight",)),
+]
+_TIMM_BLOCK = [
+    (r"attention_norm\.(\w+)", ("norm1.{0}",)),
+    (r"attention\.qkv\.(\w+)", ("attn.qkv.{0}",)),
+    (r"attention\.out\.(\w+)", ("attn.proj.{0}",)),
+    (r"mlp_norm\.(\w+)", ("norm2.{0}",)),
+    (r"mlp\.up\.(\w+)", ("mlp.fc1.{0}",)),
+    (r"mlp\.down\.(\w+)", ("mlp.fc2.{0}",)),
+]
+_TIMM = [
+    (r"vision\.patch_embedding\.(\w+)", ("VISION.patch_embed.proj.{0}",)),
+    (r"vision\.class_embedding", ("VISION.cls_token",)),
+    (r"vision\.position_embedding", ("VISION.pos_embed",)),
+    (r"vision\.post_norm\.(\w+)", ("VISION.norm.{0}",)),
+]
+_TIMM_LEADING_ONES = {"vision.class_embedding": 2, "vision.position_embedding": 1}
+_FUSION = [
+    (r"token_type_embedding\.weight", ("MODEL.token_type_embeddings.weight",)),
+    (r"fusion\.(text|image)_norm\.(\w+)", ("MODEL.cross_modal_{0}_layernorm.{1}",)),
+    (r"fusion\.(text|image)_bridges\.(\d+)\.norm\.(\w+)", ("MODEL.cross_modal_{0}_link_tower.{1}.LayerNorm.{2}",)),
+    (r"fusion\.(text|image)_bridges\.(\d+)\.scale", ("MODEL.cross_modal_{0}_link_tower.{1}.scaled_factor",)),
+    (r"fusion\.(text|image)_bridges\.(\d+)\.beta", ("MODEL.cross_modal_{0}_link_tower.{1}.beta",)),
+    (r"(text|image)_pooler\.(.+)", ("MODEL.cross_modal_{0}_pooler.{1}",)),
+]
+_SHARED_PROJECTIONS = [(r"(text|image)_projections\.0\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}",))]
+_SEPARATE_PROJECTIONS = [(r"(text|image)_projections\.(\d+)\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}.{2}",))]
+_HEADS = [
+    (r"mlm_head\.dense\.(\w+)", ("mlm_score.transform.dense.{0}",)),
+    (r"mlm_head\.norm\.(\w+)", ("mlm_score.transform.LayerNorm.{0}",)),
+    (r"mlm_head\.decoder\.weight", ("mlm_score.decoder.weight",)),
+    (r"mlm_head\.decoder\.bias", ("mlm_score.bias",)),
+    (r"itm_head\.(.+)", ("itm_score.{0}",)),
+    (r"itc_head\.(text|image)\.(\w+)", ("itc_{0}_head.fc.{1}",)),
+    (r"itc_head\.pooled\.(\w+)", ("itc_cross_modal_head.fc.{0}",)),
+    (r"itc_head\.temperature", ("temperature",)),
+    (r"itc_head\.log_logit_scale", ("logit_scale",)),
+]
+
+
+def _inside(prefix: str, foreign: str, rules: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Moves a layer's rules under a prefix whose groups come first."""
+    groups = re.compile(prefix).groups
+    shift = {f"{{{index}}}": f"{{{index + groups}}}" for index in range(2)}
+    return [
+        (prefix + pattern, tuple(foreign + re.sub(r"\{\d\}", lambda found: shift[found[0]], name) for name in names))
+        for pattern, names in rules
+    ]
+
+
+_TEXT_LAYERS = _inside(r"text\.layers\.(\d+)\.", "TEXT.encoder.layer.{0}.", _BERT_LAYER)
+_FUSION_LAYERS = _inside(r"fusion\.(text|image)_layers\.(\d+)\.", "MODEL.cross_modal_{0}_layers.{1}.", _FUSION_LAYER)
+_CLIP_LAYERS = _inside(r"vision\.layers\.(\d+)\.", "VISION.transformer.resblocks.{0}.", _CLIP_BLOCK)
+_TIMM_LAYERS = _inside(r"vision\.layers\.(\d+)\.", "VISION.blocks.{0}.", _TIMM_BLOCK)
+_COMMON = [*_TEXT, *_TEXT_LAYERS, *_FUSION, *_FUSION_LAYERS, *_HEADS]
+_RULES: dict[Naming, list[tuple[str, tuple[str, ...]]]] = {
+    "clip": [*_CLIP_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
+    "timm": [*_TIMM, *_TIMM_LAYERS, *_COMMON],
+    "huggingface": [*_HUGGINGFACE_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
+}
+_PREFIXES: dict[Naming, dict[str, str]] = {
+    "clip": {"TEXT.": "text_transformer.", "VISION.": "vit_model.visual.", "MODEL.": ""},
+    "timm": {"TEXT.": "text_transformer.", "VISION.": "vit_model.", "MODEL.": ""},
+    "huggingface": {"TEXT.": "text_model.", "VISION.": "vision_model.visual.", "MODEL.": ""},
+}
+
+
+def name_table(
+    names: Iterable[str], naming: Naming, *, separate_projections: bool = False, backbone_prefix: str = ""
+) -> dict[str, Source]:
+    """Returns where each of our tensors is found under a foreign naming.
+
+    Args:
+        names: Our tensor names, as in `BridgeTower.state_dict()`.
+        naming: `clip` and `timm` are the official code with that image tower.
+        separate_projections: As in the model config.
+        backbone_prefix: `bridgetower.` in transformers' models with a head.
+
+    Raises:
+        KeyError: A name that no rule covers.
+    """
+    projections = _SEPARATE_PROJECTIONS if separate_projections else _SHARED_PROJECTIONS
+    rules = [(re.compile(pattern), templates) for pattern, templates in [*projections, *_RULES[naming]]]
+    return {name: _source(name, rules, naming, backbone_prefix) for name in names}
+
+
+def gather(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Collects our tensors from foreign ones; every source must be there."""
+    gathered = {}
+    for name, source in table.items():
+        parts = [tensors[foreign] for foreign in source.names]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        gathered[name] = tensor.reshape(tensor.shape[source.leading_ones :])
+    return gathered
+
+
+def scatter(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `gather`: splits our tensors into foreign ones."""
+    scattered = {}
+    for name, source in table.items():
+        parts = tensors[name].chunk(len(source.names)) if len(source.names) > 1 else (tensors[name],)
+        for foreign, part in zip(source.names, parts, strict=True):
+            scattered[foreign] = part.reshape((1,) * source.leading_ones + part.shape).contiguous()
+    return scattered
+
+
+def _source(
+    name: str, rules: list[tuple[re.Pattern[str], tuple[str, ...]]], naming: Naming, backbone_prefix: str
+) -> Source:
+    for pattern, templates in rules:
+        if match := pattern.fullmatch(name):
+            names = tuple(_foreign(template.format(*match.groups()), naming, backbone_prefix) for template in templates)
+            return Source(names, _TIMM_LEADING_ONES.get(name, 0) if naming == "timm" else 0)
+    raise KeyError(f"no {naming} name is known for {name}")
+
+
+def _foreign(template: str, naming: Naming, backbone_prefix: str) -> str:
+    for placeholder, prefix in _PREFIXES[naming].items():
+        if template.startswith(placeholder):
+            return backbone_prefix + prefix + template.removeprefix(placeholder)
+    return template

@@ -1,0 +1,141 @@
+"""Official `.ckpt` files: config and names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
+from bridgetower.checkpoints.keymap import Naming, name_table
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+
+# Left-overs of CLIP's text side and of timm's classifier, buffers, and heads of tasks that are not this model's.
+_DROPPABLE = (
+    r"vit_model\.(positional_embedding|text_projection|logit_scale)",
+    r"vit_model\.(ln_final|token_embedding|transformer|head|head_dist|pre_logits)\..*",
+    r"vit_model\.visual\.proj",
+    r"text_transformer\.embeddings\.(position_ids|token_type_ids)",
+    r"(vqa|snli|nlvr2)_classifier\..*",
+    r"rank_output\..*",
+    r"temperature",
+    r"(train|val|test|dev)_.*",  # metric states
+)
+
+# Heads per width of the published towers; the official code takes them from the tower's name, which a file lacks.
+_PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
+
+
+def read_checkpoint(
+    source: str, official: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> Checkpoint:
+    """Builds a checkpoint from the official run config and state dict.
+
+    Args:
+        source: Named in errors.
+        official: `hyper_parameters.config` of the file.
+        tensors: `state_dict` of the file.
+        overrides: Dotted fields that the file cannot tell, such as `text.num_heads` of an unpublished tower.
+
+    Raises:
+        ValueError: The config cannot be told, or tensors are missing, unknown or wrongly shaped.
+    """
+    naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
+    try:
+        config = _model_config(official, tensors, naming, overrides)
+    except KeyError as error:
+        raise ValueError(f"{source} lacks {error}; expected an official BridgeTower or METER checkpoint") from error
+    table = name_table(parameter_shapes(config), naming)
+    carried = name_table([name for name in carried_names(config) if naming == "clip" or "text." in name], naming)
+    return collect(source, config, tensors, table, carried, _DROPPABLE)
+
+
+def _model_config(
+    official: Mapping[str, Any], tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
+) -> ModelConfig:
+    vision = _vision_config(tensors, naming, overrides.get("vision.num_heads"))
+    config = ModelConfig(
+        vision=vision,
+        text=_text_config(official, tensors, overrides.get("text.num_heads")),
+        fusion=_fusion_config(official, tensors),
+        heads=HeadsConfig(
+            mlm="mlm_score.bias" in tensors,
+            itm="itm_score.fc.weight" in tensors,
+            itc="tower" if "itc_text_head.fc.weight" in tensors else None,
+            itc_size=len(tensors.get("itc_text_head.fc.weight", range(256))),
+        ),
+    )
+    return config.override(overrides)
+
+
+def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int | None) -> VisionConfig:
+    prefix = "vit_model." if naming == "timm" else "vit_model.visual."
+    timm = naming == "timm"
+    patches = tensors[prefix + ("patch_embed.proj.weight" if timm else "conv1.weight")]
+    positions = tensors[prefix + "pos_embed"][0] if timm else tensors[prefix + "positional_embedding"]
+    blocks = prefix + ("blocks." if timm else "transformer.resblocks.")
+    width, patch = patches.shape[0], patches.shape[-1]
+    return VisionConfig(
+        image_size=round((len(positions) - 1) ** 0.5) * patch,
+        patch_size=patch,
+        hidden_size=width,
+        num_layers=_count(tensors, blocks),
+        # CLIP's own code derives the heads from the width; timm's names fix them.
+        num_heads=num_heads or (_heads("vision", width) if timm else max(width // 64, 1)),
+        intermediate_size=len(tensors[blocks + ("0.mlp.fc1.weight" if timm else "0.mlp.c_fc.weight")]),
+        layer_norm_eps=1e-6 if timm else 1e-5,
+        activation="gelu" if timm else "quick_gelu",
+        pre_norm=not timm,
+        patch_bias=timm,
+    )
+
+
+def _text_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor], num_heads: int | None) -> TextConfig:
+    roberta = "roberta" in official["tokenizer"]
+    words = tensors["text_transformer.embeddings.word_embeddings.weight"]
+    layers = "text_transformer.encoder.layer."
+    return TextConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        num_layers=_count(tensors, layers),
+        num_heads=num_heads or _heads("text", words.shape[1]),
+        intermediate_size=len(tensors[layers + "0.intermediate.dense.weight"]),
+        max_positions=len(tensors["text_transformer.embeddings.position_embeddings.weight"]),
+        type_vocab_size=len(tensors["text_transformer.embeddings.token_type_embeddings.weight"]),
+        pad_token_id=1 if roberta else 0,
+        positions="roberta" if roberta else "bert",
+        layer_norm_eps=1e-5 if roberta else 1e-12,
+    )
+
+
+def _fusion_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FusionConfig:
+    if official.get("meter_fusion"):
+        raise ValueError("the official option meter_fusion is not supported; expected model_type BT or METER without it")
+    layers = "cross_modal_text_layers."
+    return FusionConfig(
+        hidden_size=len(tensors["cross_modal_text_transform.weight"]),
+        num_layers=_count(tensors, layers),
+        num_heads=official["num_heads"],
+        intermediate_size=len(tensors[layers + "0.intermediate.dense.weight"]),
+        bridge=None if official["model_type"] == "METER" else "add",
+        input_norm="cross_modal_text_layernorm.weight" in tensors,
+        num_token_types=len(tensors["token_type_embeddings.weight"]),
+        dropout=official["drop_rate"],
+    )
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    if not numbers:
+        raise KeyError(f"{prefix}*")
+    return len(numbers)
+
+
+def _heads(tower: str, width: int) -> int:
+    if width not in _PUBLISHED_HEADS:
+        raise ValueError(
+            f"an official checkpoint does not store the attention heads of its {tower} tower of width {width}; "
+            f"pass overrides={{'{tower}.num_heads': ...}}"
+        )
+    return _PUBLISHED_HEADS[width]

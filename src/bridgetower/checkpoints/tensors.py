@@ -1,0 +1,97 @@
+"""Tensors in files: safetensors, sharded safetensors and PyTorch archives, read without executing anything."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bridgetower.files import replacing
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file, memory-mapped.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The file is truncated or not a safetensors file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+
+
+def read_sharded_safetensors(index: Path) -> dict[str, Tensor]:
+    """Reads the shards that a `*.safetensors.index.json` lists.
+
+    Raises:
+        FileNotFoundError: A shard is missing.
+        ValueError: The index or a shard is damaged, or a shard lies outside the folder.
+    """
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} points to {shard}, outside its folder; expected plain file names")
+        tensors |= read_safetensors(index.parent / shard)
+    return tensors
+
+
+def read_torch_archive(path: Path) -> dict[str, Any]:
+    """Reads a `.bin` or `.ckpt` file without executing code from it.
+
+    Raises:
+        ValueError: The file is damaged, or it asks for code to be run, which is refused.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was refused: it is damaged, or it holds Python objects that only running its code could load; "
+            f"ask its author for safetensors ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a whole PyTorch file ({error}); download or copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: The file is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors atomically."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+
+
+def _can_map(path: Path) -> bool:
+    """Only archives that are stored, not deflated, can be memory-mapped."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())

@@ -1,0 +1,259 @@
+"""Architecture of a BridgeTower as frozen values: the paper's models, its ablations and its METER baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Self, cast, get_args, get_type_hints
+
+BridgeKind = Literal["add", "scaled_add", "interpolate"]
+ItcKind = Literal["tower", "fused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image tower: a ViT in CLIP's form (the defaults) or timm's.
+
+    Attributes:
+        image_size: Side of the square input in pixels; a multiple of `patch_size`.
+        pre_norm: LayerNorm after the embeddings (CLIP's `ln_pre`).
+        patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
+        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one.
+    """
+
+    image_size: int = 288
+    patch_size: int = 16
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-5
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pre_norm: bool = True
+    patch_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks that the patch divides the image and the heads divide the width."""
+        _check_positive(self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        _check_heads("vision", self.hidden_size, self.num_heads)
+        check_image_size(self.image_size, self.patch_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens P: one per patch and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower: RoBERTa (the defaults) or BERT.
+
+    Attributes:
+        positions: `roberta` counts the tokens that are not padding, starting at `pad_token_id` + 1;
+            `bert` counts columns from 0.
+    """
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 514
+    type_vocab_size: int = 1
+    pad_token_id: int = 1
+    positions: Literal["roberta", "bert"] = "roberta"
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks sizes, heads and the dropout probability."""
+        _check_positive(
+            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"
+        )
+        _check_heads("text", self.hidden_size, self.num_heads)
+        _check_dropout("text", self.dropout)
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens that the position table holds."""
+        return self.max_positions - (self.pad_token_id + 1 if self.positions == "roberta" else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """The cross-modal encoder and what feeds it.
+
+    Attributes:
+        bridge: How a tower layer x enters the previous fusion output z: `add` is LayerNorm(x + z), the paper's choice;
+            `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned;
+            None builds no bridges, so only the last tower layers reach the encoder, as in METER.
+        input_norm: LayerNorm on the first layer's input; METER has none.
+        vision_layers, text_layers: Tower layers, counted from 1, that are handed to the fusion encoder: one per fusion
+            layer with bridges, exactly one without. None takes the top ones.
+        separate_projections: One projection per handed layer and modality instead of one shared by all.
+        layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
+        bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
+        num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
+    """
+
+    hidden_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    bridge: BridgeKind | None = "add"
+    input_norm: bool = True
+    vision_layers: tuple[int, ...] | None = None
+    text_layers: tuple[int, ...] | None = None
+    separate_projections: bool = False
+    layer_norm_eps: float = 1e-12
+    bridge_layer_norm_eps: float = 1e-5
+    num_token_types: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks sizes, heads, the bridge's name and the number of handed layers."""
+        _check_positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        _check_heads("fusion", self.hidden_size, self.num_heads)
+        _check_dropout("fusion", self.dropout)
+        if self.bridge not in (*get_args(BridgeKind), None):
+            raise ValueError(f"fusion.bridge is {self.bridge!r}; expected one of {get_args(BridgeKind)} or None (METER)")
+        if self.num_token_types < 2:
+            raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
+        for name in ("vision_layers", "text_layers"):
+            layers = getattr(self, name)
+            if layers is not None and len(layers) != self.num_handed_layers:
+                raise ValueError(
+                    f"fusion.{name} is {layers}; expected {self.num_handed_layers} tower layers "
+                    f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
+                )
+
+    @property
+    def num_handed_layers(self) -> int:
+        """Tower layers per modality that reach the fusion encoder."""
+        return 1 if self.bridge is None else self.num_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Which heads the model carries.
+
+    Attributes:
+        itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *handed*
+            CLS after projection and adds a head on the pooled output (transformers' contrastive model).
+        itc_size: Width of the contrastive embeddings.
+        mlm_layer_norm_eps: 1e-12 in the official code, 1e-5 in transformers.
+    """
+
+    mlm: bool = True
+    itm: bool = True
+    itc: ItcKind | None = None
+    itc_size: int = 256
+    mlm_layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        """Checks the contrastive kind."""
+        if self.itc not in (*get_args(ItcKind), None):
+            raise ValueError(f"heads.itc is {self.itc!r}; expected one of {get_args(ItcKind)} or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole model: two towers, the fusion encoder, heads."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+
+    def __post_init__(self) -> None:
+        """Checks that the handed tower layers exist."""
+        for name, layers, count in (
+            ("vision", self.vision_layers, self.vision.num_layers),
+            ("text", self.text_layers, self.text.num_layers),
+        ):
+            if any(not 1 <= layer <= count for layer in layers) or list(layers) != sorted(set(layers)):
+                raise ValueError(
+                    f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {count}, "
+                    f"the depth of the {name} tower"
+                )
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """Image tower layers handed to the fusion encoder, counted from 1."""
+        return self.fusion.vision_layers or _top_layers(self.vision.num_layers, self.fusion.num_handed_layers)
+
+    @property
+    def text_layers(self) -> tuple[int, ...]:
+        """Text tower layers handed to the fusion encoder, counted from 1."""
+        return self.fusion.text_layers or _top_layers(self.text.num_layers, self.fusion.num_handed_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain nested dictionaries, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the config that `to_dict` described; unknown fields are an error."""
+        return cast(Self, _from_dict(cls, values, "config"))
+
+    def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
+        """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
+        groups: dict[str, dict[str, Any]] = {}
+        for path, value in overrides.items():
+            group, _, name = path.partition(".")
+            if group not in _field_names(self) or name not in _field_names(getattr(self, group)):
+                raise ValueError(f"unknown config field {path!r}; known: {', '.join(_dotted_fields(self))}")
+            groups.setdefault(group, {})[name] = tuple(value) if isinstance(value, list) else value
+        return replace(self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()})
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raises ValueError, naming the nearest valid sizes, if the patch does not divide the image."""
+    if image_size % patch_size or image_size <= 0:
+        lower = max(image_size // patch_size, 1) * patch_size
+        raise ValueError(
+            f"image size {image_size} is not a multiple of the patch size {patch_size}; "
+            f"use {lower} or {lower + patch_size}"
+        )
+
+
+def _top_layers(depth: int, count: int) -> tuple[int, ...]:
+    return tuple(range(depth - count + 1, depth + 1))
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{type(config).__name__}.{name} is {getattr(config, name)}; expected a positive number")
+
+
+def _check_heads(part: str, hidden_size: int, num_heads: int) -> None:
+    if hidden_size % num_heads:
+        raise ValueError(f"{part}.hidden_size {hidden_size} is not a multiple of {part}.num_heads {num_heads}")
+
+
+def _check_dropout(part: str, dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{part}.dropout is {dropout}; expected a probability in [0, 1)")
+
+
+def _field_names(config: Any) -> list[str]:
+    return [item.name for item in fields(config)]
+
+
+def _dotted_fields(config: ModelConfig) -> list[str]:
+    return [f"{group}.{name}" for group in _field_names(config) for name in _field_names(getattr(config, group))]
+
+
+def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    types = get_type_hints(cls)
+    unknown = sorted(set(values) - set(types))
+    if unknown:
+        raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
+    return cls(**{name: _field_value(types[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _field_value(annotation: Any, value: Any, where: str) -> Any:
+    if is_dataclass(annotation):
+        return _from_dict(cast(type, annotation), value, where)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,146 @@
+"""Building blocks that the towers and the fusion encoder share: attention, feed-forward, transformer layers."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
+        if num_queries is None:
+            query, key, value = self.qkv(hidden).chunk(3, dim=-1)
+        else:
+            width = hidden.shape[-1]
+            query = F.linear(hidden[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
+            key, value = F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one stream to the other, key and value fused."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden: Float[Tensor, "b q d"], other: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Attends from every position of `hidden` to the positions of `other` where `mask` is True."""
+        key, value = self.key_value(other).chunk(2, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(self.query(hidden), key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.activation = activation
+
+    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Applies the layer position by position."""
+        up = self.up(hidden)
+        return self.down(quick_gelu(up) if self.activation == "quick_gelu" else F.gelu(up))
+
+
+class PreNormLayer(nn.Module):
+    """A ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, intermediate_size: int, layer_norm_eps: float, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.attention = SelfAttention(hidden_size, num_heads)
+        self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.mlp = FeedForward(hidden_size, intermediate_size, activation)
+
+    def forward(self, hidden: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
+        """Returns the block's output."""
+        hidden = hidden + self.attention(self.attention_norm(hidden))
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class PostNormLayer(nn.Module):
+    """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, intermediate_size: int, layer_norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden_size, num_heads, dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.mlp = FeedForward(hidden_size, intermediate_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = dropout
+
+    def forward(
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the layer's output; positions where `mask` is False are not attended to."""
+        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, mask)))
+        return self.mlp_norm(hidden + self._drop(self.mlp(hidden)))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
+
+
+class Pooler(nn.Module):
+    """tanh(Linear(CLS))."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
+        """Reads the first position only."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+def attend(
+    query: Float[Tensor, "b q d"],
+    key: Float[Tensor, "b m d"],
+    value: Float[Tensor, "b m d"],
+    *,
+    num_heads: int,
+    mask: Bool[Tensor, "b m"] | None,
+    dropout: float,
+) -> Float[Tensor, "b q d"]:
+    """Scaled dot-product attention over `num_heads` heads; keys where `mask` is False get no weight."""
+    query, key, value = (_split_heads(tensor, num_heads) for tensor in (query, key, value))
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
+    return context.transpose(1, 2).flatten(2)
+
+
+def quick_gelu(hidden: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x·σ(1.702x), the GELU approximation that CLIP was trained with."""
+    return hidden * torch.sigmoid(1.702 * hidden)
+
+
+def _split_heads(hidden: Float[Tensor, "b l d"], num_heads: int) -> Float[Tensor, "b h l e"]:
+    return hidden.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, L, D/H]
