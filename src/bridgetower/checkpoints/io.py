@@ -81,6 +81,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()})
 
 
+def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
+    """Replaces the weights in a folder that `write_checkpoint` wrote of the same model, atomically."""
+    write_safetensors(folder / "model.safetensors", checkpoint.tensors)
+
+
 def convert(checkpoint: Checkpoint, folder: Path, to: Format) -> None:
     """Writes a checkpoint as a folder of this package or of transformers.
 
@@ -100,6 +105,8 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format) -> None:
 
 
 def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Checkpoint:
+    if (folder / "best" / "config.json").exists():  # the folder of a training run
+        folder = folder / "best"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
     values = read_json(folder / "config.json")

@@ -46,6 +46,15 @@ class Encoded:
         mask = None if self.mask is None else function(self.mask)
         return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask)
 
+    def padded(self, length: int) -> Encoded:
+        """Pads to `length` tokens, with an explicit mask."""
+        missing = length - self.layers[0].shape[1]
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
+        layers = tuple(F.pad(layer, (0, 0, 0, missing)) for layer in self.layers)
+        return Encoded(layers, self.cls, F.pad(mask, (0, missing)))
+
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:
         """Joins batches along samples, padding texts of different lengths to the longest.
@@ -58,7 +67,7 @@ class Encoded:
         lengths = [part.layers[0].shape[1] for part in parts]
         masks = [part.mask for part in parts]
         if len(set(lengths)) > 1 or any(mask is not None for mask in masks):
-            parts = [_pad(part, max(lengths)) for part in parts]
+            parts = [part.padded(max(lengths)) for part in parts]
             mask = torch.cat([part.mask for part in parts if part.mask is not None])
         else:
             mask = None
@@ -219,11 +228,3 @@ def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead | None:
         return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, heads.itc_size)
     return None
 
-
-def _pad(encoded: Encoded, length: int) -> Encoded:
-    missing = length - encoded.layers[0].shape[1]
-    mask = encoded.mask
-    if mask is None:
-        mask = torch.ones(encoded.layers[0].shape[:2], dtype=torch.bool, device=encoded.cls.device)
-    layers = tuple(F.pad(layer, (0, 0, 0, missing)) for layer in encoded.layers)
-    return Encoded(layers, encoded.cls, F.pad(mask, (0, missing)))

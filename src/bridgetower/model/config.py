@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Self, cast, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
+T = TypeVar("T")
 BridgeKind = Literal["add", "scaled_add", "interpolate"]
 ItcKind = Literal["tower", "fused"]
 
@@ -192,9 +193,9 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Builds the config that `to_dict` described; unknown fields are an error."""
-        return cast(Self, _from_dict(cls, values, "config"))
+        return from_plain(cls, values, "model config")
 
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
         """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
@@ -245,15 +246,23 @@ def _dotted_fields(config: ModelConfig) -> list[str]:
     return [f"{group}.{name}" for group in _field_names(config) for name in _field_names(getattr(config, group))]
 
 
-def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Builds a dataclass from plain nested values, as JSON holds them.
+
+    Raises:
+        ValueError: A field is unknown.
+    """
     types = get_type_hints(cls)
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
-    return cls(**{name: _field_value(types[name], value, f"{where}.{name}") for name, value in values.items()})
+    return cls(**{name: _plain_value(types[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
-def _field_value(annotation: Any, value: Any, where: str) -> Any:
+def _plain_value(annotation: Any, value: Any, where: str) -> Any:
     if is_dataclass(annotation):
-        return _from_dict(cast(type, annotation), value, where)
-    return tuple(value) if isinstance(value, list) else value
+        return from_plain(cast(type, annotation), value, where)
+    if isinstance(value, list | tuple):
+        item = (get_args(annotation) or (Any,))[0]
+        return tuple(_plain_value(item, element, where) for element in value)
+    return value

@@ -1,0 +1,252 @@
+"""The `bridgetower` command: verbs to functions; torch is imported only when a verb runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import RECIPES
+
+app = tyro.extras.SubcommandApp()
+
+Recipe = tyro.extras.subcommand_type_from_defaults(
+    RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False
+)
+Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
+Precision = Literal["fp32", "bf16"]
+
+
+@app.command(name="embed")
+def _embed(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    pairs: bool = False,
+    out: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    tokenizer: Path | None = None,
+    truncate: bool = False,
+) -> None:
+    """Turn images, texts or pairs into vectors.
+
+    Prints one JSON line per input: {"image" and/or "text", "embedding"}.
+
+    Example: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        texts: Texts.
+        pairs: Embed image n together with text n instead of each alone.
+        out: Write the lines to this file instead of standard output.
+        batch_size: Inputs at once.
+        device: Such as cpu or cuda:0; default: a GPU if there is one.
+        precision: bf16 takes about half the time on hardware that has it.
+        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
+    rows: list[dict[str, Any]] = []
+    names = [str(image) for image in images]
+    if pairs:
+        vectors = predictor.embed_pairs(names, texts, truncate=truncate, **options)
+        rows = [
+            {"image": image, "text": text, "embedding": vector}
+            for image, text, vector in zip(names, texts, vectors.tolist(), strict=True)
+        ]
+    else:
+        if not names and not texts:
+            raise ValueError("nothing to embed; give --images FILE … or --texts TEXT …")
+        if names:
+            vectors = predictor.embed_images(names, **options).tolist()
+            rows += [{"image": image, "embedding": vector} for image, vector in zip(names, vectors, strict=True)]
+        if texts:
+            vectors = predictor.embed_texts(texts, truncate=truncate, **options).tolist()
+            rows += [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
+    _emit_lines(rows, out)
+
+
+@app.command(name="match")
+def _match(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    texts: tuple[str, ...],
+    all_pairs: bool = False,
+    batch_size: int = 32,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    tokenizer: Path | None = None,
+    truncate: bool = False,
+) -> None:
+    """Say how well images and texts belong together.
+
+    Prints one JSON line per pair: {"image", "text", "probability"}.
+
+    Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        texts: Texts; text n goes with image n.
+        all_pairs: Score every image with every text.
+        batch_size: Pairs at once.
+        device: Such as cpu or cuda:0; default: a GPU if there is one.
+        precision: bf16 takes about half the time on hardware that has it.
+        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    names = [str(image) for image in images]
+    scores = predictor.match(
+        names, texts, all_pairs=all_pairs, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
+    ).flatten()
+    pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
+    _emit_lines(
+        {"image": image, "text": text, "probability": score}
+        for (image, text), score in zip(pairs, scores.tolist(), strict=True)
+    )
+
+
+@app.command(name="fill-mask")
+def _fill_mask(
+    model: Positional[Model],
+    *,
+    image: Path,
+    text: str,
+    top: int = 5,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    tokenizer: Path | None = None,
+) -> None:
+    """Fill masked words of a text about a picture.
+
+    Prints one JSON line per mask: a list of {"word", "probability"}.
+
+    Example: bridgetower fill-mask MODEL --image cat.jpg --text "a <mask> on a sofa"
+
+    Args:
+        model: What to load.
+        image: Picture file.
+        text: Text with <mask> ([MASK] for a BERT model) where a word is missing.
+        top: Candidates per mask.
+        device: Such as cpu or cuda:0; default: a GPU if there is one.
+        precision: bf16 takes about half the time on hardware that has it.
+        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+    """
+    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    for candidates in predictor.fill_mask(str(image), text, top=top):
+        print(json.dumps([vars(candidate) for candidate in candidates], ensure_ascii=False))
+
+
+@app.command(name="convert")
+def _convert(
+    source: Positional[str],
+    destination: Positional[Path],
+    *,
+    to: Literal["bridgetower", "hf"],
+    tokenizer: Path | None = None,
+    image_size: int | None = None,
+    revision: str | None = None,
+) -> None:
+    """Convert a checkpoint to a folder of this package or of transformers.
+
+    Example: bridgetower convert official.ckpt my-model --to bridgetower --tokenizer roberta-base/
+
+    Args:
+        source: Hub id, folder, or official .ckpt.
+        destination: New folder.
+        to: bridgetower, or hf for transformers' from_pretrained.
+        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        image_size: Resize the position embeddings to this many pixels.
+        revision: Branch, tag or commit of a hub id.
+    """
+    from bridgetower.checkpoints import convert, read_checkpoint
+
+    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer)
+    if image_size is not None:
+        checkpoint = checkpoint.resized(image_size)
+    convert(checkpoint, destination, to)
+    _emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
+
+
+@app.command(name="train")
+def _train(
+    config: Annotated[Recipe, arg(name="")],  # type: ignore[valid-type]
+    *,
+    out: Path,
+    resume: bool = False,
+) -> None:
+    """Train a recipe; every value can be changed by its option.
+
+    Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
+
+    With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
+
+    Args:
+        config: Recipe and changes to it.
+        out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
+        resume: Continue the run in --out where it was stopped or killed.
+    """
+    from bridgetower.training.loop import Interrupted
+    from bridgetower.training.run import train
+
+    run: RunConfig = config
+    try:
+        figures = train(run, out, resume=resume)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(143) from None
+    if os.environ.get("RANK", "0") == "0":
+        _emit({"run": str(out), **figures})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; user errors end with one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        app.cli(
+            args=argv,
+            prog="bridgetower",
+            description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
+            config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
+        )
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        print(f"bridgetower: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _load(model: str, **options: Any) -> Any:
+    from bridgetower.predictor import load
+
+    return load(model, **options)
+
+
+def _emit(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _emit_lines(rows: Any, out: Path | None = None) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    from bridgetower.files import write_text
+
+    write_text(out, "".join(line + "\n" for line in lines))
+
+

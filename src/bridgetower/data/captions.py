@@ -1,0 +1,217 @@
+"""Images with captions as training batches: every batch is a pure function of the seed and its number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as transforms
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.masking import mask_tokens
+from bridgetower.data.records import read_split
+from bridgetower.processor import Processor
+
+SMALLEST_CROP = 0.7  # share of the side
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """Names one micro-batch: the pairs in it and the seed of its draws."""
+
+    pairs: tuple[int, ...]
+    seed: int
+
+
+class CaptionImages:
+    """The pictures of one split of several prepared folders, with their captions."""
+
+    def __init__(self, config: DataConfig, split: str, processor: Processor) -> None:
+        """Opens the folders; pictures are decoded when they are asked for.
+
+        Raises:
+            FileNotFoundError: A folder or its split is missing.
+            ValueError: No folder is given.
+        """
+        if not config.folders:
+            raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+        self.config, self.processor = config, processor
+        self.records = [read_split(Path(folder), split) for folder in config.folders]
+        self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
+        self.captions: list[list[str]] = [captions for records in self.records for captions in records["captions"]]
+        self.image_ids: list[str] = [name for records in self.records for name in records["image_id"]]
+        self._cache: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, image: int) -> UInt8[Tensor, "3 h w"]:
+        """Returns a resized picture.
+
+        Raises:
+            ValueError: It cannot be decoded; its id is named.
+        """
+        if image in self._cache:
+            return self._cache[image]
+        try:
+            pixels = self.processor.resize(self.image_bytes(image))
+        except ValueError as error:
+            folder = self.config.folders[self.rows[image][0]]
+            raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error
+        if self.config.cache:
+            self._cache[image] = pixels
+        return pixels
+
+    def image_bytes(self, image: int) -> bytes:
+        """Returns a picture's file as it was prepared."""
+        folder, row = self.rows[image]
+        content: bytes = self.records[folder][row]["image"]["bytes"]
+        return content
+
+    def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Returns normalised pictures."""
+        return self.processor.normalise(torch.stack([self.pixels(image) for image in images]))
+
+    def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, "t"]]:
+        """Returns the first `max_captions` captions of every picture, and the picture that each belongs to."""
+        chosen = [captions[:max_captions] for captions in self.captions]
+        index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
+        return [caption for captions in chosen for caption in captions], index
+
+
+class CaptionPairs(Dataset[CaptionBatch]):
+    """(image, caption) pairs for training, addressed by batch."""
+
+    def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
+        self.images, self.masking, self.config = images, masking, images.config
+        self.pairs = self._enumerate()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: BatchKey) -> CaptionBatch:
+        """Builds the batch that `key` names.
+
+        Raises:
+            ValueError: A picture cannot be decoded; its id is named.
+        """
+        generator = torch.Generator().manual_seed(key.seed)
+        chosen = [self.pairs[pair] for pair in key.pairs]
+        processor = self.images.processor
+        captions = [self._caption(image, number, generator) for image, number in chosen]
+        pixels = torch.stack([self._augment(self.images.pixels(image), generator) for image, _ in chosen])
+        text = processor.pad(processor.token_ids(captions, truncate=True))
+        masked, labels = mask_tokens(
+            text.input_ids,
+            config=self.masking,
+            special_ids=processor.special_ids,
+            mask_token_id=processor.mask_token_id,
+            vocab_size=processor.vocab_size,
+            generator=generator,
+        )
+        return CaptionBatch(
+            pixel_values=processor.normalise(pixels),
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            masked_input_ids=masked,
+            mlm_labels=labels,
+            image_index=torch.tensor([image for image, _ in chosen]),
+            image_ids=tuple(self.images.image_ids[image] for image, _ in chosen),
+            seed=key.seed,
+        )
+
+    def _enumerate(self) -> list[tuple[int, int | None]]:
+        """Lists (image, caption number) pairs; the number is None where a caption is drawn each time."""
+        repeats = self.config.repeats or (1,) * len(self.config.folders)
+        pairs: list[tuple[int, int | None]] = []
+        for image, (folder, _) in enumerate(self.images.rows):
+            count = len(self.images.captions[image])
+            numbers: Iterable[int | None] = range(count) if self.config.captions == "all" else [None]
+            pairs += [(image, number) for number in numbers] * repeats[folder]
+        return pairs
+
+    def _caption(self, image: int, number: int | None, generator: torch.Generator) -> str:
+        captions = self.images.captions[image]
+        if number is None:
+            number = int(torch.randint(len(captions), (), generator=generator))
+        return captions[number]
+
+    def _augment(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        if self.config.augmentation == "none":
+            return pixels
+        height, width = pixels.shape[-2:]
+        share, top, left = torch.rand(3, generator=generator).tolist()
+        side = round(min(height, width) * (SMALLEST_CROP + (1 - SMALLEST_CROP) * share))
+        corner = round((height - side) * top), round((width - side) * left)
+        return transforms.resized_crop(pixels, *corner, side, side, [height, width], antialias=True)
+
+
+class StepSampler(Sampler[BatchKey]):
+    """The micro-batches of one rank from a given step on, in an order that only the seed decides.
+
+    Each epoch is a fresh permutation, cut into global batches; ranks and micro-batches take consecutive parts, so the
+    batches of an optimiser step hold the same pairs for any number of ranks. What does not fill a batch is left out.
+    """
+
+    def __init__(
+        self,
+        num_pairs: int,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        steps: range,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Plans the steps.
+
+        Raises:
+            ValueError: There are fewer pairs than one batch, or the batch does not split evenly.
+        """
+        parts = world_size * micro_batches
+        if num_pairs < batch_size:
+            raise ValueError(f"{num_pairs} pairs are fewer than one batch of {batch_size}; lower batch_size")
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
+                f"use a multiple of {parts}"
+            )
+        self.num_pairs, self.batch_size, self.steps, self.seed = num_pairs, batch_size, steps, seed
+        self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.num_pairs // self.batch_size
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.micro_batches
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch, order = -1, torch.empty(0)
+        for step in self.steps:
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = torch.randperm(self.num_pairs, generator=_generator(self.seed, "epoch", epoch))
+            start = step % self.steps_per_epoch * self.batch_size + self.rank * self.part * self.micro_batches
+            for micro in range(self.micro_batches):
+                pairs = order[start + micro * self.part : start + (micro + 1) * self.part]
+                yield BatchKey(tuple(pairs.tolist()), derive_seed(self.seed, step, self.rank, micro))
+
+
+def derive_seed(*parts: object) -> int:
+    """Returns an independent 63-bit seed for each distinct combination of `parts`."""
+    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -1,0 +1,66 @@
+"""What is read and how; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how.
+
+    Attributes:
+        folders: Prepared data sets; their pairs are mixed.
+        repeats: How often each folder's pairs occur in an epoch, one number per folder; empty repeats each once.
+        train_split, validation_split: Splits of the folders.
+        captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
+            and epoch.
+        augmentation: `none`, or `crop`: a random square of 70 to 100 % of the side. Nothing is ever mirrored: captions
+            name left and right.
+        max_length: Longest text in tokens; longer captions are cut, and counted in the log.
+        background: Colour under transparent pixels; None drops transparency as the originals do.
+        num_workers: Processes that decode; 0 decodes in the main process.
+        cache: Keep decoded pictures in memory; for sets that fit.
+    """
+
+    folders: tuple[str, ...] = ()
+    repeats: tuple[int, ...] = ()
+    train_split: str = "train"
+    validation_split: str = "validation"
+    captions: Literal["all", "one"] = "all"
+    augmentation: Literal["none", "crop"] = "none"
+    max_length: int = 50
+    background: tuple[int, int, int] | None = None
+    num_workers: int = 0
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the repeats."""
+        if self.repeats and (len(self.repeats) != len(self.folders) or min(self.repeats) < 1):
+            raise ValueError(f"repeats {self.repeats} for folders {self.folders}; expected one positive number each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How much is masked and how (defaults: BERT, Devlin et al. 2019, section 3.1; also BridgeTower's).
+
+    Attributes:
+        probability: Chance of a token (of a word with `whole_word`) to be predicted.
+        mask_share: Share of the predicted tokens that become the mask token.
+        random_share: Share of them that become a random token; the rest stays as it is.
+        whole_word: Predict all tokens of a word or none; each is then replaced on its own.
+    """
+
+    probability: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    whole_word: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks that all three are shares and leave something to predict."""
+        if not 0.0 < self.probability <= 1.0:
+            raise ValueError(f"probability is {self.probability}; expected more than 0 and at most 1")
+        shares = self.mask_share, self.random_share
+        if min(shares) < 0.0 or sum(shares) > 1.0 + 1e-9:
+            raise ValueError(f"mask_share and random_share are {shares}; expected at least 0 and a sum of at most 1")

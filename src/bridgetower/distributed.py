@@ -1,0 +1,128 @@
+"""What one process knows of the others: its rank, gathered batches, and results put together by id."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rank() -> int:
+    """Index of this process; 0 without an initialised process group."""
+    return dist.get_rank() if _is_initialised() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without an initialised process group."""
+    return dist.get_world_size() if _is_initialised() else 1
+
+
+def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
+    """Concatenates a tensor of every process along the first axis, by rank; the tensor itself in a single process.
+
+    The gradient of this process's rows is the sum of what all processes send back for them, so every process has to
+    run the backward pass. If all of them compute one and the same loss of the gathered rows, that is `world_size`
+    times the gradient of a single process, which the averaging of data-parallel training makes equal to it.
+
+    Args:
+        tensor: [b, …], with the same shape and dtype in every process.
+        gather_with_grads: False: only this process's own loss sends a gradient back, and only to its own rows.
+
+    Returns:
+        [world_size · b, …].
+
+    Raises:
+        ValueError: A tensor without axes.
+    """
+    if tensor.ndim == 0:
+        raise ValueError("a tensor without axes was given; expected [b, ...], use tensor[None]")
+    if world_size() == 1:
+        return tensor
+    if gather_with_grads:
+        gathered: Tensor = _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
+        return gathered
+    others, start = _gather(tensor.detach()), rank() * len(tensor)
+    return torch.cat([others[:start], tensor, others[start + len(tensor) :]])
+
+
+@torch.no_grad()
+def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Puts the rows of all processes together, one per id and sorted by id, the same in every process.
+
+    A distributed sampler repeats a few samples to give every process the same number; such a repeat is dropped, and
+    the row of the lowest rank stays. It never adds `world_size` rows or more, so more repeats than that are ids that
+    do not name their rows, and an error.
+
+    Args:
+        ids: A unique id per row, [n]; n may differ between processes and be 0.
+        tensors: Rows that belong to them, [n, …]; beyond the first axis the same shape and dtype in every process.
+
+    Returns:
+        The sorted ids, [m], and each tensor's rows in that order, [m, …]; without gradients.
+
+    Raises:
+        ValueError: Ids of another shape, a tensor with another number of rows, or too many repeats.
+    """
+    if ids.ndim != 1:
+        raise ValueError(f"ids are {list(ids.shape)}; expected one per row, [n]")
+    for tensor in tensors:
+        if tensor.ndim == 0 or len(tensor) != len(ids):
+            raise ValueError(f"a tensor of shape {list(tensor.shape)} came with {len(ids)} ids; expected a row per id")
+    all_ids = _gather_uneven(ids)
+    order = all_ids.argsort(stable=True)
+    ordered = all_ids[order]
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    repeats = len(ordered) - int(is_first.sum())
+    if repeats >= world_size():
+        limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
+        raise ValueError(f"{repeats} of {len(ordered)} ids are repeats; expected {limit}, use an id that names the row")
+    rows = order[is_first]
+    return (all_ids[rows], *(_gather_uneven(tensor)[rows] for tensor in tensors))
+
+
+class _AllGather(torch.autograd.Function):
+    """Differentiable gather on public collectives.
+
+    The one in `torch.distributed.nn.functional` is deprecated as of torch 2.13, and the replacement it names is in a
+    private module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _gather(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # A reduce-scatter would move half as much, but gloo has it only in part.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        rows = len(total) // world_size()
+        return total[rank() * rows : (rank() + 1) * rows]
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    # NCCL moves GPU memory only, and results are often kept on the CPU.
+    needs_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
+    sent = (tensor.cuda() if needs_gpu else tensor).contiguous()
+    gathered = sent.new_empty((world_size() * sent.shape[0], *sent.shape[1:]))
+    dist.all_gather_into_tensor(gathered, sent)
+    return gathered.to(tensor.device)
+
+
+def _gather_uneven(tensor: Tensor) -> Tensor:
+    if world_size() == 1:
+        return tensor
+    lengths = _gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    longest = max(lengths)
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    parts = _gather(padded).reshape(world_size(), longest, *tensor.shape[1:])
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def _is_initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()

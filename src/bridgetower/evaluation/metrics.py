@@ -1,0 +1,306 @@
+"""Image-text retrieval and matching metrics: pure functions on whole score matrices, image by text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bridgetower.evaluation.config import Protocol
+
+RECALL_KS = (1, 5, 10)
+"""The ranks that the field reports; RSUM is the sum of both directions at these three."""
+
+NON_CANDIDATE_SCORE = -100.0
+"""What the official two-stage evaluation gives a pair that the first stage dropped; such a pair is never a hit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalRecalls:
+    """Recall at k in both directions, as fractions.
+
+    Attributes:
+        image_to_text: k → share of images with at least one own caption among their top k texts.
+        text_to_image: k → share of texts with their own image among their top k images.
+        num_images: Images that were queries, over all folds.
+        num_texts: Texts that were queries, over all folds.
+        num_folds: Equal folds that the recalls are a mean of; the candidates of a query are those of its fold.
+    """
+
+    image_to_text: dict[int, float]
+    text_to_image: dict[int, float]
+    num_images: int
+    num_texts: int
+    num_folds: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks that both directions hold the same ranks and that every recall is a fraction."""
+        if self.image_to_text.keys() != self.text_to_image.keys():
+            given = f"{list(self.image_to_text)} and {list(self.text_to_image)}"
+            raise ValueError(f"the two directions have recalls at {given}; expected the same ranks in both")
+        for k, recall in (*self.image_to_text.items(), *self.text_to_image.items()):
+            if not 0.0 <= recall <= 1.0:
+                raise ValueError(f"recall at {k} is {recall}; expected a fraction between 0 and 1")
+
+    @property
+    def rsum(self) -> float:
+        """Sum of all recalls in percent; the published RSUM when the ranks are 1, 5 and 10 (at most 600)."""
+        return 100.0 * (sum(self.image_to_text.values()) + sum(self.text_to_image.values()))
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Flat, JSON-ready form: `image_to_text_r1`, `text_to_image_r1`, …, `rsum` and the counts."""
+        recalls = {f"image_to_text_r{k}": recall for k, recall in self.image_to_text.items()}
+        recalls |= {f"text_to_image_r{k}": recall for k, recall in self.text_to_image.items()}
+        counts = {"num_images": self.num_images, "num_texts": self.num_texts, "num_folds": self.num_folds}
+        return recalls | {"rsum": self.rsum} | counts
+
+
+def retrieval_recalls(
+    scores: Float[Tensor, "i t"],
+    text_image_index: Int[Tensor, " t"],
+    *,
+    text_to_image_scores: Float[Tensor, "i t"] | None = None,
+    ks: Sequence[int] = RECALL_KS,
+) -> RetrievalRecalls:
+    """Recall at k of images that look for texts and of texts that look for images.
+
+    Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when the tied
+    items are ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never
+    matters. An item that scores `NON_CANDIDATE_SCORE` is never a hit, whatever it is tied with.
+
+    Args:
+        scores: Higher is more alike; used for both directions unless `text_to_image_scores` is given.
+        text_image_index: Row of the image that each text belongs to; every image needs at least one text.
+        text_to_image_scores: Scores of the text→image direction, where the two directions differ.
+        ks: Ranks to report; a rank beyond the number of items means all items.
+
+    Raises:
+        ValueError: NaN scores, an image without text, an index out of range, shapes that do not fit, k < 1.
+    """
+    other = scores if text_to_image_scores is None else text_to_image_scores
+    _check_scores(scores, text_image_index)
+    if other is not scores:
+        _check_scores(other, text_image_index)
+    if other.shape != scores.shape:
+        raise ValueError(f"text_to_image_scores is {list(other.shape)}; expected {list(scores.shape)} as for scores")
+    _check_index(text_image_index, len(scores))
+    _check_ks(ks)
+    images, texts = _image_places(scores, text_image_index), _text_places(other, text_image_index)
+    return RetrievalRecalls(
+        image_to_text={k: _expected_recall(images, k) for k in ks},
+        text_to_image={k: _expected_recall(texts, k) for k in ks},
+        num_images=scores.shape[0],
+        num_texts=scores.shape[1],
+    )
+
+
+def fold_recalls(
+    scores: Float[Tensor, "i t"],
+    text_image_index: Int[Tensor, " t"],
+    *,
+    fold_size: int = 1000,
+    text_to_image_scores: Float[Tensor, "i t"] | None = None,
+    ks: Sequence[int] = RECALL_KS,
+) -> RetrievalRecalls:
+    """Mean recalls over consecutive folds of `fold_size` images, each with its own texts only (COCO 1k: five folds).
+
+    Two-stage scores are only right here if their candidates were chosen within each fold.
+
+    Raises:
+        ValueError: The number of images is no multiple of `fold_size`, or as for `retrieval_recalls`.
+    """
+    num_images = len(scores)
+    if fold_size < 1 or num_images == 0 or num_images % fold_size:
+        raise ValueError(f"{num_images} images do not split into folds of {fold_size}; expected a multiple")
+    _check_index(text_image_index, num_images)
+    folds = []
+    for start in range(0, num_images, fold_size):
+        texts = (text_image_index // fold_size == start // fold_size).nonzero().squeeze(1)
+        image_rows = slice(start, start + fold_size)
+        other = None if text_to_image_scores is None else text_to_image_scores[image_rows, texts]
+        index = text_image_index[texts] - start
+        folds.append(retrieval_recalls(scores[image_rows, texts], index, text_to_image_scores=other, ks=ks))
+    return RetrievalRecalls(
+        image_to_text={k: sum(fold.image_to_text[k] for fold in folds) / len(folds) for k in ks},
+        text_to_image={k: sum(fold.text_to_image[k] for fold in folds) / len(folds) for k in ks},
+        num_images=num_images,
+        num_texts=len(text_image_index),
+        num_folds=len(folds),
+    )
+
+
+def chance_recalls(
+    text_image_index: Int[Tensor, " t"], num_images: int, *, ks: Sequence[int] = RECALL_KS
+) -> RetrievalRecalls:
+    """Expected recalls of a uniformly random ranking.
+
+    With I images, T texts and n texts of an image: 1 − C(T−n, k)/C(T, k), averaged over images, and k/I. A rank
+    beyond the number of items is a certain hit.
+
+    Raises:
+        ValueError: An image without text, an index out of range, k < 1.
+    """
+    _check_index(text_image_index, num_images)
+    _check_ks(ks)
+    num_texts = len(text_image_index)
+    own = torch.bincount(text_image_index, minlength=num_images)
+    images = _Places(better=torch.zeros_like(own), tied=torch.full_like(own, num_texts), own=own, can_hit=own > 0)
+    return RetrievalRecalls(
+        image_to_text={k: _expected_recall(images, k) for k in ks},
+        text_to_image={k: min(1.0, k / num_images) for k in ks},
+        num_images=num_images,
+        num_texts=num_texts,
+    )
+
+
+def topk_candidates(similarity: Float[Tensor, "i t"], k: int, *, dim: int) -> Bool[Tensor, "i t"]:
+    """First retrieval stage: True at the k most similar pairs along `dim`.
+
+    Args:
+        similarity: Image by text, such as the cosine of the contrastive features.
+        k: Candidates per query; more than there are means all (published: 128 on Flickr30k, 256 on COCO).
+        dim: 1 for the texts of each image (image side), 0 for the images of each text (text side).
+
+    Raises:
+        ValueError: NaN similarities, k < 1.
+    """
+    _check_ks([k])
+    _check_not_nan(similarity, "similarities")
+    best = similarity.topk(min(k, similarity.shape[dim]), dim=dim).indices
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter_(dim, best, value=True)
+
+
+def two_stage_scores(
+    itm: Float[Tensor, "i t"],
+    image_side: Bool[Tensor, "i t"],
+    text_side: Bool[Tensor, "i t"],
+    *,
+    protocol: Protocol,
+) -> tuple[Float[Tensor, "i t"], Float[Tensor, "i t"]]:
+    """Second retrieval stage: the scores that rank image→text and text→image, from the scores of candidate pairs.
+
+    `honest` ranks each direction on its own candidates only. `paper` ranks both on the elementwise maximum of the
+    image-side and the text-side scores, so that a query also sees pairs that only the other side chose (official
+    `objectives.py`, `compute_irtr_itm_itc_recall`). All other pairs get `NON_CANDIDATE_SCORE`.
+
+    Args:
+        itm: Matching score (logit of class 1) of every candidate pair; other entries are not read and may be NaN.
+        image_side: True at the candidates of each image.
+        text_side: True at the candidates of each text.
+        protocol: `honest` or `paper`.
+
+    Returns:
+        Scores for image→text and for text→image.
+
+    Raises:
+        ValueError: NaN at a candidate, a candidate at or below `NON_CANDIDATE_SCORE`, unknown protocol, shapes.
+    """
+    if not itm.shape == image_side.shape == text_side.shape:
+        shapes = [list(tensor.shape) for tensor in (itm, image_side, text_side)]
+        raise ValueError(f"itm, image_side and text_side have shapes {shapes}; expected the same for all three")
+    either = image_side | text_side
+    candidates = itm[either]
+    _check_not_nan(candidates, "candidate scores")
+    too_low = int((candidates <= NON_CANDIDATE_SCORE).sum())
+    if too_low:
+        raise ValueError(f"{too_low} candidate scores are {NON_CANDIDATE_SCORE} or less; expected more than that")
+    if protocol == "paper":
+        image_side = text_side = either
+    elif protocol != "honest":
+        raise ValueError(f"protocol is {protocol!r}; expected 'honest' or 'paper'")
+    return (
+        itm.masked_fill(~image_side, NON_CANDIDATE_SCORE),
+        itm.masked_fill(~text_side, NON_CANDIDATE_SCORE),
+    )
+
+
+def itm_accuracy(logits: Float[Tensor, "b 2"], labels: Int[Tensor, " b"]) -> float:
+    """Share of pairs whose larger logit is the label's; 1 is a match, equal logits predict 0.
+
+    Raises:
+        ValueError: NaN logits, labels other than 0 and 1, no pairs, shapes that do not fit.
+    """
+    if logits.shape != (len(labels), 2) or len(labels) == 0:
+        raise ValueError(f"logits are {list(logits.shape)} for {len(labels)} labels; expected [b, 2] with b ≥ 1")
+    _check_not_nan(logits, "logits")
+    strangers = int(((labels != 0) & (labels != 1)).sum())
+    if strangers:
+        raise ValueError(f"{strangers} labels are neither 0 nor 1; expected 1 for a match and 0 otherwise")
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+class _Places(NamedTuple):
+    """Where the best own item of each query stands; all fields are [queries]."""
+
+    better: Int[Tensor, " q"]  # items that score strictly more
+    tied: Int[Tensor, " q"]  # items that score the same, itself included
+    own: Int[Tensor, " q"]  # own items among the tied
+    can_hit: Bool[Tensor, " q"]
+
+
+def _image_places(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> _Places:
+    own = _own_scores(scores, text_image_index)
+    best = own.new_full((len(scores),), -torch.inf).scatter_reduce(0, text_image_index, own, "amax")
+    is_best = own == best[text_image_index]
+    num_best = torch.bincount(text_image_index[is_best], minlength=len(scores))
+    return _places(scores, best, num_best)
+
+
+def _text_places(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> _Places:
+    return _places(scores.T, _own_scores(scores, text_image_index), torch.ones_like(text_image_index))
+
+
+def _own_scores(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+    return scores.gather(0, text_image_index[None])[0]
+
+
+def _places(rows: Float[Tensor, "q m"], best_own: Float[Tensor, " q"], own: Int[Tensor, " q"]) -> _Places:
+    better = (rows > best_own[:, None]).sum(dim=1)
+    tied = (rows == best_own[:, None]).sum(dim=1)
+    return _Places(better=better, tied=tied, own=own, can_hit=best_own != NON_CANDIDATE_SCORE)
+
+
+def _expected_recall(places: _Places, k: int) -> float:
+    """Mean probability of a hit at k when tied items are ordered at random.
+
+    The tied items fill the `room` places that the better ones leave; drawn without replacement, none of them is an
+    own one with probability C(tied − own, room)/C(tied, room), here as a product, which is exact for 0 and 1.
+    """
+    room = (k - places.better).clamp(min=0).minimum(places.tied)
+    miss = torch.ones_like(room, dtype=torch.float64)
+    for drawn in range(int(room.max())):
+        strangers = (places.tied - places.own - drawn).clamp(min=0)
+        left = (places.tied - drawn).clamp(min=1)
+        miss = torch.where(drawn < room, miss * strangers / left, miss)
+    return ((1.0 - miss) * places.can_hit).mean().item()
+
+
+def _check_scores(scores: Tensor, text_image_index: Tensor) -> None:
+    if scores.ndim != 2 or scores.shape[1] != len(text_image_index):
+        given = f"scores are {list(scores.shape)} for {len(text_image_index)} texts"
+        raise ValueError(f"{given}; expected [images, texts] with one index per text")
+    _check_not_nan(scores, "scores")
+
+
+def _check_not_nan(values: Tensor, name: str) -> None:
+    count = int(values.isnan().sum())
+    if count:
+        raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")
+
+
+def _check_index(text_image_index: Tensor, num_images: int) -> None:
+    if len(text_image_index) == 0:
+        raise ValueError("there are no texts; expected at least one")
+    low, high = int(text_image_index.min()), int(text_image_index.max())
+    if low < 0 or high >= num_images:
+        raise ValueError(f"text_image_index goes from {low} to {high}; expected rows of the {num_images} images")
+    without = int((torch.bincount(text_image_index, minlength=num_images) == 0).sum())
+    if without:
+        raise ValueError(f"{without} of {num_images} images have no text; expected at least one each, leave them out")
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        raise ValueError(f"k is {list(ks)}; expected ranks from 1 up")

@@ -1,0 +1,19 @@
+"""Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
+
+from bridgetower.processor.config import ProcessorConfig, Profile
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, open_image
+from bridgetower.processor.processor import Processor
+from bridgetower.processor.text import TextBatch
+from bridgetower.processor.tokenizer import load_tokenizer, train_tokenizer
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageLike",
+    "Processor",
+    "ProcessorConfig",
+    "Profile",
+    "TextBatch",
+    "load_tokenizer",
+    "open_image",
+    "train_tokenizer",
+]

@@ -1,0 +1,137 @@
+"""How pictures and texts are prepared, as one frozen value that is saved beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+Profile = Literal["official-pretrain", "official-finetune", "hf"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HF_SIZE_DIVISOR = 32
+"""transformers' default of `size_divisor`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorConfig:
+    """What happens to a picture and a text before the model sees them.
+
+    Attributes:
+        profile: `official-pretrain` scales the short side and crops the centre (the official `clip` transform);
+            `official-finetune` squashes to a square (the official `blip` transform in evaluation); `hf` does what
+            transformers' BridgeTowerImageProcessor does, black borders included.
+        image_size: Side of the square that the model receives, in pixels.
+        max_length: Longest text in tokens, start and end token included.
+        image_mean, image_std: Per channel, for values from 0 to 1.
+        patch_size: Patch side of the model; if given, it must divide `image_size`.
+        background: Colour (0-255) that shows through transparent pixels. None drops the alpha channel as the official
+            code does: the hidden colour appears, which is black in many icons and emoji.
+        shortest_edge: `hf` only: short side before the crop, in pixels; None takes `image_size`.
+        size_divisor: `hf` only: both sides are cut down to a multiple of it before the crop; None takes 32.
+    """
+
+    profile: Profile
+    image_size: int
+    max_length: int
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    patch_size: int | None = None
+    background: tuple[int, int, int] | None = None
+    shortest_edge: int | None = None
+    size_divisor: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field, and that none is set that the profile would ignore."""
+        if self.profile not in get_args(Profile):
+            raise ValueError(f"profile is {self.profile!r}; expected one of {', '.join(get_args(Profile))}")
+        for name in ("image_size", "max_length", "patch_size", "shortest_edge", "size_divisor"):
+            self._check_positive(name)
+        if self.max_length < 3:
+            raise ValueError(f"max_length is {self.max_length}; a start, an end and one token need at least 3")
+        if self.patch_size is not None:
+            _check_image_size(self.image_size, self.patch_size)
+        self._check_colours()
+        self._check_hf_fields()
+
+    @property
+    def resize_edge(self) -> int:
+        """Short side of the `hf` profile before the crop, in pixels."""
+        return self.image_size if self.shortest_edge is None else self.shortest_edge
+
+    @property
+    def resize_divisor(self) -> int:
+        """What both sides are cut down to a multiple of in the `hf` profile, in pixels."""
+        return HF_SIZE_DIVISOR if self.size_divisor is None else self.size_divisor
+
+    def with_image_size(self, image_size: int) -> ProcessorConfig:
+        """Returns a copy for another size.
+
+        Raises:
+            ValueError: The patch does not divide the size, or a separate `shortest_edge` leaves the scale open.
+        """
+        if self.shortest_edge is not None:
+            raise ValueError(
+                f"shortest_edge {self.shortest_edge} was set apart from image_size {self.image_size}; "
+                f"choose both with dataclasses.replace(config, image_size={image_size}, shortest_edge=...)"
+            )
+        return replace(self, image_size=image_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a plain dictionary, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
+        """Builds the config that `to_dict` described.
+
+        Raises:
+            ValueError: A field is unknown or missing, or a value is out of range.
+        """
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"processor config has unknown fields {unknown}; known: {', '.join(sorted(known))}")
+        if missing := sorted({"profile", "image_size", "max_length"} - values.keys()):
+            raise ValueError(f"processor config lacks {missing}")
+        plain: dict[str, Any] = dict(values)
+        for name in ("image_mean", "image_std", "background"):  # JSON has no tuples
+            if isinstance(plain.get(name), list):
+                plain[name] = tuple(plain[name])
+        return cls(**plain)
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        optional = name not in ("image_size", "max_length")
+        if not (optional and value is None) and (type(value) is not int or value <= 0):
+            raise ValueError(f"{name} is {value!r}; expected a positive whole number")
+
+    def _check_colours(self) -> None:
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, std above 0"
+            )
+        colour = self.background
+        if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
+            raise ValueError(f"background is {colour}; expected three whole numbers from 0 to 255, or None")
+
+    def _check_hf_fields(self) -> None:
+        if self.profile != "hf":
+            for name in ("shortest_edge", "size_divisor"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
+        elif self.resize_edge < self.resize_divisor:
+            raise ValueError(
+                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every picture would "
+                "vanish; raise image_size or lower size_divisor"
+            )
+
+
+def _check_image_size(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size:
+        lower = image_size // patch_size * patch_size
+        nearest = f"{lower} or {lower + patch_size}" if lower else f"{patch_size}"
+        raise ValueError(
+            f"image_size {image_size} is not a multiple of patch_size {patch_size}, so the model cannot take it; "
+            f"use {nearest}"
+        )

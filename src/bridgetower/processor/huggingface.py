@@ -1,0 +1,226 @@
+"""Translates preprocessing from and to the files of transformers; no setting is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, ProcessorConfig, Profile
+from bridgetower.processor.jsonfile import read_object
+from bridgetower.processor.text import SpecialTokens
+
+BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
+CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast")
+
+# Text positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
+_DEFAULT_MAX_LENGTH = 512
+_UNLIMITED = 1_000_000
+
+_WHITE = (255, 255, 255)
+
+# Settings with one value that this package carries out, and which is also the default.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "resample": (3,),  # PIL's number of bicubic
+    "rescale_factor": (1 / 255,),
+    "default_to_square": (False,),
+    "data_format": ("channels_first",),
+}
+_READ = ("size", "crop_size", "size_divisor", "image_mean", "image_std", "do_center_crop", "do_convert_rgb", "do_pad")
+# Names and hardware: they do not change a pixel.
+_INERT = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "_valid_processor_keys",
+    "return_tensors",
+    "disable_grouping",
+    "device",
+)
+
+
+def read_config(folder: Path, *, patch_size: int, max_length: int | None = None) -> ProcessorConfig:
+    """Reads the image settings of a transformers folder.
+
+    `BridgeTowerImageProcessor` becomes profile `hf`. Without a `crop_size` the crop is `size.shortest_edge`, as in
+    transformers when the checkpoints were published; the default of 288 in 5.24 does not fit those of 294 px.
+    `CLIPImageProcessor`, which `image_settings` writes for the official profiles, becomes the official profile again.
+
+    Args:
+        folder: With `preprocessor_config.json`, or the nested `processor_config.json`, which wins, as in transformers.
+        patch_size: Patch side of the model.
+        max_length: Longest text in tokens; None takes `model_max_length` of `tokenizer_config.json`, or 512, the
+            positions of RoBERTa and BERT, if that is absent or endless.
+
+    Raises:
+        FileNotFoundError: There are no image settings.
+        ValueError: A setting cannot be carried out, or the model cannot take the size.
+    """
+    path, values = _read_image_settings(folder)
+    settings = {name: value for name, value in values.items() if value is not None}
+    _check_settings(path, settings)
+    kind = settings.get("image_processor_type", BRIDGETOWER_TYPES[0])
+    if kind in BRIDGETOWER_TYPES:
+        sizes, fills = _bridgetower_sizes(path, settings), False
+    elif kind in CLIP_TYPES:
+        sizes, fills = _clip_sizes(path, settings), True
+    else:
+        raise ValueError(f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}")
+    return ProcessorConfig(
+        **sizes,
+        max_length=_read_max_length(folder) if max_length is None else max_length,
+        image_mean=_channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
+        image_std=_channels(path, "image_std", settings.get("image_std", CLIP_STD)),
+        patch_size=patch_size,
+        background=_WHITE if settings.get("do_convert_rgb", fills) else None,
+    )
+
+
+def image_settings(config: ProcessorConfig) -> dict[str, Any]:
+    """Describes the image side for transformers' `preprocessor_config.json`.
+
+    Profile `hf` is exact. For the official profiles transformers has only `CLIPImageProcessor`, which scales tensors
+    where the official code scales PIL images: up to one of 255 levels per pixel apart, and after `official-pretrain`'s
+    scaling the crop lies one pixel off where the surplus is odd. Pictures with transparency are filled with white in
+    transformers if `background` is white, and refused there if it is None.
+
+    Raises:
+        ValueError: The background is another colour than white, which transformers cannot fill with.
+    """
+    if config.background not in (None, _WHITE):
+        raise ValueError(
+            f"background is {config.background}, but transformers fills with white only; "
+            "convert with dataclasses.replace(config, background=(255, 255, 255)) or None"
+        )
+    settings: dict[str, Any] = {
+        "processor_class": "BridgeTowerProcessor",
+        "image_processor_type": (BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES)[0],
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "do_convert_rgb": config.background is not None,
+        "do_center_crop": config.profile != "official-finetune",
+    }
+    return settings | _sizes(config)
+
+
+def tokenizer_settings(tokens: SpecialTokens, max_length: int) -> dict[str, Any]:
+    """Describes the text side for `tokenizer_config.json`, so that transformers takes `tokenizer.json` as it stands.
+
+    A RobertaTokenizer would rebuild it from its vocabulary and lose the normaliser of a lower-casing one.
+    """
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "BridgeTowerProcessor",
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "bos_token": tokens.bos,
+        "cls_token": tokens.bos,
+        "eos_token": tokens.eos,
+        "sep_token": tokens.eos,
+        "pad_token": tokens.pad,
+        "unk_token": tokens.unk,
+        "mask_token": tokens.mask,
+    }
+
+
+def _sizes(config: ProcessorConfig) -> dict[str, Any]:
+    square = {"height": config.image_size, "width": config.image_size}
+    match config.profile:
+        case "hf":
+            return {
+                "do_pad": True,
+                "size": {"shortest_edge": config.resize_edge},
+                "crop_size": {"shortest_edge": config.image_size},
+                "size_divisor": config.resize_divisor,
+            }
+        case "official-pretrain":
+            return {"size": {"shortest_edge": config.image_size}, "crop_size": square}
+        case "official-finetune":
+            return {"size": square}
+
+
+def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if nested.is_file():
+        settings = read_object(nested).get("image_processor")
+        if isinstance(settings, dict):
+            return nested, settings
+    if not plain.is_file():
+        raise FileNotFoundError(f"{folder} has no image settings; expected {plain.name} or {nested.name}")
+    return plain, read_object(plain)
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if name in _FIXED and value not in _FIXED[name]:
+            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name][0]!r} only")
+        if name not in _FIXED and name not in _READ and name not in _INERT:
+            raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
+
+
+def _bridgetower_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    # do_pad fills a batch up to its largest picture; after the crop all are equal, so either value does nothing.
+    if settings.get("do_center_crop", True) is not True:
+        raise ValueError(f"{path} sets do_center_crop to false; the model needs one size, so expected true")
+    edge = _side(path, "size", settings.get("size", 288))
+    crop = _side(path, "crop_size", settings["crop_size"]) if "crop_size" in settings else edge
+    profile: Profile = "hf"
+    return {
+        "profile": profile,
+        "image_size": crop,
+        "shortest_edge": None if edge == crop else edge,
+        "size_divisor": settings.get("size_divisor"),
+    }
+
+
+def _clip_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if settings.get("do_pad") or "size_divisor" in settings:
+        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor here does not carry out")
+    size = settings.get("size", {"shortest_edge": 224})
+    edge = _side(path, "size", size)
+    crops = settings.get("do_center_crop", True)
+    profile: Profile = "official-pretrain" if crops else "official-finetune"
+    squashes = isinstance(size, dict) and "height" in size
+    crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
+    if squashes == crops or crop != edge:
+        raise ValueError(
+            f"{path} resizes to {size} and crops {settings.get('crop_size') if crops else 'nothing'}; expected a "
+            "shortest_edge and a crop equal to it (official-pretrain), or height and width without a crop "
+            "(official-finetune)"
+        )
+    return {"profile": profile, "image_size": edge}
+
+
+def _side(path: Path, name: str, value: Any) -> int:
+    """Reads a square size: a number, {"shortest_edge": n} or {"height": n, "width": n}."""
+    sides = set(value.values()) if isinstance(value, dict) else {value}
+    known = not isinstance(value, dict) or value.keys() in ({"shortest_edge"}, {"height", "width"})
+    if not known or len(sides) != 1 or not all(type(side) is int for side in sides):
+        raise ValueError(
+            f"{path} sets {name} to {value!r}; expected one whole number, such as {{'shortest_edge': 288}}"
+        )
+    return int(sides.pop())
+
+
+def _channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
+    red, green, blue = value
+    return float(red), float(green), float(blue)
+
+
+def _read_max_length(folder: Path) -> int:
+    path = folder / "tokenizer_config.json"
+    limit = read_object(path).get("model_max_length") if path.is_file() else None
+    return int(limit) if limit is not None and limit < _UNLIMITED else _DEFAULT_MAX_LENGTH

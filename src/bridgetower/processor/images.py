@@ -1,0 +1,150 @@
+"""Opens pictures of any kind as upright RGB, or says what is wrong with them."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+"""A path, the bytes of an image file, a PIL image, a uint8 array [H, W] or [H, W, 1|3|4], or tensor [1|3|4, H, W]."""
+
+Colour: TypeAlias = tuple[int, int, int]
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded by default: 192 MB as RGB."""
+
+# Raster formats only: PIL would also hand EPS files, which are programs, to Ghostscript.
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+# What PIL's decoders raise on damaged content, found by cutting and altering files of each format.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
+
+_UINT16_MAX = 65535
+
+
+def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
+    """Decodes a picture to RGB with its EXIF orientation applied.
+
+    Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), CMYK goes through PIL's conversion,
+    of an animation the first frame is taken (of an open PIL image, the current one). Unreadable EXIF means upright.
+
+    Args:
+        source: What to open. For arrays and tensors 0 is black and 255 white.
+        max_pixels: Files and bytes with more pixels are refused before they are decoded.
+        background: Colour under transparent pixels; None drops the alpha channel and shows the colour stored there, as
+            the official code's `convert("RGB")` does.
+
+    Returns:
+        A new image of mode RGB.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty, cut off, damaged, too large, not an image, or an array of another type or shape.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "the PIL image", background)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source), background)
+    if isinstance(source, Tensor):
+        return _to_rgb(_from_tensor(source), background)
+    if isinstance(source, bytes):
+        name = f"the {len(source)} image bytes"
+        return _decode(io.BytesIO(source), name, len(source), max_pixels, background)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_file(Path(source), max_pixels, background)
+    raise ValueError(
+        f"an image is given as {type(source).__name__}; expected a path, bytes, a PIL image, a uint8 array or tensor"
+    )
+
+
+def _open_file(path: Path, max_pixels: int, background: Colour | None) -> Image.Image:
+    if not path.exists():
+        raise FileNotFoundError(f"no image file at {path}; check the path")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give the path of one image")
+    with path.open("rb") as stream:
+        return _decode(stream, str(path), path.stat().st_size, max_pixels, background)
+
+
+def _decode(stream: IO[bytes], name: str, size: int, max_pixels: int, background: Colour | None) -> Image.Image:
+    if size == 0:
+        raise ValueError(f"{name} is empty (0 bytes); fetch the picture again")
+    try:
+        Image.init()  # Image.open(formats=…) knows only the plugins that are loaded already
+        image = Image.open(stream, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not an image that can be read; expected one of {', '.join(_FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name} exceeds the limit of {max_pixels} pixels: {error}; shrink it first") from error
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{name} is damaged ({error}); fetch the picture again") from error
+    with image:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            raise ValueError(
+                f"{name} has {image.width}x{image.height} = {pixels} pixels, the limit is {max_pixels}; "
+                "shrink it first, or open it with open_image(..., max_pixels=...)"
+            )
+        return _upright_rgb(image, name, background)
+
+
+def _upright_rgb(image: Image.Image, name: str, background: Colour | None) -> Image.Image:
+    try:
+        image.load()  # Files are decoded here; a cut-off one fails instead of ending in grey.
+        upright = ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the picture again") from error
+    return _to_rgb(upright, background)
+
+
+def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _reduce_depth(image)
+    elif image.mode in ("F", "LAB"):
+        raise ValueError(f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    opaque = image.convert("RGBA")
+    if background is not None:
+        opaque = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), opaque)
+    return opaque.convert("RGB")
+
+
+def _reduce_depth(image: Image.Image) -> Image.Image:
+    """Scales grey of 16 bit to 8 bit, rounding v / 257; a colour marked as transparent becomes an alpha channel."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > _UINT16_MAX:
+        raise ValueError(
+            f"a grey image has values from {values.min()} to {values.max()}; expected 16 bit, 0 to {_UINT16_MAX}"
+        )
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        raise ValueError(
+            f"an image array is {array.dtype} of shape {list(array.shape)}; "
+            "expected uint8 (0-255) of shape [H, W] or [H, W, 1, 3 or 4]"
+        )
+    return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if channels == 1 and array.ndim == 3 else array))
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    if dtype != "uint8" or len(shape) != 3 or shape[0] not in (1, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"an image tensor is {dtype} of shape {shape}; expected uint8 (0-255) of shape [1, 3 or 4, H, W]"
+        )
+    return _from_array(tensor.detach().cpu().permute(1, 2, 0).numpy())

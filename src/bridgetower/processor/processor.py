@@ -1,0 +1,255 @@
+"""Pictures to pixel values and texts to token ids, with the settings that travel with a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bridgetower import files
+from bridgetower.processor import huggingface, transforms
+from bridgetower.processor.config import ProcessorConfig
+from bridgetower.processor.images import ImageLike, open_image
+from bridgetower.processor.jsonfile import read_object
+from bridgetower.processor.text import SpecialIds, SpecialTokens, TextBatch, encode, pad, special_tokens
+from bridgetower.processor.tokenizer import find_tokenizer, load_tokenizer
+
+_LOG = logging.getLogger(__name__)
+_VERSION = 1
+_TOKENIZER_FILE = "tokenizer.json"
+
+_T = TypeVar("_T")
+
+
+class Processor:
+    """Prepares pictures and texts the way one checkpoint expects them.
+
+    Attributes:
+        config: The settings.
+        tokenizer: None if only pictures are prepared; everything about text then raises ValueError.
+    """
+
+    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
+        """Keeps both.
+
+        Args:
+            config: Sizes, profile, limits.
+            tokenizer: From `load_tokenizer` or `train_tokenizer`; it must not be changed afterwards.
+
+        Raises:
+            ValueError: The tokenizer is not of RoBERTa's or BERT's family, or does not add start and end token.
+        """
+        self.config, self.tokenizer = config, tokenizer
+        self._tokens = None if tokenizer is None else special_tokens(tokenizer)
+        self._ids = None if tokenizer is None or self._tokens is None else self._tokens.ids(tokenizer)
+
+    @property
+    def bos_token_id(self) -> int:
+        """Id of the start token."""
+        return self._special_ids.bos
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the end token."""
+        return self._special_ids.eos
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills short texts."""
+        return self._special_ids.pad
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id that hides a token."""
+        return self._special_ids.mask
+
+    @property
+    def mask_token(self) -> str:
+        """Spelling of the mask token."""
+        return self._special_tokens.mask
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of start, padding, end, unknown and mask."""
+        return frozenset(self._special_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special ones included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def images(self, images: Sequence[ImageLike]) -> Float[Tensor, "b 3 h w"]:
+        """Opens, resizes and normalises pictures.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: There are no pictures, or one cannot be used; its number is named.
+        """
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
+            raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
+        if len(images) == 0:
+            raise ValueError("no images given; expected at least one")
+        return self.normalise(torch.stack([self._numbered(number, image) for number, image in enumerate(images)]))
+
+    def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
+        """Opens one picture and brings it to the model's size: all that comes before `normalise`.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: The picture cannot be used.
+        """
+        return transforms.resize(open_image(image, background=self.config.background), self.config)
+
+    def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Maps a batch of resized pictures to (v/255 - mean) / std; `images` is this after `resize`.
+
+        Raises:
+            ValueError: The pixels are not a uint8 batch.
+        """
+        return transforms.normalise(pixels, self.config)
+
+    def texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextBatch:
+        """Tokenises texts and pads them to the longest of them.
+
+        Args:
+            texts: At least one.
+            truncate: Cut texts above `config.max_length`; the end token stays.
+
+        Raises:
+            ValueError: There are no texts, or one is too long and not to be cut.
+        """
+        return self.pad(self.token_ids(texts, truncate=truncate))
+
+    def token_ids(self, texts: Sequence[str], *, truncate: bool = False) -> list[list[int]]:
+        """Tokenises texts, with start and end token, without padding.
+
+        Raises:
+            ValueError: There are no texts, or one is too long and not to be cut.
+        """
+        return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate)
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
+        """Fills lists of ids up to the longest of them.
+
+        Raises:
+            ValueError: There are no lists, or one is empty.
+        """
+        return pad(ids, self.pad_token_id)
+
+    def decode(self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True) -> str:
+        """Turns the ids of one text back into a string."""
+        return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+
+    def with_image_size(self, image_size: int) -> Processor:
+        """Returns a processor for another image size, with the same tokenizer.
+
+        Raises:
+            ValueError: The patch does not divide the size, or `shortest_edge` was set apart from it.
+        """
+        return Processor(self.config.with_image_size(image_size), self.tokenizer)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `tokenizer.json`, then `processor.json`, each atomically."""
+        target = Path(folder)
+        if self.tokenizer is not None:
+            files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
+        values = {"version": _VERSION, "tokenizer": self.tokenizer is not None, "config": self.config.to_dict()}
+        files.write_json(target / "processor.json", values)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Processor:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: `processor.json` or the tokenizer that it names is missing.
+            ValueError: A file is damaged, of another version, or has unknown fields.
+        """
+        path = Path(folder) / "processor.json"
+        values = read_object(path)
+        if values.get("version") != _VERSION or values.keys() != {"version", "tokenizer", "config"}:
+            raise ValueError(
+                f"{path} is of version {values.get('version')} with {sorted(values)}; this release reads {_VERSION} "
+                "with version, tokenizer and config"
+            )
+        config = ProcessorConfig.from_dict(values["config"])
+        return cls(config, load_tokenizer(path.with_name(_TOKENIZER_FILE)) if values["tokenizer"] else None)
+
+    @classmethod
+    def from_huggingface(
+        cls, folder: str | os.PathLike[str], *, patch_size: int, max_length: int | None = None
+    ) -> Processor:
+        """Reads preprocessing and tokenizer of a transformers folder; see `huggingface.read_config`.
+
+        Args:
+            folder: With `preprocessor_config.json` or `processor_config.json`, and tokenizer files if texts are needed.
+            patch_size: Patch side of the model.
+            max_length: Longest text in tokens; None takes the tokenizer's `model_max_length`, or 512.
+
+        Raises:
+            FileNotFoundError: There are no image settings, or `vocab.json` lacks its `merges.txt`.
+            ValueError: A setting cannot be carried out, or the model cannot take the size.
+        """
+        source = Path(folder)
+        config = huggingface.read_config(source, patch_size=patch_size, max_length=max_length)
+        return cls(config, None if find_tokenizer(source) is None else load_tokenizer(source))
+
+    def save_huggingface(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `preprocessor_config.json`, `tokenizer.json`, `tokenizer_config.json` for transformers' AutoProcessor.
+
+        Token ids are equal for every profile. Pixel values are equal for profile `hf`; for the official profiles they
+        differ by what `huggingface.image_settings` tells, and a warning is logged.
+
+        Raises:
+            ValueError: The background is a colour that transformers cannot fill with, or a `processor_config.json` in
+                the folder would hide the settings.
+        """
+        target = Path(folder)
+        if (target / "processor_config.json").exists():
+            raise ValueError(
+                f"{target} has a processor_config.json, which would win over the new files; remove it first"
+            )
+        settings = huggingface.image_settings(self.config)
+        if self.config.profile != "hf":
+            _LOG.warning(
+                "transformers cannot repeat profile %r exactly: pixels differ by up to 1 of 255 levels, an odd crop by "
+                "one pixel of position",
+                self.config.profile,
+            )
+        if self.tokenizer is not None:
+            files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
+            text = huggingface.tokenizer_settings(self._special_tokens, self.config.max_length)
+            files.write_json(target / "tokenizer_config.json", text)
+        files.write_json(target / "preprocessor_config.json", settings)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return _present(self.tokenizer)
+
+    @property
+    def _special_tokens(self) -> SpecialTokens:
+        return _present(self._tokens)
+
+    @property
+    def _special_ids(self) -> SpecialIds:
+        return _present(self._ids)
+
+    def _numbered(self, number: int, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
+        try:
+            return self.resize(image)
+        except ValueError as error:
+            raise ValueError(f"image {number}: {error}") from error
+
+
+def _present(value: _T | None) -> _T:
+    if value is None:
+        raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
+    return value

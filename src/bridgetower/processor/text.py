@@ -1,0 +1,143 @@
+"""Token ids: which ones are special, how texts become lists of them, how lists become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts as the model takes them.
+
+    Attributes:
+        attention_mask: 1 on tokens, 0 on padding; None if nothing is padded.
+    """
+
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"] | None
+
+
+class SpecialIds(NamedTuple):
+    """Ids of the special tokens of one tokenizer."""
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+
+
+class SpecialTokens(NamedTuple):
+    """Spelling of the special tokens of one family of tokenizers."""
+
+    bos: str
+    pad: str
+    eos: str
+    unk: str
+    mask: str
+
+    def ids(self, tokenizer: Tokenizer) -> SpecialIds:
+        """Looks the tokens up.
+
+        Raises:
+            ValueError: One of them is not in the vocabulary.
+        """
+        known = {token: tokenizer.token_to_id(token) for token in self}
+        found = [number for number in known.values() if number is not None]
+        if len(found) < len(self):
+            missing = ", ".join(token for token, number in known.items() if number is None)
+            raise ValueError(f"the vocabulary lacks {missing}; expected all of {', '.join(self)}")
+        return SpecialIds(*found)
+
+
+ROBERTA = SpecialTokens(bos="<s>", pad="<pad>", eos="</s>", unk="<unk>", mask="<mask>")
+BERT = SpecialTokens(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[MASK]")
+
+
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """Tells RoBERTa's family of tokenizers from BERT's and checks that texts come out between start and end token.
+
+    Raises:
+        ValueError: It is of neither family, adds other tokens, or pads or cuts by itself.
+    """
+    if tokenizer.padding is not None or tokenizer.truncation is not None:
+        raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
+    family = BERT if tokenizer.token_to_id(BERT.bos) is not None else ROBERTA
+    ids = family.ids(tokenizer)
+    added = tokenizer.encode("").ids
+    if added != [ids.bos, ids.eos]:
+        raise ValueError(
+            f"the tokenizer puts {added} around a text, expected {family.bos} {ids.bos} and {family.eos} {ids.eos}; "
+            "set its post_processor"
+        )
+    return family
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False) -> list[list[int]]:
+    """Turns texts into ids with start and end token, unpadded.
+
+    Args:
+        tokenizer: Adds start and end token itself.
+        texts: At least one.
+        max_length: Longest list.
+        truncate: Cut longer texts; the end token stays.
+
+    Raises:
+        ValueError: There are no texts, one is not a string or not valid Unicode, or too long and not to be cut.
+    """
+    _check_texts(texts)
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    for number, ids in enumerate(encoded):
+        if len(ids) <= max_length:
+            continue
+        if not truncate:
+            raise ValueError(
+                f"text {number}, {_start(texts[number])}, has {len(ids)} tokens, the limit is {max_length}; "
+                "shorten it, or pass truncate=True to cut it"
+            )
+        encoded[number] = [*ids[: max_length - 1], ids[-1]]
+    return encoded
+
+
+def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> TextBatch:
+    """Fills lists of ids up to the longest of them, on the right.
+
+    Raises:
+        ValueError: There are no lists, or one is empty.
+    """
+    if not ids or not all(ids):
+        raise ValueError(f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty")
+    lengths = torch.tensor([len(row) for row in ids])
+    input_ids = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_token_id)
+    present = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return TextBatch(input_ids, None if bool(present.all()) else present.long())
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
+    if len(texts) == 0:
+        raise ValueError("no texts given; expected at least one")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {number} is a {type(text).__name__}; expected a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {number}, {_start(text)}, holds half a surrogate pair; expected valid Unicode"
+            ) from error
+
+
+def _start(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,0 +1,104 @@
+"""From an RGB picture to the tensor that the model receives, the way each source of checkpoints does it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from bridgetower.processor.config import ProcessorConfig
+from bridgetower.processor.images import MAX_PIXELS
+
+# transformers, BridgeTowerImageProcessor.resize: the long side of a picture whose short side is 800 stays below 1333.
+_LONG_SIDE = 1333 / 800
+
+
+def resize(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
+    """Brings an RGB picture to `config.image_size` squared, by the config's profile.
+
+    Raises:
+        ValueError: The picture is too elongated for the profile.
+    """
+    match config.profile:
+        case "official-pretrain":
+            return _scale_and_crop(image, config.image_size)
+        case "official-finetune":
+            return _squash(image, config.image_size)
+        case "hf":
+            return _scale_and_letterbox(image, config)
+
+
+def normalise(pixels: UInt8[Tensor, "b 3 h w"], config: ProcessorConfig) -> Float[Tensor, "b 3 h w"]:
+    """Maps 0..255 to (v/255 - mean) / std, on the device of `pixels`.
+
+    The factor 255 sits in mean and std, as in transformers (equal bit for bit; the official order differs by rounding).
+
+    Raises:
+        ValueError: The pixels are not a uint8 batch.
+    """
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [batch, 3, h, w]")
+    mean, std = (
+        (torch.tensor(values, device=pixels.device) * 255.0)[:, None, None]
+        for values in (config.image_mean, config.image_std)
+    )
+    return pixels.to(torch.float32).sub_(mean).div_(std)
+
+
+def _scale_and_crop(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
+    """Official src/transforms/transform.py, `clip_transform`: PIL bicubic on the short side, then the centre."""
+    long_side = max(image.size) * size // min(image.size)
+    if long_side * size > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {image.width}x{image.height} is too elongated: with a short side of {size} px it would have "
+            f"{long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
+        )
+    scaled = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC)
+    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(scaled, [size, size]))
+    return pixels
+
+
+def _squash(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
+    """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square."""
+    squashed = functional.resize(image, [size, size], interpolation=InterpolationMode.BICUBIC)
+    pixels: Tensor = functional.pil_to_tensor(squashed)
+    return pixels
+
+
+def _scale_and_letterbox(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
+    """As transformers' torchvision backend: bicubic on the uint8 tensor (PIL differs by a level here and there)."""
+    height, width = _hf_size(image.height, image.width, config.resize_edge, config.resize_divisor)
+    if min(height, width) == 0:
+        raise ValueError(
+            f"an image of {image.width}x{image.height} is too elongated for profile 'hf': its short side shrinks below "
+            f"{config.resize_divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
+        )
+    scaled = functional.resize(
+        functional.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return _centre(scaled, config.image_size)
+
+
+def _hf_size(height: int, width: int, edge: int, divisor: int) -> tuple[int, int]:
+    """Height and width with the short side at `edge`, the long side limited, both cut to multiples of `divisor`."""
+    scale = edge / min(height, width)
+    exact = (edge, scale * width) if height < width else (scale * height, edge)
+    shrink = min(1.0, int(_LONG_SIDE * edge) / max(exact))
+    rows, columns = (int(shrink * side + 0.5) // divisor * divisor for side in exact)
+    return rows, columns
+
+
+def _centre(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
+    """Cuts or fills with black to `size` squared; odd differences leave the smaller part left and above.
+
+    torchvision's own `center_crop` rounds half to even, which is one pixel off for some odd differences.
+    """
+    height, width = image.shape[-2:]
+    missing_rows, missing_columns = max(size - height, 0), max(size - width, 0)
+    left, top = missing_columns // 2, missing_rows // 2
+    filled = functional.pad(image, [left, top, missing_columns - left, missing_rows - top], fill=0)
+    pixels: Tensor = functional.crop(filled, max(height - size, 0) // 2, max(width - size, 0) // 2, size, size)
+    return pixels

@@ -1,0 +1,61 @@
+"""What each task is told: loss weights, negatives, masking; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bridgetower.data.config import MaskingConfig
+
+Negatives = Literal["random", "hard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Objectives in force up to a share of the run.
+
+    Attributes:
+        until: Share of all steps at which the phase ends; the last phase ends at 1.
+        mlm, itm, itc: Loss weights; an objective of weight 0 is not computed.
+        negatives: Of ITM: `random` images, or `hard` ones drawn by contrastive similarity.
+    """
+
+    until: float = 1.0
+    mlm: float = 1.0
+    itm: float = 1.0
+    itc: float = 0.0
+    negatives: Negatives = "random"
+
+    def __post_init__(self) -> None:
+        """Checks the weights and that hard negatives have similarities to draw from."""
+        if not 0 < self.until <= 1:
+            raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
+        if min(self.mlm, self.itm, self.itc) < 0 or max(self.mlm, self.itm, self.itc) == 0:
+            raise ValueError(f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """MLM, ITM and ITC on captions.
+
+    Attributes:
+        phases: Objectives over the run, in order.
+        masking: Which words are hidden for MLM.
+        negatives_from: Hard negatives of this rank's batch or of all ranks (official `gather_global_negative`).
+        gather_with_grads: Let contrastive gradients flow to the features of other ranks.
+    """
+
+    phases: tuple[Phase, ...] = (Phase(),)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    negatives_from: Literal["rank", "world"] = "rank"
+    gather_with_grads: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks that the phases cover the run."""
+        ends = [phase.until for phase in self.phases]
+        if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
+
+    def phase(self, progress: float) -> Phase:
+        """Returns the phase in force when `progress` (0 to 1) of the run is done."""
+        return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])

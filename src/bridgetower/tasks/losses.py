@@ -1,0 +1,109 @@
+"""The paper's objectives as functions of features, logits and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bridgetower.distributed import all_gather, rank
+
+IGNORED = -100  # label of positions that no loss counts
+
+
+# Not frozen: Fabric copies what comes out of a wrapped module, and refuses frozen dataclasses.
+@dataclass
+class Losses:
+    """Losses of one batch.
+
+    Attributes:
+        parts: Each objective's loss before its weight.
+        total: The weighted sum that is minimised.
+        metrics: Figures beside the losses, such as accuracies.
+    """
+
+    parts: dict[str, Float[Tensor, ""]]
+    total: Float[Tensor, ""]
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    @classmethod
+    def weigh(
+        cls,
+        parts: dict[str, Float[Tensor, ""]],
+        weights: Mapping[str, float],
+        metrics: dict[str, Float[Tensor, ""]] | None = None,
+    ) -> Losses:
+        """Sums `parts` under `weights`, which name every part.
+
+        Raises:
+            ValueError: There is nothing to sum.
+        """
+        if not parts:
+            raise ValueError("no objective is active: every loss weight is 0; give at least one a positive weight")
+        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
+        return cls(parts, total, metrics or {})
+
+
+def mlm_loss(
+    head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "b l d"], labels: Int[Tensor, "b l"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cross-entropy over labelled positions; logits are computed there only.
+
+    Returns:
+        The loss, 0 if nothing is labelled, and the share of hidden tokens that were found.
+    """
+    chosen = labels != IGNORED
+    targets = labels[chosen]
+    if len(targets) == 0:
+        return hidden.sum() * 0.0, hidden.new_zeros(())
+    logits = head(hidden[chosen])
+    return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
+
+
+def itm_loss(
+    logits: Float[Tensor, "n 2"], labels: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy of match (1) against no match (0), and the accuracy."""
+    return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
+
+
+def itc_loss(
+    image_embeds: Float[Tensor, "b c"],
+    text_embeds: Float[Tensor, "b c"],
+    image_index: Int[Tensor, "b"],
+    logit_scale: Float[Tensor, ""],
+    *,
+    gather_with_grads: bool = True,
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of this rank's rows against the features of all ranks.
+
+    Every text of an image is a positive of it with equal weight; with one text per image these soft targets are the
+    usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
+
+    Args:
+        image_embeds, text_embeds: L2-normalised; row b of both is a pair.
+        image_index: Equal numbers mark the same image, across ranks.
+        logit_scale: 1 / temperature.
+        gather_with_grads: Let gradients flow to the features of other ranks.
+    """
+    all_index = all_gather(image_index)
+    positives = (image_index[:, None] == all_index[None]).float()
+    targets = positives / positives.sum(dim=1, keepdim=True)
+    losses = []
+    for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
+        logits = logit_scale * rows.float() @ all_gather(columns.float(), gather_with_grads=gather_with_grads).T
+        losses.append(F.cross_entropy(logits, targets))
+    return torch.stack(losses).mean()
+
+
+def own_columns(count: int) -> slice:
+    """Columns of this rank's rows in a matrix whose columns are gathered from all ranks."""
+    return slice(rank() * count, (rank() + 1) * count)
+
+
+def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    return (logits.argmax(dim=-1) == labels).float().mean().detach()

@@ -1,0 +1,109 @@
+"""Pre-training and retrieval fine-tuning: MLM, ITM and ITC on images with captions, one image encode per step."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.distributed import all_gather, world_size
+from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, own_columns
+from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
+
+
+class PretrainingTask(nn.Module):
+    """The paper's pre-training objectives over one encoding of each image and text.
+
+    Attributes:
+        progress: Share of the run that is done; decides the phase.
+    """
+
+    def __init__(self, model: BridgeTower, config: PretrainingConfig) -> None:
+        super().__init__()
+        self.model, self.config, self.progress = model, config, 0.0
+        _check_heads(model, config)
+
+    def forward(self, batch: CaptionBatch) -> Losses:
+        """Returns the weighted losses of the current phase.
+
+        Raises:
+            ValueError: All images of the batch are the same, so that matching has no negatives.
+        """
+        phase = self.config.phase(self.progress)
+        image = self.model.encode_image(batch.pixel_values)
+        parts: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        text = self.model.encode_text(batch.input_ids, batch.attention_mask) if phase.itm or phase.itc else None
+        if phase.itc and text is not None:
+            parts["itc"] = self.itc(image, text, batch)
+        if phase.itm and text is not None:
+            pairs, candidates = self.pairs(image, text, batch, phase)
+            parts["itm"], metrics["itm_accuracy"] = self.itm(*candidates, pairs)
+        if phase.mlm:
+            parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, batch)
+        return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
+
+    @torch.no_grad()
+    def predict(self, batch: CaptionBatch) -> Float[Tensor, "b"]:
+        """Returns the match logit of each image with its caption."""
+        pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, read="pooled").pooled
+        return self.model.itm_head(pooled)[:, 1]
+
+    def itc(self, image: Encoded, text: Encoded, batch: CaptionBatch) -> Float[Tensor, ""]:
+        """Contrastive loss over the features of all ranks."""
+        return itc_loss(
+            self.model.image_embeds(image),
+            self.model.text_embeds(text),
+            batch.image_index,
+            self.model.contrastive_head().logit_scale(),
+            gather_with_grads=self.config.gather_with_grads,
+        )
+
+    def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Matching loss and accuracy of `pairs`, one fusion over all of them."""
+        fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], read="pooled")
+        return itm_loss(self.model.itm_head(fused.pooled), pairs.labels)
+
+    def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Masked-word loss and accuracy, read from the text stream with the true image."""
+        masked = self.model.encode_text(batch.masked_input_ids, batch.attention_mask)
+        fused = self.model.fuse(image, masked, read="text")
+        return mlm_loss(self.model.mlm_head, fused.text, batch.mlm_labels)
+
+    def pairs(
+        self, image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase
+    ) -> tuple[Pairs, tuple[Encoded, Encoded]]:
+        """Draws the pairs of the phase; returns them and the encodings that their rows refer to."""
+        generator = torch.Generator().manual_seed(batch.seed)
+        if phase.negatives == "random":
+            return random_pairs(batch.image_index, generator), (image, text)
+        index, own = batch.image_index, slice(0, len(batch))
+        if self.config.negatives_from == "world" and world_size() > 1:
+            image, text, own = image.map(all_gather), gather_texts(text), own_columns(len(batch))
+        all_index = all_gather(index) if len(image) > len(batch) else index
+        with torch.no_grad():
+            scale = self.model.contrastive_head().logit_scale()
+            images, texts = self.model.image_embeds(image).float(), self.model.text_embeds(text).float()
+            image_to_text, text_to_image = scale * images[own] @ texts.T, scale * texts[own] @ images.T
+        pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
+        return pairs, (image, text)
+
+
+def gather_texts(text: Encoded) -> Encoded:
+    """Gathers the encodings of all ranks, with gradients, padded to the longest text of any rank."""
+    length = torch.tensor([text.layers[0].shape[1]], device=text.cls.device)
+    return text.padded(int(all_gather(length).max())).map(all_gather)
+
+
+def _check_heads(model: BridgeTower, config: PretrainingConfig) -> None:
+    needed = {
+        "mlm": any(phase.mlm for phase in config.phases),
+        "itm": any(phase.itm for phase in config.phases),
+        "itc": any(phase.itc or (phase.itm and phase.negatives == "hard") for phase in config.phases),
+    }
+    missing = [name for name, needs in needed.items() if needs and getattr(model, f"{name}_head") is None]
+    if missing:
+        raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")

@@ -1,0 +1,113 @@
+"""A training run as a value: saved beside the run, enough to repeat it; importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import ModelConfig, from_plain
+from bridgetower.tasks.config import PretrainingConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its groups and its schedule.
+
+    Attributes:
+        lr: Of the towers; heads and fusion encoder multiply it.
+        head_multiplier, fusion_multiplier: Of the learning rate. The official code reads a float as an absolute rate;
+            here it always multiplies.
+        rule: `plain` is torch's AdamW and decays matrices only; `official` is the AdamW that the official code used
+            (epsilon before the bias correction, decay after the step) with its decay list, which misses CLIP's
+            LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads.
+        warmup: Share of all steps over which the rate rises from 0.
+        schedule, power, end_lr: `polynomial` decay of that power to `end_lr`; power 1 is linear. `cosine` goes to 0.
+        clip_norm: Largest gradient norm; None does not clip.
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    head_multiplier: float = 5.0
+    fusion_multiplier: float = 5.0
+    rule: Literal["plain", "official"] = "plain"
+    schedule: Literal["polynomial", "cosine"] = "polynomial"
+    warmup: float = 0.1
+    power: float = 1.0
+    end_lr: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}; "
+                "expected lr > 0, weight_decay >= 0 and warm-up as a share in [0, 1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's result.
+
+    Attributes:
+        recipe: Name of the recipe that the run started from, and `source`, where the recipe's numbers come from.
+        model: Architecture, if training starts from nothing.
+        init: Folder, `.ckpt` or hub id to start from instead; its architecture and tokenizer are kept.
+        tokenizer: Folder or file with a tokenizer for a model that starts from nothing; None trains byte-level BPE on
+            the training captions.
+        image_size: Pixels; with `init`, position embeddings are resized to it.
+        evaluation: How retrieval is measured on the validation split.
+        batch_size: Pairs per optimiser step, over all processes and accumulated micro-batches.
+        micro_batch_size: Pairs that one process holds at once; None takes all of its share.
+        max_steps: Optimiser steps; give either this or `max_epochs`.
+        precision: Of the forward pass; weights and optimiser stay in float32.
+        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
+        checkpoint_every: Steps between checkpoints that a killed run resumes from.
+        select_by: Validation figure whose best checkpoint is kept; higher is better.
+    """
+
+    recipe: str = ""
+    source: str = ""
+    task: PretrainingConfig = field(default_factory=PretrainingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: str | None = None
+    image_size: int | None = None
+    tokenizer: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: RetrievalConfig = field(default_factory=RetrievalConfig)
+    batch_size: int = 256
+    micro_batch_size: int | None = None
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    precision: Precision = "fp32"
+    seed: int = 0
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    select_by: str = "rsum"
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        """Checks sizes and that the length of the run is given once."""
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError(f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them")
+        for name in ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain nested dictionaries, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Builds the config that `to_dict` described; unknown fields are an error."""
+        return from_plain(cls, values, "run config")

@@ -1,0 +1,101 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from bridgetower.training.config import RunConfig
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes figures of one run; only the first process writes."""
+
+    def __init__(
+        self, out: Path, config: RunConfig, max_steps: int, first_step: int, *, enabled: bool, progress: bool
+    ) -> None:
+        self.out, self.config, self.enabled = out, config, enabled
+        self.first_step, self.max_steps = first_step, max_steps
+        self.seconds = 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=not (enabled and progress),
+        )
+
+    def __enter__(self) -> RunLog:
+        if self.enabled:
+            _forget_after(self.out / METRICS, self.first_step)
+            self.file = (self.out / METRICS).open("a", encoding="utf-8")
+            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first_step or None)
+        self.progress.start()
+        description = self.config.recipe or "training"
+        self.bar = self.progress.add_task(description, total=self.max_steps, completed=self.first_step, figures="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if self.enabled:
+            self.file.close()
+            self.writer.close()
+
+    def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
+        """Counts a step and, every `log_every` steps, writes its losses and the speed since the last time."""
+        self.seconds += seconds
+        self.progress.advance(self.bar)
+        if not self.enabled or step % self.config.log_every:
+            return
+        pairs_per_second = self.config.batch_size * self.config.log_every / max(self.seconds, 1e-9)
+        self.seconds = 0.0
+        figures = {name: float(value) for name, value in losses.items()}
+        self._write("train", step, figures | {"lr": lr, "pairs_per_second": pairs_per_second})
+        text = f"loss {figures['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
+        self.progress.update(self.bar, figures=text)
+
+    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the figures of an evaluation."""
+        if self.enabled:
+            self._write("validation", step, dict(figures))
+
+    def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
+        self.file.flush()
+        for name, value in figures.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
+    """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops what a killed run wrote after the state that it continues from, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,230 @@
+"""The training loop: the only file that knows Fabric."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import CaptionPairs, StepSampler, derive_seed
+from bridgetower.tasks.losses import Losses
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import RunLog
+from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
+from bridgetower.training.state import TrainingState, load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Task(Protocol):
+    """What the loop trains: batch in, losses out; `progress` is set to the share of the run that is done."""
+
+    progress: float
+
+    def __call__(self, batch: CaptionBatch) -> Losses:
+        """Returns the losses of a batch."""
+        ...
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as it was asked to
+    """The run was told to stop (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run consists of, built by `bridgetower.training.run`."""
+
+    config: RunConfig
+    task: nn.Module
+    model: nn.Module
+    pairs: CaptionPairs
+    evaluate: Evaluate
+    save_best: Callable[[Path], None]
+    max_steps: int
+
+
+def make_fabric(config: RunConfig) -> Fabric:
+    """Starts Fabric for one process, or for all those that torchrun started."""
+    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision]
+    if int(torch.distributed.is_torchelastic_launched()):
+        fabric = Fabric(
+            accelerator="auto",
+            devices="auto" if torch.cuda.is_available() else _local_world_size(),
+            num_nodes=_num_nodes(),
+            # Heads and towers that the current phase does not use get no gradient.
+            strategy=DDPStrategy(find_unused_parameters=True),
+            precision=precision,
+        )
+    else:
+        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool = True) -> dict[str, float]:
+    """Trains to the end and returns the last evaluation.
+
+    Args:
+        parts: Task, data, evaluation.
+        fabric: From `make_fabric`.
+        out: Folder of the run.
+        resume: Continue from the state in `out`, in the middle of an epoch if need be.
+        progress: Show a bar.
+
+    Raises:
+        FloatingPointError: A loss is not finite; the batch's ids are named.
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    config = parts.config
+    optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
+    task, optimizer = fabric.setup(parts.task, optimizer)
+    state = load_state(out, parts.model, optimizer) if resume else TrainingState()
+    batches = _batches(parts, fabric, state.step)
+    factor = schedule(config.optimizer, parts.max_steps)
+    log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
+    figures: dict[str, float] = {}
+    with log, _signals() as stop:
+        for step in range(state.step, parts.max_steps):
+            torch.manual_seed(derive_seed(config.seed, "dropout", step, fabric.global_rank))
+            _set_lr(optimizer, factor(step))
+            started = time.perf_counter()
+            losses = _step(fabric, task, parts, optimizer, batches, step)
+            state.step = step + 1
+            log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
+            last = state.step == parts.max_steps
+            if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
+                figures = _evaluate(fabric, parts, state, log, out)
+            stopping = _any_rank(fabric, stop.requested)
+            if last or stopping or state.step % config.checkpoint_every == 0:
+                _save(fabric, out, parts.model, optimizer, state)
+            if stopping and not last:
+                raise Interrupted(f"stopped after step {state.step} of {parts.max_steps}; --resume continues it")
+    return figures
+
+
+def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionBatch]:
+    config = parts.config
+    sampler = StepSampler(
+        len(parts.pairs),
+        batch_size=config.batch_size,
+        micro_batches=_micro_batches(config, fabric.world_size),
+        steps=range(first_step, parts.max_steps),
+        seed=config.seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    workers = config.data.num_workers
+    loader: DataLoader[Any] = DataLoader(
+        parts.pairs,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _micro_batches(config: RunConfig, world_size: int) -> int:
+    share = config.batch_size // world_size
+    return -(-share // (config.micro_batch_size or max(share, 1)))
+
+
+def _step(
+    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[CaptionBatch], step: int
+) -> dict[str, Tensor]:
+    """One optimiser step over its micro-batches; returns their mean losses and figures."""
+    micro_batches = _micro_batches(parts.config, fabric.world_size)
+    parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
+    means: dict[str, Tensor] = {}
+    for micro in range(micro_batches):
+        batch = next(batches).to(fabric.device)
+        with fabric.no_backward_sync(task, enabled=micro + 1 < micro_batches):
+            losses: Losses = task(batch)
+            _check_finite(losses, batch, step)
+            fabric.backward(losses.total / micro_batches)
+        for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
+            means[name] = means.get(name, 0.0) + value.detach() / micro_batches
+    if parts.config.optimizer.clip_norm is not None:
+        means["gradient_norm"] = fabric.clip_gradients(task, optimizer, max_norm=parts.config.optimizer.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return means
+
+
+def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
+    if not torch.isfinite(losses.total):
+        values = {name: float(value) for name, value in losses.parts.items()}
+        raise FloatingPointError(
+            f"loss is not finite at step {step}: {values}; images of the batch: {', '.join(batch.image_ids)}. "
+            "Lower the learning rate, clip gradients, or look at these pictures"
+        )
+
+
+def _evaluate(fabric: Fabric, parts: Parts, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
+    parts.task.eval()
+    figures = parts.evaluate()
+    parts.task.train()
+    log.evaluation(state.step, figures)
+    score = figures.get(parts.config.select_by)
+    if score is None:
+        raise ValueError(f"select_by is {parts.config.select_by!r}; the evaluation gave {sorted(figures)}")
+    if state.best is None or score > state.best:
+        state.best, state.best_step = score, state.step
+        if fabric.global_rank == 0:
+            parts.save_best(out / "best")
+    return figures
+
+
+def _save(fabric: Fabric, out: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
+    if fabric.global_rank == 0:
+        save_state(out, model, optimizer, state)
+    fabric.barrier()
+
+
+def _set_lr(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def _any_rank(fabric: Fabric, requested: bool) -> bool:
+    if fabric.world_size == 1:
+        return requested
+    return bool(fabric.all_reduce(torch.tensor(float(requested), device=fabric.device), reduce_op="sum") > 0)
+
+
+class _Stop:
+    requested = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        logger.warning("%s: stopping after this step", signal.Signals(number).name)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Turns SIGTERM and SIGINT into a request that the loop honours after the current step."""
+    stop = _Stop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

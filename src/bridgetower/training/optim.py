@@ -1,0 +1,121 @@
+"""AdamW in the official and the plain form, its parameter groups, its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from bridgetower.training.config import OptimizerConfig
+
+# Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
+_HEADS = ("mlm_head.", "itm_head.", "itc_head.image", "itc_head.text", "itc_head.pooled")
+_FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.", "image_pooler.")
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig, *, clip_vision: bool = True) -> list[dict[str, Any]]:
+    """Sorts parameters into groups of equal learning rate and decay.
+
+    Args:
+        model: A `BridgeTower`; parameters without gradient are left out.
+        config: Multipliers, decay and its rule.
+        clip_vision: The image tower is CLIP's, whose LayerNorms the official rule decays.
+
+    Returns:
+        Groups with `params`, `names`, `lr`, `weight_decay`.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr = config.lr * multiplier(name, config)
+        decay = config.weight_decay if decays(name, parameter, config.rule, clip_vision=clip_vision) else 0.0
+        group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def multiplier(name: str, config: OptimizerConfig) -> float:
+    """Learning-rate factor of a parameter: heads, fusion encoder, or 1 for towers, token types and temperature."""
+    if name.startswith(_HEADS):
+        return config.head_multiplier
+    return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
+
+
+def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool = True) -> bool:
+    """Whether weight decay applies.
+
+    `plain` decays matrices and convolutions. `official` decays everything but biases and the norms that its list
+    names: the list misses CLIP's `ln_*` weights, class and position embeddings and the temperature.
+    """
+    if rule == "plain":
+        return parameter.ndim >= 2 and ("embedding" not in name or "patch_embedding" in name)
+    if name.endswith("bias"):
+        return False
+    is_norm = name.endswith("norm.weight")
+    return not is_norm or (clip_vision and name.startswith("vision."))
+
+
+def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+    """Returns step -> factor of the group's learning rate, as transformers' schedules compute it.
+
+    Linear warm-up from 0 (step 0 has factor 0), then polynomial decay to `end_lr` or cosine decay to 0.
+    """
+    warmup = int(config.warmup * max_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        done = min((step - warmup) / max(1, max_steps - warmup), 1.0)
+        if config.schedule == "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+        end = config.end_lr / config.lr
+        return (1 - end) * (1 - done) ** config.power + end
+
+    return factor
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """Returns AdamW under the config's rule."""
+    groups = [{**group, "base_lr": group["lr"]} for group in groups]
+    if config.rule == "official":
+        return OfficialAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+class OfficialAdamW(Optimizer):
+    """AdamW as transformers 4.17 had it, with which the official models were trained.
+
+    The epsilon is added before the bias correction, and decay comes after the step with the full learning rate.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        denominator = state["exp_avg_sq"].sqrt().add_(group["eps"])
+        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * correction)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])

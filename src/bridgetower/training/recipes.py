@@ -1,0 +1,105 @@
+"""Training recipes as values that cite their source; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.presets import BASE, LARGE, NANO, meter
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.training.config import OptimizerConfig, RunConfig
+
+_PAPER_OPTIMIZER = OptimizerConfig(
+    lr=1e-5, weight_decay=0.01, warmup=0.1, head_multiplier=5, fusion_multiplier=5, rule="official"
+)
+
+PRETRAIN_BASE = RunConfig(
+    recipe="pretrain-base",
+    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs",
+    task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),)),
+    model=BASE,
+    optimizer=_PAPER_OPTIMIZER,
+    data=DataConfig(max_length=50, num_workers=4),
+    batch_size=4096,
+    micro_batch_size=32,
+    max_steps=100_000,
+    precision="bf16",
+    evaluate_every=10_000,
+    select_by="itm_accuracy",
+)
+
+PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, micro_batch_size=8)
+
+PRETRAIN_BASE_ITC = replace(
+    PRETRAIN_BASE,
+    recipe="pretrain-base-itc",
+    source="official scripts, MLM + ITM + ITC with hard negatives",
+    task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),)),
+    model=replace(BASE, heads=HeadsConfig(itc="tower")),
+    select_by="rsum",
+)
+
+PRETRAIN_NANO = RunConfig(
+    recipe="pretrain-nano",
+    source="this project: chosen on the validation splits of the emoji and flags sets, see docs/demo.md",
+    task=PretrainingConfig(
+        phases=(
+            Phase(until=0.3, mlm=0, itm=0, itc=1),
+            Phase(until=0.8, mlm=1, itm=1, itc=1),
+            Phase(until=1.0, mlm=1, itm=1, itc=1, negatives="hard"),
+        )
+    ),
+    model=NANO,
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
+    data=DataConfig(max_length=40, cache=True, background=(255, 255, 255)),
+    evaluation=RetrievalConfig(candidates=16, max_captions=1),
+    batch_size=128,
+    max_steps=600,
+    precision="bf16",
+    evaluate_every=100,
+    checkpoint_every=100,
+)
+
+PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
+
+_RETRIEVAL_TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=1, itc=1, negatives="hard"),))
+
+RETRIEVAL_FLICKR30K = RunConfig(
+    recipe="retrieval-flickr30k",
+    source="paper, appendix; official script for Flickr30k, ITC + ITM",
+    task=_RETRIEVAL_TASK,
+    model=replace(BASE, heads=HeadsConfig(mlm=False, itc="tower")).override({"vision.image_size": 384}),
+    image_size=384,
+    optimizer=replace(_PAPER_OPTIMIZER, lr=5e-6, warmup=0.05),
+    data=DataConfig(max_length=40, num_workers=4),
+    evaluation=RetrievalConfig(candidates=128),
+    batch_size=512,
+    micro_batch_size=32,
+    max_epochs=20,
+    precision="bf16",
+)
+
+RETRIEVAL_COCO = replace(
+    RETRIEVAL_FLICKR30K,
+    recipe="retrieval-coco",
+    source="paper, appendix; official script for COCO, ITC + ITM",
+    optimizer=replace(_PAPER_OPTIMIZER, lr=4.5e-6, warmup=0.1),
+    evaluation=RetrievalConfig(candidates=256),
+    batch_size=256,
+    max_epochs=30,
+)
+
+RECIPES = {
+    recipe.recipe: recipe
+    for recipe in (
+        PRETRAIN_BASE,
+        PRETRAIN_BASE_ITC,
+        PRETRAIN_LARGE,
+        PRETRAIN_NANO,
+        PRETRAIN_NANO_METER,
+        RETRIEVAL_FLICKR30K,
+        RETRIEVAL_COCO,
+    )
+}

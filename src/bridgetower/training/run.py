@@ -1,0 +1,153 @@
+"""From a run config to a trained model: builds data, task and evaluation, and hands them to the loop."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bridgetower.checkpoints import Checkpoint, read_checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints.tensors import read_json
+from bridgetower.data.captions import CaptionImages, CaptionPairs, derive_seed
+from bridgetower.evaluation.masked_words import evaluate_masked_words
+from bridgetower.evaluation.retrieval import evaluate_retrieval
+from bridgetower.files import write_json
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.init import init_weights
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.config import RunConfig
+from bridgetower.training.loop import Parts, fit, make_fabric
+from bridgetower.training.state import FILE as STATE
+
+CONFIG = "run.json"
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, float]:
+    """Trains a model; everything goes to the folder `out`.
+
+    The folder holds `run.json` (the config), `best/` and `last/` (checkpoints of this package), `last.pt` (what a
+    killed run continues from), `metrics.jsonl` and `tensorboard/`.
+
+    Args:
+        config: Decides the result; the same config on the same machine gives the same bits.
+        out: Folder of the run.
+        resume: Continue the run in `out`; its config must be the same.
+        progress: Show a progress bar.
+
+    Returns:
+        Figures of the last evaluation.
+
+    Raises:
+        FileExistsError: `out` holds a run and `resume` is False.
+        ValueError: `resume` with another config, or data that does not fit.
+        FloatingPointError: A loss is not finite.
+    """
+    fabric = make_fabric(config)
+    if fabric.global_rank == 0:
+        _claim(config, out, resume=resume)
+    fabric.barrier()
+    checkpoint = _start(config, out)
+    model = fabric.to_device(checkpoint.model().train())
+    parts = _parts(config, replace(checkpoint, tensors={}), model, out)
+    figures = fit(parts, fabric, out, resume=resume, progress=progress)
+    if fabric.global_rank == 0:
+        parts.save_best(out / "last")
+    fabric.barrier()
+    return figures
+
+
+def read_run(out: Path) -> RunConfig:
+    """Returns the config of the run in a folder.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+    """
+    if not (out / CONFIG).exists():
+        raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
+    return RunConfig.from_dict(read_json(out / CONFIG))
+
+
+def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
+    if not (out / CONFIG).exists():
+        if resume:
+            read_run(out)
+        write_json(out / CONFIG, config.to_dict())
+        return
+    if not resume:
+        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+    before, now = read_run(out).to_dict(), config.to_dict()
+    changed = [name for name in now if now[name] != before[name]]
+    if changed:
+        raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
+
+
+def _start(config: RunConfig, out: Path) -> Checkpoint:
+    """Reads the checkpoint to start from, or draws the weights of a new model."""
+    if config.init is not None:
+        checkpoint = read_checkpoint(config.init)
+        if checkpoint.processor is None or checkpoint.processor.tokenizer is None:
+            raise ValueError(f"{config.init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
+        return checkpoint if config.image_size is None else checkpoint.resized(config.image_size)
+    processor = _processor(config, out)
+    model_config = config.model.override({"text.vocab_size": processor.vocab_size})
+    if config.image_size is not None:
+        model_config = model_config.override({"vision.image_size": config.image_size})
+    model = BridgeTower(model_config)
+    init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
+    return Checkpoint(source=config.recipe, config=model_config, tensors=model.state_dict(), processor=processor)
+
+
+def _processor(config: RunConfig, out: Path) -> Processor:
+    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
+    values = ProcessorConfig(
+        profile="official-pretrain",
+        image_size=config.image_size or config.model.vision.image_size,
+        max_length=config.data.max_length,
+        background=config.data.background,
+    )
+    if config.tokenizer is not None:
+        return Processor(values, load_tokenizer(config.tokenizer))
+    images = CaptionImages(config.data, config.data.train_split, Processor(values, None))
+    captions = [caption for captions in images.captions for caption in captions]
+    return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))
+
+
+def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, out: Path) -> Parts:
+    processor = checkpoint.processor
+    assert processor is not None  # _start refused it
+    data = config.data
+    train_pairs = CaptionPairs(CaptionImages(data, data.train_split, processor), config.task.masking)
+    held_out = CaptionImages(data, data.validation_split, processor)
+
+    def evaluate() -> dict[str, float]:
+        figures = evaluate_masked_words(model, held_out, config.task.masking) if model.mlm_head else {}
+        if model.itc_head:
+            figures |= evaluate_retrieval(model, held_out, config.evaluation).figures()
+        return figures
+
+    def save(folder: Path) -> None:
+        tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        current = replace(checkpoint, tensors=tensors)
+        if (folder / "config.json").exists():
+            update_weights(current, folder)
+        else:
+            write_checkpoint(current, folder)
+
+    max_steps = config.max_steps or (config.max_epochs or 0) * (len(train_pairs) // config.batch_size)
+    return Parts(
+        config=config,
+        task=PretrainingTask(model, config.task),
+        model=model,
+        pairs=train_pairs,
+        evaluate=evaluate,
+        save_best=save,
+        max_steps=max_steps,
+    )
+
+
+__all__ = ["CONFIG", "STATE", "read_run", "train"]

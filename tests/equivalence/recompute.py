@@ -1,0 +1,103 @@
+"""What the official code recorded, computed again by this package's model and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from golden import Case
+from torch import Tensor, nn
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import Losses
+from bridgetower.tasks.matching import Pairs
+from bridgetower.tasks.pretraining import PretrainingTask
+
+OBJECTIVES = ("mlm", "itm", "itc")
+
+
+def pretraining_task(case: Case, model: BridgeTower, *, gather_with_grads: bool = True) -> PretrainingTask:
+    """The task with the objectives that the official run config switches on."""
+    phase = Phase(**{name: float(case.meta["config"]["loss_names"][name]) for name in OBJECTIVES})
+    return PretrainingTask(model, PretrainingConfig(phases=(phase,), gather_with_grads=gather_with_grads))
+
+
+def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> CaptionBatch:
+    """The recorded inputs, or some rows of them, as a data loader would hand them over; every image is another one."""
+    ids = inputs["text_ids"][rows]
+    return CaptionBatch(
+        pixel_values=inputs["image"][rows],
+        input_ids=ids,
+        attention_mask=inputs["text_masks"][rows],
+        masked_input_ids=inputs.get("text_ids_mlm", inputs["text_ids"])[rows],
+        mlm_labels=inputs.get("text_labels_mlm", torch.full_like(inputs["text_ids"], -100))[rows],
+        image_index=torch.arange(len(inputs["text_ids"]))[rows],
+    )
+
+
+def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = "") -> dict[str, Tensor]:
+    """Both streams and the pooled output, under the official names."""
+    fused = model.fuse(image, text, read="all")
+    return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
+
+
+def encode(model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", prefix: str = "") -> tuple[Encoded, Encoded]:
+    """Encodings of the recorded images and texts."""
+    image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
+    return model.encode_image(image), model.encode_text(ids, mask)
+
+
+def itm_outputs(
+    task: PretrainingTask, image: Encoded, text: Encoded, pairs: Pairs, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Matching logits and loss of given pairs."""
+    with outputs_of(task.model.itm_head) as logits:
+        loss, _ = task.itm(image, text, pairs)
+    return {f"{prefix}itm_logits": logits[0], f"{prefix}itm_loss": loss}
+
+
+def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> dict[str, Tensor]:
+    """Masked-word logits at all positions, and the loss, which the task computes at labelled positions only."""
+    masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
+    logits = task.model.mlm_head(task.model.fuse(image, masked, read="text").text)
+    return {"mlm_logits": logits, "mlm_loss": task.mlm(image, batch)[0]}
+
+
+def recorded_pairs(labels: Tensor) -> Pairs:
+    """Each text with its image (label 1) or with its false image, whose rows follow those of all true images."""
+    rows = torch.arange(len(labels))
+    return Pairs(torch.where(labels == 1, rows, rows + len(labels)), rows, labels)
+
+
+def with_false_images(model: BridgeTower, image: Encoded, inputs: Mapping[str, Tensor]) -> Encoded:
+    """The true images and, after them, the false ones."""
+    return Encoded.cat([image, model.encode_image(inputs["false_image_0"])])
+
+
+def pretraining_outputs(task: PretrainingTask, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features on plain text, MLM, ITM (and ITC) as the official training step computes them, and their sum."""
+    model, batch, weights = task.model, caption_batch(inputs), task.config.phases[0]
+    image, text = encode(model, inputs)
+    outputs = features(model, image, text) | mlm_outputs(task, image, batch)
+    candidates = with_false_images(model, image, inputs)
+    outputs |= itm_outputs(task, candidates, text, recorded_pairs(inputs["itm_labels"]))
+    if weights.itc:
+        outputs["itc_loss"] = task.itc(image, text, batch)
+    parts = {name: outputs[f"{name}_loss"] for name in OBJECTIVES if f"{name}_loss" in outputs}
+    total = Losses.weigh(parts, {name: getattr(weights, name) for name in OBJECTIVES}).total
+    return outputs | {"total_loss": total}
+
+
+@contextmanager
+def outputs_of(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collects what a module returns while the context is open."""
+    assert module is not None
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,140 @@
+"""Settings, saving and loading, and what a processor without a tokenizer refuses."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from bridgetower.processor import Processor, ProcessorConfig
+
+Photo = Callable[[int, int], Image.Image]
+
+
+def test_saved_and_loaded_processors_are_equal(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
+    config = ProcessorConfig(
+        profile="hf",
+        image_size=48,
+        shortest_edge=64,
+        size_divisor=8,
+        max_length=30,
+        patch_size=16,
+        background=(1, 2, 3),
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.4, 0.5, 0.6),
+    )
+    saved = Processor(config, tokenizer)
+    saved.save(tmp_path)
+    loaded = Processor.load(tmp_path)
+    assert loaded.config == config
+    assert torch.equal(loaded.images([photo(40, 60)]), saved.images([photo(40, 60)]))
+    texts = ["A dog", "犬 <mask>"]
+    assert torch.equal(loaded.texts(texts).input_ids, saved.texts(texts).input_ids)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["processor.json", "tokenizer.json"]
+
+
+def test_a_processor_without_tokenizer_stays_without(config: ProcessorConfig, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("left over")
+    Processor(config, None).save(tmp_path)
+    assert Processor.load(tmp_path).tokenizer is None
+
+
+def test_text_needs_a_tokenizer(config: ProcessorConfig) -> None:
+    processor = Processor(config, None)
+    for read in (
+        lambda: processor.texts(["a"]),
+        lambda: processor.decode([0]),
+        lambda: processor.mask_token,
+        lambda: processor.special_ids,
+        lambda: processor.vocab_size,
+    ):
+        with pytest.raises(ValueError, match="no tokenizer; build it with"):
+            read()
+
+
+def test_loading_refuses_what_it_does_not_know(config: ProcessorConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"processor\.json"):
+        Processor.load(tmp_path)
+    Processor(config, tokenizer).save(tmp_path)
+    path = tmp_path / "processor.json"
+    values = json.loads(path.read_text())
+    changes: list[tuple[dict[str, Any], str]] = [
+        (values | {"version": 2}, "version 2"),
+        (values | {"extra": 1}, "extra"),
+        (values | {"config": values["config"] | {"flip": True}}, r"unknown fields \['flip'\]"),
+        (values | {"config": {"profile": "hf"}}, "lacks"),
+        (values | {"config": values["config"] | {"image_size": "32"}}, "image_size is '32'"),
+    ]
+    for changed, message in changes:
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            Processor.load(tmp_path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list"):
+        Processor.load(tmp_path)
+    path.write_text(json.dumps(values))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        Processor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "clip"}, "profile is 'clip'; expected one of official-pretrain"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 32.0}, "image_size is 32.0"),
+        ({"image_size": 290}, "290 is not a multiple of patch_size 16.*use 288 or 304"),
+        ({"image_size": 10}, "10 is not a multiple of patch_size 16.*use 16"),
+        ({"image_size": 294, "patch_size": 16}, "use 288 or 304"),
+        ({"patch_size": -1}, "patch_size is -1"),
+        ({"max_length": 2}, "max_length is 2"),
+        ({"image_std": (0.0, 1.0, 1.0)}, "std above 0"),
+        ({"image_mean": (0.5,)}, "three values"),
+        ({"background": (0, 0, 256)}, "background"),
+        ({"background": (0, 0)}, "background"),
+        ({"shortest_edge": 40}, "shortest_edge is 40, which profile 'official-pretrain' does not use"),
+        ({"size_divisor": 32}, "size_divisor is 32, which"),
+        ({"profile": "hf", "image_size": 16}, "below size_divisor 32"),
+    ],
+)
+def test_impossible_settings(changes: dict[str, Any], message: str, config: ProcessorConfig) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(config, **changes)
+
+
+def test_another_image_size(config: ProcessorConfig, tokenizer: Tokenizer, photo: Photo) -> None:
+    larger = Processor(config, tokenizer).with_image_size(64)
+    assert larger.images([photo(20, 30)]).shape == (1, 3, 64, 64)
+    assert larger.tokenizer is tokenizer
+    with pytest.raises(ValueError, match="use 32 or 48"):
+        Processor(config, tokenizer).with_image_size(40)
+    apart = ProcessorConfig(profile="hf", image_size=48, shortest_edge=64, max_length=9)
+    with pytest.raises(ValueError, match="shortest_edge 64 was set apart"):
+        Processor(apart, None).with_image_size(96)
+
+
+def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) -> None:
+    processor = Processor(config, None)
+    with pytest.raises(ValueError, match="no images"):
+        processor.images([])
+    singles: list[Any] = [photo(4, 5), str(tmp_path), b"x", np.zeros((4, 5, 3), np.uint8), torch.zeros(3, 4, 5)]
+    for single in singles:
+        with pytest.raises(ValueError, match=r"one image .*pass \[image\]"):
+            processor.images(single)
+    with pytest.raises(ValueError, match="image 1: the 1 image bytes is not an image"):
+        processor.images([photo(4, 5), b"x"])
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        processor.images([tmp_path / "nothing.png"])
+
+
+def test_processors_travel_to_worker_processes(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    travelled = pickle.loads(pickle.dumps(Processor(config, tokenizer)))
+    assert travelled.token_ids(["A dog"]) == Processor(config, tokenizer).token_ids(["A dog"])

@@ -1,0 +1,246 @@
+"""Preprocessing files of transformers: read with every setting carried out or refused, and written back."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoProcessor, BridgeTowerConfig, BridgeTowerImageProcessor, BridgeTowerProcessor
+
+from bridgetower.processor import Processor, ProcessorConfig, Profile, train_tokenizer
+
+Photo = Callable[[int, int], Image.Image]
+
+HUB = {
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_pad": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "BridgeTowerImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 288},
+    "size_divisor": 32,
+}
+TEXTS = ["A dog runs", "two  dogs <mask> on the grass, don't", " 犬 🐕 É", ""]
+
+
+def _folder(path: Path, settings: dict[str, Any], name: str = "preprocessor_config.json") -> Path:
+    path.mkdir(exist_ok=True)
+    (path / name).write_text(json.dumps(settings))
+    return path
+
+
+def test_hub_settings(photo: Photo, tmp_path: Path) -> None:
+    processor = Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=16)
+    assert processor.config == ProcessorConfig(
+        profile="hf", image_size=288, max_length=512, patch_size=16, size_divisor=32
+    )
+    assert processor.tokenizer is None
+    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(photo(100, 333), return_tensors="pt").pixel_values
+    assert torch.equal(processor.images([photo(100, 333)]), expected)
+
+
+def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Path) -> None:
+    folder = _folder(tmp_path, HUB | {"size": {"shortest_edge": 294}})
+    processor = Processor.from_huggingface(folder, patch_size=14)
+    assert processor.config.image_size == 294
+    image = photo(400, 500)
+    cropped = BridgeTowerImageProcessor(size={"shortest_edge": 294}, crop_size={"shortest_edge": 294})
+    assert torch.equal(processor.images([image]), cropped(image, return_tensors="pt").pixel_values)
+    default = BridgeTowerImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
+    assert default.shape[-1] == 288, "what the model of 294 px cannot take"
+
+
+def test_a_size_that_the_model_cannot_take(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="288 is not a multiple of patch_size 14.*use 280 or 294"):
+        Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({"crop_size": {"shortest_edge": 256}}, {"image_size": 256, "shortest_edge": 288}),
+        ({"crop_size": 256}, {"image_size": 256, "shortest_edge": 288}),
+        ({"crop_size": {"height": 288, "width": 288}}, {"image_size": 288, "shortest_edge": None}),
+        ({"size": 320, "crop_size": None}, {"image_size": 320}),
+        ({"size_divisor": 16}, {"size_divisor": 16}),
+        ({"do_convert_rgb": True}, {"background": (255, 255, 255)}),
+        ({"do_convert_rgb": None, "pad_size": None}, {"background": None}),
+        ({"do_pad": False}, {"profile": "hf"}),
+        ({"image_mean": [0.5, 0.5, 0.5]}, {"image_mean": (0.5, 0.5, 0.5)}),
+        ({"_valid_processor_keys": ["images"], "processor_class": "BridgeTowerProcessor"}, {"profile": "hf"}),
+    ],
+)
+def test_settings_that_are_carried_out(settings: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
+    config = Processor.from_huggingface(_folder(tmp_path, HUB | settings), patch_size=16).config
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_resize": False},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"do_center_crop": False},
+        {"resample": 2},
+        {"rescale_factor": 1.0},
+        {"pad_size": {"height": 300, "width": 300}},
+        {"size": {"shortest_edge": 288, "longest_edge": 400}},
+        {"size": {"height": 288, "width": 300}},
+        {"crop_size": "288"},
+        {"image_mean": 0.5},
+        {"some_new_setting": 1},
+        {"image_processor_type": "ViltImageProcessor"},
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json (sets {name} to|is for ViltImageProcessor)"):
+        Processor.from_huggingface(_folder(tmp_path, HUB | settings), patch_size=16)
+
+
+def test_nested_settings_win_as_in_transformers(tmp_path: Path) -> None:
+    _folder(tmp_path, HUB)
+    _folder(tmp_path, {"image_processor": HUB | {"size_divisor": 16}}, "processor_config.json")
+    assert Processor.from_huggingface(tmp_path, patch_size=16).config.size_divisor == 16
+    assert BridgeTowerImageProcessor.from_pretrained(tmp_path).size_divisor == 16
+    _folder(tmp_path, {"processor_class": "BridgeTowerProcessor"}, "processor_config.json")
+    assert Processor.from_huggingface(tmp_path, patch_size=16).config.size_divisor == 32
+
+
+def test_no_settings_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no image settings"):
+        Processor.from_huggingface(tmp_path, patch_size=16)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(77, 77), (int(1e30), 512), (None, 512)])
+def test_the_text_limit_comes_from_the_tokenizer(limit: int | None, expected: int, tmp_path: Path) -> None:
+    _folder(tmp_path, HUB)
+    _folder(tmp_path, {"model_max_length": limit}, "tokenizer_config.json")
+    assert Processor.from_huggingface(tmp_path, patch_size=16).config.max_length == expected
+    assert Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length == 50
+
+
+def _hf_config(**fields: Any) -> ProcessorConfig:
+    return ProcessorConfig(**({"profile": "hf", "image_size": 96, "max_length": 20, "patch_size": 16} | fields))
+
+
+@pytest.mark.parametrize("with_model_config", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"image_size": 112, "shortest_edge": 128, "size_divisor": 8}])
+def test_transformers_reads_what_was_written(
+    fields: dict[str, int], with_model_config: bool, tokenizer: Tokenizer, photo: Photo, tmp_path: Path
+) -> None:
+    ours = Processor(_hf_config(**fields), tokenizer)
+    ours.save_huggingface(tmp_path)
+    if with_model_config:
+        BridgeTowerConfig().save_pretrained(tmp_path)
+    for theirs in (AutoProcessor.from_pretrained(tmp_path), BridgeTowerProcessor.from_pretrained(tmp_path)):
+        assert isinstance(theirs, BridgeTowerProcessor)
+        for shape in [(100, 130), (97, 301), (60, 40)]:
+            batch = theirs(photo(*shape), TEXTS[0], return_tensors="pt")
+            assert torch.equal(batch.pixel_values, ours.images([photo(*shape)]))
+        batch = ours.texts(TEXTS)
+        encoded = theirs.tokenizer(TEXTS, padding=True, return_tensors="pt")
+        assert encoded.keys() == {"input_ids", "attention_mask"}
+        assert torch.equal(encoded.input_ids, batch.input_ids)
+        assert batch.attention_mask is not None
+        assert torch.equal(encoded.attention_mask, batch.attention_mask)
+        long = "a dog runs " * 20
+        assert [theirs.tokenizer(long, truncation=True).input_ids] == ours.token_ids([long], truncate=True)
+        assert theirs.tokenizer.mask_token_id == ours.mask_token_id
+
+
+def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path: Path) -> None:
+    ours = Processor(_hf_config(), train_tokenizer(["A Dog", "a dog"], vocab_size=270, lowercase=True))
+    ours.save_huggingface(tmp_path)
+    BridgeTowerConfig().save_pretrained(tmp_path)
+    theirs = AutoProcessor.from_pretrained(tmp_path).tokenizer
+    assert [theirs(text).input_ids for text in ("A DOG", "a dog")] == ours.token_ids(["A DOG", "a dog"])
+
+
+def test_what_transformers_wrote_is_read(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
+    Processor(_hf_config(), tokenizer).save_huggingface(tmp_path / "first")
+    theirs = AutoProcessor.from_pretrained(tmp_path / "first")
+    theirs.save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second" / "processor_config.json").exists()
+    ours = Processor.from_huggingface(tmp_path / "second", patch_size=16)
+    assert torch.equal(
+        ours.images([photo(80, 130)]), theirs.image_processor(photo(80, 130), return_tensors="pt")["pixel_values"]
+    )
+    assert ours.token_ids(TEXTS) == theirs.tokenizer(TEXTS).input_ids
+    assert ours.config.max_length == 20
+
+
+@pytest.mark.parametrize("background", [None, (255, 255, 255)])
+@pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
+def test_written_settings_come_back(
+    profile: Profile, background: tuple[int, int, int] | None, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = _hf_config(profile=profile, background=background)
+    Processor(config, tokenizer).save_huggingface(tmp_path)
+    back = Processor.from_huggingface(tmp_path, patch_size=16)
+    assert back.config.resize_divisor == config.resize_divisor
+    assert replace(back.config, size_divisor=None) == config
+    assert back.token_ids(TEXTS) == Processor(config, tokenizer).token_ids(TEXTS)
+
+
+def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(
+    tokenizer: Tokenizer, photo: Photo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    level = 1.01 / 255 / 0.26130258
+    for profile, shape in (("official-finetune", (97, 201)), ("official-pretrain", (96 * 2, 100 * 2))):
+        ours = Processor(_hf_config(profile=profile), tokenizer)
+        with caplog.at_level(logging.WARNING):
+            ours.save_huggingface(tmp_path / profile)
+        assert f"cannot repeat profile '{profile}' exactly" in caplog.text
+        theirs = AutoProcessor.from_pretrained(tmp_path / profile)
+        pixels = theirs(photo(*shape), "a", return_tensors="pt").pixel_values
+        difference = (pixels - ours.images([photo(*shape)])).abs().max()
+        assert 1e-3 < difference < level
+
+
+def test_transparent_pictures_are_white_or_refused_in_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (96, 96))
+    white = Processor(_hf_config(background=(255, 255, 255)), tokenizer)
+    white.save_huggingface(tmp_path / "white")
+    theirs = AutoProcessor.from_pretrained(tmp_path / "white").image_processor
+    assert torch.equal(theirs(clear, return_tensors="pt").pixel_values, white.images([clear]))
+    Processor(_hf_config(), tokenizer).save_huggingface(tmp_path / "none")
+    theirs = AutoProcessor.from_pretrained(tmp_path / "none").image_processor
+    with pytest.raises((ValueError, RuntimeError)):
+        theirs(clear, return_tensors="pt")
+    with pytest.raises(ValueError, match="fills with white only"):
+        Processor(_hf_config(background=(0, 0, 9)), tokenizer).save_huggingface(tmp_path / "blue")
+
+
+def test_nothing_is_written_beside_settings_that_would_win(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    _folder(tmp_path, {"image_processor": HUB}, "processor_config.json")
+    with pytest.raises(ValueError, match="remove it first"):
+        Processor(_hf_config(), tokenizer).save_huggingface(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_center_crop": False, "size": {"shortest_edge": 96}},
+        {"size": {"shortest_edge": 96}, "crop_size": {"height": 80, "width": 80}},
+        {"size": {"height": 96, "width": 96}, "crop_size": {"height": 96, "width": 96}},
+        {"size": {"shortest_edge": 96}, "crop_size": 96, "do_pad": True},
+    ],
+)
+def test_other_clip_settings_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    _folder(tmp_path, {"image_processor_type": "CLIPImageProcessor"} | settings)
+    with pytest.raises(ValueError, match=r"resizes to|sets do_pad"):
+        Processor.from_huggingface(tmp_path, patch_size=16)

@@ -1,0 +1,276 @@
+"""Pictures of every kind come out as upright RGB, broken ones fail with a reason."""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.processor import Processor, ProcessorConfig, open_image
+
+Photo = Callable[[int, int], Image.Image]
+
+WHITE = (255, 255, 255)
+
+
+def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _array(source: Any, **options: Any) -> np.ndarray:
+    image = open_image(source, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_every_way_of_giving_a_picture_is_equal(photo: Photo, tmp_path: Path) -> None:
+    picture = photo(20, 31)
+    pixels = np.array(picture)
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for source in (str(path), path, path.read_bytes(), picture, pixels, tensor, pixels[:, ::-1][:, ::-1]):
+        assert np.array_equal(_array(source), pixels)
+
+
+def test_the_source_stays_untouched(photo: Photo) -> None:
+    picture = photo(4, 5)
+    before = picture.tobytes()
+    open_image(picture).putpixel((0, 0), (1, 2, 3))
+    assert picture.tobytes() == before
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
+def test_grey_arrays(shape: tuple[int, ...]) -> None:
+    grey = np.arange(20, dtype=np.uint8).reshape(shape)
+    assert np.array_equal(_array(grey), np.repeat(grey.reshape(4, 5, 1), 3, axis=2))
+
+
+def test_grey_and_transparent_tensors() -> None:
+    grey = torch.arange(20, dtype=torch.uint8).reshape(1, 4, 5)
+    assert np.array_equal(_array(grey)[..., 2], grey[0].numpy())
+    clear = torch.zeros(4, 2, 2, dtype=torch.uint8)
+    assert (_array(clear, background=WHITE) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((4, 5, 3)), "float64"),
+        (np.zeros((4, 5, 3), dtype=np.uint16), "uint16"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), r"\[3, 4, 5\]"),
+        (np.zeros((0, 5, 3), dtype=np.uint8), r"\[0, 5, 3\]"),
+        (np.zeros(5, dtype=np.uint8), r"\[5\]"),
+        (torch.zeros(3, 4, 5), "float32"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8)[:, :2].permute(1, 0, 2), r"\[2, 4, 3\]"),
+        (torch.zeros(3, 0, 5, dtype=torch.uint8), r"\[3, 0, 5\]"),
+        (3, "given as int"),
+        (None, "given as NoneType"),
+        (b"", "empty"),
+        (b"<html>not found</html>", "not an image"),
+    ],
+)
+def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_image(source)
+
+
+def _icon() -> Image.Image:
+    """One opaque red, one half transparent blue, one invisible pixel with black and one with green behind."""
+    icon = Image.new("RGBA", (4, 1))
+    for column, colour in enumerate([(255, 0, 0, 255), (0, 0, 255, 128), (0, 0, 0, 0), (0, 255, 0, 0)]):
+        icon.putpixel((column, 0), colour)
+    return icon
+
+
+def test_alpha_is_dropped_as_in_the_originals_unless_a_background_is_given() -> None:
+    icon = _bytes(_icon(), "PNG")
+    dropped = [(255, 0, 0), (0, 0, 255), (0, 0, 0), (0, 255, 0)]
+    assert np.array_equal(_array(icon)[0], dropped)
+    assert np.array_equal(_array(icon), np.asarray(_icon().convert("RGB")))
+    filled = [(255, 0, 0), (127, 127, 255), WHITE, WHITE]
+    assert np.array_equal(_array(icon, background=WHITE)[0], filled)
+    assert np.array_equal(_array(icon, background=(0, 0, 40))[0, 2:], [(0, 0, 40)] * 2)
+
+
+def test_the_processor_applies_its_background() -> None:
+    for background, expected in ((None, 0), (WHITE, 255)):
+        config = ProcessorConfig(profile="official-finetune", image_size=1, max_length=4, background=background)
+        assert Processor(config, None).resize(_icon().crop((2, 0, 3, 1))).flatten().tolist() == [expected] * 3
+
+
+def test_grey_with_alpha() -> None:
+    image = Image.fromarray(np.array([[[90, 255], [30, 0]]], dtype=np.uint8), "LA")
+    assert _array(_bytes(image, "PNG"))[0, :, 0].tolist() == [90, 30]
+    assert _array(_bytes(image, "PNG"), background=WHITE)[0, :, 0].tolist() == [90, 255]
+
+
+@pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
+def test_palettes(transparency: int | bytes | None) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 10, 20, 7, 8, 9])
+    image.putpixel((1, 0), 1)
+    options = {} if transparency is None else {"transparency": transparency}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _array(_bytes(image, "PNG", **options))[0].tolist() == [[200, 10, 20], [7, 8, 9]]
+        second = [7, 8, 9] if transparency is None else [255, 255, 255]
+        assert _array(_bytes(image, "PNG", **options), background=WHITE)[0].tolist() == [[200, 10, 20], second]
+
+
+def test_one_bit_and_cmyk(photo: Photo) -> None:
+    black_and_white = photo(8, 9).convert("1")
+    assert np.array_equal(_array(_bytes(black_and_white, "PNG")), np.asarray(black_and_white.convert("RGB")))
+    ink = photo(8, 9).convert("CMYK")
+    assert np.array_equal(_array(_bytes(ink, "TIFF")), np.asarray(ink.convert("RGB")))
+
+
+GREY_16 = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+GREY_16_AS_8 = [0, 0, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_16_bit_is_scaled(kind: str) -> None:
+    image = Image.fromarray(GREY_16)
+    assert _array(_bytes(image, kind))[0, :, 1].tolist() == GREY_16_AS_8
+    assert np.asarray(image.convert("RGB"))[0, 3:, 0].tolist() == [255, 255, 255], "PIL alone clips"
+
+
+def test_other_16_bit_modes() -> None:
+    big_endian = Image.frombytes("I;16B", (6, 1), GREY_16.byteswap().tobytes())
+    assert _array(big_endian)[0, :, 1].tolist() == GREY_16_AS_8
+    assert _array(Image.fromarray(GREY_16.astype(np.int32)))[0, :, 1].tolist() == GREY_16_AS_8
+    with pytest.raises(ValueError, match="values from -5 to 70000"):
+        open_image(Image.fromarray(np.array([[-5, 70000]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="mode F"):
+        open_image(Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
+
+
+def test_transparent_value_of_16_bit_grey() -> None:
+    image = Image.fromarray(GREY_16)
+    image.info["transparency"] = 257
+    assert _array(image)[0, :, 0].tolist() == GREY_16_AS_8
+    assert _array(image, background=WHITE)[0, :, 0].tolist() == [0, 0, 1, 255, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = _bytes(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
+    assert np.array_equal(_array(content), upright)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_unreadable_exif_means_upright(photo: Photo) -> None:
+    content = _bytes(photo(8, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert np.array_equal(_array(content), np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    content = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (_array(content) == (255, 0, 0)).all()
+    later = Image.open(io.BytesIO(content))
+    later.seek(1)
+    assert (_array(later) == (0, 0, 255)).all()
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
+        open_image(tmp_path / "nothing.jpg")
+    with pytest.raises(ValueError, match="not a file"):
+        open_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ValueError, match=r"empty\.jpg is empty"):
+        open_image(tmp_path / "empty.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: Photo) -> None:
+    content = _bytes(photo(40, 56), kind)
+    whole = _array(content)
+    ends = range(1, len(content), max(1, len(content) // 60))
+    failures = 0
+    for end in ends:
+        try:
+            assert np.array_equal(_array(content[:end]), whole)
+        except ValueError:
+            failures += 1
+    assert failures > 0.8 * len(ends)
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        open_image(content[: len(content) * 2 // 3])
+
+
+def test_an_open_but_cut_off_pil_image_is_an_error(photo: Photo) -> None:
+    content = _bytes(photo(40, 56), "JPEG")
+    with pytest.raises(ValueError, match="the PIL image is cut off"):
+        open_image(Image.open(io.BytesIO(content[:-200])))
+
+
+def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        content = np.frombuffer(_bytes(photo(24, 24), kind), dtype=np.uint8)
+        for _ in range(60):
+            altered = content.copy()
+            altered[rng.integers(0, len(content), 3)] = rng.integers(0, 256, 3)
+            try:
+                _array(altered.tobytes(), max_pixels=1_000_000)
+            except ValueError as error:
+                assert "\n" not in str(error)
+
+
+def test_a_script_disguised_as_a_picture_is_not_run() -> None:
+    with pytest.raises(ValueError, match="not an image"):
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+def _png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
+    with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
+        open_image(_png_header(10_000, 10_000))
+    with pytest.raises(ValueError, match=r"limit of 64000000 pixels.*900000000 pixels"):
+        open_image(_png_header(30_000, 30_000))
+
+
+def test_the_pixel_limit_can_be_moved(photo: Photo) -> None:
+    content = _bytes(photo(20, 30), "PNG")
+    assert open_image(content, max_pixels=600).size == (30, 20)
+    with pytest.raises(ValueError, match="600 pixels, the limit is 599"):
+        open_image(content, max_pixels=599)
+
+
+def test_one_pixel_is_a_picture() -> None:
+    for profile in ("official-pretrain", "official-finetune", "hf"):
+        processor = Processor(ProcessorConfig(profile=profile, image_size=64, max_length=4), None)
+        pixels = processor.resize(Image.new("RGB", (1, 1), (9, 99, 199)))
+        assert pixels.flatten(1).unique(dim=1).tolist() == [[9], [99], [199]]

@@ -1,0 +1,305 @@
+"""Token ids against transformers' tokenizers; cutting, padding and the errors."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AddedToken, BertTokenizer, RobertaTokenizer
+
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "A dog runs on the grass.",
+    " leading space",
+    "two  spaces and   three",
+    "trailing space ",
+    "tab\tand\nnewline\r\n",
+    "Ein schöner Hund läuft über die Straße",
+    "犬が走っている",
+    "собака бежит",
+    "emoji 🐕‍🦺 👩🏽‍🚀 flags 🇩🇪",
+    "a <mask> runs",
+    "a<mask>runs on the  <mask>",
+    "<s> inner </s><pad>",
+    "don't, we'll; it's 1,000.50 $",
+    "e\u0301 versus \u00e9, ﬁ, \u200b, \ufeff",
+    "A" * 300,
+]
+
+VOCAB_TXT = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "dog",
+    "Dog",
+    "run",
+    "##s",
+    "##ning",
+    ",",
+    "'",
+    "ä",
+    "犬",
+]
+
+
+def _roberta(folder: Path) -> RobertaTokenizer:
+    merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    mask = AddedToken("<mask>", lstrip=True)
+    return RobertaTokenizer(vocab=json.loads((folder / "vocab.json").read_text()), merges=merges, mask_token=mask)
+
+
+@pytest.fixture(scope="module")
+def roberta_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer.model.save(str(folder))
+    return folder
+
+
+def test_vocab_and_merges_equal_transformers(roberta_folder: Path) -> None:
+    ours, theirs = load_tokenizer(roberta_folder), _roberta(roberta_folder)
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text).input_ids, text
+    assert ours.encode("A dog").ids != ours.encode(" A dog").ids, "no leading space is added"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.lists(st.one_of(st.text(max_size=12), st.sampled_from(["<mask>", " ", "</s>", "dog"]))).map("".join))
+def test_any_text_equals_transformers_and_comes_back(text: str, roberta_folder: Path) -> None:
+    ours, theirs = _cached_pair(roberta_folder)
+    ids = ours.encode(text).ids
+    assert ids == theirs(text).input_ids
+    if "<" not in text:
+        assert ours.decode(ids) == text
+
+
+@cache
+def _cached_pair(folder: Path) -> tuple[Tokenizer, RobertaTokenizer]:
+    return load_tokenizer(folder), _roberta(folder)
+
+
+def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder: Path, tmp_path: Path) -> None:
+    theirs = _roberta(roberta_folder)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((roberta_folder / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
+    assert load_tokenizer(tmp_path).encode("A dog").ids != theirs("A dog").input_ids
+    settings_of_mask = {"mask_token": {"content": "<mask>", "lstrip": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings_of_mask))
+    assert load_tokenizer(tmp_path).encode("a <mask>").ids != theirs("a <mask>").input_ids
+
+
+def test_the_real_vocabulary_equals_transformers() -> None:
+    if "BRIDGETOWER_ROBERTA" not in os.environ:
+        pytest.skip("BRIDGETOWER_ROBERTA does not name a folder with roberta-base's vocab.json and merges.txt")
+    folder = Path(os.environ["BRIDGETOWER_ROBERTA"])
+    ours, theirs = load_tokenizer(folder), _roberta(folder)
+    assert ours.encode("Hello world").ids == [0, 31414, 232, 2]
+    assert ours.token_to_id("<mask>") == 50264
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text).input_ids, text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
+)
+def test_bert_equals_transformers(options: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
+    if options:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    ours = load_tokenizer(tmp_path)
+    theirs = BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)}, **options)
+    for text in [*TEXTS, "A Dog, runs' RUNNING ä Ä 犬犬 a[MASK]dog", "\x00dog\u00a0a"]:
+        assert ours.encode(text).ids == theirs(text).input_ids, text
+
+
+def test_bert_lower_cases_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT))
+    assert load_tokenizer(tmp_path).encode("Dog").ids == [2, VOCAB_TXT.index("dog"), 3]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(tmp_path / "vocab.txt").encode("Dog").ids == [2, VOCAB_TXT.index("Dog"), 3]
+
+
+def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    fixed = Tokenizer.from_str(tokenizer.to_str())
+    fixed.enable_padding(length=40)
+    fixed.enable_truncation(5)
+    fixed.save(str(tmp_path / "tokenizer.json"))
+    for source in (tmp_path, tmp_path / "tokenizer.json"):
+        assert (
+            load_tokenizer(source).encode("A dog runs on the grass").ids
+            == tokenizer.encode("A dog runs on the grass").ids
+        )
+
+
+def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*expected tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_bytes((roberta_folder / "vocab.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"needs merges\.txt"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nnot known\n")
+    with pytest.raises(ValueError, match="does not hold a valid tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="lacks <s>, <pad>, </s>, <unk>, <mask>"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="does not hold a valid tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", {"mask_token": "[M]"}, r"mask_token to '\[M\]', expected '<mask>'"),
+        ("special_tokens_map.json", {"pad_token": {"content": "[P]"}}, r"pad_token to '\[P\]'"),
+        ("added_tokens.json", {"<image>": 320}, "tokens of its own"),
+    ],
+)
+def test_special_tokens_that_would_be_ignored(
+    name: str, content: dict[str, Any], message: str, roberta_folder: Path, tmp_path: Path
+) -> None:
+    for file in roberta_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Tokenizer) -> None:
+    captions = ["a dog runs", "two dogs run", "the dog ran"] * 5
+    first, second = (train_tokenizer(captions, vocab_size=280) for _ in range(2))
+    assert first.to_str() == second.to_str()
+    assert first.to_str() != train_tokenizer(captions, vocab_size=275).to_str()
+    ids = [first.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
+    assert ids == [0, 1, 2, 3, first.get_vocab_size() - 1]
+    assert first.get_vocab_size() <= 280
+    assert tokenizer.get_vocab_size() == 320
+    assert 3 not in tokenizer.encode("ключ 🗝 \x00").ids
+
+
+def test_trained_tokenizer_lower_cases_on_request() -> None:
+    captions = ["A Dog Runs", "a dog runs"]
+    lower = train_tokenizer(captions, vocab_size=270, lowercase=True)
+    assert lower.encode("A DOG <mask>").ids == lower.encode("a dog <mask>").ids
+    assert Tokenizer.from_str(lower.to_str()).encode("A DOG").ids == lower.encode("a dog").ids
+    kept = train_tokenizer(captions, vocab_size=270)
+    assert kept.encode("A DOG").ids != kept.encode("a dog").ids
+
+
+def test_training_needs_texts_and_room() -> None:
+    with pytest.raises(ValueError, match="no captions"):
+        train_tokenizer([], vocab_size=300)
+    with pytest.raises(ValueError, match="vocab_size is 260.*need 261"):
+        train_tokenizer(["a"], vocab_size=260)
+
+
+def test_batches_are_padded_to_their_longest_text(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    processor = Processor(config, tokenizer)
+    rows = processor.token_ids(["A dog", "A dog runs on the grass."])
+    batch = processor.texts(["A dog", "A dog runs on the grass."])
+    assert batch.input_ids.shape == (2, max(map(len, rows)))
+    assert batch.input_ids[0].tolist() == rows[0] + [1] * (len(rows[1]) - len(rows[0]))
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.tolist() == [
+        [1] * len(rows[0]) + [0] * (len(rows[1]) - len(rows[0])),
+        [1] * len(rows[1]),
+    ]
+    assert processor.texts(["A dog", "A dog"]).attention_mask is None
+    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
+
+
+def test_too_long_texts_name_the_way_out(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    processor = Processor(config, tokenizer)
+    text = "A dog runs on the grass. " * 9
+    count = len(tokenizer.encode(text).ids)
+    with pytest.raises(
+        ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
+    ):
+        processor.texts(["A dog", text])
+
+
+def test_truncation_keeps_the_end_token_and_equals_transformers(
+    config: ProcessorConfig, tokenizer: Tokenizer, roberta_folder: Path
+) -> None:
+    processor, theirs = Processor(config, tokenizer), _roberta(roberta_folder)
+    for text in TEXTS:
+        expected = theirs(text, truncation=True, max_length=config.max_length).input_ids
+        assert processor.token_ids([text], truncate=True) == [expected]
+        assert expected[-1] == processor.eos_token_id
+
+
+def test_a_text_of_exactly_the_limit_is_whole(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("A dog runs").ids
+    processor = Processor(replace(config, max_length=len(ids)), tokenizer)
+    assert processor.token_ids(["A dog runs"]) == processor.token_ids(["A dog runs"], truncate=True) == [ids]
+    with pytest.raises(ValueError, match="the limit is"):
+        Processor(replace(config, max_length=len(ids) - 1), tokenizer).token_ids(["A dog runs"])
+
+
+def test_special_ids_and_decoding(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    processor = Processor(config, tokenizer)
+    mask = tokenizer.get_vocab_size() - 1
+    assert (processor.bos_token_id, processor.pad_token_id, processor.eos_token_id) == (0, 1, 2)
+    assert (processor.mask_token_id, processor.mask_token, processor.vocab_size) == (mask, "<mask>", 320)
+    assert processor.special_ids == {0, 1, 2, 3, mask}
+    batch = processor.texts(["A dög 🐕", "A dog runs"])
+    assert [processor.decode(row) for row in batch.input_ids] == ["A dög 🐕", "A dog runs"]
+    assert processor.decode([0, mask, 2], skip_special_tokens=False) == "<s><mask></s>"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "no texts"),
+        ("A dog", "one text, 'A dog', where a list"),
+        (["A dog", None], "text 1 is a NoneType"),
+        (["\ud83d"], "half a surrogate pair"),
+    ],
+)
+def test_bad_texts(texts: Any, message: str, config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=message):
+        Processor(config, tokenizer).texts(texts)
+
+
+@pytest.mark.parametrize("ids", [[], [[]], [[0, 2], []]])
+def test_nothing_to_pad(ids: list[list[int]], config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="expected at least one, none empty"):
+        Processor(config, tokenizer).pad(ids)
+
+
+def _without_post_processor(tokenizer: Tokenizer) -> None:
+    values = json.loads(tokenizer.to_str())
+    values["post_processor"] = None
+    Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), Tokenizer.from_str(json.dumps(values)))
+
+
+def _that_pads(tokenizer: Tokenizer) -> None:
+    padding = Tokenizer.from_str(tokenizer.to_str())
+    padding.enable_padding()
+    Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), padding)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), [(_without_post_processor, "post_processor"), (_that_pads, "pads or cuts")]
+)
+def test_unsuitable_tokenizers_are_refused(
+    build: Callable[[Tokenizer], None], message: str, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(tokenizer)

@@ -1,0 +1,156 @@
+"""The three profiles against the official golden data, torchvision's transforms and transformers."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+from transformers import BridgeTowerImageProcessor
+
+from bridgetower.processor import Processor, ProcessorConfig, Profile
+from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
+
+Photo = Callable[[int, int], Image.Image]
+
+GOLDEN = Path(os.environ.get("BRIDGETOWER_GOLDEN", Path(__file__).parents[1] / "golden")) / "n_preprocess"
+PROFILES: dict[str, Profile] = {"clip": "official-pretrain", "blip": "official-finetune"}
+SHAPES = [(120, 200), (301, 199), (96, 96), (333, 334), (480, 640), (200, 800), (800, 200), (37, 91), (5, 3), (1, 1)]
+
+
+def _processor(profile: Profile, size: int, **fields: int) -> Processor:
+    return Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8, **fields), None)
+
+
+def _golden_cases() -> list[tuple[str, str, Tensor, Tensor]]:
+    inputs, outputs = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "outputs"))
+    names = [tuple(name.split("_", 1)) for name in outputs]
+    return [(kind, name, inputs[name], outputs[f"{kind}_{name}"]) for kind, name in names]
+
+
+def test_golden_pictures_are_complete() -> None:
+    meta = json.loads((GOLDEN / "meta.json").read_text())
+    assert {(kind, name) for kind, name, _, _ in _golden_cases()} == {
+        (kind, name) for kind in PROFILES for name in meta["inputs"]
+    }
+    assert all(expected.shape[-2:] == (meta["size"], meta["size"]) for *_, expected in _golden_cases())
+
+
+def test_official_profiles_equal_the_golden_data() -> None:
+    for kind, _, picture, expected in _golden_cases():
+        actual = _processor(PROFILES[kind], expected.shape[-1]).images([picture.numpy()])[0]
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+
+
+def test_golden_data_tells_profiles_and_interpolations_apart() -> None:
+    for kind, name, picture, expected in _golden_cases():
+        size = expected.shape[-1]
+        swapped = "official-finetune" if kind == "clip" else "official-pretrain"
+        bilinear = _official(kind, size, InterpolationMode.BILINEAR)(Image.fromarray(picture.numpy()))
+        assert (_processor(swapped, size).images([picture.numpy()])[0] - expected).abs().max() > 1e-2, name
+        assert (bilinear - expected).abs().max() > 1e-2, name
+
+
+def _official(kind: str, size: int, interpolation: InterpolationMode = InterpolationMode.BICUBIC) -> transforms.Compose:
+    """The official transform, spelled with torchvision's first transforms API as it was then."""
+    resizing = (
+        [transforms.Resize(size, interpolation), transforms.CenterCrop(size)]
+        if kind == "clip"
+        else [transforms.Resize((size, size), interpolation)]
+    )
+    return transforms.Compose([*resizing, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+
+
+@pytest.mark.parametrize("kind", PROFILES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_official_profiles_equal_torchvision(kind: str, shape: tuple[int, int], photo: Photo) -> None:
+    picture = photo(*shape)
+    actual = _processor(PROFILES[kind], 96).images([picture])[0]
+    torch.testing.assert_close(actual, _official(kind, 96)(picture), atol=1e-6, rtol=0)
+
+
+def test_an_odd_surplus_shows_how_the_crop_rounds(photo: Photo) -> None:
+    picture = photo(96, 131)  # 35 columns too many, torchvision leaves 18 on the left
+    pixels = _processor("official-pretrain", 96).resize(picture)
+    every_column = transforms.functional.pil_to_tensor(picture)
+    assert torch.equal(pixels, every_column[:, :, 18 : 18 + 96])
+    assert not torch.equal(pixels, every_column[:, :, 17 : 17 + 96])
+
+
+HF_CASES = [
+    ({}, {"size": 288}),
+    ({"size": {"shortest_edge": 294}, "crop_size": {"shortest_edge": 294}}, {"size": 294}),
+    (
+        {"size": {"shortest_edge": 101}, "crop_size": {"shortest_edge": 64}, "size_divisor": 3},
+        {"size": 64, "shortest_edge": 101, "size_divisor": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), HF_CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hf_profile_equals_transformers_bit_for_bit(
+    theirs: dict[str, object], ours: dict[str, int], shape: tuple[int, int], photo: Photo
+) -> None:
+    picture = photo(*shape)
+    expected = BridgeTowerImageProcessor(**theirs)(picture, return_tensors="pt").pixel_values
+    assert torch.equal(_processor("hf", **ours).images([picture]), expected)
+
+
+def test_hf_comparison_sees_another_crop_and_another_interpolation(photo: Photo) -> None:
+    picture = photo(480, 640)
+    bilinear = BridgeTowerImageProcessor(resample=2)(picture, return_tensors="pt").pixel_values
+    ours = _processor("hf", 288).images([picture])
+    assert (ours - bilinear).abs().max() > 1e-2
+    odd = photo(101, 134)  # 37 rows and 70 columns too many: torchvision's centre crop rounds 18.5 to 18, 35 stays
+    pixels = transforms.functional.pil_to_tensor(photo(135, 101))  # 71 rows too many: 35.5 becomes 36 there, 35 here
+    hf = _processor("hf", 64, shortest_edge=101, size_divisor=1)
+    assert torch.equal(hf.resize(photo(135, 101)), pixels[:, 35 : 35 + 64, 18 : 18 + 64])
+    assert not torch.equal(hf.resize(photo(135, 101)), transforms.functional.center_crop(pixels, [64, 64]))
+    assert hf.resize(odd).shape == (3, 64, 64)
+
+
+def test_hf_profile_letterboxes_a_panorama(photo: Photo) -> None:
+    pixels = _processor("hf", 288).resize(photo(200, 800))
+    black = (pixels == 0).all(dim=0).all(dim=1)
+    assert black[:96].all()
+    assert black[-96:].all()
+    assert not black[96:-96].any()
+
+
+@pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
+def test_images_is_normalise_after_resize(profile: Profile, photo: Photo) -> None:
+    processor = _processor(profile, 64)
+    pictures = [photo(50, 90), photo(90, 50), photo(64, 64)]
+    pixels = torch.stack([processor.resize(picture) for picture in pictures])
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(processor.images(pictures), processor.normalise(pixels))
+    assert torch.equal(processor.images(pictures)[1:2], processor.images(pictures[1:2]))
+
+
+def test_normalise_uses_the_given_mean_and_std() -> None:
+    config = replace(_processor("hf", 32).config, image_mean=(0.5, 0.0, 1.0), image_std=(0.5, 1.0, 2.0))
+    white = Processor(config, None).normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    assert white.flatten().tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("pixels", [torch.zeros(1, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
+def test_normalise_refuses_other_tensors(pixels: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected uint8 \[batch, 3, h, w\]"):
+        _processor("hf", 32).normalise(pixels)
+
+
+def test_elongated_pictures_fail_instead_of_vanishing_or_filling_the_memory() -> None:
+    strip = Image.new("RGB", (5000, 20))
+    with pytest.raises(ValueError, match="5000x20 is too elongated for profile 'hf'"):
+        _processor("hf", 288).images([strip])
+    with pytest.raises(ValueError, match="20000x1 is too elongated"):
+        _processor("official-pretrain", 288).images([Image.new("RGB", (20000, 1))])
+    assert _processor("official-finetune", 288).images([strip]).shape == (1, 3, 288, 288)
