@@ -87,7 +87,9 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, precision: Precision = "fp32") -> None:
         if checkpoint.processor is None:
-            raise ValueError(f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json")
+            raise ValueError(
+                f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json"
+            )
         self.source = checkpoint.source
         self.device, self.dtype = device, _DTYPES[precision]
         self.model: BridgeTower = checkpoint.model().to(device, self.dtype).requires_grad_(False)
@@ -122,7 +124,9 @@ class Predictor:
         """
         self.model.contrastive_head()
         chunks = _chunks(_texts(texts), batch_size, progress)
-        return torch.cat([self.model.text_embeds(self._encode_texts(chunk, truncate)) for chunk in chunks]).float().cpu()
+        return (
+            torch.cat([self.model.text_embeds(self._encode_texts(chunk, truncate)) for chunk in chunks]).float().cpu()
+        )
 
     @torch.inference_mode()
     def embed_pairs(
@@ -138,8 +142,7 @@ class Predictor:
         """
         pairs = _pairs(images, texts)
         parts = [
-            self.model.pair_embeds(self._pooled(*zip(*chunk, strict=True), truncate))
-            for chunk in _chunks(pairs, batch_size, progress)
+            self.model.pair_embeds(self._pooled(chunk, truncate)) for chunk in _chunks(pairs, batch_size, progress)
         ]
         return torch.cat(parts).float().cpu()
 
@@ -153,7 +156,7 @@ class Predictor:
         batch_size: int = 32,
         truncate: bool = False,
         progress: bool = False,
-    ) -> Float[Tensor, "..."]:
+    ) -> Float[Tensor, ...]:
         """Returns the probability that image and text belong together.
 
         Args:
@@ -169,18 +172,16 @@ class Predictor:
         Raises:
             ValueError: A model without matching head, different numbers without `all_pairs`, or unreadable inputs.
         """
-        head = self.model.itm_head
-        if head is None:
-            raise ValueError(f"{self.source} has no matching (ITM) head; load a checkpoint with one")
+        logits = self.model.itm_logits
         if not all_pairs:
             pairs = _pairs(images, texts)
             chunks = _chunks(pairs, batch_size, progress)
-            return torch.cat([_matched(head(self._pooled(*zip(*chunk, strict=True), truncate))) for chunk in chunks])
+            return torch.cat([_matched(logits(self._pooled(chunk, truncate))) for chunk in chunks])
         image = Encoded.cat([self._encode_images(chunk) for chunk in _chunks(_images(images), batch_size, progress)])
         text = Encoded.cat([self._encode_texts(chunk, truncate) for chunk in _chunks(_texts(texts), batch_size, False)])
         cells = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device)
         scores = [
-            _matched(head(self.model.fuse(image[rows[:, 0]], text[rows[:, 1]]).pooled))
+            _matched(logits(self.model.fuse(image[rows[:, 0]], text[rows[:, 1]]).pooled))
             for rows in _chunks(cells, batch_size, progress)
         ]
         return torch.cat(scores).reshape(len(image), len(text))
@@ -197,15 +198,13 @@ class Predictor:
         Raises:
             ValueError: No mask in the text, or a model without MLM head.
         """
-        if self.model.mlm_head is None:
-            raise ValueError(f"{self.source} has no masked-language head; load a checkpoint with one")
         batch = self.processor.texts([text])
         masked = batch.input_ids[0] == self.processor.mask_token_id
         if not masked.any():
             raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
         encoded = self.model.encode_text(batch.input_ids.to(self.device))
         fused = self.model.fuse(self._encode_images([image]), encoded, read="text")
-        logits = self.model.mlm_head(fused.text[0, masked.to(self.device)]).float().cpu()
+        logits = self.model.mlm_logits(fused.text[0, masked.to(self.device)]).float().cpu()
         best = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]))
         return [
             [
@@ -223,11 +222,12 @@ class Predictor:
         mask = batch.attention_mask
         return self.model.encode_text(batch.input_ids.to(self.device), None if mask is None else mask.to(self.device))
 
-    def _pooled(self, images: Sequence[ImageLike], texts: Sequence[str], truncate: bool) -> Tensor:
-        return self.model.fuse(self._encode_images(images), self._encode_texts(texts, truncate)).pooled
+    def _pooled(self, pairs: Sequence[tuple[ImageLike, str]], truncate: bool) -> Tensor:
+        image = self._encode_images([image for image, _ in pairs])
+        return self.model.fuse(image, self._encode_texts([text for _, text in pairs], truncate)).pooled
 
 
-def _matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, "n"]:
+def _matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     return logits.float().softmax(dim=-1)[:, 1].cpu()
 
 
@@ -266,5 +266,3 @@ def _chunks(items: Any, size: int, progress: bool) -> Iterator[Any]:
 
 def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-

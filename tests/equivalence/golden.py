@@ -106,9 +106,20 @@ class Case:
         source = self.path("checkpoint.ckpt")
         return predictor.load(source, image_size=image_size, device="cpu", overrides=self.overrides).model
 
-    def table(self, checkpoint: Checkpoint | None = None) -> dict[str, Source]:
+    def fresh_model(self) -> BridgeTower:
+        """Returns a model for training, whose steps leave the cached checkpoint as it was."""
+        checkpoint = self.checkpoint
+        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+        return replace(checkpoint, tensors=tensors).model()
+
+    def table(self) -> dict[str, Source]:
         """Our parameter names to official ones."""
-        return name_table((checkpoint or self.checkpoint).tensors, self.naming)
+        return name_table(self.checkpoint.tensors, self.naming)
+
+    def carried_names(self) -> set[str]:
+        """Official names of what is carried along unread."""
+        table = name_table(self.checkpoint.carried, self.naming)
+        return {name for source in table.values() for name in source.names}
 
 
 @lru_cache(maxsize=None)

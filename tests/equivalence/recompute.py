@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from golden import Case
@@ -15,6 +16,7 @@ from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.losses import Losses
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.config import OptimizerConfig
 
 OBJECTIVES = ("mlm", "itm", "itc")
 
@@ -48,6 +50,11 @@ def encode(model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", p
     """Encodings of the recorded images and texts."""
     image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
     return model.encode_image(image), model.encode_text(ids, mask)
+
+
+def handed_layers(model: BridgeTower, encoded: Encoded, token_type: int) -> Tensor:
+    """Projected tower layers [K, B, L, D] without the token type, which the official code adds only when it fuses."""
+    return torch.stack(encoded.layers) - model.token_type_embedding.weight[token_type]
 
 
 def itm_outputs(
@@ -89,6 +96,22 @@ def pretraining_outputs(task: PretrainingTask, inputs: Mapping[str, Tensor]) -> 
     parts = {name: outputs[f"{name}_loss"] for name in OBJECTIVES if f"{name}_loss" in outputs}
     total = Losses.weigh(parts, {name: getattr(weights, name) for name in OBJECTIVES}).total
     return outputs | {"total_loss": total}
+
+
+def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerConfig:
+    """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
+    warmup, power = official["warmup_steps"], official["decay_power"]
+    return OptimizerConfig(
+        lr=official["learning_rate"],
+        weight_decay=official["weight_decay"],
+        head_multiplier=official["lr_mult_head"],
+        fusion_multiplier=official["lr_mult_cross_modal"],
+        rule="official",
+        warmup=warmup / max_steps if isinstance(warmup, int) else warmup,
+        schedule="cosine" if power == "cosine" else "polynomial",
+        power=1.0 if power == "cosine" else power,
+        end_lr=official["end_lr"],
+    )
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Pa
 
 
 def test_a_size_that_the_model_cannot_take(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="288 is not a multiple of patch_size 14.*use 280 or 294"):
+    with pytest.raises(ValueError, match=r"288 is not a multiple of patch_size 14.*use 280 or 294"):
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 
@@ -236,7 +236,8 @@ def test_nothing_is_written_beside_settings_that_would_win(tokenizer: Tokenizer,
     [
         {"do_center_crop": False, "size": {"shortest_edge": 96}},
         {"size": {"shortest_edge": 96}, "crop_size": {"height": 80, "width": 80}},
-        {"size": {"height": 96, "width": 96}, "crop_size": {"height": 96, "width": 96}},
+        {"size": {"height": 96, "width": 96}, "crop_size": {"height": 80, "width": 80}},
+        {"size": {"height": 96, "width": 96}, "do_center_crop": True},
         {"size": {"shortest_edge": 96}, "crop_size": 96, "do_pad": True},
     ],
 )

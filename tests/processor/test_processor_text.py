@@ -185,7 +185,7 @@ def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Toke
     captions = ["a dog runs", "two dogs run", "the dog ran"] * 5
     first, second = (train_tokenizer(captions, vocab_size=280) for _ in range(2))
     assert first.to_str() == second.to_str()
-    assert first.to_str() != train_tokenizer(captions, vocab_size=275).to_str()
+    assert first.to_str() != train_tokenizer(captions, vocab_size=270).to_str()
     ids = [first.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
     assert ids == [0, 1, 2, 3, first.get_vocab_size() - 1]
     assert first.get_vocab_size() <= 280
@@ -205,7 +205,7 @@ def test_trained_tokenizer_lower_cases_on_request() -> None:
 def test_training_needs_texts_and_room() -> None:
     with pytest.raises(ValueError, match="no captions"):
         train_tokenizer([], vocab_size=300)
-    with pytest.raises(ValueError, match="vocab_size is 260.*need 261"):
+    with pytest.raises(ValueError, match=r"vocab_size is 260.*need 261"):
         train_tokenizer(["a"], vocab_size=260)
 
 
@@ -258,8 +258,8 @@ def test_special_ids_and_decoding(config: ProcessorConfig, tokenizer: Tokenizer)
     assert (processor.bos_token_id, processor.pad_token_id, processor.eos_token_id) == (0, 1, 2)
     assert (processor.mask_token_id, processor.mask_token, processor.vocab_size) == (mask, "<mask>", 320)
     assert processor.special_ids == {0, 1, 2, 3, mask}
-    batch = processor.texts(["A dög 🐕", "A dog runs"])
-    assert [processor.decode(row) for row in batch.input_ids] == ["A dög 🐕", "A dog runs"]
+    batch = processor.texts(["A ö 🐕", "A dog runs"])
+    assert [processor.decode(row) for row in batch.input_ids] == ["A ö 🐕", "A dog runs"]
     assert processor.decode([0, mask, 2], skip_special_tokens=False) == "<s><mask></s>"
 
 

@@ -85,6 +85,10 @@ def test_an_odd_surplus_shows_how_the_crop_rounds(photo: Photo) -> None:
 
 
 HF_CASES = [
+    (  # 45 rows or columns in a square of 64: the 19 missing ones are split unevenly
+        {"size": {"shortest_edge": 45}, "crop_size": {"shortest_edge": 64}, "size_divisor": 3},
+        {"size": 64, "shortest_edge": 45, "size_divisor": 3},
+    ),
     ({}, {"size": 288}),
     ({"size": {"shortest_edge": 294}, "crop_size": {"shortest_edge": 294}}, {"size": 294}),
     (

@@ -66,11 +66,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 def carried_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
     """Names that a source may have and no computation of ours reads, in our naming."""
-    depth = config.vision.num_layers
+    read, depth = config.vision.num_layers, config.vision.num_layers + extra_vision_layers
     names = [f"text.pooler.dense.{kind}" for kind in ("weight", "bias")]
     names += [f"vision.separate_norms.{n}.{kind}" for n in range(depth + 1) for kind in ("weight", "bias")]
     block = [name for name in parameter_shapes(config) if name.startswith("vision.layers.0.")]
-    for number in range(depth, depth + extra_vision_layers):
+    for number in range(read, depth):
         names += [name.replace("layers.0.", f"layers.{number}.") for name in block]
     return names
 

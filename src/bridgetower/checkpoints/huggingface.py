@@ -198,6 +198,10 @@ def _obstacles(config: ModelConfig) -> list[str]:
         "its contrastive head reads the towers (official kind), which transformers' does not": (
             config.heads.itc == "tower"
         ),
+        # transformers spreads the token type over the image tower's width there, and calls one projection.
+        "its contrastive head needs an image tower as wide as the fusion encoder and a shared projection": (
+            config.heads.itc == "fused" and (vision.hidden_size != fusion.hidden_size or fusion.separate_projections)
+        ),
     }
     return [reason for reason, applies in checks.items() if applies]
 

@@ -123,7 +123,9 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Check
 
 def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
     if values.get("version") != _FORMAT["version"]:
-        raise ValueError(f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}")
+        raise ValueError(
+            f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
+        )
     config = ModelConfig.from_dict(values["model"])
     tensors = read_safetensors(folder / "model.safetensors")
     check_tensors(name, config, tensors)
@@ -210,4 +212,3 @@ def _require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
     folder.mkdir(parents=True, exist_ok=True)
-

@@ -112,7 +112,9 @@ _HEADS = [
 ]
 
 
-def _inside(prefix: str, foreign: str, rules: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, tuple[str, ...]]]:
+def _inside(
+    prefix: str, foreign: str, rules: Iterable[tuple[str, tuple[str, ...]]]
+) -> list[tuple[str, tuple[str, ...]]]:
     """Moves a layer's rules under a prefix whose groups come first."""
     groups = re.compile(prefix).groups
     shift = {f"{{{index}}}": f"{{{index + groups}}}" for index in range(2)}

@@ -111,7 +111,9 @@ def _text_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor], num
 
 def _fusion_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FusionConfig:
     if official.get("meter_fusion"):
-        raise ValueError("the official option meter_fusion is not supported; expected model_type BT or METER without it")
+        raise ValueError(
+            "the official option meter_fusion is not supported; expected model_type BT or METER without it"
+        )
     layers = "cross_modal_text_layers."
     return FusionConfig(
         hidden_size=len(tensors["cross_modal_text_transform.weight"]),

@@ -28,7 +28,7 @@ class CaptionBatch:
     attention_mask: Int[Tensor, "b l"] | None
     masked_input_ids: Int[Tensor, "b l"]
     mlm_labels: Int[Tensor, "b l"]
-    image_index: Int[Tensor, "b"]
+    image_index: Int[Tensor, " b"]
     image_ids: tuple[str, ...] = ()
     seed: int = 0
 

@@ -79,7 +79,7 @@ class CaptionImages:
         """Returns normalised pictures."""
         return self.processor.normalise(torch.stack([self.pixels(image) for image in images]))
 
-    def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, "t"]]:
+    def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, " t"]]:
         """Returns the first `max_captions` captions of every picture, and the picture that each belongs to."""
         chosen = [captions[:max_captions] for captions in self.captions]
         index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
+
+CaptionsFrom = Literal["text", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +66,51 @@ class MaskingConfig:
         shares = self.mask_share, self.random_share
         if min(shares) < 0.0 or sum(shares) > 1.0 + 1e-9:
             raise ValueError(f"mask_share and random_share are {shares}; expected at least 0 and a sum of at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """How a source is read and split.
+
+    Attributes:
+        image_column: Column with paths or, in Parquet, picture bytes; None looks for the usual names.
+        caption_column: Column with a caption or a list of captions; None looks for the usual names.
+        captions_from: "folder" takes the name of the folder that a picture is in as its caption.
+        test_fraction: Share of the pictures for test, where the source gives no splits; None means 0.1.
+        validation_fraction: Share of the pictures for validation, likewise.
+        max_bad: Number of bad rows and pictures that may be left out; they are named in `dataset.json`.
+        seed: Seed of the split, where the source gives none.
+        num_workers: Threads that check pictures.
+    """
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    captions_from: CaptionsFrom = "text"
+    test_fraction: float | None = None
+    validation_fraction: float | None = None
+    max_bad: int = 0
+    seed: int = 0
+    num_workers: int = 4
+
+    def __post_init__(self) -> None:
+        """Checks fractions and counts."""
+        test, validation = self.fractions
+        if min(test, validation) < 0 or test + validation >= 1:
+            raise ValueError(
+                f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
+            )
+        if self.max_bad < 0 or self.num_workers < 1:
+            raise ValueError(
+                f"max_bad is {self.max_bad}, num_workers {self.num_workers}; give at least 0 and at least 1"
+            )
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Shares for test and validation."""
+        test, validation = self.test_fraction, self.validation_fraction
+        return 0.1 if test is None else test, 0.1 if validation is None else validation
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the content of the dataset, beside the source and the seed."""
+        return {key: value for key, value in asdict(self).items() if key not in ("seed", "num_workers")}

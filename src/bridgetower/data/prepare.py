@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bridgetower.data import emoji, flags, pairs
-from bridgetower.data.pairs import PairsConfig
+from bridgetower.data.config import PairsConfig
 from bridgetower.data.records import (
     INFO_FILE,
     SPLITS,

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-CaptionsFrom = Literal["text", "folder"]
+from bridgetower.data.config import CaptionsFrom
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")

@@ -21,7 +21,6 @@ def evaluate_masked_words(model: BridgeTower, images: CaptionImages, masking: Ma
     The same words are hidden at every call. The gap between `mlm_accuracy` and `mlm_wrong_image_accuracy` tells how
     much the model reads off the picture.
     """
-    assert model.mlm_head is not None
     pairs = CaptionPairs(images, masking)
     batch_size = min(BATCH_SIZE, len(pairs))
     steps = range(len(pairs) // batch_size)
@@ -40,7 +39,7 @@ def evaluate_masked_words(model: BridgeTower, images: CaptionImages, masking: Ma
     return dict(zip(names, (totals / max(words, 1)).tolist(), strict=True))
 
 
-def other_images(image_index: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+def other_images(image_index: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
     """Row of another picture for each row: the next one of the batch that is not the same picture."""
     count = len(image_index)
     order = (torch.arange(count)[:, None] + torch.arange(1, count + 1)) % count  # row b: b+1, b+2, …, b
@@ -49,5 +48,4 @@ def other_images(image_index: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
 
 
 def _loss(model: BridgeTower, image: Encoded, text: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
-    assert model.mlm_head is not None
-    return mlm_loss(model.mlm_head, model.fuse(image, text, read="text").text, labels)
+    return mlm_loss(model.mlm_logits, model.fuse(image, text, read="text").text, labels)

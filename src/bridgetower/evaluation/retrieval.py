@@ -38,7 +38,7 @@ class RetrievalResult:
 
     similarity: Float[Tensor, "i t"]
     itm: Float[Tensor, "i t"] | None
-    text_image_index: Int[Tensor, "t"]
+    text_image_index: Int[Tensor, " t"]
     itc_recalls: RetrievalRecalls
     two_stage_recalls: RetrievalRecalls | None
     chance: RetrievalRecalls
@@ -76,9 +76,7 @@ def evaluate_retrieval(
     own_rows = torch.arange(rank(), len(images), world_size())
     image = _cat_images(model, images, own_rows, config.batch_size, device)
     text = _cat_texts(model, images, texts, config.batch_size, device)
-    own = (
-        model.image_embeds(image).float().cpu() if len(own_rows) else torch.empty(0, model.config.heads.itc_size)
-    )
+    own = model.image_embeds(image).float().cpu() if len(own_rows) else torch.empty(0, model.config.heads.itc_size)
     _, image_embeds = gather_by_id(own_rows, own)
     similarity = image_embeds @ model.text_embeds(text).float().cpu().T
     itm = two_stage = accuracy = None
@@ -110,13 +108,15 @@ def score_pairs(
 ) -> Float[Tensor, "i t 2"]:
     """Returns the matching logits of the wanted pairs, NaN elsewhere; encodings are shared, never recomputed."""
     logits = torch.full((*wanted.shape, 2), torch.nan)
-    for rows, columns in zip(*(part.split(batch_size) for part in wanted.nonzero(as_tuple=True)), strict=True):
+    pairs = wanted.nonzero()
+    for start in range(0, len(pairs), batch_size):
+        rows, columns = pairs[start : start + batch_size].unbind(dim=1)
         pooled = model.fuse(image[rows.to(image.cls.device)], text[columns.to(text.cls.device)], read="pooled").pooled
-        logits[rows, columns] = model.itm_head(pooled).float().cpu()
+        logits[rows, columns] = model.itm_logits(pooled).float().cpu()
     return logits
 
 
-def _control_pairs(text_image_index: Int[Tensor, "t"], num_images: int) -> Bool[Tensor, "i t"]:
+def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     """Each text with its own image and with one other, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     pairs = _is_own(text_image_index, num_images)
@@ -126,13 +126,11 @@ def _control_pairs(text_image_index: Int[Tensor, "t"], num_images: int) -> Bool[
     return pairs
 
 
-def _is_own(text_image_index: Int[Tensor, "t"], num_images: int) -> Bool[Tensor, "i t"]:
+def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     return torch.arange(num_images)[:, None] == text_image_index[None]
 
 
-def _cat_images(
-    model: BridgeTower, images: CaptionImages, rows: Tensor, batch_size: int, device: torch.device
-) -> Any:
+def _cat_images(model: BridgeTower, images: CaptionImages, rows: Tensor, batch_size: int, device: torch.device) -> Any:
     parts = [model.encode_image(images.pixel_values(chunk).to(device)) for chunk in _chunks(rows.tolist(), batch_size)]
     return Encoded.cat(parts) if parts else None
 

@@ -17,7 +17,7 @@ from bridgetower.model.layers import Pooler
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
-Index = Int[Tensor, "n"] | Bool[Tensor, "b"] | slice
+Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,26 @@ class Encoded:
         return Encoded(layers, torch.cat([part.cls for part in parts]), mask)
 
 
-@dataclass(frozen=True)
 class Fused:
-    """Outputs of the fusion encoder, as far as they were read.
+    """Outputs of the fusion encoder, as far as they were read."""
 
-    Attributes:
-        text: The text stream [B, L, D]; None with `read="pooled"`.
-        image: The image stream [B, P, D]; only with `read="all"`.
-        pooled: Text and image pooler outputs side by side [B, 2D]; None with `read="text"`.
-    """
+    def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
+        self._text, self._image, self._pooled = text, image, pooled
 
-    text: Float[Tensor, "b l d"] | None = None
-    image: Float[Tensor, "b p d"] | None = None
-    pooled: Float[Tensor, "b e"] | None = None
+    @property
+    def text(self) -> Float[Tensor, "b l d"]:
+        """The text stream, with `read="text"` or `"all"`."""
+        return _read(self._text, "text", '"text" or "all"')
+
+    @property
+    def image(self) -> Float[Tensor, "b p d"]:
+        """The image stream, with `read="all"`."""
+        return _read(self._image, "image", '"all"')
+
+    @property
+    def pooled(self) -> Float[Tensor, "b e"]:
+        """Text and image pooler outputs side by side, with `read="pooled"` or `"all"`."""
+        return _read(self._pooled, "pooled", '"pooled" or "all"')
 
 
 class BridgeTower(nn.Module):
@@ -145,7 +152,9 @@ class BridgeTower(nn.Module):
             ValueError: The numbers of images and texts differ.
         """
         if len(image) != len(text):
-            raise ValueError(f"{len(image)} images and {len(text)} texts; expected one text per image: index them first")
+            raise ValueError(
+                f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
+            )
         text_stream, image_stream = self.fusion(image.layers, text.layers, text.mask, read)
         if image_stream is None:
             return Fused(text=text_stream)
@@ -191,6 +200,28 @@ class BridgeTower(nn.Module):
         head = self.itc_head
         return F.normalize(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled, dim=-1)
 
+    def itm_logits(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
+        """Returns logits of no match (0) and match (1).
+
+        Raises:
+            ValueError: The model has no matching head.
+        """
+        if self.itm_head is None:
+            raise ValueError("this model has no matching (ITM) head; load a checkpoint with one")
+        logits: Tensor = self.itm_head(pooled)
+        return logits
+
+    def mlm_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
+        """Returns vocabulary logits of text stream positions.
+
+        Raises:
+            ValueError: The model has no masked-language head.
+        """
+        if self.mlm_head is None:
+            raise ValueError("this model has no masked-language (MLM) head; load a checkpoint with one")
+        logits: Tensor = self.mlm_head(hidden)
+        return logits
+
     def contrastive_head(self) -> ItcHead | FusedItcHead:
         """Returns the contrastive head.
 
@@ -216,6 +247,12 @@ class BridgeTower(nn.Module):
         )
 
 
+def _read(output: Tensor | None, name: str, reads: str) -> Tensor:
+    if output is None:
+        raise ValueError(f"{name} was not computed; call fuse with read={reads}")
+    return output
+
+
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
 
@@ -227,4 +264,3 @@ def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead | None:
     if heads.itc == "fused":
         return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, heads.itc_size)
     return None
-

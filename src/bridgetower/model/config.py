@@ -117,7 +117,9 @@ class FusionConfig:
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion", self.dropout)
         if self.bridge not in (*get_args(BridgeKind), None):
-            raise ValueError(f"fusion.bridge is {self.bridge!r}; expected one of {get_args(BridgeKind)} or None (METER)")
+            raise ValueError(
+                f"fusion.bridge is {self.bridge!r}; expected one of {get_args(BridgeKind)} or None (METER)"
+            )
         if self.num_token_types < 2:
             raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
         for name in ("vision_layers", "text_layers"):

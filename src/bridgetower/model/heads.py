@@ -63,5 +63,5 @@ class FusedItcHead(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def logit_scale(self) -> Float[Tensor, ""]:
-        """exp of the learned logarithm."""
+        """Exp of the learned logarithm."""
         return self.log_logit_scale.exp()

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.layers import PreNormLayer
 
 
 @torch.no_grad()
@@ -33,9 +34,8 @@ def _init_vision(model: BridgeTower, generator: torch.Generator) -> None:
     fan_in = 3 * config.patch_size**2
     tower.patch_embedding.weight.normal_(std=fan_in**-0.5, generator=generator)
     for layer in tower.layers:
+        assert isinstance(layer, PreNormLayer)
         layer.attention.qkv.weight.normal_(std=width, generator=generator)
         layer.attention.out.weight.normal_(std=branch, generator=generator)
         layer.mlp.up.weight.normal_(std=(2 * config.hidden_size) ** -0.5, generator=generator)
         layer.mlp.down.weight.normal_(std=branch, generator=generator)
-
-

@@ -22,7 +22,13 @@ NANO = ModelConfig(
         image_size=60, patch_size=10, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512
     ),
     text=TextConfig(
-        vocab_size=4096, hidden_size=128, num_layers=3, num_heads=4, intermediate_size=512, max_positions=66, dropout=0.0
+        vocab_size=4096,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=4,
+        intermediate_size=512,
+        max_positions=66,
+        dropout=0.0,
     ),
     fusion=FusionConfig(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512, dropout=0.0),
     heads=HeadsConfig(itc="tower", itc_size=128),

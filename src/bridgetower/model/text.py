@@ -52,7 +52,7 @@ class TextTower(nn.Module):
         return F.dropout(hidden, self.config.dropout, self.training)
 
     def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
-        """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: 0, 1, 2, …"""
+        """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: the column."""
         if self.config.positions == "bert":
             return torch.arange(input_ids.shape[1], device=input_ids.device)
         is_token = (input_ids != self.config.pad_token_id).long()

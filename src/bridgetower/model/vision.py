@@ -21,9 +21,7 @@ class VisionTower(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.layers = nn.ModuleList(
-            PreNormLayer(
-                width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.activation
-            )
+            PreNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.activation)
             for _ in range(config.num_layers)
         )
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -60,9 +58,7 @@ class VisionTower(nn.Module):
         return hidden + resize_position_embedding(self.position_embedding, (height, width))
 
 
-def resize_position_embedding(
-    position_embedding: Float[Tensor, "p v"], grid: tuple[int, int]
-) -> Float[Tensor, "q v"]:
+def resize_position_embedding(position_embedding: Float[Tensor, "p v"], grid: tuple[int, int]) -> Float[Tensor, "q v"]:
     """Interpolates a square grid of learned positions to another grid, the class row kept.
 
     Bicubic, `align_corners=False`, no antialiasing, identity on an equal grid: official `adapt_position_encoding` and

@@ -106,7 +106,8 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
         "do_convert_rgb": config.background is not None,
-        "do_center_crop": config.profile != "official-finetune",
+        # transformers' BridgeTowerProcessor crops whatever the file says; a square of its own size stays as it is.
+        "do_center_crop": True,
     }
     return settings | _sizes(config)
 
@@ -147,7 +148,7 @@ def _sizes(config: ProcessorConfig) -> dict[str, Any]:
         case "official-pretrain":
             return {"size": {"shortest_edge": config.image_size}, "crop_size": square}
         case "official-finetune":
-            return {"size": square}
+            return {"size": square, "crop_size": square}
 
 
 def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -186,19 +187,18 @@ def _bridgetower_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any
 
 def _clip_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("do_pad") or "size_divisor" in settings:
-        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor here does not carry out")
+        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here")
     size = settings.get("size", {"shortest_edge": 224})
     edge = _side(path, "size", size)
-    crops = settings.get("do_center_crop", True)
-    profile: Profile = "official-pretrain" if crops else "official-finetune"
     squashes = isinstance(size, dict) and "height" in size
+    crops = settings.get("do_center_crop", True)
     crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
-    if squashes == crops or crop != edge:
+    if crop != edge or not (crops or squashes):
         raise ValueError(
-            f"{path} resizes to {size} and crops {settings.get('crop_size') if crops else 'nothing'}; expected a "
-            "shortest_edge and a crop equal to it (official-pretrain), or height and width without a crop "
-            "(official-finetune)"
+            f"{path} resizes to {size} and crops {crop if crops else 'nothing'}; expected a crop equal to the "
+            "shortest_edge (official-pretrain) or to height and width (official-finetune)"
         )
+    profile: Profile = "official-finetune" if squashes else "official-pretrain"
     return {"profile": profile, "image_size": edge}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
@@ -77,8 +77,8 @@ def _decode(stream: IO[bytes], name: str, size: int, max_pixels: int, background
     if size == 0:
         raise ValueError(f"{name} is empty (0 bytes); fetch the picture again")
     try:
-        Image.init()  # Image.open(formats=…) knows only the plugins that are loaded already
-        image = Image.open(stream, formats=_FORMATS)
+        Image.init()  # Image.open(formats=…) fails on names without a loaded plugin; AVIF came with Pillow 11.3.
+        image = Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image that can be read; expected one of {', '.join(_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -96,9 +96,12 @@ def _decode(stream: IO[bytes], name: str, size: int, max_pixels: int, background
 
 
 def _upright_rgb(image: Image.Image, name: str, background: Colour | None) -> Image.Image:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so cut-off files would end in grey; set it to False"
+        )
     try:
-        image.load()  # Files are decoded here; a cut-off one fails instead of ending in grey.
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)  # A copy; files are decoded here.
     except _DECODE_ERRORS as error:
         raise ValueError(f"{name} is cut off or damaged ({error}); fetch the picture again") from error
     return _to_rgb(upright, background)

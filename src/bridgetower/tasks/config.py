@@ -31,7 +31,9 @@ class Phase:
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
         if min(self.mlm, self.itm, self.itc) < 0 or max(self.mlm, self.itm, self.itc) == 0:
-            raise ValueError(f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive")
+            raise ValueError(
+                f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

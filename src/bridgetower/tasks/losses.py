@@ -64,9 +64,7 @@ def mlm_loss(
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
-def itm_loss(
-    logits: Float[Tensor, "n 2"], labels: Int[Tensor, "n"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def itm_loss(logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy of match (1) against no match (0), and the accuracy."""
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
@@ -74,7 +72,7 @@ def itm_loss(
 def itc_loss(
     image_embeds: Float[Tensor, "b c"],
     text_embeds: Float[Tensor, "b c"],
-    image_index: Int[Tensor, "b"],
+    image_index: Int[Tensor, " b"],
     logit_scale: Float[Tensor, ""],
     *,
     gather_with_grads: bool = True,
@@ -105,5 +103,5 @@ def own_columns(count: int) -> slice:
     return slice(rank() * count, (rank() + 1) * count)
 
 
-def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
     return (logits.argmax(dim=-1) == labels).float().mean().detach()

@@ -13,12 +13,12 @@ from torch import Tensor
 class Pairs:
     """Rows of images and of texts that form n pairs, and whether they match (1) or not (0)."""
 
-    image_rows: Int[Tensor, "n"]
-    text_rows: Int[Tensor, "n"]
-    labels: Int[Tensor, "n"]
+    image_rows: Int[Tensor, " n"]
+    text_rows: Int[Tensor, " n"]
+    labels: Int[Tensor, " n"]
 
 
-def random_pairs(image_index: Int[Tensor, "b"], generator: torch.Generator) -> Pairs:
+def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
     """Keeps the image of exactly b // 2 texts and gives every other text a random other image.
 
     Source: official `compute_itm` with `draw_false_image`; here the false image comes from the batch.
@@ -43,8 +43,8 @@ def random_pairs(image_index: Int[Tensor, "b"], generator: torch.Generator) -> P
 def hard_pairs(
     image_to_text: Float[Tensor, "b t"],
     text_to_image: Float[Tensor, "b i"],
-    image_index: Int[Tensor, "b"],
-    all_image_index: Int[Tensor, "t"],
+    image_index: Int[Tensor, " b"],
+    all_image_index: Int[Tensor, " t"],
     own_columns: slice,
     generator: torch.Generator,
 ) -> Pairs:
@@ -73,7 +73,7 @@ def hard_pairs(
 
 
 def pairs_with_negatives(
-    negative_images: Int[Tensor, "b"], negative_texts: Int[Tensor, "b"], own_columns: slice
+    negative_images: Int[Tensor, " b"], negative_texts: Int[Tensor, " b"], own_columns: slice
 ) -> Pairs:
     """Lays out positives, (negative image, text) and (image, negative text) as in the official code."""
     count = len(negative_images)
@@ -83,9 +83,7 @@ def pairs_with_negatives(
     return Pairs(torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts]), labels)
 
 
-def _draw(
-    weights: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator
-) -> Int[Tensor, "b"]:
+def _draw(weights: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
     """Draws one allowed column per row; weights that underflowed to 0 everywhere count as equal."""
     if not bool(allowed.any(dim=1).all()):
         raise ValueError("a batch for matching needs at least two different images; use a larger batch or more data")

@@ -47,10 +47,10 @@ class PretrainingTask(nn.Module):
         return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
 
     @torch.no_grad()
-    def predict(self, batch: CaptionBatch) -> Float[Tensor, "b"]:
+    def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the match logit of each image with its caption."""
         pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, read="pooled").pooled
-        return self.model.itm_head(pooled)[:, 1]
+        return self.model.itm_logits(pooled)[:, 1]
 
     def itc(self, image: Encoded, text: Encoded, batch: CaptionBatch) -> Float[Tensor, ""]:
         """Contrastive loss over the features of all ranks."""
@@ -65,13 +65,13 @@ class PretrainingTask(nn.Module):
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], read="pooled")
-        return itm_loss(self.model.itm_head(fused.pooled), pairs.labels)
+        return itm_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy, read from the text stream with the true image."""
         masked = self.model.encode_text(batch.masked_input_ids, batch.attention_mask)
         fused = self.model.fuse(image, masked, read="text")
-        return mlm_loss(self.model.mlm_head, fused.text, batch.mlm_labels)
+        return mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
 
     def pairs(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase

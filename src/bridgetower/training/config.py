@@ -97,7 +97,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Checks sizes and that the length of the run is given once."""
         if (self.max_steps is None) == (self.max_epochs is None):
-            raise ValueError(f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them")
+            raise ValueError(
+                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them"
+            )
         for name in ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -62,11 +63,12 @@ class Parts:
 def make_fabric(config: RunConfig) -> Fabric:
     """Starts Fabric for one process, or for all those that torchrun started."""
     precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision]
-    if int(torch.distributed.is_torchelastic_launched()):
+    if torch.distributed.is_torchelastic_launched():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
         fabric = Fabric(
             accelerator="auto",
-            devices="auto" if torch.cuda.is_available() else _local_world_size(),
-            num_nodes=_num_nodes(),
+            devices=local,
+            num_nodes=int(os.environ["WORLD_SIZE"]) // local,
             # Heads and towers that the current phase does not use get no gradient.
             strategy=DDPStrategy(find_unused_parameters=True),
             precision=precision,
@@ -162,7 +164,8 @@ def _step(
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / micro_batches
     if parts.config.optimizer.clip_norm is not None:
-        means["gradient_norm"] = fabric.clip_gradients(task, optimizer, max_norm=parts.config.optimizer.clip_norm)
+        norm = fabric.clip_gradients(task, optimizer, max_norm=parts.config.optimizer.clip_norm)
+        means["gradient_norm"] = torch.as_tensor(norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means
@@ -206,7 +209,9 @@ def _set_lr(optimizer: Optimizer, factor: float) -> None:
 def _any_rank(fabric: Fabric, requested: bool) -> bool:
     if fabric.world_size == 1:
         return requested
-    return bool(fabric.all_reduce(torch.tensor(float(requested), device=fabric.device), reduce_op="sum") > 0)
+    requests = torch.tensor(float(requested), device=fabric.device)
+    torch.distributed.all_reduce(requests)
+    return bool(requests > 0)
 
 
 class _Stop:

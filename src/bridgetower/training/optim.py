@@ -94,9 +94,7 @@ class OfficialAdamW(Optimizer):
     The epsilon is added before the bias correction, and decay comes after the step with the full learning rate.
     """
 
-    def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
-    ) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()

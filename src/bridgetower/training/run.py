@@ -52,7 +52,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         _claim(config, out, resume=resume)
     fabric.barrier()
     checkpoint = _start(config, out)
-    model = fabric.to_device(checkpoint.model().train())
+    model = checkpoint.model().train().to(fabric.device)
     parts = _parts(config, replace(checkpoint, tensors={}), model, out)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
     if fabric.global_rank == 0:
@@ -91,7 +91,9 @@ def _start(config: RunConfig, out: Path) -> Checkpoint:
     if config.init is not None:
         checkpoint = read_checkpoint(config.init)
         if checkpoint.processor is None or checkpoint.processor.tokenizer is None:
-            raise ValueError(f"{config.init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
+            raise ValueError(
+                f"{config.init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer"
+            )
         return checkpoint if config.image_size is None else checkpoint.resized(config.image_size)
     processor = _processor(config, out)
     model_config = config.model.override({"text.vocab_size": processor.vocab_size})

@@ -1,0 +1,178 @@
+"""Small random models of transformers, what they compute, and what this package computes from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor
+from transformers import (
+    BridgeTowerConfig,
+    BridgeTowerForContrastiveLearning,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerForMaskedLM,
+    BridgeTowerModel,
+    PreTrainedModel,
+)
+
+from bridgetower.checkpoints import Checkpoint
+from bridgetower.checkpoints.keymap import Source, name_table, scatter
+from bridgetower.model.bridgetower import BridgeTower
+
+KINDS: dict[str, type[PreTrainedModel]] = {
+    "backbone": BridgeTowerModel,
+    "mlm": BridgeTowerForMaskedLM,
+    "itm": BridgeTowerForImageAndTextRetrieval,
+    "itc": BridgeTowerForContrastiveLearning,
+}
+
+_TOP = {"hidden_size": 48, "num_hidden_layers": 2, "contrastive_hidden_size": 20}
+_TEXT = {
+    "vocab_size": 70,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 56,
+    "max_position_embeddings": 20,
+}
+_VISION = {"hidden_size": 128, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16}
+
+# The contrastive model of transformers runs with these only, and with a shared projection.
+EQUAL_WIDTHS = {
+    "hidden_size": 64,
+    "text.hidden_size": 64,
+    "text.num_attention_heads": 4,
+    "vision.hidden_size": 64,
+}
+# What differs from the settings above; `text.` and `vision.` are the tower's own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scaled_add": {"link_tower_type": "scaled_add"},
+    "interpolate": {"link_tower_type": "interpolate"},
+    "one fusion layer": {"num_hidden_layers": 1},
+    "every layer has a bridge": {"num_hidden_layers": 3},
+    "four of five layers": {"num_hidden_layers": 4, "text.num_hidden_layers": 5, "vision.num_hidden_layers": 5},
+    "deeper image tower": {"vision.num_hidden_layers": 5},
+    "separate norms": {"vision.share_layernorm": False},
+    "separate norms, deeper image tower": {"vision.share_layernorm": False, "vision.num_hidden_layers": 5},
+    "equal widths": EQUAL_WIDTHS,
+    "patch 14 at 28": {"vision.patch_size": 14, "vision.image_size": 28},
+    "patch 14 at 42": {"vision.patch_size": 14, "vision.image_size": 42},
+    "three eps": {"layer_norm_eps": 1e-3, "text.layer_norm_eps": 5e-3, "vision.layer_norm_eps": 1e-2},
+    "pad is 0": {"text.pad_token_id": 0},
+    "two segments": {"text.type_vocab_size": 2},
+    "own projection per layer": {"share_cross_modal_transformer_layers": False},
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch of images and padded texts.
+
+    Attributes:
+        pixel_values: [B, 3, H, W].
+        input_ids: [B, L].
+        attention_mask: 0 on padding [B, L].
+    """
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """Returns the tensors as keyword arguments."""
+        return dict(vars(self))
+
+
+def random_model(kind: str, changes: Mapping[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
+    """Returns a model of transformers in evaluation mode whose every parameter is random.
+
+    Args:
+        kind: One of `KINDS`.
+        changes: Such as a value of `VARIANTS`.
+        seed: For the parameters.
+    """
+    values = {"": dict(_TOP), "text": dict(_TEXT), "vision": dict(_VISION)}
+    for path, value in ((EQUAL_WIDTHS if kind == "itc" else {}) | dict(changes or {})).items():
+        part, _, name = path.rpartition(".")
+        values[part][name] = value
+    config = BridgeTowerConfig(
+        **values[""], text_config=values["text"], vision_config=values["vision"], logit_scale_init_value=2.6592
+    )
+    return tiny.off_defaults(KINDS[kind](config), seed).eval()
+
+
+def inputs(model: PreTrainedModel, image_size: int | None = None, seed: int = 2) -> Inputs:
+    """Returns two images, at another size than the model's if one is given, and texts of 7 and 4 tokens."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    side = image_size or config.vision_config.image_size
+    padding = config.text_config.pad_token_id
+    ids = torch.randint(padding + 2, config.text_config.vocab_size, (2, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    ids[1, 4:], mask[1, 4:] = padding, 0
+    return Inputs(torch.randn(2, 3, side, side, generator=generator), ids, mask)
+
+
+def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict[str, Tensor]:
+    """Returns everything that a model of transformers computes."""
+    result = model(**batch.named(), **options)
+    if isinstance(model, BridgeTowerModel):
+        return {"text": result.text_features, "image": result.image_features, "pooled": result.pooler_output}
+    if isinstance(model, BridgeTowerForContrastiveLearning):
+        embeds = {"image": result.image_embeds, "text": result.text_embeds, "pair": result.cross_embeds}
+        return embeds | {"logit_scale": model.logit_scale.exp()}
+    return {"logits": result.logits}
+
+
+def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
+    """Returns the same from this package's model."""
+    image, text = model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids, batch.attention_mask)
+    fused = model.fuse(image, text, "all")
+    if model.config.heads.itc == "fused":
+        embeds = {"image": model.image_embeds(image), "text": model.text_embeds(text)}
+        head = model.contrastive_head()
+        return embeds | {"pair": model.pair_embeds(fused.pooled), "logit_scale": head.logit_scale()}
+    if model.mlm_head is not None:
+        return {"logits": model.mlm_head(fused.text)}
+    if model.itm_head is not None:
+        return {"logits": model.itm_head(fused.pooled)}
+    return {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
+
+
+def backpropagate(outputs: Mapping[str, Tensor], batch: Inputs) -> None:
+    """Sends fixed random gradients back from every output; nothing comes from positions that are padding."""
+    weights = tiny.cotangents(outputs)
+    for name in outputs.keys() & {"text", "logits"}:
+        if outputs[name].ndim == 3:
+            weights[name] = weights[name] * batch.attention_mask[..., None]
+    torch.stack([(outputs[name] * weights[name]).sum() for name in outputs]).sum().backward()
+
+
+def their_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns the gradients of parameters that were reached, by name."""
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def our_gradients(checkpoint: Checkpoint, model: BridgeTower) -> dict[str, Tensor]:
+    """Returns this package's gradients under transformers' names."""
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return scatter(table(checkpoint, gradients), gradients)
+
+
+def table(checkpoint: Checkpoint, names: Mapping[str, Tensor]) -> dict[str, Source]:
+    """Returns transformers' names of some of our parameters."""
+    heads = checkpoint.config.heads
+    prefix = "bridgetower." if heads.mlm or heads.itm or heads.itc else ""
+    separate = checkpoint.config.fusion.separate_projections
+    return name_table(names, "huggingface", separate_projections=separate, backbone_prefix=prefix)
+
+
+def reload(folder: Path, kind: str) -> PreTrainedModel:
+    """Reads a folder with transformers; nothing may be missing, left over or of another shape."""
+    model, info = KINDS[kind].from_pretrained(folder, output_loading_info=True)
+    assert {name: list(value) for name, value in info.items() if value} == {}
+    return model.eval()

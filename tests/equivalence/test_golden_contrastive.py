@@ -1,0 +1,118 @@
+"""Case b: contrastive features and losses, and matching with negatives that they chose."""
+
+import pytest
+import torch
+from golden import case, check, wrong
+from recompute import caption_batch, encode, itm_outputs, pretraining_outputs, pretraining_task
+
+from bridgetower.tasks.losses import itc_loss
+from bridgetower.tasks.matching import hard_pairs, pairs_with_negatives
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return case("b_itc")
+
+
+@pytest.fixture(scope="module")
+def task(recorded):
+    return pretraining_task(recorded, recorded.load())
+
+
+@pytest.fixture(scope="module")
+def encoded(recorded, task):
+    return encode(task.model, recorded.inputs)
+
+
+def starting(recorded, *prefixes):
+    return {name: value for name, value in recorded.outputs.items() if name.startswith(prefixes)}
+
+
+def similarities(task, encoded):
+    """Features, and scaled similarities in both directions."""
+    image, text = task.model.image_embeds(encoded[0]), task.model.text_embeds(encoded[1])
+    scale = task.model.contrastive_head().logit_scale()
+    return image, text, scale, scale * image @ text.T
+
+
+def negatives(recorded, prefix):
+    """Pairs with the negatives that the official code drew."""
+    images, texts = (recorded.inputs[f"{prefix}neg_{kind}_idx"] for kind in ("image", "text"))
+    return pairs_with_negatives(images, texts, slice(0, len(images)))
+
+
+def fine_tuning_batch(recorded):
+    """One image with several captions: rows of equal index use the image of the first of them."""
+    index = recorded.inputs["ft_img_index"]
+    first = (index[:, None] == index[None]).int().argmax(dim=1)
+    return recorded.inputs | {"image": recorded.inputs["image"][first]}, index
+
+
+class TestContrast:
+    def test_features_and_logits(self, recorded, task, encoded):
+        image, text, scale, logits = similarities(task, encoded)
+        ours = {"unimodal_feats_image": image, "unimodal_feats_text": text, "logit_scale": scale}
+        ours |= {"itc_logits_i2t": logits, "itc_logits_t2i": logits.T}
+        check(ours, starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale"))
+
+    def test_temperature_is_the_recorded_one(self, recorded, task):
+        assert task.model.itc_head.temperature.item() == pytest.approx(recorded.meta["temperature"])
+
+    def test_training_step(self, recorded, task):
+        others = [*starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale", "hard_", "ft_")]
+        check(pretraining_outputs(task, recorded.inputs), recorded.outputs, without=others)
+
+    def test_control_shuffled_texts_fail(self, recorded, task, encoded):
+        image, text = encoded
+        loss = task.itc(image, text[torch.arange(len(text)).roll(1)], caption_batch(recorded.inputs))
+        assert wrong({"itc_loss": loss}, recorded.outputs) != []
+
+
+class TestHardNegatives:
+    @pytest.mark.parametrize("prefix", ["hard_", "hard_global_"])
+    def test_recorded_draws(self, recorded, task, encoded, prefix):
+        """In one process the negatives of all ranks are those of the batch."""
+        pairs = negatives(recorded, prefix)
+        ours = itm_outputs(task, *encoded, pairs, prefix=prefix)
+        ours[f"{prefix}itc_loss"] = task.itc(*encoded, caption_batch(recorded.inputs))
+        expected = {f"{prefix}{name}" for name in ("itm_logits", "itm_loss", "itc_loss")}
+        check(ours, {name: recorded.outputs[name] for name in expected})
+        assert torch.equal(pairs.labels, recorded.inputs["hard_itm_labels"])
+
+    def test_control_exchanged_draws_fail(self, recorded, task, encoded):
+        images, texts = recorded.inputs["hard_neg_image_idx"], recorded.inputs["hard_neg_text_idx"]
+        pairs = pairs_with_negatives(texts.roll(1), images.roll(1), slice(0, len(images)))
+        assert wrong(itm_outputs(task, *encoded, pairs, prefix="hard_"), recorded.outputs) != []
+
+    def test_own_draws_have_the_recorded_layout(self, recorded, task, encoded):
+        *_, logits = similarities(task, encoded)
+        index = torch.arange(len(logits))
+        pairs = hard_pairs(logits, logits.T, index, index, slice(0, len(logits)), torch.Generator().manual_seed(0))
+        layout, count = negatives(recorded, "hard_"), len(logits)
+        assert torch.equal(pairs.labels, layout.labels)
+        # Each text with a negative image, then each image with a negative text: one side of a pair is given.
+        assert torch.equal(pairs.image_rows[:count], layout.image_rows[:count])
+        assert torch.equal(pairs.text_rows[: 2 * count], layout.text_rows[: 2 * count])
+        assert torch.equal(pairs.image_rows[2 * count :], layout.image_rows[2 * count :])
+        assert bool((pairs.image_rows[count:] != pairs.text_rows[count:]).all())
+
+
+class TestFineTuning:
+    def outputs(self, recorded, task, index):
+        inputs, _ = fine_tuning_batch(recorded)
+        image, text = encode(task.model, inputs)
+        ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
+        embeds = task.model.image_embeds(image), task.model.text_embeds(text)
+        ours["ft_itc_loss"] = itc_loss(*embeds, index, task.model.contrastive_head().logit_scale())
+        return ours
+
+    def test_soft_targets_over_the_texts_of_an_image(self, recorded, task):
+        _, index = fine_tuning_batch(recorded)
+        check(self.outputs(recorded, task, index), starting(recorded, "ft_"))
+
+    def test_control_targets_over_all_texts_fail(self, recorded, task):
+        # Hard targets would not do as a control: where images are equal, so are their rows, and the sums coincide.
+        index = recorded.inputs["ft_img_index"]
+        assert 1 < len(index.unique()) < len(index)
+        different = wrong(self.outputs(recorded, task, torch.zeros_like(index)), recorded.outputs)
+        assert [line.split(":")[0] for line in different] == ["ft_itc_loss"]

@@ -1,0 +1,78 @@
+"""Cases o: LayerNorm inputs of so small a variance that a wrong epsilon shows."""
+
+import pytest
+import torch
+from golden import EPS, case, check, variant, wrong
+from recompute import caption_batch, encode, features, mlm_outputs, pretraining_task
+
+CASES = ("o_eps_clip_roberta", "o_eps_vit_bert")
+
+# Official block -> our config field. The first LayerNorm and the bridges share one value in the paper's models.
+FIELDS = {
+    "vision": "vision.layer_norm_eps",
+    "text_encoder": "text.layer_norm_eps",
+    "cross_layers": "fusion.layer_norm_eps",
+    "mlm_transform": "heads.mlm_layer_norm_eps",
+    "cross_first_layernorm": "fusion.bridge_layer_norm_eps",
+    "link_tower": "fusion.bridge_layer_norm_eps",
+}
+
+
+@pytest.fixture(params=CASES)
+def recorded(request):
+    return case(request.param)
+
+
+def outputs(recorded, model):
+    image, text = encode(model, recorded.inputs)
+    ours = features(model, image, text)
+    mlm = mlm_outputs(pretraining_task(recorded, model), image, caption_batch(recorded.inputs))
+    return ours | {"mlm_logits": mlm["mlm_logits"], "itm_logits": model.itm_head(ours["cls_feats"])}
+
+
+def with_wrong_eps(recorded, block):
+    """The model with the recorded wrong value in one block only."""
+    value = recorded.meta["wrong_eps_sensitivity"][block]["wrong"]
+    if block not in ("cross_first_layernorm", "link_tower"):
+        return variant(recorded.checkpoint, {FIELDS[block]: value})
+    model = recorded.load()
+    fusion = model.fusion
+    first = [fusion.text_norm, fusion.image_norm]
+    bridges = [bridge.norm for bridge in (*fusion.text_bridges, *fusion.image_bridges)]
+    for norm in first if block == "cross_first_layernorm" else bridges:
+        norm.eps = value
+    return model
+
+
+def test_outputs(recorded):
+    check(outputs(recorded, recorded.load()), recorded.outputs, EPS)
+
+
+def test_every_epsilon_is_read_from_the_checkpoint(recorded):
+    expected = recorded.meta["layer_norm_eps"]
+    config = recorded.checkpoint.config.to_dict()
+    ours = {block: config[path.split(".")[0]][path.split(".")[1]] for block, path in FIELDS.items()}
+    assert ours == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_every_recorded_epsilon_has_a_field(recorded):
+    assert set(recorded.meta["wrong_eps_sensitivity"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("block", FIELDS)
+@torch.no_grad()
+def test_control_a_wrong_epsilon_moves_the_outputs_as_recorded(recorded, block):
+    ours = outputs(recorded, with_wrong_eps(recorded, block))
+    assert wrong(ours, recorded.outputs, EPS) != []
+    for name, expected in recorded.meta["wrong_eps_sensitivity"][block]["max_abs_change"].items():
+        change = (ours[name] - recorded.outputs[name]).abs().max().item()
+        assert change == pytest.approx(expected, rel=1e-3, abs=EPS.atol)
+
+
+@pytest.mark.parametrize("path", sorted(set(FIELDS.values())))
+@torch.no_grad()
+def test_control_a_wrong_config_field_fails(recorded, path):
+    (value,) = {
+        recorded.meta["wrong_eps_sensitivity"][block]["wrong"] for block, field in FIELDS.items() if field == path
+    }
+    assert wrong(outputs(recorded, variant(recorded.checkpoint, {path: value})), recorded.outputs, EPS) != []

@@ -1,0 +1,172 @@
+"""Case m: the gradient of every parameter, and six steps of the official optimiser."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from golden import GRADIENTS, Tolerance, case, wrong
+from recompute import optimizer_config, pretraining_outputs, pretraining_task
+
+from bridgetower.checkpoints.keymap import scatter
+from bridgetower.training.optim import OfficialAdamW, build_optimizer, parameter_groups, schedule
+
+# Over the steps, the norm of a parameter's change; rounding is carried from step to step.
+CHANGES = Tolerance(atol=5e-6, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return case("m_gradients")
+
+
+@pytest.fixture(scope="module")
+def expected(recorded):
+    return recorded.json("gradients.json")
+
+
+@pytest.fixture(scope="module")
+def training(recorded):
+    return recorded.json("train.json")
+
+
+def official_gradients(recorded, factor=1.0):
+    """Gradients of MLM + factor · ITM under the official names."""
+    model = recorded.fresh_model()
+    outputs = pretraining_outputs(pretraining_task(recorded, model), recorded.inputs)
+    (outputs["mlm_loss"] + factor * outputs["itm_loss"]).backward()
+    return scatter(recorded.table(), {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+def figures(gradient):
+    """The recorded figures: norm, sum, and scalar product with an even ramp from -1 to 1."""
+    flat = gradient.double().flatten()
+    ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
+    return {"norm": flat.norm(), "sum": flat.sum(), "probe": flat @ ramp}
+
+
+def differing(gradients, expected):
+    """Parameters whose figures differ; noise of `atol` in every entry adds up to √n of it in sum and probe."""
+    names = []
+    for name, values in expected.items():
+        if values is None:
+            continue
+        ours = figures(gradients[name])
+        for figure, value in values.items():
+            entries = 1 if figure == "norm" else gradients[name].numel()
+            tolerance = Tolerance(GRADIENTS.atol * entries**0.5)
+            if not tolerance.holds(ours[figure], torch.tensor(value, dtype=torch.float64)):
+                names.append(f"{name} {figure}: {ours[figure]:.7g}, recorded {value:.7g}")
+    return names
+
+
+class TestGradients:
+    @pytest.fixture(scope="module")
+    def gradients(self, recorded):
+        return official_gradients(recorded)
+
+    def test_losses(self, recorded):
+        ours = pretraining_outputs(pretraining_task(recorded, recorded.load()), recorded.inputs)
+        assert wrong({name: ours[name] for name in recorded.outputs}, recorded.outputs) == []
+
+    def test_every_parameter(self, gradients, expected):
+        assert differing(gradients, expected) == []
+
+    def test_parameters_that_no_loss_reaches_are_not_ours(self, recorded, gradients, expected):
+        """What the official model carries without using it is left behind or carried along."""
+        unreached = {name for name, values in expected.items() if values is None}
+        assert set(gradients) == set(expected) - unreached
+        assert unreached <= {*recorded.checkpoint.dropped, *recorded.carried_names()}
+
+    def test_control_another_weight_of_itm_fails(self, recorded, expected):
+        names = {line.split()[0] for line in differing(official_gradients(recorded, factor=1.01), expected)}
+        assert {"itm_score.fc.weight", "cross_modal_image_pooler.dense.weight"} <= names
+        assert not any(name.startswith("mlm_score.") for name in names)
+
+    def test_control_exchanged_query_and_value_fail(self, gradients, expected):
+        prefix = next(name for name in expected if name.endswith("attention.self.query.weight")).removesuffix("query.weight")
+        exchanged = gradients | {
+            f"{prefix}query.weight": gradients[f"{prefix}value.weight"],
+            f"{prefix}value.weight": gradients[f"{prefix}query.weight"],
+        }
+        names = {line.split()[0] for line in differing(exchanged, expected)}
+        assert names == {f"{prefix}query.weight", f"{prefix}value.weight"}
+
+
+def train(recorded, training, config):
+    """The recorded steps: the same batch each time; returns losses, learning rates by official name, and changes."""
+    model = recorded.fresh_model()
+    task = pretraining_task(recorded, model)
+    optimizer = build_optimizer(parameter_groups(model, config), config)
+    factor = schedule(config, training["max_steps"])
+    losses, rates = [], []
+    for step in training["steps"]:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor(step["step"])
+        rates.append({name: group["lr"] for group in optimizer.param_groups for name in group["names"]})
+        outputs = pretraining_outputs(task, recorded.inputs)
+        optimizer.zero_grad()
+        outputs["total_loss"].backward()
+        optimizer.step()
+        losses.append({name: outputs[name].item() for name in ("mlm_loss", "itm_loss", "total_loss")})
+    before = recorded.checkpoint.tensors
+    changes = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    norms = {name: change.norm() for name, change in scatter(recorded.table(), changes).items()}
+    return losses, rates, norms
+
+
+def recorded_changes(training):
+    (name,) = (name for name in training if name.startswith("param_delta_norm"))
+    return {name: torch.tensor(norm) for name, norm in training[name].items()}
+
+
+def is_noise(name, expected):
+    """A gradient that is zero but for rounding, as those of key biases are: Adam divides the noise by itself."""
+    return expected[name]["norm"] < GRADIENTS.atol
+
+
+class TestSteps:
+    @pytest.fixture(scope="module")
+    def config(self, training):
+        return optimizer_config(training["config"], training["max_steps"])
+
+    @pytest.fixture(scope="module")
+    def trained(self, recorded, training, config):
+        return train(recorded, training, config)
+
+    def test_losses_of_each_step(self, training, trained):
+        for ours, step in zip(trained[0], training["steps"], strict=True):
+            assert ours == pytest.approx({name: step[name] for name in ours}, rel=1e-5, abs=2e-5)
+
+    def test_learning_rate_of_each_parameter_at_each_step(self, recorded, training, trained):
+        groups = case("l_optimizer").json("groups_pretrain.json")["params"]
+        table = recorded.table()
+        for ours, step in zip(trained[1], training["steps"], strict=True):
+            for name, rate in ours.items():
+                for official in table[name].names:
+                    assert rate == pytest.approx(step["group_lr_used"][groups[official][2]], rel=1e-6)
+
+    def test_change_of_each_parameter(self, training, trained, expected):
+        changes = recorded_changes(training)
+        ours = {name: norm for name, norm in trained[2].items() if not is_noise(name, expected)}
+        assert wrong(ours, changes, CHANGES) == []
+        assert len(ours) > 0.8 * len(changes)
+
+    def test_noise_moves_less_than_a_gradient_does(self, training, trained, expected):
+        changes = recorded_changes(training)
+        for name, norm in trained[2].items():
+            if is_noise(name, expected):
+                assert name.endswith("key.bias")
+                assert norm < changes[name.replace("key.bias", "query.bias")]
+
+    def test_what_is_not_ours_did_not_move(self, training, trained):
+        changes = recorded_changes(training)
+        assert all(changes[name] == 0 for name in set(changes) - set(trained[2]))
+
+    @pytest.mark.parametrize("change", [{"rule": "plain"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}])
+    def test_control_another_optimiser_fails(self, recorded, training, config, expected, change):
+        _, _, norms = train(recorded, training, replace(config, **change))
+        ours = {name: norm for name, norm in norms.items() if not is_noise(name, expected)}
+        assert wrong(ours, recorded_changes(training), CHANGES) != []
+
+    def test_the_optimiser_is_the_official_one(self, recorded, config):
+        assert isinstance(build_optimizer(parameter_groups(recorded.fresh_model(), config), config), OfficialAdamW)

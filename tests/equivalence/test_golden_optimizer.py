@@ -1,0 +1,167 @@
+"""Case l: learning rate and decay of every parameter, and the schedule."""
+
+from dataclasses import replace
+from fnmatch import fnmatch
+
+import pytest
+from golden import case
+from recompute import optimizer_config
+
+from bridgetower.checkpoints.keymap import name_table
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
+
+# Recorded groups -> the case whose checkpoint holds that model.
+MODELS = {
+    "pretrain": "a_pretrain",
+    "itc": "b_itc",
+    "vqa_snli": "c_vqa",
+    "nlvr2": "e_nlvr2",
+    "irtr": "f_irtr",
+    "ln_separate": "g_ln_separate",
+    "timm_vit": "h_timm_vit",
+    "bert": "i_bert",
+    "meter": "j_meter",
+}
+
+# Official parameters that this package's model does not have, because nothing that it computes reads them.
+LEFT_OVERS = (
+    "vit_model.positional_embedding",  # of CLIP's text side
+    "vit_model.ln_final.*",  # of CLIP's text side
+    "vit_model.visual.ln_separate.*",  # used by a path that no training takes
+    "text_transformer.pooler.*",
+    "vqa_classifier.*",
+    "snli_classifier.*",
+    "nlvr2_classifier.*",
+)
+
+
+def recorded_groups(name):
+    return case("l_optimizer").json(f"groups_{name}.json")
+
+
+def build(name):
+    """Our model with the heads that the official one had; its weights do not matter."""
+    official, checkpoint = recorded_groups(name)["params"], case(MODELS[name]).checkpoint
+    heads = {"mlm": "mlm_score.bias", "itm": "itm_score.fc.weight"}
+    return BridgeTower(checkpoint.config.override({f"heads.{head}": key in official for head, key in heads.items()}))
+
+
+def our_groups(name, model, *, clip_vision=None, **changes):
+    """Official name -> [multiplier, decay], from our rule."""
+    config = groups_config(name, **changes)
+    naming = case(MODELS[name]).naming
+    table = name_table(model.state_dict(), naming)
+    clip_vision = naming == "clip" if clip_vision is None else clip_vision
+    groups = parameter_groups(model, config, clip_vision=clip_vision)
+    return {
+        official: [group["lr"] / config.lr, group["weight_decay"]]
+        for group in groups
+        for ours in group["names"]
+        for official in table[ours].names
+    }
+
+
+def groups_config(name, **changes):
+    # Only the schedule, which is not looked at here, depends on the number of steps.
+    return replace(optimizer_config(recorded_groups(name)["config"], max_steps=1000), **changes)
+
+
+def disagreeing(ours, official):
+    return [name for name, values in ours.items() if values != pytest.approx(official[name][:2], rel=1e-6, abs=0)]
+
+
+class TestGroups:
+    def test_every_recorded_model_is_compared(self):
+        files = case("l_optimizer").meta["files"]
+        assert set(files) == {"schedule.json", *(f"groups_{name}.json" for name in MODELS)}
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_multiplier_and_decay_of_every_parameter(self, name):
+        official = recorded_groups(name)["params"]
+        assert disagreeing(our_groups(name, build(name)), official) == []
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_names_that_are_not_ours_are_known_left_overs(self, name):
+        official, model = recorded_groups(name)["params"], build(name)
+        rest = set(official) - set(our_groups(name, model))
+        left_overs = (*LEFT_OVERS, *(("temperature",) if model.itc_head is None else ()))
+        assert rest == {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_every_parameter_is_in_one_group(self, name):
+        model = build(name)
+        groups = parameter_groups(model, groups_config(name))
+        grouped = [entry for group in groups for entry in group["names"]]
+        assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
+        assert recorded_groups(name)["in_no_group"] == []
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_defaults_of_the_optimiser(self, name):
+        config, official = groups_config(name), recorded_groups(name)
+        optimizer = build_optimizer(parameter_groups(build(name), config), config)
+        defaults = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        expected = {key: official["defaults"][key] for key in defaults}
+        assert defaults | {"betas": list(defaults["betas"])} == expected
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_control_torch_decay_fails(self, name):
+        official, ours = recorded_groups(name)["params"], our_groups(name, build(name), rule="plain")
+        assert "text_transformer.embeddings.word_embeddings.weight" in disagreeing(ours, official)
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_control_the_other_image_tower_fails(self, name):
+        model, is_clip = build(name), case(MODELS[name]).naming == "clip"
+        wrong = disagreeing(our_groups(name, model, clip_vision=not is_clip), recorded_groups(name)["params"])
+        assert wrong != []
+        assert all(name.startswith("vit_model.") for name in wrong)
+
+    @pytest.mark.parametrize("change", ["head_multiplier", "fusion_multiplier"])
+    def test_control_another_multiplier_fails(self, change):
+        official, model = recorded_groups("pretrain")["params"], build("pretrain")
+        assert disagreeing(our_groups("pretrain", model, **{change: 3.0}), official) != []
+
+
+class TestSchedule:
+    QUIRK = "float_multiplier_quirk"
+
+    @pytest.fixture
+    def schedules(self):
+        return case("l_optimizer").json("schedule.json")
+
+    @pytest.fixture(params=range(16))
+    def recorded(self, request, schedules):
+        """Each recorded run config in turn."""
+        names = sorted(set(schedules) - {self.QUIRK})
+        if request.param >= len(names):
+            pytest.skip("no further schedule")
+        return schedules[names[request.param]]
+
+    def test_learning_rate_at_each_step(self, recorded):
+        assert wrong_steps(recorded, optimizer_config(recorded["config"], recorded["max_steps"])) == []
+
+    def test_control_another_warm_up_fails(self, recorded):
+        config = optimizer_config(recorded["config"], recorded["max_steps"])
+        assert wrong_steps(recorded, replace(config, warmup=config.warmup / 2)) != []
+
+    def test_float_multipliers_multiply_here(self, schedules):
+        """Official: a float multiplier is taken as the group's absolute learning rate; here it always multiplies."""
+        quirk = schedules[self.QUIRK]
+        lr, head, fusion = (quirk["config"][key] for key in ("learning_rate", "lr_mult_head", "lr_mult_cross_modal"))
+        assert quirk["lr_by_group"] == [lr, lr, head, head, fusion, fusion]
+        config = replace(groups_config("pretrain"), lr=lr, head_multiplier=head, fusion_multiplier=fusion)
+        ours = {group["lr"] for group in parameter_groups(build("pretrain"), config)}
+        assert ours == {lr, lr * head, lr * fusion}
+        assert not ours & {head, fusion}
+
+
+def wrong_steps(recorded, config):
+    """Steps at which a group's learning rate differs from the recorded one."""
+    factor = schedule(config, recorded["max_steps"])
+    multipliers = {"base": 1.0, "head": config.head_multiplier, "cross_modal": config.fusion_multiplier}
+    return [
+        (step, group)
+        for step, rates in recorded["lr_used_at_step"].items()
+        for group, rate in rates.items()
+        if config.lr * multipliers[group] * factor(int(step)) != pytest.approx(rate, rel=1e-6, abs=1e-16)
+    ]

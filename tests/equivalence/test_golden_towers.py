@@ -1,0 +1,144 @@
+"""Cases g to k: unshared norms, timm's ViT, BERT, METER, and checkpoints loaded at other image sizes."""
+
+import pytest
+import torch
+from golden import case, check, variant, wrong
+from recompute import encode, features, handed_layers, pretraining_outputs, pretraining_task
+
+from bridgetower.checkpoints.keymap import scatter
+from bridgetower.model.vision import resize_position_embedding
+
+
+def outputs_of_case(recorded, model):
+    return pretraining_outputs(pretraining_task(recorded, model), recorded.inputs)
+
+
+def names(lines):
+    return {line.split(":")[0] for line in lines}
+
+
+class TestSeparateNorms:
+    """Trained checkpoints of `vit_layernorm_shared=False` are those of the official `infer`.
+
+    That path puts every layer through the one shared norm and leaves the unshared ones without gradient; the path
+    through `infer_image` uses them untrained and gives another model. The trained path is the one reproduced.
+    """
+
+    UNTRAINED = ("image_embedss", "fusion_text_feats", "fusion_image_feats", "fusion_cls_feats")
+
+    @pytest.fixture
+    def recorded(self):
+        return case("g_ln_separate")
+
+    def test_outputs_of_the_trained_path(self, recorded):
+        check(outputs_of_case(recorded, recorded.load()), recorded.outputs, without=self.UNTRAINED)
+
+    def test_control_the_other_path_is_another_model(self, recorded):
+        ours = features(recorded.load(), *encode(recorded.load(), recorded.inputs), prefix="fusion_")
+        assert names(wrong(ours, recorded.outputs)) == set(ours)
+        change = (ours["fusion_cls_feats"] - recorded.outputs["fusion_cls_feats"]).abs().max().item()
+        assert change == pytest.approx(recorded.meta["infer_vs_fusion_cls_max_abs"], rel=1e-3)
+
+    def test_unused_norms_are_carried_along(self, recorded):
+        names_carried = [name for name in recorded.checkpoint.carried if name.startswith("vision.separate_norms.")]
+        assert len(names_carried) == 2 * recorded.meta["arch"]["vision"]["layers"]
+
+
+class TestTimm:
+    @pytest.fixture
+    def recorded(self):
+        return case("h_timm_vit")
+
+    def test_outputs(self, recorded):
+        model = recorded.load()
+        ours = outputs_of_case(recorded, model)
+        ours["image_embedss"] = handed_layers(model, model.encode_image(recorded.inputs["image"]), token_type=1)
+        check(ours, recorded.outputs, without=[name for name in recorded.outputs if name.startswith("resized_")])
+
+    def test_outputs_at_another_size(self, recorded):
+        model = recorded.load(image_size=recorded.meta["resize_to"])
+        ours = features(model, *encode(model, recorded.inputs, prefix="resized_"), prefix="resized_")
+        resized = recorded.checkpoint.resized(recorded.meta["resize_to"])
+        official = scatter(recorded.table(), resized.tensors)
+        ours["resized_pos_embed"] = official["vit_model.pos_embed"]
+        recorded_resized = {name: value for name, value in recorded.outputs.items() if name.startswith("resized_")}
+        check(ours, recorded_resized)
+
+    @pytest.mark.parametrize("overrides", [{"vision.activation": "quick_gelu"}, {"vision.num_heads": 1}])
+    def test_control_clip_rules_fail(self, recorded, overrides):
+        assert recorded.checkpoint.config.override(overrides) != recorded.checkpoint.config
+        assert wrong(outputs_of_case(recorded, variant(recorded.checkpoint, overrides)), recorded.outputs) != []
+
+
+class TestBert:
+    @pytest.fixture
+    def recorded(self):
+        return case("i_bert")
+
+    def test_outputs(self, recorded):
+        check(outputs_of_case(recorded, recorded.load()), recorded.outputs)
+
+    def test_control_roberta_positions_fail(self, recorded):
+        model = variant(recorded.checkpoint, {"text.positions": "roberta"})
+        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != []
+
+
+class TestMeter:
+    @pytest.fixture
+    def recorded(self):
+        return case("j_meter")
+
+    def test_outputs(self, recorded):
+        model = recorded.load()
+        image, text = encode(model, recorded.inputs)
+        ours = outputs_of_case(recorded, model)
+        ours["image_embeds"], ours["text_embeds"] = handed_layers(model, image, 1)[0], handed_layers(model, text, 0)[0]
+        check(ours, recorded.outputs)
+
+    def test_control_a_lower_tower_layer_fails(self, recorded):
+        below = (recorded.checkpoint.config.text.num_layers - 1,)
+        model = variant(recorded.checkpoint, {"fusion.text_layers": below})
+        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != []
+
+
+class TestResize:
+    @pytest.fixture
+    def recorded(self):
+        return case("k_resize")
+
+    @pytest.fixture
+    def sizes(self, recorded):
+        return recorded.meta["evaluated_at"]
+
+    def test_outputs_and_embeddings_at_each_size(self, recorded, sizes):
+        ours = {}
+        for size in sizes:
+            model = recorded.load(image_size=size)
+            outputs = features(model, *encode(model, recorded.inputs, suffix=f"_{size}"))
+            ours |= {f"{name}_{size}": value for name, value in outputs.items()}
+            ours[f"positional_embedding_{size}"] = model.vision.position_embedding
+        check(ours, recorded.outputs)
+
+    def test_image_of_another_size_gives_the_same_without_resizing_the_checkpoint(self, recorded, sizes):
+        model = recorded.load()
+        for size in sizes:
+            ours = features(model, *encode(model, recorded.inputs, suffix=f"_{size}"))
+            assert wrong({f"{name}_{size}": value for name, value in ours.items()}, recorded.outputs) == []
+
+    def test_own_size_is_the_identity(self, recorded):
+        before = recorded.checkpoint.tensors["vision.position_embedding"]
+        after = recorded.checkpoint.resized(recorded.meta["trained_at"]).tensors["vision.position_embedding"]
+        assert torch.equal(before, after)
+
+    def test_control_another_interpolation_fails(self, recorded, sizes):
+        table = recorded.checkpoint.tensors["vision.position_embedding"]
+        side = round((len(table) - 1) ** 0.5)
+        patch = recorded.checkpoint.config.vision.patch_size
+        for size in sizes:
+            grid = (size // patch, size // patch)
+            patches = table[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
+            bilinear = torch.nn.functional.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+            ours = torch.cat([table[:1], bilinear[0].flatten(1).T])
+            name = f"positional_embedding_{size}"
+            assert wrong({name: ours}, recorded.outputs) != []
+            assert wrong({name: resize_position_embedding(table, grid)}, recorded.outputs) == []

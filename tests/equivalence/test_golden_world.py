@@ -1,0 +1,117 @@
+"""Case b2: two processes, each with its own rows, against two official ones."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from golden import FEATURES, case, wrong
+from recompute import caption_batch, encode, itm_outputs, pretraining_task
+from spawn import run_on_ranks
+
+from bridgetower.checkpoints.keymap import scatter
+from bridgetower.distributed import all_gather, rank, world_size
+from bridgetower.tasks.losses import own_columns
+from bridgetower.tasks.matching import pairs_with_negatives
+from bridgetower.tasks.pretraining import gather_texts
+
+ARMS = ("itc_gather_with_grads_True", "itc_gather_with_grads_False", "hard_local", "hard_global")
+
+
+def matching(task, image, text, arm, recorded_arm):
+    """Hard negatives from this process's rows, or from those of all processes."""
+    images, texts = (torch.tensor(recorded_arm[f"neg_{kind}_idx"]) for kind in ("image", "text"))
+    own = slice(0, len(images))
+    if arm == "hard_global":
+        image, text, own = image.map(all_gather), gather_texts(text), own_columns(len(images))
+    return itm_outputs(task, image, text, pairs_with_negatives(images, texts, own))
+
+
+def gradient_norms(recorded, model, names):
+    """Norm of the official parameters' gradients; 0 where none arrives."""
+    table = recorded.table()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    shapes = {name: tensor.shape for name, tensor in recorded.checkpoint.tensors.items()}
+    gradients = {name: torch.zeros(shape) if ours[name] is None else ours[name] for name, shape in shapes.items()}
+    official = scatter(table, gradients)
+    return {name: official[name].norm().item() for name in names}
+
+
+def average_gradients(model):
+    """What data-parallel training hands to the optimiser."""
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size()
+
+
+def run_arm(arm):
+    """This process's losses, logits and gradient norms before and after averaging."""
+    recorded = case("b2_itc_world2")
+    recorded_arm = recorded.meta["ranks"][rank()][arm]
+    count = recorded.meta["rows_per_rank"]
+    task = pretraining_task(recorded, recorded.fresh_model(), gather_with_grads=not arm.endswith("False"))
+    batch = caption_batch(recorded.inputs, slice(rank() * count, (rank() + 1) * count))
+    rows = {"image": batch.pixel_values, "text_ids": batch.input_ids, "text_masks": batch.attention_mask}
+    image, text = encode(task.model, rows)
+    outputs = {"itc_loss": task.itc(image, text, batch)}
+    if arm.startswith("hard"):
+        outputs |= matching(task, image, text, arm, recorded_arm)
+    sum(loss for name, loss in outputs.items() if name.endswith("loss")).backward()
+    local = gradient_norms(recorded, task.model, recorded_arm["local_grad_norm"])
+    average_gradients(task.model)
+    mean = gradient_norms(recorded, task.model, recorded_arm["ddp_mean_grad_norm"])
+    return {name: value.detach() for name, value in outputs.items()}, local, mean
+
+
+def run_arms():
+    return {arm: run_arm(arm) for arm in ARMS}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return case("b2_itc_world2")
+
+
+@pytest.fixture(scope="module")
+def ranks(recorded):
+    return run_on_ranks(recorded.meta["world_size"], run_arms)
+
+
+def test_every_recorded_arm_is_run(recorded):
+    assert len(recorded.meta["ranks"]) == recorded.meta["world_size"]
+    assert all(set(arms) == set(ARMS) for arms in recorded.meta["ranks"])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_losses(recorded, ranks, arm):
+    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
+        losses = {name: value for name, value in ours[arm][0].items() if name.endswith("loss")}
+        expected = {name: torch.tensor(arms[arm][name if arm.startswith("hard") else "loss"]) for name in losses}
+        assert wrong(losses, expected) == []
+
+
+@pytest.mark.parametrize("arm", ["hard_local", "hard_global"])
+def test_matching_logits(recorded, ranks, arm):
+    for number, ours in enumerate(ranks):
+        name = f"rank{number}_{arm}_itm_logits"
+        assert wrong({name: ours[arm][0]["itm_logits"]}, recorded.outputs) == []
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(("position", "name"), [(1, "local_grad_norm"), (2, "ddp_mean_grad_norm")])
+def test_gradients_before_and_after_averaging(recorded, ranks, arm, position, name):
+    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
+        assert ours[arm][position] == pytest.approx(arms[arm][name], rel=FEATURES.rtol, abs=FEATURES.atol)
+
+
+def test_control_gradients_to_other_ranks_make_a_difference(recorded, ranks):
+    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
+        for position, name in ((1, "local_grad_norm"), (2, "ddp_mean_grad_norm")):
+            expected = arms["itc_gather_with_grads_False"][name]
+            assert ours["itc_gather_with_grads_True"][position] != pytest.approx(expected, rel=1e-2, abs=1e-2)
+
+
+def test_control_local_negatives_are_not_global_ones(recorded, ranks):
+    for number, ours in enumerate(ranks):
+        name = f"rank{number}_hard_global_itm_logits"
+        assert wrong({name: ours["hard_local"][0]["itm_logits"]}, recorded.outputs) != []

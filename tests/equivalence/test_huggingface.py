@@ -1,0 +1,248 @@
+"""transformers' BridgeTower: its folders give its numbers and gradients here, and go back to it without a change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface as hf
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
+
+from bridgetower import predictor
+from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
+from bridgetower.checkpoints.keymap import Source, gather
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+
+ATOL = 1e-5
+ALL = [("backbone", name) for name in hf.VARIANTS]
+HEADS = [
+    (kind, name)
+    for kind in ("mlm", "itm", "itc")
+    for name in ("plain", "interpolate", "three eps", "separate norms, deeper image tower")
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of transformers, its folder, and what was read from it."""
+
+    kind: str
+    theirs: PreTrainedModel
+    folder: Path
+    checkpoint: Checkpoint
+
+    def batch(self, image_size: int | None = None) -> hf.Inputs:
+        return hf.inputs(self.theirs, image_size)
+
+    @torch.no_grad()
+    def differences(self, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+        """Largest difference of each output, of another checkpoint if one is given."""
+        model, batch = (checkpoint or self.checkpoint).model(), self.batch()
+        ours, theirs = hf.our_outputs(model, batch), hf.their_outputs(self.theirs, batch)
+        assert ours.keys() == theirs.keys()
+        return {name: tiny.off(ours[name], theirs[name]) for name in ours}
+
+
+def make_case(folder: Path, kind: str, changes: Mapping[str, Any]) -> Case:
+    theirs = hf.random_model(kind, changes)
+    theirs.save_pretrained(folder)
+    return Case(kind, theirs, folder, read_checkpoint(folder))
+
+
+@pytest.fixture(scope="module", params=[*ALL, *HEADS], ids=lambda pair: "-".join(pair).replace(" ", "_"))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    kind, variant = request.param
+    return make_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
+
+
+class TestEveryKind:
+    def test_outputs(self, case: Case) -> None:
+        assert max(case.differences().values()) < ATOL
+
+    def test_gradients(self, case: Case) -> None:
+        case.theirs.zero_grad()
+        model, batch = case.checkpoint.model(), case.batch()
+        hf.backpropagate(hf.their_outputs(case.theirs, batch), batch)
+        hf.backpropagate(hf.our_outputs(model, batch), batch)
+        theirs, ours = hf.their_gradients(case.theirs), hf.our_gradients(case.checkpoint, model)
+        assert ours.keys() == theirs.keys(), "the same parameters were reached"
+        wrong = {name: tiny.off(ours[name], theirs[name]) for name in ours}
+        assert [name for name in wrong if wrong[name] > ATOL * max(1, theirs[name].abs().max())] == []
+        assert [name for name in case.theirs.state_dict() if name not in theirs and not is_unread(case, name)] == []
+
+    def test_round_trip(self, case: Case, tmp_path: Path) -> None:
+        convert(case.checkpoint, tmp_path / "back", "hf")
+        back, start = hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
+        assert back.keys() == start.keys()
+        assert [name for name in start if not torch.equal(back[name], start[name])] == []
+
+    def test_settings_come_back(self, case: Case, tmp_path: Path) -> None:
+        convert(case.checkpoint, tmp_path / "back", "hf")
+        back, start = (BridgeTowerConfig.from_pretrained(path).to_dict() for path in (tmp_path / "back", case.folder))
+        # The number of heads on the top level is a default that nothing reads: the fusion layers have the text tower's.
+        ignored = {"num_attention_heads", "_name_or_path"}
+        assert {name for name in start.keys() | back.keys() if back.get(name) != start.get(name)} - ignored == set()
+
+
+def is_unread(case: Case, name: str) -> bool:
+    """Whether a parameter has no part in what this kind of model returns."""
+    depth, last = case.checkpoint.config.vision.num_layers, case.checkpoint.config.fusion.num_layers - 1
+    parts = ["text_model.pooler.", "ln_separate.", *(f"resblocks.{number}." for number in range(depth, 10))]
+    if case.kind == "mlm":
+        parts += [f"cross_modal_image_layers.{last}.", "cross_modal_image_pooler.", "cross_modal_text_pooler."]
+    return any(part in name for part in parts)
+
+
+@pytest.mark.parametrize("kind", hf.KINDS)
+def test_round_trip_through_our_own_folder(tmp_path: Path, kind: str) -> None:
+    """What only transformers keeps (a pooler, norms and layers that are never read) comes along."""
+    case = make_case(tmp_path / "hf", kind, hf.VARIANTS["separate norms, deeper image tower"])
+    convert(case.checkpoint, tmp_path / "ours", "bridgetower")
+    convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
+    back, start = hf.reload(tmp_path / "back", kind).state_dict(), case.theirs.state_dict()
+    assert back.keys() == start.keys()
+    assert [name for name in start if not torch.equal(back[name], start[name])] == []
+
+
+class TestControls:
+    """Usual mistakes move the outputs by more than the tolerance."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, tmp_path_factory: pytest.TempPathFactory) -> Case:
+        return make_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            "vision.layer_norm_eps",
+            "text.layer_norm_eps",
+            "fusion.layer_norm_eps",
+            "fusion.bridge_layer_norm_eps",
+            "heads.mlm_layer_norm_eps",
+        ],
+    )
+    def test_another_eps(self, case: Case, field: str) -> None:
+        wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: 1e-12}))
+        assert max(case.differences(wrong).values()) > 10 * ATOL
+
+    def test_another_activation(self, case: Case) -> None:
+        wrong = replace(case.checkpoint, config=case.checkpoint.config.override({"vision.activation": "gelu"}))
+        assert max(case.differences(wrong).values()) > 10 * ATOL
+
+    def test_swapped_query_and_key_of_one_layer(self, case: Case) -> None:
+        name = "fusion.text_layers.0.self_attention.qkv.weight"
+        assert max(case.differences(with_sources_swapped(case, name, 0, 1)).values()) > 10 * ATOL
+
+    def test_swapped_key_and_value_of_one_layer(self, case: Case) -> None:
+        name = "fusion.image_layers.0.cross_attention.key_value.bias"
+        assert max(case.differences(with_sources_swapped(case, name, 0, 1)).values()) > 10 * ATOL
+
+    def test_a_forgotten_mask(self, case: Case) -> None:
+        batch = case.batch()
+        everything = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
+        with torch.no_grad():
+            ours = hf.our_outputs(case.checkpoint.model(), everything)["logits"][1, :4]
+            theirs = hf.their_outputs(case.theirs, batch)["logits"][1, :4]
+        assert tiny.off(ours, theirs) > 10 * ATOL
+
+    def test_gradients_of_another_model(self, case: Case) -> None:
+        model, other = case.checkpoint.model(), hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5)
+        hf.backpropagate(hf.their_outputs(other, case.batch()), case.batch())
+        hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
+        theirs, ours = hf.their_gradients(other), hf.our_gradients(case.checkpoint, model)
+        assert max(tiny.off(ours[name], theirs[name]) for name in ours) > 0.1
+
+    def test_a_forgotten_mapping_of_any_parameter(self, case: Case) -> None:
+        """Every parameter that the outputs read is far enough from its default to show."""
+        start = case.checkpoint.tensors
+        for part in ("pre_norm.bias", "post_norm.weight", "embedding_norm.weight", "token_type_embedding.weight"):
+            name = next(name for name in start if name.endswith(part))
+            default = torch.zeros_like(start[name]) if "norm.weight" not in name else torch.ones_like(start[name])
+            wrong = replace(case.checkpoint, tensors=start | {name: default})
+            assert max(case.differences(wrong).values()) > 10 * ATOL, name
+
+
+def with_sources_swapped(case: Case, name: str, first: int, second: int) -> Checkpoint:
+    """Reads one of our tensors from the wrong two of transformers'."""
+    (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
+    names = list(source.names)
+    names[first], names[second] = names[second], names[first]
+    wrong = gather({name: Source(tuple(names))}, case.theirs.state_dict())
+    return replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
+
+
+class TestOtherImageSizes:
+    @pytest.mark.parametrize("size", [(48, 48), (16, 16), (32, 64), (64, 16)], ids=str)
+    @torch.no_grad()
+    def test_interpolated_positions(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        """64 x 16 has as many patches as 32 x 32, in another grid."""
+        case = make_case(tmp_path, "backbone", {})
+        batch = replace(case.batch(), pixel_values=torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3)))
+        theirs = hf.their_outputs(case.theirs, batch, interpolate_pos_encoding=True)
+        ours = hf.our_outputs(case.checkpoint.model(), batch)
+        assert max(tiny.off(ours[name], theirs[name]) for name in ours) < ATOL
+
+    @torch.no_grad()
+    def test_resized_checkpoint(self, tmp_path: Path) -> None:
+        case = make_case(tmp_path / "hf", "backbone", {"vision.patch_size": 14, "vision.image_size": 28})
+        resized = case.checkpoint.resized(42)
+        theirs = hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True)
+        ours = hf.our_outputs(resized.model(), case.batch(42))
+        assert max(tiny.off(ours[name], theirs[name]) for name in ours) < ATOL
+        convert(resized, tmp_path / "resized", "hf")
+        reloaded = hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42))
+        assert max(tiny.off(ours[name], reloaded[name]) for name in ours) < ATOL
+
+
+class TestWithPreprocessing:
+    """Real pictures and texts, through transformers' processor and through `predictor.load`."""
+
+    TEXTS = ("a dog runs on the grass", "two red boats", "a <mask> sleeps")
+
+    @pytest.fixture(scope="class", params=["backbone", "mlm", "itm", "itc"])
+    @classmethod
+    def loaded(
+        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[predictor.Predictor, dict[str, Tensor]]:
+        folder = tmp_path_factory.mktemp("hf")
+        theirs = hf.random_model(request.param, {"text.vocab_size": 300})
+        theirs.save_pretrained(folder)
+        tokenizer = train_tokenizer([text for text in cls.TEXTS for _ in range(3)], vocab_size=300)
+        config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
+        Processor(config, tokenizer).save_huggingface(folder)
+        processor = AutoProcessor.from_pretrained(folder)
+        encoded = processor(cls.pictures(), list(cls.TEXTS), padding=True, return_tensors="pt")
+        batch = hf.Inputs(encoded["pixel_values"], encoded["input_ids"], encoded["attention_mask"])
+        with torch.no_grad():
+            return predictor.load(folder, device="cpu"), hf.their_outputs(theirs, batch)
+
+    @staticmethod
+    def pictures() -> list[Image.Image]:
+        shapes = [(50, 70), (32, 32), (60, 41)]
+        rng = np.random.default_rng(0)
+        return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+    def test_predictions(self, loaded: tuple[predictor.Predictor, dict[str, Tensor]]) -> None:
+        model, theirs = loaded
+        pictures, texts = self.pictures(), list(self.TEXTS)
+        if "pooled" in theirs:
+            expected = torch.nn.functional.normalize(theirs["pooled"], dim=-1)
+            assert tiny.off(model.embed_pairs(pictures, texts), expected) < ATOL
+        elif "pair" in theirs:
+            assert tiny.off(model.embed_images(pictures), theirs["image"]) < ATOL
+            assert tiny.off(model.embed_texts(texts), theirs["text"]) < ATOL
+            assert tiny.off(model.embed_pairs(pictures, texts), theirs["pair"]) < ATOL
+        elif theirs["logits"].ndim == 2:
+            assert tiny.off(model.match(pictures, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
+        else:
+            position = model.processor.texts([texts[2]]).input_ids[0].tolist().index(model.processor.mask_token_id)
+            best = theirs["logits"][2, position].softmax(dim=-1).topk(3)
+            (words,) = model.fill_mask(pictures[2], texts[2], top=3)
+            assert tiny.off(torch.tensor([word.probability for word in words]), best.values) < ATOL

@@ -1,0 +1,154 @@
+"""Official checkpoints converted for transformers: its numbers with its eps, and reasons where it cannot hold them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface as hf
+import official
+import pytest
+import tiny
+import torch
+
+from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
+from bridgetower.model.config import HeadsConfig
+
+# transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
+SAME_EPS = {"fusion.layer_norm_eps": 1e-5, "heads.mlm_layer_norm_eps": 1e-5}
+ONE_HEAD = {"mlm": {"heads.itm": False}, "itm": {"heads.mlm": False}, "backbone": {"heads.mlm": False, "heads.itm": False}}
+
+
+def converted(folder: Path, kind: str, changes: dict[str, Any] | None = None) -> tuple[Checkpoint, Path]:
+    """Reads an official file and writes transformers' folder."""
+    file = official.make(ONE_HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
+    checkpoint = read_checkpoint(file, overrides=official.OVERRIDES)
+    convert(checkpoint, folder / "hf", "hf")
+    return checkpoint, folder / "hf"
+
+
+@torch.no_grad()
+def difference(checkpoint: Checkpoint, folder: Path, kind: str) -> float:
+    """Largest difference between this package and transformers."""
+    theirs = hf.reload(folder, kind)
+    batch = hf.inputs(theirs)
+    ours, expected = hf.our_outputs(checkpoint.model(), batch), hf.their_outputs(theirs, batch)
+    return max(tiny.off(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ONE_HEAD)
+class TestConversion:
+    def test_outputs_are_close(self, tmp_path: Path, kind: str) -> None:
+        assert difference(*converted(tmp_path, kind), kind) < 2e-4
+
+    def test_eps_is_the_only_difference(self, tmp_path: Path, kind: str) -> None:
+        checkpoint, folder = converted(tmp_path, kind)
+        same_eps = replace(checkpoint, config=checkpoint.config.override(SAME_EPS))
+        assert difference(same_eps, folder, kind) < 1e-5
+
+    def test_eps_is_a_difference(self, tmp_path: Path, kind: str) -> None:
+        """Control: inputs of the LayerNorms of small variance make it visible."""
+        checkpoint, _ = converted(tmp_path, kind)
+        tensors = dict(checkpoint.tensors)
+        for name in tensors:
+            if name.startswith("fusion.") and name.endswith("_bridges.0.norm.weight"):
+                tensors[name] = tensors[name] * 1e-2
+            if name.startswith("fusion.") and name.endswith("_bridges.0.norm.bias"):
+                tensors[name] = tensors[name] * 1e-2
+            if "_layers.1." in name and name.startswith("fusion.") and "out" in name:
+                tensors[name] = tensors[name] * 1e-2
+        small = replace(checkpoint, tensors=tensors)
+        convert(small, tmp_path / "small", "hf")
+        assert difference(small, tmp_path / "small", kind) > 1e-4
+        same_eps = replace(small, config=small.config.override(SAME_EPS))
+        assert difference(same_eps, tmp_path / "small", kind) < 1e-5
+
+    def test_text_pooler_is_carried(self, tmp_path: Path, kind: str) -> None:
+        checkpoint, folder = converted(tmp_path, kind)
+        pooler = {name: value for name, value in hf.reload(folder, kind).state_dict().items() if "text_model.pooler" in name}
+        assert len(pooler) == len(checkpoint.carried) == 2
+        for name, value in pooler.items():
+            assert torch.equal(value, checkpoint.carried["text." + name.partition("text_model.")[2]])
+
+
+def test_one_folder_serves_both_heads(tmp_path: Path) -> None:
+    """As in the published `itm-mlm` folders: each model of transformers leaves the other's head."""
+    checkpoint = read_checkpoint(official.make().save(tmp_path / "model.ckpt"), overrides=official.OVERRIDES)
+    convert(checkpoint, tmp_path / "hf", "hf")
+    for kind, other in (("mlm", "itm_score"), ("itm", "mlm_score")):
+        _, info = hf.KINDS[kind].from_pretrained(tmp_path / "hf", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["mismatched_keys"]
+        assert {name.split(".")[0] for name in info["unexpected_keys"]} == {other}
+
+
+def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> None:
+    checkpoint, folder = converted(tmp_path, "itm")
+    back = read_checkpoint(folder)
+    assert back.tensors.keys() == checkpoint.tensors.keys()
+    assert all(torch.equal(back.tensors[name], checkpoint.tensors[name]) for name in back.tensors)
+    assert back.config == checkpoint.config.override(
+        SAME_EPS | {"fusion.vision_layers": (2, 3), "fusion.text_layers": (2, 3)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (official.METER, "no bridges"),
+        (official.BERT, "text tower is BERT"),
+        ({"fusion.num_token_types": 3}, "token types"),
+        (official.TIMM, "image tower is not CLIP"),
+        ({"fusion.hidden_size": 24}, "fusion width, heads or feed-forward differ"),
+        ({"fusion.num_heads": 4}, "fusion width, heads or feed-forward differ"),
+        ({"fusion.intermediate_size": 64}, "fusion width, heads or feed-forward differ"),
+        ({"heads.itc": "tower"}, "contrastive head reads the towers"),
+        ({"heads.itc": "fused"}, "image tower as wide as the fusion encoder"),
+        ({"vision.num_heads": 4}, "image heads are not of width 64"),
+        ({"vision.intermediate_size": 256}, "image feed-forward"),
+        ({"fusion.vision_layers": (1, 3)}, "same top layers"),
+        ({"vision.num_layers": 4}, "same top layers"),
+    ],
+)
+def test_what_transformers_cannot_hold(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    config = official.CONFIG.override(changes)
+    checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    with pytest.raises(ValueError, match=f"transformers cannot hold mine: .*{reason}"):
+        convert(checkpoint, tmp_path / "hf", "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (official.METER, "METER"),
+        (official.BERT, "BERT"),
+        (official.TIMM, "CLIP"),
+        ({"fusion.num_token_types": 3}, "NLVR2"),
+        ({"heads.itc": "tower"}, "contrastive"),
+        ({"fusion.hidden_size": 24}, "fusion width"),
+    ],
+)
+def test_official_files_that_transformers_cannot_hold(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    overrides = official.OVERRIDES | {"vision.num_heads": 2}
+    checkpoint = read_checkpoint(official.make(changes).save(tmp_path / "model.ckpt"), overrides=overrides)
+    with pytest.raises(ValueError, match=f"cannot hold .*model.ckpt: .*{reason}"):
+        convert(checkpoint, tmp_path / "hf", "hf")
+
+
+def test_all_reasons_are_named(tmp_path: Path) -> None:
+    config = official.CONFIG.override(official.BERT | official.METER | {"fusion.num_token_types": 3})
+    checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    with pytest.raises(ValueError, match=r"bridges.*BERT.*token types"):
+        convert(checkpoint, tmp_path / "hf", "hf")
+
+
+def test_contrastive_head_with_equal_widths_is_held(tmp_path: Path) -> None:
+    """Control for the reason above: with equal widths the contrastive model of transformers runs."""
+    changes = {"vision.hidden_size": 64, "vision.num_heads": 1, "vision.intermediate_size": 256}
+    same_width = {f"{part}.hidden_size": 64 for part in ("text", "fusion")}
+    heads = {f"{part}.num_heads": 4 for part in ("text", "fusion")}
+    config = official.CONFIG.override(changes | same_width | heads | SAME_EPS)
+    config = replace(config, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=20))
+    checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    convert(checkpoint, tmp_path / "hf", "hf")
+    assert difference(checkpoint, tmp_path / "hf", "itc") < 1e-5
