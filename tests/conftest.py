@@ -1,6 +1,15 @@
-"""Checks the shape annotations of the tensor code at every call while the tests run."""
+"""Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
+from pathlib import Path
+
+from typing import TYPE_CHECKING
+
+import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.processor import Processor
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
@@ -20,4 +29,37 @@ CHECKED = [
 ]
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "typechecks.checked")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 45 pictures of coloured shapes, 27 for training, 9 each for validation and test."""
+    from shapes import prepare_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    return prepare_shapes(folder, folder / "set")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+    """A checkpoint folder: random weights off their defaults, all heads, a tokenizer trained on the set."""
+    from shapes import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def tiny_model(tiny_checkpoint: Path) -> "BridgeTower":
+    """The model of `tiny_checkpoint` in evaluation mode, fresh for each test."""
+    from bridgetower.checkpoints import read_checkpoint
+
+    return read_checkpoint(tiny_checkpoint).model()
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_checkpoint: Path) -> "Processor":
+    """The preprocessing of `tiny_checkpoint`."""
+    from bridgetower.processor import Processor
+
+    return Processor.load(tiny_checkpoint)

@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
             config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
         )
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
         print(f"bridgetower: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MARK = ".partial-"  # in the name of every temporary file
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`.
 
-    On any error, a full disk included, the temporary file is removed and `path` stays as it was.
+    On any error, a full disk included, the temporary file is removed and `path` stays as it was. Only a killed process
+    leaves it behind; see `remove_leftovers`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{_MARK}", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -43,6 +46,12 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object, *, default: Callable[[object], object] | None = None) -> None:
     """Writes `content` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that a process which was killed in `replacing` left in `folder`."""
+    for path in folder.glob(f".*{_MARK}*"):
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lets these tests start several processes with the runner of the distributed tests, and explains failed comparisons."""
+"""Lets these tests use the process runner of the distributed tests, and shows what a comparison compared."""
 
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ class Case:
     def __post_init__(self) -> None:
         """Refuses a missing case: a comparison that was not made must not look like one that passed."""
         if not (self.folder / "meta.json").is_file():
-            raise FileNotFoundError(f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all cases")
+            raise FileNotFoundError(
+                f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all cases"
+            )
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -84,12 +86,8 @@ class Case:
 
     def path(self, file: str) -> Path:
         """Where a file lies, in this case or in the one that shares it."""
-        return self.folder / self.meta_elsewhere.get(file, file)
-
-    @cached_property
-    def meta_elsewhere(self) -> dict[str, str]:
-        """Files that another case holds."""
-        return self.json("meta.json").get("files_elsewhere", {})
+        elsewhere: dict[str, str] = self.meta.get("files_elsewhere", {})
+        return self.folder / elsewhere.get(file, file)
 
     def json(self, file: str) -> dict[str, Any]:
         """Reads a JSON file of the case."""
@@ -122,10 +120,15 @@ class Case:
         return {name for source in table.values() for name in source.names}
 
 
-@lru_cache(maxsize=None)
+def folder() -> Path:
+    """Returns the folder of all cases: the one that the environment names, or the one of this repository."""
+    return Path(os.environ.get(FOLDER_VARIABLE, Path(__file__).parents[1] / "golden"))
+
+
+@cache
 def case(name: str) -> Case:
     """Returns a case of the folder in use."""
-    return Case(Path(os.environ.get(FOLDER_VARIABLE, Path(__file__).parents[1] / "golden")) / name)
+    return Case(folder() / name)
 
 
 def variant(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> BridgeTower:
@@ -133,13 +136,15 @@ def variant(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> BridgeTower
     return replace(checkpoint, config=checkpoint.config.override(overrides)).model().requires_grad_(False)
 
 
-def wrong(ours: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance = FEATURES) -> list[str]:
-    """Returns the names whose values differ by more than the tolerance, with the largest difference."""
-    return [
-        f"{name}: {_difference(ours[name], recorded[name])}"
-        for name in ours
-        if not tolerance.holds(ours[name].detach(), recorded[name])
-    ]
+def wrong(
+    ours: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance = FEATURES
+) -> dict[str, str]:
+    """Returns the names whose values differ by more than the tolerance, and by how much at most."""
+    return {
+        name: _difference(value, recorded[name])
+        for name, value in ours.items()
+        if not tolerance.holds(value.detach(), recorded[name])
+    }
 
 
 def check(
@@ -150,7 +155,7 @@ def check(
 ) -> None:
     """Fails unless everything recorded but `without` was recomputed, and is close."""
     assert set(ours) == set(recorded) - set(without)
-    assert wrong(ours, recorded, tolerance) == []
+    assert wrong(ours, recorded, tolerance) == {}
 
 
 def _difference(ours: Tensor, recorded: Tensor) -> str:

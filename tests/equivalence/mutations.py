@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from golden import variant
 from torch import Tensor, nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.model.bridgetower import BridgeTower, Fused
 from bridgetower.model.layers import FeedForward
+from golden import variant
 
 Inputs = Mapping[str, Tensor]
 
@@ -27,7 +26,8 @@ class TanhFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the layer position by position."""
-        return self.layer.down(F.gelu(self.layer.up(hidden), approximate="tanh"))
+        down: Tensor = self.layer.down(F.gelu(self.layer.up(hidden), approximate="tanh"))
+        return down
 
 
 def gelu_tanh_in_bert_layers(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
@@ -45,7 +45,7 @@ def gelu_instead_of_quickgelu(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
 
 def text_mask_ignored(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
     """Padding attended to."""
-    return checkpoint.model()(inputs["image"], inputs["text_ids"], None)
+    return _run(checkpoint.model(), {**inputs, "text_masks": torch.ones_like(inputs["text_masks"])})
 
 
 def token_types_swapped(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
@@ -63,7 +63,7 @@ def position_ids_off_by_one(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
 def ln_post_skipped(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
     """Image tower layers handed on without the shared LayerNorm."""
     model = checkpoint.model()
-    model.vision.post_norm = nn.Identity()
+    model.vision.register_module("post_norm", nn.Identity())
     return _run(model, inputs)
 
 
@@ -115,8 +115,10 @@ MUTATIONS: dict[str, Callable[[Checkpoint, Inputs], Fused]] = {
 def mutated(name: str, checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Tensor]:
     """Features under the named mistake."""
     fused = MUTATIONS[name](checkpoint, inputs)
-    outputs: dict[str, Any] = {"text_feats": fused.text, "image_feats": fused.image, "cls_feats": fused.pooled}
-    return outputs
+    assert fused.text is not None
+    assert fused.image is not None
+    assert fused.pooled is not None
+    return {"text_feats": fused.text, "image_feats": fused.image, "cls_feats": fused.pooled}
 
 
 def _with_tensor(checkpoint: Checkpoint, inputs: Inputs, name: str, tensor: Tensor) -> Fused:

@@ -7,23 +7,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from golden import Case
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower, Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import Losses
+from bridgetower.tasks.losses import IGNORED, Losses
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import OptimizerConfig
+from golden import Case
 
 OBJECTIVES = ("mlm", "itm", "itc")
 
 
 def pretraining_task(case: Case, model: BridgeTower, *, gather_with_grads: bool = True) -> PretrainingTask:
     """The task with the objectives that the official run config switches on."""
-    phase = Phase(**{name: float(case.meta["config"]["loss_names"][name]) for name in OBJECTIVES})
+    weights = {name: float(weight) for name, weight in case.meta["config"]["loss_names"].items()}
+    phase = Phase(mlm=weights["mlm"], itm=weights["itm"], itc=weights["itc"])
     return PretrainingTask(model, PretrainingConfig(phases=(phase,), gather_with_grads=gather_with_grads))
 
 
@@ -35,7 +36,7 @@ def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> Ca
         input_ids=ids,
         attention_mask=inputs["text_masks"][rows],
         masked_input_ids=inputs.get("text_ids_mlm", inputs["text_ids"])[rows],
-        mlm_labels=inputs.get("text_labels_mlm", torch.full_like(inputs["text_ids"], -100))[rows],
+        mlm_labels=inputs.get("text_labels_mlm", torch.full_like(inputs["text_ids"], IGNORED))[rows],
         image_index=torch.arange(len(inputs["text_ids"]))[rows],
     )
 
@@ -46,7 +47,9 @@ def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = ""
     return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
 
 
-def encode(model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", prefix: str = "") -> tuple[Encoded, Encoded]:
+def encode(
+    model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", prefix: str = ""
+) -> tuple[Encoded, Encoded]:
     """Encodings of the recorded images and texts."""
     image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
     return model.encode_image(image), model.encode_text(ids, mask)
@@ -69,7 +72,9 @@ def itm_outputs(
 def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> dict[str, Tensor]:
     """Masked-word logits at all positions, and the loss, which the task computes at labelled positions only."""
     masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
-    logits = task.model.mlm_head(task.model.fuse(image, masked, read="text").text)
+    head = task.model.mlm_head
+    assert head is not None
+    logits = head(task.model.fuse(image, masked, read="text").text)
     return {"mlm_logits": logits, "mlm_loss": task.mlm(image, batch)[0]}
 
 
@@ -101,16 +106,17 @@ def pretraining_outputs(task: PretrainingTask, inputs: Mapping[str, Tensor]) -> 
 def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerConfig:
     """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
     warmup, power = official["warmup_steps"], official["decay_power"]
+    if isinstance(warmup, int):
+        warmup = (warmup + 0.5) / max_steps  # the half is cut off again; without it rounding could cost a step
+    decay = {"schedule": "polynomial", "power": power, "end_lr": official["end_lr"]}
     return OptimizerConfig(
         lr=official["learning_rate"],
         weight_decay=official["weight_decay"],
         head_multiplier=official["lr_mult_head"],
         fusion_multiplier=official["lr_mult_cross_modal"],
         rule="official",
-        warmup=warmup / max_steps if isinstance(warmup, int) else warmup,
-        schedule="cosine" if power == "cosine" else "polynomial",
-        power=1.0 if power == "cosine" else power,
-        end_lr=official["end_lr"],
+        warmup=warmup,
+        **({"schedule": "cosine"} if power == "cosine" else decay),
     )
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import case, check, wrong
 from recompute import caption_batch, encode, itm_outputs, pretraining_outputs, pretraining_task
 
 from bridgetower.tasks.losses import itc_loss
 from bridgetower.tasks.matching import hard_pairs, pairs_with_negatives
+from golden import case, check, wrong
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ class TestContrast:
     def test_control_shuffled_texts_fail(self, recorded, task, encoded):
         image, text = encoded
         loss = task.itc(image, text[torch.arange(len(text)).roll(1)], caption_batch(recorded.inputs))
-        assert wrong({"itc_loss": loss}, recorded.outputs) != []
+        assert wrong({"itc_loss": loss}, recorded.outputs) != {}
 
 
 class TestHardNegatives:
@@ -82,7 +82,7 @@ class TestHardNegatives:
     def test_control_exchanged_draws_fail(self, recorded, task, encoded):
         images, texts = recorded.inputs["hard_neg_image_idx"], recorded.inputs["hard_neg_text_idx"]
         pairs = pairs_with_negatives(texts.roll(1), images.roll(1), slice(0, len(images)))
-        assert wrong(itm_outputs(task, *encoded, pairs, prefix="hard_"), recorded.outputs) != []
+        assert wrong(itm_outputs(task, *encoded, pairs, prefix="hard_"), recorded.outputs) != {}
 
     def test_own_draws_have_the_recorded_layout(self, recorded, task, encoded):
         *_, logits = similarities(task, encoded)
@@ -115,4 +115,4 @@ class TestFineTuning:
         index = recorded.inputs["ft_img_index"]
         assert 1 < len(index.unique()) < len(index)
         different = wrong(self.outputs(recorded, task, torch.zeros_like(index)), recorded.outputs)
-        assert [line.split(":")[0] for line in different] == ["ft_itc_loss"]
+        assert set(different) == {"ft_itc_loss"}

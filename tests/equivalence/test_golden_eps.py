@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from golden import EPS, case, check, variant, wrong
 from recompute import caption_batch, encode, features, mlm_outputs, pretraining_task
+
+from golden import EPS, case, check, variant, wrong
 
 CASES = ("o_eps_clip_roberta", "o_eps_vit_bert")
 
@@ -63,7 +64,7 @@ def test_every_recorded_epsilon_has_a_field(recorded):
 @torch.no_grad()
 def test_control_a_wrong_epsilon_moves_the_outputs_as_recorded(recorded, block):
     ours = outputs(recorded, with_wrong_eps(recorded, block))
-    assert wrong(ours, recorded.outputs, EPS) != []
+    assert wrong(ours, recorded.outputs, EPS) != {}
     for name, expected in recorded.meta["wrong_eps_sensitivity"][block]["max_abs_change"].items():
         change = (ours[name] - recorded.outputs[name]).abs().max().item()
         assert change == pytest.approx(expected, rel=1e-3, abs=EPS.atol)
@@ -75,4 +76,4 @@ def test_control_a_wrong_config_field_fails(recorded, path):
     (value,) = {
         recorded.meta["wrong_eps_sensitivity"][block]["wrong"] for block, field in FIELDS.items() if field == path
     }
-    assert wrong(outputs(recorded, variant(recorded.checkpoint, {path: value})), recorded.outputs, EPS) != []
+    assert wrong(outputs(recorded, variant(recorded.checkpoint, {path: value})), recorded.outputs, EPS) != {}

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import GRADIENTS, Tolerance, case, wrong
 from recompute import optimizer_config, pretraining_outputs, pretraining_task
 
 from bridgetower.checkpoints.keymap import scatter
 from bridgetower.training.optim import OfficialAdamW, build_optimizer, parameter_groups, schedule
+from golden import GRADIENTS, Tolerance, case, wrong
 
-# Over the steps, the norm of a parameter's change; rounding is carried from step to step.
-CHANGES = Tolerance(atol=5e-6, rtol=1e-4)
+# Float32 noise in a gradient, measured as for the losses. Adam divides a gradient by its own size, noise included.
+NOISE = 1e-7
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,21 @@ def training(recorded):
     return recorded.json("train.json")
 
 
+@pytest.fixture(scope="module")
+def gradients(recorded):
+    return official_gradients(recorded)
+
+
+@pytest.fixture(scope="module")
+def config(training):
+    return optimizer_config(training["config"], training["max_steps"])
+
+
+@pytest.fixture(scope="module")
+def trained(recorded, training, config):
+    return train(recorded, training, config)
+
+
 def official_gradients(recorded, factor=1.0):
     """Gradients of MLM + factor · ITM under the official names."""
     model = recorded.fresh_model()
@@ -41,35 +56,31 @@ def figures(gradient):
     """The recorded figures: norm, sum, and scalar product with an even ramp from -1 to 1."""
     flat = gradient.double().flatten()
     ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
-    return {"norm": flat.norm(), "sum": flat.sum(), "probe": flat @ ramp}
+    return {"norm": flat.norm().item(), "sum": flat.sum().item(), "probe": (flat @ ramp).item()}
 
 
 def differing(gradients, expected):
-    """Parameters whose figures differ; noise of `atol` in every entry adds up to √n of it in sum and probe."""
-    names = []
-    for name, values in expected.items():
-        if values is None:
-            continue
-        ours = figures(gradients[name])
-        for figure, value in values.items():
-            entries = 1 if figure == "norm" else gradients[name].numel()
-            tolerance = Tolerance(GRADIENTS.atol * entries**0.5)
-            if not tolerance.holds(ours[figure], torch.tensor(value, dtype=torch.float64)):
-                names.append(f"{name} {figure}: {ours[figure]:.7g}, recorded {value:.7g}")
-    return names
+    """Parameters of which a figure differs; noise of `atol` in every entry adds up to √n of it in sum and probe."""
+    return {
+        name
+        for name, values in expected.items()
+        if values is not None
+        for figure, ours in figures(gradients[name]).items()
+        if abs(ours - values[figure]) > tolerance(figure, gradients[name].numel(), values[figure])
+    }
+
+
+def tolerance(figure, entries, value):
+    return GRADIENTS.atol * (1 if figure == "norm" else entries**0.5) + GRADIENTS.rtol * abs(value)
 
 
 class TestGradients:
-    @pytest.fixture(scope="module")
-    def gradients(self, recorded):
-        return official_gradients(recorded)
-
     def test_losses(self, recorded):
         ours = pretraining_outputs(pretraining_task(recorded, recorded.load()), recorded.inputs)
-        assert wrong({name: ours[name] for name in recorded.outputs}, recorded.outputs) == []
+        assert wrong({name: ours[name] for name in recorded.outputs}, recorded.outputs) == {}
 
     def test_every_parameter(self, gradients, expected):
-        assert differing(gradients, expected) == []
+        assert differing(gradients, expected) == set()
 
     def test_parameters_that_no_loss_reaches_are_not_ours(self, recorded, gradients, expected):
         """What the official model carries without using it is left behind or carried along."""
@@ -78,18 +89,19 @@ class TestGradients:
         assert unreached <= {*recorded.checkpoint.dropped, *recorded.carried_names()}
 
     def test_control_another_weight_of_itm_fails(self, recorded, expected):
-        names = {line.split()[0] for line in differing(official_gradients(recorded, factor=1.01), expected)}
+        names = differing(official_gradients(recorded, factor=1.01), expected)
         assert {"itm_score.fc.weight", "cross_modal_image_pooler.dense.weight"} <= names
         assert not any(name.startswith("mlm_score.") for name in names)
 
     def test_control_exchanged_query_and_value_fail(self, gradients, expected):
-        prefix = next(name for name in expected if name.endswith("attention.self.query.weight")).removesuffix("query.weight")
+        prefix = next(name for name in expected if name.endswith("attention.self.query.weight")).removesuffix(
+            "query.weight"
+        )
         exchanged = gradients | {
             f"{prefix}query.weight": gradients[f"{prefix}value.weight"],
             f"{prefix}value.weight": gradients[f"{prefix}query.weight"],
         }
-        names = {line.split()[0] for line in differing(exchanged, expected)}
-        assert names == {f"{prefix}query.weight", f"{prefix}value.weight"}
+        assert differing(exchanged, expected) == {f"{prefix}query.weight", f"{prefix}value.weight"}
 
 
 def train(recorded, training, config):
@@ -119,20 +131,23 @@ def recorded_changes(training):
     return {name: torch.tensor(norm) for name, norm in training[name].items()}
 
 
+def differing_changes(norms, training, expected):
+    """Parameters whose change over all steps has another norm; those of pure noise are left out."""
+    changes = recorded_changes(training)
+    return [
+        name
+        for name, norm in norms.items()
+        if not is_noise(name, expected)
+        and not Tolerance(5e-6, 1e-4 + NOISE / expected[name]["norm"]).holds(norm, changes[name])
+    ]
+
+
 def is_noise(name, expected):
     """A gradient that is zero but for rounding, as those of key biases are: Adam divides the noise by itself."""
     return expected[name]["norm"] < GRADIENTS.atol
 
 
 class TestSteps:
-    @pytest.fixture(scope="module")
-    def config(self, training):
-        return optimizer_config(training["config"], training["max_steps"])
-
-    @pytest.fixture(scope="module")
-    def trained(self, recorded, training, config):
-        return train(recorded, training, config)
-
     def test_losses_of_each_step(self, training, trained):
         for ours, step in zip(trained[0], training["steps"], strict=True):
             assert ours == pytest.approx({name: step[name] for name in ours}, rel=1e-5, abs=2e-5)
@@ -146,10 +161,8 @@ class TestSteps:
                     assert rate == pytest.approx(step["group_lr_used"][groups[official][2]], rel=1e-6)
 
     def test_change_of_each_parameter(self, training, trained, expected):
-        changes = recorded_changes(training)
-        ours = {name: norm for name, norm in trained[2].items() if not is_noise(name, expected)}
-        assert wrong(ours, changes, CHANGES) == []
-        assert len(ours) > 0.8 * len(changes)
+        assert differing_changes(trained[2], training, expected) == []
+        assert sum(is_noise(name, expected) for name in trained[2]) < 0.2 * len(trained[2])
 
     def test_noise_moves_less_than_a_gradient_does(self, training, trained, expected):
         changes = recorded_changes(training)
@@ -165,8 +178,7 @@ class TestSteps:
     @pytest.mark.parametrize("change", [{"rule": "plain"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}])
     def test_control_another_optimiser_fails(self, recorded, training, config, expected, change):
         _, _, norms = train(recorded, training, replace(config, **change))
-        ours = {name: norm for name, norm in norms.items() if not is_noise(name, expected)}
-        assert wrong(ours, recorded_changes(training), CHANGES) != []
+        assert differing_changes(norms, training, expected) != []
 
     def test_the_optimiser_is_the_official_one(self, recorded, config):
         assert isinstance(build_optimizer(parameter_groups(recorded.fresh_model(), config), config), OfficialAdamW)

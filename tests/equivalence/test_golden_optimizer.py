@@ -4,12 +4,12 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 import pytest
-from golden import case
 from recompute import optimizer_config
 
 from bridgetower.checkpoints.keymap import name_table
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
+from golden import case
 
 # Recorded groups -> the case whose checkpoint holds that model.
 MODELS = {
@@ -47,13 +47,12 @@ def build(name):
     return BridgeTower(checkpoint.config.override({f"heads.{head}": key in official for head, key in heads.items()}))
 
 
-def our_groups(name, model, *, clip_vision=None, **changes):
+def our_groups(name, model, **changes):
     """Official name -> [multiplier, decay], from our rule."""
     config = groups_config(name, **changes)
     naming = case(MODELS[name]).naming
     table = name_table(model.state_dict(), naming)
-    clip_vision = naming == "clip" if clip_vision is None else clip_vision
-    groups = parameter_groups(model, config, clip_vision=clip_vision)
+    groups = parameter_groups(model, config)
     return {
         official: [group["lr"] / config.lr, group["weight_decay"]]
         for group in groups
@@ -111,8 +110,9 @@ class TestGroups:
 
     @pytest.mark.parametrize("name", MODELS)
     def test_control_the_other_image_tower_fails(self, name):
-        model, is_clip = build(name), case(MODELS[name]).naming == "clip"
-        wrong = disagreeing(our_groups(name, model, clip_vision=not is_clip), recorded_groups(name)["params"])
+        model = build(name)
+        model.config = model.config.override({"vision.pre_norm": not model.config.vision.pre_norm})
+        wrong = disagreeing(our_groups(name, model), recorded_groups(name)["params"])
         assert wrong != []
         assert all(name.startswith("vit_model.") for name in wrong)
 
@@ -129,20 +129,27 @@ class TestSchedule:
     def schedules(self):
         return case("l_optimizer").json("schedule.json")
 
-    @pytest.fixture(params=range(16))
-    def recorded(self, request, schedules):
-        """Each recorded run config in turn."""
-        names = sorted(set(schedules) - {self.QUIRK})
-        if request.param >= len(names):
-            pytest.skip("no further schedule")
-        return schedules[names[request.param]]
+    @pytest.fixture
+    def runs(self, schedules):
+        """Recorded schedules by name, each with its run config."""
+        return {name: recorded for name, recorded in schedules.items() if name != self.QUIRK}
 
-    def test_learning_rate_at_each_step(self, recorded):
-        assert wrong_steps(recorded, optimizer_config(recorded["config"], recorded["max_steps"])) == []
+    def test_learning_rate_at_each_step(self, runs):
+        assert runs
+        for name, recorded in runs.items():
+            config = optimizer_config(recorded["config"], recorded["max_steps"])
+            assert wrong_steps(recorded, config) == [], name
 
-    def test_control_another_warm_up_fails(self, recorded):
-        config = optimizer_config(recorded["config"], recorded["max_steps"])
-        assert wrong_steps(recorded, replace(config, warmup=config.warmup / 2)) != []
+    def test_control_another_warm_up_fails(self, runs):
+        for name, recorded in runs.items():
+            config = optimizer_config(recorded["config"], recorded["max_steps"])
+            assert wrong_steps(recorded, replace(config, warmup=config.warmup + 0.05)) != [], name
+
+    def test_control_another_decay_fails(self, runs):
+        for name, recorded in runs.items():
+            config = optimizer_config(recorded["config"], recorded["max_steps"])
+            other = {"schedule": "polynomial"} if config.schedule == "cosine" else {"power": config.power + 1}
+            assert wrong_steps(recorded, replace(config, **other)) != [], name
 
     def test_float_multipliers_multiply_here(self, schedules):
         """Official: a float multiplier is taken as the group's absolute learning rate; here it always multiplies."""

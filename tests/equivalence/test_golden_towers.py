@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from golden import case, check, variant, wrong
+import torch.nn.functional as F
 from recompute import encode, features, handed_layers, pretraining_outputs, pretraining_task
 
 from bridgetower.checkpoints.keymap import scatter
 from bridgetower.model.vision import resize_position_embedding
+from golden import case, check, variant, wrong
 
 
 def outputs_of_case(recorded, model):
     return pretraining_outputs(pretraining_task(recorded, model), recorded.inputs)
-
-
-def names(lines):
-    return {line.split(":")[0] for line in lines}
 
 
 class TestSeparateNorms:
@@ -35,13 +32,13 @@ class TestSeparateNorms:
 
     def test_control_the_other_path_is_another_model(self, recorded):
         ours = features(recorded.load(), *encode(recorded.load(), recorded.inputs), prefix="fusion_")
-        assert names(wrong(ours, recorded.outputs)) == set(ours)
+        assert set(wrong(ours, recorded.outputs)) == set(ours)
         change = (ours["fusion_cls_feats"] - recorded.outputs["fusion_cls_feats"]).abs().max().item()
         assert change == pytest.approx(recorded.meta["infer_vs_fusion_cls_max_abs"], rel=1e-3)
 
     def test_unused_norms_are_carried_along(self, recorded):
-        names_carried = [name for name in recorded.checkpoint.carried if name.startswith("vision.separate_norms.")]
-        assert len(names_carried) == 2 * recorded.meta["arch"]["vision"]["layers"]
+        norms = [name for name in recorded.checkpoint.carried if name.startswith("vision.separate_norms.")]
+        assert len(norms) == 2 * recorded.meta["arch"]["vision"]["layers"]
 
 
 class TestTimm:
@@ -64,10 +61,9 @@ class TestTimm:
         recorded_resized = {name: value for name, value in recorded.outputs.items() if name.startswith("resized_")}
         check(ours, recorded_resized)
 
-    @pytest.mark.parametrize("overrides", [{"vision.activation": "quick_gelu"}, {"vision.num_heads": 1}])
-    def test_control_clip_rules_fail(self, recorded, overrides):
-        assert recorded.checkpoint.config.override(overrides) != recorded.checkpoint.config
-        assert wrong(outputs_of_case(recorded, variant(recorded.checkpoint, overrides)), recorded.outputs) != []
+    def test_control_the_activation_of_clip_fails(self, recorded):
+        model = variant(recorded.checkpoint, {"vision.activation": "quick_gelu"})
+        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != {}
 
 
 class TestBert:
@@ -80,7 +76,7 @@ class TestBert:
 
     def test_control_roberta_positions_fail(self, recorded):
         model = variant(recorded.checkpoint, {"text.positions": "roberta"})
-        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != []
+        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != {}
 
 
 class TestMeter:
@@ -98,7 +94,7 @@ class TestMeter:
     def test_control_a_lower_tower_layer_fails(self, recorded):
         below = (recorded.checkpoint.config.text.num_layers - 1,)
         model = variant(recorded.checkpoint, {"fusion.text_layers": below})
-        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != []
+        assert wrong(outputs_of_case(recorded, model), recorded.outputs) != {}
 
 
 class TestResize:
@@ -123,7 +119,7 @@ class TestResize:
         model = recorded.load()
         for size in sizes:
             ours = features(model, *encode(model, recorded.inputs, suffix=f"_{size}"))
-            assert wrong({f"{name}_{size}": value for name, value in ours.items()}, recorded.outputs) == []
+            assert wrong({f"{name}_{size}": value for name, value in ours.items()}, recorded.outputs) == {}
 
     def test_own_size_is_the_identity(self, recorded):
         before = recorded.checkpoint.tensors["vision.position_embedding"]
@@ -131,14 +127,12 @@ class TestResize:
         assert torch.equal(before, after)
 
     def test_control_another_interpolation_fails(self, recorded, sizes):
-        table = recorded.checkpoint.tensors["vision.position_embedding"]
-        side = round((len(table) - 1) ** 0.5)
-        patch = recorded.checkpoint.config.vision.patch_size
-        for size in sizes:
-            grid = (size // patch, size // patch)
-            patches = table[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
-            bilinear = torch.nn.functional.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-            ours = torch.cat([table[:1], bilinear[0].flatten(1).T])
-            name = f"positional_embedding_{size}"
-            assert wrong({name: ours}, recorded.outputs) != []
-            assert wrong({name: resize_position_embedding(table, grid)}, recorded.outputs) == []
+        config, table = recorded.checkpoint.config.vision, recorded.checkpoint.tensors["vision.position_embedding"]
+        trained = config.image_size // config.patch_size
+        patches = table[1:].unflatten(0, (trained, trained)).permute(2, 0, 1)[None]
+        for size in set(sizes) - {config.image_size}:
+            side, name = size // config.patch_size, f"positional_embedding_{size}"
+            resized = F.interpolate(patches, size=(side, side), mode="bilinear", align_corners=False)
+            bilinear = torch.cat([table[:1], resized[0].flatten(1).T])
+            assert wrong({name: resize_position_embedding(table, (side, side))}, recorded.outputs) == {}
+            assert wrong({name: bilinear}, recorded.outputs) != {}

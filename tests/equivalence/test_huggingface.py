@@ -85,8 +85,8 @@ class TestEveryKind:
     def test_settings_come_back(self, case: Case, tmp_path: Path) -> None:
         convert(case.checkpoint, tmp_path / "back", "hf")
         back, start = (BridgeTowerConfig.from_pretrained(path).to_dict() for path in (tmp_path / "back", case.folder))
-        # The number of heads on the top level is a default that nothing reads: the fusion layers have the text tower's.
-        ignored = {"num_attention_heads", "_name_or_path"}
+        # Nothing reads the top level's number of heads, and the number format is told by the weights.
+        ignored = {"num_attention_heads", "dtype", "_name_or_path"}
         assert {name for name in start.keys() | back.keys() if back.get(name) != start.get(name)} - ignored == set()
 
 
@@ -107,6 +107,15 @@ def test_round_trip_through_our_own_folder(tmp_path: Path, kind: str) -> None:
     convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
     back, start = hf.reload(tmp_path / "back", kind).state_dict(), case.theirs.state_dict()
     assert back.keys() == start.keys()
+    assert [name for name in start if not torch.equal(back[name], start[name])] == []
+
+
+def test_half_precision_stays(tmp_path: Path) -> None:
+    theirs = hf.random_model("itm").half()
+    theirs.save_pretrained(tmp_path / "hf")
+    convert(read_checkpoint(tmp_path / "hf"), tmp_path / "back", "hf")
+    back, start = hf.reload(tmp_path / "back", "itm").state_dict(), theirs.state_dict()
+    assert {value.dtype for value in back.values()} == {torch.float16}
     assert [name for name in start if not torch.equal(back[name], start[name])] == []
 
 

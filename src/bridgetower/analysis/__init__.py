@@ -1,1 +1,1 @@
-"""analysis."""
+"""What a finished comparison says: figures over seeds, cost of the models, examples, and one HTML page."""

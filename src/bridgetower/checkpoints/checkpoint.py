@@ -52,8 +52,9 @@ class Checkpoint:
         """
         config = self.config.override({"vision.image_size": image_size})
         side = image_size // config.vision.patch_size
-        position = resize_position_embedding(self.tensors["vision.position_embedding"].float(), (side, side))
-        tensors = self.tensors | {"vision.position_embedding": position}
+        position = self.tensors["vision.position_embedding"]
+        resized = resize_position_embedding(position.float(), (side, side)).to(position.dtype)
+        tensors = self.tensors | {"vision.position_embedding": resized}
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
@@ -103,12 +104,13 @@ def collect(
     dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
     _refuse(source, "lacks", sorted(needed - set(tensors)))
     _refuse(source, "has unknown", sorted(rest - dropped))
-    gathered = gather(table, tensors)
-    check_shapes(source, config, gathered)
+    shapes = parameter_shapes(config)
+    foreign = {name: entry.foreign_shape(shapes[ours]) for ours, entry in table.items() for name in entry.names}
+    _check_shapes(source, foreign, tensors)
     return Checkpoint(
         source=source,
         config=config,
-        tensors=gathered,
+        tensors=gather(table, tensors),
         carried=gather(carried_table, tensors),
         dropped=tuple(sorted(dropped)),
     )
@@ -119,12 +121,10 @@ def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor
     expected = parameter_shapes(config)
     _refuse(source, "lacks", sorted(set(expected) - set(tensors)))
     _refuse(source, "has unknown", sorted(set(tensors) - set(expected)))
-    check_shapes(source, config, tensors)
+    _check_shapes(source, expected, tensors)
 
 
-def check_shapes(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, with a list, where a tensor's shape is not the config's."""
-    expected = parameter_shapes(config)
+def _check_shapes(source: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
     wrong = [
         f"{name} {list(tensors[name].shape)} (expected {list(shape)})"
         for name, shape in expected.items()

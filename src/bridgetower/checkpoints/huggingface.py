@@ -171,7 +171,8 @@ def _untie(values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     """A tied decoder is stored once, as the word embedding; this package keeps them apart."""
     decoder = "mlm_score.decoder.weight"
     if values.get("tie_word_embeddings") and "mlm_score.bias" in tensors and decoder not in tensors:
-        return {**tensors, decoder: tensors[f"{prefix}text_model.embeddings.word_embeddings.weight"]}
+        words = tensors.get(f"{prefix}text_model.embeddings.word_embeddings.weight")
+        return tensors if words is None else {**tensors, decoder: words.clone()}
     return tensors
 
 

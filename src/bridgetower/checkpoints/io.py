@@ -52,6 +52,8 @@ def read_checkpoint(
         ValueError: What is there is damaged, of no known kind, or does not fit together.
     """
     path = Path(source)
+    if revision is not None and path.exists():
+        raise ValueError(f"revision {revision!r} is for hub ids, but {source} is a local path; leave it out")
     if path.is_dir():
         checkpoint = _read_folder(path, str(source), overrides or {})
     elif path.is_file():
@@ -110,12 +112,12 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Check
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
     values = read_json(folder / "config.json")
+    if overrides:
+        raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
     if values.get("format") == _FORMAT["format"]:
         return _read_own(folder, name, values)
     if values.get("model_type") != "bridgetower":
         raise ValueError(f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower'")
-    if overrides:
-        raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
     checkpoint = huggingface.read_checkpoint(name, values, _read_weights(folder, name))
     processor = _huggingface_processor(folder, checkpoint.config)
     return replace(checkpoint, processor=processor)
@@ -126,6 +128,8 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
         )
+    if "model" not in values:
+        raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
     config = ModelConfig.from_dict(values["model"])
     tensors = read_safetensors(folder / "model.safetensors")
     check_tensors(name, config, tensors)
@@ -146,8 +150,15 @@ def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
     if sharded.exists():
         return read_sharded_safetensors(sharded)
     if pickled.exists():
-        return read_torch_archive(pickled)
+        return _only_tensors(name, read_torch_archive(pickled))
     raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(_WEIGHTS)}")
+
+
+def _only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    others = sorted(str(key) for key, value in values.items() if not isinstance(value, Tensor))
+    if others:
+        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
+    return dict(values)
 
 
 def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:
@@ -158,15 +169,18 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
 
 def _read_official(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
     content = read_torch_archive(path)
-    official = content.get("hyper_parameters", {}).get("config")
-    if official is None or "state_dict" not in content:
+    settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
+    official = settings.get("config") if isinstance(settings, dict) else None
+    if not isinstance(official, dict) or not isinstance(state_dict, dict):
         raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
-    checkpoint = microsoft.read_checkpoint(str(path), official, content["state_dict"], overrides)
-    return replace(checkpoint, processor=_official_processor(official, checkpoint.config))
+    checkpoint = microsoft.read_checkpoint(str(path), official, _only_tensors(str(path), state_dict), overrides)
+    return replace(checkpoint, processor=_official_processor(path, official, checkpoint.config))
 
 
-def _official_processor(official: Mapping[str, Any], config: ModelConfig) -> Processor:
+def _official_processor(path: Path, official: Mapping[str, Any], config: ModelConfig) -> Processor:
     """The official evaluation transform: `clip` resizes and crops, `blip` squashes; the tokenizer is only named."""
+    if lacking := {"val_transform_keys", "max_text_len"} - set(official):
+        raise ValueError(f"{path} lacks {sorted(lacking)} in its config; expected an official .ckpt")
     squashes = any("blip" in key for key in official["val_transform_keys"])
     return Processor(
         ProcessorConfig(
@@ -192,13 +206,13 @@ def _looks_like_hub_id(source: str) -> bool:
 def _download(repo: str, revision: str | None) -> tuple[Path, str]:
     """Fetches a repository's small files and one kind of weights; returns the folder and its commit."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
         if not any((folder / name).exists() for name in _WEIGHTS[:2]):
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_FILES, _WEIGHTS[2]]))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{repo} is no local path and could not be fetched from the hub ({type(error).__name__}); "
             "check the name, or the network, or pass a local folder"

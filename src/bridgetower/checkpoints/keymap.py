@@ -25,6 +25,11 @@ class Source:
     names: tuple[str, ...]
     leading_ones: int = 0
 
+    def foreign_shape(self, shape: torch.Size) -> torch.Size:
+        """Returns the shape of each foreign tensor, from that of ours."""
+        part = shape if len(self.names) == 1 else (shape[0] // len(self.names), *shape[1:])
+        return torch.Size((1,) * self.leading_ones + tuple(part))
+
 
 # Our name -> foreign names; "{0}", "{1}" are the groups of the pattern. First match wins.
 # Prefixes: TEXT is the text tower, VISION the image tower, MODEL everything else of the backbone.

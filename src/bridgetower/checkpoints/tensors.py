@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,22 @@ from torch import Tensor
 
 from bridgetower.files import replacing
 
+# What `torch.load` raises on damaged bytes, besides UnpicklingError: a cut or altered pickle fails wherever it is read.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file, memory-mapped.
@@ -24,7 +41,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: The file is missing.
         ValueError: The file is truncated or not a safetensors file.
     """
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     try:
         with safe_open(path, framework="pt") as file:
@@ -40,9 +57,12 @@ def read_sharded_safetensors(index: Path) -> dict[str, Tensor]:
         FileNotFoundError: A shard is missing.
         ValueError: The index or a shard is damaged, or a shard lies outside the folder.
     """
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"{index} has no weight_map of names to files; download or copy it again")
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-        if Path(shard).name != shard:
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index} points to {shard}, outside its folder; expected plain file names")
         tensors |= read_safetensors(index.parent / shard)
     return tensors
@@ -61,7 +81,7 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
             f"{path} was refused: it is damaged, or it holds Python objects that only running its code could load; "
             f"ask its author for safetensors ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is not a whole PyTorch file ({error}); download or copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
@@ -84,9 +104,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors atomically."""
+    """Writes tensors atomically.
+
+    Raises:
+        OSError: They could not be written, on a full disk for example.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+        try:
+            save_file(contiguous, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error}); make room on the disk") from error
 
 
 def _can_map(path: Path) -> bool:

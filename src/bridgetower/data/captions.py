@@ -11,15 +11,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as transforms
 
+from bridgetower.data.augmentation import augment, drop_words
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import mask_tokens
 from bridgetower.data.records import read_split
 from bridgetower.processor import Processor
-
-SMALLEST_CROP = 0.7  # share of the side
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         chosen = [self.pairs[pair] for pair in key.pairs]
         processor = self.images.processor
         captions = [self._caption(image, number, generator) for image, number in chosen]
-        pixels = torch.stack([self._augment(self.images.pixels(image), generator) for image, _ in chosen])
+        pixels = torch.stack([self.images.pixels(image) for image, _ in chosen])
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,
@@ -117,7 +115,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             generator=generator,
         )
         return CaptionBatch(
-            pixel_values=processor.normalise(pixels),
+            pixel_values=processor.normalise(augment(pixels, self.config.augmentation, generator)),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
@@ -141,16 +139,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         captions = self.images.captions[image]
         if number is None:
             number = int(torch.randint(len(captions), (), generator=generator))
-        return captions[number]
-
-    def _augment(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        if self.config.augmentation == "none":
-            return pixels
-        height, width = pixels.shape[-2:]
-        share, top, left = torch.rand(3, generator=generator).tolist()
-        side = round(min(height, width) * (SMALLEST_CROP + (1 - SMALLEST_CROP) * share))
-        corner = round((height - side) * top), round((width - side) * left)
-        return transforms.resized_crop(pixels, *corner, side, side, [height, width], antialias=True)
+        return drop_words(captions[number], self.config.word_dropout, generator)
 
 
 class StepSampler(Sampler[BatchKey]):

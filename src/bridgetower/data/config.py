@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+Captions = Literal["all", "one"]
+Augmentation = Literal["none", "affine"]
 CaptionsFrom = Literal["text", "folder"]
 
 
@@ -18,9 +20,10 @@ class DataConfig:
         train_split, validation_split: Splits of the folders.
         captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
             and epoch.
-        augmentation: `none`, or `crop`: a random square of 70 to 100 % of the side. Nothing is ever mirrored: captions
+        augmentation: `none`, or `affine`: randomly turned, scaled, moved and lit. Nothing is ever mirrored: captions
             name left and right.
-        max_length: Longest text in tokens; longer captions are cut, and counted in the log.
+        word_dropout: Share of a training caption's words that are left out, drawn anew each time.
+        max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
         num_workers: Processes that decode; 0 decodes in the main process.
         cache: Keep decoded pictures in memory; for sets that fit.
@@ -30,17 +33,28 @@ class DataConfig:
     repeats: tuple[int, ...] = ()
     train_split: str = "train"
     validation_split: str = "validation"
-    captions: Literal["all", "one"] = "all"
-    augmentation: Literal["none", "crop"] = "none"
+    captions: Captions = "all"
+    augmentation: Augmentation = "none"
+    word_dropout: float = 0.0
     max_length: int = 50
     background: tuple[int, int, int] | None = None
     num_workers: int = 0
     cache: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the repeats."""
+        """Checks the repeats, the choices and the counts."""
         if self.repeats and (len(self.repeats) != len(self.folders) or min(self.repeats) < 1):
             raise ValueError(f"repeats {self.repeats} for folders {self.folders}; expected one positive number each")
+        if self.captions not in get_args(Captions) or self.augmentation not in get_args(Augmentation):
+            raise ValueError(
+                f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "
+                f"{', '.join(get_args(Captions))} and one of {', '.join(get_args(Augmentation))}"
+            )
+        if self.max_length < 3 or self.num_workers < 0:
+            raise ValueError(
+                f"max_length {self.max_length} and num_workers {self.num_workers}; expected at least 3 (a start, an "
+                "end and one token) and at least 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,24 +73,21 @@ def evaluate_retrieval(
     """
     device = device or next(model.parameters()).device
     texts, text_image_index = images.texts(config.max_captions)
-    own_rows = torch.arange(rank(), len(images), world_size())
-    image = _cat_images(model, images, own_rows, config.batch_size, device)
+    image = _cat_images(model, images, config.batch_size, device)
     text = _cat_texts(model, images, texts, config.batch_size, device)
-    own = model.image_embeds(image).float().cpu() if len(own_rows) else torch.empty(0, model.config.heads.itc_size)
-    _, image_embeds = gather_by_id(own_rows, own)
+    own = torch.empty(0, model.config.heads.itc_size) if image is None else model.image_embeds(image).float().cpu()
+    _, image_embeds = gather_by_id(_own_rows(len(images)), own)
     similarity = image_embeds @ model.text_embeds(text).float().cpu().T
     itm = two_stage = accuracy = None
     if model.itm_head is not None:
         image_side = topk_candidates(similarity, config.candidates, dim=1)
         text_side = topk_candidates(similarity, config.candidates, dim=0)
         controls = _control_pairs(text_image_index, len(images))
-        wanted = image_side | text_side | controls
-        scores = score_pairs(model, image, text, wanted[own_rows], config.batch_size)
-        _, logits = gather_by_id(own_rows, scores)
+        logits = _pair_logits(model, image, text, image_side | text_side | controls, config.batch_size)
         itm = logits[..., 1]
         ranked = two_stage_scores(itm, image_side, text_side, protocol=config.protocol)
         two_stage = retrieval_recalls(ranked[0], text_image_index, text_to_image_scores=ranked[1])
-        accuracy = itm_accuracy(logits[controls], _is_own(text_image_index, len(images))[controls].long())
+        accuracy = _control_accuracy(logits, controls, text_image_index)
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
@@ -101,6 +98,26 @@ def evaluate_retrieval(
         itm_accuracy=accuracy,
         protocol=config.protocol,
     )
+
+
+@torch.inference_mode()
+def evaluate_matching(
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
+) -> float:
+    """Accuracy of matching on each caption with its own picture and with a random other one (the same at every call).
+
+    It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
+
+    Raises:
+        ValueError: The model has no matching head, or a picture cannot be decoded.
+    """
+    device = device or next(model.parameters()).device
+    texts, text_image_index = images.texts(config.max_captions)
+    image = _cat_images(model, images, config.batch_size, device)
+    text = _cat_texts(model, images, texts, config.batch_size, device)
+    controls = _control_pairs(text_image_index, len(images))
+    logits = _pair_logits(model, image, text, controls, config.batch_size)
+    return _control_accuracy(logits, controls, text_image_index)
 
 
 def score_pairs(
@@ -116,6 +133,22 @@ def score_pairs(
     return logits
 
 
+def _pair_logits(
+    model: BridgeTower, image: Encoded | None, text: Encoded, wanted: Bool[Tensor, "i t"], batch_size: int
+) -> Float[Tensor, "i t 2"]:
+    """Scores this process's images with `score_pairs` and puts the rows of all processes together."""
+    own_rows = _own_rows(len(wanted))
+    own = torch.empty(0, wanted.shape[1], 2)
+    if image is not None:
+        own = score_pairs(model, image, text, wanted[own_rows], batch_size)
+    return gather_by_id(own_rows, own)[1]
+
+
+def _own_rows(num_images: int) -> Int[Tensor, " n"]:
+    """Images that this process encodes."""
+    return torch.arange(rank(), num_images, world_size())
+
+
 def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     """Each text with its own image and with one other, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
@@ -126,12 +159,20 @@ def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool
     return pairs
 
 
+def _control_accuracy(
+    logits: Float[Tensor, "i t 2"], controls: Bool[Tensor, "i t"], text_image_index: Int[Tensor, " t"]
+) -> float:
+    return itm_accuracy(logits[controls], _is_own(text_image_index, len(logits))[controls].long())
+
+
 def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     return torch.arange(num_images)[:, None] == text_image_index[None]
 
 
-def _cat_images(model: BridgeTower, images: CaptionImages, rows: Tensor, batch_size: int, device: torch.device) -> Any:
-    parts = [model.encode_image(images.pixel_values(chunk).to(device)) for chunk in _chunks(rows.tolist(), batch_size)]
+def _cat_images(model: BridgeTower, images: CaptionImages, batch_size: int, device: torch.device) -> Encoded | None:
+    """Encodes this process's share; None where there are fewer images than processes."""
+    chunks = _chunks(_own_rows(len(images)).tolist(), batch_size)
+    parts = [model.encode_image(images.pixel_values(chunk).to(device)) for chunk in chunks]
     return Encoded.cat(parts) if parts else None
 
 

@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 T = TypeVar("T")
+Activation = Literal["quick_gelu", "gelu"]
+Positions = Literal["roberta", "bert"]
 BridgeKind = Literal["add", "scaled_add", "interpolate"]
 ItcKind = Literal["tower", "fused"]
+
+_SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "layer_norm_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +33,15 @@ class VisionConfig:
     num_heads: int = 12
     intermediate_size: int = 3072
     layer_norm_eps: float = 1e-5
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Activation = "quick_gelu"
     pre_norm: bool = True
     patch_bias: bool = False
 
     def __post_init__(self) -> None:
         """Checks that the patch divides the image and the heads divide the width."""
-        _check_positive(self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        _check_positive(self, "image_size", "patch_size", *_SIZES)
         _check_heads("vision", self.hidden_size, self.num_heads)
+        _check_choice("vision.activation", self.activation, get_args(Activation))
         check_image_size(self.image_size, self.patch_size)
 
     @property
@@ -62,16 +67,15 @@ class TextConfig:
     max_positions: int = 514
     type_vocab_size: int = 1
     pad_token_id: int = 1
-    positions: Literal["roberta", "bert"] = "roberta"
+    positions: Positions = "roberta"
     layer_norm_eps: float = 1e-5
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Checks sizes, heads and the dropout probability."""
-        _check_positive(
-            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"
-        )
+        """Checks sizes, heads, the kind of positions and the dropout probability."""
+        _check_positive(self, "vocab_size", "type_vocab_size", "max_positions", *_SIZES)
         _check_heads("text", self.hidden_size, self.num_heads)
+        _check_choice("text.positions", self.positions, get_args(Positions))
         _check_dropout("text", self.dropout)
 
     @property
@@ -113,13 +117,10 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the bridge's name and the number of handed layers."""
-        _check_positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        _check_positive(self, "bridge_layer_norm_eps", *_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion", self.dropout)
-        if self.bridge not in (*get_args(BridgeKind), None):
-            raise ValueError(
-                f"fusion.bridge is {self.bridge!r}; expected one of {get_args(BridgeKind)} or None (METER)"
-            )
+        _check_choice("fusion.bridge", self.bridge, (*get_args(BridgeKind), None))
         if self.num_token_types < 2:
             raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
         for name in ("vision_layers", "text_layers"):
@@ -154,9 +155,9 @@ class HeadsConfig:
     mlm_layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        """Checks the contrastive kind."""
-        if self.itc not in (*get_args(ItcKind), None):
-            raise ValueError(f"heads.itc is {self.itc!r}; expected one of {get_args(ItcKind)} or None")
+        """Checks the contrastive kind and width."""
+        _check_choice("heads.itc", self.itc, (*get_args(ItcKind), None))
+        _check_positive(self, "itc_size", "mlm_layer_norm_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,11 @@ def _top_layers(depth: int, count: int) -> tuple[int, ...]:
     return tuple(range(depth - count + 1, depth + 1))
 
 
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
 def _check_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
@@ -252,13 +258,19 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain nested values, as JSON holds them.
 
     Raises:
-        ValueError: A field is unknown.
+        ValueError: A field is unknown, missing or of the wrong type.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; expected names and values")
     types = get_type_hints(cls)
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
-    return cls(**{name: _plain_value(types[name], value, f"{where}.{name}") for name, value in values.items()})
+    plain = {name: _plain_value(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**plain)
+    except TypeError as error:
+        raise ValueError(f"{where} lacks a field or has one of the wrong type ({error})") from error
 
 
 def _plain_value(annotation: Any, value: Any, where: str) -> Any:

@@ -1,13 +1,11 @@
 """Building blocks that the towers and the fusion encoder share: attention, feed-forward, transformer layers."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Activation = Literal["quick_gelu", "gelu"]
+from bridgetower.model.config import Activation
 
 
 class SelfAttention(nn.Module):

@@ -87,8 +87,12 @@ class Processor:
         """Number of token ids, special ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def images(self, images: Sequence[ImageLike]) -> Float[Tensor, "b 3 h w"]:
+    def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises pictures.
+
+        Args:
+            images: At least one.
+            first: Number of the first one, for errors.
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -98,7 +102,9 @@ class Processor:
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
         if len(images) == 0:
             raise ValueError("no images given; expected at least one")
-        return self.normalise(torch.stack([self._numbered(number, image) for number, image in enumerate(images)]))
+        return self.normalise(
+            torch.stack([self._numbered(number, image) for number, image in enumerate(images, first)])
+        )
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
         """Opens one picture and brings it to the model's size: all that comes before `normalise`.

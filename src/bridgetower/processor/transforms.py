@@ -62,7 +62,11 @@ def _scale_and_crop(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
 
 
 def _squash(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
-    """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square."""
+    """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square.
+
+    Pillow 13 shrinks tall pictures vertically first, earlier releases always horizontally, which moves single pixels by
+    a level or more; the golden data is Pillow 13's.
+    """
     squashed = functional.resize(image, [size, size], interpolation=InterpolationMode.BICUBIC)
     pixels: Tensor = functional.pil_to_tensor(squashed)
     return pixels

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from bridgetower.data.config import MaskingConfig
 
 Negatives = Literal["random", "hard"]
+NegativesFrom = Literal["rank", "world"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,18 @@ class Phase:
     negatives: Negatives = "random"
 
     def __post_init__(self) -> None:
-        """Checks the weights and that hard negatives have similarities to draw from."""
+        """Checks the weights and the negatives."""
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
         if min(self.mlm, self.itm, self.itc) < 0 or max(self.mlm, self.itm, self.itc) == 0:
             raise ValueError(
                 f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive"
+            )
+        if self.negatives not in get_args(Negatives):
+            raise ValueError(f"negatives is {self.negatives!r}; expected one of {', '.join(get_args(Negatives))}")
+        if self.negatives == "hard" and not self.itm:
+            raise ValueError(
+                "negatives are hard but itm is 0, so that nothing draws them; set itm or leave them random"
             )
 
 
@@ -49,14 +56,18 @@ class PretrainingConfig:
 
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    negatives_from: Literal["rank", "world"] = "rank"
+    negatives_from: NegativesFrom = "rank"
     gather_with_grads: bool = True
 
     def __post_init__(self) -> None:
-        """Checks that the phases cover the run."""
+        """Checks that the phases cover the run, and where negatives come from."""
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
+        if self.negatives_from not in get_args(NegativesFrom):
+            raise ValueError(
+                f"negatives_from is {self.negatives_from!r}; expected one of {', '.join(get_args(NegativesFrom))}"
+            )
 
     def phase(self, progress: float) -> Phase:
         """Returns the phase in force when `progress` (0 to 1) of the run is done."""

@@ -93,9 +93,17 @@ def itc_loss(
     targets = positives / positives.sum(dim=1, keepdim=True)
     losses = []
     for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
-        logits = logit_scale * rows.float() @ all_gather(columns.float(), gather_with_grads=gather_with_grads).T
+        logits = similarity(rows, all_gather(columns, gather_with_grads=gather_with_grads), logit_scale)
         losses.append(F.cross_entropy(logits, targets))
     return torch.stack(losses).mean()
+
+
+def similarity(
+    rows: Float[Tensor, "r c"], columns: Float[Tensor, "s c"], logit_scale: Float[Tensor, ""]
+) -> Float[Tensor, "r s"]:
+    """Scaled cosines in float32 under any autocast: bfloat16 has three digits, and these logits go up to 1000."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return logit_scale.float() * rows.float() @ columns.float().T
 
 
 def own_columns(count: int) -> slice:

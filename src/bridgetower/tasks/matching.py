@@ -36,7 +36,7 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     labels = labels.to(image_index.device)
     rows = torch.arange(count, device=image_index.device)
     others = image_index[:, None] != image_index[None]
-    negatives = _draw(others.float(), others, generator)
+    negatives = _draw(torch.zeros_like(others, dtype=torch.float32), others, generator)
     return Pairs(torch.where(labels == 1, rows, negatives), rows, labels)
 
 
@@ -51,7 +51,8 @@ def hard_pairs(
     """Positives, then each text with a hard image, then each image with a hard text: 3b pairs.
 
     Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF. An image's own texts and a text's
-    own image have no weight. Official: they have weight 0 unless the softmax underflows; here: never drawn.
+    own image are left out. Official: they get weight 0 after the softmax and are drawn where it underflows; here: the
+    softmax is over the others only, which is the same distribution without the underflow.
 
     Args:
         image_to_text: Scaled similarities of this rank's images to the candidate texts.
@@ -66,8 +67,8 @@ def hard_pairs(
     """
     others = image_index[:, None] != all_image_index[None]
     return pairs_with_negatives(
-        _draw(text_to_image.softmax(dim=1), others, generator),
-        _draw(image_to_text.softmax(dim=1), others, generator),
+        _draw(text_to_image, others, generator),
+        _draw(image_to_text, others, generator),
         own_columns,
     )
 
@@ -83,10 +84,11 @@ def pairs_with_negatives(
     return Pairs(torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts]), labels)
 
 
-def _draw(weights: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Draws one allowed column per row; weights that underflowed to 0 everywhere count as equal."""
+def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
+    """Draws one column per row from the softmax over the allowed ones."""
     if not bool(allowed.any(dim=1).all()):
         raise ValueError("a batch for matching needs at least two different images; use a larger batch or more data")
-    smallest = torch.finfo(torch.float32).tiny
-    weights = weights.detach().float().clamp_min(smallest).masked_fill(~allowed, 0.0).cpu()
-    return torch.multinomial(weights, 1, generator=generator)[:, 0].to(allowed.device)
+    # Features that are not finite must not end here: the loss that follows from them names the batch.
+    finite = logits.detach().float().nan_to_num()
+    weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(allowed.device)

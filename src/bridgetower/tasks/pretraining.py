@@ -10,7 +10,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
 from bridgetower.model.bridgetower import BridgeTower, Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, own_columns
+from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, own_columns, similarity
 from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
 
 
@@ -86,8 +86,8 @@ class PretrainingTask(nn.Module):
         all_index = all_gather(index) if len(image) > len(batch) else index
         with torch.no_grad():
             scale = self.model.contrastive_head().logit_scale()
-            images, texts = self.model.image_embeds(image).float(), self.model.text_embeds(text).float()
-            image_to_text, text_to_image = scale * images[own] @ texts.T, scale * texts[own] @ images.T
+            images, texts = self.model.image_embeds(image), self.model.text_embeds(text)
+            image_to_text, text_to_image = similarity(images[own], texts, scale), similarity(texts[own], images, scale)
         pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
         return pairs, (image, text)
 

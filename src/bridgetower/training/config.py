@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
@@ -12,6 +12,9 @@ from bridgetower.model.config import ModelConfig, from_plain
 from bridgetower.tasks.config import PretrainingConfig
 
 Precision = Literal["fp32", "bf16"]
+Rule = Literal["plain", "official"]
+Schedule = Literal["polynomial", "cosine"]
+SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +39,32 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     head_multiplier: float = 5.0
     fusion_multiplier: float = 5.0
-    rule: Literal["plain", "official"] = "plain"
-    schedule: Literal["polynomial", "cosine"] = "polynomial"
+    rule: Rule = "plain"
+    schedule: Schedule = "polynomial"
     warmup: float = 0.1
     power: float = 1.0
     end_lr: float = 0.0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks ranges and choices, and that nothing is set that the schedule would ignore."""
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}; "
                 "expected lr > 0, weight_decay >= 0 and warm-up as a share in [0, 1)"
+            )
+        if min(self.head_multiplier, self.fusion_multiplier) < 0 or (
+            self.clip_norm is not None and self.clip_norm <= 0
+        ):
+            raise ValueError(
+                f"head_multiplier {self.head_multiplier}, fusion_multiplier {self.fusion_multiplier}, clip_norm "
+                f"{self.clip_norm}; expected multipliers >= 0 and a norm above 0, or None"
+            )
+        _check_choice("rule", self.rule, Rule)
+        _check_choice("schedule", self.schedule, Schedule)
+        if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
+            raise ValueError(
+                f"power {self.power} and end_lr {self.end_lr} are for the polynomial schedule; leave them out"
             )
 
 
@@ -70,7 +86,9 @@ class RunConfig:
         precision: Of the forward pass; weights and optimiser stay in float32.
         evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
-        select_by: Validation figure whose best checkpoint is kept; higher is better.
+        select_by: Validation figure whose best checkpoint is kept; higher is better. `rsum` is the one of the last
+            stage that the model has.
+        log_every: Steps between lines of `metrics.jsonl`.
     """
 
     recipe: str = ""
@@ -91,11 +109,11 @@ class RunConfig:
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
-    select_by: str = "rsum"
+    select_by: SelectBy = "rsum"
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        """Checks sizes and that the length of the run is given once."""
+        """Checks sizes and choices, and that the length of the run is given once."""
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them"
@@ -104,6 +122,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
+        if self.init is not None and self.tokenizer is not None:
+            raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
+        _check_choice("precision", self.precision, Precision)
+        _check_choice("select_by", self.select_by, SelectBy)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain nested dictionaries, ready for JSON."""
@@ -113,3 +137,8 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Builds the config that `to_dict` described; unknown fields are an error."""
         return from_plain(cls, values, "run config")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(get_args(choices))}")

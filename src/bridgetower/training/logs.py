@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from bridgetower.files import write_text
 from bridgetower.training.config import RunConfig
 
 METRICS = "metrics.jsonl"
@@ -26,7 +28,8 @@ class RunLog:
     ) -> None:
         self.out, self.config, self.enabled = out, config, enabled
         self.first_step, self.max_steps = first_step, max_steps
-        self.seconds = 0.0
+        self.seconds, self.steps = 0.0, 0
+        console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -34,7 +37,8 @@ class RunLog:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            disable=not (enabled and progress),
+            console=console,
+            disable=not (enabled and progress and console.is_terminal),
         )
 
     def __enter__(self) -> RunLog:
@@ -58,11 +62,12 @@ class RunLog:
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
         """Counts a step and, every `log_every` steps, writes its losses and the speed since the last time."""
         self.seconds += seconds
+        self.steps += 1
         self.progress.advance(self.bar)
         if not self.enabled or step % self.config.log_every:
             return
-        pairs_per_second = self.config.batch_size * self.config.log_every / max(self.seconds, 1e-9)
-        self.seconds = 0.0
+        pairs_per_second = self.config.batch_size * self.steps / max(self.seconds, 1e-9)
+        self.seconds, self.steps = 0.0, 0
         figures = {name: float(value) for name, value in losses.items()}
         self._write("train", step, figures | {"lr": lr, "pairs_per_second": pairs_per_second})
         text = f"loss {figures['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
@@ -82,20 +87,19 @@ class RunLog:
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
     """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
-    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+    return [entry for _, entry in _whole_lines(run / METRICS) if entry["kind"] == kind]
 
 
 def _forget_after(path: Path, step: int) -> None:
     """Drops what a killed run wrote after the state that it continues from, and a half-written last line."""
-    if not path.exists():
-        return
-    kept = []
+    if path.exists():
+        write_text(path, "".join(line + "\n" for line, entry in _whole_lines(path) if entry["step"] <= step))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every line with its content, but not the half line with which a killed run ends."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entry = json.loads(line)
+            yield line, json.loads(line)
         except json.JSONDecodeError:
             continue
-        if entry["step"] <= step:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionPairs, StepSampler, derive_seed
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import RunLog
@@ -53,10 +54,10 @@ class Parts:
 
     config: RunConfig
     task: nn.Module
-    model: nn.Module
+    model: BridgeTower
     pairs: CaptionPairs
     evaluate: Evaluate
-    save_best: Callable[[Path], None]
+    save: Callable[[Path], None]
     max_steps: int
 
 
@@ -80,7 +81,7 @@ def make_fabric(config: RunConfig) -> Fabric:
 
 
 def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool = True) -> dict[str, float]:
-    """Trains to the end and returns the last evaluation.
+    """Trains to the end and returns the last evaluation; a finished run only returns it.
 
     Args:
         parts: Task, data, evaluation.
@@ -100,7 +101,8 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
     batches = _batches(parts, fabric, state.step)
     factor = schedule(config.optimizer, parts.max_steps)
     log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
-    figures: dict[str, float] = {}
+    if state.step == parts.max_steps:
+        logger.info("%s is finished: all %d steps are done", out, state.step)
     with log, _signals() as stop:
         for step in range(state.step, parts.max_steps):
             torch.manual_seed(derive_seed(config.seed, "dropout", step, fabric.global_rank))
@@ -111,13 +113,13 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == parts.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                figures = _evaluate(fabric, parts, state, log, out)
+                state.figures = _evaluate(fabric, parts, state, log, out)
             stopping = _any_rank(fabric, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
                 _save(fabric, out, parts.model, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {parts.max_steps}; --resume continues it")
-    return figures
+    return state.figures
 
 
 def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionBatch]:
@@ -144,8 +146,8 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionB
 
 
 def _micro_batches(config: RunConfig, world_size: int) -> int:
-    share = config.batch_size // world_size
-    return -(-share // (config.micro_batch_size or max(share, 1)))
+    share = max(config.batch_size // world_size, 1)
+    return -(-share // (config.micro_batch_size or share))
 
 
 def _step(
@@ -159,7 +161,7 @@ def _step(
         batch = next(batches).to(fabric.device)
         with fabric.no_backward_sync(task, enabled=micro + 1 < micro_batches):
             losses: Losses = task(batch)
-            _check_finite(losses, batch, step)
+            _check_finite(losses, batch, step + 1)
             fabric.backward(losses.total / micro_batches)
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / micro_batches
@@ -191,7 +193,7 @@ def _evaluate(fabric: Fabric, parts: Parts, state: TrainingState, log: RunLog, o
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
         if fabric.global_rank == 0:
-            parts.save_best(out / "best")
+            parts.save(out / "best")
     return figures
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
@@ -17,17 +18,17 @@ _HEADS = ("mlm_head.", "itm_head.", "itc_head.image", "itc_head.text", "itc_head
 _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.", "image_pooler.")
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig, *, clip_vision: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Sorts parameters into groups of equal learning rate and decay.
 
     Args:
-        model: A `BridgeTower`; parameters without gradient are left out.
+        model: Parameters without gradient are left out.
         config: Multipliers, decay and its rule.
-        clip_vision: The image tower is CLIP's, whose LayerNorms the official rule decays.
 
     Returns:
         Groups with `params`, `names`, `lr`, `weight_decay`.
     """
+    clip_vision = model.config.vision.pre_norm
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -47,11 +48,17 @@ def multiplier(name: str, config: OptimizerConfig) -> float:
     return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
 
 
-def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool = True) -> bool:
+def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> bool:
     """Whether weight decay applies.
 
     `plain` decays matrices and convolutions. `official` decays everything but biases and the norms that its list
     names: the list misses CLIP's `ln_*` weights, class and position embeddings and the temperature.
+
+    Args:
+        name: Our name of the parameter.
+        parameter: Its shape decides under `plain`.
+        rule: `plain` or `official`.
+        clip_vision: The image tower is CLIP's, not timm's, whose norms the official list names.
     """
     if rule == "plain":
         return parameter.ndim >= 2 and ("embedding" not in name or "patch_embedding" in name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +14,8 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, update_weights,
 from bridgetower.checkpoints.tensors import read_json
 from bridgetower.data.captions import CaptionImages, CaptionPairs, derive_seed
 from bridgetower.evaluation.masked_words import evaluate_masked_words
-from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.files import write_json
+from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.files import remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
@@ -24,7 +26,14 @@ from bridgetower.training.state import FILE as STATE
 
 CONFIG = "run.json"
 
-logger = logging.getLogger(__name__)
+# The heads that the figures of `RunConfig.select_by` come from.
+_HEADS_OF = {
+    "rsum": ("itc",),
+    "itc_rsum": ("itc",),
+    "two_stage_rsum": ("itc", "itm"),
+    "itm_accuracy": ("itm",),
+    "mlm_accuracy": ("mlm",),
+}
 
 
 def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, float]:
@@ -40,9 +49,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         progress: Show a progress bar.
 
     Returns:
-        Figures of the last evaluation.
+        Figures of the last evaluation; a finished run is not trained any further.
 
     Raises:
+        FileNotFoundError: `out` holds no run and `resume` is True.
         FileExistsError: `out` holds a run and `resume` is False.
         ValueError: `resume` with another config, or data that does not fit.
         FloatingPointError: A loss is not finite.
@@ -51,12 +61,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
     if fabric.global_rank == 0:
         _claim(config, out, resume=resume)
     fabric.barrier()
-    checkpoint = _start(config, out)
+    checkpoint = _start(config)
     model = checkpoint.model().train().to(fabric.device)
-    parts = _parts(config, replace(checkpoint, tensors={}), model, out)
+    parts = _parts(config, replace(checkpoint, tensors={}), model)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
     if fabric.global_rank == 0:
-        parts.save_best(out / "last")
+        parts.save(out / "last")
     fabric.barrier()
     return figures
 
@@ -80,23 +90,51 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
-    before, now = read_run(out).to_dict(), config.to_dict()
-    changed = [name for name in now if now[name] != before[name]]
+    changed = list(_differences(read_run(out).to_dict(), config.to_dict()))
     if changed:
         raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
+    for folder in (out, out / "best", out / "last"):
+        remove_leftovers(folder)
 
 
-def _start(config: RunConfig, out: Path) -> Checkpoint:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of the values that differ."""
+    for name in now:
+        if isinstance(now[name], dict) and isinstance(before[name], dict):
+            yield from _differences(before[name], now[name], f"{prefix}{name}.")
+        elif now[name] != before[name]:
+            yield prefix + name
+
+
+def _start(config: RunConfig) -> Checkpoint:
     """Reads the checkpoint to start from, or draws the weights of a new model."""
-    if config.init is not None:
-        checkpoint = read_checkpoint(config.init)
-        if checkpoint.processor is None or checkpoint.processor.tokenizer is None:
-            raise ValueError(
-                f"{config.init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer"
-            )
-        return checkpoint if config.image_size is None else checkpoint.resized(config.image_size)
-    processor = _processor(config, out)
-    model_config = config.model.override({"text.vocab_size": processor.vocab_size})
+    checkpoint = _new(config) if config.init is None else _initial(config, config.init)
+    longest = checkpoint.config.text.max_length
+    if config.data.max_length > longest:
+        raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
+    return checkpoint
+
+
+def _initial(config: RunConfig, init: str) -> Checkpoint:
+    """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
+    checkpoint = read_checkpoint(init)
+    processor = checkpoint.processor
+    if processor is None or processor.tokenizer is None:
+        raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
+    values = replace(
+        processor.config,
+        max_length=config.data.max_length,
+        background=config.data.background or processor.config.background,
+    )
+    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
+    return checkpoint if config.image_size is None else checkpoint.resized(config.image_size)
+
+
+def _new(config: RunConfig) -> Checkpoint:
+    processor = _processor(config)
+    model_config = config.model.override(
+        {"text.vocab_size": processor.vocab_size, "text.pad_token_id": processor.pad_token_id}
+    )
     if config.image_size is not None:
         model_config = model_config.override({"vision.image_size": config.image_size})
     model = BridgeTower(model_config)
@@ -104,7 +142,7 @@ def _start(config: RunConfig, out: Path) -> Checkpoint:
     return Checkpoint(source=config.recipe, config=model_config, tensors=model.state_dict(), processor=processor)
 
 
-def _processor(config: RunConfig, out: Path) -> Processor:
+def _processor(config: RunConfig) -> Processor:
     """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
     values = ProcessorConfig(
         profile="official-pretrain",
@@ -119,17 +157,21 @@ def _processor(config: RunConfig, out: Path) -> Processor:
     return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))
 
 
-def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, out: Path) -> Parts:
+def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Parts:
     processor = checkpoint.processor
     assert processor is not None  # _start refused it
     data = config.data
     train_pairs = CaptionPairs(CaptionImages(data, data.train_split, processor), config.task.masking)
-    held_out = CaptionImages(data, data.validation_split, processor)
+    # What is evaluated is neither repeated nor cut.
+    held_out = CaptionImages(replace(data, repeats=(), augmentation="none"), data.validation_split, processor)
+    _check_selection(config, model)
 
     def evaluate() -> dict[str, float]:
         figures = evaluate_masked_words(model, held_out, config.task.masking) if model.mlm_head else {}
         if model.itc_head:
             figures |= evaluate_retrieval(model, held_out, config.evaluation).figures()
+        elif model.itm_head:
+            figures["itm_accuracy"] = evaluate_matching(model, held_out, config.evaluation)
         return figures
 
     def save(folder: Path) -> None:
@@ -137,8 +179,10 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, out: P
         current = replace(checkpoint, tensors=tensors)
         if (folder / "config.json").exists():
             update_weights(current, folder)
-        else:
-            write_checkpoint(current, folder)
+            return
+        if folder.exists():  # without the config, which comes last: a killed run's first write
+            shutil.rmtree(folder)
+        write_checkpoint(current, folder)
 
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(train_pairs) // config.batch_size)
     return Parts(
@@ -147,9 +191,24 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, out: P
         model=model,
         pairs=train_pairs,
         evaluate=evaluate,
-        save_best=save,
+        save=save,
         max_steps=max_steps,
     )
+
+
+def _check_selection(config: RunConfig, model: BridgeTower) -> None:
+    """Raises before training starts if the evaluation cannot give the figure that selects the best checkpoint."""
+    missing = [head for head in _HEADS_OF[config.select_by] if getattr(model, f"{head}_head") is None]
+    if missing:
+        possible = [
+            figure
+            for figure, heads in _HEADS_OF.items()
+            if all(getattr(model, f"{head}_head") is not None for head in heads)
+        ]
+        raise ValueError(
+            f"select_by is {config.select_by!r}, but the model has no {' and no '.join(missing)} head; "
+            f"use one of {', '.join(possible)}"
+        )
 
 
 __all__ = ["CONFIG", "STATE", "read_run", "train"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +15,9 @@ from torch.optim import Optimizer
 from bridgetower.files import replacing
 
 FILE = "last.pt"
+
+# What `torch.load` raises on damaged content, found by cutting and altering files.
+_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError)
 
 
 @dataclass(kw_only=True)
@@ -23,33 +29,56 @@ class TrainingState:
     Attributes:
         step: Optimiser steps done.
         best, best_step: Best validation figure so far, and when.
+        figures: Of the last evaluation.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
-    """Writes the state so that `load_state` gives the same bits; a full disk leaves the last one."""
+    """Writes the state so that `load_state` gives the same bits.
+
+    Raises:
+        OSError: It could not be written, on a full disk for example; the state of before is still there.
+    """
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
     with replacing(folder / FILE) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer hides the system's error
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{folder / FILE} could not be written ({reason}); make room on the disk") from error
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0.
 
     Raises:
-        ValueError: The state is of another model.
+        ValueError: The file is damaged, of something else, or of another model.
     """
     path = folder / FILE
     if not path.exists():
         return TrainingState()
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = _read(path)
     try:
         model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not of this model ({str(error).splitlines()[0]}); use another --out") from error
-    optimizer.load_state_dict(content["optimizer"])
-    return TrainingState(**content["state"])
+        optimizer.load_state_dict(content["optimizer"])
+        return TrainingState(**content["state"])
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not of this model ({reason}); start again in another folder") from error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        # Not mapped: the optimiser keeps these tensors, and would keep the file on the disk after it was replaced.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _READ_ERRORS as error:
+        reason = type(error).__name__
+        raise ValueError(f"{path} is damaged or no state of a run ({reason}); start again in another folder") from error
+    if not isinstance(content, dict) or content.keys() != {"model", "optimizer", "state"}:
+        raise ValueError(f"{path} is not the state of a run; start again in another folder")
+    return content

@@ -1,0 +1,112 @@
+"""Sentences about the results that say no more than the numbers bear."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bridgetower.analysis.formats import ARM_NAMES, count, listing, mean_std, millions, number
+from bridgetower.analysis.results import Arm, DemoDataset, DemoResults, Spread, spread
+
+Verdict = Literal["higher", "lower", "unclear", "untested"]
+
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the last is a little too careful.
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def interval(difference: Spread) -> tuple[float, float] | None:
+    """Returns the 95 % confidence interval of a mean over seeds (Student's t); None for one seed."""
+    seeds, std = len(difference["values"]), difference["std"]
+    if std is None:
+        return None
+    reach = _T_95[min(seeds - 1, len(_T_95)) - 1] * std / seeds**0.5
+    return difference["mean"] - reach, difference["mean"] + reach
+
+
+def verdict(difference: Spread) -> Verdict:
+    """Says whether a difference is clear of the spread between seeds: the interval leaves zero out."""
+    bounds = interval(difference)
+    if bounds is None:
+        return "untested"
+    return "higher" if bounds[0] > 0 else "lower" if bounds[1] < 0 else "unclear"
+
+
+def method(results: DemoResults) -> str:
+    """Says what was done."""
+    models = [f"{ARM_NAMES[cost.arm]} ({millions(cost.parameters)} parameters)" for cost in results.costs]
+    train = [dataset.splits["train"] for dataset in results.datasets]
+    images, captions = (sum(split[name] for split in train) for name in ("images", "captions"))
+    tests = [f"{count(dataset.splits['test']['images'])} {dataset.name}" for dataset in _tested(results)]
+    seeds = max(len(results.seeds(arm)) for arm in results.arms)
+    runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
+    meter = " METER is the same network without bridges." if "meter" in results.arms else ""
+    return (
+        f"{listing(models) or 'The models'} learnt from {count(images)} pictures with {count(captions)} captions "
+        f"({listing([dataset.name for dataset in results.datasets])}) for {count(results.runs[0].steps)} steps, with "
+        f"{runs}.{meter} All test figures are of pictures that no training saw: {listing(tests)}."
+    )
+
+
+def retrieval_finding(results: DemoResults, dataset: str) -> str:
+    """Compares the arms and a random ranking by RSUM on one data set."""
+    summary = results.summary()[dataset]
+    reached = [f"{ARM_NAMES[arm]} {mean_std(summary['rsum'][arm])}" for arm in results.arms]
+    chance = number(summary["chance_rsum"][results.arms[0]]["mean"])
+    sentence = f"RSUM on {dataset}: {listing(reached)}; a random ranking gives {chance}, a perfect one 600."
+    difference = results.differences().get(dataset, {}).get("rsum")
+    return sentence if difference is None else f"{sentence} {comparison(difference)}"
+
+
+def matching_finding(results: DemoResults, dataset: str) -> str:
+    """Says how often the matching heads are right on one data set; empty if it was not measured."""
+    accuracy = results.summary()[dataset].get("itm_accuracy")
+    if accuracy is None:
+        return ""
+    reached = [f"{ARM_NAMES[arm]} {mean_std(accuracy[arm], scale=100)} %" for arm in results.arms]
+    return f"Telling right pairs from wrong ones: {listing(reached)}; guessing gives 50 %."
+
+
+def picture_finding(results: DemoResults, dataset: str) -> str:
+    """Says what the right picture adds to finding hidden words on one data set; empty if it was not measured."""
+    gains = {arm: picture_gain(results, dataset, arm) for arm in results.arms}
+    reached = [
+        f"{ARM_NAMES[arm]} {mean_std(gain, scale=100, sign=True)} points ({picture_reading(gain)})"
+        for arm, gain in gains.items()
+        if gain is not None
+    ]
+    return f"Hidden words found with the right picture rather than a wrong one: {listing(reached)}." if reached else ""
+
+
+def comparison(difference: Spread) -> str:
+    """Says how bridgetower − meter is to be read."""
+    seeds, mean = len(difference["values"]), number(difference["mean"], sign=True)
+    bounds = interval(difference)
+    if bounds is None:
+        return f"The difference is {mean}; one seed cannot tell it from chance."
+    low, high = (number(bound, sign=True) for bound in bounds)
+    evidence = f"{mean}, 95 % interval {low} to {high} over {seeds} paired seeds"
+    if verdict(difference) == "unclear":
+        return f"No clear difference between the two ({evidence})."
+    better, worse = ("BridgeTower", "METER") if difference["mean"] > 0 else ("METER", "BridgeTower")
+    return f"{better} is ahead of {worse} ({evidence})."
+
+
+def picture_gain(results: DemoResults, dataset: str, arm: Arm) -> Spread | None:
+    """Returns accuracy on hidden words with the right picture minus with a wrong one; None if it was not measured."""
+    tests = [run.test[dataset] for run in results.arm_runs(arm)]
+    if any("mlm_accuracy" not in test or "mlm_wrong_image_accuracy" not in test for test in tests):
+        return None
+    return spread([test["mlm_accuracy"] - test["mlm_wrong_image_accuracy"] for test in tests])
+
+
+def picture_reading(gain: Spread) -> str:
+    """Says how a gain from the right picture is to be read."""
+    return {
+        "higher": "the picture helps",
+        "lower": "the picture misleads",
+        "unclear": "no clear difference",
+        "untested": "one seed: open",
+    }[verdict(gain)]
+
+
+def _tested(results: DemoResults) -> list[DemoDataset]:
+    return [dataset for dataset in results.datasets if dataset.name in results.runs[0].test]

@@ -1,0 +1,127 @@
+"""Size and cost of a model: parameters, floating-point operations and time of one pair, part by part."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridgetower.analysis.results import PARTS, Arm, ModelCost
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.heads import ItmHead
+
+
+def model_cost(
+    model: BridgeTower, text_length: int, *, arm: Arm, repeats: int = 30, warmup: int = 5, seed: int = 0
+) -> ModelCost:
+    """Measures what it takes to match one image of the model's own size with one text.
+
+    The pass is the one of `Predictor.match`: both towers, the fusion encoder read at its two CLS positions, the
+    matching head. The model is left in the mode that it was in; its device and precision are used.
+
+    Args:
+        model: With a matching head.
+        text_length: Tokens of the text, start and end included.
+        arm: Which model of the comparison it is.
+        repeats: Timed passes, of which the median counts.
+        warmup: Passes before them.
+        seed: Of the random inputs.
+
+    Raises:
+        ValueError: The model has no matching head, or the numbers are too small.
+    """
+    if text_length < 1 or repeats < 1 or warmup < 0:
+        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
+    training = model.training
+    model.eval()
+    try:
+        parameters = parameters_by_part(model)
+        return ModelCost(
+            arm=arm,
+            parameters=sum(parameters.values()),
+            parameters_by_part=parameters,
+            gflops_per_pair_by_part={part: flops / 1e9 for part, flops in flops_by_part(model, text_length).items()},
+            milliseconds_per_pair=_milliseconds(model, text_length, repeats, warmup, seed),
+        )
+    finally:
+        model.train(training)
+
+
+def parameters_by_part(model: BridgeTower) -> dict[str, int]:
+    """Returns numbers of parameters; what is neither tower nor head belongs to the fusion encoder."""
+    towers = {"image tower": _parameters(model.vision), "text tower": _parameters(model.text)}
+    heads = sum(_parameters(head) for head in (model.mlm_head, model.itm_head, model.itc_head) if head is not None)
+    fusion = _parameters(model) - sum(towers.values()) - heads
+    return {**towers, "fusion encoder": fusion, "heads": heads}
+
+
+@torch.inference_mode()
+def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
+    """Returns the floating-point operations of matching one pair, two per multiply-add.
+
+    Matrix products and convolutions are counted, attention included; additions of biases, norms and activations are
+    not. The fusion encoder includes projections and poolers.
+
+    Raises:
+        ValueError: The model has no matching head.
+    """
+    head = _matching_head(model)
+    pixels, ids = _inputs(model, text_length, seed=0)
+    pooled = model(pixels, ids, read="pooled").pooled
+    image_tower = _flops(lambda: model.vision(pixels, model.config.vision_layers))
+    text_tower = _flops(lambda: model.text(ids, None, model.config.text_layers))
+    backbone = _flops(lambda: model(pixels, ids, read="pooled"))
+    counts = image_tower, text_tower, backbone - image_tower - text_tower, _flops(lambda: head(pooled))
+    return dict(zip(PARTS, counts, strict=True))
+
+
+def _flops(forward: Callable[[], object]) -> int:
+    # The counter does not know the CPU's fused attention and would count it as nothing; written out as two matrix
+    # products it is counted on every device.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def _milliseconds(model: BridgeTower, text_length: int, repeats: int, warmup: int, seed: int) -> float:
+    head = _matching_head(model)
+    pixels, ids = _inputs(model, text_length, seed)
+    seconds = []
+    for _ in range(warmup + repeats):
+        _wait(pixels.device)
+        start = time.perf_counter()
+        head(model(pixels, ids, read="pooled").pooled)
+        _wait(pixels.device)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[warmup:])
+
+
+def _inputs(model: BridgeTower, text_length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws one image and one text without padding."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = model.vision.patch_embedding.weight
+    size, text = model.config.vision.image_size, model.config.text
+    pixels = torch.randn(1, 3, size, size, generator=generator)
+    ids = torch.randint(text.pad_token_id + 1, text.vocab_size, (1, text_length), generator=generator)
+    return pixels.to(weight), ids.to(weight.device)
+
+
+def _matching_head(model: BridgeTower) -> ItmHead:
+    if model.itm_head is None:
+        raise ValueError("the model has no matching (ITM) head; measure one that has")
+    return model.itm_head
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

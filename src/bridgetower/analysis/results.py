@@ -1,0 +1,289 @@
+"""The content of `results.json`: runs, figures over seeds and cost of both models; importable without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+from bridgetower.data.records import DatasetInfo
+from bridgetower.files import write_json
+from bridgetower.model.config import from_plain
+
+FORMAT = 1
+
+Arm = Literal["bridgetower", "meter"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+REQUIRED = frozenset({"rsum", "chance_rsum"})
+"""Test figures that every run has on every data set."""
+
+PARTS = ("image tower", "text tower", "fusion encoder", "heads")
+
+
+class Spread(TypedDict):
+    """A figure over seeds: mean, sample standard deviation (None for one seed) and the values in order of the seeds."""
+
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Returns mean and sample standard deviation of at least one value."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), std=std, values=list(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Figures of one evaluation during training.
+
+    Attributes:
+        step: Optimiser steps done.
+        figures: Of the validation split.
+    """
+
+    step: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """One trained model and what it was measured at.
+
+    Attributes:
+        seconds: Time of the training, evaluations included.
+        pairs_per_second: Speed of the training steps.
+        curve: Evaluations on the validation split, in order.
+        test: Data set → figure → value on the test split: `RetrievalResult.figures` and, for models that fill masked
+            words, those of `evaluate_masked_words`.
+    """
+
+    arm: Arm
+    seed: int
+    steps: int
+    seconds: float
+    pairs_per_second: float
+    curve: tuple[CurvePoint, ...]
+    test: dict[str, dict[str, float]]
+
+    def __post_init__(self) -> None:
+        """Checks the arm and that every figure is a finite number."""
+        _check_arm(self.arm)
+        named = {f"test {dataset}": figures for dataset, figures in self.test.items()}
+        named |= {f"validation step {point.step}": point.figures for point in self.curve}
+        for where, figures in named.items():
+            for name, value in figures.items():
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"{name} of {self.arm} seed {self.seed} ({where}) is {value}; expected a finite number"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """Size and cost of a model; parts are the keys of `PARTS`.
+
+    Attributes:
+        parameters, parameters_by_part: Numbers of weights; projections, token types and poolers belong to the fusion
+            encoder.
+        gflops_per_pair_by_part: 10⁹ floating-point operations (two per multiply-add, matrix products and convolutions
+            only) of matching one image with one text.
+        milliseconds_per_pair: Median time of that forward pass.
+    """
+
+    arm: Arm
+    parameters: int
+    parameters_by_part: dict[str, int]
+    gflops_per_pair_by_part: dict[str, float]
+    milliseconds_per_pair: float
+
+    def __post_init__(self) -> None:
+        """Checks the arm, the parts and their sum."""
+        _check_arm(self.arm)
+        for parts in (self.parameters_by_part, self.gflops_per_pair_by_part):
+            if set(parts) != set(PARTS):
+                raise ValueError(f"cost of {self.arm} has parts {sorted(parts)}; expected {', '.join(PARTS)}")
+        if sum(self.parameters_by_part.values()) != self.parameters:
+            total = sum(self.parameters_by_part.values())
+            raise ValueError(
+                f"parts of {self.arm} have {total} parameters, the model {self.parameters}; expected a sum"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoDataset:
+    """A data set that the models were trained and tested on.
+
+    Attributes:
+        splits: Split → `images` and `captions` → number.
+        sources: Where it comes from, with versions.
+        licences: Licence of each part.
+    """
+
+    name: str
+    splits: dict[str, dict[str, int]]
+    split_rule: str
+    sources: dict[str, str]
+    licences: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Checks that the splits for training and test are counted."""
+        for split in ("train", "test"):
+            if self.splits.get(split, {}).keys() != {"images", "captions"}:
+                raise ValueError(f"split {split} of {self.name} is {self.splits.get(split)}; expected images, captions")
+
+    @classmethod
+    def of(cls, info: DatasetInfo) -> DemoDataset:
+        """Summarises a prepared data set."""
+        return cls(
+            name=info.name,
+            splits={name: {"images": part.images, "captions": part.captions} for name, part in info.splits.items()},
+            split_rule=info.split_rule,
+            sources=dict(info.sources),
+            licences=dict(info.licences),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResults:
+    """Everything that the comparison measured.
+
+    Attributes:
+        version: Of this form.
+        command: What repeats it.
+        settings: Of the runs, plain values.
+        datasets: What was trained and tested on.
+        runs: One per arm and seed, all of equal length and measured alike.
+        costs: One per arm.
+        versions: Of Python and the libraries.
+        seconds_total: Time of the whole, preparation included.
+    """
+
+    version: int = FORMAT
+    command: str
+    settings: dict[str, Any]
+    datasets: tuple[DemoDataset, ...]
+    runs: tuple[DemoRun, ...]
+    costs: tuple[ModelCost, ...]
+    versions: dict[str, str]
+    seconds_total: float
+
+    def __post_init__(self) -> None:
+        """Checks that the runs can be compared."""
+        if self.version != FORMAT:
+            raise ValueError(f"results have version {self.version}, this release reads {FORMAT}; make them again")
+        names = [(run.arm, run.seed) for run in self.runs]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"runs are {names}; expected at least one, and each arm and seed once")
+        steps = sorted({run.steps for run in self.runs})
+        if len(steps) > 1:
+            raise ValueError(f"runs have {steps} steps; expected equal numbers, for a fair comparison")
+        measured = [_measured(run) for run in self.runs]
+        if any(names != measured[0] for names in measured):
+            raise ValueError("runs were measured on different data sets or figures; evaluate all of them alike")
+        without = [dataset for dataset, figures in measured[0].items() if not figures >= REQUIRED]
+        if without:
+            raise ValueError(f"test figures on {without} lack {', '.join(sorted(REQUIRED))}; evaluate retrieval first")
+        missing = set(self.runs[0].test) - {dataset.name for dataset in self.datasets}
+        if missing:
+            raise ValueError(f"runs were tested on {sorted(missing)}, which datasets does not describe; add them")
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Arms that were run, in a fixed order."""
+        return tuple(arm for arm in ARMS if self.seeds(arm))
+
+    def seeds(self, arm: Arm) -> list[int]:
+        """Returns the seeds of an arm in order."""
+        return [run.seed for run in self.arm_runs(arm)]
+
+    def arm_runs(self, arm: Arm) -> list[DemoRun]:
+        """Returns the runs of an arm in order of their seeds."""
+        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+
+    def summary(self) -> dict[str, dict[str, dict[str, Spread]]]:
+        """Returns data set → figure → arm → spread over seeds."""
+        return {
+            dataset: {
+                figure: {arm: spread([run.test[dataset][figure] for run in self.arm_runs(arm)]) for arm in self.arms}
+                for figure in figures
+            }
+            for dataset, figures in self.runs[0].test.items()
+        }
+
+    def differences(self) -> dict[str, dict[str, Spread]]:
+        """Returns data set → figure → spread of bridgetower − meter over the seeds that both arms have."""
+        runs = {(run.arm, run.seed): run.test for run in self.runs}
+        seeds = sorted(set(self.seeds("bridgetower")) & set(self.seeds("meter")))
+        pairs = [(runs["bridgetower", seed], runs["meter", seed]) for seed in seeds]
+        return {
+            dataset: {
+                figure: spread([ours[dataset][figure] - theirs[dataset][figure] for ours, theirs in pairs])
+                for figure in figures
+            }
+            for dataset, figures in (self.runs[0].test.items() if pairs else ())
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, ready for JSON, with `summary` and `difference`, which follow from the runs."""
+        return asdict(self) | {"summary": self.summary(), "difference": self.differences()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DemoResults:
+        """Builds the results that `to_dict` described; what follows from the runs is computed afresh.
+
+        Raises:
+            ValueError: A field is unknown or missing, or the runs cannot be compared.
+        """
+        stored = {name: value for name, value in values.items() if name not in ("summary", "difference")}
+        try:
+            return from_plain(cls, stored, "results")
+        except (TypeError, AttributeError) as error:  # a field is missing, or of another kind
+            raise ValueError(f"these are no results of this release: {error}; make them again") from error
+
+    def write(self, path: Path) -> None:
+        """Writes `to_dict` as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def read(cls, path: Path) -> DemoResults:
+        """Reads what `write` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds something else.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}; expected the results.json of a demo run")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}); make the results again") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+        return cls.from_dict(values)
+
+
+def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
+    """Turns validation lines of a run's `metrics.jsonl`, as `read_metrics` returns them, into a curve."""
+    return tuple(
+        CurvePoint(
+            step=int(line["step"]),
+            figures={name: float(value) for name, value in line.items() if name not in ("kind", "step", "time")},
+        )
+        for line in lines
+    )
+
+
+def _check_arm(arm: str) -> None:
+    if arm not in ARMS:
+        raise ValueError(f"arm is {arm!r}; expected one of {', '.join(ARMS)}")
+
+
+def _measured(run: DemoRun) -> dict[str, set[str]]:
+    return {dataset: set(figures) for dataset, figures in run.test.items()}

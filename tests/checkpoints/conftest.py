@@ -1,0 +1,83 @@
+"""One small model as every kind of source that is read."""
+
+from pathlib import Path
+
+import official
+import pytest
+import tiny
+import torch
+from transformers import BridgeTowerForMaskedLM
+
+from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+
+# As transformers has it, so that its folder tells every field.
+CONFIG = official.CONFIG.override(
+    {
+        "fusion.layer_norm_eps": 1e-5,
+        "fusion.vision_layers": (2, 3),
+        "fusion.text_layers": (2, 3),
+        "heads.itm": False,
+        "heads.mlm_layer_norm_eps": 1e-5,
+        "heads.itc_size": 512,
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """A model with a text pooler that only transformers keeps, and with preprocessing."""
+    width, generator = CONFIG.text.hidden_size, torch.Generator().manual_seed(7)
+    pooler = {
+        "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
+        "text.pooler.dense.bias": torch.rand(width, generator=generator),
+    }
+    tokenizer = train_tokenizer(["a dog runs", "two red boats"] * 3, vocab_size=280)
+    processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16), tokenizer)
+    tensors = {name: value.detach() for name, value in tiny.build(CONFIG).state_dict().items()}
+    return Checkpoint(source="mine", config=CONFIG, tensors=tensors, carried=pooler, processor=processor)
+
+
+@pytest.fixture
+def own(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A folder of this package."""
+    write_checkpoint(checkpoint, tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def safe(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A folder of transformers with one safetensors file."""
+    convert(checkpoint, tmp_path / "safe", "hf")
+    return tmp_path / "safe"
+
+
+@pytest.fixture
+def sharded(safe: Path, checkpoint: Checkpoint) -> Path:
+    """A folder that transformers itself wrote in several files."""
+    folder = safe.with_name("sharded")
+    BridgeTowerForMaskedLM.from_pretrained(safe).save_pretrained(folder, max_shard_size="200KB")
+    assert checkpoint.processor is not None
+    checkpoint.processor.save_huggingface(folder)
+    return folder
+
+
+@pytest.fixture
+def pickled(safe: Path) -> Path:
+    """A folder as transformers wrote it before safetensors, buffers of positions included."""
+    state_dict = BridgeTowerForMaskedLM.from_pretrained(safe).state_dict()
+    prefix = "bridgetower.text_model.embeddings."
+    state_dict[prefix + "position_ids"] = torch.arange(CONFIG.text.max_positions)[None]
+    state_dict[prefix + "token_type_ids"] = torch.zeros(1, CONFIG.text.max_positions, dtype=torch.long)
+    state_dict["bridgetower.vision_model.visual.embeddings.position_ids"] = torch.arange(5)[None]
+    torch.save(state_dict, safe / "pytorch_model.bin")
+    (safe / "model.safetensors").unlink()
+    return safe.rename(safe.with_name("pickled"))
+
+
+@pytest.fixture
+def run(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """The folder of a training run."""
+    write_checkpoint(checkpoint, tmp_path / "run" / "best")
+    (tmp_path / "run" / "config.json").write_text('{"about": "the run, not the model"}')
+    return tmp_path / "run"

@@ -1,0 +1,185 @@
+"""A checkpoint in memory: the model around its tensors, another image size, and the checks of what was read."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from bridgetower.checkpoints import Checkpoint
+from bridgetower.checkpoints.checkpoint import carried_names, check_tensors, collect, parameter_shapes
+from bridgetower.checkpoints.keymap import Source, name_table, scatter
+from bridgetower.processor import Processor, ProcessorConfig
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return Checkpoint(source="mine", config=tiny.CONFIG, tensors=tiny.build().state_dict())
+
+
+class TestModel:
+    def test_weights_are_not_copied(self, checkpoint: Checkpoint) -> None:
+        model = checkpoint.model()
+        pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
+        assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
+
+    def test_two_models_share_them(self, checkpoint: Checkpoint) -> None:
+        one, other = checkpoint.model(), checkpoint.model()
+        assert all(
+            value.data_ptr() == same.data_ptr()
+            for value, same in zip(one.parameters(), other.parameters(), strict=True)
+        )
+
+    def test_it_is_complete_and_in_evaluation_mode(self, checkpoint: Checkpoint) -> None:
+        model = checkpoint.model()
+        assert not model.training
+        assert all(value.device.type == "cpu" for value in [*model.parameters(), *model.buffers()])
+        assert all(value.requires_grad for value in model.parameters())
+
+    def test_same_outputs(self, checkpoint: Checkpoint) -> None:
+        batch = tiny.images(2), *tiny.texts([5, 3])
+        assert torch.equal(checkpoint.model()(*batch).pooled, tiny.build()(*batch).pooled)
+
+    def test_half_precision_stays(self, checkpoint: Checkpoint) -> None:
+        half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
+        assert {value.dtype for value in half.model().parameters()} == {torch.float16}
+
+
+class TestResized:
+    def test_same_size_is_the_identity(self, checkpoint: Checkpoint) -> None:
+        same = checkpoint.resized(tiny.CONFIG.vision.image_size)
+        assert same.config == checkpoint.config
+        assert all(torch.equal(same.tensors[name], value) for name, value in checkpoint.tensors.items())
+
+    def test_only_positions_change(self, checkpoint: Checkpoint) -> None:
+        larger = checkpoint.resized(40)
+        changed = [name for name, value in checkpoint.tensors.items() if larger.tensors[name] is not value]
+        assert changed == ["vision.position_embedding"]
+        assert larger.config == checkpoint.config.override({"vision.image_size": 40})
+        assert checkpoint.config.vision.image_size == 24, "the checkpoint itself is left alone"
+        check_tensors("larger", larger.config, larger.tensors)
+
+    def test_class_row_is_kept(self, checkpoint: Checkpoint) -> None:
+        name = "vision.position_embedding"
+        assert torch.equal(checkpoint.resized(40).tensors[name][0], checkpoint.tensors[name][0])
+
+    def test_equals_resizing_in_the_model(self, checkpoint: Checkpoint) -> None:
+        images = tiny.images(2, size=40)
+        resized, original = checkpoint.resized(40).model(), checkpoint.model()
+        assert torch.equal(resized.encode_image(images).cls, original.encode_image(images).cls)
+
+    def test_number_format_is_kept(self, checkpoint: Checkpoint) -> None:
+        half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
+        for size in (24, 40):
+            assert {value.dtype for value in half.resized(size).tensors.values()} == {torch.float16}
+        position = half.tensors["vision.position_embedding"]
+        assert torch.equal(half.resized(24).tensors["vision.position_embedding"], position)
+
+    @pytest.mark.parametrize(("size", "nearest"), [(41, "40 or 48"), (30, "24 or 32"), (5, "8 or 16")])
+    def test_sizes_that_the_patch_does_not_divide(self, checkpoint: Checkpoint, size: int, nearest: str) -> None:
+        with pytest.raises(ValueError, match=f"{size} is not a multiple of the patch size 8; use {nearest}"):
+            checkpoint.resized(size)
+
+    def test_preprocessing_goes_along(self, checkpoint: Checkpoint) -> None:
+        config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=10, patch_size=8)
+        resized = replace(checkpoint, processor=Processor(config, None)).resized(40)
+        assert resized.processor is not None
+        assert resized.processor.config == replace(config, image_size=40)
+
+    def test_without_preprocessing(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.resized(40).processor is None
+
+
+class TestCheckTensors:
+    def test_all_is_well(self, checkpoint: Checkpoint) -> None:
+        check_tensors("mine", checkpoint.config, checkpoint.tensors)
+
+    def test_several_missing(self, checkpoint: Checkpoint) -> None:
+        names = ["itm_head.fc.bias", "vision.class_embedding"]
+        kept = {name: value for name, value in checkpoint.tensors.items() if name not in names}
+        with pytest.raises(ValueError, match=r"^mine lacks tensors: itm_head\.fc\.bias, vision\.class_embedding$"):
+            check_tensors("mine", checkpoint.config, kept)
+
+    def test_several_unknown(self, checkpoint: Checkpoint) -> None:
+        more = checkpoint.tensors | {"zzz": torch.rand(1), "aaa": torch.rand(1)}
+        with pytest.raises(ValueError, match="^mine has unknown tensors: aaa, zzz$"):
+            check_tensors("mine", checkpoint.config, more)
+
+    def test_several_of_other_shapes(self, checkpoint: Checkpoint) -> None:
+        wrong = {"itm_head.fc.bias": torch.rand(3), "vision.class_embedding": torch.rand(24, 1)}
+        with pytest.raises(ValueError, match="wrongly shaped") as caught:
+            check_tensors("mine", checkpoint.config, checkpoint.tensors | wrong)
+        assert "itm_head.fc.bias [3] (expected [2])" in str(caught.value)
+        assert "vision.class_embedding [24, 1] (expected [24])" in str(caught.value)
+
+    def test_long_lists_are_cut(self, checkpoint: Checkpoint) -> None:
+        many = {f"extra{number:02d}": torch.rand(1) for number in range(13)}
+        with pytest.raises(ValueError, match="extra08, extra09 and 3 more$"):
+            check_tensors("mine", checkpoint.config, checkpoint.tensors | many)
+
+
+class TestCollect:
+    """Sorting of tensors under official names."""
+
+    @pytest.fixture
+    def foreign(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        return scatter(name_table(checkpoint.tensors, "clip"), checkpoint.tensors)
+
+    @staticmethod
+    def collected(tensors: dict[str, Tensor]) -> Checkpoint:
+        table = name_table(parameter_shapes(tiny.CONFIG), "clip")
+        carried = name_table(carried_names(tiny.CONFIG), "clip")
+        return collect("theirs", tiny.CONFIG, tensors, table, carried, ("left_.*", "temp"))
+
+    def test_read(self, checkpoint: Checkpoint, foreign: dict[str, Tensor]) -> None:
+        collected = self.collected(foreign)
+        assert collected.tensors.keys() == checkpoint.tensors.keys()
+        assert all(torch.equal(collected.tensors[name], value) for name, value in checkpoint.tensors.items())
+        assert collected.carried == {}
+        assert collected.dropped == ()
+
+    def test_carried_and_dropped(self, foreign: dict[str, Tensor]) -> None:
+        more = {
+            "text_transformer.pooler.dense.weight": torch.rand(32, 32),
+            "vit_model.visual.ln_separate.3.bias": torch.rand(24),
+            "left_b": torch.rand(1),
+            "left_a": torch.rand(1),
+            "temp": torch.rand(1),
+        }
+        collected = self.collected(foreign | more)
+        assert collected.carried.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
+        assert collected.dropped == ("left_a", "left_b", "temp")
+
+    @pytest.mark.parametrize("name", ["xleft_a", "temperature2", "temp.x", "vit_model.visual.ln_separate.9.bias"])
+    def test_patterns_match_whole_names(self, foreign: dict[str, Tensor], name: str) -> None:
+        with pytest.raises(ValueError, match=f"theirs has unknown tensors: {name}"):
+            self.collected(foreign | {name: torch.rand(24)})
+
+    def test_shapes_are_told_under_the_names_of_the_file(self, foreign: dict[str, Tensor]) -> None:
+        wrong: dict[str, Any] = {
+            "text_transformer.encoder.layer.0.attention.self.key.weight": torch.rand(31, 32),
+            "cross_modal_text_layers.1.crossattention.self.value.bias": torch.rand(15),
+        }
+        with pytest.raises(ValueError, match="theirs has wrongly shaped") as caught:
+            self.collected(foreign | wrong)
+        assert "layer.0.attention.self.key.weight [31, 32] (expected [32, 32])" in str(caught.value)
+        assert "crossattention.self.value.bias [15] (expected [16])" in str(caught.value)
+
+
+class TestForeignShape:
+    def test_parts_and_leading_ones(self) -> None:
+        assert Source(("q", "k", "v")).foreign_shape(torch.Size((12, 5))) == (4, 5)
+        assert Source(("a",)).foreign_shape(torch.Size(())) == ()
+        assert Source(("a",), leading_ones=2).foreign_shape(torch.Size((7,))) == (1, 1, 7)
+
+
+def test_carried_names_of_unread_layers() -> None:
+    names = carried_names(tiny.CONFIG, extra_vision_layers=2)
+    assert len(names) == len(set(names))
+    blocks = {name.split(".")[2] for name in names if name.startswith("vision.layers.")}
+    norms = {name.split(".")[2] for name in names if name.startswith("vision.separate_norms.")}
+    assert blocks == {"4", "5"}
+    assert norms >= {str(number) for number in range(6)}
+    assert not any(name.startswith("vision.layers.") for name in carried_names(tiny.CONFIG))

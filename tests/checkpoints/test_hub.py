@@ -1,0 +1,101 @@
+"""Hub ids, read from a local cache of the hub without a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+
+OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+
+
+def add(cache: Path, repo: str, folder: Path, commit: str, *refs: str) -> Path:
+    """Puts a folder into the cache as the hub's client does: blobs, and a snapshot of links to them."""
+    place = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = place / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (place / "blobs").mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        blob = place / "blobs" / f"{commit}-{file.name}"
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    for ref in refs:
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+class TestCached:
+    @pytest.mark.parametrize("kind", ["safe", "sharded", "pickled", "own"])
+    def test_every_kind_of_weights(
+        self, request: pytest.FixtureRequest, cache: Path, checkpoint: Checkpoint, kind: str
+    ) -> None:
+        add(cache, "owner/tower", request.getfixturevalue(kind), NEW, "main")
+        read = read_checkpoint("owner/tower")
+        assert read.source == f"owner/tower@{NEW}"
+        assert read.processor is not None
+        assert read.tensors.keys() == checkpoint.tensors.keys()
+        assert all(torch.equal(read.tensors[name], value) for name, value in checkpoint.tensors.items())
+
+    def test_an_unpinned_id_is_told_how_to_pin(
+        self, cache: Path, safe: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        add(cache, "owner/tower", safe, NEW, "main")
+        read_checkpoint("owner/tower")
+        assert f"owner/tower is at commit {NEW}; pass revision='{NEW}' to pin it" in caplog.text
+
+    def test_a_pinned_commit(self, cache: Path, safe: Path, own: Path, caplog: pytest.LogCaptureFixture) -> None:
+        add(cache, "owner/tower", own, OLD)
+        add(cache, "owner/tower", safe, NEW, "main")
+        assert read_checkpoint("owner/tower", revision=OLD).source == f"owner/tower@{OLD}"
+        assert "to pin it" not in caplog.text
+        assert read_checkpoint("owner/tower").source == f"owner/tower@{NEW}"
+
+    def test_a_tag(self, cache: Path, safe: Path, own: Path) -> None:
+        add(cache, "owner/tower", own, OLD, "v1")
+        add(cache, "owner/tower", safe, NEW, "main")
+        assert read_checkpoint("owner/tower", revision="v1").source == f"owner/tower@{OLD}"
+
+
+class TestNotCached:
+    def test_a_missing_repository(self, cache: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="nobody/nothing is no local path and could not be fetched"):
+            read_checkpoint("nobody/nothing")
+
+    def test_a_missing_revision(self, cache: Path, safe: Path) -> None:
+        add(cache, "owner/tower", safe, NEW, "main")
+        with pytest.raises(FileNotFoundError, match="owner/tower is no local path and could not be fetched"):
+            read_checkpoint("owner/tower", revision="v9")
+
+    def test_a_name_that_the_hub_does_not_allow(self, cache: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="my folder/model is no local path"):
+            read_checkpoint("my folder/model")
+
+    def test_weights_that_were_never_fetched(self, cache: Path, safe: Path) -> None:
+        (safe / "model.safetensors").unlink()
+        add(cache, "owner/tower", safe, NEW, "main")
+        with pytest.raises(FileNotFoundError):
+            read_checkpoint("owner/tower")
+
+
+def test_through_the_environment(safe: Path, tmp_path: Path) -> None:
+    """As a user has it: another process, the cache and the missing network told by variables."""
+    add(tmp_path / "hub", "owner/tower", safe, NEW, "main")
+    command = "from bridgetower.predictor import load; print(load('owner/tower', device='cpu').source)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == f"owner/tower@{NEW}"

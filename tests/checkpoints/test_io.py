@@ -1,0 +1,261 @@
+"""Checkpoints on disk: every kind of source is read, written whole, and nothing is overwritten or half written."""
+
+import errno
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from transformers import BridgeTowerConfig, BridgeTowerForMaskedLM
+
+from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints import tensors as tensor_files
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def changed(checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, tensors={name: value + 1 for name, value in checkpoint.tensors.items()})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestSources:
+    @pytest.mark.parametrize("kind", ["own", "safe", "sharded", "pickled", "run"])
+    def test_every_kind(self, request: pytest.FixtureRequest, checkpoint: Checkpoint, kind: str) -> None:
+        folder: Path = request.getfixturevalue(kind)
+        read = read_checkpoint(folder)
+        assert read.source == str(folder)
+        assert read.config == checkpoint.config
+        assert equal(read.tensors, checkpoint.tensors)
+        assert equal(read.carried, checkpoint.carried)
+        assert read.processor is not None
+        assert checkpoint.processor is not None
+        assert read.processor.config == replace(checkpoint.processor.config, size_divisor=read.processor.config.size_divisor)
+        assert read.processor.token_ids(["a dog"]) == checkpoint.processor.token_ids(["a dog"])
+
+    def test_sharded_is_in_several_files(self, sharded: Path) -> None:
+        assert len(list(sharded.glob("model-*.safetensors"))) > 2
+
+    def test_buffers_of_old_files_are_reported(self, pickled: Path) -> None:
+        assert [name.rpartition(".")[2] for name in read_checkpoint(pickled).dropped] == [
+            "position_ids",
+            "token_type_ids",
+            "position_ids",
+        ]
+
+    def test_same_outputs(self, checkpoint: Checkpoint, own: Path, safe: Path) -> None:
+        batch = tiny.images(2, checkpoint.config), *tiny.texts([5, 3], checkpoint.config)
+        expected = checkpoint.model()(*batch)
+        for folder in (own, safe):
+            fused = read_checkpoint(folder).model()(*batch)
+            assert torch.equal(fused.pooled, expected.pooled)
+            assert torch.equal(fused.text, expected.text)
+
+    def test_string_and_relative_paths(self, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(own.parent)
+        assert read_checkpoint("own").source == "own"
+        assert read_checkpoint(f"../{own.parent.name}/own").source == f"../{own.parent.name}/own"
+
+    def test_without_preprocessing(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        for to in ("bridgetower", "hf"):
+            convert(replace(checkpoint, processor=None), tmp_path / to, to)
+            assert read_checkpoint(tmp_path / to).processor is None
+
+    def test_a_local_folder_wins_over_the_hub(
+        self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "owner").mkdir()
+        own.rename(tmp_path / "owner" / "name")
+        monkeypatch.chdir(tmp_path)
+        assert read_checkpoint("owner/name").source == "owner/name"
+
+
+class TestTiedDecoder:
+    """transformers stores a tied decoder once, as the word embedding."""
+
+    @pytest.mark.parametrize("weights", ["safetensors", "pickle"])
+    def test_it_is_found(self, safe: Path, tmp_path: Path, weights: str) -> None:
+        config = BridgeTowerConfig.from_pretrained(safe)
+        config.tie_word_embeddings = True
+        theirs = tiny.off_defaults(BridgeTowerForMaskedLM(config)).eval()
+        folder = tmp_path / "tied"
+        theirs.save_pretrained(folder)
+        tensors = tensor_files.read_safetensors(folder / "model.safetensors")
+        assert "mlm_score.decoder.weight" not in tensors
+        if weights == "pickle":
+            torch.save(tensors, folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
+        read = read_checkpoint(folder)
+        decoder, words = read.tensors["mlm_head.decoder.weight"], read.tensors["text.word_embedding.weight"]
+        assert torch.equal(decoder, words)
+        assert decoder.data_ptr() != words.data_ptr(), "training must not move one through the other"
+        pixel_values, (ids, mask) = tiny.images(2, read.config), tiny.texts([5, 3], read.config)
+        with torch.no_grad():
+            expected = theirs(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
+            model = read.model()
+            assert tiny.off(model.mlm_logits(model(pixel_values, ids, mask).text), expected) < 1e-5
+
+    def test_it_can_be_converted(self, safe: Path, tmp_path: Path) -> None:
+        config = BridgeTowerConfig.from_pretrained(safe)
+        config.tie_word_embeddings = True
+        tiny.off_defaults(BridgeTowerForMaskedLM(config)).save_pretrained(tmp_path / "tied")
+        read = read_checkpoint(tmp_path / "tied")
+        for to in ("bridgetower", "hf"):
+            convert(read, tmp_path / to, to)
+            assert equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
+
+    def test_an_untied_one_must_be_there(self, safe: Path) -> None:
+        tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
+        del tensors["mlm_score.decoder.weight"]
+        tensor_files.write_safetensors(safe / "model.safetensors", tensors)
+        with pytest.raises(ValueError, match=r"lacks tensors: mlm_score\.decoder\.weight"):
+            read_checkpoint(safe)
+
+
+class TestNothingThere:
+    @pytest.mark.parametrize("name", ["nowhere", "./owner/name", "a/b/c", "model.ckpt", "owner/model.ckpt", "~/x"])
+    def test_no_such_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
+            read_checkpoint(name)
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+            read_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["safe", "own"])
+    def test_no_weights(self, request: pytest.FixtureRequest, kind: str) -> None:
+        folder: Path = request.getfixturevalue(kind)
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+            read_checkpoint(folder)
+
+
+class TestSettingsThatWouldBeIgnored:
+    @pytest.mark.parametrize("kind", ["own", "safe"])
+    def test_overrides(self, request: pytest.FixtureRequest, kind: str) -> None:
+        with pytest.raises(ValueError, match="has a config of its own"):
+            read_checkpoint(request.getfixturevalue(kind), overrides={"text.num_heads": 3})
+
+    def test_revision_of_a_folder(self, own: Path) -> None:
+        with pytest.raises(ValueError, match="revision 'main' is for hub ids"):
+            read_checkpoint(own, revision="main")
+
+    def test_tokenizer_without_image_settings(self, checkpoint: Checkpoint, own: Path, tmp_path: Path) -> None:
+        write_checkpoint(replace(checkpoint, processor=None), tmp_path / "bare")
+        with pytest.raises(ValueError, match="no image preprocessing to go with a tokenizer"):
+            read_checkpoint(tmp_path / "bare", tokenizer=own)
+
+
+class TestWriting:
+    @pytest.mark.parametrize("to", ["bridgetower", "hf"])
+    def test_a_folder_with_content_is_left_alone(self, checkpoint: Checkpoint, tmp_path: Path, to: Any) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match="is not empty"):
+            convert(checkpoint, tmp_path, to)
+        assert content(tmp_path) == {"notes.txt": b"mine"}
+
+    @pytest.mark.parametrize("to", ["bridgetower", "hf"])
+    def test_a_file_in_the_way(self, checkpoint: Checkpoint, tmp_path: Path, to: Any) -> None:
+        (tmp_path / "model").write_text("mine")
+        with pytest.raises(FileExistsError, match="is not empty"):
+            convert(checkpoint, tmp_path / "model", to)
+
+    @pytest.mark.parametrize("to", ["bridgetower", "hf"])
+    def test_an_empty_or_new_folder(self, checkpoint: Checkpoint, tmp_path: Path, to: Any) -> None:
+        (tmp_path / "empty").mkdir()
+        for folder in (tmp_path / "empty", tmp_path / "new" / "deep"):
+            convert(checkpoint, folder, to)
+            assert equal(read_checkpoint(folder).tensors, checkpoint.tensors)
+
+    def test_updated_weights(self, checkpoint: Checkpoint, own: Path) -> None:
+        update_weights(changed(checkpoint), own)
+        read = read_checkpoint(own)
+        assert equal(read.tensors, changed(checkpoint).tensors)
+        assert equal(read.carried, checkpoint.carried)
+
+    def test_same_bytes_every_time(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        for to in ("bridgetower", "hf"):
+            folders = [tmp_path / f"{to}{number}" for number in range(2)]
+            for folder in folders:
+                convert(checkpoint, folder, to)
+            assert content(folders[0]) == content(folders[1])
+
+
+class TestFullDisk:
+    @staticmethod
+    def fill(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lets safetensors stop in the middle of a file, as it does on a full disk."""
+
+        def stop(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+            path.write_bytes(b"part of a file")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(tensor_files, "save_file", stop)
+
+    def test_update_leaves_the_old_weights(
+        self, checkpoint: Checkpoint, own: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = content(own)
+        self.fill(monkeypatch)
+        with pytest.raises(OSError, match="No space left"):
+            update_weights(changed(checkpoint), own)
+        assert content(own) == before
+
+    @pytest.mark.parametrize("to", ["bridgetower", "hf"])
+    def test_a_new_folder_stays_empty(
+        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Any
+    ) -> None:
+        self.fill(monkeypatch)
+        with pytest.raises(OSError, match="No space left"):
+            convert(checkpoint, tmp_path / "new", to)
+        assert content(tmp_path / "new") == {}
+
+    @pytest.fixture
+    def small_disk(self, checkpoint: Checkpoint, tmp_path: Path) -> Iterator[Path]:
+        """A file system with room for the model once, but not twice."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        size = sum(value.nbytes for value in checkpoint.tensors.values()) // 1024 * 3 // 2
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            pytest.skip(f"a small file system could not be mounted: {mounted.stderr.strip()}")
+        yield disk
+        subprocess.run(["umount", str(disk)], check=True)
+
+    def test_on_a_real_one(self, checkpoint: Checkpoint, small_disk: Path) -> None:
+        folder = small_disk / "model"
+        write_checkpoint(checkpoint, folder)
+        before = content(small_disk)
+        with pytest.raises(OSError, match="space"):
+            update_weights(changed(checkpoint), folder)
+        assert content(small_disk) == before
+        assert equal(read_checkpoint(folder).tensors, checkpoint.tensors)
+
+    def test_a_broken_write_is_never_read(
+        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The config is written last: without it a folder is no checkpoint."""
+
+        def stop(*args: Any, **kwargs: Any) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(json, "dumps", stop)
+        with pytest.raises(OSError, match="No space left"):
+            write_checkpoint(checkpoint, tmp_path / "new")
+        monkeypatch.undo()
+        assert (tmp_path / "new" / "model.safetensors").exists()
+        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+            read_checkpoint(tmp_path / "new")

@@ -1,0 +1,194 @@
+"""Name tables: nothing is lost, nothing falls together, and well-known tensors are found under their names."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import official
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bridgetower.checkpoints.checkpoint import carried_names, parameter_shapes
+from bridgetower.checkpoints.keymap import Naming, Source, gather, name_table, scatter
+from bridgetower.model.config import ModelConfig
+
+DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A naming applied to a model."""
+
+    changes: dict[str, Any]
+    naming: Naming = "clip"
+    prefix: str = ""
+
+    @property
+    def config(self) -> ModelConfig:
+        return tiny.CONFIG.override(self.changes)
+
+    def of(self, names: Any) -> dict[str, Source]:
+        separate = self.config.fusion.separate_projections
+        return name_table(names, self.naming, separate_projections=separate, backbone_prefix=self.prefix)
+
+
+TABLES = {
+    "clip": Table({}),
+    "clip, two digits": Table(DEEP),
+    "clip, nlvr2": Table({"fusion.num_token_types": 3}),
+    "clip, meter": Table(official.METER),
+    "clip, no heads": Table({"heads.mlm": False, "heads.itm": False, "heads.itc": None}),
+    "timm": Table(official.TIMM, "timm"),
+    "timm, two digits": Table(DEEP | official.TIMM, "timm"),
+    "timm, bert, meter": Table(official.TIMM | official.BERT | official.METER, "timm"),
+    "hf backbone": Table({"heads.mlm": False, "heads.itm": False, "heads.itc": None}, "huggingface"),
+    "hf with heads": Table({"heads.itc": "fused"}, "huggingface", "bridgetower."),
+    "hf, two digits": Table(DEEP | {"heads.itc": "fused"}, "huggingface", "bridgetower."),
+    "hf, scaled": Table({"fusion.bridge": "scaled_add"}, "huggingface", "bridgetower."),
+    "hf, interpolated": Table({"fusion.bridge": "interpolate"}, "huggingface", "bridgetower."),
+    "hf, separate projections": Table(DEEP | {"fusion.separate_projections": True}, "huggingface", "bridgetower."),
+}
+
+
+@pytest.fixture(params=TABLES.values(), ids=[name.replace(" ", "_") for name in TABLES])
+def table(request: pytest.FixtureRequest) -> Table:
+    chosen: Table = request.param
+    return chosen
+
+
+def random_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestBijection:
+    def test_ours_come_back(self, table: Table) -> None:
+        ours = random_tensors(table.config)
+        names = table.of(ours)
+        assert equal(gather(names, scatter(names, ours)), ours)
+
+    def test_foreign_ones_come_back(self, table: Table) -> None:
+        ours = random_tensors(table.config)
+        names = table.of(ours)
+        foreign = {name: torch.rand_like(value) for name, value in scatter(names, ours).items()}
+        assert equal(scatter(names, gather(names, foreign)), foreign)
+
+    def test_no_foreign_name_serves_twice(self, table: Table) -> None:
+        ours = [*parameter_shapes(table.config)]
+        if table.naming != "timm":
+            ours += [name for name in carried_names(table.config, extra_vision_layers=2)]
+        uses = Counter(name for source in table.of(ours).values() for name in source.names)
+        assert [name for name, count in uses.items() if count > 1] == []
+
+    def test_no_number_is_lost(self, table: Table) -> None:
+        ours = random_tensors(table.config)
+        foreign = scatter(table.of(ours), ours)
+        assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
+
+    def test_foreign_shapes_are_foretold(self, table: Table) -> None:
+        ours = random_tensors(table.config)
+        names = table.of(ours)
+        foreign = scatter(names, ours)
+        for name, source in names.items():
+            assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
+
+    def test_control_exchanged_parts_do_not_come_back(self, table: Table) -> None:
+        ours = random_tensors(table.config)
+        names = table.of(ours)
+        exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
+        assert not equal(gather(exchanged, scatter(names, ours)), ours)
+
+    @settings(max_examples=60, deadline=None)
+    @given(layers=st.lists(st.integers(0, 30), min_size=2, max_size=2, unique=True), naming=st.sampled_from(["clip", "huggingface"]))
+    def test_layers_stay_apart(self, layers: list[int], naming: Naming) -> None:
+        parts = ("vision.layers.{}.mlp.up.bias", "text.layers.{}.mlp.up.bias", "fusion.image_layers.{}.mlp.up.bias")
+        names = [part.format(layer) for part in parts for layer in layers]
+        foreign = [source.names[0] for source in name_table(names, naming).values()]
+        assert len(set(foreign)) == len(names)
+
+
+KNOWN = [
+    ("clip", "vision.layers.10.attention.qkv.weight", ["vit_model.visual.transformer.resblocks.10.attn.in_proj_weight"]),
+    ("clip", "vision.class_embedding", ["vit_model.visual.class_embedding"]),
+    ("clip", "vision.patch_embedding.weight", ["vit_model.visual.conv1.weight"]),
+    ("clip", "mlm_head.decoder.bias", ["mlm_score.bias"]),
+    ("clip", "itc_head.temperature", ["temperature"]),
+    ("clip", "fusion.text_bridges.4.norm.bias", ["cross_modal_text_link_tower.4.LayerNorm.bias"]),
+    (
+        "clip",
+        "text.layers.3.attention.qkv.bias",
+        [f"text_transformer.encoder.layer.3.attention.self.{part}.bias" for part in ("query", "key", "value")],
+    ),
+    ("timm", "vision.layers.1.attention.qkv.weight", ["vit_model.blocks.1.attn.qkv.weight"]),
+    ("timm", "vision.position_embedding", ["vit_model.pos_embed"]),
+    ("timm", "vision.patch_embedding.bias", ["vit_model.patch_embed.proj.bias"]),
+    (
+        "huggingface",
+        "fusion.image_layers.5.cross_attention.key_value.weight",
+        [f"cross_modal_image_layers.5.crossattention.self.{part}.weight" for part in ("key", "value")],
+    ),
+    ("huggingface", "vision.position_embedding", ["vision_model.visual.embeddings.position_embedding.weight"]),
+    ("huggingface", "text.embedding_norm.weight", ["text_model.embeddings.LayerNorm.weight"]),
+    ("huggingface", "itc_head.pooled.weight", ["itc_cross_modal_head.fc.weight"]),
+    ("huggingface", "itc_head.log_logit_scale", ["logit_scale"]),
+    ("huggingface", "text_projections.0.weight", ["cross_modal_text_transform.weight"]),
+]
+
+
+class TestNames:
+    @pytest.mark.parametrize(("naming", "ours", "foreign"), KNOWN)
+    def test_known(self, naming: Naming, ours: str, foreign: list[str]) -> None:
+        assert name_table([ours], naming)[ours].names == tuple(foreign)
+
+    def test_prefix_is_for_the_backbone_only(self) -> None:
+        names = name_table(
+            ["text_pooler.dense.bias", "vision.post_norm.bias", "itm_head.fc.bias", "itc_head.log_logit_scale"],
+            "huggingface",
+            backbone_prefix="bridgetower.",
+        )
+        assert [source.names[0] for source in names.values()] == [
+            "bridgetower.cross_modal_text_pooler.dense.bias",
+            "bridgetower.vision_model.visual.ln_post.bias",
+            "itm_score.fc.bias",
+            "logit_scale",
+        ]
+
+    def test_separate_projections_are_numbered(self) -> None:
+        table = name_table(["image_projections.3.bias"], "huggingface", separate_projections=True)
+        assert table["image_projections.3.bias"].names == ("cross_modal_image_transform.3.bias",)
+
+    @pytest.mark.parametrize("name", ["vision.layers.0.attention.qkw.weight", "nothing", "xvision.class_embedding", ""])
+    @pytest.mark.parametrize("naming", ["clip", "timm", "huggingface"])
+    def test_unknown(self, naming: Naming, name: str) -> None:
+        with pytest.raises(KeyError, match=f"no {naming} name is known for {name}"):
+            name_table([name], naming)
+
+    @pytest.mark.parametrize(
+        ("naming", "name"),
+        [
+            ("timm", "vision.pre_norm.weight"),
+            ("clip", "vision.patch_embedding.bias"),
+            ("huggingface", "vision.patch_embedding.bias"),
+            ("clip", "text_projections.1.weight"),
+        ],
+    )
+    def test_what_the_other_side_does_not_have(self, naming: Naming, name: str) -> None:
+        with pytest.raises(KeyError, match="is known for"):
+            name_table([name], naming)
+
+
+def test_a_missing_source_is_an_error() -> None:
+    ours = random_tensors(tiny.CONFIG)
+    names = name_table(ours, "clip")
+    foreign = scatter(names, ours)
+    del foreign["text_transformer.encoder.layer.1.attention.self.key.bias"]
+    with pytest.raises(KeyError, match=r"layer\.1\.attention\.self\.key\.bias"):
+        gather(names, foreign)

@@ -1,0 +1,251 @@
+"""Tensor files: read as written, refused when damaged, and never executed."""
+
+import io
+import json
+import pickle
+import random
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bridgetower.checkpoints.tensors import (
+    read_json,
+    read_safetensors,
+    read_sharded_safetensors,
+    read_torch_archive,
+    write_safetensors,
+)
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a": torch.rand(20, 3, generator=generator),
+        "half": torch.rand(7, generator=generator).half(),
+        "scalar": torch.tensor(0.5),
+        "ids": torch.arange(5),
+    }
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    same = all(one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and same
+
+
+def legacy(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def deflated(content: Any, path: Path) -> None:
+    """Writes an archive whose entries are compressed, which cannot be memory-mapped."""
+    plain = io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+
+
+WRITERS: dict[str, Callable[[Any, Path], None]] = {"zip": torch.save, "legacy": legacy, "deflated": deflated}
+
+
+@pytest.fixture(params=WRITERS)
+def write(request: pytest.FixtureRequest) -> Callable[[Any, Path], None]:
+    return WRITERS[request.param]
+
+
+class TestSafetensors:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        write_safetensors(tmp_path / "x.safetensors", tensors())
+        assert equal(read_safetensors(tmp_path / "x.safetensors"), tensors())
+
+    def test_strided_tensors_are_written_as_they_look(self, tmp_path: Path) -> None:
+        transposed = {"a": tensors()["a"].T, "b": torch.arange(10)[::2]}
+        write_safetensors(tmp_path / "x.safetensors", transposed)
+        assert equal(read_safetensors(tmp_path / "x.safetensors"), transposed)
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="x.safetensors is missing"):
+            read_safetensors(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize("kept", [0, 1, 7, 8, 50, 0.5, 0.9, -1], ids=str)
+    def test_truncated(self, tmp_path: Path, kept: float) -> None:
+        path = tmp_path / "x.safetensors"
+        write_safetensors(path, tensors())
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+        with pytest.raises(ValueError, match="x.safetensors is not a whole safetensors file"):
+            read_safetensors(path)
+
+    @pytest.mark.parametrize("content", [b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n"])
+    def test_something_else(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match="is not a whole safetensors file"):
+            read_safetensors(tmp_path / "x.safetensors")
+
+    def test_a_header_of_any_size_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+        with pytest.raises(ValueError, match="is not a whole safetensors file"):
+            read_safetensors(tmp_path / "x.safetensors")
+
+
+class TestShards:
+    @staticmethod
+    def folder(path: Path, weight_map: Any) -> Path:
+        items = tensors()
+        save_file({name: items[name] for name in ("a", "half")}, path / "one.safetensors")
+        save_file({name: items[name] for name in ("scalar", "ids")}, path / "two.safetensors")
+        index = path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        return index
+
+    MAP = {"a": "one.safetensors", "half": "one.safetensors", "scalar": "two.safetensors", "ids": "two.safetensors"}
+
+    def test_all_are_read(self, tmp_path: Path) -> None:
+        assert equal(read_sharded_safetensors(self.folder(tmp_path, self.MAP)), tensors())
+
+    def test_a_missing_shard(self, tmp_path: Path) -> None:
+        index = self.folder(tmp_path, self.MAP)
+        (tmp_path / "two.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match="two.safetensors is missing"):
+            read_sharded_safetensors(index)
+
+    def test_a_truncated_shard(self, tmp_path: Path) -> None:
+        index = self.folder(tmp_path, self.MAP)
+        (tmp_path / "two.safetensors").write_bytes((tmp_path / "two.safetensors").read_bytes()[:-3])
+        with pytest.raises(ValueError, match="two.safetensors is not a whole"):
+            read_sharded_safetensors(index)
+
+    @pytest.mark.parametrize("place", ["../x.safetensors", "sub/x.safetensors", "{}/x.safetensors", "..", ""])
+    def test_a_shard_elsewhere(self, tmp_path: Path, place: str) -> None:
+        """The file exists, so that only the check keeps it from being read."""
+        inside = tmp_path / "inside"
+        (inside / "sub").mkdir(parents=True)
+        for folder in (tmp_path, inside / "sub"):
+            save_file(tensors(), folder / "x.safetensors")
+        index = self.folder(inside, self.MAP | {"b": place.format(tmp_path)})
+        with pytest.raises(ValueError, match="outside its folder"):
+            read_sharded_safetensors(index)
+
+    @pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 3}, {"a": None}], ids=str)
+    def test_an_index_of_another_form(self, tmp_path: Path, weight_map: Any) -> None:
+        with pytest.raises(ValueError, match="has no weight_map of names to files"):
+            read_sharded_safetensors(self.folder(tmp_path, weight_map))
+
+    def test_a_broken_index(self, tmp_path: Path) -> None:
+        index = self.folder(tmp_path, self.MAP)
+        index.write_text(index.read_text()[:-5])
+        with pytest.raises(ValueError, match="is not valid JSON"):
+            read_sharded_safetensors(index)
+
+
+class TestTorchArchive:
+    def test_round_trip(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        write({"state_dict": tensors(), "epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}, tmp_path / "x.ckpt")
+        content = read_torch_archive(tmp_path / "x.ckpt")
+        assert equal(content.pop("state_dict"), tensors())
+        assert content == {"epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}
+
+    def test_truncated_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        path = tmp_path / "x.bin"
+        write(tensors(), path)
+        whole = path.read_bytes()
+        for kept in range(0, len(whole), max(1, len(whole) // 80)):
+            path.write_bytes(whole[:kept])
+            with pytest.raises(ValueError, match=r"x.bin (is not a whole PyTorch file|was refused)"):
+                read_torch_archive(path)
+
+    def test_altered_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        """Whatever the bytes are, the only error is a ValueError that names the file."""
+        path, rng = tmp_path / "x.bin", random.Random(0)
+        write(tensors(), path)
+        whole = path.read_bytes()
+        outcomes = set()
+        for _ in range(250):
+            altered = bytearray(whole)
+            for _ in range(rng.randint(1, 4)):
+                altered[rng.randrange(len(altered))] = rng.randrange(256)
+            path.write_bytes(bytes(altered))
+            outcomes.add(self.outcome(path))
+        assert outcomes <= {"read", "refused"}
+        assert "refused" in outcomes
+
+    @staticmethod
+    def outcome(path: Path) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the altered protocol number
+            try:
+                read_torch_archive(path)
+            except ValueError as error:
+                return "refused" if str(path) in str(error) else f"no name: {error!r}"
+        return "read"
+
+    @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02}."])
+    def test_something_else(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.ckpt").write_bytes(content)
+        with pytest.raises(ValueError, match="x.ckpt"):
+            read_torch_archive(tmp_path / "x.ckpt")
+
+    def test_another_content(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        write([1, 2], tmp_path / "x.bin")
+        with pytest.raises(ValueError, match="holds a list; expected a dictionary"):
+            read_torch_archive(tmp_path / "x.bin")
+
+
+class Payload:
+    """Creates a file as soon as it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.path), "w"))
+
+
+class TestMalice:
+    @pytest.mark.parametrize("suffix", ["bin", "ckpt"])
+    def test_code_is_refused_and_not_run(
+        self, tmp_path: Path, write: Callable[[Any, Path], None], suffix: str
+    ) -> None:
+        path, trace = tmp_path / f"x.{suffix}", tmp_path / "trace"
+        write({**tensors(), "payload": Payload(trace)}, path)
+        with pytest.raises(ValueError, match=f"x.{suffix} was refused: .*only running its code"):
+            read_torch_archive(path)
+        assert not trace.exists()
+
+    def test_control_the_payload_works(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        path, trace = tmp_path / "x.bin", tmp_path / "trace"
+        write({**tensors(), "payload": Payload(trace)}, path)
+        torch.load(path, weights_only=False)["payload"].close()
+        assert trace.exists()
+
+    def test_a_bare_pickle(self, tmp_path: Path) -> None:
+        (tmp_path / "x.bin").write_bytes(pickle.dumps({"payload": Payload(tmp_path / "trace")}, protocol=2))
+        with pytest.raises(ValueError, match="x.bin"):
+            read_torch_archive(tmp_path / "x.bin")
+        assert not (tmp_path / "trace").exists()
+
+
+class TestJson:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        (tmp_path / "x.json").write_text('{"é": [1, null]}', encoding="utf-8")
+        assert read_json(tmp_path / "x.json") == {"é": [1, None]}
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x'])
+    def test_broken(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match="x.json is not valid JSON"):
+            read_json(tmp_path / "x.json")
+
+    @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
+    def test_no_object(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ValueError, match="expected a JSON object"):
+            read_json(tmp_path / "x.json")

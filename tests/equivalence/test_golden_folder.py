@@ -1,0 +1,109 @@
+"""The recorded cases themselves: all there, read as recorded, and their checkpoints mapped without loss."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgetower.checkpoints.keymap import Source, gather, scatter
+from bridgetower.checkpoints.tensors import read_safetensors, read_torch_archive
+from golden import FOLDER_VARIABLE, Case, case, folder
+
+# By letter, in the order in which they were recorded; l and n hold no model.
+MODELS = (
+    *("a_pretrain", "b_itc", "b2_itc_world2", "c_vqa", "d_snli", "e_nlvr2", "f_irtr", "g_ln_separate", "h_timm_vit"),
+    *("i_bert", "j_meter", "k_resize", "m_gradients", "o_eps_clip_roberta", "o_eps_vit_bert"),
+)
+OTHERS = ("l_optimizer", "n_preprocess")
+
+
+@pytest.fixture(params=MODELS)
+def recorded(request):
+    return case(request.param)
+
+
+def official_tensors(recorded):
+    return read_torch_archive(recorded.path("checkpoint.ckpt"))["state_dict"]
+
+
+class TestFolder:
+    @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+    def test_every_case_is_there(self, name):
+        assert case(name).meta["case"] == name
+
+    def test_a_missing_case_is_an_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=FOLDER_VARIABLE):
+            Case(tmp_path / "a_pretrain")
+
+    def test_the_environment_names_the_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+        assert folder() == tmp_path
+        monkeypatch.delenv(FOLDER_VARIABLE)
+        assert folder() == Path(__file__).parents[1] / "golden"
+
+    def test_files_of_another_case_are_found_beside_it(self, recorded):
+        for file, path in recorded.meta.get("files_elsewhere", {}).items():
+            assert not (recorded.folder / file).exists()
+            assert recorded.path(file) == recorded.folder / path
+            assert recorded.path(file).is_file()
+
+    def test_tensors_are_those_that_the_meta_file_lists(self, recorded):
+        for tensors, listed in ((recorded.inputs, "inputs"), (recorded.outputs, "outputs")):
+            assert {name: list(value.shape) for name, value in tensors.items()} == {
+                name: entry["shape"] for name, entry in recorded.meta[listed].items()
+            }
+
+    def test_half_precision_images_are_widened_without_change(self, recorded):
+        for name, stored in read_safetensors(recorded.path("inputs.safetensors")).items():
+            assert recorded.inputs[name].dtype != torch.float16
+            assert torch.equal(recorded.inputs[name].to(stored.dtype), stored)
+
+    def test_preprocessing_is_compared_by_the_processor_tests(self):
+        tests = Path(__file__).parents[1] / "processor"
+        assert any(case("n_preprocess").folder.name in path.read_text() for path in tests.glob("test_*.py"))
+
+
+class TestNames:
+    def test_every_official_tensor_is_read_carried_or_reported(self, recorded):
+        read = {name for source in recorded.table().values() for name in source.names}
+        carried, dropped = recorded.carried_names(), set(recorded.checkpoint.dropped)
+        assert len(read) + len(carried) + len(dropped) == len(read | carried | dropped)
+        assert read | carried | dropped == set(official_tensors(recorded))
+
+    def test_round_trip_is_bit_for_bit(self, recorded):
+        official = official_tensors(recorded)
+        back = scatter(recorded.table(), gather(recorded.table(), official))
+        assert all(torch.equal(tensor, official[name]) for name, tensor in back.items())
+
+    def test_control_exchanged_query_and_key_are_seen(self, recorded):
+        official, table = official_tensors(recorded), recorded.table()
+        name = "text.layers.0.attention.qkv.weight"
+        query, key, value = table[name].names
+        wrong = table | {name: Source((key, query, value))}
+        back = scatter(table, gather(wrong, official))
+        assert [entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])] == [query, key]
+
+    def test_control_an_unknown_tensor_is_refused(self, recorded, tmp_path):
+        """Nothing is left behind but what is known to be of no use."""
+        content = read_torch_archive(recorded.path("checkpoint.ckpt"))
+        content["state_dict"]["cross_modal_text_layers.0.unknown.weight"] = torch.zeros(1)
+        torch.save(content, tmp_path / "checkpoint.ckpt")
+        shutil.copy(recorded.folder / "meta.json", tmp_path / "meta.json")
+        strange = Case(tmp_path)
+        strange.meta.pop("files_elsewhere", None)
+        with pytest.raises(ValueError, match="has unknown tensors: cross_modal_text_layers"):
+            _ = strange.checkpoint
+
+    def test_loaded_model_holds_the_checkpoint(self, recorded):
+        model = recorded.load()
+        assert model.config == recorded.checkpoint.config
+        assert not model.training
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, recorded.checkpoint.tensors[name])
+
+    def test_training_a_fresh_model_leaves_the_checkpoint_alone(self, recorded):
+        before = recorded.checkpoint.tensors["text.word_embedding.weight"].clone()
+        with torch.no_grad():
+            recorded.fresh_model().text.word_embedding.weight.zero_()
+        assert torch.equal(recorded.checkpoint.tensors["text.word_embedding.weight"], before)

@@ -1,0 +1,111 @@
+"""A made-up set of pictures of coloured shapes, a model small enough for it, and training runs on both."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+from tiny import off_defaults
+
+from bridgetower.checkpoints import Checkpoint, write_checkpoint
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig, PairsConfig
+from bridgetower.data.prepare import prepare_pairs
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.training.config import OptimizerConfig, RunConfig
+
+COLOURS = ("red", "green", "blue", "yellow", "white")
+GROUNDS = ("black", "grey", "purple")
+SHAPES = ("circle", "square", "bar")
+NUM_PICTURES = len(COLOURS) * len(GROUNDS) * len(SHAPES)
+NUM_HELD_OUT = 9  # in validation and in test: an odd number does not split evenly over processes
+
+MODEL = ModelConfig(
+    vision=VisionConfig(image_size=20, patch_size=10, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12),
+    text=TextConfig(
+        vocab_size=300, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=34, dropout=0.1
+    ),
+    fusion=FusionConfig(hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, dropout=0.1),
+    heads=HeadsConfig(itc="tower", itc_size=8),
+)
+
+PHASES = (
+    Phase(until=0.3, mlm=0, itm=0, itc=1),
+    Phase(until=0.6, mlm=1, itm=1, itc=1),
+    Phase(until=1.0, mlm=1, itm=1, itc=1, negatives="hard"),
+)
+
+
+def write_pictures(folder: Path) -> Path:
+    """Draws every shape in every colour on every ground and returns the table of their captions."""
+    lines = ["image,caption"]
+    combinations = [(colour, ground, shape) for colour in COLOURS for ground in GROUNDS for shape in SHAPES]
+    for number, (colour, ground, shape) in enumerate(combinations):
+        picture = Image.new("RGB", (24, 24), ground)
+        draw = ImageDraw.Draw(picture)
+        match shape:
+            case "circle":
+                draw.ellipse((5, 5, 18, 18), fill=colour)
+            case "square":
+                draw.rectangle((6, 6, 17, 17), fill=colour)
+            case "bar":
+                draw.rectangle((2, 10, 21, 13), fill=colour)
+        picture.save(folder / f"{number:02}.png")
+        captions = [f"{colour} {shape}", f"a {shape} that is {colour} on a {ground} ground"]
+        lines += [f"{number:02}.png,{caption}" for caption in captions[: 1 + number % 2]]
+    (folder / "shapes.csv").write_text("\n".join(lines))
+    return folder / "shapes.csv"
+
+
+def prepare_shapes(pictures: Path, out: Path) -> Path:
+    """Prepares the pictures as any user would and returns the folder of the set."""
+    share = NUM_HELD_OUT / NUM_PICTURES
+    prepare_pairs(write_pictures(pictures), out, PairsConfig(test_fraction=share, validation_fraction=share))
+    return out
+
+
+def write_tiny_checkpoint(dataset: Path, folder: Path) -> Path:
+    """Writes the small model with random weights and preprocessing for the set; returns the folder."""
+    values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
+    images = CaptionImages(DataConfig(folders=(str(dataset),)), "train", Processor(values, None))
+    captions = [caption for captions in images.captions for caption in captions]
+    processor = Processor(values, train_tokenizer(captions, vocab_size=MODEL.text.vocab_size))
+    config = MODEL.override({"text.vocab_size": processor.vocab_size})
+    tensors = off_defaults(BridgeTower(config)).state_dict()
+    write_checkpoint(Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor), folder)
+    return folder
+
+
+def run_config(dataset: Path, **changes: Any) -> RunConfig:
+    """Returns a run of a few steps through all objectives."""
+    config = RunConfig(
+        recipe="shapes",
+        task=PretrainingConfig(phases=PHASES),
+        model=MODEL,
+        data=DataConfig(folders=(str(dataset),), max_length=24),
+        optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.05, head_multiplier=1, fusion_multiplier=1),
+        evaluation=RetrievalConfig(candidates=4),
+        batch_size=8,
+        max_steps=6,
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def train_command(dataset: Path, out: Path, *options: str) -> list[str]:
+    """Returns the arguments of `bridgetower` that train the small model, dropout and all objectives included."""
+    tower = ["hidden-size=8", "num-layers=2", "num-heads=2", "intermediate-size=12"]
+    parts = {
+        "vision": ["image-size=20", "patch-size=10", *tower],
+        "text": ["vocab-size=300", "max-positions=34", "dropout=0.1", *tower],
+        "fusion": ["dropout=0.1", *tower],
+        "heads": ["itc-size=8"],
+    }
+    values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
+    values += ["--batch-size=8", "--precision=fp32", "--data.max-length=24", "--log-every=1", "--evaluation.candidates=4"]
+    arguments = [argument for value in values for argument in value.split("=")]
+    return ["train", "pretrain-nano", "--data.folders", str(dataset), "--out", str(out), *arguments, *options]

@@ -1,0 +1,147 @@
+"""The objectives against slow references written from their formulas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridgetower.model.heads import ItcHead, MlmHead
+from bridgetower.tasks.losses import IGNORED, Losses, itc_loss, itm_loss, mlm_loss, similarity
+
+SCALE = torch.tensor(1 / 0.07)
+
+
+def features(count: int, seed: int = 0, width: int = 6) -> Tensor:
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def slow_itc(images: Tensor, texts: Tensor, index: list[int], scale: float) -> float:
+    """InfoNCE in both directions, pair by pair in double precision, with equal weight on every pair of one image."""
+    losses = []
+    for rows, columns in ((images.double(), texts.double()), (texts.double(), images.double())):
+        for row, own in enumerate(index):
+            exponents = [scale * float(rows[row] @ column) for column in columns]
+            normaliser = math.log(sum(math.exp(exponent) for exponent in exponents))
+            positives = [column for column, other in enumerate(index) if other == own]
+            losses.append(sum(normaliser - exponents[column] for column in positives) / len(positives))
+    return sum(losses) / len(losses)
+
+
+class TestItc:
+    @pytest.mark.parametrize("index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]], ids=["distinct", "some", "all"])
+    def test_equals_the_slow_reference(self, index: list[int]) -> None:
+        images, texts = features(5, 0), features(5, 1)
+        loss = itc_loss(images, texts, torch.tensor(index), SCALE)
+        assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
+
+    def test_distinct_images_are_the_plain_diagonal(self) -> None:
+        images, texts = features(4, 0), features(4, 1)
+        logits, labels = SCALE * images @ texts.T, torch.arange(4)
+        expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        torch.testing.assert_close(itc_loss(images, texts, torch.tensor([5, 3, 9, 0]), SCALE), expected)
+
+    def test_duplicates_change_the_loss(self) -> None:
+        images, texts = features(4, 0), features(4, 1)
+        distinct, duplicate = (itc_loss(images, texts, torch.tensor(i), SCALE) for i in ([0, 1, 2, 3], [0, 0, 2, 3]))
+        assert abs(float(distinct - duplicate)) > 1e-3
+
+    def test_bfloat16_autocast_changes_nothing(self) -> None:
+        images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
+        plain = itc_loss(images, texts, index, SCALE)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert itc_loss(images, texts, index, SCALE) == plain
+            rounded = SCALE * images @ texts.T
+        assert (rounded.float() - similarity(images, texts, SCALE)).abs().max() > 1e-3  # what it would have cost
+
+    @pytest.mark.parametrize(("given", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)])
+    def test_temperature_is_clamped_before_the_loss(self, given: float, clamped: float) -> None:
+        head = ItcHead(4, 4, 4)
+        with torch.no_grad():
+            head.temperature.fill_(given)
+        images, texts = features(3, 0), features(3, 1)
+        loss = itc_loss(images, texts, torch.arange(3), head.logit_scale())
+        assert head.temperature.item() == pytest.approx(clamped)
+        assert loss.item() == pytest.approx(slow_itc(images, texts, [0, 1, 2], 1 / clamped), rel=1e-4)
+        loss.backward()
+        assert head.temperature.grad is not None
+        assert head.temperature.grad.isfinite()
+
+    def test_gradient_is_that_of_the_formula(self) -> None:
+        images, texts = (features(4, seed).double().requires_grad_() for seed in (0, 1))
+        index = torch.tensor([0, 0, 2, 3])
+        # The loss itself computes in single precision: central differences of the slow reference judge it.
+        itc_loss(images, texts, index, SCALE.double()).backward()
+        step = 1e-5
+        for row, column in ((0, 0), (2, 3)):
+            moved = images.detach().clone()
+            moved[row, column] += step
+            upper = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
+            moved[row, column] -= 2 * step
+            lower = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
+            assert images.grad is not None
+            assert images.grad[row, column].item() == pytest.approx((upper - lower) / (2 * step), rel=1e-3, abs=1e-5)
+
+
+class TestMlm:
+    def setup_method(self) -> None:
+        torch.manual_seed(0)
+        self.head = MlmHead(6, 11, 1e-12)
+        self.hidden = torch.randn(3, 5, 6, requires_grad=True)
+        self.labels = torch.full((3, 5), IGNORED)
+        self.labels[0, 1], self.labels[2, 0], self.labels[2, 4] = 3, 10, 0
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, [self.hidden, *self.head.parameters()]))
+
+    def test_equals_full_logits_in_value_and_gradient(self) -> None:
+        loss, accuracy = mlm_loss(self.head, self.hidden, self.labels)
+        logits = self.head(self.hidden)
+        full = F.cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED)
+        torch.testing.assert_close(loss, full)
+        for ours, theirs in zip(self.gradients(loss), self.gradients(full), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        right = [int(logits[b, t].argmax()) == int(self.labels[b, t]) for b, t in ((0, 1), (2, 0), (2, 4))]
+        assert accuracy.item() == pytest.approx(sum(right) / 3)
+        assert not accuracy.requires_grad
+
+    def test_logits_are_computed_at_labelled_positions_only(self) -> None:
+        seen = []
+        self.head.register_forward_hook(lambda head, inputs, output: seen.append(output.shape))
+        mlm_loss(self.head, self.hidden, self.labels)
+        assert seen == [(3, 11)]
+
+    def test_nothing_labelled_is_zero_with_zero_gradient(self) -> None:
+        loss, accuracy = mlm_loss(self.head, self.hidden, torch.full_like(self.labels, IGNORED))
+        assert (loss.item(), accuracy.item()) == (0.0, 0.0)
+        (gradient,) = torch.autograd.grad(loss, [self.hidden])
+        assert torch.equal(gradient, torch.zeros_like(self.hidden))
+
+
+def test_itm_is_cross_entropy_with_accuracy() -> None:
+    logits, labels = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 0, 0])
+    loss, accuracy = itm_loss(logits, labels)
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 3
+    assert loss.item() == pytest.approx(expected)
+    assert accuracy.item() == pytest.approx(2 / 3)
+
+
+class TestWeigh:
+    def test_total_is_the_weighted_sum(self) -> None:
+        parts = {"mlm": torch.tensor(2.0, requires_grad=True), "itm": torch.tensor(3.0, requires_grad=True)}
+        losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
+        assert losses.total.item() == 0.5 * 2 + 2 * 3
+        losses.total.backward()
+        gradients = {name: part.grad.item() for name, part in parts.items() if part.grad is not None}
+        assert gradients == {"mlm": 0.5, "itm": 2.0}
+        assert losses.parts == parts
+        assert losses.metrics == {}
+
+    def test_nothing_to_sum(self) -> None:
+        with pytest.raises(ValueError, match="no objective is active"):
+            Losses.weigh({}, {"mlm": 0.0})
+
+    def test_a_part_without_weight(self) -> None:
+        with pytest.raises(KeyError):
+            Losses.weigh({"mlm": torch.tensor(2.0)}, {"itm": 1.0})

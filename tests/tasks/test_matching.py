@@ -1,0 +1,132 @@
+"""Which pairs matching sees: a negative is never a true pair, whatever the similarities say."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bridgetower.tasks.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs
+
+SEEDS = st.integers(0, 2**31)
+
+
+@st.composite
+def image_indices(draw: st.DrawFn) -> Tensor:
+    """Batches of two rows and more, with repeated images, but not of one image only."""
+    index = draw(st.lists(st.integers(0, 4), min_size=2, max_size=9))
+    if len(set(index)) == 1:
+        index[draw(st.integers(0, len(index) - 1))] = 9
+    return torch.tensor(index)
+
+
+@st.composite
+def similarities(draw: st.DrawFn, rows: int, columns: int, scale: float) -> Tensor:
+    """Random values; at the larger scales the softmax underflows nearly everywhere."""
+    generator = torch.Generator().manual_seed(draw(SEEDS))
+    return scale * torch.randn(rows, columns, generator=generator)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def labels_of(pairs: Pairs, images: Tensor, texts: Tensor) -> Tensor:
+    return (images[pairs.image_rows] == texts[pairs.text_rows]).long()
+
+
+class TestRandom:
+    @given(index=image_indices(), seed=SEEDS)
+    def test_labels_are_true_and_half_are_positive(self, index: Tensor, seed: int) -> None:
+        pairs = random_pairs(index, generator(seed))
+        count = len(index)
+        assert torch.equal(pairs.labels, labels_of(pairs, index, index))
+        assert int(pairs.labels.sum()) == count // 2
+        assert torch.equal(pairs.text_rows, torch.arange(count))
+        kept = pairs.labels == 1
+        assert torch.equal(pairs.image_rows[kept], pairs.text_rows[kept])
+
+    def test_positives_and_negatives_fall_everywhere(self) -> None:
+        index, source = torch.tensor([0, 0, 1, 2]), generator()
+        drawn = [random_pairs(index, source) for _ in range(300)]
+        positives = torch.stack([pairs.labels for pairs in drawn]).float().mean(dim=0)
+        assert (positives - 0.5).abs().max() < 0.12
+        negatives = torch.cat([pairs.image_rows[:1][pairs.labels[:1] == 0] for pairs in drawn])
+        shares = torch.bincount(negatives, minlength=4) / len(negatives)
+        assert shares[:2].tolist() == [0, 0]  # the text's own image, twice in the batch
+        assert (shares[2:] - 0.5).abs().max() < 0.15
+
+    def test_seed_decides(self) -> None:
+        index = torch.arange(8)
+        first, again, other = (random_pairs(index, generator(seed)) for seed in (0, 0, 1))
+        assert torch.equal(first.image_rows, again.image_rows)
+        assert not torch.equal(first.image_rows, other.image_rows)
+
+    @pytest.mark.parametrize("index", [[3], [3, 3], [5, 5, 5, 5]])
+    def test_one_image_only(self, index: list[int]) -> None:
+        with pytest.raises(ValueError, match="at least two different images"):
+            random_pairs(torch.tensor(index), generator())
+
+
+class TestHard:
+    @settings(deadline=None)
+    @given(data=st.data(), index=image_indices(), scale=st.sampled_from([0.0, 1.0, 14.0, 1000.0, 1e6]), seed=SEEDS)
+    def test_labels_are_true(self, data: st.DataObject, index: Tensor, scale: float, seed: int) -> None:
+        count = len(index)
+        image_to_text, text_to_image = (data.draw(similarities(count, count, scale)) for _ in range(2))
+        pairs = hard_pairs(image_to_text, text_to_image, index, index, slice(0, count), generator(seed))
+        assert torch.equal(pairs.labels, labels_of(pairs, index, index))
+        assert pairs.labels.tolist() == [1] * count + [0] * 2 * count
+
+    @settings(deadline=None)
+    @given(data=st.data(), index=image_indices(), other=image_indices(), seed=SEEDS, first=st.booleans())
+    def test_of_all_ranks(self, data: st.DataObject, index: Tensor, other: Tensor, seed: int, first: bool) -> None:
+        count, start = len(index), 0 if first else len(other)
+        everything = torch.cat([index, other] if first else [other, index])
+        own = slice(start, start + count)
+        scores = [data.draw(similarities(count, len(everything), 14.0)) for _ in range(2)]
+        pairs = hard_pairs(*scores, index, everything, own, generator(seed))
+        assert torch.equal(pairs.labels, labels_of(pairs, everything, everything))
+        assert torch.equal(pairs.image_rows[:count], torch.arange(own.start, own.stop))
+        assert torch.equal(pairs.text_rows[count : 2 * count], torch.arange(own.start, own.stop))
+        assert torch.equal(pairs.image_rows[2 * count :], torch.arange(own.start, own.stop))
+
+    def test_own_pair_far_ahead_does_not_hide_the_order_of_the_rest(self) -> None:
+        """exp(-200) is 0 in single precision, so a softmax over all columns could not tell the others apart."""
+        scores = torch.tensor([[200.0, 5.0, 0.0], [0.0, 200.0, 5.0], [5.0, 0.0, 200.0]])
+        source = generator()
+        drawn = [hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), source) for _ in range(100)]
+        harder = torch.stack([pairs.image_rows[3:6] for pairs in drawn]) == torch.tensor([1, 2, 0])
+        assert harder.float().mean() > 0.95
+
+    def test_frequencies_follow_the_softmax_over_the_others(self) -> None:
+        scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
+        source, index = generator(), torch.arange(4)
+        drawn = [hard_pairs(scores, scores, index, index, slice(0, 4), source) for _ in range(600)]
+        texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[:, 3]  # of image 3, whose own text scores 9
+        shares = torch.bincount(texts, minlength=4) / len(texts)
+        torch.testing.assert_close(shares[:3], scores[0, :3].softmax(dim=0), atol=0.06, rtol=0)
+        assert shares[3] == 0
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    def test_scores_that_are_not_finite_leave_the_error_to_the_loss(self, value: float) -> None:
+        scores, index = torch.full((3, 3), value), torch.tensor([0, 0, 1])
+        pairs = hard_pairs(scores, scores, index, index, slice(0, 3), generator())
+        assert torch.equal(pairs.labels, labels_of(pairs, index, index))
+
+    def test_one_image_only(self) -> None:
+        index, scores = torch.tensor([4, 4]), torch.zeros(2, 2)
+        with pytest.raises(ValueError, match="at least two different images"):
+            hard_pairs(scores, scores, index, index, slice(0, 2), generator())
+
+    def test_no_gradient_flows_through_the_draw(self) -> None:
+        scores = torch.zeros(3, 3, requires_grad=True)
+        pairs = hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), generator())
+        assert not pairs.image_rows.requires_grad
+
+
+def test_layout_of_positives_and_negatives() -> None:
+    pairs = pairs_with_negatives(torch.tensor([5, 4]), torch.tensor([0, 1]), slice(2, 4))
+    assert pairs.image_rows.tolist() == [2, 3, 5, 4, 2, 3]
+    assert pairs.text_rows.tolist() == [2, 3, 2, 3, 0, 1]
+    assert pairs.labels.tolist() == [1, 1, 0, 0, 0, 0]

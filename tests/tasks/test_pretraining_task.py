@@ -1,0 +1,172 @@
+"""The pre-training task: what it computes, how often, and how the losses weigh."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import shapes
+import tiny
+import torch
+from torch import Tensor
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import IGNORED
+from bridgetower.tasks.pretraining import PretrainingTask
+
+CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
+ALL = Phase(mlm=1, itm=1, itc=1)
+
+
+def make_batch(index: tuple[int, ...] = (0, 1, 2, 3, 3), seed: int = 3) -> CaptionBatch:
+    input_ids, mask = tiny.texts([7, 4, 6, 5, 3][: len(index)], CONFIG)
+    labels = torch.full_like(input_ids, IGNORED)
+    labels[:, 1] = input_ids[:, 1]
+    images = tiny.images(max(index) + 1, CONFIG)
+    return CaptionBatch(
+        pixel_values=images[list(index)],
+        input_ids=input_ids,
+        attention_mask=mask,
+        masked_input_ids=torch.where(labels == IGNORED, input_ids, 39),
+        mlm_labels=labels,
+        image_index=torch.tensor(index),
+        image_ids=tuple(map(str, index)),
+        seed=seed,
+    )
+
+
+def make_task(*phases: Phase, **changes: Any) -> PretrainingTask:
+    return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes))
+
+
+def gradient(task: PretrainingTask, batch: CaptionBatch) -> Tensor:
+    task.zero_grad()
+    task(batch).total.backward()
+    return torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+
+
+class Calls:
+    """Counts what the model computes."""
+
+    def __init__(self, model: BridgeTower) -> None:
+        self.images: list[int] = []
+        self.texts: list[int] = []
+        self.pairs: list[int] = []
+        model.vision.register_forward_hook(lambda module, inputs, output: self.images.append(len(inputs[0])))
+        model.text.register_forward_hook(lambda module, inputs, output: self.texts.append(len(inputs[0])))
+        model.fusion.register_forward_hook(lambda module, inputs, output: self.pairs.append(len(inputs[1][0])))
+
+
+class TestWork:
+    @pytest.mark.parametrize(
+        ("phase", "texts", "pairs"),
+        [
+            (ALL, [5, 5], [5, 5]),
+            (replace(ALL, negatives="hard"), [5, 5], [15, 5]),
+            (Phase(mlm=1, itm=0, itc=0), [5], [5]),
+            (Phase(mlm=0, itm=1, itc=0), [5], [5]),
+            (Phase(mlm=0, itm=0, itc=1), [5], []),
+        ],
+    )
+    def test_one_image_encode_serves_all(self, phase: Phase, texts: list[int], pairs: list[int]) -> None:
+        task = make_task(phase)
+        calls = Calls(task.model)
+        losses = task(make_batch())
+        assert (calls.images, calls.texts, calls.pairs) == ([5], texts, pairs)
+        assert set(losses.parts) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
+
+
+class TestValues:
+    def test_mlm_is_that_of_the_whole_model(self) -> None:
+        task, batch = make_task(Phase(mlm=1, itm=0)), make_batch()
+        fused = task.model(batch.pixel_values, batch.masked_input_ids, batch.attention_mask)
+        logits = task.model.mlm_logits(fused.text)
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.mlm_labels.flatten())
+        torch.testing.assert_close(task(batch).parts["mlm"], expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("negatives", ["random", "hard"])
+    def test_itm_is_that_of_the_whole_model_on_the_drawn_pairs(self, negatives: Any) -> None:
+        phase = Phase(mlm=0, itm=1, negatives=negatives)
+        task, batch = make_task(phase), make_batch()
+        image, text = (
+            task.model.encode_image(batch.pixel_values),
+            task.model.encode_text(batch.input_ids, batch.attention_mask),
+        )
+        pairs, _ = task.pairs(image, text, batch, phase)
+        assert batch.attention_mask is not None
+        fused = task.model(
+            batch.pixel_values[pairs.image_rows], batch.input_ids[pairs.text_rows], batch.attention_mask[pairs.text_rows]
+        )
+        expected = torch.nn.functional.cross_entropy(task.model.itm_logits(fused.pooled), pairs.labels)
+        torch.testing.assert_close(task(batch).parts["itm"], expected, atol=1e-5, rtol=1e-5)
+        assert (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long().equal(pairs.labels)
+
+    def test_seed_of_the_batch_decides(self) -> None:
+        task = make_task()
+        first, again, other = (task(make_batch(seed=seed)).total.item() for seed in (1, 1, 2))
+        assert first == again
+        assert first != other
+
+    def test_predict_is_the_match_logit(self) -> None:
+        task, batch = make_task(), make_batch()
+        pooled = task.model(batch.pixel_values, batch.input_ids, batch.attention_mask).pooled
+        torch.testing.assert_close(task.predict(batch), task.model.itm_logits(pooled)[:, 1], atol=1e-5, rtol=1e-5)
+
+    def test_one_image_only(self) -> None:
+        with pytest.raises(ValueError, match="at least two different images"):
+            make_task()(make_batch((2, 2, 2)))
+
+
+class TestWeights:
+    def test_total_is_the_weighted_sum(self) -> None:
+        losses = make_task(Phase(mlm=0.5, itm=2, itc=3))(make_batch())
+        expected = 0.5 * losses.parts["mlm"] + 2 * losses.parts["itm"] + 3 * losses.parts["itc"]
+        torch.testing.assert_close(losses.total, expected)
+
+    @pytest.mark.parametrize("name", ["mlm", "itm", "itc"])
+    def test_a_doubled_weight_doubles_its_share_of_the_gradient(self, name: str) -> None:
+        batch = make_batch()
+        once, twice, alone = (
+            gradient(make_task(replace(ALL, **changes)), batch)
+            for changes in ({}, {name: 2}, {"mlm": 1e-30, "itm": 1e-30, "itc": 1e-30, name: 1})
+        )
+        torch.testing.assert_close(twice - once, alone, atol=1e-5, rtol=1e-4)
+        assert alone.abs().max() > 1e-3
+
+
+class TestPhases:
+    def test_progress_decides(self) -> None:
+        task = make_task(*shapes.PHASES)
+        seen = {}
+        for progress in (0.0, 0.29, 0.3, 0.61, 1.0):
+            task.progress = progress
+            losses = task(make_batch())
+            seen[progress] = sorted(losses.parts)
+        everything = ["itc", "itm", "mlm"]
+        assert seen == {0.0: ["itc"], 0.29: ["itc"], 0.3: everything, 0.61: everything, 1.0: everything}
+
+    @pytest.mark.parametrize(
+        ("heads", "phases", "message"),
+        [
+            ({"heads.mlm": False}, (ALL,), "no mlm head"),
+            ({"heads.itm": False}, (ALL,), "no itm head"),
+            ({"heads.itc": None}, (ALL,), "no itc head"),
+            ({"heads.itc": None}, (Phase(negatives="hard"),), "no itc head"),
+            ({"heads.mlm": False, "heads.itc": None}, (Phase(until=0.5), ALL), r"no mlm and no itc head; set heads\.mlm"),
+        ],
+    )
+    def test_missing_heads(self, heads: dict[str, Any], phases: tuple[Phase, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            PretrainingTask(BridgeTower(CONFIG.override(heads)), PretrainingConfig(phases=phases))
+
+    def test_heads_that_no_phase_needs_may_be_missing(self) -> None:
+        model = BridgeTower(CONFIG.override({"heads.mlm": False, "heads.itc": None}))
+        losses = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=1),)))(make_batch())
+        assert list(losses.parts) == ["itm"]
+
+
+def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank() -> None:
+    phase = replace(ALL, negatives="hard")
+    totals = {place: make_task(phase, negatives_from=place)(make_batch()).total.item() for place in ("rank", "world")}
+    assert totals["rank"] == totals["world"]

@@ -1,0 +1,41 @@
+"""What a task is told is checked when it is told."""
+
+from typing import Any
+
+import pytest
+
+from bridgetower.tasks.config import Phase, PretrainingConfig
+
+
+class TestPhase:
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"until": 0.0}, "a phase ends at 0.0; expected a share"),
+            ({"until": 1.5}, "a phase ends at 1.5"),
+            ({"mlm": -1.0}, r"loss weights mlm -1.0, .*expected >= 0"),
+            ({"mlm": 0, "itm": 0, "itc": 0}, "one positive"),
+            ({"negatives": "hrad"}, "negatives is 'hrad'; expected one of random, hard"),
+            ({"negatives": "hard", "itm": 0}, "itm is 0, so that nothing draws them"),
+        ],
+    )
+    def test_errors(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Phase(**values)
+
+
+class TestPretraining:
+    @pytest.mark.parametrize("ends", [(), (0.5,), (0.5, 0.5, 1.0), (0.7, 0.3, 1.0), (1.0, 0.5)])
+    def test_phases_that_do_not_cover_the_run(self, ends: tuple[float, ...]) -> None:
+        with pytest.raises(ValueError, match="expected increasing shares of which the last is 1"):
+            PretrainingConfig(phases=tuple(Phase(until=end) for end in ends))
+
+    def test_unknown_source_of_negatives(self) -> None:
+        with pytest.raises(ValueError, match="negatives_from is 'all'; expected one of rank, world"):
+            PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
+
+    def test_phase_in_force(self) -> None:
+        phases = (Phase(until=0.25), Phase(until=0.5, itc=1), Phase(until=1.0, mlm=0))
+        config = PretrainingConfig(phases=phases)
+        shares = {0.0: 0, 0.2499: 0, 0.25: 1, 0.4999: 1, 0.5: 2, 0.99: 2, 1.0: 2}
+        assert {share: phases.index(config.phase(share)) for share in shares} == shares

@@ -1,0 +1,149 @@
+"""Atomic writes: the old content or the new, whatever fails in between; never a part, and no litter."""
+
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgetower.checkpoints.tensors import write_safetensors
+from bridgetower.files import remove_leftovers, replacing, write_bytes, write_json, write_text
+
+
+class Failed(Exception):
+    """What a test raises while a file is written."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class TestReplacing:
+    def test_new_content_appears_only_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "er" / "a.bin"
+        with replacing(path) as temporary:
+            assert temporary.parent == path.parent
+            assert temporary.suffix == ".bin"
+            temporary.write_bytes(b"new")
+            assert not path.exists()
+        assert contents(path.parent) == {"a.bin": b"new"}
+
+    @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+    def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
+        path = tmp_path / "a.bin"
+        write_bytes(path, b"old")
+        with pytest.raises(type(error)), replacing(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise error
+        assert contents(tmp_path) == {"a.bin": b"old"}
+
+    def test_a_target_that_cannot_be_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        with pytest.raises(OSError, match="directory"):
+            write_bytes(tmp_path / "a", b"new")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    def test_permissions_are_those_of_an_ordinary_file(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            write_bytes(tmp_path / "a", b"new")
+            assert os.umask(0o027) == 0o027
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+    def test_content_is_on_the_disk_before_it_gets_its_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, synced = tmp_path / "a", []
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_bytes(path, b"new")
+        (temporary, named), (folder, renamed) = synced
+        assert Path(temporary).parent == tmp_path
+        assert (named, renamed) == (False, True)
+        assert folder == str(tmp_path)
+
+
+class TestContent:
+    def test_text_and_json(self, tmp_path: Path) -> None:
+        write_text(tmp_path / "a.txt", "größer\n")
+        write_json(tmp_path / "a.json", {"ä": [1, Path("b")]}, default=str)
+        assert (tmp_path / "a.txt").read_bytes() == "größer\n".encode()
+        assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ä": [\n    1,\n    "b"\n  ]\n}\n'
+
+    def test_what_is_no_json_leaves_the_old_file(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "a.json", 1)
+        with pytest.raises(TypeError):
+            write_json(tmp_path / "a.json", {"a": object()})
+        assert contents(tmp_path) == {"a.json": b"1\n"}
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a.bin", b"old")
+    (tmp_path / ".hidden").write_bytes(b"mine")
+    child = os.fork()
+    if child == 0:
+        with replacing(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert len(contents(tmp_path)) == 3
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
+    assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+class TestFullDisk:
+    def test_bytes(self, small_disk: Path) -> None:
+        write_bytes(small_disk / "a", b"o" * 100_000)
+        with pytest.raises(OSError, match="No space left"):
+            write_bytes(small_disk / "a", b"n" * 200_000)
+        assert contents(small_disk) == {"a": b"o" * 100_000}
+        write_bytes(small_disk / "a", b"n" * 100_000)
+        assert contents(small_disk) == {"a": b"n" * 100_000}
+
+    def test_tensors(self, small_disk: Path) -> None:
+        write_safetensors(small_disk / "a", {"weight": torch.zeros(25_000)})
+        before = contents(small_disk)
+        with pytest.raises(OSError, match=r"a could not be written .*No space left.*make room on the disk"):
+            write_safetensors(small_disk / "a", {"weight": torch.zeros(50_000)})
+        assert contents(small_disk) == before
+
+    @pytest.mark.parametrize("call", ["fsync", "replace"])
+    def test_wherever_the_disk_is_found_full(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        write_bytes(tmp_path / "a", b"old")
+
+        def full(*arguments: object, **options: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, call, full)
+        with pytest.raises(OSError, match="No space left"):
+            write_bytes(tmp_path / "a", b"new")
+        monkeypatch.undo()
+        assert contents(tmp_path) == {"a": b"old"}
