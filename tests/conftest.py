@@ -1,7 +1,6 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 import pytest

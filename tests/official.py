@@ -5,17 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from bridgetower.checkpoints.keymap import Naming, name_table, scatter
 from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 # As CLIP, RoBERTa and transformers would have it: heads of width 64 in the image tower, a fusion encoder like the text
 # tower.
 CONFIG = ModelConfig(
-    vision=VisionConfig(image_size=32, patch_size=16, hidden_size=128, num_layers=3, num_heads=2, intermediate_size=512),
+    vision=VisionConfig(
+        image_size=32, patch_size=16, hidden_size=128, num_layers=3, num_heads=2, intermediate_size=512
+    ),
     text=TextConfig(
         vocab_size=60, hidden_size=48, num_layers=3, num_heads=3, intermediate_size=56, max_positions=20, dropout=0.1
     ),

@@ -55,7 +55,7 @@ def write_pictures(folder: Path) -> Path:
             case "bar":
                 draw.rectangle((2, 10, 21, 13), fill=colour)
         picture.save(folder / f"{number:02}.png")
-        captions = [f"{colour} {shape}", f"a {shape} that is {colour} on a {ground} ground"]
+        captions = [f"{colour} {shape} on {ground}", f"a {shape} that is {colour} on a {ground} ground"]
         lines += [f"{number:02}.png,{caption}" for caption in captions[: 1 + number % 2]]
     (folder / "shapes.csv").write_text("\n".join(lines))
     return folder / "shapes.csv"

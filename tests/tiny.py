@@ -80,4 +80,11 @@ def cotangents(outputs: Mapping[str, Tensor], seed: int = 1) -> dict[str, Tensor
 def off(ours: Tensor, theirs: Tensor) -> float:
     """Returns the largest difference of two tensors of one shape."""
     assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max())
+    return float((ours - theirs).detach().abs().max())
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same names, number formats and values, bit for bit."""
+    if one.keys() != other.keys():
+        return False
+    return all(value.dtype == other[name].dtype and torch.equal(value, other[name]) for name, value in one.items())

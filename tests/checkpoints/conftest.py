@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import official
 import pytest
-import tiny
 import torch
 from transformers import BridgeTowerForMaskedLM
 
+import official
+import tiny
 from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.checkpoint import carried_names, check_tensors, collect, parameter_shapes
 from bridgetower.checkpoints.keymap import Source, name_table, scatter
@@ -51,7 +51,7 @@ class TestResized:
     def test_same_size_is_the_identity(self, checkpoint: Checkpoint) -> None:
         same = checkpoint.resized(tiny.CONFIG.vision.image_size)
         assert same.config == checkpoint.config
-        assert all(torch.equal(same.tensors[name], value) for name, value in checkpoint.tensors.items())
+        assert tiny.equal(same.tensors, checkpoint.tensors)
 
     def test_only_positions_change(self, checkpoint: Checkpoint) -> None:
         larger = checkpoint.resized(40)
@@ -104,7 +104,7 @@ class TestCheckTensors:
 
     def test_several_unknown(self, checkpoint: Checkpoint) -> None:
         more = checkpoint.tensors | {"zzz": torch.rand(1), "aaa": torch.rand(1)}
-        with pytest.raises(ValueError, match="^mine has unknown tensors: aaa, zzz$"):
+        with pytest.raises(ValueError, match=r"^mine has unknown tensors: aaa, zzz$"):
             check_tensors("mine", checkpoint.config, more)
 
     def test_several_of_other_shapes(self, checkpoint: Checkpoint) -> None:
@@ -116,7 +116,7 @@ class TestCheckTensors:
 
     def test_long_lists_are_cut(self, checkpoint: Checkpoint) -> None:
         many = {f"extra{number:02d}": torch.rand(1) for number in range(13)}
-        with pytest.raises(ValueError, match="extra08, extra09 and 3 more$"):
+        with pytest.raises(ValueError, match=r"extra08, extra09 and 3 more$"):
             check_tensors("mine", checkpoint.config, checkpoint.tensors | many)
 
 
@@ -135,8 +135,7 @@ class TestCollect:
 
     def test_read(self, checkpoint: Checkpoint, foreign: dict[str, Tensor]) -> None:
         collected = self.collected(foreign)
-        assert collected.tensors.keys() == checkpoint.tensors.keys()
-        assert all(torch.equal(collected.tensors[name], value) for name, value in checkpoint.tensors.items())
+        assert tiny.equal(collected.tensors, checkpoint.tensors)
         assert collected.carried == {}
         assert collected.dropped == ()
 

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import official
 import pytest
 import torch
 from torch import Tensor
 
+import official
 from bridgetower import predictor
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
+from payload import Payload
 
 QUERY = "bridgetower.text_model.encoder.layer.0.attention.self.query.weight"
 
@@ -62,7 +63,7 @@ class TestBytes:
 
     def test_missing_shard(self, sharded: Path) -> None:
         next(sharded.glob("model-00002-*.safetensors")).unlink()
-        with pytest.raises(FileNotFoundError, match="model-00002-.* is missing"):
+        with pytest.raises(FileNotFoundError, match=r"model-00002-.* is missing"):
             read_checkpoint(sharded)
 
     def test_shard_outside_the_folder(self, sharded: Path, safe: Path) -> None:
@@ -93,7 +94,7 @@ class TestTensors:
 
     def test_extra(self, safe: Path) -> None:
         edit_weights(safe, lambda tensors: tensors.update(mystery=torch.rand(1)))
-        with pytest.raises(ValueError, match="safe has unknown tensors: mystery$"):
+        with pytest.raises(ValueError, match=r"safe has unknown tensors: mystery$"):
             read_checkpoint(safe)
 
     def test_missing(self, own: Path) -> None:
@@ -185,9 +186,7 @@ class TestConfigs:
             ("vision_config", {"num_hidden_layers": 2}, "image tower is shallower"),
         ],
     )
-    def test_what_is_not_supported(
-        self, safe: Path, part: str | None, change: dict[str, Any], reason: str
-    ) -> None:
+    def test_what_is_not_supported(self, safe: Path, part: str | None, change: dict[str, Any], reason: str) -> None:
         edit_json(safe / "config.json", lambda values: (values if part is None else values[part]).update(change))
         with pytest.raises(ValueError, match=f"a model that is not supported: .*{reason}"):
             read_checkpoint(safe)
@@ -219,16 +218,6 @@ class TestConfigs:
         expected = read_checkpoint(safe).config
         edit_json(safe / "config.json", shorten)
         assert read_checkpoint(safe).config == expected.override({"heads.itc_size": 512})
-
-
-class Payload:
-    """Creates a file as soon as it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (str(self.path), "w"))
 
 
 class TestMalice:

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import constants
 
+import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
@@ -46,12 +46,9 @@ class TestCached:
         read = read_checkpoint("owner/tower")
         assert read.source == f"owner/tower@{NEW}"
         assert read.processor is not None
-        assert read.tensors.keys() == checkpoint.tensors.keys()
-        assert all(torch.equal(read.tensors[name], value) for name, value in checkpoint.tensors.items())
+        assert tiny.equal(read.tensors, checkpoint.tensors)
 
-    def test_an_unpinned_id_is_told_how_to_pin(
-        self, cache: Path, safe: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_an_unpinned_id_is_told_how_to_pin(self, cache: Path, safe: Path, caplog: pytest.LogCaptureFixture) -> None:
         add(cache, "owner/tower", safe, NEW, "main")
         read_checkpoint("owner/tower")
         assert f"owner/tower is at commit {NEW}; pass revision='{NEW}' to pin it" in caplog.text

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from transformers import BridgeTowerConfig, BridgeTowerForMaskedLM
 
+import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.checkpoints import tensors as tensor_files
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def changed(checkpoint: Checkpoint) -> Checkpoint:
@@ -37,11 +33,13 @@ class TestSources:
         read = read_checkpoint(folder)
         assert read.source == str(folder)
         assert read.config == checkpoint.config
-        assert equal(read.tensors, checkpoint.tensors)
-        assert equal(read.carried, checkpoint.carried)
+        assert tiny.equal(read.tensors, checkpoint.tensors)
+        assert tiny.equal(read.carried, checkpoint.carried)
         assert read.processor is not None
         assert checkpoint.processor is not None
-        assert read.processor.config == replace(checkpoint.processor.config, size_divisor=read.processor.config.size_divisor)
+        assert read.processor.config == replace(
+            checkpoint.processor.config, size_divisor=read.processor.config.size_divisor
+        )
         assert read.processor.token_ids(["a dog"]) == checkpoint.processor.token_ids(["a dog"])
 
     def test_sharded_is_in_several_files(self, sharded: Path) -> None:
@@ -72,9 +70,7 @@ class TestSources:
             convert(replace(checkpoint, processor=None), tmp_path / to, to)
             assert read_checkpoint(tmp_path / to).processor is None
 
-    def test_a_local_folder_wins_over_the_hub(
-        self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_local_folder_wins_over_the_hub(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "owner").mkdir()
         own.rename(tmp_path / "owner" / "name")
         monkeypatch.chdir(tmp_path)
@@ -113,7 +109,7 @@ class TestTiedDecoder:
         read = read_checkpoint(tmp_path / "tied")
         for to in ("bridgetower", "hf"):
             convert(read, tmp_path / to, to)
-            assert equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
+            assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
     def test_an_untied_one_must_be_there(self, safe: Path) -> None:
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
@@ -177,13 +173,13 @@ class TestWriting:
         (tmp_path / "empty").mkdir()
         for folder in (tmp_path / "empty", tmp_path / "new" / "deep"):
             convert(checkpoint, folder, to)
-            assert equal(read_checkpoint(folder).tensors, checkpoint.tensors)
+            assert tiny.equal(read_checkpoint(folder).tensors, checkpoint.tensors)
 
     def test_updated_weights(self, checkpoint: Checkpoint, own: Path) -> None:
         update_weights(changed(checkpoint), own)
         read = read_checkpoint(own)
-        assert equal(read.tensors, changed(checkpoint).tensors)
-        assert equal(read.carried, checkpoint.carried)
+        assert tiny.equal(read.tensors, changed(checkpoint).tensors)
+        assert tiny.equal(read.carried, checkpoint.carried)
 
     def test_same_bytes_every_time(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         for to in ("bridgetower", "hf"):
@@ -242,7 +238,7 @@ class TestFullDisk:
         with pytest.raises(OSError, match="space"):
             update_weights(changed(checkpoint), folder)
         assert content(small_disk) == before
-        assert equal(read_checkpoint(folder).tensors, checkpoint.tensors)
+        assert tiny.equal(read_checkpoint(folder).tensors, checkpoint.tensors)
 
     def test_a_broken_write_is_never_read(
         self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,14 +4,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import official
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import official
+import tiny
 from bridgetower.checkpoints.checkpoint import carried_names, parameter_shapes
 from bridgetower.checkpoints.keymap import Naming, Source, gather, name_table, scatter
 from bridgetower.model.config import ModelConfig
@@ -65,26 +65,22 @@ def random_tensors(config: ModelConfig) -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 class TestBijection:
     def test_ours_come_back(self, table: Table) -> None:
         ours = random_tensors(table.config)
         names = table.of(ours)
-        assert equal(gather(names, scatter(names, ours)), ours)
+        assert tiny.equal(gather(names, scatter(names, ours)), ours)
 
     def test_foreign_ones_come_back(self, table: Table) -> None:
         ours = random_tensors(table.config)
         names = table.of(ours)
         foreign = {name: torch.rand_like(value) for name, value in scatter(names, ours).items()}
-        assert equal(scatter(names, gather(names, foreign)), foreign)
+        assert tiny.equal(scatter(names, gather(names, foreign)), foreign)
 
     def test_no_foreign_name_serves_twice(self, table: Table) -> None:
         ours = [*parameter_shapes(table.config)]
         if table.naming != "timm":
-            ours += [name for name in carried_names(table.config, extra_vision_layers=2)]
+            ours += carried_names(table.config, extra_vision_layers=2)
         uses = Counter(name for source in table.of(ours).values() for name in source.names)
         assert [name for name, count in uses.items() if count > 1] == []
 
@@ -104,10 +100,13 @@ class TestBijection:
         ours = random_tensors(table.config)
         names = table.of(ours)
         exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
-        assert not equal(gather(exchanged, scatter(names, ours)), ours)
+        assert not tiny.equal(gather(exchanged, scatter(names, ours)), ours)
 
     @settings(max_examples=60, deadline=None)
-    @given(layers=st.lists(st.integers(0, 30), min_size=2, max_size=2, unique=True), naming=st.sampled_from(["clip", "huggingface"]))
+    @given(
+        layers=st.lists(st.integers(0, 30), min_size=2, max_size=2, unique=True),
+        naming=st.sampled_from(["clip", "huggingface"]),
+    )
     def test_layers_stay_apart(self, layers: list[int], naming: Naming) -> None:
         parts = ("vision.layers.{}.mlp.up.bias", "text.layers.{}.mlp.up.bias", "fusion.image_layers.{}.mlp.up.bias")
         names = [part.format(layer) for part in parts for layer in layers]
@@ -116,7 +115,11 @@ class TestBijection:
 
 
 KNOWN = [
-    ("clip", "vision.layers.10.attention.qkv.weight", ["vit_model.visual.transformer.resblocks.10.attn.in_proj_weight"]),
+    (
+        "clip",
+        "vision.layers.10.attention.qkv.weight",
+        ["vit_model.visual.transformer.resblocks.10.attn.in_proj_weight"],
+    ),
     ("clip", "vision.class_embedding", ["vit_model.visual.class_embedding"]),
     ("clip", "vision.patch_embedding.weight", ["vit_model.visual.conv1.weight"]),
     ("clip", "mlm_head.decoder.bias", ["mlm_score.bias"]),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -186,11 +187,11 @@ class TestAugmentation:
         turned = augment(self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)).float()
         assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
 
-    def test_validation_of_a_run_sees_the_pictures_as_they_are(self, load: Any) -> None:
+    def test_changes_pictures_only(self, load: Any) -> None:
         key = BatchKey((0, 1, 2), 5)
         plain, turned = load()[key], load(augmentation="affine")[key]
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
-        assert torch.equal(plain.input_ids, turned.input_ids)
+        assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
 
 
 class TestSampler:
@@ -267,12 +268,10 @@ class TestSeeds:
         assert all(0 <= seed < 2**63 for seed in seeds)
 
     def test_is_the_same_on_every_machine(self) -> None:
-        assert derive_seed(0, "epoch", 3) == 4105180914562353219
+        assert derive_seed(0, "epoch", 3) == 2196801750301329207
 
 
 def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_processor: Processor) -> None:
-    from PIL import Image
-
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "a very long caption " * 20)
     prepare_pairs(tmp_path / "a.csv", tmp_path / "set")

@@ -81,16 +81,16 @@ class TestCaptions:
         assert captions_of([apple, pear]) == {
             "1": (
                 "red apple",
-                "red apple emoji for food, fruit and healthy",
-                "an emoji about mac, school and teacher",
+                "s: red apple emoji for food, fruit and healthy",
+                "s: an emoji about mac, school and teacher",
             ),
-            "2": ("pear", "pear emoji for food and fruit"),
+            "2": ("pear", "s: pear emoji for food and fruit"),
         }
 
     def test_quality_after_with(self) -> None:
         waving = emoji("waving hand: dark skin tone", "hello", code="1f44b-1f3ff")
-        assert captions_of([waving])[waving.code][1] == "waving hand emoji with dark skin tone for hello"
-        assert captions_of([emoji("keycap: 1")])["1f600"][1] == "keycap, 1 emoji"
+        assert captions_of([waving])[waving.code][1] == "s: waving hand emoji with dark skin tone for hello"
+        assert captions_of([emoji("keycap: 1")])["1f600"][1] == "s: keycap, 1 emoji"
 
     def test_keywords_that_repeat_the_name_or_say_nothing_are_not_used(self) -> None:
         shoe = emoji("woman\N{RIGHT SINGLE QUOTATION MARK}s shoe", "womans", "woman", "female", "shoe", "tv", "heel")

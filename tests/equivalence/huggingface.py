@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from torch import Tensor
 from transformers import (
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import tiny
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.keymap import Source, name_table, scatter
 from bridgetower.model.bridgetower import BridgeTower

@@ -8,12 +8,12 @@ from typing import Any
 import huggingface as hf
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
 
+import tiny
 from bridgetower import predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, gather
@@ -79,8 +79,7 @@ class TestEveryKind:
     def test_round_trip(self, case: Case, tmp_path: Path) -> None:
         convert(case.checkpoint, tmp_path / "back", "hf")
         back, start = hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
-        assert back.keys() == start.keys()
-        assert [name for name in start if not torch.equal(back[name], start[name])] == []
+        assert tiny.equal(back, start)
 
     def test_settings_come_back(self, case: Case, tmp_path: Path) -> None:
         convert(case.checkpoint, tmp_path / "back", "hf")
@@ -106,8 +105,7 @@ def test_round_trip_through_our_own_folder(tmp_path: Path, kind: str) -> None:
     convert(case.checkpoint, tmp_path / "ours", "bridgetower")
     convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
     back, start = hf.reload(tmp_path / "back", kind).state_dict(), case.theirs.state_dict()
-    assert back.keys() == start.keys()
-    assert [name for name in start if not torch.equal(back[name], start[name])] == []
+    assert tiny.equal(back, start)
 
 
 def test_half_precision_stays(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     convert(read_checkpoint(tmp_path / "hf"), tmp_path / "back", "hf")
     back, start = hf.reload(tmp_path / "back", "itm").state_dict(), theirs.state_dict()
     assert {value.dtype for value in back.values()} == {torch.float16}
-    assert [name for name in start if not torch.equal(back[name], start[name])] == []
+    assert tiny.equal(back, start)
 
 
 class TestControls:

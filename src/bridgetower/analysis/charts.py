@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from statistics import fmean
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bridgetower.analysis.formats import ARM_NAMES, listing, number
 from bridgetower.analysis.results import Arm, DemoResults
 
 SIZE = (4.8, 2.9)  # inches of 72 SVG units; the page scales it
@@ -86,7 +88,7 @@ def learning_curve(
         if chance is not None:
             axes.axhline(chance * scale, color=_INK, linestyle=":", linewidth=1.2)
         _style(axes, label)
-        return _inline(drawing)
+        return _inline(drawing, _description(curves, label, scale))
 
 
 def _draw(axes: Axes, arm: Arm, curve: Curve, scale: float) -> None:
@@ -110,7 +112,18 @@ def _style(axes: Axes, label: str) -> None:
         axes.spines[side].set_color(_FAINT)
 
 
-def _inline(drawing: Figure) -> str:
+def _description(curves: Mapping[Arm, Curve], label: str, scale: float) -> str:
+    """Says in words where the lines start and end."""
+    ends = [
+        f"{ARM_NAMES[arm]} from {number(scale * curve.mean[0])} at step {curve.steps[0]} "
+        f"to {number(scale * curve.mean[-1])} at step {curve.steps[-1]}"
+        for arm, curve in curves.items()
+    ]
+    return f"{label} over optimiser steps: {listing(ends)}"
+
+
+def _inline(drawing: Figure, description: str) -> str:
+    """Returns the drawing as an element that HTML can hold."""
     drawing.patch.set_visible(False)
     stream = io.StringIO()
     drawing.savefig(stream, format="svg", metadata={"Date": None})
@@ -119,7 +132,10 @@ def _inline(drawing: Figure) -> str:
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # a style element would reach the whole page
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")  # HTML needs no namespaces
-    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg aria-hidden="true" \1>', svg)  # as wide as its place
+    opening = re.search(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', svg)
+    assert opening is not None  # matplotlib writes one
+    # Without width and height it is as wide as its place.
+    svg = f'<svg role="img" aria-label="{escape(description)}" {opening[1]}>{svg[opening.end() :]}'
     svg = _drop_unused_ids(svg)
     for ink, colour in _PAGE_COLOURS.items():
         svg = svg.replace(ink, colour)

@@ -99,7 +99,7 @@ def _curves(results: DemoResults) -> Section:
             results, "rsum", label="RSUM", chance=chances[0] if chances else None
         ),
         "Matching accuracy on the validation pictures": learning_curve(
-            results, "itm_accuracy", label="percent", chance=0.5, scale=100
+            results, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100
         ),
     }
     legend = "".join(f'<span class="{arm}">{ARM_NAMES[arm]}</span>' for arm in results.arms)
@@ -109,7 +109,7 @@ def _curves(results: DemoResults) -> Section:
         if drawing is not None
     )
     body = (
-        paragraph("Lines are means over the seeds, bands go from the lowest to the highest seed.")
+        paragraph(_seeds(results, "Lines are means over the seeds, bands go from the lowest to the highest seed."))
         + f'<p class="legend">{legend}<span class="chance">guessing</span></p><div class="charts">{figures}</div>'
         if figures
         else paragraph("The runs were not evaluated while they trained.")
@@ -120,7 +120,9 @@ def _curves(results: DemoResults) -> Section:
 def _retrieval(results: DemoResults) -> Section:
     intro = (
         "Test pictures and their texts look for each other. ITC compares two vectors; two-stage lets the fusion "
-        "encoder reorder the best candidates. ± is the standard deviation over seeds."
+        "encoder reorder the best candidates. "
+    ) + _seeds(
+        results, "± is the standard deviation over seeds, in the last but one row that of the paired differences."
     )
     matching = (
         "Is this the text of this picture? Each text is asked about with its own picture and with one other, so that "
@@ -138,9 +140,9 @@ def _retrieval(results: DemoResults) -> Section:
 def _searches(searches: Mapping[str, Sequence[SearchExample]], examples_from: str) -> Section:
     intro = (
         f"By {examples_from}. Queries are chosen by rule: half with the right answer first, half without, from near to "
-        "far misses. Under each answer stand the probability that it matches and the cosine of the two vectors; the "
-        "order is that of the benchmark, by the matching head's logit among the candidates. A green frame and a check "
-        "mark are the right answer."
+        "far misses, as far as there are enough of both. Under each answer stand the probability that it matches and "
+        "the cosine of the two vectors; the order is that of the benchmark, by the matching head's logit among the "
+        "candidates. A check mark in green shows the right answer."
     )
     cards = "".join(search_cards(dataset, examples) for dataset, examples in searches.items())
     return Section(
@@ -166,6 +168,10 @@ def _hidden_words(results: DemoResults, masks: Sequence[MaskExample], examples_f
         + mask_cards(masks)
     )
     return Section(name="hidden-words", title="Hidden words", body=body)
+
+
+def _seeds(results: DemoResults, several: str) -> str:
+    return several if any(len(results.seeds(arm)) > 1 for arm in results.arms) else "Each model was trained once."
 
 
 def _cost(results: DemoResults) -> Section:

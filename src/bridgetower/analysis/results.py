@@ -56,7 +56,7 @@ class DemoRun:
     """One trained model and what it was measured at.
 
     Attributes:
-        seconds: Time of the training, evaluations included.
+        seconds: Time of the training steps.
         pairs_per_second: Speed of the training steps.
         curve: Evaluations on the validation split, in order.
         test: Data set → figure → value on the test split: `RetrievalResult.figures` and, for models that fill masked
@@ -156,7 +156,7 @@ class DemoResults:
     Attributes:
         version: Of this form.
         command: What repeats it.
-        settings: Of the runs, plain values.
+        settings: Of the runs: numbers, texts, lists and dictionaries of them.
         datasets: What was trained and tested on.
         runs: One per arm and seed, all of equal length and measured alike.
         costs: One per arm.
@@ -241,10 +241,7 @@ class DemoResults:
             ValueError: A field is unknown or missing, or the runs cannot be compared.
         """
         stored = {name: value for name, value in values.items() if name not in ("summary", "difference")}
-        try:
-            return from_plain(cls, stored, "results")
-        except (TypeError, AttributeError) as error:  # a field is missing, or of another kind
-            raise ValueError(f"these are no results of this release: {error}; make them again") from error
+        return from_plain(cls, stored, "results")
 
     def write(self, path: Path) -> None:
         """Writes `to_dict` as JSON, atomically."""

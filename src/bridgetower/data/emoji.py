@@ -147,7 +147,7 @@ def collect(*, seed: int = 0, num_test: int = NUM_TEST, num_validation: int = NU
 
 
 def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
-    """Captions of each emoji by its code: the CLDR name, then up to two sentences made of name and keywords.
+    """Captions of each emoji by its code: the CLDR name, then up to two sentences of subgroup, name and keywords.
 
     Keywords that many emoji share come first, since those are what a model can learn from one emoji for another. A
     sentence that two emoji would share is left out, so that every caption belongs to one picture.
@@ -295,9 +295,10 @@ def _captions(emoji: Emoji, frequency: Mapping[str, int]) -> list[str]:
     telling.sort(key=lambda keyword: (-frequency[keyword], keyword))
     head, _, tail = emoji.name.partition(": ")
     subject = f"{head} emoji with {tail}" if _QUALITY.search(tail) else f"{emoji.name.replace(': ', ', ')} emoji"
-    captions = [emoji.name, f"{subject} for {_listed(telling[:3])}" if telling else subject]
+    kind = emoji.subgroup.replace("-", " ")
+    captions = [emoji.name, f"{kind}: {subject} for {_listed(telling[:3])}" if telling else f"{kind}: {subject}"]
     if len(telling) >= 5 and not emoji.toned:
-        captions.append(f"an emoji about {_listed(telling[3:7])}")
+        captions.append(f"{kind}: an emoji about {_listed(telling[3:7])}")
     return captions
 
 

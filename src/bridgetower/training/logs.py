@@ -60,16 +60,17 @@ class RunLog:
             self.writer.close()
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
-        """Counts a step and, every `log_every` steps, writes its losses and the speed since the last time."""
+        """Counts a step and, every `log_every` steps and at the last, writes its losses and the speed since."""
         self.seconds += seconds
         self.steps += 1
         self.progress.advance(self.bar)
-        if not self.enabled or step % self.config.log_every:
+        if not self.enabled or (step % self.config.log_every and step != self.max_steps):
             return
         pairs_per_second = self.config.batch_size * self.steps / max(self.seconds, 1e-9)
-        self.seconds, self.steps = 0.0, 0
         figures = {name: float(value) for name, value in losses.items()}
-        self._write("train", step, figures | {"lr": lr, "pairs_per_second": pairs_per_second})
+        speed = {"seconds": self.seconds, "pairs_per_second": pairs_per_second}
+        self._write("train", step, figures | {"lr": lr} | speed)
+        self.seconds, self.steps = 0.0, 0
         text = f"loss {figures['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, figures=text)
 

@@ -16,8 +16,8 @@ from bridgetower.files import replacing
 
 FILE = "last.pt"
 
-# What `torch.load` raises on damaged content, found by cutting and altering files.
-_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError)
+# What `torch.load` and `load_state_dict` raise on damaged content, found by cutting and altering files.
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError)
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> Training
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         return TrainingState(**content["state"])
-    except (RuntimeError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not of this model ({reason}); start again in another folder") from error
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         # Not mapped: the optimiser keeps these tensors, and would keep the file on the disk after it was replaced.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _READ_ERRORS as error:
+    except _DAMAGE as error:
         reason = type(error).__name__
         raise ValueError(f"{path} is damaged or no state of a run ({reason}); start again in another folder") from error
     if not isinstance(content, dict) or content.keys() != {"model", "optimizer", "state"}:

@@ -1,0 +1,41 @@
+"""A small model with a vocabulary of whole words, the set it reads, and how it ranks that set."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from shapes import MODEL
+from tiny import off_defaults
+
+from bridgetower.checkpoints import Checkpoint
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.predictor import Predictor
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+
+CONFIG = RetrievalConfig(candidates=4)
+
+
+@pytest.fixture(scope="session")
+def predictor(tiny_dataset: Path) -> Predictor:
+    values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
+    pictures = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None))
+    captions = [caption for own in pictures.captions for caption in own]
+    processor = Processor(values, train_tokenizer(captions, vocab_size=400))
+    config = MODEL.override({"text.vocab_size": processor.vocab_size})
+    tensors = off_defaults(BridgeTower(config)).state_dict()
+    checkpoint = Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor)
+    return Predictor(checkpoint, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def images(tiny_dataset: Path, predictor: Predictor) -> CaptionImages:
+    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
+
+
+@pytest.fixture(scope="session")
+def ranked(predictor: Predictor, images: CaptionImages) -> RetrievalResult:
+    return evaluate_retrieval(predictor.model, images, CONFIG)

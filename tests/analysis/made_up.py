@@ -1,0 +1,106 @@
+"""Made-up results and examples, of the right form and with round numbers."""
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from bridgetower.analysis.examples import Direction, Hit, SearchExample
+from bridgetower.analysis.masked_examples import Guess, MaskExample
+from bridgetower.analysis.results import PARTS, Arm, CurvePoint, DemoDataset, DemoResults, DemoRun, ModelCost
+from bridgetower.predictor import FilledWord
+
+STAGES = ("itc", "two_stage", "chance")
+DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def figures(rsum: float = 120.0, **changes: float) -> dict[str, float]:
+    """Returns all test figures of one data set; the six recalls are equal."""
+    values = {f"{stage}_{side}_r{k}": rsum / 600 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
+    values |= {"itc_rsum": rsum, "two_stage_rsum": rsum, "chance_rsum": 16.0, "rsum": rsum, "itm_accuracy": 0.75}
+    values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
+    return values | changes
+
+
+def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
+    """Returns a run with two validation points."""
+    curve = tuple(
+        CurvePoint(step=step, figures={"rsum": rsum * step / 20, "chance_rsum": 14.0, "itm_accuracy": 0.5 + step / 100})
+        for step in (10, 20)
+    )
+    values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}
+    return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": figures(rsum)}, **changes})
+
+
+def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
+    """Returns a data set."""
+    values: dict[str, Any] = {
+        "splits": {"train": {"images": 1000, "captions": 2000}, "test": {"images": 50, "captions": 60}},
+        "split_rule": "by shape",
+        "sources": {"drawn": "1.0"},
+        "licences": {"pictures": "CC0"},
+    }
+    return DemoDataset(name=name, **{**values, **changes})
+
+
+def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
+    """Returns a cost."""
+    parameters = dict(zip(PARTS, (1_000_000, 2_000_000, fusion, 500_000), strict=True))
+    return ModelCost(
+        arm=arm,
+        parameters=sum(parameters.values()),
+        parameters_by_part=parameters,
+        gflops_per_pair_by_part=dict(zip(PARTS, (0.5, 0.25, 12.5, 1e-6), strict=True)),
+        milliseconds_per_pair=4.25,
+    )
+
+
+def results(*runs: DemoRun, **changes: Any) -> DemoResults:
+    """Returns results of the runs given, or of three seeds of both arms where bridges help a little and clearly."""
+    ours = [run("bridgetower", seed, 130.0 + seed) for seed in range(3)]
+    theirs = [run("meter", seed, 120.0 + 2 * seed) for seed in range(3)]
+    values: dict[str, Any] = {
+        "command": "bridgetower demo --seeds 3",
+        "settings": {"steps": 20, "optimizer": {"lr": 0.001}},
+        "datasets": (dataset(),),
+        "runs": runs or (*ours, *theirs),
+        "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
+        "versions": {"python": "3.11"},
+        "seconds_total": 3900.0,
+    }
+    return DemoResults(**{**values, **changes})
+
+
+def png(shade: int = 0) -> bytes:
+    """Returns a picture file."""
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), shade).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def hit(caption: str, *, is_own: bool = False, probability: float | None = 0.25) -> Hit:
+    """Returns an answer."""
+    return Hit(caption=caption, picture=png(1), cosine=-0.125, probability=probability, is_own=is_own)
+
+
+def search(
+    direction: Direction = "text_to_image", *, text: str = "a query", rank: int = 1, top: int = 3
+) -> SearchExample:
+    """Returns a search whose right answer has the rank."""
+    hits = tuple(hit(f"answer {place}", is_own=place == rank) for place in range(1, top + 1))
+    own = hit("the right answer", is_own=True)
+    return SearchExample(direction=direction, text=text, picture=png(2), hits=hits, own=own, rank=rank, num_items=50)
+
+
+def mask(before: str = "a ", truth: str = "red", after: str = " dot") -> MaskExample:
+    """Returns a hidden word that the right picture makes likelier."""
+    right, wrong = (
+        Guess(
+            picture=png(shade),
+            caption=f"picture {shade}",
+            candidates=(FilledWord(truth, probability), FilledWord("blue", probability / 2)),
+            truth_probability=probability,
+        )
+        for shade, probability in ((3, 0.6), (4, 0.0005))
+    )
+    return MaskExample(before=before, truth=truth, after=after, right=right, wrong=wrong)

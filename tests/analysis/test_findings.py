@@ -1,0 +1,116 @@
+"""Sentences claim a difference only where the spread between seeds leaves one."""
+
+import made_up
+import pytest
+
+from bridgetower.analysis import findings
+from bridgetower.analysis.results import DemoResults, spread
+
+
+def gains(*right: float) -> DemoResults:
+    """Results whose accuracy with the right picture is given per seed, with a wrong one always 0.3."""
+    tests = [{"shapes": made_up.figures(mlm_accuracy=accuracy)} for accuracy in right]
+    return made_up.results(*(made_up.run(seed=seed, test=test) for seed, test in enumerate(tests)))
+
+
+class TestInterval:
+    def test_two_seeds(self) -> None:
+        # Student's t with one degree of freedom: 12.706 standard errors of 1.
+        assert findings.interval(spread([4.0, 6.0])) == pytest.approx((5 - 12.706, 5 + 12.706))
+
+    def test_many_seeds_use_a_quantile_that_is_too_large(self) -> None:
+        low, high = findings.interval(spread([0.0, 1.0] * 50)) or (0.0, 0.0)
+        exact = 1.984 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
+        assert exact < (high - low) / 2 < 1.2 * exact
+
+    def test_one_seed_has_none(self) -> None:
+        assert findings.interval(spread([4.0])) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([10.0, 9.0, 8.0], "higher"),
+        ([-10.0, -9.0, -8.0], "lower"),
+        ([10.0, 1.0, 8.0], "unclear"),  # all seeds agree on the sign, and still three are too few
+        ([0.0, 0.0, 0.0], "unclear"),
+        ([10.0], "untested"),
+    ],
+)
+def test_verdict(values: list[float], expected: str) -> None:
+    assert findings.verdict(spread(values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([10.0, 9.0, 8.0], "BridgeTower is ahead of METER (+9.0, 95 % interval +6.5 to +11.5 over 3 paired seeds)."),
+        ([-10.0, -9.0, -8.0], "METER is ahead of BridgeTower ("),
+        ([10.0, 1.0, 8.0], "No clear difference between the two (+6.3, 95 % interval "),
+        ([10.0], "The difference is +10.0; one seed cannot tell it from chance."),
+    ],
+)
+def test_comparison(values: list[float], expected: str) -> None:
+    assert findings.comparison(spread(values)).startswith(expected)
+
+
+def test_method() -> None:
+    sentence = findings.method(made_up.results())
+    for part in (
+        "BridgeTower (5.00 M parameters) and METER (4.75 M parameters)",
+        "for 20 steps",
+        "3 seeds each",
+        "50 shapes",
+    ):
+        assert part in sentence
+    assert "1\u202f000 pictures with 2\u202f000 captions" in sentence
+
+
+def test_method_of_one_arm_does_not_speak_of_the_other() -> None:
+    sentence = findings.method(made_up.results(made_up.run(), costs=(made_up.cost(),)))
+    assert "METER" not in sentence
+    assert "one seed each" in sentence
+
+
+def test_retrieval_finding_names_chance_and_both_arms() -> None:
+    sentence = findings.retrieval_finding(made_up.results(), "shapes")
+    assert "BridgeTower 131.0 ± 1.0 and METER 122.0 ± 2.0; a random ranking gives 16.0" in sentence
+    assert "BridgeTower is ahead" in sentence
+
+
+def test_retrieval_finding_of_one_arm_compares_nothing() -> None:
+    sentence = findings.retrieval_finding(made_up.results(made_up.run()), "shapes")
+    assert sentence == "RSUM on shapes: BridgeTower 120.0; a random ranking gives 16.0, a perfect one 600."
+
+
+@pytest.mark.parametrize(
+    ("right", "reading"),
+    [
+        ((0.50, 0.52, 0.51), "the picture helps"),
+        ((0.10, 0.12, 0.11), "the picture misleads"),
+        ((0.25, 0.40, 0.31), "no clear difference"),
+        ((0.50,), "one seed: open"),
+    ],
+)
+def test_picture_finding(right: tuple[float, ...], reading: str) -> None:
+    assert f"({reading})" in findings.picture_finding(gains(*right), "shapes")
+
+
+def test_picture_gain_is_paired_by_run() -> None:
+    gain = findings.picture_gain(gains(0.5, 0.7), "shapes", "bridgetower")
+    assert gain is not None
+    assert gain["values"] == pytest.approx([0.2, 0.4])
+
+
+def test_nothing_is_said_of_what_was_not_measured() -> None:
+    figures = {name: value for name, value in made_up.figures().items() if not name.startswith(("mlm", "itm"))}
+    results = made_up.results(made_up.run(test={"shapes": figures}))
+    assert findings.picture_finding(results, "shapes") == findings.matching_finding(results, "shapes") == ""
+
+
+def test_matching_finding() -> None:
+    sentence = findings.matching_finding(made_up.results(), "shapes")
+    assert (
+        sentence
+        == "Telling right pairs from wrong ones: BridgeTower 75.0 ± 0.0 % and METER 75.0 ± 0.0 %; guessing gives 50 %."
+    )

@@ -1,0 +1,76 @@
+"""The commands of README.md and docs, as they are written, in an empty folder where the demo has run."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """An empty folder after a short demo, with a few photos of the user's own."""
+    folder = tmp_path_factory.mktemp("workplace")
+    run(["bridgetower", "demo", "--minutes", "0.1"], folder)
+    photos = folder / "my-photos"
+    photos.mkdir()
+    pictures = sorted((folder / "bridgetower-demo" / "pictures").glob("*.png"))
+    assert len(pictures) >= 12
+    with (photos / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for number, picture in enumerate(pictures):
+            shutil.copy(picture, photos)
+            writer.writerow([picture.name, f"picture number {number} of mine"])
+    return folder
+
+
+def test_readme_has_commands():
+    languages = [language for language, _ in blocks(ROOT / "README.md")]
+    assert languages.count("bash") >= 5
+    assert languages.count("python") >= 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page, workplace):
+    for language, text in blocks(page):
+        run([sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text], workplace)
+
+
+class TestDemo:
+    def test_leaves_results_for_scripts(self, workplace):
+        results = json.loads((workplace / "bridgetower-demo" / "results.json").read_text())
+        assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
+        assert {name for run in results["runs"] for name in run["test"]} == {"emoji", "flags"}
+        assert len({run["steps"] for run in results["runs"]}) == 1
+
+    def test_leaves_one_page_without_outside_links(self, workplace):
+        page = (workplace / "bridgetower-demo" / "report.html").read_text()
+        assert "<img" in page
+        assert not re.search(r"""(src|href)=["']https?://""", page)
+
+    def test_run_again_keeps_what_is_there(self, workplace):
+        before = (workplace / "bridgetower-demo" / "runs" / "meter-0" / "last" / "model.safetensors").stat().st_mtime_ns
+        run(["bridgetower", "demo", "--minutes", "0.1"], workplace)
+        after = (workplace / "bridgetower-demo" / "runs" / "meter-0" / "last" / "model.safetensors").stat().st_mtime_ns
+        assert before == after

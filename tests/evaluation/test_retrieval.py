@@ -1,0 +1,205 @@
+"""Retrieval evaluation against a brute-force one that scores every pair with the whole model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import Protocol, RetrievalConfig
+from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
+from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
+
+DROPPED = -100.0
+
+
+@pytest.fixture
+def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
+
+
+@torch.no_grad()
+def score_everything(model: BridgeTower, images: CaptionImages, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Contrastive similarity and match logits [i, t, 2] of all pairs, each through `model.forward` on its own."""
+    similarity, logits = torch.empty(len(images), len(captions)), torch.empty(len(images), len(captions), 2)
+    for row in range(len(images)):
+        pixel_values = images.pixel_values([row])
+        for column, caption in enumerate(captions):
+            text = images.processor.texts([caption])
+            logits[row, column] = model.itm_logits(model(pixel_values, text.input_ids).pooled)[0]
+            vectors = model.image_embeds(model.encode_image(pixel_values)), model.text_embeds(
+                model.encode_text(text.input_ids)
+            )
+            similarity[row, column] = (vectors[0] * vectors[1]).sum()
+    return similarity, logits
+
+
+def best(scores: Tensor, count: int) -> set[int]:
+    return set(scores.sort(descending=True).indices[:count].tolist())
+
+
+def brute_force_ranking(similarity: Tensor, itm: Tensor, count: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Image→text and text→image scores, cell by cell."""
+    image_side, text_side = torch.full_like(itm, DROPPED), torch.full_like(itm, DROPPED)
+    for row in range(len(itm)):
+        for column in range(itm.shape[1]):
+            if column in best(similarity[row], count):
+                image_side[row, column] = itm[row, column]
+            if row in best(similarity[:, column], count):
+                text_side[row, column] = itm[row, column]
+    if protocol == "paper":
+        image_side = text_side = torch.maximum(image_side, text_side)
+    return image_side, text_side
+
+
+def slow_recalls(image_side: Tensor, text_side: Tensor, owner: Tensor) -> dict[str, float]:
+    """Recalls by sorting; dropped pairs are no hits."""
+    found = {}
+    for k in (1, 5, 10):
+        own = [{c for c in best(row, k) if owner[c] == i and row[c] != DROPPED} for i, row in enumerate(image_side)]
+        found[f"image_to_text_r{k}"] = sum(map(bool, own)) / len(own)
+        hits = [own in best(c, k) and float(c[own]) != DROPPED for own, c in zip(owner.tolist(), text_side.T, strict=True)]
+        found[f"text_to_image_r{k}"] = sum(hits) / len(hits)
+    return found
+
+
+def recalls_of(recalls: RetrievalRecalls | None) -> dict[str, float]:
+    assert recalls is not None
+    return {name: value for name, value in recalls.to_dict().items() if "_r" in name}
+
+
+class TestBruteForce:
+    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    @pytest.mark.parametrize("max_captions", [None, 1])
+    def test_two_stages(
+        self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol, max_captions: int | None
+    ) -> None:
+        captions, owner = images.texts(max_captions)
+        config = RetrievalConfig(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
+        result = evaluate_retrieval(tiny_model, images, config)
+        similarity, logits = score_everything(tiny_model, images, captions)
+        torch.testing.assert_close(result.similarity, similarity, atol=1e-5, rtol=0)
+        assert result.itm is not None
+        scored = ~result.itm.isnan()
+        torch.testing.assert_close(result.itm[scored], logits[..., 1][scored], atol=1e-5, rtol=0)
+        ranking = brute_force_ranking(similarity, logits[..., 1], 3, protocol)
+        assert recalls_of(result.two_stage_recalls) == pytest.approx(slow_recalls(*ranking, owner))
+        assert recalls_of(result.itc_recalls) == pytest.approx(slow_recalls(similarity, similarity, owner))
+        assert torch.equal(result.text_image_index, owner)
+        assert result.chance == chance_recalls(owner, len(images))
+
+    def test_the_protocols_and_stages_differ_here(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        results = [
+            evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=3, protocol=protocol))
+            for protocol in ("honest", "paper")
+        ]
+        assert results[0].two_stage_recalls != results[1].two_stage_recalls
+        assert results[0].itc_recalls != results[0].two_stage_recalls
+
+    @pytest.mark.parametrize("candidates", [12, 1000])
+    def test_enough_candidates_are_the_full_ranking(
+        self, tiny_model: BridgeTower, images: CaptionImages, candidates: int
+    ) -> None:
+        captions, owner = images.texts()
+        assert len(captions) <= 18
+        result = evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=max(candidates, len(captions))))
+        _, logits = score_everything(tiny_model, images, captions)
+        assert result.two_stage_recalls == retrieval_recalls(logits[..., 1], owner)
+        assert result.itm is not None
+        assert not result.itm.isnan().any()
+
+    def test_batch_size_changes_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        one, many = (evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size)) for size in (1, 64))
+        torch.testing.assert_close(one.similarity, many.similarity, atol=1e-5, rtol=0)
+        assert one.figures() == many.figures()
+
+
+class TestAccuracy:
+    def test_own_and_one_other_picture_of_each_text(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        captions, owner = images.texts()
+        assert tiny_model.itm_head is not None
+        seen: list[Tensor] = []
+        tiny_model.itm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+        accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
+        scored = torch.cat(seen)
+        _, logits = score_everything(tiny_model, images, captions)
+        nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)  # which pair each of the scored ones is
+        rows, columns = nearest // len(captions), nearest % len(captions)
+        assert torch.bincount(columns).tolist() == [2] * len(captions)
+        own = rows == owner[columns]
+        assert torch.bincount(columns[own]).tolist() == [1] * len(captions)
+        right = (scored[:, 1] > scored[:, 0]) == own
+        assert accuracy == pytest.approx(float(right.float().mean()))
+
+    def test_matching_alone_gives_the_same_figure(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        config = RetrievalConfig(batch_size=5)
+        assert evaluate_matching(tiny_model, images, config) == evaluate_retrieval(tiny_model, images, config).itm_accuracy
+
+    def test_matching_needs_no_contrastive_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        expected = evaluate_matching(tiny_model, images, RetrievalConfig())
+        tiny_model.itc_head = None
+        assert evaluate_matching(tiny_model, images, RetrievalConfig()) == expected
+        with pytest.raises(ValueError, match="no contrastive"):
+            evaluate_retrieval(tiny_model, images, RetrievalConfig())
+
+    def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        tiny_model.itm_head = None
+        result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
+        assert (result.itm, result.two_stage_recalls, result.itm_accuracy) == (None, None, None)
+        assert result.figures()["rsum"] == result.itc_recalls.rsum
+        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
+            evaluate_matching(tiny_model, images, RetrievalConfig())
+
+
+class TestWork:
+    @pytest.mark.parametrize("evaluate", [evaluate_retrieval, evaluate_matching])
+    def test_each_tower_encodes_each_item_once(
+        self, tiny_model: BridgeTower, images: CaptionImages, evaluate: Callable[..., object]
+    ) -> None:
+        seen: dict[str, int] = {"vision": 0, "text": 0, "fusion": 0}
+
+        def count(name: str, output: Tensor) -> None:
+            seen[name] += len(output)
+
+        tiny_model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
+        tiny_model.text.register_forward_hook(lambda module, inputs, output: count("text", output[-1]))
+        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: count("fusion", output[0]))
+        evaluate(tiny_model, images, RetrievalConfig(candidates=3, batch_size=4))
+        captions, _ = images.texts()
+        assert (seen["vision"], seen["text"]) == (len(images), len(captions))
+        candidates = 3 * (len(images) + len(captions)) if evaluate is evaluate_retrieval else 0
+        assert seen["fusion"] <= candidates + 2 * len(captions)
+
+    def test_shared_candidates_are_scored_once(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        scored = []
+        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: scored.append(len(output[0])))
+        captions, _ = images.texts()
+        evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=1000))
+        assert sum(scored) == len(images) * len(captions)
+
+
+class TestFigures:
+    def test_names(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        figures = evaluate_retrieval(tiny_model, images, RetrievalConfig()).figures()
+        sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+        stages = [f"{stage}_{name}" for stage in ("itc", "two_stage", "chance") for name in (*sides, "rsum")]
+        assert set(figures) == {*stages, "itm_accuracy", "rsum"}
+        assert figures["rsum"] == figures["two_stage_rsum"]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"candidates": 0}, "candidates is 0"),
+            ({"max_captions": 0}, "max_captions is 0"),
+            ({"batch_size": -1}, "batch_size is -1"),
+            ({"protocol": "fair"}, "protocol is 'fair'; expected one of honest, paper"),
+        ],
+    )
+    def test_config_errors(self, values: dict[str, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            RetrievalConfig(**values)  # type: ignore[arg-type]

@@ -1,0 +1,399 @@
+"""The whole model: encodings can be cut, joined, repeated and fused in any order without a change."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+from torch import Tensor
+
+import tiny
+from bridgetower.model.bridgetower import BridgeTower, Encoded, Fused
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.presets import meter
+
+ATOL = 1e-6  # float32; most outputs are of size 1
+LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
+VARIANTS = {
+    "bridges": tiny.CONFIG,
+    "meter": meter(tiny.CONFIG),
+    "scaled": tiny.changed(fusion__bridge="scaled_add"),
+    "interpolated": tiny.changed(fusion__bridge="interpolate", fusion__separate_projections=True),
+    "bert and timm": tiny.changed(
+        text__positions="bert", vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True
+    ),
+    "three layers": tiny.changed(fusion__num_layers=3),
+    "one layer": tiny.changed(fusion__num_layers=1),
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=[name.replace(" ", "_") for name in VARIANTS])
+def model(request: pytest.FixtureRequest) -> BridgeTower:
+    return tiny.build(request.param)
+
+
+def close(one: Fused, other: Fused) -> bool:
+    return all(tiny.off(getattr(one, name), getattr(other, name)) < 4 * ATOL for name in ("text", "image", "pooled"))
+
+
+def same(one: Encoded, other: Encoded) -> bool:
+    """Equal up to rounding, where the texts are not padding."""
+    kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
+    layers = all(tiny.off(a[kept], b[kept]) < 4 * ATOL for a, b in zip(one.layers, other.layers, strict=True))
+    return layers and tiny.off(one.cls, other.cls) < 4 * ATOL
+
+
+def encodings(model: BridgeTower, lengths: Sequence[int] = (5, 3, 4)) -> tuple[Encoded, Encoded]:
+    return model.encode_image(tiny.images(len(lengths))), model.encode_text(*tiny.texts(lengths))
+
+
+class TestComposition:
+    def test_forward_is_encode_and_fuse(self, model: BridgeTower) -> None:
+        image, text = encodings(model)
+        fused, whole = model.fuse(image, text, "all"), model(tiny.images(3), *tiny.texts([5, 3, 4]))
+        assert all(torch.equal(getattr(fused, name), getattr(whole, name)) for name in ("text", "image", "pooled"))
+
+    def test_pooled_is_text_then_image(self, model: BridgeTower) -> None:
+        fused = model.fuse(*encodings(model), "all")
+        expected = [model.text_pooler(fused.text), model.image_pooler(fused.image)]
+        assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
+
+    def test_encodings(self, model: BridgeTower) -> None:
+        """Projected tower layers with their token type; the CLS is the tower's own."""
+        config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
+        hidden = model.vision(pixels, config.vision_layers)
+        image, text = model.encode_image(pixels), model.encode_text(ids, mask)
+        for index, layer in enumerate(image.layers):
+            projection = model.image_projections[index if config.fusion.separate_projections else 0]
+            expected = projection(hidden[index]) + model.token_type_embedding.weight[1]
+            assert tiny.off(layer, expected) < ATOL
+        assert torch.equal(image.cls, hidden[-1][:, 0])
+        assert image.mask is None
+        hidden = model.text(ids, mask.bool(), config.text_layers)
+        for index, layer in enumerate(text.layers):
+            projection = model.text_projections[index if config.fusion.separate_projections else 0]
+            expected = projection(hidden[index]) + model.token_type_embedding.weight[0]
+            assert tiny.off(layer, expected) < ATOL
+        assert torch.equal(text.cls, hidden[-1][:, 0])
+        assert torch.equal(text.mask, mask.bool())
+        assert len(image.layers) == len(text.layers) == config.fusion.num_handed_layers
+
+    def test_integer_and_boolean_masks(self, model: BridgeTower) -> None:
+        ids, mask = tiny.texts([5, 3])
+        assert torch.equal(model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls)
+
+
+class TestBatches:
+    @settings(max_examples=15, deadline=None)
+    @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
+    def test_padding_changes_nothing(self, lengths: list[int], more: int, name: str) -> None:
+        model = tiny.build(VARIANTS[name])
+        pixels, (ids, mask) = tiny.images(len(lengths)), tiny.texts(lengths)
+        wider = tiny.texts(lengths, width=max(lengths) + more)
+        one, other = model(pixels, ids, mask), model(pixels, *wider)
+        assert tiny.off(one.pooled, other.pooled) < 4 * ATOL
+        assert tiny.off(one.image, other.image) < 4 * ATOL
+        assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < 4 * ATOL
+
+    def test_control_padding_without_a_mask(self, model: BridgeTower) -> None:
+        pixels, (ids, mask) = tiny.images(2), tiny.texts([5, 3])
+        assert tiny.off(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
+
+    def test_no_mask_is_a_full_mask(self, model: BridgeTower) -> None:
+        pixels, (ids, mask) = tiny.images(2), tiny.texts([5, 5])
+        assert close(model(pixels, ids, mask), model(pixels, ids))
+
+    @settings(max_examples=15, deadline=None)
+    @given(order=st.permutations(range(4)), name=st.sampled_from(list(VARIANTS)))
+    def test_order_changes_nothing(self, order: list[int], name: str) -> None:
+        model = tiny.build(VARIANTS[name])
+        pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
+        one, other = model(pixels, ids, mask), model(pixels[order], ids[order], mask[order])
+        assert close(Fused(one.text[order], one.image[order], one.pooled[order]), other)
+
+    @settings(max_examples=15, deadline=None)
+    @given(cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS)))
+    def test_batching_changes_nothing(self, cut: int, name: str) -> None:
+        model = tiny.build(VARIANTS[name])
+        pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
+        whole = model(pixels, ids, mask)
+        parts = [model(pixels[part], ids[part], mask[part]) for part in (slice(cut), slice(cut, None))]
+        outputs = ("text", "image", "pooled")
+        joined = Fused(*(torch.cat([getattr(part, output) for part in parts]) for output in outputs))
+        assert close(joined, whole)
+
+
+class TestEncoded:
+    @settings(max_examples=15, deadline=None)
+    @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
+    def test_indexing_with_repeats_is_encoding_repeats(self, rows: list[int]) -> None:
+        model, pixels, (ids, mask) = tiny.build(), tiny.images(3), tiny.texts([5, 3, 4])
+        index = torch.tensor(rows)
+        assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
+        assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
+        pairs = model.fuse(model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)], "all")
+        assert close(pairs, model(pixels[index], ids[index.flip(0)], mask[index.flip(0)]))
+
+    @pytest.mark.parametrize(
+        ("index", "rows"),
+        [
+            (torch.tensor([2, 0]), [2, 0]),
+            (torch.tensor([True, False, True]), [0, 2]),
+            (slice(1, None), [1, 2]),
+            (torch.tensor([], dtype=torch.long), []),
+        ],
+        ids=["numbers", "choice", "slice", "nothing"],
+    )
+    def test_kinds_of_index(self, index: Any, rows: list[int]) -> None:
+        for encoded in encodings(tiny.build()):
+            chosen = encoded[index]
+            assert len(chosen) == len(rows)
+            assert torch.equal(chosen.cls, encoded.cls[rows])
+            assert all(torch.equal(one, many[rows]) for one, many in zip(chosen.layers, encoded.layers, strict=True))
+            assert (chosen.mask is None) == (encoded.mask is None)
+
+    def test_gradients_of_repeats_add_up(self) -> None:
+        image, _ = encodings(tiny.build())
+        image = image.map(lambda tensor: tensor.detach().requires_grad_())
+        image[torch.tensor([0, 0, 2])].cls.sum().backward()
+        assert image.cls.grad[:, 0].tolist() == [2, 0, 1]
+
+    @settings(max_examples=15, deadline=None)
+    @given(parts=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
+    def test_cat_of_different_lengths(self, parts: list[list[int]], masked: bool) -> None:
+        """With unequal texts in a part a mask is needed; without one each part has one length."""
+        model = tiny.build()
+        if not masked:
+            parts = [[part[0]] * len(part) for part in parts]
+        lengths = [length for part in parts for length in part]
+        whole = model.encode_text(*tiny.texts(lengths))
+        ids, mask = tiny.texts(lengths)
+        pieces, start = [], 0
+        for part in parts:
+            rows, width = slice(start, start + len(part)), max(part)
+            pieces.append(model.encode_text(ids[rows, :width], mask[rows, :width] if masked else None))
+            start += len(part)
+        joined = Encoded.cat(pieces)
+        assert len(joined) == len(lengths)
+        assert same(whole, joined)
+        assert (joined.mask is None) == (not masked and len(set(lengths)) == 1)
+        assert joined.mask is None or torch.equal(joined.mask, mask.bool())
+        pixels = tiny.images(len(lengths))
+        assert close_pairs(model, pixels, joined, whole)
+
+    def test_cat_of_images(self) -> None:
+        model, pixels = tiny.build(), tiny.images(4)
+        joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
+        assert joined.mask is None
+        assert same(joined, model.encode_image(pixels))
+
+    def test_cat_of_one(self) -> None:
+        for encoded in encodings(tiny.build()):
+            joined = Encoded.cat([encoded])
+            assert torch.equal(joined.cls, encoded.cls)
+            assert (joined.mask is None) == (encoded.mask is None)
+
+    def test_cat_of_nothing(self) -> None:
+        with pytest.raises(ValueError, match="no encodings given; expected at least one"):
+            Encoded.cat([])
+
+    def test_padded(self) -> None:
+        _, text = encodings(tiny.build())
+        longer = text.padded(9)
+        assert longer.mask.sum(dim=1).tolist() == [5, 3, 4]
+        assert all(layer.shape[1] == 9 for layer in longer.layers)
+        without = Encoded(text.layers, text.cls).padded(6)
+        assert without.mask.tolist() == [[True] * 5 + [False]] * 3
+
+    def test_map(self) -> None:
+        _, text = encodings(tiny.build())
+        assert text.layers[0].requires_grad
+        detached = text.map(Tensor.detach)
+        assert not any(tensor.requires_grad for tensor in (*detached.layers, detached.cls))
+        assert torch.equal(detached.mask, text.mask)
+
+
+def close_pairs(model: BridgeTower, pixels: Tensor, one: Encoded, other: Encoded) -> bool:
+    image = model.encode_image(pixels)
+    pooled = [model.fuse(image, text).pooled for text in (one, other)]
+    return tiny.off(*pooled) < 4 * ATOL
+
+
+def gradients(model: BridgeTower, read: Any, loss: Callable[[Fused], Tensor]) -> dict[str, Tensor]:
+    """Gradients of all parameters and of both encodings; what is not reached has gradient 0."""
+    pixels = tiny.images(3).double().requires_grad_()
+    image, text = model.encode_image(pixels), model.encode_text(*tiny.texts([5, 3, 4]))
+    leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
+    leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
+    leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
+    found = torch.autograd.grad(loss(model.fuse(image, text, read)), list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+
+
+class TestReading:
+    @pytest.mark.parametrize("read", ["pooled", "text"])
+    def test_values(self, model: BridgeTower, read: Any) -> None:
+        image, text = encodings(model)
+        some, everything = model.fuse(image, text, read), model.fuse(image, text, "all")
+        assert tiny.off(getattr(some, read), getattr(everything, read)) < 2 * ATOL
+
+    @pytest.mark.parametrize("read", ["pooled", "text"])
+    def test_gradients(self, model: BridgeTower, read: Any) -> None:
+        model = model.double()
+        shape = {"pooled": (3, 32), "text": (3, 5, 16)}[read]
+        weights = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+        some, everything = (
+            gradients(model, chosen, lambda fused: (getattr(fused, read) * weights).sum()) for chosen in (read, "all")
+        )
+        assert some.keys() == everything.keys()
+        assert [name for name in some if tiny.off(some[name], everything[name]) > 1e-9] == []
+        assert some["pixel_values"].abs().max() > 1e-6
+
+    def test_control_other_reads_have_other_gradients(self) -> None:
+        model = tiny.build().double()
+        pooled = gradients(model, "all", lambda fused: fused.pooled.sum())
+        text = gradients(model, "all", lambda fused: fused.text.sum())
+        assert max(tiny.off(pooled[name], text[name]) for name in pooled) > 0.1
+
+    @pytest.mark.parametrize(
+        ("read", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
+    )
+    def test_what_was_not_read_is_an_error(self, read: Any, missing: list[str]) -> None:
+        fused = tiny.build().fuse(*encodings(tiny.build()), read)
+        for name in ("text", "image", "pooled"):
+            if name in missing:
+                with pytest.raises(ValueError, match=f"{name} was not computed; call fuse with read="):
+                    getattr(fused, name)
+            else:
+                assert getattr(fused, name).shape[0] == 3
+
+
+class TestTowerLayers:
+    def test_meter_reads_the_last_layers_only(self) -> None:
+        """With the last layers kept, what the bridges would have read makes no difference."""
+        model = tiny.build(meter(tiny.CONFIG))
+        image, text = encodings(model)
+        assert len(image.layers) == len(text.layers) == 1
+        hidden = model.vision(tiny.images(3), (1, 2, 3, 4))[-1]
+        expected = model.image_projections[0](hidden) + model.token_type_embedding.weight[1]
+        assert tiny.off(image.layers[0], expected) < ATOL
+        assert not [name for name, _ in model.named_parameters() if "bridges" in name or "text_norm" in name]
+
+    @pytest.mark.parametrize(("vision", "text"), [((1, 4), (2, 3)), ((3, 4), (1, 3)), ((1, 2), (1, 2))])
+    def test_chosen_layers(self, vision: tuple[int, int], text: tuple[int, int]) -> None:
+        config = tiny.changed(fusion__vision_layers=vision, fusion__text_layers=text)
+        chosen, default = tiny.build(config), tiny.build()
+        ids, mask = tiny.texts([5, 3, 4])
+        image = chosen.encode_image(tiny.images(3))
+        every = default.vision(tiny.images(3), (1, 2, 3, 4))
+        for layer, number in zip(image.layers, vision, strict=True):
+            expected = default.image_projections[0](every[number - 1]) + default.token_type_embedding.weight[1]
+            assert tiny.off(layer, expected) < ATOL
+        assert tiny.off(image.cls, every[vision[-1] - 1][:, 0]) < ATOL
+        every = default.text(ids, mask.bool(), (1, 2, 3))
+        for layer, number in zip(chosen.encode_text(ids, mask).layers, text, strict=True):
+            expected = default.text_projections[0](every[number - 1]) + default.token_type_embedding.weight[0]
+            assert tiny.off(layer, expected) < ATOL
+
+    def test_the_default_is_the_top(self) -> None:
+        named = tiny.build(tiny.changed(fusion__vision_layers=(3, 4), fusion__text_layers=(2, 3)))
+        assert torch.equal(named.fuse(*encodings(named)).pooled, tiny.build().fuse(*encodings(tiny.build())).pooled)
+
+    def test_separate_projections_with_equal_weights_are_a_shared_one(self) -> None:
+        separate, shared = tiny.build(tiny.changed(fusion__separate_projections=True)), tiny.build()
+        weights = shared.state_dict()
+        for name in separate.state_dict():
+            part, _, rest = name.partition("_projections.")
+            weights[name] = weights[f"{part}_projections.0.{rest[2:]}" if rest else name]
+        separate.load_state_dict(weights)
+        assert torch.equal(separate.fuse(*encodings(separate)).pooled, shared.fuse(*encodings(shared)).pooled)
+
+
+class TestTokenTypes:
+    def test_second_image(self) -> None:
+        model = tiny.build(tiny.changed(fusion__num_token_types=3))
+        first, second = (model.encode_image(tiny.images(2), token_type=number) for number in (1, 2))
+        types = model.token_type_embedding.weight
+        for one, other in zip(first.layers, second.layers, strict=True):
+            assert tiny.off(other - one, (types[2] - types[1]).expand_as(one)) < 2 * ATOL
+        assert torch.equal(first.cls, second.cls)
+
+    def test_a_type_that_is_not_there(self) -> None:
+        with pytest.raises(ValueError, match=r"token type 2; this model has 2: set fusion\.num_token_types"):
+            tiny.build().encode_image(tiny.images(1), token_type=2)
+
+
+class TestImageSizes:
+    @pytest.mark.parametrize("size", [8, 16, 40])
+    def test_another_size(self, size: int) -> None:
+        model = tiny.build()
+        fused = model(tiny.images(2, size=size), *tiny.texts([5, 3]))
+        assert fused.image.shape[1] == (size // 8) ** 2 + 1
+        assert fused.text.isfinite().all()
+
+    def test_a_size_between_patches(self) -> None:
+        with pytest.raises(ValueError, match="multiples of the patch size 8"):
+            tiny.build().encode_image(tiny.images(1, size=20))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("images", "texts"), [(2, 3), (1, 2), (3, 1)])
+    def test_unequal_numbers(self, images: int, texts: int) -> None:
+        image, text = encodings(tiny.build())
+        message = f"{images} images and {texts} texts; expected one text per image: index them first"
+        with pytest.raises(ValueError, match=message):
+            tiny.build().fuse(image[:images], text[:texts])
+
+    def test_too_long_a_text(self) -> None:
+        with pytest.raises(ValueError, match="text of 15 tokens; the position table holds 14"):
+            tiny.build().encode_text(tiny.texts([15])[0])
+
+    def test_annotations_are_checked_in_these_tests(self) -> None:
+        """Else none of the shapes above would be."""
+        ids, mask = tiny.texts([5, 3])
+        with pytest.raises(TypeCheckError):
+            tiny.build().encode_text(ids, mask[:, :4])
+        with pytest.raises(TypeCheckError):
+            tiny.build().encode_image(tiny.images(2)[0])
+
+
+class TestModes:
+    def test_dropout_in_training_only(self) -> None:
+        model = tiny.build()
+        assert torch.equal(model.fuse(*encodings(model)).pooled, model.fuse(*encodings(model)).pooled)
+        image = model.encode_image(tiny.images(3))
+        model.train()
+        assert tiny.off(model.fuse(*encodings(model)).pooled, model.fuse(*encodings(model)).pooled) > 1e-3
+        assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), "the image tower has none"
+
+    def test_without_dropout_training_is_evaluation(self) -> None:
+        model = tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0))
+        evaluated = model.fuse(*encodings(model)).pooled
+        assert torch.equal(model.train().fuse(*encodings(model)).pooled, evaluated)
+
+    def test_every_parameter_learns(self) -> None:
+        model = tiny.build()
+        image, text = encodings(model)
+        fused = model.fuse(image, text, "all")
+        outputs = [fused.text.sum(), fused.image.sum(), model.mlm_logits(fused.text).sum()]
+        outputs += [model.itm_logits(fused.pooled).sum(), model.contrastive_head().logit_scale()]
+        outputs += [model.image_embeds(image).sum(), model.text_embeds(text).sum()]
+        torch.stack(outputs).sum().backward()
+        assert [name for name, value in model.named_parameters() if value.grad is None] == []
+
+    def test_half_precision(self) -> None:
+        model = tiny.build().to(torch.bfloat16)
+        fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
+        assert fused.pooled.dtype == torch.bfloat16
+        assert tiny.off(fused.pooled.float(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
+
+
+def test_config_is_kept() -> None:
+    config: ModelConfig = tiny.changed(fusion__bridge="interpolate")
+    assert BridgeTower(config).config is config

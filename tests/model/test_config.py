@@ -1,0 +1,210 @@
+"""Model configs: the paper's values, what is refused, and the way to JSON and back."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    check_image_size,
+    from_plain,
+)
+from bridgetower.model.presets import BASE, LARGE, NANO, PRESETS, meter
+
+
+class TestPresets:
+    def test_base(self) -> None:
+        """Paper, "Implementation Details"."""
+        vision, text, fusion = BASE.vision, BASE.text, BASE.fusion
+        assert (vision.image_size, vision.patch_size, vision.num_tokens) == (288, 16, 325)
+        for part in (vision, text):
+            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == (12, 768, 12, 3072)
+        assert (fusion.num_layers, fusion.hidden_size, fusion.num_heads, fusion.intermediate_size) == (6, 768, 12, 3072)
+        assert BASE.vision_layers == BASE.text_layers == (7, 8, 9, 10, 11, 12)
+        assert (text.vocab_size, text.max_length, fusion.dropout) == (50265, 512, 0.1)
+
+    def test_large(self) -> None:
+        vision, text, fusion = LARGE.vision, LARGE.text, LARGE.fusion
+        assert (vision.image_size, vision.patch_size, vision.num_tokens) == (294, 14, 442)
+        for part in (vision, text):
+            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == (24, 1024, 16, 4096)
+        assert (fusion.num_layers, fusion.hidden_size, fusion.num_heads, fusion.intermediate_size) == (
+            6,
+            1024,
+            16,
+            4096,
+        )
+        assert LARGE.vision_layers == (19, 20, 21, 22, 23, 24)
+
+    def test_layer_norm_eps(self) -> None:
+        assert (BASE.vision.layer_norm_eps, BASE.text.layer_norm_eps, BASE.fusion.bridge_layer_norm_eps) == (1e-5,) * 3
+        assert (BASE.fusion.layer_norm_eps, BASE.heads.mlm_layer_norm_eps) == (1e-12, 1e-12)
+
+    @pytest.mark.parametrize("config", PRESETS.values(), ids=list(PRESETS))
+    def test_meter(self, config: ModelConfig) -> None:
+        baseline = meter(config)
+        assert baseline.vision_layers == (config.vision.num_layers,)
+        assert baseline.text_layers == (config.text.num_layers,)
+        assert (baseline.fusion.bridge, baseline.fusion.input_norm) == (None, False)
+        assert (baseline.vision, baseline.text, baseline.heads) == (config.vision, config.text, config.heads)
+
+    def test_meter_forgets_chosen_layers(self) -> None:
+        chosen = NANO.override({"fusion.vision_layers": (1, 3), "fusion.text_layers": (1, 2)})
+        assert meter(chosen) == meter(NANO)
+
+    def test_nano_has_dropout_nowhere(self) -> None:
+        assert NANO.text.dropout == NANO.fusion.dropout == 0
+
+
+class TestDerived:
+    def test_top_layers(self) -> None:
+        assert (tiny.CONFIG.vision_layers, tiny.CONFIG.text_layers) == ((3, 4), (2, 3))
+
+    def test_chosen_layers(self) -> None:
+        config = tiny.changed(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 2))
+        assert (config.vision_layers, config.text_layers) == ((1, 4), (1, 2))
+
+    def test_lengths(self) -> None:
+        assert TextConfig(max_positions=514, pad_token_id=1).max_length == 512
+        assert TextConfig(max_positions=514, pad_token_id=0).max_length == 513
+        assert TextConfig(max_positions=512, pad_token_id=0, positions="bert").max_length == 512
+
+    @given(grid=st.integers(1, 30), patch=st.integers(1, 40))
+    def test_image_tokens(self, grid: int, patch: int) -> None:
+        assert VisionConfig(image_size=grid * patch, patch_size=patch).num_tokens == grid**2 + 1
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"vision.num_heads": 5}, "vision.hidden_size 24 is not a multiple of vision.num_heads 5"),
+            ({"text.num_heads": 5}, "text.hidden_size 32 is not a multiple of text.num_heads 5"),
+            ({"fusion.num_heads": 5}, "fusion.hidden_size 16 is not a multiple of fusion.num_heads 5"),
+            ({"vision.patch_size": 7}, "image size 24 is not a multiple of the patch size 7; use 21 or 28"),
+            ({"vision.image_size": 25}, "image size 25 is not a multiple of the patch size 8; use 24 or 32"),
+            ({"vision.activation": "relu"}, "vision.activation is 'relu'; expected one of 'quick_gelu', 'gelu'"),
+            ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of 'roberta', 'bert'"),
+            ({"fusion.bridge": "multiply"}, "fusion.bridge is 'multiply'; expected one of .*'interpolate', None"),
+            ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of 'tower', 'fused', None"),
+            ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; text and image need at least 2"),
+            ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
+            ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
+            ({"fusion.vision_layers": (4,)}, r"fusion.vision_layers is \(4,\); expected 2 tower layers"),
+            ({"fusion.text_layers": (1, 2, 3)}, r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers"),
+            ({"fusion.bridge": None, "fusion.text_layers": (2, 3)}, r"expected 1 tower layers \(bridge None"),
+            ({"fusion.vision_layers": (0, 4)}, r"fusion.vision_layers is \(0, 4\); .* between 1 and 4"),
+            ({"fusion.vision_layers": (4, 5)}, r"fusion.vision_layers is \(4, 5\); .* between 1 and 4"),
+            ({"fusion.vision_layers": (4, 3)}, "expected increasing layers"),
+            ({"fusion.text_layers": (3, 3)}, "expected increasing layers between 1 and 3, the depth of the text tower"),
+            ({"fusion.num_layers": 4}, r"fusion.text_layers is \(0, 1, 2, 3\)"),
+            ({"fusion.colour": 1}, r"unknown config field 'fusion.colour'; known: .*fusion.bridge"),
+            ({"colour.bridge": 1}, "unknown config field 'colour.bridge'"),
+            ({"fusion": {}}, "unknown config field 'fusion'"),
+            ({"hidden_size": 3}, "unknown config field 'hidden_size'"),
+            ({"": 3}, "unknown config field ''"),
+        ],
+    )
+    def test_refused(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            tiny.CONFIG.override(changes)
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            *(f"{part}.{name}" for part in ("vision", "text", "fusion") for name in ("hidden_size", "num_layers")),
+            *(f"{part}.{name}" for part in ("vision", "text", "fusion") for name in ("num_heads", "layer_norm_eps")),
+            *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
+            *("vision.image_size", "vision.patch_size", "text.vocab_size", "text.type_vocab_size"),
+            *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
+        ],
+    )
+    @pytest.mark.parametrize("value", [0, -1])
+    def test_not_positive(self, field: str, value: int) -> None:
+        with pytest.raises(ValueError, match=rf"{field.partition('.')[2]} is {value}; expected a positive number"):
+            tiny.CONFIG.override({field: value})
+
+    @settings(max_examples=200, deadline=None)
+    @given(size=st.integers(-50, 3000), patch=st.integers(1, 40))
+    def test_image_sizes(self, size: int, patch: int) -> None:
+        """The two sizes that the message names are multiples, positive, and the nearest."""
+        if size > 0 and size % patch == 0:
+            check_image_size(size, patch)
+            return
+        with pytest.raises(ValueError, match="is not a multiple of the patch size") as caught:
+            check_image_size(size, patch)
+        lower, upper = (int(word) for word in str(caught.value).rpartition("use ")[2].split(" or "))
+        assert upper - lower == patch
+        assert lower >= patch
+        assert lower % patch == 0
+        assert lower < size < upper or size < patch
+
+
+class TestValues:
+    def test_frozen(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            tiny.CONFIG.vision.hidden_size = 3  # type: ignore[misc]
+
+    @pytest.mark.parametrize("kind", [VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig])
+    def test_keywords_only(self, kind: type) -> None:
+        with pytest.raises(TypeError, match="positional"):
+            kind(3)
+
+    def test_override_leaves_the_rest(self) -> None:
+        config = tiny.CONFIG.override({"text.num_heads": 2, "text.dropout": 0.0, "vision.image_size": 32})
+        assert config == replace(
+            tiny.CONFIG,
+            text=replace(tiny.CONFIG.text, num_heads=2, dropout=0.0),
+            vision=replace(tiny.CONFIG.vision, image_size=32),
+        )
+        assert tiny.CONFIG.override({}) == tiny.CONFIG
+
+    def test_fields_that_fit_only_together(self) -> None:
+        config = tiny.CONFIG.override({"vision.hidden_size": 25, "vision.num_heads": 5})
+        assert (config.vision.hidden_size, config.vision.num_heads) == (25, 5)
+
+    def test_a_list_becomes_a_tuple(self) -> None:
+        assert tiny.CONFIG.override({"fusion.text_layers": [1, 3]}).fusion.text_layers == (1, 3)
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        "config",
+        [BASE, LARGE, NANO, meter(BASE), tiny.changed(fusion__vision_layers=(1, 4), heads__itc="fused")],
+        ids=["base", "large", "nano", "meter", "chosen layers"],
+    )
+    def test_round_trip(self, config: ModelConfig) -> None:
+        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_what_is_left_out_is_the_default(self) -> None:
+        assert ModelConfig.from_dict({"vision": {"num_layers": 7}}) == ModelConfig(vision=VisionConfig(num_layers=7))
+
+    def test_unknown_fields(self) -> None:
+        with pytest.raises(ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"):
+            ModelConfig.from_dict({"audio": {}})
+        with pytest.raises(ValueError, match=r"model config.text has unknown fields \['a', 'b'\]"):
+            ModelConfig.from_dict({"text": {"b": 1, "a": 2}})
+
+    @pytest.mark.parametrize("values", [None, 3, "vision", ["vision"]])
+    def test_no_fields(self, values: Any) -> None:
+        with pytest.raises(ValueError, match=r"model config is .*; expected names and values"):
+            ModelConfig.from_dict(values)
+        with pytest.raises(ValueError, match=r"model config.text is .*; expected names and values"):
+            ModelConfig.from_dict({"text": values})
+
+    def test_values_of_the_wrong_type(self) -> None:
+        with pytest.raises(ValueError, match=r"model config.text lacks a field or has one of the wrong type"):
+            ModelConfig.from_dict({"text": {"hidden_size": "768"}})
+
+    def test_values_are_checked(self) -> None:
+        with pytest.raises(ValueError, match=r"fusion.bridge is 'multiply'"):
+            from_plain(FusionConfig, {"bridge": "multiply"}, "fusion")

@@ -1,0 +1,188 @@
+"""Bridges and the fusion encoder against their formulas, and what each way of reading computes."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.model.config import FusionConfig
+from bridgetower.model.fusion import Bridge, FusionEncoder, FusionLayer, Read
+
+CONFIG = tiny.changed(fusion__num_layers=3).fusion
+METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
+WIDTH = CONFIG.hidden_size
+ATOL = 1e-10
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def made(module: nn.Module) -> nn.Module:
+    return tiny.off_defaults(module).double().eval()
+
+
+def inputs(config: FusionConfig = CONFIG) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    """Image layers of 5 tokens, text layers of 4, and a mask of texts of 4, 2 and 3 tokens."""
+    count = config.num_handed_layers
+    image = tuple(random(3, 5, WIDTH, seed=number) for number in range(count))
+    text = tuple(random(3, 4, WIDTH, seed=10 + number) for number in range(count))
+    return image, text, torch.arange(4)[None] < torch.tensor([4, 2, 3])[:, None]
+
+
+class TestBridge:
+    TOWER, STREAM = random(2, 4, WIDTH), random(2, 4, WIDTH, seed=1)
+
+    @pytest.mark.parametrize("kind", ["add", "scaled_add", "interpolate"])
+    def test_formula(self, kind: Any) -> None:
+        bridge = made(Bridge(WIDTH, 1e-3, kind))
+        total = {
+            "add": lambda: self.TOWER + self.STREAM,
+            "scaled_add": lambda: bridge.scale * self.TOWER + self.STREAM,
+            "interpolate": lambda: (1 - bridge.beta) * self.TOWER + bridge.beta * self.STREAM,
+        }[kind]()
+        expected = nn.functional.layer_norm(total, (WIDTH,), bridge.norm.weight, bridge.norm.bias, eps=1e-3)
+        assert tiny.off(bridge(self.TOWER, self.STREAM), expected) < ATOL
+
+    def test_kinds_differ(self) -> None:
+        outputs = [
+            made(Bridge(WIDTH, 1e-3, kind))(self.TOWER, self.STREAM) for kind in ("add", "scaled_add", "interpolate")
+        ]
+        assert all(tiny.off(outputs[one], outputs[other]) > 0.01 for one, other in ((0, 1), (0, 2), (1, 2)))
+
+    def test_start_values(self) -> None:
+        """A fresh scaled bridge adds, a fresh interpolating one averages."""
+        assert Bridge(WIDTH, 1e-3, "scaled_add").scale.item() == 1
+        assert Bridge(WIDTH, 1e-3, "interpolate").beta.item() == 0.5
+        assert {name for name, _ in Bridge(WIDTH, 1e-3, "add").named_parameters()} == {"norm.weight", "norm.bias"}
+
+
+class TestLayer:
+    def test_formula(self) -> None:
+        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
+        hidden, other = text[0], image[0]
+        after_self = layer.self_attention_norm(hidden + layer.self_attention(hidden, mask))
+        after_cross = layer.cross_attention_norm(after_self + layer.cross_attention(after_self, other))
+        expected = layer.mlp_norm(after_cross + layer.mlp(after_cross))
+        assert tiny.off(layer(hidden, other, mask=mask), expected) < ATOL
+
+    def test_the_two_masks(self) -> None:
+        """Each is for its own stream; the image has none."""
+        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
+        far = 100 * random(*text[0].shape, seed=5) * ~mask[..., None]
+        of_text = layer(text[0], image[0], mask=mask), layer(text[0] + far, image[0], mask=mask)
+        assert tiny.off(of_text[0][mask], of_text[1][mask]) < ATOL
+        of_image = layer(image[0], text[0], other_mask=mask), layer(image[0], text[0] + far, other_mask=mask)
+        assert tiny.off(*of_image) < ATOL
+        assert tiny.off(layer(image[0], text[0]), layer(image[0], text[0] + far)) > 0.01
+
+    @pytest.mark.parametrize("queries", [1, 2, 4])
+    def test_first_queries_only(self, queries: int) -> None:
+        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
+        everything = layer(text[0], image[0], mask=mask)
+        some = layer(text[0], image[0], mask=mask, num_queries=queries)
+        assert tiny.off(some, everything[:, :queries]) < ATOL
+
+    def test_eps_is_that_of_the_layers(self) -> None:
+        layer = FusionLayer(tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion)
+        assert {child.eps for child in layer.modules() if isinstance(child, nn.LayerNorm)} == {1e-3}
+
+
+def by_hand(encoder: FusionEncoder, config: FusionConfig, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both streams after the last layer, one line of the paper after the other."""
+    image, text, _ = inputs(config)
+    image_stream, text_stream = image[0], text[0]
+    if config.input_norm:
+        image_stream, text_stream = encoder.image_norm(image_stream), encoder.text_norm(text_stream)
+    for number in range(config.num_layers):
+        if number > 0 and config.bridge is not None:
+            image_stream = encoder.image_bridges[number - 1].norm(image_stream + image[number])
+            text_stream = encoder.text_bridges[number - 1].norm(text_stream + text[number])
+        image_stream, text_stream = (
+            encoder.image_layers[number](image_stream, text_stream, other_mask=mask),
+            encoder.text_layers[number](text_stream, image_stream, mask=mask),
+        )
+    return text_stream, image_stream
+
+
+class TestEncoder:
+    @pytest.mark.parametrize("config", [CONFIG, METER], ids=["bridges", "meter"])
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_formula(self, config: FusionConfig, masked: bool) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        ours = encoder(image, text, mask if masked else None, "all")
+        expected = by_hand(encoder, config, mask if masked else None)
+        assert max(tiny.off(one, other) for one, other in zip(ours, expected, strict=True)) < ATOL
+
+    @pytest.mark.parametrize("read", ["pooled", "text"])
+    @pytest.mark.parametrize("config", [CONFIG, METER], ids=["bridges", "meter"])
+    def test_reading_less(self, config: FusionConfig, read: Read) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        whole_text, whole_image = encoder(image, text, mask, "all")
+        some_text, some_image = encoder(image, text, mask, read)
+        if read == "text":
+            assert tiny.off(some_text, whole_text) < ATOL
+            assert some_image is None
+        else:
+            assert some_text.shape == some_image.shape == (3, 1, WIDTH)
+            assert tiny.off(some_text, whole_text[:, :1]) < ATOL
+            assert tiny.off(some_image, whole_image[:, :1]) < ATOL
+
+    def test_reading_text_leaves_the_last_image_layer_out(self) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
+        expected = encoder(image, text, mask, "text")[0]
+        for parameter in encoder.image_layers[-1].parameters():
+            parameter.data.fill_(float("nan"))
+        assert torch.equal(encoder(image, text, mask, "text")[0], expected)
+        assert encoder(image, text, mask, "all")[1].isnan().all()
+
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_every_handed_layer_is_read(self, number: int) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
+        expected = encoder(image, text, mask, "all")
+        for changed in ("image", "text"):
+            layers = {"image": list(image), "text": list(text)}
+            layers[changed][number] = layers[changed][number] + random(*layers[changed][number].shape, seed=9)
+            ours = encoder(tuple(layers["image"]), tuple(layers["text"]), mask, "all")
+            assert all(tiny.off(one, other) > 1e-3 for one, other in zip(ours, expected, strict=True))
+
+    def test_one_layer_has_no_bridge(self) -> None:
+        encoder = FusionEncoder(tiny.changed(fusion__num_layers=1).fusion)
+        assert len(encoder.text_bridges) == len(encoder.image_bridges) == 0
+
+    def test_bridges_are_one_fewer_than_layers(self) -> None:
+        encoder = FusionEncoder(CONFIG)
+        assert [len(part) for part in (encoder.text_bridges, encoder.image_bridges, encoder.text_layers)] == [2, 2, 3]
+
+    def test_meter_has_no_bridges_and_no_input_norms(self) -> None:
+        names = {name.partition(".")[0] for name, _ in FusionEncoder(METER).named_parameters()}
+        assert names == {"text_layers", "image_layers"}
+
+    def test_eps_of_bridges_and_input_norms(self) -> None:
+        config = tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion
+        encoder = FusionEncoder(config)
+        outer = [encoder.text_norm, encoder.image_norm, encoder.text_bridges[0].norm, encoder.image_bridges[0].norm]
+        assert {norm.eps for norm in outer} == {1e-2}
+
+    @settings(max_examples=20, deadline=None)
+    @given(order=st.permutations(range(3)))
+    def test_pairs_do_not_see_each_other(self, order: list[int]) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
+        expected = encoder(image, text, mask, "all")
+        ours = encoder(tuple(part[order] for part in image), tuple(part[order] for part in text), mask[order], "all")
+        assert all(tiny.off(one, other[order]) < ATOL for one, other in zip(ours, expected, strict=True))
+
+    def test_dropout_in_training_only(self) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
+        assert torch.equal(encoder(image, text, mask, "all")[0], encoder(image, text, mask, "all")[0])
+        encoder.train()
+        assert tiny.off(encoder(image, text, mask, "all")[0], encoder(image, text, mask, "all")[0]) > 0.01
+        without = made(FusionEncoder(tiny.changed(fusion__num_layers=3, fusion__dropout=0.0).fusion))
+        evaluated = without(image, text, mask, "all")
+        assert all(
+            torch.equal(*pair) for pair in zip(evaluated, without.train()(image, text, mask, "all"), strict=True)
+        )

@@ -1,0 +1,120 @@
+"""Heads against their formulas, and the embeddings that the model makes with them."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.model.heads import FusedItcHead, ItcHead, ItmHead, MlmHead
+
+ATOL = 1e-10
+NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def made(module: nn.Module) -> nn.Module:
+    return tiny.off_defaults(module).double().eval()
+
+
+class TestMlm:
+    @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
+    def test_formula(self, shape: tuple[int, ...]) -> None:
+        head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
+        middle = F.layer_norm(F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3)
+        expected = middle @ head.decoder.weight.T + head.decoder.bias
+        assert head(hidden).shape == (*shape, 50)
+        assert torch.allclose(head(hidden), expected, rtol=0, atol=ATOL)
+
+    def test_decoder_is_not_tied(self) -> None:
+        model = tiny.build(tiny.changed(fusion__hidden_size=32, fusion__num_heads=4))
+        assert model.mlm_head.decoder.weight.shape == model.text.word_embedding.weight.shape
+        assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
+
+
+def test_itm() -> None:
+    head, pooled = made(ItmHead(16)), random(3, 32)
+    assert tiny.off(head(pooled), pooled @ head.fc.weight.T + head.fc.bias) < ATOL
+
+
+class TestItc:
+    def test_start_temperature(self) -> None:
+        assert ItcHead(4, 5, 6).logit_scale().item() == pytest.approx(1 / 0.07)
+        assert FusedItcHead(4, 5, 6).logit_scale().item() == pytest.approx(1 / 0.07)
+
+    @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
+    def test_temperature_is_clamped(self, start: float, clamped: float) -> None:
+        head = ItcHead(4, 5, 6)
+        head.temperature.data.fill_(start)
+        assert head.logit_scale().item() == pytest.approx(1 / clamped)
+        assert head.temperature.item() == pytest.approx(clamped), "the parameter itself, as in the official code"
+
+    def test_gradient_at_the_edge(self) -> None:
+        """The clamp is outside of the graph: a temperature at the edge still learns."""
+        head = ItcHead(4, 5, 6)
+        head.temperature.data.fill_(0.7)
+        head.logit_scale().backward()
+        assert head.temperature.grad.item() == pytest.approx(-1 / 0.5**2)
+
+    def test_fused_scale_is_an_exponential(self) -> None:
+        head = FusedItcHead(4, 5, 6)
+        head.log_logit_scale.data.fill_(1.5)
+        assert head.logit_scale().item() == pytest.approx(math.exp(1.5))
+
+
+class TestEmbeddings:
+    @pytest.mark.parametrize("kind", ["tower", "fused"])
+    def test_formula(self, kind: str) -> None:
+        model = tiny.build(tiny.changed(heads__itc=kind)).double()
+        image, text = model.encode_image(tiny.images(3).double()), model.encode_text(*tiny.texts([5, 3, 4]))
+        pooled = model.fuse(image, text).pooled
+        head = model.contrastive_head()
+        cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
+        expected = {
+            "image": F.linear(cls, head.image.weight, head.image.bias),
+            "text": F.linear(text.cls, head.text.weight, head.text.bias),
+            "pair": pooled if kind == "tower" else F.linear(pooled, head.pooled.weight, head.pooled.bias),
+        }
+        ours = {
+            "image": model.image_embeds(image),
+            "text": model.text_embeds(text),
+            "pair": model.pair_embeds(pooled),
+        }
+        for name in ours:
+            assert tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
+            assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
+
+    def test_logits(self) -> None:
+        model = tiny.build()
+        fused = model(tiny.images(2), *tiny.texts([5, 3]))
+        assert torch.equal(model.itm_logits(fused.pooled), model.itm_head(fused.pooled))
+        assert torch.equal(model.mlm_logits(fused.text), model.mlm_head(fused.text))
+        labelled = torch.tensor([[True, False, False, False, True], [False, True, False, False, False]])
+        assert model.mlm_logits(fused.text[labelled]).shape == (3, 50)
+
+
+class TestWithoutHeads:
+    def test_errors(self) -> None:
+        model = tiny.build(NONE)
+        image, text = model.encode_image(tiny.images(1)), model.encode_text(*tiny.texts([4]))
+        fused = model.fuse(image, text, "all")
+        for embed, encoded in ((model.image_embeds, image), (model.text_embeds, text)):
+            with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
+                embed(encoded)
+        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
+            model.itm_logits(fused.pooled)
+        with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
+            model.mlm_logits(fused.text)
+
+    def test_no_parameters(self) -> None:
+        assert not [name for name, _ in tiny.build(NONE).named_parameters() if "head" in name]
+
+    def test_pairs_still_have_embeddings(self) -> None:
+        model = tiny.build(NONE)
+        pooled = model(tiny.images(2), *tiny.texts([4, 3])).pooled
+        assert torch.equal(model.pair_embeds(pooled), F.normalize(pooled, dim=-1))

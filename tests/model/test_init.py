@@ -1,0 +1,113 @@
+"""Initial weights: all of them drawn, from the given generator only, with the intended spreads."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.init import init_weights
+
+WIDE = tiny.changed(
+    vision__hidden_size=96,
+    vision__intermediate_size=384,
+    text__hidden_size=96,
+    text__vocab_size=300,
+    fusion__hidden_size=96,
+    fusion__intermediate_size=200,
+)
+
+
+def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float("nan")) -> BridgeTower:
+    """A model whose weights were all `start` before they were drawn, but for learned scalars."""
+    model = BridgeTower(config)
+    for parameter in model.parameters():
+        if parameter.ndim:
+            parameter.data.fill_(start)
+    init_weights(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny.CONFIG,
+        tiny.changed(heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True),
+        tiny.changed(fusion__bridge=None, fusion__input_norm=False, vision__patch_bias=True, vision__pre_norm=False),
+    ],
+    ids=["tower", "fused", "meter"],
+)
+class TestAll:
+    def test_every_weight_is_set(self, config: ModelConfig) -> None:
+        assert [name for name, value in drawn(config).named_parameters() if not value.isfinite().all()] == []
+
+    def test_the_start_does_not_matter(self, config: ModelConfig) -> None:
+        one, other = drawn(config), drawn(config, start=3.0)
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+    def test_the_seed_decides(self, config: ModelConfig) -> None:
+        one, other = drawn(config, seed=1).state_dict(), drawn(config, seed=2).state_dict()
+        changed = {name for name, value in one.items() if not torch.equal(value, other[name])}
+        fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].ndim == 0}
+        assert changed == one.keys() - fixed
+
+
+def test_only_the_given_generator_is_used() -> None:
+    torch.manual_seed(5)
+    model = BridgeTower(tiny.CONFIG)
+    before = torch.get_rng_state()
+    init_weights(model, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_norms_and_biases() -> None:
+    model = drawn()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all(), name
+        if isinstance(module, nn.LayerNorm | nn.Linear):
+            assert (module.bias == 0).all(), name
+
+
+def test_scalars_keep_their_start() -> None:
+    model = drawn(tiny.changed(fusion__bridge="scaled_add"))
+    assert model.itc_head.temperature.item() == pytest.approx(0.07)
+    assert model.fusion.text_bridges[0].scale.item() == 1
+
+
+def test_gradients_may_follow() -> None:
+    assert all(value.requires_grad and value.is_leaf for value in drawn().parameters())
+
+
+class TestSpreads:
+    @staticmethod
+    def close(weights: Tensor, spread: float) -> bool:
+        return abs(weights.std().item() / spread - 1) < 5 / math.sqrt(2 * weights.numel())
+
+    def test_text_and_fusion(self) -> None:
+        model = drawn(WIDE)
+        for weights in (
+            model.text.layers[0].attention.qkv.weight,
+            model.text.word_embedding.weight,
+            model.fusion.image_layers[1].cross_attention.key_value.weight,
+            model.image_projections[0].weight,
+            model.mlm_head.decoder.weight,
+        ):
+            assert self.close(weights, 0.02)
+
+    def test_image_tower_follows_clip(self) -> None:
+        """Residual branches shrink with the square root of twice the depth (4 layers here)."""
+        tower, width = drawn(WIDE).vision, 96**-0.5
+        for layer in tower.layers:
+            assert self.close(layer.attention.qkv.weight, width)
+            assert self.close(layer.attention.out.weight, width / math.sqrt(2 * 4))
+            assert self.close(layer.mlp.up.weight, (2 * 96) ** -0.5)
+            assert self.close(layer.mlp.down.weight, width / math.sqrt(2 * 4))
+        assert self.close(tower.position_embedding, width)
+        assert self.close(tower.patch_embedding.weight, (3 * 8 * 8) ** -0.5)
+
+    def test_control(self) -> None:
+        assert not self.close(drawn(WIDE).text.layers[0].attention.qkv.weight, 0.025)

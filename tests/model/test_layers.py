@@ -1,0 +1,173 @@
+"""Attention, feed-forward and transformer layers against their formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.model.layers import (
+    CrossAttention,
+    FeedForward,
+    Pooler,
+    PostNormLayer,
+    PreNormLayer,
+    SelfAttention,
+    attend,
+    quick_gelu,
+)
+
+WIDTH, HEADS = 12, 3
+ATOL = 1e-10
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mask_of(*lengths: int) -> Tensor:
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def made(module: nn.Module) -> nn.Module:
+    return tiny.off_defaults(module).double().eval()
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Softmax attention, head by head and sample by sample."""
+    size = query.shape[-1] // heads
+    rows = []
+    for sample in range(len(query)):
+        parts = []
+        for head in range(heads):
+            columns = slice(head * size, (head + 1) * size)
+            kept = slice(None) if mask is None else mask[sample]
+            keys, values = key[sample, kept, columns], value[sample, kept, columns]
+            parts.append((query[sample, :, columns] @ keys.T / size**0.5).softmax(dim=-1) @ values)
+        rows.append(torch.cat(parts, dim=-1))
+    return torch.stack(rows)
+
+
+class TestAttend:
+    @pytest.mark.parametrize("mask", [None, mask_of(5, 3)], ids=["everything", "masked"])
+    def test_formula(self, mask: Tensor | None) -> None:
+        query, key, value = random(2, 4, WIDTH), random(2, 5, WIDTH, seed=1), random(2, 5, WIDTH, seed=2)
+        ours = attend(query, key, value, num_heads=HEADS, mask=mask, dropout=0.0)
+        assert tiny.off(ours, by_hand(query, key, value, HEADS, mask)) < ATOL
+
+    def test_heads_matter(self) -> None:
+        """Control: another number of heads is another function."""
+        query, key, value = random(2, 4, WIDTH), random(2, 5, WIDTH, seed=1), random(2, 5, WIDTH, seed=2)
+        ours = attend(query, key, value, num_heads=HEADS, mask=None, dropout=0.0)
+        assert tiny.off(ours, by_hand(query, key, value, 2, None)) > 0.01
+
+
+class TestSelfAttention:
+    def test_formula(self) -> None:
+        layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
+        weight, bias = layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3)
+        query, key, value = (F.linear(hidden, weight[part], bias[part]) for part in range(3))
+        expected = layer.out(by_hand(query, key, value, HEADS, mask))
+        assert tiny.off(layer(hidden, mask), expected) < ATOL
+
+    @settings(max_examples=25, deadline=None)
+    @given(length=st.integers(1, 6), queries=st.integers(1, 6), masked=st.booleans())
+    def test_first_queries_only(self, length: int, queries: int, masked: bool) -> None:
+        layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, length, WIDTH)
+        mask = mask_of(length, 1) if masked else None
+        some = layer(hidden, mask, num_queries=queries)
+        assert some.shape == (2, min(queries, length), WIDTH)
+        assert tiny.off(some, layer(hidden, mask)[:, :queries]) < ATOL
+
+
+class TestCrossAttention:
+    def test_formula(self) -> None:
+        layer = made(CrossAttention(WIDTH, HEADS))
+        hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
+        weight, bias = layer.key_value.weight.chunk(2), layer.key_value.bias.chunk(2)
+        key, value = (F.linear(other, weight[part], bias[part]) for part in range(2))
+        expected = layer.out(by_hand(layer.query(hidden), key, value, HEADS, mask))
+        assert tiny.off(layer(hidden, other, mask), expected) < ATOL
+
+
+class TestMasks:
+    def test_masked_positions_are_not_read(self) -> None:
+        layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
+        changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
+        assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
+        assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, "without the mask they are"
+
+    def test_nothing_masked_is_no_mask(self) -> None:
+        layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH)
+        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL
+
+
+class TestFeedForward:
+    @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+    def test_formula(self, activation: str) -> None:
+        layer, hidden = made(FeedForward(WIDTH, 20, activation)), random(2, 5, WIDTH)
+        up = layer.up(hidden)
+        exact = 0.5 * up * (1 + torch.erf(up / 2**0.5))
+        expected = layer.down(exact if activation == "gelu" else up / (1 + torch.exp(-1.702 * up)))
+        assert tiny.off(layer(hidden), expected) < ATOL
+
+    def test_quick_gelu_is_an_approximation(self) -> None:
+        values = torch.linspace(-4, 4, 50, dtype=torch.float64)
+        assert 1e-3 < tiny.off(quick_gelu(values), F.gelu(values)) < 0.03
+        assert quick_gelu(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+class TestTransformerLayers:
+    def test_pre_norm(self) -> None:
+        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "quick_gelu")), random(2, 5, WIDTH)
+        after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
+        assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
+
+    def test_post_norm(self) -> None:
+        layer, hidden, mask = made(PostNormLayer(WIDTH, HEADS, 20, 1e-3, 0.5)), random(2, 5, WIDTH), mask_of(5, 3)
+        after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
+        assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
+
+    def test_activation_reaches_the_feed_forward(self) -> None:
+        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "gelu")), random(2, 5, WIDTH)
+        assert tiny.off(layer(hidden), made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "quick_gelu"))(hidden)) > 1e-3
+
+
+def norm(hidden: Tensor, layer: nn.LayerNorm, eps: float) -> Tensor:
+    centred = hidden - hidden.mean(dim=-1, keepdim=True)
+    scaled = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
+    return scaled * layer.weight + layer.bias
+
+
+def test_pooler() -> None:
+    layer, hidden = made(Pooler(WIDTH)), random(2, 5, WIDTH)
+    assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
+
+
+class TestDropout:
+    LAYERS = (
+        (SelfAttention(WIDTH, HEADS, 0.5), 1),
+        (CrossAttention(WIDTH, HEADS, 0.5), 2),
+        (PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5), 1),
+    )
+
+    @pytest.mark.parametrize(("layer", "streams"), LAYERS, ids=["self", "cross", "layer"])
+    def test_in_training_only(self, layer: nn.Module, streams: int) -> None:
+        inputs = [random(2, 5, WIDTH, seed=seed) for seed in range(streams)]
+        layer = made(layer)
+        assert torch.equal(layer(*inputs), layer(*inputs))
+        layer.train()
+        assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
+
+    def test_pre_norm_has_none(self) -> None:
+        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-5, "gelu")), random(2, 5, WIDTH)
+        assert torch.equal(layer(hidden), layer.train()(hidden))
+
+    def test_scale_is_kept(self) -> None:
+        """Kept values grow by 1 / (1 - p), so the mean over many draws is the value without dropout."""
+        layer, hidden = made(PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5)), random(1, 1, WIDTH)
+        torch.manual_seed(0)
+        mean = layer.train()._drop(hidden.expand(20000, 1, -1)).mean(dim=0)
+        assert tiny.off(mean, hidden[0]) < 0.06

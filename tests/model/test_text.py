@@ -1,0 +1,126 @@
+"""The text tower: positions of RoBERTa and BERT, padding, and the layers that are read."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tiny
+from bridgetower.model.config import TextConfig
+from bridgetower.model.text import TextTower
+
+CONFIG = tiny.CONFIG.text
+BERT = tiny.changed(text__positions="bert", text__pad_token_id=0, text__type_vocab_size=2).text
+ATOL = 1e-10
+LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
+
+
+def made(config: TextConfig = CONFIG) -> TextTower:
+    return tiny.off_defaults(TextTower(config)).double().eval()
+
+
+def texts(*lengths: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    ids, mask = tiny.texts(lengths, width=width)
+    return ids, mask.bool()
+
+
+class TestPositions:
+    @pytest.mark.parametrize(
+        ("ids", "positions"),
+        [
+            ([0, 9, 8, 2], [2, 3, 4, 5]),
+            ([0, 9, 2, 1, 1], [2, 3, 4, 1, 1]),
+            ([1, 1, 0, 9, 2], [1, 1, 2, 3, 4]),
+            ([0, 1, 9, 1, 2], [2, 1, 3, 1, 4]),
+            ([1], [1]),
+        ],
+    )
+    def test_roberta(self, ids: list[int], positions: list[int]) -> None:
+        """Counted over tokens that are not padding, from pad + 1 = 2; padding has position pad = 1."""
+        assert made().position_ids(torch.tensor([ids])).tolist() == [positions]
+
+    def test_roberta_with_another_padding(self) -> None:
+        tower = made(tiny.changed(text__pad_token_id=0).text)
+        assert tower.position_ids(torch.tensor([[5, 6, 0, 7, 0]])).tolist() == [[1, 2, 0, 3, 0]]
+
+    @pytest.mark.parametrize("ids", [[5, 6, 7, 0, 0], [0, 0, 0, 0, 0], [0, 5, 0, 6, 7]])
+    def test_bert(self, ids: list[int]) -> None:
+        positions = made(BERT).position_ids(torch.tensor([ids]))
+        assert positions.expand(1, -1).tolist() == [[0, 1, 2, 3, 4]]
+
+
+class TestEmbed:
+    @pytest.mark.parametrize("config", [CONFIG, BERT], ids=["roberta", "bert"])
+    def test_formula(self, config: TextConfig) -> None:
+        tower, (ids, _) = made(config), texts(5, 3)
+        for row in range(2):
+            for column in range(5):
+                word = int(ids[row, column])
+                place = column if config is BERT else int(tower.position_ids(ids)[row, column])
+                total = tower.word_embedding.weight[word] + tower.position_embedding.weight[place]
+                expected = tower.embedding_norm(total + tower.token_type_embedding.weight[0])
+                assert tiny.off(tower.embed(ids)[row, column], expected) < ATOL
+
+    @pytest.mark.parametrize(("config", "longest"), [(CONFIG, 14), (BERT, 16)], ids=["roberta", "bert"])
+    def test_longest_text(self, config: TextConfig, longest: int) -> None:
+        tower = made(config)
+        assert tower.embed(texts(longest)[0]).isfinite().all()
+        message = rf"text of {longest + 1} tokens; the position table holds {longest}: shorten it"
+        with pytest.raises(ValueError, match=message):
+            tower.embed(texts(longest + 1)[0])
+
+
+class TestLayers:
+    @pytest.mark.parametrize("read", [(3,), (1,), (1, 2, 3), (1, 3)], ids=str)
+    def test_read_layers(self, read: tuple[int, ...]) -> None:
+        tower, (ids, mask) = made(), texts(5, 3)
+        hidden = tower.embed(ids)
+        expected = {}
+        for number, layer in enumerate(tower.layers, start=1):
+            hidden = expected[number] = layer(hidden, mask)
+        outputs = tower(ids, mask, read)
+        assert len(outputs) == len(read)
+        assert all(tiny.off(out, expected[number]) < ATOL for out, number in zip(outputs, read, strict=True))
+
+    def test_later_layers_are_not_run(self) -> None:
+        tower, (ids, mask) = made(), texts(5, 3)
+        expected = tower(ids, mask, (1,))[0]
+        for parameter in tower.layers[1].parameters():
+            parameter.data.fill_(float("nan"))
+        assert torch.equal(tower(ids, mask, (1,))[0], expected)
+        assert tower(ids, mask, (2,))[0].isnan().all()
+
+
+class TestPadding:
+    @settings(max_examples=25, deadline=None)
+    @given(lengths=LENGTHS, more=st.integers(0, 6), bert=st.booleans())
+    def test_changes_nothing(self, lengths: list[int], more: int, bert: bool) -> None:
+        tower = made(BERT if bert else CONFIG)
+        ids, mask = tiny.texts(lengths, tiny.CONFIG)
+        wider_ids, wider_mask = tiny.texts(lengths, tiny.CONFIG, width=max(lengths) + more)
+        one, other = (tower(part, keep.bool(), (1, 3)) for part, keep in ((ids, mask), (wider_ids, wider_mask)))
+        for short, long in zip(one, other, strict=True):
+            assert tiny.off(short[mask.bool()], long[wider_mask.bool()]) < ATOL
+
+    @settings(max_examples=25, deadline=None)
+    @given(lengths=LENGTHS)
+    def test_texts_alone(self, lengths: list[int]) -> None:
+        tower, (ids, mask) = made(), tiny.texts(lengths)
+        together = tower(ids, mask.bool(), (3,))[0]
+        for row, length in enumerate(lengths):
+            assert tiny.off(tower(ids[row : row + 1, :length], None, (3,))[0][0], together[row, :length]) < ATOL
+
+    def test_control_without_the_mask_it_does(self) -> None:
+        tower, (ids, mask) = made(), texts(5, 3)
+        difference = (tower(ids, mask, (3,))[0] - tower(ids, None, (3,))[0])[1, :3]
+        assert difference.abs().max() > 0.01
+
+
+def test_dropout_in_training_only() -> None:
+    tower, (ids, mask) = made(), texts(5, 3)
+    assert torch.equal(tower.embed(ids), tower.embed(ids))
+    tower.train()
+    assert tiny.off(tower.embed(ids), tower.embed(ids)) > 0.01
+    without = made(tiny.changed(text__dropout=0.0).text)
+    assert torch.equal(without(ids, mask, (3,))[0], without.train()(ids, mask, (3,))[0])

@@ -1,0 +1,154 @@
+"""The image tower: patches, positions of any grid, and the layers that are read."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tiny
+from bridgetower.model.config import VisionConfig
+from bridgetower.model.vision import VisionTower, resize_position_embedding
+
+CONFIG = tiny.CONFIG.vision
+TIMM = tiny.changed(
+    vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True, vision__layer_norm_eps=1e-6
+).vision
+ATOL = 1e-10
+
+
+def made(config: VisionConfig = CONFIG) -> VisionTower:
+    return tiny.off_defaults(VisionTower(config)).double().eval()
+
+
+def images(count: int = 2, height: int = 24, width: int = 24) -> Tensor:
+    return random(count, 3, height, width)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class TestEmbed:
+    @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
+    def test_formula(self, config: VisionConfig) -> None:
+        """Class token first, then the patches row by row, each a linear map of its pixels."""
+        tower, pixels, patch = made(config), images(), config.patch_size
+        weight = tower.patch_embedding.weight.flatten(1)
+        tokens = [tower.class_embedding.expand(2, -1)]
+        for row in range(3):
+            for column in range(3):
+                window = pixels[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+                tokens.append(F.linear(window.flatten(1), weight, tower.patch_embedding.bias))
+        assert tiny.off(tower.embed(pixels), torch.stack(tokens, dim=1) + tower.position_embedding) < ATOL
+
+    @pytest.mark.parametrize(("height", "width"), [(24, 25), (23, 24), (4, 4), (25, 25)])
+    def test_sides_that_the_patch_does_not_divide(self, height: int, width: int) -> None:
+        with pytest.raises(ValueError, match=rf"image of {width} x {height} pixels; .*multiples of the patch size 8"):
+            made()(images(height=height, width=width), (4,))
+
+
+class TestLayers:
+    @pytest.mark.parametrize("read", [(4,), (1,), (1, 2, 3, 4), (2, 4)], ids=str)
+    @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
+    def test_read_layers(self, config: VisionConfig, read: tuple[int, ...]) -> None:
+        tower = made(config)
+        hidden = tower.embed(images())
+        hidden = tower.pre_norm(hidden) if config.pre_norm else hidden
+        expected = {}
+        for number, layer in enumerate(tower.layers, start=1):
+            hidden = layer(hidden)
+            expected[number] = tower.post_norm(hidden)
+        outputs = tower(images(), read)
+        assert len(outputs) == len(read)
+        for output, number in zip(outputs, read, strict=True):
+            assert tiny.off(output, expected[number]) < ATOL
+
+    def test_later_layers_are_not_run(self) -> None:
+        tower = made()
+        expected = tower(images(), (1, 2))
+        for parameter in tower.layers[2].parameters():
+            parameter.data.fill_(float("nan"))
+        assert all(torch.equal(one, other) for one, other in zip(tower(images(), (1, 2)), expected, strict=True))
+        assert tower(images(), (3,))[0].isnan().all()
+
+    def test_tensors_of_the_two_kinds(self) -> None:
+        assert {name for name, _ in made().named_parameters()} ^ {
+            name for name, _ in made(TIMM).named_parameters()
+        } == {
+            "pre_norm.weight",
+            "pre_norm.bias",
+            "patch_embedding.bias",
+        }
+
+    def test_pictures_do_not_see_each_other(self) -> None:
+        tower, pixels = made(), images(3)
+        together = tower(pixels, (3, 4))
+        for index in range(3):
+            alone = tower(pixels[index : index + 1], (3, 4))
+            assert all(tiny.off(one[0], many[index]) < ATOL for one, many in zip(alone, together, strict=True))
+
+
+class TestOtherSizes:
+    @pytest.mark.parametrize(("height", "width"), [(40, 40), (8, 8), (16, 32), (72, 8)])
+    def test_positions_are_interpolated(self, height: int, width: int) -> None:
+        tower, pixels = made(), images(height=height, width=width)
+        grid = (height // 8, width // 8)
+        patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        expected = patches + resize_position_embedding(tower.position_embedding, grid)[1:]
+        assert tiny.off(tower.embed(pixels)[:, 1:], expected) < ATOL
+
+    def test_a_grid_of_as_many_patches_is_another_grid(self) -> None:
+        """72 x 8 has nine patches as 24 x 24 has, but not their places."""
+        position = made().position_embedding
+        resized = resize_position_embedding(position, (9, 1))
+        assert resized.shape == position.shape
+        assert tiny.off(resized, position) > 0.1
+
+
+class TestResize:
+    @settings(max_examples=30, deadline=None)
+    @given(side=st.integers(1, 7), rows=st.integers(1, 9), columns=st.integers(1, 9))
+    def test_shape_and_class_row(self, side: int, rows: int, columns: int) -> None:
+        position = random(side**2 + 1, 6)
+        resized = resize_position_embedding(position, (rows, columns))
+        assert resized.shape == (rows * columns + 1, 6)
+        assert torch.equal(resized[0], position[0])
+
+    @given(side=st.integers(1, 7))
+    def test_identity(self, side: int) -> None:
+        position = random(side**2 + 1, 6)
+        assert torch.equal(resize_position_embedding(position, (side, side)), position)
+
+    def test_formula(self) -> None:
+        """Bicubic with a = -0.75, pixel centres at (i + ½) · 3/5 - ½, borders repeated, no antialiasing."""
+        position = random(10, 4)
+        weights = torch.zeros(5, 3, dtype=torch.float64)
+        for target in range(5):
+            place = (target + 0.5) * 3 / 5 - 0.5
+            for source in range(int(place // 1) - 1, int(place // 1) + 3):
+                weights[target, min(max(source, 0), 2)] += cubic(abs(place - source))
+        grid = position[1:].unflatten(0, (3, 3))
+        expected = torch.einsum("ya,xb,abv->yxv", weights, weights, grid).flatten(0, 1)
+        assert tiny.off(resize_position_embedding(position, (5, 5))[1:], expected) < ATOL
+
+    def test_rows_and_columns_are_told_apart(self) -> None:
+        position = random(10, 4)
+        tall, wide = resize_position_embedding(position, (4, 2)), resize_position_embedding(position, (2, 4))
+        swapped = torch.cat([position[:1], position[1:].unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1)])
+        expected = resize_position_embedding(swapped, (2, 4))[1:].unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1)
+        assert tiny.off(tall[1:], expected) < ATOL
+        assert tiny.off(tall[1:], wide[1:]) > 0.01
+
+    def test_gradient_reaches_the_table(self) -> None:
+        position = random(10, 4).requires_grad_()
+        resize_position_embedding(position, (5, 5)).sum().backward()
+        assert position.grad is not None
+        assert position.grad.abs().sum() > 0
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    if distance <= 1:
+        return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    return a * (distance**3 - 5 * distance**2 + 8 * distance - 4) if distance < 2 else 0.0

@@ -1,0 +1,288 @@
+"""The loaded model: every kind of input, any batch size, both precisions, and clear refusals."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import bridgetower
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.predictor import Predictor, load
+
+TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def arrays() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((24, 24, 3), (30, 20, 3), (20, 40, 3))]
+
+
+@pytest.fixture(scope="module")
+def files(arrays: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{number}.png" for number in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    return paths
+
+
+@pytest.fixture
+def without(tiny_checkpoint: Path) -> Callable[[str], Predictor]:
+    """Makes a predictor whose model lacks a head."""
+
+    def make(head: str) -> Predictor:
+        checkpoint = read_checkpoint(tiny_checkpoint)
+        config = checkpoint.config.override({f"heads.{head}": None if head == "itc" else False})
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(f"{head}_head")}
+        return Predictor(replace(checkpoint, config=config, tensors=tensors), device=CPU)
+
+    return make
+
+
+class TestInputs:
+    def test_every_kind_of_picture_gives_the_same_vectors(
+        self, predictor: Predictor, files: list[Path], arrays: list[np.ndarray]
+    ) -> None:
+        kinds: dict[str, list[Any]] = {
+            "path": list(files),
+            "string": list(map(str, files)),
+            "bytes": [path.read_bytes() for path in files],
+            "PIL": [Image.open(path) for path in files],
+            "array": list(arrays),
+            "tensor": [torch.from_numpy(array).permute(2, 0, 1) for array in arrays],
+        }
+        expected = predictor.embed_images(files)
+        assert expected.shape == (3, 8)
+        for images in kinds.values():
+            assert torch.equal(predictor.embed_images(images), expected)
+            assert torch.equal(predictor.embed_images(tuple(images)), expected)
+            torch.testing.assert_close(predictor.embed_images(images[1]), expected[1:2], atol=1e-5, rtol=0)
+
+    def test_single_and_list_of_texts(self, predictor: Predictor) -> None:
+        vectors = predictor.embed_texts(TEXTS)
+        assert vectors.shape == (3, 8)
+        torch.testing.assert_close(predictor.embed_texts(TEXTS[1]), vectors[1:2], atol=1e-5, rtol=0)
+
+    def test_single_and_list_of_pairs(self, predictor: Predictor, files: list[Path]) -> None:
+        vectors, scores = predictor.embed_pairs(files, TEXTS), predictor.match(files, TEXTS)
+        assert vectors.shape == (3, 16)
+        assert scores.shape == (3,)
+        torch.testing.assert_close(predictor.embed_pairs(files[2], TEXTS[2]), vectors[2:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(predictor.match(files[2], TEXTS[2]), scores[2:], atol=1e-5, rtol=0)
+
+
+class TestResults:
+    def test_are_those_of_the_model(self, predictor: Predictor, files: list[Path]) -> None:
+        model, processor = predictor.model, predictor.processor
+        pixel_values, text = processor.images(files), processor.texts(TEXTS)
+        with torch.no_grad():
+            image, words = model.encode_image(pixel_values), model.encode_text(text.input_ids, text.attention_mask)
+            pooled = model(pixel_values, text.input_ids, text.attention_mask).pooled
+            match = model.itm_logits(pooled).softmax(dim=-1)[:, 1]
+            expected = [model.image_embeds(image), model.text_embeds(words), model.pair_embeds(pooled), match]
+        results = [
+            predictor.embed_images(files),
+            predictor.embed_texts(TEXTS),
+            predictor.embed_pairs(files, TEXTS),
+            predictor.match(files, TEXTS),
+        ]
+        for result, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
+            assert result.dtype == torch.float32
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 64])
+    def test_batch_size_changes_nothing(self, predictor: Predictor, files: list[Path], size: int) -> None:
+        def results(batch_size: int) -> list[Tensor]:
+            return [
+                predictor.embed_images(files, batch_size=batch_size),
+                predictor.embed_texts(TEXTS, batch_size=batch_size),
+                predictor.embed_pairs(files, TEXTS, batch_size=batch_size),
+                predictor.match(files, TEXTS, batch_size=batch_size),
+                predictor.match(files, TEXTS[:2], all_pairs=True, batch_size=batch_size),
+            ]
+
+        for one, other in zip(results(32), results(size), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+    def test_all_pairs_are_pair_by_pair(self, predictor: Predictor, files: list[Path]) -> None:
+        texts = [*TEXTS, "yellow"]
+        scores = predictor.match(files, texts, all_pairs=True)
+        expected = torch.stack([torch.cat([predictor.match(file, text) for text in texts]) for file in files])
+        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+        assert expected.std() > 1e-3
+
+    def test_all_pairs_encode_each_item_once(self, predictor: Predictor, files: list[Path]) -> None:
+        counts = {"vision": 0, "text": 0}
+        towers = {"vision": predictor.model.vision, "text": predictor.model.text}
+
+        def count(name: str, number: int) -> None:
+            counts[name] += number
+
+        hooks = [
+            tower.register_forward_hook(lambda module, inputs, output, name=name: count(name, len(inputs[0])))
+            for name, tower in towers.items()
+        ]
+        predictor.match(files, TEXTS * 2, all_pairs=True, batch_size=2)
+        for hook in hooks:
+            hook.remove()
+        assert counts == {"vision": 3, "text": 6}
+
+    def test_bfloat16_is_close(self, tiny_checkpoint: Path, predictor: Predictor, files: list[Path]) -> None:
+        coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
+        pairs = [
+            (coarse.embed_images(files), predictor.embed_images(files)),
+            (coarse.embed_texts(TEXTS), predictor.embed_texts(TEXTS)),
+            (coarse.embed_pairs(files, TEXTS), predictor.embed_pairs(files, TEXTS)),
+            (coarse.match(files, TEXTS), predictor.match(files, TEXTS)),
+        ]
+        for ours, exact in pairs:
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours, exact, atol=0.06, rtol=0)
+            assert not torch.equal(ours, exact)
+        for vectors, _ in pairs[:3]:
+            torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+    def test_other_image_size(self, tiny_checkpoint: Path, files: list[Path]) -> None:
+        larger = load(tiny_checkpoint, device="cpu", image_size=40)
+        assert larger.model.config.vision.image_size == larger.processor.config.image_size == 40
+        assert larger.embed_images(files).shape == (3, 8)
+
+
+class TestFillMask:
+    def test_ranks_the_vocabulary(self, predictor: Predictor, files: list[Path]) -> None:
+        text = "a <mask> that is <mask> on black"
+        candidates = predictor.fill_mask(files[0], text, top=3)
+        assert [len(words) for words in candidates] == [3, 3]
+        ids = predictor.processor.texts([text]).input_ids
+        with torch.no_grad():
+            fused = predictor.model(predictor.processor.images(files[:1]), ids)
+            probabilities = predictor.model.mlm_logits(fused.text[0]).softmax(dim=-1)
+        positions = (ids[0] == predictor.processor.mask_token_id).nonzero()[:, 0]
+        for words, position in zip(candidates, positions, strict=True):
+            best = probabilities[position].topk(3)
+            assert [word.probability for word in words] == pytest.approx(best.values.tolist(), abs=1e-6)
+            decoded = [predictor.processor.decode([number]).strip() for number in best.indices.tolist()]
+            assert [word.word for word in words] == decoded
+
+    def test_whole_vocabulary_adds_up(self, predictor: Predictor, files: list[Path]) -> None:
+        (words,) = predictor.fill_mask(files[0], "<mask>", top=10_000)
+        assert len(words) == predictor.processor.vocab_size
+        assert sum(word.probability for word in words) == pytest.approx(1)
+
+    def test_errors(self, predictor: Predictor, files: list[Path], without: Callable[[str], Predictor]) -> None:
+        with pytest.raises(ValueError, match="no mask in 'a bar'; put <mask> where"):
+            predictor.fill_mask(files[0], "a bar")
+        with pytest.raises(ValueError, match="top is 0; expected at least 1"):
+            predictor.fill_mask(files[0], "a <mask>", top=0)
+        with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
+            without("mlm").fill_mask(files[0], "a <mask>")
+
+
+class TestErrors:
+    def test_nothing_given(self, predictor: Predictor, files: list[Path]) -> None:
+        for call in (
+            lambda: predictor.embed_images([]),
+            lambda: predictor.embed_pairs([], TEXTS),
+            lambda: predictor.match([], TEXTS, all_pairs=True),
+        ):
+            with pytest.raises(ValueError, match="no images given; expected at least one"):
+                call()
+        for call in (
+            lambda: predictor.embed_texts([]),
+            lambda: predictor.match(files, []),
+            lambda: predictor.match(files, [], all_pairs=True),
+        ):
+            with pytest.raises(ValueError, match="no texts given; expected at least one"):
+                call()
+
+    def test_different_lengths(self, predictor: Predictor, files: list[Path]) -> None:
+        for method in (predictor.embed_pairs, predictor.match):
+            with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
+                method(files, TEXTS[:2])
+
+    def test_missing_heads(self, files: list[Path], without: Callable[[str], Predictor]) -> None:
+        with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
+            without("itc").embed_images(files)
+        with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
+            without("itc").embed_texts(TEXTS)
+        for all_pairs in (False, True):
+            with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
+                without("itm").match(files, TEXTS, all_pairs=all_pairs)
+        assert without("itc").embed_pairs(files, TEXTS).shape == (3, 16)
+
+    def test_too_long_texts(self, predictor: Predictor, files: list[Path]) -> None:
+        long = "red circle on black " * 30
+        limit = predictor.processor.config.max_length
+        calls: list[Callable[..., Tensor]] = [
+            lambda **options: predictor.embed_texts(["a", "b", long], batch_size=1, **options),
+            lambda **options: predictor.embed_pairs(files, ["a", "b", long], batch_size=1, **options),
+            lambda **options: predictor.match(files, ["a", "b", long], batch_size=1, **options),
+            lambda **options: predictor.match(files, ["a", "b", long], all_pairs=True, **options),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=rf"text 2, 'red circle.*the limit is {limit}; .*truncate=True"):
+                call()
+            assert len(call(truncate=True)) == 3
+
+    def test_unreadable_pictures_are_numbered(self, predictor: Predictor, files: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "empty.png").write_bytes(b"")
+        (tmp_path / "text.png").write_text("no picture")
+        (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-200])
+        for name, message in {"empty.png": "empty", "text.png": "text.png", "cut.png": "cut off or damaged"}.items():
+            with pytest.raises(ValueError, match=rf"image 3: .*{message}"):
+                predictor.embed_images([*files, tmp_path / name], batch_size=2)
+        with pytest.raises(ValueError, match=r"image 2: .*5 image bytes"):
+            predictor.match([*files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
+        with pytest.raises(FileNotFoundError, match="no image file at"):
+            predictor.embed_images(tmp_path / "nothing.png")
+
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+    def test_a_picture_of_a_hundred_megapixels(self, predictor: Predictor) -> None:
+        stream = io.BytesIO()
+        Image.new("1", (10_000, 10_000)).save(stream, "PNG")
+        with pytest.raises(ValueError, match="100000000 pixels, the limit is 64000000"):
+            predictor.embed_images(stream.getvalue())
+
+    def test_batch_size(self, predictor: Predictor, files: list[Path]) -> None:
+        with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+            predictor.embed_images(files, batch_size=0)
+
+
+class TestLoad:
+    def test_public_name(self, tiny_checkpoint: Path) -> None:
+        predictor = bridgetower.load(tiny_checkpoint)
+        assert predictor.source == str(tiny_checkpoint)
+        assert not predictor.model.training
+        assert not any(parameter.requires_grad for parameter in predictor.model.parameters())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
+            ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
+            ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
+            ({"image_size": 25}, "not a multiple of the patch size 10; use 20 or 30"),
+        ],
+    )
+    def test_options_that_do_not_exist(self, tiny_checkpoint: Path, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            load(tiny_checkpoint, **options)
+
+    def test_checkpoint_without_preprocessing(self, tiny_checkpoint: Path) -> None:
+        checkpoint = replace(read_checkpoint(tiny_checkpoint), processor=None)
+        with pytest.raises(ValueError, match=r"has no preprocessing; expected processor\.json"):
+            Predictor(checkpoint, device=CPU)

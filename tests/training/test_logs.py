@@ -1,0 +1,96 @@
+"""metrics.jsonl: what a run writes, and what a resumed one keeps of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import shapes
+import torch
+
+from bridgetower.training.logs import METRICS, RunLog, read_metrics
+
+
+def open_log(out: Path, first_step: int = 0, *, enabled: bool = True, log_every: int = 1) -> RunLog:
+    config = shapes.run_config(out, log_every=log_every)
+    return RunLog(out, config, 20, first_step, enabled=enabled, progress=False)
+
+
+def write_steps(out: Path, steps: range, *, log_every: int = 1, seconds: float = 0.5) -> None:
+    with open_log(out, steps.start - 1, log_every=log_every) as log:
+        for step in steps:
+            log.step(step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step, seconds)
+            if step % 5 == 0:
+                log.evaluation(step, {"rsum": 10.0 * step})
+
+
+def steps_of(out: Path, kind: str) -> list[float]:
+    return [entry["step"] for entry in read_metrics(out, kind)]
+
+
+class TestWriting:
+    def test_lines(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 6))
+        entries = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+        assert [(entry["kind"], entry["step"]) for entry in entries] == [
+            *(("train", step) for step in range(1, 6)),
+            ("validation", 5),
+        ]
+        assert entries[2].keys() == {"kind", "step", "time", "loss", "mlm", "lr", "seconds", "pairs_per_second"}
+        assert entries[2]["loss"] == 3.0
+        assert entries[2]["lr"] == pytest.approx(3e-3)
+        assert read_metrics(tmp_path, "validation")[0]["rsum"] == 50.0
+
+    def test_every_few_steps(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 11), log_every=4)
+        assert steps_of(tmp_path, "train") == [4, 8]
+        for entry in read_metrics(tmp_path, "train"):
+            assert (entry["seconds"], entry["pairs_per_second"]) == pytest.approx((2.0, 16.0))
+
+    def test_the_last_step_is_always_written(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(17, 21), log_every=8)
+        assert steps_of(tmp_path, "train") == [20]
+
+    def test_speed_after_a_resume_counts_the_steps_that_were_done(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(4, 9), log_every=4)  # only one step was timed when the first line is written
+        assert [entry["pairs_per_second"] for entry in read_metrics(tmp_path, "train")] == pytest.approx([16.0, 16.0])
+
+    def test_other_processes_write_nothing(self, tmp_path: Path) -> None:
+        with open_log(tmp_path, enabled=False) as log:
+            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
+            log.evaluation(1, {"rsum": 1.0})
+        assert list(tmp_path.iterdir()) == []
+
+    def test_tensorboard(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 3))
+        assert any(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir())
+
+    def test_nothing_goes_to_standard_output(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = shapes.run_config(tmp_path)
+        with RunLog(tmp_path, config, 2, 0, enabled=True, progress=True) as log:
+            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
+        assert capsys.readouterr().out == ""
+
+
+class TestResuming:
+    def test_later_lines_are_dropped(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 11))
+        write_steps(tmp_path, range(7, 9))
+        assert steps_of(tmp_path, "train") == list(range(1, 9))
+        assert steps_of(tmp_path, "validation") == [5]
+
+    def test_a_half_written_last_line_is_dropped(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 4))
+        path = tmp_path / METRICS
+        whole = path.read_text()
+        last = whole.splitlines()[-1]
+        for length in (1, 10, len(last) - 1):
+            path.write_text(whole + last[:length])
+            assert steps_of(tmp_path, "train") == [1, 2, 3]
+            write_steps(tmp_path, range(4, 5))
+            assert steps_of(tmp_path, "train") == [1, 2, 3, 4]
+            assert all(json.loads(line) for line in path.read_text().splitlines())
+
+    def test_from_the_start(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 4))
+        write_steps(tmp_path, range(1, 2))
+        assert steps_of(tmp_path, "train") == [1]

@@ -1,0 +1,204 @@
+"""Optimisers, parameter groups and learning-rate schedules against their formulas."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import shapes
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.presets import meter
+from bridgetower.training.config import OptimizerConfig
+from bridgetower.training.optim import OfficialAdamW, build_optimizer, parameter_groups, schedule
+
+MODELS = {
+    "tower": shapes.MODEL,
+    "fused": shapes.MODEL.override({"heads.itc": "fused"}),
+    "headless": shapes.MODEL.override({"heads.itc": None, "heads.mlm": False, "heads.itm": False}),
+    "meter": meter(shapes.MODEL),
+    "interpolate": shapes.MODEL.override({"fusion.bridge": "interpolate", "fusion.separate_projections": True}),
+    "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
+}
+
+
+def with_names(config: OptimizerConfig, model_config: ModelConfig = shapes.MODEL) -> dict[str, tuple[float, float]]:
+    """Each parameter's learning rate and decay."""
+    groups = parameter_groups(BridgeTower(model_config), config)
+    return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+
+
+class TestOfficialRule:
+    @staticmethod
+    def reference(start: np.ndarray, gradients: list[np.ndarray], rates: list[float], decay: float) -> np.ndarray:
+        """The AdamW of transformers 4.17 in double precision, from its description: bias correction folded into the
+        step size, epsilon added to the uncorrected root, then decay of what the step left, at the full rate.
+        """
+        beta1, beta2, epsilon = 0.9, 0.98, 1e-8
+        value, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for number, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+            mean = beta1 * mean + (1 - beta1) * gradient
+            square = beta2 * square + (1 - beta2) * gradient**2
+            size = rate * math.sqrt(1 - beta2**number) / (1 - beta1**number)
+            value = value - size * mean / (np.sqrt(square) + epsilon)
+            value = value - rate * decay * value
+        return value
+
+    @staticmethod
+    def run(rule: str, gradients: list[np.ndarray], start: np.ndarray, rates: list[float], decay: float) -> np.ndarray:
+        parameter = nn.Parameter(torch.tensor(start))
+        config = OptimizerConfig(lr=1.0, rule=rule)  # type: ignore[arg-type]
+        optimizer = build_optimizer([{"params": [parameter], "lr": 1.0, "weight_decay": decay}], config)
+        for gradient, rate in zip(gradients, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            parameter.grad = torch.tensor(gradient)
+            optimizer.step()
+        return parameter.detach().numpy()
+
+    @pytest.mark.parametrize("decay", [0.0, 0.3])
+    @pytest.mark.parametrize("scale", [1.0, 1e-8])  # at the smaller one, where epsilon is added matters
+    def test_equals_the_reference(self, decay: float, scale: float) -> None:
+        rng = np.random.default_rng(0)
+        start, gradients = rng.normal(size=(4, 3)), [scale * rng.normal(size=(4, 3)) for _ in range(6)]
+        rates = [0.0, 0.02, 0.05, 0.04, 0.02, 0.01]
+        expected = self.reference(start, gradients, rates, decay)
+        np.testing.assert_allclose(self.run("official", gradients, start, rates, decay), expected, rtol=1e-9)
+        if decay or scale < 1:
+            plain = self.run("plain", gradients, start, rates, decay)
+            assert np.abs(plain - expected).max() > 1e-4  # torch's AdamW is another rule
+
+    def test_parameters_without_gradient_stay(self) -> None:
+        still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        optimizer = OfficialAdamW([{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
+        moved.grad = torch.ones(2)
+        optimizer.step()
+        assert torch.equal(still, torch.ones(2))
+        assert (moved < 1).all()
+
+    @pytest.mark.parametrize("rule", ["official", "plain"])
+    def test_continues_from_its_state(self, rule: Any) -> None:
+        config = OptimizerConfig(lr=0.1, rule=rule)
+
+        def steps(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, seeds: range) -> Tensor:
+            for seed in seeds:
+                parameter.grad = torch.randn(5, generator=torch.Generator().manual_seed(seed))
+                optimizer.step()
+            return parameter.detach()
+
+        def fresh(value: Tensor) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+            parameter = nn.Parameter(value.clone())
+            return parameter, build_optimizer([{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}], config)
+
+        whole = steps(*fresh(torch.ones(5)), range(6))
+        parameter, optimizer = fresh(torch.ones(5))
+        half = steps(parameter, optimizer, range(3))
+        again, restored = fresh(half)
+        restored.load_state_dict(optimizer.state_dict())
+        assert torch.equal(steps(again, restored, range(3, 6)), whole)
+
+
+class TestGroups:
+    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("rule", ["plain", "official"])
+    def test_every_parameter_is_in_exactly_one_group(self, name: str, rule: Any) -> None:
+        model = BridgeTower(MODELS[name])
+        groups = parameter_groups(model, OptimizerConfig(rule=rule))
+        names = [entry for group in groups for entry in group["names"]]
+        assert sorted(names) == sorted(key for key, _ in model.named_parameters())
+        parameters = dict(model.named_parameters())
+        for group in groups:
+            assert all(parameters[key] is value for key, value in zip(group["names"], group["params"], strict=True))
+
+    def test_frozen_parameters_are_left_out(self) -> None:
+        model = BridgeTower(shapes.MODEL)
+        model.vision.requires_grad_(False)
+        names = {entry for group in parameter_groups(model, OptimizerConfig()) for entry in group["names"]}
+        assert names == {key for key, _ in model.named_parameters() if not key.startswith("vision.")}
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_plain_rule_decays_matrices_and_the_patch_convolution_only(self, name: str) -> None:
+        model = BridgeTower(MODELS[name])
+        kinds = (nn.Linear, nn.Conv2d)
+        expected = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, kinds)}
+        found = {key for key, (_, decay) in with_names(OptimizerConfig(), MODELS[name]).items() if decay}
+        assert found == expected
+        assert "vision.patch_embedding.weight" in found
+
+    def test_official_rule_spares_biases_and_the_norms_that_its_list_names(self) -> None:
+        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="official")).items() if not decay}
+        model = BridgeTower(shapes.MODEL)
+        norms = {
+            f"{path}.weight"
+            for path, module in model.named_modules()
+            if isinstance(module, nn.LayerNorm) and not path.startswith("vision.")
+        }
+        biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
+        assert spared == norms | biases
+        decayed = with_names(OptimizerConfig(rule="official"))
+        for key in ("vision.pre_norm.weight", "vision.class_embedding", "itc_head.temperature"):
+            assert decayed[key][1] == 0.01
+
+    def test_learning_rates(self) -> None:
+        config = OptimizerConfig(lr=2.0, head_multiplier=50, fusion_multiplier=5)
+        rates = {key: lr for key, (lr, _) in with_names(config).items()}
+        parts = {
+            "vision.": 2.0,
+            "text.": 2.0,
+            "token_type_embedding.": 2.0,
+            "itc_head.temperature": 2.0,
+            "itc_head.image": 100.0,
+            "itc_head.text": 100.0,
+            "itm_head.": 100.0,
+            "mlm_head.": 100.0,
+            "fusion.": 10.0,
+            "text_projections.": 10.0,
+            "image_projections.": 10.0,
+            "text_pooler.": 10.0,
+            "image_pooler.": 10.0,
+        }
+        for key, rate in rates.items():
+            (part,) = [part for part in parts if key.startswith(part)]
+            assert rate == parts[part], key
+        assert all(any(key.startswith(part) for key in rates) for part in parts)
+
+
+class TestSchedule:
+    def test_linear(self) -> None:
+        factor = schedule(OptimizerConfig(warmup=0.25), 20)
+        expected = [0, 0.2, 0.4, 0.6, 0.8] + [1 - step / 15 for step in range(16)]
+        assert [factor(step) for step in range(21)] == pytest.approx(expected)
+
+    def test_power_and_end(self) -> None:
+        factor = schedule(OptimizerConfig(lr=1e-3, warmup=0, power=2, end_lr=1e-4), 10)
+        assert [factor(step) for step in range(11)] == pytest.approx([0.1 + 0.9 * (1 - s / 10) ** 2 for s in range(11)])
+
+    def test_cosine(self) -> None:
+        factor = schedule(OptimizerConfig(warmup=0.2, schedule="cosine"), 10)
+        expected = [0, 0.5] + [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
+        assert [factor(step) for step in range(11)] == pytest.approx(expected)
+
+    @given(
+        warmup=st.floats(0, 0.9),
+        steps=st.integers(100, 400),
+        power=st.sampled_from([0.5, 1.0, 2.0]),
+        kind=st.sampled_from(["polynomial", "cosine"]),
+    )
+    def test_rises_to_one_and_falls_without_jumps(self, warmup: float, steps: int, power: float, kind: Any) -> None:
+        config = OptimizerConfig(warmup=warmup, schedule=kind, power=power if kind == "polynomial" else 1.0)
+        factors = [schedule(config, steps)(step) for step in range(steps + 5)]
+        top = int(warmup * steps)
+        assert factors[top] == max(factors) == 1
+        assert factors[: top + 1] == pytest.approx([step / max(top, 1) for step in range(top)] + [1])
+        assert factors[top:] == sorted(factors[top:], reverse=True)
+        assert factors[steps:] == pytest.approx([0] * 5, abs=1e-12)
+        if power >= 1:  # a root falls steeply at its very end
+            gaps = [a - b for a, b in zip(factors[top:steps], factors[top + 1 : steps + 1], strict=True)]
+            assert max(gaps) < 2.1 / (steps - top)
+
+    def test_no_steps_of_warm_up_start_at_the_full_rate(self) -> None:
+        assert schedule(OptimizerConfig(warmup=0.0), 1)(0) == 1
