@@ -1,5 +1,7 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,3 +64,22 @@ def tiny_processor(tiny_checkpoint: Path) -> "Processor":
     from bridgetower.processor import Processor
 
     return Processor.load(tiny_checkpoint)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many KiB; skips the test where none can be mounted."""
+    disk = tmp_path / "disk"
+
+    def mount(kib: int) -> Path:
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            disk.rmdir()
+            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+        return disk
+
+    yield mount
+    if disk.exists():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

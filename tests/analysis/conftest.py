@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from shapes import MODEL
-from tiny import off_defaults
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
@@ -15,8 +13,8 @@ from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
-
-CONFIG = RetrievalConfig(candidates=4)
+from shapes import MODEL
+from tiny import off_defaults
 
 
 @pytest.fixture(scope="session")
@@ -37,5 +35,10 @@ def images(tiny_dataset: Path, predictor: Predictor) -> CaptionImages:
 
 
 @pytest.fixture(scope="session")
-def ranked(predictor: Predictor, images: CaptionImages) -> RetrievalResult:
-    return evaluate_retrieval(predictor.model, images, CONFIG)
+def config() -> RetrievalConfig:
+    return RetrievalConfig(candidates=4)
+
+
+@pytest.fixture(scope="session")
+def ranked(predictor: Predictor, images: CaptionImages, config: RetrievalConfig) -> RetrievalResult:
+    return evaluate_retrieval(predictor.model, images, config)

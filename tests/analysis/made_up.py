@@ -84,11 +84,16 @@ def hit(caption: str, *, is_own: bool = False, probability: float | None = 0.25)
 
 
 def search(
-    direction: Direction = "text_to_image", *, text: str = "a query", rank: int = 1, top: int = 3
+    direction: Direction = "text_to_image",
+    *,
+    text: str = "a query",
+    answer: str = "an answer",
+    rank: int = 1,
+    top: int = 3,
 ) -> SearchExample:
     """Returns a search whose right answer has the rank."""
-    hits = tuple(hit(f"answer {place}", is_own=place == rank) for place in range(1, top + 1))
-    own = hit("the right answer", is_own=True)
+    hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
+    own = hit(answer, is_own=True)
     return SearchExample(direction=direction, text=text, picture=png(2), hits=hits, own=own, rank=rank, num_items=50)
 
 

@@ -51,9 +51,19 @@ def test_duration(seconds: float, expected: str) -> None:
 
 def test_ordinal() -> None:
     places = (1, 2, 3, 4, 11, 12, 13, 21, 102, 111, 113)
-    assert [
-        formats.ordinal(place) for place in places
-    ] == "1st 2nd 3rd 4th 11th 12th 13th 21st 102nd 111th 113th".split()
+    assert [formats.ordinal(place) for place in places] == [
+        "1st",
+        "2nd",
+        "3rd",
+        "4th",
+        "11th",
+        "12th",
+        "13th",
+        "21st",
+        "102nd",
+        "111th",
+        "113th",
+    ]
 
 
 def test_listing() -> None:

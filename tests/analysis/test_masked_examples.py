@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from shapes import COLOURS
 
 from bridgetower.analysis.masked_examples import mask_examples, telling_word
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from shapes import COLOURS
 
 CAPTIONS = (
     "two bands of red and green with a star",
@@ -53,6 +53,11 @@ class TestTellingWord:
             (ids,) = words.token_ids([caption])
             assert words.decode([ids[hidden.position]]).strip() == hidden.word
             assert caption[hidden.start : hidden.end] == hidden.word
+
+    def test_part_of_a_word_is_not_hidden(self, words: Processor) -> None:
+        hidden = telling_word("a red in a redder", words)
+        assert hidden is not None
+        assert (hidden.start, hidden.end) == (2, 5)
 
     def test_what_is_cut_off_is_not_hidden(self, words: Processor) -> None:
         hidden = telling_word("a face of a cat of a cat of a cat with red", words)

@@ -1,10 +1,10 @@
 """Cost of a model against formulas written down by hand."""
 
 import pytest
-import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from bridgetower.analysis.profile import flops_by_part, model_cost, parameters_by_part
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter

@@ -62,11 +62,11 @@ class TestFile:
     def test_missing_field(self) -> None:
         values = made_up.results().to_dict()
         del values["command"]
-        with pytest.raises(ValueError, match="lacks a field.*command"):
+        with pytest.raises(ValueError, match=r"lacks a field.*command"):
             DemoResults.from_dict(values)
 
     def test_unknown_field(self) -> None:
-        with pytest.raises(ValueError, match="unknown fields.*extra"):
+        with pytest.raises(ValueError, match=r"unknown fields.*extra"):
             DemoResults.from_dict(made_up.results().to_dict() | {"extra": 1})
 
     def test_part_of_another_form(self) -> None:

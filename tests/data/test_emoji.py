@@ -75,26 +75,26 @@ class TestConcept:
 
 
 class TestCaptions:
-    def test_name_then_shared_keywords_then_the_rest(self) -> None:
+    def test_shared_keywords_then_the_name_then_the_rest(self) -> None:
         apple = emoji("red apple", "apple", "food", "fruit", "healthy", "mac", "school", "teacher", code="1")
         pear = emoji("pear", "food", "fruit", code="2")
         assert captions_of([apple, pear]) == {
             "1": (
-                "red apple",
                 "s: red apple emoji for food, fruit and healthy",
+                "red apple",
                 "s: an emoji about mac, school and teacher",
             ),
-            "2": ("pear", "s: pear emoji for food and fruit"),
+            "2": ("s: pear emoji for food and fruit", "pear"),
         }
 
     def test_quality_after_with(self) -> None:
         waving = emoji("waving hand: dark skin tone", "hello", code="1f44b-1f3ff")
-        assert captions_of([waving])[waving.code][1] == "s: waving hand emoji with dark skin tone for hello"
-        assert captions_of([emoji("keycap: 1")])["1f600"][1] == "s: keycap, 1 emoji"
+        assert captions_of([waving])[waving.code][0] == "s: waving hand emoji with dark skin tone for hello"
+        assert captions_of([emoji("keycap: 1")])["1f600"][0] == "s: keycap, 1 emoji"
 
     def test_keywords_that_repeat_the_name_or_say_nothing_are_not_used(self) -> None:
         shoe = emoji("woman\N{RIGHT SINGLE QUOTATION MARK}s shoe", "womans", "woman", "female", "shoe", "tv", "heel")
-        assert captions_of([shoe])["1f600"][1].endswith("shoe emoji for heel")
+        assert captions_of([shoe])["1f600"][0].endswith("shoe emoji for heel")
 
     def test_a_sentence_that_two_share_is_left_out(self) -> None:
         keywords = ("aaa", "bbb", "ccc", "ddd", "eee")
@@ -138,15 +138,15 @@ class TestCollect:
         assert len({pixel_digest(record.image) for record in everything}) == len(everything)
         assert len(captions(everything)) == sum(len(record.captions) for record in everything)
 
-    def test_first_caption_is_the_name_and_no_flags(self, emoji_set: Collection) -> None:
+    def test_second_caption_is_the_name_and_no_flags(self, emoji_set: Collection) -> None:
         for record in records(emoji_set, "train", "validation", "test"):
-            assert record.captions[0] == record.extra["name"]
+            assert record.captions[1] == record.extra["name"]
             assert record.extra["group"] != "flags"
 
     def test_a_known_row(self, emoji_set: Collection) -> None:
         rows = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
         popcorn = rows["1f37f"]
-        assert popcorn.captions[0] == "popcorn"
+        assert popcorn.captions[1] == "popcorn"
         assert "corn" in popcorn.extra["keywords"]  # type: ignore[operator]
         assert popcorn.extra["subgroup"] == "food-prepared"
         assert popcorn.extra["codepoints"] == "U+1F37F"
@@ -173,7 +173,7 @@ class TestCollect:
     def test_concepts_hold_variants(self, emoji_set: Collection) -> None:
         members: dict[object, list[str]] = defaultdict(list)
         for record in records(emoji_set, "train"):
-            members[record.extra["concept"]].append(record.captions[0])
+            members[record.extra["concept"]].append(record.captions[1])
         sizes = sorted(len(names) for names in members.values())
         assert sizes[0] == 1
         assert sizes[-1] >= 18

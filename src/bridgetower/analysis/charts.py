@@ -126,7 +126,7 @@ def _inline(drawing: Figure, description: str) -> str:
     """Returns the drawing as an element that HTML can hold."""
     drawing.patch.set_visible(False)
     stream = io.StringIO()
-    drawing.savefig(stream, format="svg", metadata={"Date": None})
+    drawing.savefig(stream, format="svg")
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].strip()  # without the XML prologue
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # a style element would reach the whole page

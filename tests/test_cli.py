@@ -1,0 +1,265 @@
+"""Every verb through `bridgetower.cli.main`: JSON on standard output, one line on standard error for user errors."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapes
+from PIL import Image
+
+from bridgetower import cli
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.predictor import load
+from bridgetower.training.run import read_run
+
+VERBS = ("embed", "match", "fill-mask", "convert", "prepare", "evaluate", "train")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
+    """Runs the command and returns the JSON lines that it printed."""
+
+    def call(*arguments: object) -> list[Any]:
+        cli.main(list(map(str, arguments)))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, expects a user error and returns its one line."""
+
+    def call(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(map(str, arguments)))
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("bridgetower: ")]
+        assert "Traceback" not in captured.err
+        return line
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{colour}.png" for colour in ("red", "blue")]
+    for path in paths:
+        Image.new("RGB", (24, 24), path.stem).save(path)
+    return paths
+
+
+class TestUsing:
+    def test_embed(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
+        rows = run("embed", tiny_checkpoint, "--images", *files, "--texts", "red bar", "--device", "cpu")
+        model = load(tiny_checkpoint, device="cpu")
+        assert [row.get("image") for row in rows] == [*map(str, files), None]
+        assert rows[2]["text"] == "red bar"
+        vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
+        assert [row["embedding"] for row in rows] == vectors
+
+    def test_embed_pairs_to_a_file(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "vectors.jsonl"
+        assert run("embed", tiny_checkpoint, "--images", *files, "--texts", "a", "bär", "--pairs", "--out", out) == []
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
+        assert [len(row["embedding"]) for row in rows] == [16, 16]
+
+    def test_match(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
+        texts = ("red bar", "blue circle")
+        pairs = run("match", tiny_checkpoint, "--images", *files, "--texts", *texts)
+        everything = run("match", tiny_checkpoint, "--images", *files, "--texts", *texts, "--all-pairs")
+        assert [(row["image"], row["text"]) for row in pairs] == list(zip(map(str, files), texts, strict=True))
+        assert [(row["image"], row["text"]) for row in everything] == [(str(f), t) for f in files for t in texts]
+        expected = load(tiny_checkpoint).match(files, texts, all_pairs=True).flatten().tolist()
+        assert [row["probability"] for row in everything] == pytest.approx(expected, abs=1e-6)
+        assert [row["probability"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
+
+    def test_fill_mask(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
+        rows = run("fill-mask", tiny_checkpoint, "--image", files[0], "--text", "a <mask> on <mask>", "--top", 3)
+        assert [len(row) for row in rows] == [3, 3]
+        assert rows[0][0].keys() == {"word", "probability"}
+
+    def test_convert_there_and_back(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, files: list[Path]
+    ) -> None:
+        (written,) = run("convert", tiny_checkpoint, tmp_path / "larger", "--to", "bridgetower", "--image-size", 40)
+        assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
+        assert read_checkpoint(tmp_path / "larger").config.vision.image_size == 40
+        assert len(run("embed", tmp_path / "larger", "--images", *files)) == 2
+
+
+class TestData:
+    def test_prepare_and_evaluate(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        table = shapes.write_pictures(tmp_path)
+        (prepared,) = run("prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2)
+        assert prepared["splits"] == {"train": 32, "validation": 4, "test": 9}
+        command = ["evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "set", "--candidates", 3]
+        (report,) = run(*command, "--out", tmp_path / "figures.json")
+        assert json.loads((tmp_path / "figures.json").read_text()) == report
+        assert report["split"] == "test"
+        assert report["chance_text_to_image_r1"] == pytest.approx(1 / 9)
+        assert report["rsum"] == report["two_stage_rsum"]
+        (validation,) = run(*command, "--split", "validation", "--protocol", "paper", "--max-captions", 1)
+        assert validation["chance_text_to_image_r1"] == pytest.approx(1 / 4)
+        assert validation["protocol"] == "paper"
+
+    def test_data_errors(
+        self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
+    ) -> None:
+        assert "needs a SOURCE" in refused("prepare", "pairs", "--out", tmp_path / "set")
+        assert "nowhere.csv" in refused("prepare", "pairs", tmp_path / "nowhere.csv", "--out", tmp_path / "set")
+        assert "takes no source" in refused("prepare", "flags", tmp_path, "--out", tmp_path / "set")
+        assert "nowhere" in refused("evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "nowhere")
+        assert "candidates is 0" in refused(
+            "evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 0
+        )
+
+
+class TestTraining:
+    def test_trains_refuses_and_resumes(
+        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
+    ) -> None:
+        command = shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
+        (result,) = run(*command)
+        assert result["run"] == str(tmp_path / "run")
+        config = read_run(tmp_path / "run")
+        assert (config.recipe, config.max_steps, config.batch_size) == ("pretrain-nano", 4, 8)
+        assert config.model.text.dropout == 0.1
+        assert "already holds a run; continue it with --resume" in refused(*command)
+        assert run(*command, "--resume") == [result]
+        changed = refused(*command, "--resume", "--optimizer.lr", "0.5")
+        assert "other values of optimizer.lr; resume it with the same config" in changed
+        assert refused(*shapes.train_command(tiny_dataset, tmp_path / "none"), "--resume").endswith("without --resume")
+
+    def test_the_folder_of_a_run_is_a_model(
+        self, run: Callable[..., list[Any]], tiny_dataset: Path, tmp_path: Path, files: list[Path]
+    ) -> None:
+        run(*shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "1"))
+        assert len(run("embed", tmp_path / "run", "--images", *files)) == 2
+        (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)
+        assert report["model"] == str(tmp_path / "run")
+
+    def test_errors(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
+        command = shapes.train_command(tiny_dataset, tmp_path / "run")
+        assert "expected exactly one of them" in refused(*command, "--max-epochs", "3")
+        assert "fewer than one batch of 4000" in refused(*command, "--batch-size", "4000")
+        assert "no data folder given; pass --data.folders" in refused(
+            "train", "pretrain-nano", "--out", tmp_path / "empty"
+        )
+        (tmp_path / "file").write_text("")
+        assert "file" in refused(*shapes.train_command(tiny_dataset, tmp_path / "file" / "run"))
+
+
+class TestUserErrors:
+    def test_models_and_pictures(
+        self, refused: Callable[..., str], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "empty.png").write_bytes(b"")
+        (tmp_path / "model").mkdir()
+        assert "nowhere does not exist" in refused("embed", tmp_path / "nowhere", "--texts", "a")
+        assert "has no config.json" in refused("embed", tmp_path / "model", "--texts", "a")
+        assert "nothing to embed; give --images" in refused("embed", tiny_checkpoint)
+        assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
+        assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
+        assert "2 images and 1 texts" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
+        assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--image", files[0], "--text", "a")
+        assert "the limit is 24" in refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
+        assert "device is 'gpu'" in refused("embed", tiny_checkpoint, "--texts", "a", "--device", "gpu")
+        assert "is not empty" in refused("convert", tiny_checkpoint, files[0].parent, "--to", "bridgetower")
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["train", "pretrain-nono", "--out", "x"], "pretrain-nono"),
+            (["train", "pretrain-nano", "--out", "x", "--optimizer.lrr", "1"], "--optimizer.lrr"),
+            (["train", "pretrain-nano", "--out", "x", "--precision", "fp16"], "fp16"),
+            (["train", "pretrain-nano"], "--out"),
+            (["embed", "model", "--textss", "a"], "--textss"),
+            (["embed", "model", "--batch-size", "many"], "many"),
+            (["convert", "model", "folder", "--to", "onnx"], "onnx"),
+            (["imbed", "model"], "imbed"),
+            ([], "subcommand"),
+        ],
+    )
+    def test_options_that_do_not_exist_are_named(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert named in captured.err
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+
+
+class TestHelp:
+    @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("train", "pretrain-nano")])
+    def test_of_every_verb(self, capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*verb, "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in (VERBS if not verb else ("Example",) if len(verb) == 1 else ("--out",)))
+
+    def test_loads_no_heavy_package(self) -> None:
+        script = "\n".join(
+            (
+                "import sys, bridgetower",
+                "loaded = [name for name in ('torch', 'numpy', 'PIL', 'datasets') if name in sys.modules]",
+                "assert not loaded, f'import bridgetower loads {loaded}'",
+                "from bridgetower import cli",
+                "try: cli.main(['train', 'pretrain-nano', '--help'])",
+                "except SystemExit as stop: assert stop.code == 0",
+                "loaded = [name for name in ('torch', 'torchvision', 'datasets', 'lightning_fabric') if name in sys.modules]",
+                "assert not loaded, f'--help loads {loaded}'",
+                "bridgetower.load",
+                "assert 'torch' in sys.modules  # the control: this is what would have been seen",
+            )
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.skipif(not os.environ.get("BRIDGETOWER_TIMING"), reason="BRIDGETOWER_TIMING is not set")
+    def test_is_quick(self) -> None:
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "bridgetower", "--help"], stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.perf_counter() - started)
+        assert statistics.median(seconds) < 0.3
+
+
+class TestPublicNames:
+    def test_are_there(self) -> None:
+        import bridgetower
+
+        assert dir(bridgetower) == sorted(bridgetower.__all__)
+        for name in bridgetower.__all__:
+            assert getattr(bridgetower, name).__module__.startswith("bridgetower.") or name == "RECIPES"
+
+    def test_a_misspelt_one(self) -> None:
+        import bridgetower
+
+        with pytest.raises(AttributeError, match="has no attribute 'laod'; public names: RECIPES, BridgeTower"):
+            bridgetower.laod  # noqa: B018
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "bridgetower", "--help"], capture_output=True, text=True, check=True)
+    assert "embed" in done.stdout

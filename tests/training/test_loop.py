@@ -1,0 +1,316 @@
+"""The loop on its own: accumulation, clipping, precision, selection, signals, and what stops it."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapes
+import torch
+import torch.nn.functional as F
+from tiny import off_defaults
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import Losses
+from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.loop import Interrupted, Parts, fit, make_fabric
+from bridgetower.training.state import FILE
+
+PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
+
+
+class RowTask(nn.Module):
+    """A loss that is a mean over rows, so that accumulated micro-batches are exactly one large batch."""
+
+    def __init__(self, model: BridgeTower) -> None:
+        super().__init__()
+        self.model, self.progress = model, 0.0
+        self.seen: list[float] = []
+
+    def forward(self, batch: CaptionBatch) -> Losses:
+        self.seen.append(self.progress)
+        pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, read="pooled").pooled
+        loss = F.mse_loss(self.model.itm_logits(pooled)[:, 1], batch.image_index / 10)
+        return Losses.weigh({"row": loss}, {"row": 1.0})
+
+
+@pytest.fixture
+def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]:
+    """Makes the parts of a run; without `task`, of the row task."""
+
+    def make(
+        task: Callable[[BridgeTower], nn.Module] = RowTask,
+        *,
+        evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
+        save: Callable[[Path], None] = lambda folder: None,
+        **changes: Any,
+    ) -> Parts:
+        config = shapes.run_config(tiny_dataset, model=PLAIN, **changes)
+        model = off_defaults(BridgeTower(PLAIN.override({"text.vocab_size": tiny_processor.vocab_size})))
+        pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
+        return Parts(
+            config=config,
+            task=task(model),
+            model=model,
+            pairs=pairs,
+            evaluate=evaluate,
+            save=save,
+            max_steps=config.max_steps or 0,
+        )
+
+    return make
+
+
+def run(parts: Parts, out: Path, **options: Any) -> Tensor:
+    """Trains and returns all weights as one vector."""
+    out.mkdir(exist_ok=True)
+    fit(parts, make_fabric(parts.config), out, **{"resume": False, "progress": False} | options)
+    return weights(parts.model)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+
+@contextmanager
+def recorded_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects all gradients as one vector before each optimiser step."""
+    seen: list[Tensor] = []
+
+    def record(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+        seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+
+    hook = register_optimizer_step_pre_hook(record)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+class TestAccumulation:
+    def gradients(self, parts: Parts, out: Path) -> list[Tensor]:
+        with recorded_gradients(parts.model) as seen:
+            run(parts, out)
+        return seen
+
+    @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
+    def test_equals_one_large_batch(
+        self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int
+    ) -> None:
+        size = 6 if micro_batch_size == 3 else 8
+        whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
+        parts = self.gradients(
+            build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=3), tmp_path / "parts"
+        )
+        assert len(whole) == len(parts) == 3
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in ("whole", "parts")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    def test_control_half_the_batch_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        whole = self.gradients(build(batch_size=8, max_steps=1), tmp_path / "whole")
+        half = self.gradients(build(batch_size=4, max_steps=1), tmp_path / "half")
+        assert (whole[0] - half[0]).abs().max() > 1e-2
+
+    def test_a_batch_that_does_not_split(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="batch_size 8 does not split into 1 processes x 3 micro-batches"):
+            run(build(micro_batch_size=3), tmp_path)
+
+
+class TestClipping:
+    def test_shortens_the_gradient_and_keeps_its_direction(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        seen = {}
+        for name, clip_norm in (("free", None), ("clipped", 0.01)):
+            parts = build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
+            with recorded_gradients(parts.model) as gradients:
+                run(parts, tmp_path / name)
+            (seen[name],) = gradients
+        norm = seen["free"].norm().item()
+        assert norm > 0.1
+        assert seen["clipped"].norm().item() == pytest.approx(0.01, rel=1e-3)
+        torch.testing.assert_close(seen["clipped"] / 0.01, seen["free"] / norm, atol=1e-4, rtol=1e-3)
+        (entry,) = read_metrics(tmp_path / "clipped", "train")
+        assert entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        assert "gradient_norm" not in read_metrics(tmp_path / "free", "train")[0]
+
+
+class TestSteps:
+    def test_progress_and_learning_rates(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        optimizer = OptimizerConfig(lr=1e-2, warmup=0.5, head_multiplier=2, fusion_multiplier=3)
+        parts = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
+        rates = []
+
+        def record(current: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+            rates.append(sorted({group["lr"] for group in current.param_groups}))
+
+        hook = register_optimizer_step_pre_hook(record)
+        run(parts, tmp_path)
+        hook.remove()
+        assert parts.task.seen == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+        factors = [0, 0.5, 1, 0.5]
+        expected = [sorted({1e-2 * factor * part for part in (1, 2, 3)}) for factor in factors]
+        assert rates == [pytest.approx(step) for step in expected]
+        logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
+        assert logged == pytest.approx([1e-2 * factor for factor in factors])
+
+    def test_bfloat16_trains_in_single_precision_weights(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        def task(model: BridgeTower) -> nn.Module:
+            return PretrainingTask(model, PretrainingConfig(phases=shapes.PHASES))
+
+        runs = {precision: build(task, precision=precision) for precision in ("fp32", "bf16")}
+        for precision, parts in runs.items():
+            run(parts, tmp_path / precision)
+            assert {parameter.dtype for parameter in parts.model.parameters()} == {torch.float32}
+        losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in runs]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        assert losses[0] != losses[1]
+
+
+class TestSelection:
+    def test_best_is_kept_and_the_last_evaluation_returned(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        scores, saved = iter([1.0, 3.0, 3.0, 2.0]), []
+        parts = build(
+            max_steps=7,
+            evaluate_every=2,
+            evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
+            save=lambda folder: saved.append((folder, weights(parts.model))),
+        )
+        figures = fit(parts, make_fabric(parts.config), tmp_path, resume=False, progress=False)
+        assert figures == {"rsum": 2.0, "mlm_loss": 0.5}
+        assert [folder for folder, _ in saved] == [tmp_path / "best"] * 2  # the first and the better one, not the equal
+        entries = read_metrics(tmp_path, "validation")
+        assert [(entry["step"], entry["rsum"]) for entry in entries] == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
+        content = torch.load(tmp_path / FILE, weights_only=True)["state"]
+        assert content == {"step": 7, "best": 3.0, "best_step": 4, "figures": {"rsum": 2.0, "mlm_loss": 0.5}}
+        states: list[Tensor] = []
+        other = build(max_steps=7, evaluate_every=4, save=lambda folder: states.append(weights(other.model)))
+        run(other, tmp_path / "other")
+        assert torch.equal(saved[1][1], states[0])
+        assert not torch.equal(saved[0][1], states[0])
+
+    def test_model_is_evaluated_without_dropout_and_trained_with(
+        self, build: Callable[..., Parts], tmp_path: Path
+    ) -> None:
+        modes = []
+        parts = build(max_steps=2, evaluate_every=1, evaluate=lambda: {"rsum": float(modes.append(parts.task.training) or 0)})
+        parts.task.register_forward_hook(lambda task, inputs, output: modes.append(task.training))
+        run(parts, tmp_path)
+        assert modes == [True, False, True, False]
+
+    def test_a_figure_that_the_evaluation_does_not_give(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        parts = build(select_by="mlm_accuracy")
+        with pytest.raises(ValueError, match=r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]"):
+            run(parts, tmp_path)
+
+
+class TestNotFinite:
+    def test_stops_and_names_the_pictures(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
+        parts = build(
+            lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
+        )
+        batches: list[CaptionBatch] = []
+
+        def spoil(task: nn.Module, inputs: tuple[CaptionBatch]) -> None:
+            batches.append(inputs[0])
+            if len(batches) == 3:
+                with torch.no_grad():
+                    next(parts.model.parameters()).fill_(torch.nan)
+
+        parts.task.register_forward_pre_hook(spoil)
+        with pytest.raises(FloatingPointError, match="loss is not finite at step 3: .*'itc': nan") as caught:
+            run(parts, tmp_path)
+        assert all(name in str(caught.value) for name in batches[2].image_ids)
+        assert "\n" not in str(caught.value)
+        content = torch.load(tmp_path / FILE, weights_only=True)
+        assert content["state"]["step"] == 2
+        assert all(tensor.isfinite().all() for tensor in content["model"].values())
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_saves_stops_and_can_be_continued(
+        self, build: Callable[..., Parts], tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        whole = run(build(), tmp_path / "whole")
+        parts = build()
+        before = signal.getsignal(number)
+
+        def interrupt(task: Any, inputs: Any, output: Any) -> None:
+            if len(task.seen) == 3:
+                os.kill(os.getpid(), number)
+
+        parts.task.register_forward_hook(interrupt)
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(Interrupted, match="stopped after step 3 of 6; --resume continues it"),
+        ):
+            run(parts, tmp_path / "parts")
+        assert f"{number.name}: stopping after this step" in caplog.text
+        assert signal.getsignal(number) is before
+        assert torch.equal(run(build(), tmp_path / "parts", resume=True), whole)
+
+    def test_at_the_last_step_the_run_is_simply_finished(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        parts = build(max_steps=2)
+
+        def interrupt(task: Any, inputs: Any, output: Any) -> None:
+            if len(task.seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        parts.task.register_forward_hook(interrupt)
+        run(parts, tmp_path)
+        assert torch.load(tmp_path / FILE, weights_only=True)["state"]["step"] == 2
+
+
+class TestResume:
+    @pytest.mark.parametrize("rule", ["plain", "official"])
+    def test_gives_the_same_bits(self, build: Callable[..., Parts], tmp_path: Path, rule: Any) -> None:
+        options = {"optimizer": OptimizerConfig(lr=1e-2, rule=rule), "micro_batch_size": 4}
+        whole = run(build(**options), tmp_path / "whole")
+        stopped = build(**options, checkpoint_every=2)
+
+        def fail(task: Any, inputs: Any, output: Any) -> None:
+            if len(task.seen) == 2 * 5:  # in the fifth step, after the checkpoint of the fourth
+                raise KeyboardInterrupt
+
+        stopped.task.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, tmp_path / "parts")
+        resumed = build(**options)
+        assert torch.equal(run(resumed, tmp_path / "parts", resume=True), whole)
+        assert len(resumed.task.seen) == 2 * 2
+        steps = [entry["step"] for entry in read_metrics(tmp_path / "parts", "train")]
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+    def test_of_a_finished_run_does_nothing(
+        self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        whole = run(build(evaluate=lambda: {"rsum": 7.0}), tmp_path)
+        files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        again = build(evaluate=lambda: {"rsum": 8.0})
+        with caplog.at_level(logging.INFO):
+            figures = fit(again, make_fabric(again.config), tmp_path, resume=True, progress=False)
+        assert figures == {"rsum": 7.0}
+        assert again.task.seen == []
+        assert torch.equal(weights(again.model), whole)
+        assert f"{tmp_path} is finished: all 6 steps are done" in caplog.text
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+
+
+def test_precision_names_are_those_of_the_config(tiny_dataset: Path) -> None:
+    for precision, name in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
+        config: RunConfig = shapes.run_config(tiny_dataset, precision=precision)
+        assert make_fabric(config)._precision.precision == name

@@ -1,0 +1,371 @@
+"""Whole runs from their config: what they leave, what they refuse, and how they go on."""
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapes
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import bridgetower.training.run as run_module
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.captions import CaptionImages
+from bridgetower.evaluation.masked_words import evaluate_masked_words
+from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.model.config import HeadsConfig
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.training.run import CONFIG, STATE, read_run, train
+
+MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_dataset: Path) -> RunConfig:
+    return shapes.run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run that nothing disturbed, and its figures."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    return out, train(config, out, progress=False)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def unmoved(config: RunConfig) -> RunConfig:
+    """Returns a run of one step, too small to change any weight."""
+    return replace(config, max_steps=1, optimizer=replace(config.optimizer, lr=1e-30))
+
+
+class Stopped(Exception):
+    """What a test raises in the middle of a run."""
+
+
+@contextmanager
+def failing_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Callable[[], Exception]) -> Iterator[None]:
+    """Lets the forward pass of one step fail."""
+    calls = []
+
+    def fail(task: Any, inputs: Any) -> None:
+        calls.append(1)
+        if len(calls) == step:
+            raise error()
+
+    original = run_module.PretrainingTask
+
+    def build(*arguments: Any) -> Any:
+        task = original(*arguments)
+        task.register_forward_pre_hook(fail)
+        return task
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "PretrainingTask", build)
+        yield
+
+
+class TestWhatIsLeft:
+    def test_files(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+        out, _ = finished
+        assert {path.name for path in out.iterdir()} == {CONFIG, STATE, METRICS, "best", "last", "tensorboard"}
+        assert read_run(out) == config
+        names = {"config.json", "model.safetensors", "processor.json", "tokenizer.json"}
+        for folder in ("best", "last"):
+            assert {path.name for path in (out / folder).iterdir()} == names
+
+    def test_last_holds_the_weights_of_the_state(self, finished: tuple[Path, dict[str, float]]) -> None:
+        out, _ = finished
+        state = torch.load(out / STATE, weights_only=True)
+        last = weights_of(out / "last")
+        assert state["state"]["step"] == 6
+        assert all(torch.equal(tensor, last[name]) for name, tensor in state["model"].items())
+
+    def test_best_gives_the_figures_of_its_step(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+        out, figures = finished
+        evaluations = read_metrics(out, "validation")
+        assert [entry["step"] for entry in evaluations] == [2, 4, 6]
+        assert {name: value for name, value in evaluations[-1].items() if name in figures} == figures
+        best = max(evaluations, key=lambda entry: entry["rsum"])
+        checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
+        assert checkpoint.processor is not None
+        images = CaptionImages(config.data, "validation", checkpoint.processor)
+        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation).figures()
+        again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
+        assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
+
+    def test_the_same_config_gives_the_same_bits(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
+    ) -> None:
+        out, figures = finished
+        assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == figures
+        assert same(tmp_path / "again" / "last", out / "last")
+        train(replace(config, seed=1), tmp_path / "other", progress=False)
+        assert not same(tmp_path / "other" / "last", out / "last")
+
+    def test_evaluation_sees_no_repeats_and_no_augmentation(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
+    ) -> None:
+        folder = config.data.folders[0]
+        data = replace(config.data, folders=(folder, folder), repeats=(1, 2), augmentation="affine")
+        others = replace(data, repeats=(2, 1), augmentation="none")
+        for name, used in (("a", data), ("b", others)):
+            train(replace(unmoved(config), data=used), tmp_path / name, progress=False)
+        first, second = (read_metrics(tmp_path / name, "validation")[0] for name in "ab")
+        assert first.pop("time") != second.pop("time")
+        assert first == second
+
+    def test_epochs(self, config: RunConfig, tmp_path: Path) -> None:
+        epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, evaluate_every=0)
+        train(epochs, tmp_path / "run", progress=False)
+        processor = read_checkpoint(tmp_path / "run").processor
+        assert processor is not None
+        pairs = sum(map(len, CaptionImages(config.data, "train", processor).captions))
+        assert torch.load(tmp_path / "run" / STATE, weights_only=True)["state"]["step"] == pairs // 16
+
+
+class TestHeads:
+    def test_without_contrastive_head_matching_is_evaluated(self, config: RunConfig, tmp_path: Path) -> None:
+        model = replace(config.model, heads=HeadsConfig(itc=None))
+        changed = replace(config, task=MLM_AND_ITM, model=model, select_by="itm_accuracy")
+        figures = train(changed, tmp_path / "run", progress=False)
+        names = {"mlm_loss", "mlm_accuracy", "mlm_wrong_image_loss", "mlm_wrong_image_accuracy", "itm_accuracy"}
+        assert figures.keys() == names
+        last = read_checkpoint(tmp_path / "run" / "last")
+        assert last.processor is not None
+        images = CaptionImages(config.data, "validation", last.processor)
+        assert figures["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
+
+    @pytest.mark.parametrize(
+        ("heads", "select_by", "message"),
+        [
+            (HeadsConfig(itc=None), "rsum", "has no itc head; use one of itm_accuracy, mlm_accuracy"),
+            (HeadsConfig(itm=False, itc="tower"), "two_stage_rsum", "has no itm head; use one of rsum, itc_rsum"),
+        ],
+    )
+    def test_selection_that_cannot_be_evaluated_is_refused_before_training(
+        self, config: RunConfig, tmp_path: Path, heads: HeadsConfig, select_by: Any, message: str
+    ) -> None:
+        phase = Phase(mlm=1.0, itm=float(heads.itm))
+        changed = replace(
+            config,
+            task=PretrainingConfig(phases=(phase,)),
+            model=replace(config.model, heads=heads),
+            select_by=select_by,
+        )
+        with pytest.raises(ValueError, match=f"select_by is '{select_by}', but the model {message}"):
+            train(changed, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run" / METRICS).exists()
+
+
+class TestRefusals:
+    def test_a_folder_with_a_run(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+        with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
+            train(config, finished[0], progress=False)
+
+    def test_a_folder_without_one(self, config: RunConfig, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"holds no run \(run\.json is missing\)"):
+            train(config, tmp_path, resume=True, progress=False)
+
+    def test_another_config(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+        changed = replace(
+            config,
+            seed=5,
+            optimizer=replace(config.optimizer, lr=1.0, warmup=0.5),
+            model=config.model.override({"text.dropout": 0.3}),
+            task=MLM_AND_ITM,
+        )
+        names = r"values of task\.phases, model\.text\.dropout, optimizer\.lr, optimizer\.warmup, seed; resume it with"
+        with pytest.raises(ValueError, match=names):
+            train(changed, finished[0], resume=True, progress=False)
+
+    def test_a_damaged_config(self, config: RunConfig, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text("{")
+        with pytest.raises(ValueError, match=r"run\.json is not valid JSON"):
+            train(config, tmp_path, resume=True, progress=False)
+
+    def test_a_damaged_state(self, config: RunConfig, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        train(replace(config, max_steps=1), out, progress=False)
+        (out / STATE).write_bytes((out / STATE).read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"last\.pt is damaged or no state of a run"):
+            train(replace(config, max_steps=1), out, resume=True, progress=False)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"batch_size": 400}, "pairs are fewer than one batch of 400; lower batch_size"),
+            ({"micro_batch_size": 3}, "does not split into 1 processes x 3 micro-batches"),
+            ({"image_size": 25}, "not a multiple of the patch size 10"),
+        ],
+    )
+    def test_values_that_do_not_fit(
+        self, config: RunConfig, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, **changes), tmp_path / "run", progress=False)
+
+    def test_texts_longer_than_the_position_table(self, config: RunConfig, tmp_path: Path) -> None:
+        changed = replace(config, data=replace(config.data, max_length=33))
+        with pytest.raises(ValueError, match=r"data\.max_length is 33; the text tower takes at most 32 tokens"):
+            train(changed, tmp_path / "run", progress=False)
+
+
+class TestResume:
+    def test_of_a_finished_run_changes_nothing(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig
+    ) -> None:
+        out, figures = finished
+        before = {path: path.read_bytes() for path in out.glob("*/*.*") if "tensorboard" not in str(path)}
+        before |= {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        assert train(config, out, resume=True, progress=False) == figures
+        assert {path: path.read_bytes() for path in before} == before
+
+    def test_after_a_failure(
+        self,
+        finished: tuple[Path, dict[str, float]],
+        config: RunConfig,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out = tmp_path / "run"
+        with failing_at(monkeypatch, 4, Stopped), pytest.raises(Stopped):
+            train(config, out, progress=False)
+        assert not (out / "last").exists()
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        assert same(out / "last", finished[0] / "last")
+        assert same(out / "best", finished[0] / "best")
+
+    def test_tidies_up_after_a_kill(
+        self,
+        finished: tuple[Path, dict[str, float]],
+        config: RunConfig,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Half-written temporary files, and a first best checkpoint that was cut off before its config."""
+        out = tmp_path / "run"
+        with failing_at(monkeypatch, 2, Stopped), pytest.raises(Stopped):
+            train(config, out, progress=False)
+        (out / "best" / "more").mkdir(parents=True)
+        (out / "best" / "model.safetensors").write_bytes(b"half")
+        for folder in (out, out / "best"):
+            (folder / ".model.safetensors.partial-abc.safetensors").write_bytes(b"half")
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        assert same(out / "best", finished[0] / "best")
+        assert not list(out.rglob("*partial*"))
+        assert not (out / "best" / "more").exists()
+
+
+class TestFullDisk:
+    def test_a_state_that_does_not_fit_leaves_the_one_of_before(
+        self,
+        finished: tuple[Path, dict[str, float]],
+        config: RunConfig,
+        small_disk: Callable[[int], Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        disk = small_disk(2048)
+        out, filler = disk / "run", disk / "filler"
+
+        def fill() -> Exception:
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while file.write(b"x" * 4096):
+                        pass
+                except OSError:
+                    pass
+            return Stopped()
+
+        # Step 4 finds the disk full when its state is written; the state of step 2 is there.
+        with failing_at(monkeypatch, 4, fill), pytest.raises(Stopped):
+            train(config, out, progress=False)
+        size = (out / STATE).stat().st_size
+        with filler.open("r+b") as file:
+            file.truncate(filler.stat().st_size - size // 2)  # room for the log, not for a state
+        with pytest.raises(OSError, match=r"last\.pt could not be written .*make room on the disk"):
+            train(config, out, resume=True, progress=False)
+        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        assert not list(out.rglob("*partial*"))
+        filler.unlink()
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        assert same(out / "last", finished[0] / "last")
+
+    def test_files_that_may_not_grow(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same with a limit on the size of files, which needs no rights."""
+        out = tmp_path / "run"
+        with failing_at(monkeypatch, 4, Stopped), pytest.raises(Stopped):
+            train(config, out, progress=False)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((out / STATE).stat().st_size // 2, hard))
+        try:
+            with pytest.raises(OSError, match="could not be written"):
+                train(config, out, resume=True, progress=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        assert same(out / "last", finished[0] / "last")
+
+
+class TestStart:
+    def test_from_a_checkpoint(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        data = replace(config.data, max_length=20, background=(255, 255, 255))
+        changed = replace(unmoved(config), init=str(tiny_checkpoint), data=data, image_size=40)
+        train(changed, tmp_path / "run", progress=False)
+        before, after = read_checkpoint(tiny_checkpoint), read_checkpoint(tmp_path / "run" / "last")
+        assert before.processor is not None
+        assert after.processor is not None
+        for name, tensor in before.resized(40).tensors.items():
+            assert torch.equal(tensor, after.tensors[name])
+        assert after.processor.config == replace(
+            before.processor.config, max_length=20, background=(255, 255, 255), image_size=40
+        )
+        assert after.processor.texts(["red bar"]).input_ids.equal(before.processor.texts(["red bar"]).input_ids)
+
+    def test_background_of_the_checkpoint_stays(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        first = replace(config, data=replace(config.data, background=(1, 2, 3)), max_steps=1)
+        train(first, tmp_path / "first", progress=False)
+        train(replace(config, init=str(tmp_path / "first"), max_steps=1), tmp_path / "second", progress=False)
+        values = json.loads((tmp_path / "second" / "last" / "processor.json").read_text())
+        assert values["config"]["background"] == [1, 2, 3]
+
+    def test_a_checkpoint_without_tokenizer(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "bare"
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
+        with pytest.raises(ValueError, match="bare has no tokenizer; convert it with one first"):
+            train(replace(config, init=str(folder)), tmp_path / "run", progress=False)
+
+    def test_with_a_tokenizer_of_another_family(self, config: RunConfig, tmp_path: Path) -> None:
+        """BERT's padding has id 0: the text tower must not count it as a word."""
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *shapes.COLOURS, *shapes.GROUNDS, *shapes.SHAPES, "on", "a"]
+        vocabulary = {word: number for number, word in enumerate(words)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        train(replace(config, tokenizer=str(tmp_path), max_steps=1), tmp_path / "run", progress=False)
+        last = read_checkpoint(tmp_path / "run" / "last")
+        assert last.processor is not None
+        assert last.processor.mask_token == "[MASK]"
+        assert (last.config.text.vocab_size, last.config.text.pad_token_id) == (len(words), 0)
