@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
-from tiny import off_defaults
 
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
@@ -17,6 +16,7 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, Tex
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
+from tiny import off_defaults
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
 GROUNDS = ("black", "grey", "purple")
@@ -106,6 +106,12 @@ def train_command(dataset: Path, out: Path, *options: str) -> list[str]:
         "heads": ["itc-size=8"],
     }
     values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
-    values += ["--batch-size=8", "--precision=fp32", "--data.max-length=24", "--log-every=1", "--evaluation.candidates=4"]
+    values += [
+        "--batch-size=8",
+        "--precision=fp32",
+        "--data.max-length=24",
+        "--log-every=1",
+        "--evaluation.candidates=4",
+    ]
     arguments = [argument for value in values for argument in value.split("=")]
     return ["train", "pretrain-nano", "--data.folders", str(dataset), "--out", str(out), *arguments, *options]

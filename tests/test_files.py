@@ -13,7 +13,7 @@ from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import remove_leftovers, replacing, write_bytes, write_json, write_text
 
 
-class Failed(Exception):
+class PlannedError(Exception):
     """What a test raises while a file is written."""
 
 
@@ -31,13 +31,18 @@ class TestReplacing:
             assert not path.exists()
         assert contents(path.parent) == {"a.bin": b"new"}
 
-    @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+    @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
         path = tmp_path / "a.bin"
         write_bytes(path, b"old")
-        with pytest.raises(type(error)), replacing(path) as temporary:
-            temporary.write_bytes(b"half of the n")
-            raise error
+
+        def fail() -> None:
+            with replacing(path) as temporary:
+                temporary.write_bytes(b"half of the n")
+                raise error
+
+        with pytest.raises(type(error)):
+            fail()
         assert contents(tmp_path) == {"a.bin": b"old"}
 
     def test_a_target_that_cannot_be_replaced(self, tmp_path: Path) -> None:
@@ -62,15 +67,15 @@ class TestReplacing:
         real = os.fsync
 
         def fsync(descriptor: int) -> None:
-            synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
+            synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists()))
             real(descriptor)
 
         monkeypatch.setattr(os, "fsync", fsync)
         write_bytes(path, b"new")
         (temporary, named), (folder, renamed) = synced
-        assert Path(temporary).parent == tmp_path
+        assert temporary.parent == tmp_path
         assert (named, renamed) == (False, True)
-        assert folder == str(tmp_path)
+        assert folder == tmp_path
 
 
 class TestContent:
@@ -121,9 +126,7 @@ class TestFullDisk:
         assert contents(disk) == before
 
     @pytest.mark.parametrize("call", ["fsync", "replace"])
-    def test_wherever_the_disk_is_found_full(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-    ) -> None:
+    def test_wherever_the_disk_is_found_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
         write_bytes(tmp_path / "a", b"old")
 
         def full(*arguments: object, **options: object) -> None:

@@ -23,8 +23,8 @@ from bridgetower.files import write_bytes
 from bridgetower.predictor import Predictor, load
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import read_metrics
+from bridgetower.training.parallel import train_all
 from bridgetower.training.recipes import RECIPES
-from bridgetower.training.run import CONFIG, train
 
 DatasetName = Literal["emoji", "flags"]
 
@@ -55,7 +55,9 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
     started = time.perf_counter()
     datasets = [DemoDataset.of(prepare(name, out / "data" / name, progress=progress)) for name in DATASETS]
-    runs = [_train_and_test(out, arm, seed, minutes, progress) for seed in range(seeds) for arm in ARMS]
+    configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
+    train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
+    runs = [_tested(out, arm, seed, config) for (arm, seed), config in configs.items()]
     predictors = {arm: load(run_folder(out, arm, 0), device="cpu") for arm in ARMS}
     results = DemoResults(
         command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
@@ -86,10 +88,8 @@ def run_folder(out: Path, arm: Arm, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}"
 
 
-def _train_and_test(out: Path, arm: Arm, seed: int, minutes: float, progress: bool) -> DemoRun:
+def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:
     folder = run_folder(out, arm, seed)
-    config = demo_config(out, arm, seed, minutes)
-    train(config, folder, resume=(folder / CONFIG).exists(), progress=progress)
     predictor = load(folder, device="cpu")
     steps = config.max_steps or 0
     seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))

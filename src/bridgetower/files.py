@@ -1,5 +1,6 @@
 """Atomic, durable writes: a reader sees the old content or the new one, never a part."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -52,6 +53,22 @@ def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a process which was killed in `replacing` left in `folder`."""
     for path in folder.glob(f".*{_MARK}*"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process; the operating system lets go when the process ends, however it ends.
+
+    Raises:
+        FileExistsError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+        yield
 
 
 def _sync(path: Path) -> None:

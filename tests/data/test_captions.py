@@ -219,9 +219,7 @@ class TestSampler:
 
     def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self) -> None:
         whole = keys(30, range(15), batch_size=8)
-        shared = [
-            keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)
-        ]
+        shared = [keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)]
         for step, key in enumerate(whole):
             parts = [shared[rank][2 * step + micro].pairs for rank in range(2) for micro in range(2)]
             assert key.pairs == tuple(pair for part in parts for pair in part)
@@ -239,7 +237,10 @@ class TestSampler:
         ("values", "message"),
         [
             ({"batch_size": 15}, "14 pairs are fewer than one batch of 15; lower batch_size"),
-            ({"micro_batches": 3}, "batch_size 4 does not split into 1 processes x 3 micro-batches; use a multiple of 3"),
+            (
+                {"micro_batches": 3},
+                "batch_size 4 does not split into 1 processes x 3 micro-batches; use a multiple of 3",
+            ),
             ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
         ],
     )

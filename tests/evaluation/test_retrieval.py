@@ -32,8 +32,9 @@ def score_everything(model: BridgeTower, images: CaptionImages, captions: list[s
         for column, caption in enumerate(captions):
             text = images.processor.texts([caption])
             logits[row, column] = model.itm_logits(model(pixel_values, text.input_ids).pooled)[0]
-            vectors = model.image_embeds(model.encode_image(pixel_values)), model.text_embeds(
-                model.encode_text(text.input_ids)
+            vectors = (
+                model.image_embeds(model.encode_image(pixel_values)),
+                model.text_embeds(model.encode_text(text.input_ids)),
             )
             similarity[row, column] = (vectors[0] * vectors[1]).sum()
     return similarity, logits
@@ -63,7 +64,9 @@ def slow_recalls(image_side: Tensor, text_side: Tensor, owner: Tensor) -> dict[s
     for k in (1, 5, 10):
         own = [{c for c in best(row, k) if owner[c] == i and row[c] != DROPPED} for i, row in enumerate(image_side)]
         found[f"image_to_text_r{k}"] = sum(map(bool, own)) / len(own)
-        hits = [own in best(c, k) and float(c[own]) != DROPPED for own, c in zip(owner.tolist(), text_side.T, strict=True)]
+        hits = [
+            own in best(c, k) and float(c[own]) != DROPPED for own, c in zip(owner.tolist(), text_side.T, strict=True)
+        ]
         found[f"text_to_image_r{k}"] = sum(hits) / len(hits)
     return found
 
@@ -138,7 +141,9 @@ class TestAccuracy:
 
     def test_matching_alone_gives_the_same_figure(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         config = RetrievalConfig(batch_size=5)
-        assert evaluate_matching(tiny_model, images, config) == evaluate_retrieval(tiny_model, images, config).itm_accuracy
+        assert (
+            evaluate_matching(tiny_model, images, config) == evaluate_retrieval(tiny_model, images, config).itm_accuracy
+        )
 
     def test_matching_needs_no_contrastive_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         expected = evaluate_matching(tiny_model, images, RetrievalConfig())

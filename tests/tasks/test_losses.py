@@ -30,7 +30,9 @@ def slow_itc(images: Tensor, texts: Tensor, index: list[int], scale: float) -> f
 
 
 class TestItc:
-    @pytest.mark.parametrize("index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]], ids=["distinct", "some", "all"])
+    @pytest.mark.parametrize(
+        "index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]], ids=["distinct", "some", "all"]
+    )
     def test_equals_the_slow_reference(self, index: list[int]) -> None:
         images, texts = features(5, 0), features(5, 1)
         loss = itc_loss(images, texts, torch.tensor(index), SCALE)

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import shapes
-import tiny
 import torch
 from torch import Tensor
 
+import shapes
+import tiny
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import Phase, PretrainingConfig
@@ -96,7 +96,9 @@ class TestValues:
         pairs, _ = task.pairs(image, text, batch, phase)
         assert batch.attention_mask is not None
         fused = task.model(
-            batch.pixel_values[pairs.image_rows], batch.input_ids[pairs.text_rows], batch.attention_mask[pairs.text_rows]
+            batch.pixel_values[pairs.image_rows],
+            batch.input_ids[pairs.text_rows],
+            batch.attention_mask[pairs.text_rows],
         )
         expected = torch.nn.functional.cross_entropy(task.model.itm_logits(fused.pooled), pairs.labels)
         torch.testing.assert_close(task(batch).parts["itm"], expected, atol=1e-5, rtol=1e-5)
@@ -153,7 +155,11 @@ class TestPhases:
             ({"heads.itm": False}, (ALL,), "no itm head"),
             ({"heads.itc": None}, (ALL,), "no itc head"),
             ({"heads.itc": None}, (Phase(negatives="hard"),), "no itc head"),
-            ({"heads.mlm": False, "heads.itc": None}, (Phase(until=0.5), ALL), r"no mlm and no itc head; set heads\.mlm"),
+            (
+                {"heads.mlm": False, "heads.itc": None},
+                (Phase(until=0.5), ALL),
+                r"no mlm and no itc head; set heads\.mlm",
+            ),
         ],
     )
     def test_missing_heads(self, heads: dict[str, Any], phases: tuple[Phase, ...], message: str) -> None:

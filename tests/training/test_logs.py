@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import shapes
 import torch
 
+import shapes
 from bridgetower.training.logs import METRICS, RunLog, read_metrics
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shapes
 import torch
 import torch.nn.functional as F
-from tiny import off_defaults
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.model.bridgetower import BridgeTower
@@ -27,6 +26,7 @@ from bridgetower.training.config import OptimizerConfig, RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.loop import Interrupted, Parts, fit, make_fabric
 from bridgetower.training.state import FILE
+from tiny import off_defaults
 
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 
@@ -106,9 +106,7 @@ class TestAccumulation:
         return seen
 
     @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
-    def test_equals_one_large_batch(
-        self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int
-    ) -> None:
+    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int) -> None:
         size = 6 if micro_batch_size == 3 else 8
         whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
         parts = self.gradients(
@@ -205,7 +203,9 @@ class TestSelection:
         self, build: Callable[..., Parts], tmp_path: Path
     ) -> None:
         modes = []
-        parts = build(max_steps=2, evaluate_every=1, evaluate=lambda: {"rsum": float(modes.append(parts.task.training) or 0)})
+        parts = build(
+            max_steps=2, evaluate_every=1, evaluate=lambda: {"rsum": float(modes.append(parts.task.training) or 0)}
+        )
         parts.task.register_forward_hook(lambda task, inputs, output: modes.append(task.training))
         run(parts, tmp_path)
         assert modes == [True, False, True, False]
@@ -231,7 +231,7 @@ class TestNotFinite:
                     next(parts.model.parameters()).fill_(torch.nan)
 
         parts.task.register_forward_pre_hook(spoil)
-        with pytest.raises(FloatingPointError, match="loss is not finite at step 3: .*'itc': nan") as caught:
+        with pytest.raises(FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan") as caught:
             run(parts, tmp_path)
         assert all(name in str(caught.value) for name in batches[2].image_ids)
         assert "\n" not in str(caught.value)

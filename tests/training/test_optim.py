@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shapes
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
@@ -36,8 +36,10 @@ def with_names(config: OptimizerConfig, model_config: ModelConfig = shapes.MODEL
 class TestOfficialRule:
     @staticmethod
     def reference(start: np.ndarray, gradients: list[np.ndarray], rates: list[float], decay: float) -> np.ndarray:
-        """The AdamW of transformers 4.17 in double precision, from its description: bias correction folded into the
-        step size, epsilon added to the uncorrected root, then decay of what the step left, at the full rate.
+        """The AdamW of transformers 4.17 in double precision, from its description.
+
+        Bias correction goes into the step size, epsilon is added to the uncorrected root, and what the step left decays
+        at the full rate.
         """
         beta1, beta2, epsilon = 0.9, 0.98, 1e-8
         value, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
@@ -74,7 +76,9 @@ class TestOfficialRule:
 
     def test_parameters_without_gradient_stay(self) -> None:
         still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        optimizer = OfficialAdamW([{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
+        optimizer = OfficialAdamW(
+            [{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8
+        )
         moved.grad = torch.ones(2)
         optimizer.step()
         assert torch.equal(still, torch.ones(2))

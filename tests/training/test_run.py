@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shapes
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import bridgetower.training.run as run_module
+import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.masked_words import evaluate_masked_words
@@ -54,7 +54,7 @@ def unmoved(config: RunConfig) -> RunConfig:
     return replace(config, max_steps=1, optimizer=replace(config.optimizer, lr=1e-30))
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What a test raises in the middle of a run."""
 
 
@@ -96,7 +96,9 @@ class TestWhatIsLeft:
         assert state["state"]["step"] == 6
         assert all(torch.equal(tensor, last[name]) for name, tensor in state["model"].items())
 
-    def test_best_gives_the_figures_of_its_step(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+    def test_best_gives_the_figures_of_its_step(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig
+    ) -> None:
         out, figures = finished
         evaluations = read_metrics(out, "validation")
         assert [entry["step"] for entry in evaluations] == [2, 4, 6]
@@ -178,6 +180,15 @@ class TestRefusals:
         with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
             train(config, finished[0], progress=False)
 
+    def test_a_run_that_never_started_may_be_started_anew(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "run"
+        for mistake in ({"batch_size": 400}, {"data": replace(config.data, folders=("nowhere",))}):
+            with pytest.raises((ValueError, FileNotFoundError), match=r"lower batch_size|nowhere"):
+                train(replace(config, **mistake), out, progress=False)
+        assert train(config, out, progress=False) == finished[1]
+
     def test_a_folder_without_one(self, config: RunConfig, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"holds no run \(run\.json is missing\)"):
             train(config, tmp_path, resume=True, progress=False)
@@ -244,7 +255,7 @@ class TestResume:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         out = tmp_path / "run"
-        with failing_at(monkeypatch, 4, Stopped), pytest.raises(Stopped):
+        with failing_at(monkeypatch, 4, StoppedError), pytest.raises(StoppedError):
             train(config, out, progress=False)
         assert not (out / "last").exists()
         assert train(config, out, resume=True, progress=False) == finished[1]
@@ -260,7 +271,7 @@ class TestResume:
     ) -> None:
         """Half-written temporary files, and a first best checkpoint that was cut off before its config."""
         out = tmp_path / "run"
-        with failing_at(monkeypatch, 2, Stopped), pytest.raises(Stopped):
+        with failing_at(monkeypatch, 2, StoppedError), pytest.raises(StoppedError):
             train(config, out, progress=False)
         (out / "best" / "more").mkdir(parents=True)
         (out / "best" / "model.safetensors").write_bytes(b"half")
@@ -290,10 +301,10 @@ class TestFullDisk:
                         pass
                 except OSError:
                     pass
-            return Stopped()
+            return StoppedError()
 
         # Step 4 finds the disk full when its state is written; the state of step 2 is there.
-        with failing_at(monkeypatch, 4, fill), pytest.raises(Stopped):
+        with failing_at(monkeypatch, 4, fill), pytest.raises(StoppedError):
             train(config, out, progress=False)
         size = (out / STATE).stat().st_size
         with filler.open("r+b") as file:
@@ -307,11 +318,15 @@ class TestFullDisk:
         assert same(out / "last", finished[0] / "last")
 
     def test_files_that_may_not_grow(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        finished: tuple[Path, dict[str, float]],
+        config: RunConfig,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The same with a limit on the size of files, which needs no rights."""
         out = tmp_path / "run"
-        with failing_at(monkeypatch, 4, Stopped), pytest.raises(Stopped):
+        with failing_at(monkeypatch, 4, StoppedError), pytest.raises(StoppedError):
             train(config, out, progress=False)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, ((out / STATE).stat().st_size // 2, hard))
@@ -357,7 +372,18 @@ class TestStart:
 
     def test_with_a_tokenizer_of_another_family(self, config: RunConfig, tmp_path: Path) -> None:
         """BERT's padding has id 0: the text tower must not count it as a word."""
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *shapes.COLOURS, *shapes.GROUNDS, *shapes.SHAPES, "on", "a"]
+        words = [
+            "[PAD]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            "[MASK]",
+            *shapes.COLOURS,
+            *shapes.GROUNDS,
+            *shapes.SHAPES,
+            "on",
+            "a",
+        ]
         vocabulary = {word: number for number, word in enumerate(words)}
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer()

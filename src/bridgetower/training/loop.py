@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
+from lightning_fabric import Fabric as Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from bridgetower.checkpoints.tensors import read_json
 from bridgetower.data.captions import CaptionImages, CaptionPairs, derive_seed
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
-from bridgetower.files import remove_leftovers, write_json
+from bridgetower.files import locked, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
-from bridgetower.training.loop import Parts, fit, make_fabric
+from bridgetower.training.logs import METRICS
+from bridgetower.training.loop import Fabric, Parts, fit, make_fabric
 from bridgetower.training.state import FILE as STATE
 
 CONFIG = "run.json"
@@ -58,6 +60,11 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         FloatingPointError: A loss is not finite.
     """
     fabric = make_fabric(config)
+    with locked(out) if fabric.global_rank == 0 else nullcontext():
+        return _train(config, out, fabric, resume=resume, progress=progress)
+
+
+def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progress: bool) -> dict[str, float]:
     if fabric.global_rank == 0:
         _claim(config, out, resume=resume)
     fabric.barrier()
@@ -83,13 +90,12 @@ def read_run(out: Path) -> RunConfig:
 
 
 def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
-    if not (out / CONFIG).exists():
-        if resume:
-            read_run(out)
+    """Writes the config of a new run, or checks that of the run to continue."""
+    if not resume:
+        if (out / METRICS).exists():  # a run that failed before its first step may be started anew
+            raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
         write_json(out / CONFIG, config.to_dict())
         return
-    if not resume:
-        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
     changed = list(_differences(read_run(out).to_dict(), config.to_dict()))
     if changed:
         raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
