@@ -79,15 +79,18 @@ def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (),
     config = CONFIG.override(changes or {})
     naming: Naming = "timm" if config.vision.patch_bias else "clip"
     tensors = tiny.build(config, seed).state_dict()
-    width = config.text.hidden_size
-    carried = {"text.pooler.dense.weight": torch.rand(width, width), "text.pooler.dense.bias": torch.rand(width)}
+    width, generator = config.text.hidden_size, torch.Generator().manual_seed(seed)
+    carried = {
+        "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
+        "text.pooler.dense.bias": torch.rand(width, generator=generator),
+    }
     state_dict = {"temperature": torch.tensor(0.07)}
     state_dict |= scatter(name_table([*tensors, *carried], naming), tensors | carried)
     state_dict["text_transformer.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
     if naming == "clip":
         left_over = ("positional_embedding", "ln_final.weight", "ln_final.bias")
-        state_dict |= {f"vit_model.{name}": torch.rand(4) for name in left_over}
-    state_dict |= {name: torch.rand(3) for name in extra}
+        state_dict |= {f"vit_model.{name}": torch.rand(4, generator=generator) for name in left_over}
+    state_dict |= {name: torch.rand(3, generator=generator) for name in extra}
     return Official(config, tensors, state_dict, run_config(config))
 
 

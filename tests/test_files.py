@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from bridgetower.checkpoints.tensors import write_safetensors
-from bridgetower.files import remove_leftovers, replacing, write_bytes, write_json, write_text
+from bridgetower.files import locked, remove_leftovers, replacing, write_bytes, write_json, write_text
 
 
 class PlannedError(Exception):
@@ -105,6 +107,38 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "missing")
     assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
+
+
+class TestLock:
+    def test_one_at_a_time(self, tmp_path: Path) -> None:
+        with locked(tmp_path / "new"):
+            with pytest.raises(FileExistsError, match="another process works in"), locked(tmp_path / "new"):
+                pytest.fail("held twice")
+            with locked(tmp_path / "other"):
+                pass
+        with locked(tmp_path / "new"):
+            pass
+
+    def test_is_let_go_after_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(PlannedError), locked(tmp_path):
+            raise PlannedError
+        with locked(tmp_path):
+            pass
+
+    def test_is_let_go_by_a_killed_process(self, tmp_path: Path) -> None:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with locked(tmp_path):
+                os.write(writing, b"held")
+                time.sleep(60)
+        assert os.read(reading, 4) == b"held"
+        with pytest.raises(FileExistsError, match="another process"), locked(tmp_path):
+            pytest.fail("held twice")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with locked(tmp_path):
+            pass
 
 
 class TestFullDisk:

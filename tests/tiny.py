@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import BridgeTower, Encoded
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
@@ -69,6 +69,12 @@ def texts(
         ids[row, : len(words)] = words
         mask[row, : len(words)] = 1
     return ids, mask
+
+
+def encodings(model: BridgeTower, lengths: Sequence[int] = (5, 3, 4)) -> tuple[Encoded, Encoded]:
+    """Returns random images and as many texts of some lengths, encoded."""
+    config = model.config
+    return model.encode_image(images(len(lengths), config)), model.encode_text(*texts(lengths, config))
 
 
 def cotangents(outputs: Mapping[str, Tensor], seed: int = 1) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ from bridgetower.checkpoints.tensors import (
 )
 from payload import Payload
 
+MAPS = Path("/proc/self/maps")
+
 
 def tensors() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -190,6 +192,16 @@ class TestTorchArchive:
         (tmp_path / "x.ckpt").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.ckpt"):
             read_torch_archive(tmp_path / "x.ckpt")
+
+    @pytest.mark.skipif(not MAPS.exists(), reason=f"{MAPS} is Linux")
+    def test_plain_archives_are_mapped_and_not_copied(self, tmp_path: Path) -> None:
+        torch.save(tensors(), tmp_path / "plain.bin")
+        deflated(tensors(), tmp_path / "deflated.bin")
+        plain, copied = (read_torch_archive(tmp_path / name) for name in ("plain.bin", "deflated.bin"))
+        maps = MAPS.read_text()
+        assert tiny.equal(plain, copied)
+        assert str(tmp_path / "plain.bin") in maps
+        assert str(tmp_path / "deflated.bin") not in maps
 
     def test_another_content(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         write([1, 2], tmp_path / "x.bin")

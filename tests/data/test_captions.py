@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bridgetower.data.augmentation import augment
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import BatchKey, CaptionImages, CaptionPairs, StepSampler, derive_seed
 from bridgetower.data.config import DataConfig, MaskingConfig
@@ -83,8 +82,9 @@ class TestImages:
         pairs = load(tmp_path)
         with pytest.raises(ValueError, match=message):
             pairs[BatchKey((0,), 0)]
+        batches = iter(DataLoader(pairs, sampler=[BatchKey((0,), 0)], batch_size=None, num_workers=1))
         with pytest.raises(ValueError, match="the-broken-one"):
-            next(iter(DataLoader(pairs, sampler=[BatchKey((0,), 0)], batch_size=None, num_workers=1)))
+            next(batches)
 
 
 class TestConfig:
@@ -95,6 +95,7 @@ class TestConfig:
             ({"folders": ("a",), "repeats": (0,)}, "expected one positive number each"),
             ({"captions": "two"}, "captions 'two' and augmentation 'none'; expected one of all, one"),
             ({"augmentation": "flip"}, "augmentation 'flip'; expected one of all, one and one of none, affine"),
+            ({"word_dropout": 1.0}, "word_dropout is 1.0; expected a share"),
             ({"max_length": 2}, "max_length 2"),
             ({"num_workers": -1}, "num_workers -1"),
         ],
@@ -122,7 +123,7 @@ class TestPairs:
         assert {counts[image, number] for image, number in pairs.pairs if image >= 27} == {3}
 
     def test_batch_is_a_function_of_its_key(self, load: Any) -> None:
-        options = {"captions": "one", "augmentation": "affine"}
+        options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
         pairs, key = load(**options), BatchKey((3, 0, 11, 3), 17)
         first = pairs[key]
         _ = pairs[BatchKey((1, 2), 3)], torch.randn(5)
@@ -153,45 +154,23 @@ class TestPairs:
         assert len(batch) == 3
         assert batch.seed == 1
 
+    def test_augmentation_changes_pictures_only(self, load: Any) -> None:
+        key = BatchKey((0, 1, 2), 5)
+        plain, turned = load()[key], load(augmentation="affine")[key]
+        assert not torch.equal(plain.pixel_values, turned.pixel_values)
+        assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
+
+    def test_words_are_dropped(self, load: Any) -> None:
+        key = BatchKey((0, 1, 2), 5)
+        plain, fewer = load()[key], load(word_dropout=0.5)[key]
+        assert torch.equal(plain.pixel_values, fewer.pixel_values)
+        assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
+
     def test_moving_keeps_everything(self, load: Any) -> None:
         batch = load()[BatchKey((0, 1), 2)]
         moved = batch.to(torch.device("cpu"))
         assert equal(moved, batch)
         assert moved is not batch
-
-
-class TestAugmentation:
-    @staticmethod
-    def halves() -> Tensor:
-        """Pictures that are dark on the left and light on the right."""
-        pixels = torch.full((64, 3, 20, 20), 40, dtype=torch.uint8)
-        pixels[..., 10:] = 200
-        return pixels
-
-    def test_none_changes_nothing(self) -> None:
-        pixels = self.halves()
-        assert augment(pixels, "none", torch.Generator()) is pixels
-
-    def test_generator_decides(self) -> None:
-        first, again, other = (
-            augment(self.halves(), "affine", torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-        )
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-        assert len({tuple(picture.flatten().tolist()) for picture in first}) == 64
-
-    def test_nothing_is_mirrored(self) -> None:
-        pixels = augment(self.halves(), "affine", torch.Generator().manual_seed(0)).float()
-        left, right = pixels[..., :7].mean(dim=(1, 2, 3)), pixels[..., 13:].mean(dim=(1, 2, 3))
-        assert (right > left + 50).all()
-        turned = augment(self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)).float()
-        assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
-
-    def test_changes_pictures_only(self, load: Any) -> None:
-        key = BatchKey((0, 1, 2), 5)
-        plain, turned = load()[key], load(augmentation="affine")[key]
-        assert not torch.equal(plain.pixel_values, turned.pixel_values)
-        assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
 
 
 class TestSampler:

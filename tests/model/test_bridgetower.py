@@ -1,6 +1,6 @@
 """The whole model: encodings can be cut, joined, repeated and fused in any order without a change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +11,13 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 import tiny
-from bridgetower.model.bridgetower import BridgeTower, Encoded, Fused
+from bridgetower.model.bridgetower import BridgeTower, Fused
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
 
-ATOL = 1e-6  # float32; most outputs are of size 1
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+ATOL = 1e-9
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 VARIANTS = {
     "bridges": tiny.CONFIG,
@@ -36,28 +38,17 @@ def model(request: pytest.FixtureRequest) -> BridgeTower:
 
 
 def close(one: Fused, other: Fused) -> bool:
-    return all(tiny.off(getattr(one, name), getattr(other, name)) < 4 * ATOL for name in ("text", "image", "pooled"))
-
-
-def same(one: Encoded, other: Encoded) -> bool:
-    """Equal up to rounding, where the texts are not padding."""
-    kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
-    layers = all(tiny.off(a[kept], b[kept]) < 4 * ATOL for a, b in zip(one.layers, other.layers, strict=True))
-    return layers and tiny.off(one.cls, other.cls) < 4 * ATOL
-
-
-def encodings(model: BridgeTower, lengths: Sequence[int] = (5, 3, 4)) -> tuple[Encoded, Encoded]:
-    return model.encode_image(tiny.images(len(lengths))), model.encode_text(*tiny.texts(lengths))
+    return all(tiny.off(getattr(one, name), getattr(other, name)) < ATOL for name in ("text", "image", "pooled"))
 
 
 class TestComposition:
     def test_forward_is_encode_and_fuse(self, model: BridgeTower) -> None:
-        image, text = encodings(model)
+        image, text = tiny.encodings(model)
         fused, whole = model.fuse(image, text, "all"), model(tiny.images(3), *tiny.texts([5, 3, 4]))
         assert all(torch.equal(getattr(fused, name), getattr(whole, name)) for name in ("text", "image", "pooled"))
 
     def test_pooled_is_text_then_image(self, model: BridgeTower) -> None:
-        fused = model.fuse(*encodings(model), "all")
+        fused = model.fuse(*tiny.encodings(model), "all")
         expected = [model.text_pooler(fused.text), model.image_pooler(fused.image)]
         assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
 
@@ -94,9 +85,9 @@ class TestBatches:
         pixels, (ids, mask) = tiny.images(len(lengths)), tiny.texts(lengths)
         wider = tiny.texts(lengths, width=max(lengths) + more)
         one, other = model(pixels, ids, mask), model(pixels, *wider)
-        assert tiny.off(one.pooled, other.pooled) < 4 * ATOL
-        assert tiny.off(one.image, other.image) < 4 * ATOL
-        assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < 4 * ATOL
+        assert tiny.off(one.pooled, other.pooled) < ATOL
+        assert tiny.off(one.image, other.image) < ATOL
+        assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
     def test_control_padding_without_a_mask(self, model: BridgeTower) -> None:
         pixels, (ids, mask) = tiny.images(2), tiny.texts([5, 3])
@@ -126,105 +117,9 @@ class TestBatches:
         assert close(joined, whole)
 
 
-class TestEncoded:
-    @settings(max_examples=15, deadline=None)
-    @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
-    def test_indexing_with_repeats_is_encoding_repeats(self, rows: list[int]) -> None:
-        model, pixels, (ids, mask) = tiny.build(), tiny.images(3), tiny.texts([5, 3, 4])
-        index = torch.tensor(rows)
-        assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
-        assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
-        pairs = model.fuse(model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)], "all")
-        assert close(pairs, model(pixels[index], ids[index.flip(0)], mask[index.flip(0)]))
-
-    @pytest.mark.parametrize(
-        ("index", "rows"),
-        [
-            (torch.tensor([2, 0]), [2, 0]),
-            (torch.tensor([True, False, True]), [0, 2]),
-            (slice(1, None), [1, 2]),
-            (torch.tensor([], dtype=torch.long), []),
-        ],
-        ids=["numbers", "choice", "slice", "nothing"],
-    )
-    def test_kinds_of_index(self, index: Any, rows: list[int]) -> None:
-        for encoded in encodings(tiny.build()):
-            chosen = encoded[index]
-            assert len(chosen) == len(rows)
-            assert torch.equal(chosen.cls, encoded.cls[rows])
-            assert all(torch.equal(one, many[rows]) for one, many in zip(chosen.layers, encoded.layers, strict=True))
-            assert (chosen.mask is None) == (encoded.mask is None)
-
-    def test_gradients_of_repeats_add_up(self) -> None:
-        image, _ = encodings(tiny.build())
-        image = image.map(lambda tensor: tensor.detach().requires_grad_())
-        image[torch.tensor([0, 0, 2])].cls.sum().backward()
-        assert image.cls.grad[:, 0].tolist() == [2, 0, 1]
-
-    @settings(max_examples=15, deadline=None)
-    @given(parts=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
-    def test_cat_of_different_lengths(self, parts: list[list[int]], masked: bool) -> None:
-        """With unequal texts in a part a mask is needed; without one each part has one length."""
-        model = tiny.build()
-        if not masked:
-            parts = [[part[0]] * len(part) for part in parts]
-        lengths = [length for part in parts for length in part]
-        whole = model.encode_text(*tiny.texts(lengths))
-        ids, mask = tiny.texts(lengths)
-        pieces, start = [], 0
-        for part in parts:
-            rows, width = slice(start, start + len(part)), max(part)
-            pieces.append(model.encode_text(ids[rows, :width], mask[rows, :width] if masked else None))
-            start += len(part)
-        joined = Encoded.cat(pieces)
-        assert len(joined) == len(lengths)
-        assert same(whole, joined)
-        assert (joined.mask is None) == (not masked and len(set(lengths)) == 1)
-        assert joined.mask is None or torch.equal(joined.mask, mask.bool())
-        pixels = tiny.images(len(lengths))
-        assert close_pairs(model, pixels, joined, whole)
-
-    def test_cat_of_images(self) -> None:
-        model, pixels = tiny.build(), tiny.images(4)
-        joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
-        assert joined.mask is None
-        assert same(joined, model.encode_image(pixels))
-
-    def test_cat_of_one(self) -> None:
-        for encoded in encodings(tiny.build()):
-            joined = Encoded.cat([encoded])
-            assert torch.equal(joined.cls, encoded.cls)
-            assert (joined.mask is None) == (encoded.mask is None)
-
-    def test_cat_of_nothing(self) -> None:
-        with pytest.raises(ValueError, match="no encodings given; expected at least one"):
-            Encoded.cat([])
-
-    def test_padded(self) -> None:
-        _, text = encodings(tiny.build())
-        longer = text.padded(9)
-        assert longer.mask.sum(dim=1).tolist() == [5, 3, 4]
-        assert all(layer.shape[1] == 9 for layer in longer.layers)
-        without = Encoded(text.layers, text.cls).padded(6)
-        assert without.mask.tolist() == [[True] * 5 + [False]] * 3
-
-    def test_map(self) -> None:
-        _, text = encodings(tiny.build())
-        assert text.layers[0].requires_grad
-        detached = text.map(Tensor.detach)
-        assert not any(tensor.requires_grad for tensor in (*detached.layers, detached.cls))
-        assert torch.equal(detached.mask, text.mask)
-
-
-def close_pairs(model: BridgeTower, pixels: Tensor, one: Encoded, other: Encoded) -> bool:
-    image = model.encode_image(pixels)
-    pooled = [model.fuse(image, text).pooled for text in (one, other)]
-    return tiny.off(*pooled) < 4 * ATOL
-
-
 def gradients(model: BridgeTower, read: Any, loss: Callable[[Fused], Tensor]) -> dict[str, Tensor]:
     """Gradients of all parameters and of both encodings; what is not reached has gradient 0."""
-    pixels = tiny.images(3).double().requires_grad_()
+    pixels = tiny.images(3).requires_grad_()
     image, text = model.encode_image(pixels), model.encode_text(*tiny.texts([5, 3, 4]))
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
@@ -239,24 +134,23 @@ def gradients(model: BridgeTower, read: Any, loss: Callable[[Fused], Tensor]) ->
 class TestReading:
     @pytest.mark.parametrize("read", ["pooled", "text"])
     def test_values(self, model: BridgeTower, read: Any) -> None:
-        image, text = encodings(model)
+        image, text = tiny.encodings(model)
         some, everything = model.fuse(image, text, read), model.fuse(image, text, "all")
-        assert tiny.off(getattr(some, read), getattr(everything, read)) < 2 * ATOL
+        assert tiny.off(getattr(some, read), getattr(everything, read)) < ATOL
 
     @pytest.mark.parametrize("read", ["pooled", "text"])
     def test_gradients(self, model: BridgeTower, read: Any) -> None:
-        model = model.double()
         shape = {"pooled": (3, 32), "text": (3, 5, 16)}[read]
-        weights = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+        weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         some, everything = (
             gradients(model, chosen, lambda fused: (getattr(fused, read) * weights).sum()) for chosen in (read, "all")
         )
         assert some.keys() == everything.keys()
-        assert [name for name in some if tiny.off(some[name], everything[name]) > 1e-9] == []
+        assert [name for name in some if tiny.off(some[name], everything[name]) > ATOL] == []
         assert some["pixel_values"].abs().max() > 1e-6
 
     def test_control_other_reads_have_other_gradients(self) -> None:
-        model = tiny.build().double()
+        model = tiny.build()
         pooled = gradients(model, "all", lambda fused: fused.pooled.sum())
         text = gradients(model, "all", lambda fused: fused.text.sum())
         assert max(tiny.off(pooled[name], text[name]) for name in pooled) > 0.1
@@ -265,7 +159,7 @@ class TestReading:
         ("read", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
     )
     def test_what_was_not_read_is_an_error(self, read: Any, missing: list[str]) -> None:
-        fused = tiny.build().fuse(*encodings(tiny.build()), read)
+        fused = tiny.build().fuse(*tiny.encodings(tiny.build()), read)
         for name in ("text", "image", "pooled"):
             if name in missing:
                 with pytest.raises(ValueError, match=f"{name} was not computed; call fuse with read="):
@@ -278,7 +172,7 @@ class TestTowerLayers:
     def test_meter_reads_the_last_layers_only(self) -> None:
         """With the last layers kept, what the bridges would have read makes no difference."""
         model = tiny.build(meter(tiny.CONFIG))
-        image, text = encodings(model)
+        image, text = tiny.encodings(model)
         assert len(image.layers) == len(text.layers) == 1
         hidden = model.vision(tiny.images(3), (1, 2, 3, 4))[-1]
         expected = model.image_projections[0](hidden) + model.token_type_embedding.weight[1]
@@ -303,7 +197,9 @@ class TestTowerLayers:
 
     def test_the_default_is_the_top(self) -> None:
         named = tiny.build(tiny.changed(fusion__vision_layers=(3, 4), fusion__text_layers=(2, 3)))
-        assert torch.equal(named.fuse(*encodings(named)).pooled, tiny.build().fuse(*encodings(tiny.build())).pooled)
+        assert torch.equal(
+            named.fuse(*tiny.encodings(named)).pooled, tiny.build().fuse(*tiny.encodings(tiny.build())).pooled
+        )
 
     def test_separate_projections_with_equal_weights_are_a_shared_one(self) -> None:
         separate, shared = tiny.build(tiny.changed(fusion__separate_projections=True)), tiny.build()
@@ -312,7 +208,7 @@ class TestTowerLayers:
             part, _, rest = name.partition("_projections.")
             weights[name] = weights[f"{part}_projections.0.{rest[2:]}" if rest else name]
         separate.load_state_dict(weights)
-        assert torch.equal(separate.fuse(*encodings(separate)).pooled, shared.fuse(*encodings(shared)).pooled)
+        assert torch.equal(separate.fuse(*tiny.encodings(separate)).pooled, shared.fuse(*tiny.encodings(shared)).pooled)
 
 
 class TestTokenTypes:
@@ -321,7 +217,7 @@ class TestTokenTypes:
         first, second = (model.encode_image(tiny.images(2), token_type=number) for number in (1, 2))
         types = model.token_type_embedding.weight
         for one, other in zip(first.layers, second.layers, strict=True):
-            assert tiny.off(other - one, (types[2] - types[1]).expand_as(one)) < 2 * ATOL
+            assert tiny.off(other - one, (types[2] - types[1]).expand_as(one)) < ATOL
         assert torch.equal(first.cls, second.cls)
 
     def test_a_type_that_is_not_there(self) -> None:
@@ -345,7 +241,7 @@ class TestImageSizes:
 class TestErrors:
     @pytest.mark.parametrize(("images", "texts"), [(2, 3), (1, 2), (3, 1)])
     def test_unequal_numbers(self, images: int, texts: int) -> None:
-        image, text = encodings(tiny.build())
+        image, text = tiny.encodings(tiny.build())
         message = f"{images} images and {texts} texts; expected one text per image: index them first"
         with pytest.raises(ValueError, match=message):
             tiny.build().fuse(image[:images], text[:texts])
@@ -366,20 +262,20 @@ class TestErrors:
 class TestModes:
     def test_dropout_in_training_only(self) -> None:
         model = tiny.build()
-        assert torch.equal(model.fuse(*encodings(model)).pooled, model.fuse(*encodings(model)).pooled)
+        assert torch.equal(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled)
         image = model.encode_image(tiny.images(3))
         model.train()
-        assert tiny.off(model.fuse(*encodings(model)).pooled, model.fuse(*encodings(model)).pooled) > 1e-3
+        assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled) > 1e-3
         assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), "the image tower has none"
 
     def test_without_dropout_training_is_evaluation(self) -> None:
         model = tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0))
-        evaluated = model.fuse(*encodings(model)).pooled
-        assert torch.equal(model.train().fuse(*encodings(model)).pooled, evaluated)
+        evaluated = model.fuse(*tiny.encodings(model)).pooled
+        assert torch.equal(model.train().fuse(*tiny.encodings(model)).pooled, evaluated)
 
     def test_every_parameter_learns(self) -> None:
         model = tiny.build()
-        image, text = encodings(model)
+        image, text = tiny.encodings(model)
         fused = model.fuse(image, text, "all")
         outputs = [fused.text.sum(), fused.image.sum(), model.mlm_logits(fused.text).sum()]
         outputs += [model.itm_logits(fused.pooled).sum(), model.contrastive_head().logit_scale()]
@@ -391,7 +287,7 @@ class TestModes:
         model = tiny.build().to(torch.bfloat16)
         fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
         assert fused.pooled.dtype == torch.bfloat16
-        assert tiny.off(fused.pooled.float(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
+        assert tiny.off(fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
 
 
 def test_config_is_kept() -> None:

@@ -84,12 +84,11 @@ class TestLayers:
         assert all(tiny.off(out, expected[number]) < ATOL for out, number in zip(outputs, read, strict=True))
 
     def test_later_layers_are_not_run(self) -> None:
-        tower, (ids, mask) = made(), texts(5, 3)
-        expected = tower(ids, mask, (1,))[0]
-        for parameter in tower.layers[1].parameters():
-            parameter.data.fill_(float("nan"))
-        assert torch.equal(tower(ids, mask, (1,))[0], expected)
-        assert tower(ids, mask, (2,))[0].isnan().all()
+        tower, (ids, mask), ran = made(), texts(5, 3), []
+        for number, layer in enumerate(tower.layers, start=1):
+            layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+        tower(ids, mask, (1, 2))
+        assert ran == [1, 2]
 
 
 class TestPadding:

@@ -66,12 +66,11 @@ class TestLayers:
             assert tiny.off(output, expected[number]) < ATOL
 
     def test_later_layers_are_not_run(self) -> None:
-        tower = made()
-        expected = tower(images(), (1, 2))
-        for parameter in tower.layers[2].parameters():
-            parameter.data.fill_(float("nan"))
-        assert all(torch.equal(one, other) for one, other in zip(tower(images(), (1, 2)), expected, strict=True))
-        assert tower(images(), (3,))[0].isnan().all()
+        tower, ran = made(), []
+        for number, layer in enumerate(tower.layers, start=1):
+            layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+        tower(images(), (1, 2))
+        assert ran == [1, 2]
 
     def test_tensors_of_the_two_kinds(self) -> None:
         assert {name for name, _ in made().named_parameters()} ^ {

@@ -19,6 +19,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.files import locked
 from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.training.config import RunConfig
@@ -83,7 +84,7 @@ def failing_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Callable[[], E
 class TestWhatIsLeft:
     def test_files(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
         out, _ = finished
-        assert {path.name for path in out.iterdir()} == {CONFIG, STATE, METRICS, "best", "last", "tensorboard"}
+        assert {path.name for path in out.iterdir()} == {CONFIG, STATE, METRICS, "best", "last", "tensorboard", ".lock"}
         assert read_run(out) == config
         names = {"config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
@@ -124,8 +125,8 @@ class TestWhatIsLeft:
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
     ) -> None:
         folder = config.data.folders[0]
-        data = replace(config.data, folders=(folder, folder), repeats=(1, 2), augmentation="affine")
-        others = replace(data, repeats=(2, 1), augmentation="none")
+        data = replace(config.data, folders=(folder, folder), repeats=(1, 2), augmentation="affine", word_dropout=0.5)
+        others = replace(data, repeats=(2, 1), augmentation="none", word_dropout=0.0)
         for name, used in (("a", data), ("b", others)):
             train(replace(unmoved(config), data=used), tmp_path / name, progress=False)
         first, second = (read_metrics(tmp_path / name, "validation")[0] for name in "ab")
@@ -179,6 +180,11 @@ class TestRefusals:
     def test_a_folder_with_a_run(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
         with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
             train(config, finished[0], progress=False)
+
+    def test_a_folder_in_which_another_process_trains(self, config: RunConfig, tmp_path: Path) -> None:
+        with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
+            train(config, tmp_path, progress=False)
+        assert not (tmp_path / CONFIG).exists()
 
     def test_a_run_that_never_started_may_be_started_anew(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path

@@ -50,6 +50,8 @@ class DataConfig:
                 f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "
                 f"{', '.join(get_args(Captions))} and one of {', '.join(get_args(Augmentation))}"
             )
+        if not 0 <= self.word_dropout < 1:
+            raise ValueError(f"word_dropout is {self.word_dropout}; expected a share in [0, 1)")
         if self.max_length < 3 or self.num_workers < 0:
             raise ValueError(
                 f"max_length {self.max_length} and num_workers {self.num_workers}; expected at least 3 (a start, an "

@@ -1,0 +1,71 @@
+"""Random views of pictures and captions: decided by the generator, never mirrored, never empty."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bridgetower.data.augmentation import MAX_SHIFT, SCALES, augment, drop_words
+
+
+class TestPictures:
+    @staticmethod
+    def halves() -> Tensor:
+        """Pictures that are dark on the left and light on the right."""
+        pixels = torch.full((64, 3, 20, 20), 40, dtype=torch.uint8)
+        pixels[..., 10:] = 200
+        return pixels
+
+    def test_none_changes_nothing(self) -> None:
+        pixels = self.halves()
+        assert augment(pixels, "none", torch.Generator()) is pixels
+
+    def test_generator_decides(self) -> None:
+        first, again, other = (
+            augment(self.halves(), "affine", torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        )
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert len({tuple(picture.flatten().tolist()) for picture in first}) == 64
+
+    def test_nothing_is_mirrored(self) -> None:
+        pixels = augment(self.halves(), "affine", torch.Generator().manual_seed(0)).float()
+        left, right = pixels[..., :7].mean(dim=(1, 2, 3)), pixels[..., 13:].mean(dim=(1, 2, 3))
+        assert (right > left + 50).all()
+        turned = augment(self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)).float()
+        assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
+
+    def test_the_middle_stays_in_the_picture(self) -> None:
+        pixels = torch.zeros(64, 3, 40, 40, dtype=torch.uint8)
+        pixels[..., 18:22, 18:22] = 250
+        moved = augment(pixels, "affine", torch.Generator().manual_seed(0)).float().mean(dim=1)
+        places = torch.stack([(picture == picture.max()).nonzero()[0] for picture in moved]).float()
+        reach = 40 * MAX_SHIFT * max(SCALES) + 4
+        assert (places - 19.5).abs().max() <= reach
+        assert (places - 19.5).abs().max() > 2
+        assert moved.amax(dim=(1, 2)).std() > 5  # lighter and darker
+
+
+class TestWords:
+    WORDS = "a square that is blue on a grey ground"
+
+    def test_none_changes_nothing(self) -> None:
+        assert drop_words(" two  spaces ", 0.0, torch.Generator()) == " two  spaces "
+
+    @given(share=st.floats(0.01, 0.99), seed=st.integers(0, 999), count=st.integers(1, 9))
+    def test_keeps_order_and_at_least_one(self, share: float, seed: int, count: int) -> None:
+        words = [str(number) for number in range(count)]
+        kept = drop_words(" ".join(words), share, torch.Generator().manual_seed(seed)).split()
+        assert kept
+        assert kept == [word for word in words if word in kept]
+
+    @pytest.mark.parametrize("share", [0.2, 0.7])
+    def test_share(self, share: float) -> None:
+        source = torch.Generator().manual_seed(0)
+        kept = sum(len(drop_words(self.WORDS, share, source).split()) for _ in range(300))
+        assert kept / (300 * 9) == pytest.approx(1 - share, abs=0.03)
+
+    def test_generator_decides(self) -> None:
+        texts = [drop_words(self.WORDS, 0.5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        assert texts[0] == texts[1] != texts[2]

@@ -1,0 +1,280 @@
+"""Pre-training and retrieval evaluation in two processes against one that holds everything."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spawn import run_on_ranks
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import shapes
+import tiny
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import CaptionImages, StepSampler
+from bridgetower.data.config import DataConfig
+from bridgetower.data.records import Record, read_split, write_split
+from bridgetower.distributed import rank, world_size
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.model.bridgetower import Encoded
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import IGNORED
+from bridgetower.tasks.matching import Pairs
+from bridgetower.tasks.pretraining import PretrainingTask
+
+WORLD = 2
+ROWS = 4  # pairs of each process
+CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
+INDEX = (0, 1, 2, 2, 3, 0, 4, 5)  # picture 0 is in both processes, picture 2 twice in one
+LENGTHS = {"padded": (7, 3, 5, 4, 4, 2, 6, 3), "one without padding": (7, 3, 5, 4, 5, 5, 5, 5)}
+EXACT = {"atol": 2e-6, "rtol": 2e-5}
+
+Result = dict[str, Any]
+
+
+def whole_batch(lengths: tuple[int, ...]) -> CaptionBatch:
+    """The batch of both processes together; one word of each text is hidden, so that every process has as many."""
+    input_ids, mask = tiny.texts(lengths, CONFIG)
+    labels = torch.full_like(input_ids, IGNORED)
+    labels[:, 1] = input_ids[:, 1]
+    return CaptionBatch(
+        pixel_values=tiny.images(6, CONFIG)[list(INDEX)],
+        input_ids=input_ids,
+        attention_mask=mask,
+        masked_input_ids=torch.where(labels == IGNORED, input_ids, 39),
+        mlm_labels=labels,
+        image_index=torch.tensor(INDEX),
+        image_ids=tuple(map(str, INDEX)),
+        seed=5,
+    )
+
+
+def own_part(batch: CaptionBatch, process: int) -> CaptionBatch:
+    """One process's rows, padded only as far as they need it, as a data loader makes them."""
+    rows = slice(process * ROWS, (process + 1) * ROWS)
+    assert batch.attention_mask is not None
+    mask = batch.attention_mask[rows]
+    length = int(mask.sum(dim=1).max())
+    return CaptionBatch(
+        pixel_values=batch.pixel_values[rows],
+        input_ids=batch.input_ids[rows, :length],
+        attention_mask=None if bool(mask[:, :length].all()) else mask[:, :length],
+        masked_input_ids=batch.masked_input_ids[rows, :length],
+        mlm_labels=batch.mlm_labels[rows, :length],
+        image_index=batch.image_index[rows],
+        image_ids=batch.image_ids[rows],
+        seed=batch.seed + process,
+    )
+
+
+def make_task(phase: Phase, **changes: Any) -> PretrainingTask:
+    return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=(phase,), **changes))
+
+
+def gradients(task: PretrainingTask) -> dict[str, Tensor]:
+    return {name: value.grad.clone() for name, value in task.model.named_parameters() if value.grad is not None}
+
+
+PHASES = {
+    "itc": (Phase(mlm=0.0, itm=0.0, itc=1.0), {}),
+    "itc without gradients": (Phase(mlm=0.0, itm=0.0, itc=1.0), {"gather_with_grads": False}),
+    "random": (Phase(mlm=0.5, itm=2.0, itc=1.0), {}),
+    "hard": (Phase(mlm=0.5, itm=2.0, itc=1.0, negatives="hard"), {}),
+    "hard of all": (Phase(mlm=0.5, itm=2.0, itc=1.0, negatives="hard"), {"negatives_from": "world"}),
+}
+
+
+def step(lengths: tuple[int, ...], phase: Phase, changes: dict[str, Any]) -> Result:
+    """One step in this process: its losses, the averaged gradients and the pairs that matching drew."""
+    task, drawn = make_task(phase, **changes), []
+    original = task.pairs
+
+    def pairs(image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase) -> Any:
+        result = original(image, text, batch, phase)
+        drawn.append(result[0])
+        return result
+
+    task.pairs = pairs  # type: ignore[method-assign]
+    parallel = DistributedDataParallel(task, find_unused_parameters=True)
+    losses = parallel(own_part(whole_batch(lengths), rank()))
+    losses.total.backward()
+    parts = {name: value.detach() for name, value in losses.parts.items()}
+    return {"total": losses.total.detach(), "parts": parts, "gradients": gradients(task), "pairs": drawn}
+
+
+def step_with_nothing_hidden_on_one() -> dict[str, Tensor]:
+    task = make_task(Phase(mlm=1.0, itm=1.0, itc=1.0))
+    batch = own_part(whole_batch(LENGTHS["padded"]), rank())
+    if rank() == 1:
+        batch = replace(batch, mlm_labels=torch.full_like(batch.mlm_labels, IGNORED))
+    parallel = DistributedDataParallel(task, find_unused_parameters=True)
+    parallel(batch).total.backward()
+    return gradients(task)
+
+
+def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
+    loaded = read_checkpoint(checkpoint)
+    assert loaded.processor is not None
+    images = CaptionImages(DataConfig(folders=(str(dataset),)), split, loaded.processor)
+    config, model = RetrievalConfig(candidates=3, batch_size=4), loaded.model()
+    result = evaluate_retrieval(model, images, config)
+    accuracy = evaluate_matching(model, images, config)
+    return {"figures": result.figures(), "similarity": result.similarity, "itm": result.itm, "accuracy": accuracy}
+
+
+def sample() -> list[tuple[int, ...]]:
+    """Pairs of this process in six steps over two epochs."""
+    sampler = StepSampler(
+        27, batch_size=8, micro_batches=2, steps=range(6), seed=3, rank=rank(), world_size=world_size()
+    )
+    return [key.pairs for key in sampler]
+
+
+def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
+    """All that the tests look at, in one start of the processes."""
+    return {
+        "steps": {
+            (texts, name): step(lengths, *phase) for texts, lengths in LENGTHS.items() for name, phase in PHASES.items()
+        },
+        "nothing hidden": step_with_nothing_hidden_on_one(),
+        "evaluation": evaluate(checkpoint, dataset, "test"),
+        "evaluation of one": evaluate(checkpoint, single, "test"),
+        "samples": sample(),
+    }
+
+
+@pytest.fixture(scope="module")
+def single_picture(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set whose test split holds one picture."""
+    row = read_split(tiny_dataset, "test")[0]
+    folder = tmp_path_factory.mktemp("single")
+    record = Record(
+        image=row["image"]["bytes"],
+        file_name=row["image"]["path"],
+        image_id=row["image_id"],
+        captions=tuple(row["captions"]),
+    )
+    write_split(folder / "test.parquet", [record])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes(tiny_checkpoint: Path, tiny_dataset: Path, single_picture: Path) -> list[Result]:
+    return run_on_ranks(WORLD, everything, tiny_checkpoint, tiny_dataset, single_picture)
+
+
+def joined_pairs(parts: list[Pairs], *, global_rows: bool) -> Pairs:
+    """The pairs of both processes as rows of the whole batch."""
+    shifts = [0 if global_rows else process * ROWS for process in range(WORLD)]
+    return Pairs(
+        torch.cat([pairs.image_rows + shift for pairs, shift in zip(parts, shifts, strict=True)]),
+        torch.cat([pairs.text_rows + shift for pairs, shift in zip(parts, shifts, strict=True)]),
+        torch.cat([pairs.labels for pairs in parts]),
+    )
+
+
+def alone(texts: str, name: str, processes: list[Result]) -> Result:
+    """The same step in one process, with the pairs that the two drew."""
+    phase, changes = PHASES[name]
+    task, batch = make_task(phase, **changes), whole_batch(LENGTHS[texts])
+    image = task.model.encode_image(batch.pixel_values)
+    text = task.model.encode_text(batch.input_ids, batch.attention_mask)
+    parts = {"itc": task.itc(image, text, batch)}
+    if phase.itm:
+        drawn = [process["steps"][texts, name]["pairs"][0] for process in processes]
+        pairs = joined_pairs(drawn, global_rows=changes.get("negatives_from") == "world")
+        assert torch.equal(
+            (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long(), pairs.labels
+        )
+        parts["itm"], _ = task.itm(image, text, pairs)
+        parts["mlm"], _ = task.mlm(image, batch)
+    total = torch.stack([getattr(phase, part) * loss for part, loss in parts.items()]).sum()
+    total.backward()
+    return {"total": total.detach(), "parts": parts, "gradients": gradients(task)}
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("texts", LENGTHS)
+class TestStep:
+    @pytest.mark.parametrize("name", PHASES)
+    def test_mean_of_the_losses_is_that_of_one_process(self, processes: list[Result], texts: str, name: str) -> None:
+        expected = alone(texts, name, processes)
+        results = [process["steps"][texts, name] for process in processes]
+        assert results[0]["parts"].keys() == expected["parts"].keys()
+        for part, loss in expected["parts"].items():
+            mean = torch.stack([result["parts"][part] for result in results]).mean()
+            torch.testing.assert_close(mean, loss.detach(), **EXACT)
+        torch.testing.assert_close(
+            torch.stack([result["total"] for result in results]).mean(), expected["total"], **EXACT
+        )
+
+    @pytest.mark.parametrize("name", ["itc", "random", "hard", "hard of all"])
+    def test_averaged_gradients_are_those_of_one_process(self, processes: list[Result], texts: str, name: str) -> None:
+        expected = alone(texts, name, processes)["gradients"]
+        for process in processes:
+            found = process["steps"][texts, name]["gradients"]
+            assert found.keys() == expected.keys()
+            for parameter, gradient in expected.items():
+                torch.testing.assert_close(found[parameter], gradient, atol=1e-5, rtol=1e-4, msg=parameter)
+        assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
+
+    def test_control_gradients_that_stay_in_their_process_differ(self, processes: list[Result], texts: str) -> None:
+        expected = alone(texts, "itc", processes)["gradients"]
+        assert distance(expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"]) > 1e-2
+
+    def test_hard_negatives_of_all_cross_the_processes(self, processes: list[Result], texts: str) -> None:
+        foreign = 0
+        for process, result in enumerate(processes):
+            (pairs,) = result["steps"][texts, "hard of all"]["pairs"]
+            rows = torch.cat([pairs.image_rows, pairs.text_rows])
+            own = (rows >= process * ROWS) & (rows < (process + 1) * ROWS)
+            assert int(own.sum()) >= 4 * ROWS  # positives, and one side of every negative
+            foreign += int((~own).sum())
+            (local,) = result["steps"][texts, "hard"]["pairs"]
+            assert int(torch.cat([local.image_rows, local.text_rows]).max()) < ROWS
+        assert foreign > 0
+
+
+class TestUneven:
+    def test_nothing_hidden_in_one_process(self, processes: list[Result]) -> None:
+        """No process waits for a gradient that the other does not have."""
+        first, second = (process["nothing hidden"] for process in processes)
+        assert first.keys() == second.keys()
+        assert distance(first, second) == 0
+        assert float(first["mlm_head.decoder.weight"].abs().max()) > 0
+
+
+class TestEvaluation:
+    def test_an_odd_number_of_pictures(
+        self, processes: list[Result], tiny_checkpoint: Path, tiny_dataset: Path
+    ) -> None:
+        expected = evaluate(tiny_checkpoint, tiny_dataset, "test")
+        assert len(expected["similarity"]) % WORLD == 1
+        for process in processes:
+            found = process["evaluation"]
+            assert found["figures"] == expected["figures"]
+            assert found["accuracy"] == expected["accuracy"] == expected["figures"]["itm_accuracy"]
+            torch.testing.assert_close(found["similarity"], expected["similarity"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True)
+
+    def test_fewer_pictures_than_processes(
+        self, processes: list[Result], tiny_checkpoint: Path, single_picture: Path
+    ) -> None:
+        expected = evaluate(tiny_checkpoint, single_picture, "test")
+        for process in processes:
+            assert process["evaluation of one"]["figures"] == expected["figures"]
+
+
+def test_batches_of_the_processes_are_that_of_one(processes: list[Result]) -> None:
+    alone = [key.pairs for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)]
+    first, second = (process["samples"] for process in processes)
+    for number, pairs in enumerate(alone):
+        micro = slice(2 * number, 2 * number + 2)
+        assert pairs == tuple(pair for part in (*first[micro], *second[micro]) for pair in part)

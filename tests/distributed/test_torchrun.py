@@ -1,0 +1,101 @@
+"""`torchrun … -m bridgetower train`: two processes, one run; stopped and continued it ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.training.run import STATE
+from shapes import train_command
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+PATIENCE = 90.0  # seconds after which something hangs
+
+
+def start(dataset: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """Starts torchrun with two processes, each on one thread."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "15", *options)
+    return subprocess.Popen(
+        [*launcher, "-m", "bridgetower", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Returns exit code and output; what hangs is ended with all its processes."""
+    try:
+        out, error = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("torchrun")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
+    return finish(start(tiny_dataset, folder / "whole"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
+    """A run that torchrun was asked to stop in the middle."""
+    process = start(tiny_dataset, folder / "stopped")
+    log, deadline = folder / "stopped" / METRICS, time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    return finish(process)
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_dataset: Path, folder: Path, stopped: tuple[int, str, str]) -> tuple[int, str, str]:
+    assert 0 < torch.load(folder / "stopped" / STATE, weights_only=True)["state"]["step"] < STEPS
+    return finish(start(tiny_dataset, folder / "stopped", "--resume"))
+
+
+def test_one_result_and_one_log(whole: tuple[int, str, str], folder: Path) -> None:
+    code, out, error = whole
+    assert code == 0, error
+    (line,) = out.splitlines()
+    assert json.loads(line)["run"] == str(folder / "whole")
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(range(1, STEPS + 1))
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [15, 30, STEPS]
+    assert len(list((folder / "whole").rglob("*.jsonl"))) == 1
+
+
+def test_stopping_saves_and_is_said(stopped: tuple[int, str, str]) -> None:
+    code, out, error = stopped
+    assert code != 0
+    assert out == ""
+    assert f"of {STEPS}; --resume continues it" in error
+
+
+def test_continued_it_ends_with_the_same_bits(
+    whole: tuple[int, str, str], resumed: tuple[int, str, str], folder: Path
+) -> None:
+    code, _, error = resumed
+    assert code == 0, error
+    for checkpoint in ("last", "best"):
+        one, other = (load_file(folder / name / checkpoint / "model.safetensors") for name in ("whole", "stopped"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))

@@ -1,0 +1,99 @@
+"""A run that is killed again and again ends with the same bits as one that is left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killing import MAX_STEPS, NUM_KILLS, leftovers
+from safetensors.torch import load_file
+
+from bridgetower.training.logs import METRICS
+from bridgetower.training.run import STATE, read_run
+
+pytestmark = pytest.mark.slow
+
+CLOCK = ("time", "seconds", "pairs_per_second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def report(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
+    """What happened to the runs in `folder`: left alone, killed, stopped, and continued from an altered state."""
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tiny_dataset), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+    assert done.returncode == 0, done.stderr + logs
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what a clock told."""
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+class TestKilled:
+    def test_every_kill_hit_a_living_process(self, report: dict[str, Any]) -> None:
+        assert [kill["ended"] for kill in report["kills"]] == [-signal.SIGKILL] * NUM_KILLS
+        assert (report["whole"], report["killed"]) == (0, 0)
+
+    def test_some_hit_it_while_it_wrote_a_file(self, report: dict[str, Any]) -> None:
+        assert any(kill["leftovers"] for kill in report["kills"])
+
+    @pytest.mark.parametrize("checkpoint", ["last", "best"])
+    def test_weights_are_the_same_bit_for_bit(self, report: dict[str, Any], folder: Path, checkpoint: str) -> None:
+        assert same_weights(folder / "killed" / checkpoint, folder / "whole" / checkpoint)
+
+    def test_so_are_the_state_and_the_log(self, report: dict[str, Any], folder: Path) -> None:
+        states = [torch.load(folder / name / STATE, weights_only=True) for name in ("killed", "whole")]
+        assert states[0]["state"] == states[1]["state"]
+        for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        assert entries(folder / "killed") == entries(folder / "whole")
+        assert len(entries(folder / "whole")) == MAX_STEPS + -(-MAX_STEPS // 6)
+
+    def test_nothing_is_left_behind(self, report: dict[str, Any], folder: Path) -> None:
+        assert leftovers(folder / "killed") == []
+        names = [{path.name for path in (folder / name).iterdir()} for name in ("killed", "whole")]
+        assert names[0] == names[1]
+
+    def test_there_was_chance_to_get_wrong(self, report: dict[str, Any], folder: Path) -> None:
+        config = read_run(folder / "whole")
+        assert config.model.text.dropout > 0
+        assert config.model.fusion.dropout > 0
+        assert len(config.task.phases) > 1
+
+
+class TestTerminated:
+    def test_stops_with_its_own_exit_code_and_says_so(self, report: dict[str, Any], folder: Path) -> None:
+        assert report["terminated"] == 128 + signal.SIGTERM
+        assert 0 < report["stopped_at"] < MAX_STEPS
+        log = (folder / "stopped.log").read_text()
+        assert "SIGTERM: stopping after this step" in log
+        assert f"stopped after step {report['stopped_at']} of {MAX_STEPS}; --resume continues it" in log
+        assert "Traceback" not in log
+
+    def test_weights_are_the_same_bit_for_bit(self, report: dict[str, Any], folder: Path) -> None:
+        assert report["stopped"] == 0
+        assert same_weights(folder / "stopped" / "last", folder / "whole" / "last")
+
+    def test_control_a_state_without_momentum_is_noticed(self, report: dict[str, Any], folder: Path) -> None:
+        assert report["altered"] == 0
+        assert not same_weights(folder / "altered" / "last", folder / "whole" / "last")
