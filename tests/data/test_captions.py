@@ -78,13 +78,8 @@ class TestImages:
     def test_a_broken_picture_is_named(self, load: Any, tmp_path: Path) -> None:
         record = Record(image=b"not a picture", file_name="x.png", image_id="the-broken-one", captions=("a bar",))
         write_split(tmp_path / "train.parquet", [record])
-        message = rf"picture the-broken-one of {tmp_path}: .*13 image bytes"
-        pairs = load(tmp_path)
-        with pytest.raises(ValueError, match=message):
-            pairs[BatchKey((0,), 0)]
-        batches = iter(DataLoader(pairs, sampler=[BatchKey((0,), 0)], batch_size=None, num_workers=1))
-        with pytest.raises(ValueError, match="the-broken-one"):
-            next(batches)
+        with pytest.raises(ValueError, match=rf"picture the-broken-one of {tmp_path}: .*13 image bytes"):
+            load(tmp_path)[BatchKey((0,), 0)]
 
 
 class TestConfig:

@@ -46,20 +46,19 @@ PRETRAIN_NANO = RunConfig(
     source="this project: chosen on the validation splits of the emoji and flags sets, see docs/demo.md",
     task=PretrainingConfig(
         phases=(
-            Phase(until=0.3, mlm=0, itm=0, itc=1),
-            Phase(until=0.8, mlm=1, itm=1, itc=1),
-            Phase(until=1.0, mlm=1, itm=1, itc=1, negatives="hard"),
+            Phase(until=0.4, mlm=0, itm=0, itc=1),
+            Phase(until=1.0, mlm=1, itm=1, itc=1),
         )
     ),
     model=NANO,
     optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
-    data=DataConfig(max_length=40, cache=True, background=(255, 255, 255)),
+    data=DataConfig(augmentation="affine", max_length=40, background=(255, 255, 255), cache=True),
     evaluation=RetrievalConfig(candidates=16, max_captions=1),
     batch_size=128,
     max_steps=600,
-    precision="bf16",
     evaluate_every=100,
     checkpoint_every=100,
+    select_by="itc_rsum",
 )
 
 PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
