@@ -32,7 +32,8 @@ RECIPE_OF: dict[Arm, str] = {"bridgetower": "pretrain-nano", "meter": "pretrain-
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 REPEATS = (1, 6)  # there are twenty times fewer pairs of flags than of emoji
 MINUTES = 10.0  # about what the recipes' own number of steps takes for both arms and one seed, on 2 cores
-EVALUATIONS = 6  # during each training
+EVALUATIONS = 6  # during each training, but no more often than
+MIN_INTERVAL = 20  # steps
 TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
 SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 
@@ -78,7 +79,7 @@ def demo_config(out: Path, arm: Arm, seed: int, minutes: float) -> RunConfig:
     """Returns the run of one arm: its recipe on both data sets, steps scaled to `minutes`."""
     recipe = RECIPES[RECIPE_OF[arm]]
     steps = max(2, round((recipe.max_steps or 0) * minutes / MINUTES))
-    every = -(-steps // EVALUATIONS)
+    every = max(MIN_INTERVAL, -(-steps // EVALUATIONS))
     folders = tuple(str(out / "data" / name) for name in DATASETS)
     data = replace(recipe.data, folders=folders, repeats=REPEATS)
     return replace(recipe, data=data, seed=seed, max_steps=steps, evaluate_every=every, checkpoint_every=every)

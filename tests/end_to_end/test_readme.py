@@ -54,7 +54,8 @@ def test_readme_has_commands():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page, workplace):
     for language, text in blocks(page):
-        run([sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text], workplace)
+        interpreter = [sys.executable] if language == "python" else ["bash", "-euo", "pipefail"]
+        run([*interpreter, "-c", text], workplace)
 
 
 class TestDemo:

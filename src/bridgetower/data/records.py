@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +235,23 @@ def read_split(folder: Path, split: str, *, columns: Sequence[str] = CORE_COLUMN
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
-    return datasets.Dataset.from_parquet(str(path), split=split).cast_column("image", datasets.Image(decode=False))
+    with _without_bars():
+        records = datasets.Dataset.from_parquet(str(path), split=split)
+    return records.cast_column("image", datasets.Image(decode=False))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps `datasets` from showing its own bar for every file that it opens for the first time."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def is_own_parquet(path: Path) -> bool:

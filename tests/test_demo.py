@@ -1,0 +1,31 @@
+"""What decides the demo's runs; the demo itself runs in end_to_end/test_readme.py."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridgetower.demo import MINUTES, demo_config, run_demo
+from bridgetower.model.presets import meter
+from bridgetower.training.recipes import RECIPES
+
+OUT = Path("out")
+
+
+def test_arms_differ_in_the_model_alone():
+    ours, theirs = (demo_config(OUT, arm, 3, MINUTES) for arm in ("bridgetower", "meter"))
+    assert theirs.model == meter(ours.model)
+    assert theirs == replace(ours, model=theirs.model, recipe=theirs.recipe)
+
+
+def test_minutes_scale_the_steps():
+    recipe = RECIPES["pretrain-nano"]
+    assert demo_config(OUT, "meter", 0, MINUTES).max_steps == recipe.max_steps
+    assert demo_config(OUT, "meter", 0, MINUTES / 2).max_steps == recipe.max_steps // 2
+    assert demo_config(OUT, "meter", 0, 1e-6).max_steps >= 1
+
+
+@pytest.mark.parametrize(("minutes", "seeds"), [(0, 1), (-1, 1), (1, 0)])
+def test_refuses_nothing_to_do(tmp_path, minutes, seeds):
+    with pytest.raises(ValueError, match=f"minutes {minutes}, seeds {seeds}"):
+        run_demo(tmp_path, minutes=minutes, seeds=seeds)
