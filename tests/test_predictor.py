@@ -156,6 +156,20 @@ class TestResults:
         for vectors, _ in pairs[:3]:
             torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
 
+    def test_the_bar_leaves_standard_output_alone(
+        self,
+        predictor: Predictor,
+        files: list[Path],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+        shown = predictor.embed_images(files, batch_size=1, progress=True)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "batches" in captured.err
+        assert torch.equal(shown, predictor.embed_images(files, batch_size=1))
+
     def test_other_image_size(self, tiny_checkpoint: Path, files: list[Path]) -> None:
         larger = load(tiny_checkpoint, device="cpu", image_size=40)
         assert larger.model.config.vision.image_size == larger.processor.config.image_size == 40

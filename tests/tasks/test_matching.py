@@ -99,6 +99,13 @@ class TestHard:
         harder = torch.stack([pairs.image_rows[3:6] for pairs in drawn]) == torch.tensor([1, 2, 0])
         assert harder.float().mean() > 0.95
 
+    def test_texts_choose_images_and_images_choose_texts(self) -> None:
+        far = 50 * torch.eye(3)
+        image_to_text, text_to_image = far.roll(2, dims=1), far.roll(1, dims=1)  # the next but one, and the next
+        pairs = hard_pairs(image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator())
+        assert pairs.image_rows.tolist() == [0, 1, 2, 1, 2, 0, 0, 1, 2]
+        assert pairs.text_rows.tolist() == [0, 1, 2, 0, 1, 2, 2, 0, 1]
+
     def test_frequencies_follow_the_softmax_over_the_others(self) -> None:
         scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
         source, index = generator(), torch.arange(4)

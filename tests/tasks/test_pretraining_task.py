@@ -13,6 +13,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.losses import IGNORED
+from bridgetower.tasks.matching import hard_pairs
 from bridgetower.tasks.pretraining import PretrainingTask
 
 CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
@@ -103,6 +104,23 @@ class TestValues:
         expected = torch.nn.functional.cross_entropy(task.model.itm_logits(fused.pooled), pairs.labels)
         torch.testing.assert_close(task(batch).parts["itm"], expected, atol=1e-5, rtol=1e-5)
         assert (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long().equal(pairs.labels)
+
+    def test_hard_negatives_are_drawn_by_the_scaled_cosines(self) -> None:
+        phase = replace(ALL, negatives="hard")
+        batch = make_batch()
+        for seed in range(20):
+            batch = replace(batch, seed=seed)
+            task = make_task(phase)
+            image = task.model.encode_image(batch.pixel_values)
+            text = task.model.encode_text(batch.input_ids, batch.attention_mask)
+            cosines = task.model.image_embeds(image) @ task.model.text_embeds(text).T
+            scores = cosines.detach() / task.model.itc_head.temperature.item()
+            generator = torch.Generator().manual_seed(seed)
+            rows = slice(0, len(batch))
+            expected = hard_pairs(scores, scores.T, batch.image_index, batch.image_index, rows, generator)
+            pairs, _ = task.pairs(image, text, batch, phase)
+            assert torch.equal(pairs.image_rows, expected.image_rows)
+            assert torch.equal(pairs.text_rows, expected.text_rows)
 
     def test_seed_of_the_batch_decides(self) -> None:
         task = make_task()

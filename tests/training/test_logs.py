@@ -64,11 +64,15 @@ class TestWriting:
         write_steps(tmp_path, range(1, 3))
         assert any(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir())
 
-    def test_nothing_goes_to_standard_output(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        config = shapes.run_config(tmp_path)
-        with RunLog(tmp_path, config, 2, 0, enabled=True, progress=True) as log:
+    def test_the_bar_leaves_standard_output_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+        with RunLog(tmp_path, shapes.run_config(tmp_path), 2, 0, enabled=True, progress=True) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
-        assert capsys.readouterr().out == ""
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "shapes" in captured.err
 
 
 class TestResuming:

@@ -175,7 +175,7 @@ def _step(
 
 def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
     if not torch.isfinite(losses.total):
-        values = {name: float(value) for name, value in losses.parts.items()}
+        values = {name: value.item() for name, value in losses.parts.items()}
         raise FloatingPointError(
             f"loss is not finite at step {step}: {values}; images of the batch: {', '.join(batch.image_ids)}. "
             "Lower the learning rate, clip gradients, or look at these pictures"
