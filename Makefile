@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 .PHONY: demo test check
 
 # Prepares real pictures, pre-trains two small models, compares them, writes bridgetower-demo/report.html.
+# ARGS are options of the demo: make demo ARGS="--minutes 2"
 demo: $(VENV)/installed
-	$(BIN)/bridgetower demo
+	$(BIN)/bridgetower demo $(ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,6 +79,18 @@ class TestUsing:
         assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
         assert [len(row["embedding"]) for row in rows] == [16, 16]
 
+    def test_embed_at_another_size(
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        tiny_checkpoint: Path,
+        files: list[Path],
+    ) -> None:
+        rows = run("embed", tiny_checkpoint, "--images", *files, "--image-size", 40)
+        vectors = [load(tiny_checkpoint, image_size=size).embed_images(files).tolist() for size in (40, 20)]
+        assert [row["embedding"] for row in rows] == vectors[0] != vectors[1]
+        assert "is for hub ids" in refused("embed", tiny_checkpoint, "--images", *files, "--revision", "main")
+
     def test_match(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
         texts = ("red bar", "blue circle")
         pairs = run("match", tiny_checkpoint, "--images", *files, "--texts", *texts)
@@ -116,6 +129,33 @@ class TestData:
         (validation,) = run(*command, "--split", "validation", "--protocol", "paper", "--max-captions", 1)
         assert validation["chance_text_to_image_r1"] == pytest.approx(1 / 4)
         assert validation["protocol"] == "paper"
+
+    def test_evaluate_on_a_terminal(
+        self,
+        run: Callable[..., list[Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tiny_checkpoint: Path,
+        tiny_dataset: Path,
+    ) -> None:
+        command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "3"]
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        (report,) = run(*command, "--json")
+        cli.main(command)
+        lines = capsys.readouterr().out.splitlines()
+        cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines) if row}
+        names = ("itc_text_to_image_r1", "two_stage_text_to_image_r1", "chance_text_to_image_r1")
+        assert cells["text to image r1"] == [f"{100 * report[name]:.1f}" for name in names]
+        assert cells["rsum"][1] == f"{report['rsum']:.1f}"
+        assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "50.0"]
+
+    def test_evaluate_in_bfloat16(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tiny_dataset: Path
+    ) -> None:
+        command = ["evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset]
+        (half,), (full,) = run(*command, "--precision", "bf16"), run(*command)
+        assert half.keys() == full.keys()
+        assert half["chance_rsum"] == full["chance_rsum"]
 
     def test_data_errors(
         self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
@@ -176,7 +216,10 @@ class TestUserErrors:
         assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
         assert "2 images and 1 texts" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
         assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--image", files[0], "--text", "a")
-        assert "the limit is 24" in refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
+        too_long = refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
+        assert "the limit is 24" in too_long
+        assert "pass --truncate to cut it" in too_long
+        assert "--all-pairs" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
         assert "device is 'gpu'" in refused("embed", tiny_checkpoint, "--texts", "a", "--device", "gpu")
         assert "is not empty" in refused("convert", tiny_checkpoint, files[0].parent, "--to", "bridgetower")
 
@@ -205,6 +248,50 @@ class TestUserErrors:
         assert named in captured.err
         assert captured.out == ""
         assert "Traceback" not in captured.err
+
+
+class TestStopping:
+    def test_interrupted(self, capsys: pytest.CaptureFixture[str], tiny_dataset: Path, tmp_path: Path) -> None:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C outside of the training loop
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.main(shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "2000"))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert caught.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1] == "bridgetower: interrupted"
+
+    def test_a_reader_that_left(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+    def test_a_demo_of_other_settings(self, refused: Callable[..., str], tmp_path: Path) -> None:
+        (tmp_path / "demo.json").write_text('{"minutes": 1.0, "seeds": 1, "seconds": 0.0}')
+        assert refused("demo", "--out", tmp_path, "--minutes", 2).endswith("or choose another --out")
+
+
+class TestLogging:
+    def test_only_this_package_speaks(self) -> None:
+        script = "\n".join(
+            (
+                "import logging",
+                "from bridgetower import cli",
+                "try: cli.main(['--help'])",
+                "except SystemExit: pass",
+                "logging.getLogger('bridgetower.training').info('ours')",
+                "logging.getLogger('another').info('theirs')",
+                "logging.getLogger('another').warning('a warning')",
+            )
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines() == ["INFO ours", "WARNING a warning"]
 
 
 class TestHelp:

@@ -1,11 +1,13 @@
 """What decides the demo's runs; the demo itself runs in end_to_end/test_readme.py."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bridgetower.demo import MINUTES, demo_config, run_demo
+from bridgetower.files import locked
 from bridgetower.model.presets import meter
 from bridgetower.training.recipes import RECIPES
 
@@ -29,3 +31,16 @@ def test_minutes_scale_the_steps():
 def test_refuses_nothing_to_do(tmp_path, minutes, seeds):
     with pytest.raises(ValueError, match=f"minutes {minutes}, seeds {seeds}"):
         run_demo(tmp_path, minutes=minutes, seeds=seeds)
+
+
+@pytest.mark.parametrize("changed", [{"minutes": 2.0}, {"seeds": 2}])
+def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path, changed):
+    (tmp_path / "demo.json").write_text(json.dumps({"minutes": 1.0, "seeds": 1, "seconds": 7.5}))
+    with pytest.raises(ValueError, match=r"--minutes 1\.0 --seeds 1; .* or choose another --out"):
+        run_demo(tmp_path, **({"minutes": 1.0, "seeds": 1} | changed))
+    assert {path.name for path in tmp_path.iterdir()} == {"demo.json", ".lock"}
+
+
+def test_refuses_a_folder_in_use(tmp_path):
+    with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
+        run_demo(tmp_path)

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from bridgetower.checkpoints.tensors import write_safetensors
-from bridgetower.files import locked, remove_leftovers, replacing, write_bytes, write_json, write_text
+from bridgetower.files import (
+    intended_name,
+    locked,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 class PlannedError(Exception):
@@ -109,6 +118,13 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
     assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
 
 
+def test_the_name_that_a_temporary_file_was_to_get(tmp_path: Path) -> None:
+    with replacing(tmp_path / "run.json") as temporary:
+        assert intended_name(temporary) == "run.json" != temporary.name
+    for name in ("run.json", ".lock", "a.partial-b"):
+        assert intended_name(tmp_path / name) == name
+
+
 class TestLock:
     def test_one_at_a_time(self, tmp_path: Path) -> None:
         with locked(tmp_path / "new"):
@@ -171,3 +187,25 @@ class TestFullDisk:
             write_bytes(tmp_path / "a", b"new")
         monkeypatch.undo()
         assert contents(tmp_path) == {"a": b"old"}
+
+
+class TestJson:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        (tmp_path / "x.json").write_text('{"é": [1, null]}', encoding="utf-8")
+        assert read_json(tmp_path / "x.json") == {"é": [1, None]}
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x'])
+    def test_broken(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
+            read_json(tmp_path / "x.json")
+
+    @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
+    def test_no_object(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ValueError, match="expected a JSON object"):
+            read_json(tmp_path / "x.json")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no file .*x\.json"):
+            read_json(tmp_path / "x.json")

@@ -197,6 +197,38 @@ class TestFillMask:
         assert len(words) == predictor.processor.vocab_size
         assert sum(word.probability for word in words) == pytest.approx(1)
 
+    @pytest.mark.parametrize("size", [1, 2, 32])
+    def test_several_are_one_by_one(self, predictor: Predictor, files: list[Path], size: int) -> None:
+        texts = ["a <mask>", "a <mask> that is <mask> on a grey ground", "<mask> bar <mask> <mask>"]
+        together = predictor.fill_mask(files, texts, top=2, batch_size=size)
+        assert [len(masks) for masks in together] == [1, 2, 3]
+        for file, text, masks in zip(files, texts, together, strict=True):
+            alone = predictor.fill_mask(file, text, top=2)
+            for words, expected in zip(masks, alone, strict=True):
+                assert [word.word for word in words] == [word.word for word in expected]
+                assert [word.probability for word in words] == pytest.approx(
+                    [word.probability for word in expected], abs=1e-5
+                )
+        other = predictor.fill_mask(files[::-1], texts, top=2)
+        assert other[0][0][0].probability != pytest.approx(together[0][0][0].probability, abs=1e-5)
+
+    def test_a_list_of_one_stays_a_list(self, predictor: Predictor, files: list[Path]) -> None:
+        assert predictor.fill_mask(files[:1], ["a <mask>"]) == [predictor.fill_mask(files[0], "a <mask>")]
+
+    def test_cuts_only_if_told(self, predictor: Predictor, files: list[Path]) -> None:
+        long = "<mask> " + "red circle on black " * 30
+        with pytest.raises(ValueError, match="truncate=True"):
+            predictor.fill_mask(files[0], long)
+        assert len(predictor.fill_mask(files[0], long, truncate=True)) == 1
+        with pytest.raises(ValueError, match="no mask in"):
+            predictor.fill_mask(files[0], long.replace("<mask>", "") + "<mask>", truncate=True)
+
+    def test_errors_of_lists(self, predictor: Predictor, files: list[Path]) -> None:
+        with pytest.raises(ValueError, match="3 images and 2 texts"):
+            predictor.fill_mask(files, ["a <mask>"] * 2)
+        with pytest.raises(ValueError, match="no mask in 'a bar'"):
+            predictor.fill_mask(files[:2], ["a <mask>", "a bar"])
+
     def test_errors(self, predictor: Predictor, files: list[Path], without: Callable[[str], Predictor]) -> None:
         with pytest.raises(ValueError, match="no mask in 'a bar'; put <mask> where"):
             predictor.fill_mask(files[0], "a bar")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from bridgetower.cli_options import AS_USUAL, Loading, Model, Recipe
+from bridgetower.cli_output import emit, emit_lines, emit_table, headline, with_options
 from bridgetower.data.config import DataConfig, PairsConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.training.config import RunConfig
-from bridgetower.training.recipes import RECIPES
 
 app = tyro.extras.SubcommandApp()
-
-Recipe = tyro.extras.subcommand_type_from_defaults(
-    RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False
-)
-Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
-Precision = Literal["fp32", "bf16"]
 
 
 @app.command(name="embed")
@@ -36,9 +32,7 @@ def _embed(
     pairs: bool = False,
     out: Path | None = None,
     batch_size: int = 32,
-    device: str | None = None,
-    precision: Precision = "fp32",
-    tokenizer: Path | None = None,
+    loading: Loading = AS_USUAL,
     truncate: bool = False,
 ) -> None:
     """Turn images, texts or pairs into vectors.
@@ -54,12 +48,10 @@ def _embed(
         pairs: Embed image n together with text n instead of each alone.
         out: Write the lines to this file instead of standard output.
         batch_size: Inputs at once.
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
-        precision: bf16 takes about half the time on hardware that has it.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
-    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    predictor = loading.load(model)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
     rows: list[dict[str, Any]] = []
     names = [str(image) for image in images]
@@ -78,7 +70,7 @@ def _embed(
         if texts:
             vectors = predictor.embed_texts(texts, truncate=truncate, **options).tolist()
             rows += [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
-    _emit_lines(rows, out)
+    emit_lines(rows, out)
 
 
 @app.command(name="match")
@@ -89,9 +81,7 @@ def _match(
     texts: tuple[str, ...],
     all_pairs: bool = False,
     batch_size: int = 32,
-    device: str | None = None,
-    precision: Precision = "fp32",
-    tokenizer: Path | None = None,
+    loading: Loading = AS_USUAL,
     truncate: bool = False,
 ) -> None:
     """Say how well images and texts belong together.
@@ -106,18 +96,16 @@ def _match(
         texts: Texts; text n goes with image n.
         all_pairs: Score every image with every text.
         batch_size: Pairs at once.
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
-        precision: bf16 takes about half the time on hardware that has it.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
-    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    predictor = loading.load(model)
     names = [str(image) for image in images]
     scores = predictor.match(
         names, texts, all_pairs=all_pairs, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
     ).flatten()
     pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
-    _emit_lines(
+    emit_lines(
         {"image": image, "text": text, "probability": score}
         for (image, text), score in zip(pairs, scores.tolist(), strict=True)
     )
@@ -130,9 +118,7 @@ def _fill_mask(
     image: Path,
     text: str,
     top: int = 5,
-    device: str | None = None,
-    precision: Precision = "fp32",
-    tokenizer: Path | None = None,
+    loading: Loading = AS_USUAL,
 ) -> None:
     """Fill masked words of a text about a picture.
 
@@ -145,13 +131,11 @@ def _fill_mask(
         image: Picture file.
         text: Text with <mask> ([MASK] for a BERT model) where a word is missing.
         top: Candidates per mask.
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
-        precision: bf16 takes about half the time on hardware that has it.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        loading: How the model is loaded.
     """
-    predictor = _load(model, device=device, precision=precision, tokenizer=tokenizer)
+    predictor = loading.load(model)
     for candidates in predictor.fill_mask(str(image), text, top=top):
-        print(json.dumps([vars(candidate) for candidate in candidates], ensure_ascii=False))
+        emit([vars(candidate) for candidate in candidates])
 
 
 @app.command(name="convert")
@@ -182,7 +166,7 @@ def _convert(
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     convert(checkpoint, destination, to)
-    _emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
+    emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
 
 
 @app.command(name="prepare")
@@ -217,7 +201,7 @@ def _prepare(
         raise ValueError(f"prepare {name} takes no source and no option but --out and --seed")
     else:
         info = prepare(name, out, seed=options.seed, progress=progress)
-    _emit({"written": str(out), "splits": {split: part.images for split, part in info.splits.items()}})
+    emit({"written": str(out), "splits": {split: part.images for split, part in info.splits.items()}})
 
 
 @app.command(name="evaluate")
@@ -231,13 +215,14 @@ def _evaluate(
     candidates: int = 128,
     max_captions: int | None = None,
     batch_size: int = 64,
-    device: str | None = None,
-    tokenizer: Path | None = None,
+    loading: Loading = AS_USUAL,
     out: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Measure a model on a prepared data set.
 
-    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside.
+    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside: a table on a
+    terminal, JSON elsewhere.
 
     Example: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
 
@@ -250,30 +235,30 @@ def _evaluate(
         candidates: Pairs per query that the second stage scores.
         max_captions: Captions per picture that are queries; default: all.
         batch_size: Items or pairs at once.
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        loading: How the model is loaded.
         out: Also write the figures to this JSON file.
+        json: Print JSON on a terminal too.
     """
+    import torch
+
     from bridgetower.data.captions import CaptionImages
     from bridgetower.evaluation.retrieval import evaluate_retrieval
     from bridgetower.files import write_json
 
-    predictor = _load(model, device=device, tokenizer=tokenizer)
+    predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
     images = CaptionImages(DataConfig(folders=tuple(map(str, data))), split, predictor.processor)
     config = RetrievalConfig(candidates=candidates, protocol=protocol, max_captions=max_captions, batch_size=batch_size)
-    figures = evaluate_retrieval(predictor.model, images, config).figures()
-    report = {
-        "benchmark": benchmark,
-        "model": predictor.source,
-        "data": [str(folder) for folder in data],
-        "split": split,
-        "protocol": protocol,
-        "candidates": candidates,
-        **figures,
-    }
+    with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
+        figures = evaluate_retrieval(predictor.model, images, config).figures()
+    about = {"benchmark": benchmark, "model": predictor.source, "data": [str(folder) for folder in data]}
+    report = about | {"split": split, "protocol": protocol, "candidates": candidates, **figures}
     if out is not None:
         write_json(out, report)
-    _emit(report)
+    if json or not sys.stdout.isatty():
+        emit(report)
+    else:
+        title = f"{predictor.source}: {split} of {', '.join(map(str, data))}"
+        emit_table(title, figures)
 
 
 @app.command(name="train")
@@ -302,9 +287,9 @@ def _train(
         figures = train(run, out, resume=resume)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        raise SystemExit(143) from None
+        raise SystemExit(128 + signal.SIGTERM) from None
     if os.environ.get("RANK", "0") == "0":
-        _emit({"run": str(out), **figures})
+        emit({"run": str(out), **figures})
 
 
 @app.command(name="demo")
@@ -326,54 +311,39 @@ def _demo(
     """
     from bridgetower.demo import run_demo
     from bridgetower.training.loop import Interrupted
+    from bridgetower.training.parallel import LostProcessError
 
     try:
         results = run_demo(out, minutes=minutes, seeds=seeds, progress=sys.stderr.isatty())
     except Interrupted as stopped:
-        print(f"{stopped}: run the same command again", file=sys.stderr)
-        raise SystemExit(143) from None
-    summary = {
-        name: {
-            figure: {arm: spread["mean"] for arm, spread in arms.items()}
-            for figure, arms in figures.items()
-            if figure in ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
-        }
-        for name, figures in results.summary().items()
-    }
-    _emit({"report": str(out / "report.html"), "results": str(out / "results.json"), **summary})
+        print(f"{stopped}; run the same command again to continue", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except LostProcessError as lost:
+        print(f"bridgetower: {lost}", file=sys.stderr)
+        raise SystemExit(1) from None
+    emit({"report": str(out / "report.html"), "results": str(out / "results.json"), **headline(results.summary())})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; user errors end with one line and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("bridgetower").setLevel(logging.INFO)
     try:
-        app.cli(
-            args=argv,
-            prog="bridgetower",
-            description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
-            config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
-        )
+        try:
+            app.cli(
+                args=argv,
+                prog="bridgetower",
+                description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
+                config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
+            )
+        finally:
+            sys.stdout.flush()  # a reader that left is noticed here, not at the end of the interpreter
+    except KeyboardInterrupt:
+        print("bridgetower: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:  # such as `| head`: what is left to print has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        print(f"bridgetower: {error}", file=sys.stderr)
+        print(f"bridgetower: {with_options(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _load(model: str, **options: Any) -> Any:
-    from bridgetower.predictor import load
-
-    return load(model, **options)
-
-
-def _emit(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _emit_lines(rows: Any, out: Path | None = None) -> None:
-    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    if out is None:
-        for line in lines:
-            print(line)
-        return
-    from bridgetower.files import write_text
-
-    write_text(out, "".join(line + "\n" for line in lines))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.prepare import prepare
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.files import write_bytes
+from bridgetower.files import locked, read_json, write_bytes, write_json
 from bridgetower.predictor import Predictor, load
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import read_metrics
@@ -35,13 +37,16 @@ MINUTES = 10.0  # about what the recipes' own number of steps takes for both arm
 EVALUATIONS = 6  # during each training, but no more often than
 MIN_INTERVAL = 20  # steps
 TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
+SETTINGS = "demo.json"  # and the time so far
 SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 
 
 def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: bool = True) -> DemoResults:
     """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `pictures/` (some held-out ones), `results.json` and `report.html`.
+    The folder gets `data/`, `runs/ARM-SEED/`, `pictures/` (some held-out ones), `results.json`, `report.html` and
+    `demo.json`, the settings and the time that calls have taken so far. Both arms are tested with their last
+    checkpoint: the best one on validation could be of a phase in which the fusion encoder has not been trained yet.
 
     Args:
         out: Folder for everything.
@@ -51,16 +56,23 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
 
     Raises:
         FileNotFoundError: The packages of the `demo` extra are missing.
+        FileExistsError: Another process works in `out`.
         ValueError: `minutes` or `seeds` is not positive, or `out` holds a demo with other settings.
+        Interrupted: A signal asked the trainings to stop; the same call continues them.
+        LostProcessError: The process of a training was killed; the same call continues it.
     """
     if minutes <= 0 or seeds < 1:
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
-    started = time.perf_counter()
+    with locked(out), _timed(out, {"minutes": minutes, "seeds": seeds}) as seconds:
+        return _run(out, minutes, seeds, progress, seconds)
+
+
+def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callable[[], float]) -> DemoResults:
     datasets = [DemoDataset.of(prepare(name, out / "data" / name, progress=progress)) for name in DATASETS]
     configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
     train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
     runs = [_tested(out, arm, seed, config) for (arm, seed), config in configs.items()]
-    predictors = {arm: load(run_folder(out, arm, 0), device="cpu") for arm in ARMS}
+    predictors = {arm: _trained(out, arm, 0) for arm in ARMS}
     results = DemoResults(
         command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
         settings={"minutes": minutes, "seeds": seeds, "steps": runs[0].steps, "device": "cpu"},
@@ -68,7 +80,7 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
         runs=tuple(runs),
         costs=tuple(model_cost(predictors[arm].model, TEXT_LENGTH, arm=arm) for arm in ARMS),
         versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
-        seconds_total=time.perf_counter() - started,
+        seconds_total=seconds(),
     )
     results.write(out / "results.json")
     _report(out, results, predictors["bridgetower"])
@@ -90,9 +102,32 @@ def run_folder(out: Path, arm: Arm, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}"
 
 
+@contextmanager
+def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], float]]:
+    """Refuses a folder of other settings; yields what tells the seconds so far, over all calls but killed ones."""
+    path, started = out / SETTINGS, time.perf_counter()
+    before = read_json(path) if path.exists() else {**settings, "seconds": 0.0}
+    if {name: before.get(name) for name in settings} != settings:
+        given = " ".join(f"--{name} {before.get(name)}" for name in settings)
+        raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
+
+    def seconds() -> float:
+        return before["seconds"] + time.perf_counter() - started
+
+    write_json(path, before)
+    try:
+        yield seconds
+    finally:
+        write_json(path, {**settings, "seconds": seconds()})
+
+
+def _trained(out: Path, arm: Arm, seed: int) -> Predictor:
+    return load(run_folder(out, arm, seed) / "last", device="cpu")
+
+
 def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:
     folder = run_folder(out, arm, seed)
-    predictor = load(folder, device="cpu")
+    predictor = _trained(out, arm, seed)
     steps = config.max_steps or 0
     seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))
     return DemoRun(

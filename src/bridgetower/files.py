@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _MARK = ".partial-"  # in the name of every temporary file
 
@@ -47,6 +48,30 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object, *, default: Callable[[object], object] | None = None) -> None:
     """Writes `content` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected a JSON object there")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def intended_name(path: Path) -> str:
+    """Returns the name of a file, or the one that it was to get if it is a temporary file of `replacing`."""
+    name, mark, _ = path.name.partition(_MARK)
+    return name.removeprefix(".") if mark and name.startswith(".") else path.name
 
 
 def remove_leftovers(folder: Path) -> None:

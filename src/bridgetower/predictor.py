@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -188,34 +189,84 @@ class Predictor:
         ]
         return torch.cat(scores).reshape(len(image), len(text))
 
+    @overload
+    def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
+        self,
+        images: ImageLike,
+        texts: str,
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[FilledWord]]: ...
+
+    @overload
+    def fill_mask(
+        self,
+        images: Sequence[ImageLike],
+        texts: Sequence[str],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[list[FilledWord]]]: ...
+
     @torch.inference_mode()
-    def fill_mask(self, image: ImageLike, text: str, *, top: int = 5) -> list[list[FilledWord]]:
-        """Returns the `top` likeliest words for each mask in `text`, given the image.
+    def fill_mask(
+        self,
+        images: Images,
+        texts: Texts,
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[FilledWord]] | list[list[list[FilledWord]]]:
+        """Returns the `top` likeliest words for each mask of each text, given its image.
 
         Args:
-            image: One image.
-            text: With one or more mask tokens (`processor.mask_token`, usually `<mask>`).
+            images, texts: Image n goes with text n; each text has one or more mask tokens (`processor.mask_token`,
+                usually `<mask>`).
             top: Candidates per mask.
+            batch_size: Pairs at once.
+            truncate: Cut longer texts instead of refusing them.
+            progress: Show a bar.
+
+        Returns:
+            Per mask, the candidates, likeliest first; for a sequence of texts, a list of that per text.
 
         Raises:
-            ValueError: No mask in the text, `top` below 1, or a model without MLM head.
+            ValueError: A text without mask (after cutting), `top` below 1, a model without MLM head, different numbers
+                of images and texts, or unreadable ones.
         """
         if top < 1:
             raise ValueError(f"top is {top}; expected at least 1")
-        batch = self.processor.texts([text])
-        masked = batch.input_ids[0] == self.processor.mask_token_id
-        if not masked.any():
-            raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
-        encoded = self.model.encode_text(batch.input_ids.to(self.device))
-        fused = self.model.fuse(self._encode_images([image], slice(1)), encoded, read="text")
-        logits = self.model.mlm_logits(fused.text[0, masked.to(self.device)]).float().cpu()
-        best = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]))
+        given, words = _pairs(images, texts)
+        ids = self.processor.token_ids(words, truncate=truncate)
+        for text, tokens in zip(words, ids, strict=True):
+            if self.processor.mask_token_id not in tokens:
+                raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
+        batches = _batches(len(given), batch_size, progress)
+        filled = [masks for batch in batches for masks in self._fill(given, ids, batch, top)]
+        return filled[0] if isinstance(texts, str) else filled
+
+    def _fill(
+        self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice, top: int
+    ) -> list[list[list[FilledWord]]]:
+        """Fills the masks of one batch of pairs."""
+        masked = self.processor.pad(ids[batch]).input_ids == self.processor.mask_token_id
+        fused = self.model.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), read="text")
+        probabilities = self.model.mlm_logits(fused.text[masked.to(self.device)]).float().cpu().softmax(dim=-1)
+        best = probabilities.topk(min(top, probabilities.shape[-1]))
+        masks = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return [[self._words(*mask) for mask in islice(masks, count)] for count in masked.sum(dim=1).tolist()]
+
+    def _words(self, ids: Sequence[int], probabilities: Sequence[float]) -> list[FilledWord]:
         return [
-            [
-                FilledWord(self.processor.decode([token]).strip(), probability)
-                for token, probability in zip(ids, values, strict=True)
-            ]
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            FilledWord(self.processor.decode([token]).strip(), probability)
+            for token, probability in zip(ids, probabilities, strict=True)
         ]
 
     def _encode_images(self, images: Sequence[ImageLike], batch: slice) -> Encoded:

@@ -53,7 +53,7 @@ class TestFile:
         with pytest.raises(FileNotFoundError, match=r"no file .*results\.json"):
             DemoResults.read(tmp_path / "results.json")
 
-    @pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[]", "holds a list")])
+    @pytest.mark.parametrize(("content", "message"), [("{", "is not valid JSON"), ("[]", "holds a list")])
     def test_damaged_file(self, tmp_path: Path, content: str, message: str) -> None:
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -35,6 +35,14 @@ def rename(tensors: dict[str, Tensor], old: str, new: str) -> None:
     tensors[new] = tensors.pop(old)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_weights_without_their_folder(name: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
+    with pytest.raises(ValueError, match="weights without their config; pass its folder, ") as caught:
+        predictor.load(tmp_path / name)
+    assert str(caught.value).endswith(str(tmp_path))
+
+
 class TestBytes:
     @pytest.mark.parametrize("kept", [0, 100, -1])
     @pytest.mark.parametrize(

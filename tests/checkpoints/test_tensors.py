@@ -18,7 +18,6 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints.tensors import (
-    read_json,
     read_safetensors,
     read_sharded_safetensors,
     read_torch_archive,
@@ -229,21 +228,3 @@ class TestMalice:
         with pytest.raises(ValueError, match=r"x.bin"):
             read_torch_archive(tmp_path / "x.bin")
         assert not (tmp_path / "trace").exists()
-
-
-class TestJson:
-    def test_round_trip(self, tmp_path: Path) -> None:
-        (tmp_path / "x.json").write_text('{"é": [1, null]}', encoding="utf-8")
-        assert read_json(tmp_path / "x.json") == {"é": [1, None]}
-
-    @pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x'])
-    def test_broken(self, tmp_path: Path, content: bytes) -> None:
-        (tmp_path / "x.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
-            read_json(tmp_path / "x.json")
-
-    @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
-    def test_no_object(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "x.json").write_text(content)
-        with pytest.raises(ValueError, match="expected a JSON object"):
-            read_json(tmp_path / "x.json")

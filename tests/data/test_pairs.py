@@ -92,6 +92,26 @@ class TestCollect:
         assert {split: len(members) for split, members in names.items()} == {"train": 13, "validation": 2, "test": 5}
         assert len({name for members in names.values() for name in members}) == 20
 
+    @pytest.mark.parametrize("count", [3, 4, 5, 9])
+    def test_few_pictures_are_in_every_split_with_a_fraction(self, root: Path, count: int) -> None:
+        pairs = pairs_of(root, good_rows(root)[:count])
+        sizes = {split: len(records) for split, records in collect(pairs, {}, PairsConfig()).splits.items()}
+        assert sizes == {"train": count - 2, "validation": 1, "test": 1}
+        without_test = collect(pairs, {}, PairsConfig(test_fraction=0))
+        assert {split: len(records) for split, records in without_test.splits.items()} == {
+            "train": count - 1,
+            "validation": 1,
+        }
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_too_few_pictures_are_said_to_be(self, root: Path, count: int) -> None:
+        pairs = pairs_of(root, good_rows(root)[:count])
+        collection = collect(pairs, {}, PairsConfig())
+        assert set(collection.splits) == {"train"}
+        assert f"{count} are too few for test and validation, which need 3" in collection.split_rule
+        all_train = collect(pairs, {}, PairsConfig(test_fraction=0, validation_fraction=0))
+        assert all_train.split_rule == "pictures ranked by hash of seed and name"
+
     def test_takes_given_splits(self, root: Path) -> None:
         rows = [row(root, "00.png", "a", split="test"), row(root, "01.png", "b", split="train")]
         collection = collect(pairs_of(root, rows), {}, PairsConfig())

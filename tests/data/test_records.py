@@ -187,10 +187,16 @@ class TestInfo:
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json in"):
             read_info(tmp_path)
 
-    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"splits": {}}', '{"splits": {"train": {"rows": 1}}}'])
+    @pytest.mark.parametrize("content", ["{}", '{"splits": {}}', '{"splits": {"train": {"rows": 1}}}'])
     def test_refuses_other_content(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(ValueError, match="is not a dataset description"):
+            read_info(tmp_path)
+
+    @pytest.mark.parametrize(("content", "message"), [("{", "is not valid JSON"), ("[]", "expected a JSON object")])
+    def test_refuses_damaged_content(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
             read_info(tmp_path)
 
     def test_refuses_unknown_keys_formats_and_splits(self, tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, StepSampler
 from bridgetower.data.config import DataConfig
+from bridgetower.data.masking import IGNORED
 from bridgetower.data.records import Record, read_split, write_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.bridgetower import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import IGNORED
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.logs import mean_over_ranks
 
 WORLD = 2
 ROWS = 4  # pairs of each process
@@ -144,6 +145,7 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
         "evaluation": evaluate(checkpoint, dataset, "test"),
         "evaluation of one": evaluate(checkpoint, single, "test"),
         "samples": sample(),
+        "mean": mean_over_ranks({"loss": torch.tensor(1.0 + rank()), "mlm": torch.tensor(3.0 * rank())}),
     }
 
 
@@ -270,6 +272,13 @@ class TestEvaluation:
         expected = evaluate(tiny_checkpoint, single_picture, "test")
         for process in processes:
             assert process["evaluation of one"]["figures"] == expected["figures"]
+
+
+def test_logged_figures_are_means_over_the_processes(processes: list[Result]) -> None:
+    for process in processes:
+        assert {name: float(value) for name, value in process["mean"].items()} == {"loss": 1.5, "mlm": 1.5}
+    alone = mean_over_ranks({"loss": torch.tensor(2.0)})
+    assert float(alone["loss"]) == 2.0
 
 
 def test_batches_of_the_processes_are_that_of_one(processes: list[Result]) -> None:

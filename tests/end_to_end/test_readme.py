@@ -70,8 +70,18 @@ class TestDemo:
         assert "<img" in page
         assert not re.search(r"""(src|href)=["']https?://""", page)
 
-    def test_run_again_keeps_what_is_there(self, workplace):
-        before = (workplace / "bridgetower-demo" / "runs" / "meter-0" / "last" / "model.safetensors").stat().st_mtime_ns
+    def test_run_again_trains_no_further(self, workplace):
+        demo = workplace / "bridgetower-demo"
+        state, weights = demo / "runs" / "meter-0" / "last.pt", demo / "runs" / "meter-0" / "last" / "model.safetensors"
+        seconds = json.loads((demo / "results.json").read_text())["seconds_total"]
+        before = state.stat().st_mtime_ns, weights.read_bytes()
         run(["bridgetower", "demo", "--minutes", "0.1"], workplace)
-        after = (workplace / "bridgetower-demo" / "runs" / "meter-0" / "last" / "model.safetensors").stat().st_mtime_ns
-        assert before == after
+        assert (state.stat().st_mtime_ns, weights.read_bytes()) == before
+        assert json.loads((demo / "results.json").read_text())["seconds_total"] > seconds + 1
+
+
+def test_make_passes_options_to_the_demo():
+    done = subprocess.run(
+        ["make", "--dry-run", "demo", "ARGS=--minutes 2"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1].endswith("bridgetower demo --minutes 2")

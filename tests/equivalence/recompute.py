@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.masking import IGNORED
 from bridgetower.model.bridgetower import BridgeTower, Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import IGNORED, Losses
+from bridgetower.tasks.losses import Losses
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import OptimizerConfig

@@ -59,9 +59,10 @@ class TestFolder:
             assert recorded.inputs[name].dtype != torch.float16
             assert torch.equal(recorded.inputs[name].to(stored.dtype), stored)
 
-    def test_preprocessing_is_compared_by_the_processor_tests(self):
-        tests = Path(__file__).parents[1] / "processor"
-        assert any(case("n_preprocess").folder.name in path.read_text() for path in tests.glob("test_*.py"))
+    @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+    def test_every_case_is_compared_in_this_folder(self, name):
+        files = (path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
+        assert any(f'"{name}"' in path.read_text() for path in files)
 
 
 class TestNames:

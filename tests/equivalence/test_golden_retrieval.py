@@ -47,6 +47,19 @@ def itm(recorded, model, encoded, sides):
     return score_pairs(model, *encoded, sides[0] | sides[1], batch_size)[..., 1]
 
 
+@pytest.fixture(scope="module")
+def candidates(recorded):
+    """Candidates from the recorded similarities."""
+    return [topk_candidates(recorded.outputs["sims_matrix"], recorded.meta["k_test"], dim=dim) for dim in (1, 0)]
+
+
+@pytest.fixture(scope="module")
+def scored(recorded):
+    """The official match scores, unknown (NaN) where neither side scored the pair."""
+    scores = recorded.outputs["scores"]
+    return scores.masked_fill(scores == NON_CANDIDATE_SCORE, torch.nan)
+
+
 def official_recalls(recalls, ks):
     """Our recalls under the official names."""
     figures = {f"ir_r{k}": recalls.text_to_image[k] for k in ks} | {f"tr_r{k}": recalls.image_to_text[k] for k in ks}
@@ -95,6 +108,34 @@ class TestReranking:
 
     def test_only_candidates_are_scored(self, itm, sides):
         assert torch.equal(itm.isnan(), ~(sides[0] | sides[1]))
+
+
+class TestMetrics:
+    """Candidates, scores and recalls from the recorded similarities and match scores alone."""
+
+    def test_candidates_are_the_official_ones(self, recorded, candidates):
+        for side, name in zip(candidates, ("scores_image_side", "scores_text_side"), strict=True):
+            assert torch.equal(side, recorded.outputs[name] > NON_CANDIDATE_SCORE)
+
+    def test_honest_scores_are_each_sides_own(self, recorded, candidates, scored):
+        for_images, for_texts = two_stage_scores(scored, *candidates, protocol="honest")
+        assert torch.equal(for_images, recorded.outputs["scores_image_side"])
+        assert torch.equal(for_texts, recorded.outputs["scores_text_side"])
+
+    def test_paper_scores_are_the_maximum(self, recorded, candidates, scored):
+        for scores in two_stage_scores(scored, *candidates, protocol="paper"):
+            assert torch.equal(scores, recorded.outputs["scores"])
+
+    def test_control_mistakes_would_show(self, recorded, candidates, scored):
+        index = recorded.inputs["text_image_index"]
+        for_images, for_texts = two_stage_scores(scored, *candidates, protocol="honest")
+        honest = retrieval_recalls(for_images, index, text_to_image_scores=for_texts)
+        assert honest != retrieval_recalls(for_texts, index, text_to_image_scores=for_images)
+        assert honest != retrieval_recalls(recorded.outputs["scores"], index)
+        expected, similarity = recorded.meta["recalls"]["itc_only"], recorded.outputs["sims_matrix"]
+        ks = ranks(expected)
+        shifted = retrieval_recalls(similarity, index.roll(1), ks=ks)
+        assert official_recalls(shifted, ks) != pytest.approx(expected, abs=1e-6)
 
 
 class TestTwoStages:

@@ -140,6 +140,40 @@ def test_official_files_that_transformers_cannot_hold(tmp_path: Path, changes: d
         convert(checkpoint, tmp_path / "hf", "hf")
 
 
+def test_lost_settings_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {"fusion.dropout": 0.2, "fusion.layer_norm_eps": 1e-12, "heads.mlm_layer_norm_eps": 1e-6}
+    for name, values in (("lost", changes), ("kept", {"fusion.dropout": 0.1} | SAME_EPS)):
+        config = official.CONFIG.override(values)
+        caplog.clear()
+        convert(Checkpoint(source=name, config=config, tensors=tiny.build(config).state_dict()), tmp_path / name, "hf")
+        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        field = f"{name}: transformers has no field for the"
+        assert (
+            messages
+            == [
+                f"{field} layer norm eps of the fusion layers: 1e-12 becomes 1e-05",
+                f"{field} dropout of the fusion layers: 0.2 becomes 0.1",
+                f"{field} layer norm eps of the MLM head: 1e-06 becomes 1e-05",
+            ][: 3 if name == "lost" else 0]
+        )
+
+
+@pytest.mark.parametrize("to", ["hf", "bridgetower"])
+def test_contrastive_head_can_be_left_out(tmp_path: Path, to: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = official.CONFIG.override({"heads.itc": "tower"})
+    checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    caplog.set_level("INFO")
+    convert(checkpoint, tmp_path / "out", to, drop_itc=True)
+    assert "mine: the contrastive head is left out" in caplog.text
+    back = read_checkpoint(tmp_path / "out")
+    assert back.config.heads.itc is None
+    kept = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itc_head.")}
+    assert 0 < len(kept) < len(checkpoint.tensors)
+    assert tiny.equal(back.tensors, kept)
+    with pytest.raises(ValueError, match="has no contrastive head to drop"):
+        convert(back, tmp_path / "again", to, drop_itc=True)
+
+
 def test_all_reasons_are_named(tmp_path: Path) -> None:
     config = official.CONFIG.override(official.BERT | official.METER | {"fusion.num_token_types": 3})
     checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())

@@ -1,6 +1,9 @@
 """Retrieval evaluation against a brute-force one that scores every pair with the whole model."""
 
+import logging
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,60 @@ class TestBruteForce:
         assert one.figures() == many.figures()
 
 
+class TestMemory:
+    def test_blocks_change_nothing(
+        self, tiny_model: BridgeTower, images: CaptionImages, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen = {"vision": 0, "text": 0}
+
+        def count(name: str, output: Tensor) -> None:
+            seen[name] += len(output)
+
+        tiny_model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
+        tiny_model.text.register_forward_hook(lambda module, inputs, output: count("text", output[-1]))
+        caplog.set_level(logging.INFO)
+        config = RetrievalConfig(candidates=3, batch_size=2)
+        whole, accuracy = evaluate_retrieval(tiny_model, images, config), evaluate_matching(tiny_model, images, config)
+        once = dict(seen)
+        assert not caplog.records
+        small = replace(config, memory_gib=1e-9)  # blocks of one batch
+        blocks = evaluate_retrieval(tiny_model, images, small)
+        assert seen["vision"] - once["vision"] == 2 * len(images)
+        assert seen["text"] - once["text"] > 2 * once["text"]
+        assert "encoded more than once, in blocks of 2 and 2: memory_gib is 1e-09" in caplog.text
+        assert blocks.figures() == whole.figures()
+        torch.testing.assert_close(blocks.similarity, whole.similarity, atol=1e-6, rtol=0)
+        assert blocks.itm is not None
+        torch.testing.assert_close(blocks.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
+        assert evaluate_matching(tiny_model, images, small) == accuracy
+
+
+class TestFolds:
+    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    def test_equals_evaluating_each_fold_alone(
+        self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol
+    ) -> None:
+        config = RetrievalConfig(candidates=2, protocol=protocol, fold_size=3)
+        result = evaluate_retrieval(tiny_model, images, config)
+        alone = []
+        for start in range(0, 9, 3):
+            fold = copy(images)
+            fold.rows, fold.captions = images.rows[start : start + 3], images.captions[start : start + 3]
+            alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
+        for stage in ("itc_recalls", "two_stage_recalls", "chance"):
+            recalls = [recalls_of(getattr(fold, stage)) for fold in alone]
+            means = {name: sum(fold[name] for fold in recalls) / 3 for name in recalls[0]}
+            assert recalls_of(getattr(result, stage)) == pytest.approx(means)
+            assert getattr(result, stage).num_folds == 3
+        whole = evaluate_retrieval(tiny_model, images, replace(config, fold_size=None))
+        assert whole.two_stage_recalls != result.two_stage_recalls
+        assert whole.itm_accuracy == result.itm_accuracy
+
+    def test_unequal_folds(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        with pytest.raises(ValueError, match="9 images do not split into folds of 4; expected a multiple"):
+            evaluate_retrieval(tiny_model, images, RetrievalConfig(fold_size=4))
+
+
 class TestAccuracy:
     def test_own_and_one_other_picture_of_each_text(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         captions, owner = images.texts()
@@ -202,6 +259,8 @@ class TestFigures:
             ({"candidates": 0}, "candidates is 0"),
             ({"max_captions": 0}, "max_captions is 0"),
             ({"batch_size": -1}, "batch_size is -1"),
+            ({"fold_size": 0}, "fold_size is 0"),
+            ({"memory_gib": 0.0}, "memory_gib is 0.0; expected more than 0"),
             ({"protocol": "fair"}, "protocol is 'fair'; expected one of honest, paper"),
         ],
     )

@@ -1,5 +1,6 @@
 """The whole model: encodings can be cut, joined, repeated and fused in any order without a change."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,11 @@ class TestReading:
             else:
                 assert getattr(fused, name).shape[0] == 3
 
+    def test_a_name_that_is_not_there(self, model: BridgeTower) -> None:
+        fuse = inspect.unwrap(BridgeTower.fuse)  # without the annotations' own check
+        with pytest.raises(ValueError, match="read is 'typo'; expected one of pooled, text, all"):
+            fuse(model, *tiny.encodings(model), read="typo")
+
 
 class TestTowerLayers:
     def test_meter_reads_the_last_layers_only(self) -> None:
@@ -223,6 +229,8 @@ class TestTokenTypes:
     def test_a_type_that_is_not_there(self) -> None:
         with pytest.raises(ValueError, match=r"token type 2; this model has 2: set fusion\.num_token_types"):
             tiny.build().encode_image(tiny.images(1), token_type=2)
+        with pytest.raises(ValueError, match="token type -1; this model has 2"):
+            tiny.build().encode_image(tiny.images(1), token_type=-1)
 
 
 class TestImageSizes:

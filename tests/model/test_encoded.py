@@ -120,6 +120,13 @@ def test_padded() -> None:
     assert without.mask.tolist() == [[True] * 5 + [False]] * 3
 
 
+def test_padding_to_fewer_tokens_is_refused() -> None:
+    text = tiny.build().encode_text(*tiny.texts([5, 3]))
+    assert same(text.padded(5), text)
+    with pytest.raises(ValueError, match="5 tokens do not fit into 4"):
+        text.padded(4)
+
+
 def test_map() -> None:
     _, text = tiny.encodings(tiny.build())
     assert text.layers[0].requires_grad

@@ -193,15 +193,6 @@ def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Toke
     assert 3 not in tokenizer.encode("ключ 🗝 \x00").ids
 
 
-def test_trained_tokenizer_lower_cases_on_request() -> None:
-    captions = ["A Dog Runs", "a dog runs"]
-    lower = train_tokenizer(captions, vocab_size=270, lowercase=True)
-    assert lower.encode("A DOG <mask>").ids == lower.encode("a dog <mask>").ids
-    assert Tokenizer.from_str(lower.to_str()).encode("A DOG").ids == lower.encode("a dog").ids
-    kept = train_tokenizer(captions, vocab_size=270)
-    assert kept.encode("A DOG").ids != kept.encode("a dog").ids
-
-
 def test_training_needs_texts_and_room() -> None:
     with pytest.raises(ValueError, match="no captions"):
         train_tokenizer([], vocab_size=300)
@@ -281,6 +272,38 @@ def test_bad_texts(texts: Any, message: str, config: ProcessorConfig, tokenizer:
 def test_nothing_to_pad(ids: list[list[int]], config: ProcessorConfig, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="expected at least one, none empty"):
         Processor(config, tokenizer).pad(ids)
+
+
+def _words(processor: Processor, text: str) -> list[list[str]]:
+    """Tokens of a text, grouped by the table of continuations."""
+    assert processor.tokenizer is not None
+    words: list[list[str]] = []
+    for number in processor.token_ids([text])[0]:
+        token = processor.tokenizer.id_to_token(number)
+        if processor.continues_word[number]:
+            words[-1].append(token)
+        else:
+            words.append([token])
+    return words
+
+
+def test_words_of_word_pieces(config: ProcessorConfig, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT), encoding="utf-8")
+    processor = Processor(config, load_tokenizer(tmp_path))
+    assert _words(processor, "a dog running, runs [MASK]") == [
+        *(["[CLS]"], ["a"], ["dog"], ["run", "##ning"], [","], ["run", "##s"], ["[MASK]"], ["[SEP]"])
+    ]
+    assert processor.continues_word.sum() == 2
+
+
+def test_words_of_byte_level_bpe(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    processor = Processor(config, tokenizer)
+    words = _words(processor, " xyz dogs <mask> dog")
+    assert [words[0], words[-1], words[3]] == [["<s>"], ["</s>"], ["<mask>"]]
+    assert ["".join(word) for word in words[1:-1]] == ["Ġxyz", "Ġdogs", "<mask>", "Ġdog"]
+    assert len(words[1]) > 1
+    assert not processor.continues_word[list(processor.special_ids)].any()
+    assert len(processor.continues_word) == processor.vocab_size
 
 
 def _without_post_processor(tokenizer: Tokenizer) -> None:

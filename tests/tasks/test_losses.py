@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bridgetower.data.masking import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
-from bridgetower.tasks.losses import IGNORED, Losses, itc_loss, itm_loss, mlm_loss, similarity
+from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, similarity
 
 SCALE = torch.tensor(1 / 0.07)
 

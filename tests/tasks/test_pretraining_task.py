@@ -10,9 +10,9 @@ from torch import Tensor
 import shapes
 import tiny
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.masking import IGNORED
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import IGNORED
 from bridgetower.tasks.matching import hard_pairs
 from bridgetower.tasks.pretraining import PretrainingTask
 

@@ -34,6 +34,10 @@ class TestPretraining:
         with pytest.raises(ValueError, match="negatives_from is 'all'; expected one of rank, world"):
             PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
 
+    def test_what_compares_the_pairs_of_a_batch(self) -> None:
+        for phase, contrasts in ((Phase(), False), (Phase(itc=1), True), (Phase(negatives="hard"), True)):
+            assert PretrainingConfig(phases=(Phase(until=0.5), phase)).contrasts is contrasts
+
     def test_phase_in_force(self) -> None:
         phases = (Phase(until=0.25), Phase(until=0.5, itc=1), Phase(until=1.0, mlm=0))
         config = PretrainingConfig(phases=phases)

@@ -54,6 +54,10 @@ class TestWriting:
         write_steps(tmp_path, range(4, 9), log_every=4)  # only one step was timed when the first line is written
         assert [entry["pairs_per_second"] for entry in read_metrics(tmp_path, "train")] == pytest.approx([16.0, 16.0])
 
+    def test_due_at_every_few_steps_and_the_last(self, tmp_path: Path) -> None:
+        log = open_log(tmp_path, log_every=8, enabled=False)
+        assert [step for step in range(1, 21) if log.due(step)] == [8, 16, 20]
+
     def test_other_processes_write_nothing(self, tmp_path: Path) -> None:
         with open_log(tmp_path, enabled=False) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)

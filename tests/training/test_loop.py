@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import bridgetower.training.loop as loop_module
 import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, CaptionPairs
@@ -142,7 +144,7 @@ class TestClipping:
         torch.testing.assert_close(seen["clipped"] / 0.01, seen["free"] / norm, atol=1e-4, rtol=1e-3)
         (entry,) = read_metrics(tmp_path / "clipped", "train")
         assert entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
-        assert "gradient_norm" not in read_metrics(tmp_path / "free", "train")[0]
+        assert read_metrics(tmp_path / "free", "train")[0]["gradient_norm"] == entry["gradient_norm"]
 
 
 class TestSteps:
@@ -239,6 +241,42 @@ class TestNotFinite:
         assert content["state"]["step"] == 2
         assert all(tensor.isfinite().all() for tensor in content["model"].values())
 
+    @pytest.mark.parametrize("clip_norm", [None, 1.0])
+    def test_a_gradient_stops_before_the_weights_change(
+        self, build: Callable[..., Parts], tmp_path: Path, clip_norm: float | None
+    ) -> None:
+        parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
+        batches: list[CaptionBatch] = []
+
+        def spoil(gradient: Tensor) -> Tensor:
+            return torch.full_like(gradient, torch.inf) if len(batches) == 5 else gradient
+
+        parts.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
+        parts.model.token_type_embedding.weight.register_hook(spoil)
+        with (
+            recorded_gradients(parts.model) as seen,
+            pytest.raises(FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)") as caught,
+        ):
+            run(parts, tmp_path)
+        assert len(seen) == 2
+        assert weights(parts.model).isfinite().all()
+        assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.image_ids)
+        assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.image_ids)
+
+
+class TestSmallContrast:
+    def test_micro_batches_that_contrast_are_warned_of(
+        self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        plain = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
+        parts = build(max_steps=1, micro_batch_size=4)
+        run(replace(parts, config=replace(parts.config, task=plain)), tmp_path / "plain")
+        run(build(max_steps=1, micro_batch_size=8), tmp_path / "one")
+        run(build(max_steps=1), tmp_path / "default")
+        assert "ITC" not in caplog.text
+        run(build(max_steps=1, micro_batch_size=4), tmp_path / "small")
+        assert "see one micro-batch of 4 pairs per process, not the batch of 8" in caplog.text
+
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -308,6 +346,20 @@ class TestResume:
         assert torch.equal(weights(again.model), whole)
         assert f"{tmp_path} is finished: all 6 steps are done" in caplog.text
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+
+
+def test_the_device_of_the_config_is_taken(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = loop_module.Fabric
+
+    def fabric(**options: Any) -> Any:
+        asked.append(options["accelerator"])
+        return original(**options)
+
+    monkeypatch.setattr(loop_module, "Fabric", fabric)
+    assert make_fabric(shapes.run_config(tiny_dataset, device="cpu")).device == torch.device("cpu")
+    make_fabric(shapes.run_config(tiny_dataset))
+    assert asked == ["cpu", "auto"]
 
 
 def test_precision_names_are_those_of_the_config(tiny_dataset: Path) -> None:

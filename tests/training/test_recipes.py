@@ -1,14 +1,18 @@
 """Recipes hold the published numbers; a config survives JSON and refuses what it does not know."""
 
+import inspect
 import json
+import re
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import tyro
 
 from bridgetower.model.presets import BASE, LARGE, meter
+from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
-from bridgetower.training.recipes import RECIPES
+from bridgetower.training.recipes import FINE_TUNING, RECIPES
 
 # Learning rate, batch, steps, epochs, warm-up, decay, head and fusion multiplier, image size, text length: the paper's
 # appendix and the official scripts.
@@ -66,6 +70,19 @@ class TestObjectives:
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (0, 1, 1, "hard")
             assert RECIPES[name].evaluation.candidates == candidates
             assert RECIPES[name].model.heads.itc == "tower"
+            assert RECIPES[name].evaluate_every > 0
+
+    def test_pictures_are_squashed_for_retrieval_only(self) -> None:
+        """The official `blip` transform of the fine-tuning scripts; pre-training crops, which is the default."""
+        profiles = {name: recipe.data.profile for name, recipe in RECIPES.items()}
+        squashed = {name for name, profile in profiles.items() if profile == "official-finetune"}
+        assert squashed == set(FINE_TUNING) == {"retrieval-flickr30k", "retrieval-coco"}
+        assert all(profile is None for name, profile in profiles.items() if name not in squashed)
+
+    def test_what_a_source_leaves_out_is_said(self) -> None:
+        for name in PUBLISHED:
+            assert "augmentation" in RECIPES[name].source
+            assert "init" in RECIPES[name].source
 
     def test_the_baseline_differs_in_the_model_only(self) -> None:
         ours, baseline = RECIPES["pretrain-nano"], RECIPES["pretrain-nano-meter"]
@@ -133,6 +150,7 @@ class TestRunConfig:
             ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
             ({"select_by": "loss"}, "select_by is 'loss'; expected one of rsum"),
+            ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
         ],
     )
@@ -157,6 +175,20 @@ class TestRunConfig:
     def test_optimizer_values(self, values: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             OptimizerConfig(**values)
+
+    @pytest.mark.parametrize("name", ["recipe", "source"])
+    def test_where_a_run_comes_from_is_no_option(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--seed", "3"]
+        assert tyro.cli(RunConfig, args=options, default=RECIPES["pretrain-nano"]).seed == 3
+        with pytest.raises(SystemExit):
+            tyro.cli(RunConfig, args=[*options, f"--{name}", "mine"], default=RECIPES["pretrain-nano"])
+        assert f"--{name}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, PretrainingConfig, Phase])
+    def test_every_field_has_an_entry_of_its_own(self, config: type[Any]) -> None:
+        """The command's help shows an entry only for the one name before its colon."""
+        entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)
+        assert entries == [item.name for item in fields(config)]
 
     def test_every_part_can_be_changed_by_its_name(self) -> None:
         """What `run.json` names is what the command's options name."""

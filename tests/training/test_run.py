@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 import bridgetower.training.run as run_module
 import shapes
-from bridgetower.checkpoints import read_checkpoint
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
+from bridgetower.data.records import Record, write_split
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
@@ -25,6 +26,7 @@ from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import CONFIG, STATE, read_run, train
+from bridgetower.training.start import starting_checkpoint
 
 MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
 
@@ -53,6 +55,25 @@ def same(first: Path, second: Path) -> bool:
 def unmoved(config: RunConfig) -> RunConfig:
     """Returns a run of one step, too small to change any weight."""
     return replace(config, max_steps=1, optimizer=replace(config.optimizer, lr=1e-30))
+
+
+def write_spoilt(folder: Path, config: RunConfig) -> Path:
+    """Writes the checkpoint that the run would start from, with a weight that is no number."""
+    checkpoint = starting_checkpoint(config)
+    checkpoint.tensors["text.word_embedding.weight"].fill_(torch.nan)
+    write_checkpoint(checkpoint, folder)
+    return folder
+
+
+def write_unreadable(folder: Path) -> Path:
+    """Writes a set whose pictures are no pictures."""
+    for split in ("train", "validation"):
+        records = [
+            Record(image=b"no picture", file_name=f"{n}.png", image_id=f"broken-{n}", captions=("red bar",))
+            for n in range(4)
+        ]
+        write_split(folder / f"{split}.parquet", records)
+    return folder
 
 
 class StoppedError(Exception):
@@ -195,6 +216,55 @@ class TestRefusals:
                 train(replace(config, **mistake), out, progress=False)
         assert train(config, out, progress=False) == finished[1]
 
+    @pytest.mark.parametrize("spoilt", ["picture", "loss"])
+    def test_a_run_that_failed_in_its_first_step_may_be_started_anew(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, spoilt: str
+    ) -> None:
+        out = tmp_path / "run"
+        failing = replace(config, init=str(write_spoilt(tmp_path / "checkpoint", config)))
+        if spoilt == "picture":
+            folder = write_unreadable(tmp_path / "data")
+            failing = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
+        with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|picture broken-\d of"):
+            train(failing, out, progress=False)
+        assert (out / METRICS).exists()  # else this shows nothing
+        assert train(config, out, progress=False) == finished[1]
+        assert same(out / "last", finished[0] / "last")
+
+    @pytest.mark.parametrize("name", ["best", "last", "notes.txt", METRICS])
+    def test_a_folder_with_files_of_others(self, config: RunConfig, tmp_path: Path, name: str) -> None:
+        mine = tmp_path / name
+        if "." not in name:
+            mine.mkdir()
+            mine = mine / "model.safetensors"
+        mine.write_text("mine")
+        with pytest.raises(FileExistsError, match=rf"other files \({name}\); choose another --out"):
+            train(config, tmp_path, progress=False)
+        assert mine.read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize("folder", ["best", "last"])
+    def test_resume_leaves_files_of_others(
+        self, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+    ) -> None:
+        out = tmp_path / "run"
+        with failing_at(monkeypatch, 1, StoppedError), pytest.raises(StoppedError):
+            train(config, out, progress=False)
+        (out / folder).mkdir()
+        (out / folder / "notes.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
+            train(config, out, resume=True, progress=False)
+        with pytest.raises(FileExistsError, match="already holds a run"):
+            train(config, out, progress=False)
+        assert (out / folder / "notes.txt").read_text() == "mine"
+
+    def test_what_a_failed_start_left_is_no_obstacle(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
+    ) -> None:
+        for name in (".lock", f".{CONFIG}.partial-abc.json"):
+            (tmp_path / name).touch()
+        assert train(config, tmp_path, progress=False) == finished[1]
+
     def test_a_folder_without_one(self, config: RunConfig, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"holds no run \(run\.json is missing\)"):
             train(config, tmp_path, resume=True, progress=False)
@@ -279,14 +349,13 @@ class TestResume:
         out = tmp_path / "run"
         with failing_at(monkeypatch, 2, StoppedError), pytest.raises(StoppedError):
             train(config, out, progress=False)
-        (out / "best" / "more").mkdir(parents=True)
+        (out / "best").mkdir()
         (out / "best" / "model.safetensors").write_bytes(b"half")
         for folder in (out, out / "best"):
             (folder / ".model.safetensors.partial-abc.safetensors").write_bytes(b"half")
         assert train(config, out, resume=True, progress=False) == finished[1]
         assert same(out / "best", finished[0] / "best")
         assert not list(out.rglob("*partial*"))
-        assert not (out / "best" / "more").exists()
 
 
 class TestFullDisk:

@@ -38,7 +38,7 @@ def method(results: DemoResults) -> str:
     tests = [f"{count(dataset.splits['test']['images'])} {dataset.name}" for dataset in _tested(results)]
     seeds = max(len(results.seeds(arm)) for arm in results.arms)
     runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
-    meter = " METER is the same network without bridges." if "meter" in results.arms else ""
+    meter = " METER is the same network without bridges and input LayerNorms." if "meter" in results.arms else ""
     return (
         f"{listing(models) or 'The models'} learnt from {count(images)} pictures with {count(captions)} captions "
         f"({listing([dataset.name for dataset in results.datasets])}) for {count(results.runs[0].steps)} steps, with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from bridgetower.data.records import DatasetInfo
-from bridgetower.files import write_json
+from bridgetower.files import read_json, write_json
 from bridgetower.model.config import from_plain
 
 FORMAT = 1
@@ -255,15 +254,7 @@ class DemoResults:
             FileNotFoundError: There is no such file.
             ValueError: It holds something else.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}; expected the results.json of a demo run")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); make the results again") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
-        return cls.from_dict(values)
+        return cls.from_dict(read_json(path))
 
 
 def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:

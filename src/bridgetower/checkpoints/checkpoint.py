@@ -58,6 +58,17 @@ class Checkpoint:
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
+    def without_itc(self) -> Checkpoint:
+        """Returns the checkpoint without its contrastive head.
+
+        Raises:
+            ValueError: It has none.
+        """
+        if self.config.heads.itc is None:
+            raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
+        tensors = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("itc_head.")}
+        return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors)
+
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Returns the shape of every parameter of `BridgeTower(config)`, without allocating them."""

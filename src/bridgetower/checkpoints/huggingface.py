@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
@@ -14,6 +15,8 @@ from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, Mode
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
 _BACKBONE = "bridgetower."
+
+logger = logging.getLogger(__name__)
 
 # transformers' defaults, for configs that list only what differs (BridgeTowerConfig, …TextConfig, …VisionConfig).
 _DEFAULTS: dict[str, Any] = {
@@ -80,6 +83,10 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = checkpoint.config
     if reasons := _obstacles(config):
         raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
+    for setting, ours, theirs in _lost(config):
+        logger.warning(
+            "%s: transformers has no field for the %s: %g becomes %g", checkpoint.source, setting, ours, theirs
+        )
     heads = config.heads
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
     tensors = dict(checkpoint.tensors) | checkpoint.carried
@@ -196,7 +203,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
             config.vision_layers != handed or config.text_layers != handed
         ),
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
-        "its contrastive head reads the towers (official kind), which transformers' does not": (
+        "its contrastive head reads the towers (official kind), which transformers' does not; drop_itc leaves it out": (
             config.heads.itc == "tower"
         ),
         # transformers spreads the token type over the image tower's width there, and calls one projection.
@@ -205,6 +212,18 @@ def _obstacles(config: ModelConfig) -> list[str]:
         ),
     }
     return [reason for reason, applies in checks.items() if applies]
+
+
+def _lost(config: ModelConfig) -> list[tuple[str, float, float]]:
+    """Settings that transformers shares with another one: their names, our value, and the value that wins."""
+    text, fusion, heads = config.text, config.fusion, config.heads
+    shared = [
+        ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
+        ("dropout of the fusion layers", fusion.dropout, text.dropout),
+    ]
+    if heads.mlm:
+        shared.append(("layer norm eps of the MLM head", heads.mlm_layer_norm_eps, fusion.bridge_layer_norm_eps))
+    return [(name, ours, theirs) for name, ours, theirs in shared if ours != theirs]
 
 
 def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from torch import Tensor
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors
 from bridgetower.checkpoints.tensors import (
-    read_json,
     read_safetensors,
     read_sharded_safetensors,
     read_torch_archive,
     write_safetensors,
 )
-from bridgetower.files import write_json
+from bridgetower.files import read_json, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
@@ -88,13 +87,22 @@ def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
     write_safetensors(folder / "model.safetensors", checkpoint.tensors)
 
 
-def convert(checkpoint: Checkpoint, folder: Path, to: Format) -> None:
+def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False) -> None:
     """Writes a checkpoint as a folder of this package or of transformers.
+
+    Args:
+        checkpoint: What to write.
+        folder: New or empty.
+        to: `bridgetower` or `hf`; settings that transformers has no field for are lost with a warning.
+        drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
 
     Raises:
         FileExistsError: The folder holds something else.
-        ValueError: transformers cannot hold the model.
+        ValueError: transformers cannot hold the model, or there is no contrastive head to drop.
     """
+    if drop_itc:
+        checkpoint = checkpoint.without_itc()
+        logger.info("%s: the contrastive head is left out", checkpoint.source)
     if to == "bridgetower":
         write_checkpoint(checkpoint, folder)
         return
@@ -168,6 +176,8 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
 
 
 def _read_official(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
+    if path.suffix == ".safetensors" or path.name in _WEIGHTS:
+        raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
     official = settings.get("config") if isinstance(settings, dict) else None

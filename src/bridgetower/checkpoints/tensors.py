@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
 import zipfile
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridgetower.files import replacing
+from bridgetower.files import read_json, replacing
 
 # What `torch.load` raises on damaged bytes, besides UnpicklingError: a cut or altered pickle fails wherever it is read.
 _DAMAGE = (
@@ -85,21 +84,6 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole PyTorch file ({error}); download or copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        ValueError: The file is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
 
 

@@ -1,1 +1,1 @@
-"""data."""
+"""Data sets on disk and as training batches: preparation, splits, captions, masking, augmentation."""

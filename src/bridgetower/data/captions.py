@@ -113,6 +113,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             mask_token_id=processor.mask_token_id,
             vocab_size=processor.vocab_size,
             generator=generator,
+            continues_word=processor.continues_word if self.masking.whole_word else None,
         )
         return CaptionBatch(
             pixel_values=processor.normalise(augment(pixels, self.config.augmentation, generator)),

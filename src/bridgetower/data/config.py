@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
+OfficialProfile = Literal["official-pretrain", "official-finetune"]
 CaptionsFrom = Literal["text", "folder"]
 
 
@@ -17,12 +18,15 @@ class DataConfig:
     Attributes:
         folders: Prepared data sets; their pairs are mixed.
         repeats: How often each folder's pairs occur in an epoch, one number per folder; empty repeats each once.
-        train_split, validation_split: Splits of the folders.
+        train_split: Split of the folders to train on.
+        validation_split: Split of the folders to evaluate on.
         captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
             and epoch.
         augmentation: `none`, or `affine`: randomly turned, scaled, moved and lit. Nothing is ever mirrored: captions
             name left and right.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
+        profile: How pictures become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
+            checkpoint's own, and is `official-pretrain` for a new model.
         max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
         num_workers: Processes that decode; 0 decodes in the main process.
@@ -36,6 +40,7 @@ class DataConfig:
     captions: Captions = "all"
     augmentation: Augmentation = "none"
     word_dropout: float = 0.0
+    profile: OfficialProfile | None = None
     max_length: int = 50
     background: tuple[int, int, int] | None = None
     num_workers: int = 0
@@ -50,6 +55,8 @@ class DataConfig:
                 f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "
                 f"{', '.join(get_args(Captions))} and one of {', '.join(get_args(Augmentation))}"
             )
+        if self.profile not in (None, *get_args(OfficialProfile)):
+            raise ValueError(f"profile is {self.profile!r}; expected {' or '.join(get_args(OfficialProfile))}, or None")
         if not 0 <= self.word_dropout < 1:
             raise ValueError(f"word_dropout is {self.word_dropout}; expected a share in [0, 1)")
         if self.max_length < 3 or self.num_workers < 0:

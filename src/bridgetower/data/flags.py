@@ -8,8 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgetower.data.emoji import code_of, package_folder, package_versions, pixel_digest, read_names, read_pictures
 from bridgetower.data.records import Collection, Record, assign_splits
+from bridgetower.data.twemoji import (
+    code_of,
+    package_folder,
+    package_versions,
+    pixel_digest,
+    read_names,
+    read_pictures,
+)
 
 NUM_TEST = 50
 NUM_VALIDATION = 30

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bridgetower.data.config import MaskingConfig
 
-IGNORED_LABEL = -100
+IGNORED = -100
 """Label of a position that is not predicted; the default `ignore_index` of PyTorch's cross-entropy."""
 
 
@@ -21,7 +21,6 @@ def mask_tokens(
     vocab_size: int,
     generator: torch.Generator,
     continues_word: Bool[Tensor, " v"] | None = None,
-    at_least_one: bool = False,
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
     """Hides some tokens and returns the masked ids with the labels to predict.
 
@@ -37,11 +36,9 @@ def mask_tokens(
         generator: Source of all randomness, on any device.
         continues_word: True at vocabulary ids that carry on the word before them (WordPiece's `##`); needed for
             `whole_word`, refused without. A special token always ends a word.
-        at_least_one: Predict the token (or word) with the lowest draw in rows that would have none, so that short
-            texts are not wasted; raises the share above `probability`. Rows of special tokens stay without.
 
     Returns:
-        Masked ids, and labels: the original id where predicted, `IGNORED_LABEL` elsewhere.
+        Masked ids, and labels: the original id where predicted, `IGNORED` elsewhere.
 
     Raises:
         ValueError: Ids outside the vocabulary, no ordinary token left to draw, or a word table that does not fit.
@@ -54,11 +51,11 @@ def mask_tokens(
     draws = _uniform(input_ids, generator)
     if continues_word is not None:
         draws = _share_in_words(draws, is_special, continues_word.to(device)[input_ids])
-    predicted = _select(draws.masked_fill(is_special, torch.inf), config.probability, at_least_one)
+    predicted = (draws < config.probability) & ~is_special
 
     ordinary = (~special).nonzero().squeeze(1)
     masked = _replace(input_ids, predicted, config, ordinary, mask_token_id, generator)
-    return masked, input_ids.masked_fill(~predicted, IGNORED_LABEL)
+    return masked, input_ids.masked_fill(~predicted, IGNORED)
 
 
 def _replace(
@@ -76,14 +73,6 @@ def _replace(
     hidden = predicted & (fate < config.mask_share)
     exchanged = predicted & (fate < config.mask_share + config.random_share)
     return torch.where(exchanged, strangers, input_ids).masked_fill(hidden, mask_token_id)  # hidden wins
-
-
-def _select(draws: Float[Tensor, "b l"], probability: float, at_least_one: bool) -> Bool[Tensor, "b l"]:
-    predicted = draws < probability
-    if at_least_one and draws.shape[1] > 0:
-        # Where anything was predicted, the lowest draw already was: this adds to empty rows only.
-        predicted |= (draws == draws.amin(dim=1, keepdim=True)) & draws.isfinite()
-    return predicted
 
 
 def _share_in_words(

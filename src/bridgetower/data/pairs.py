@@ -13,6 +13,7 @@ from bridgetower.data.sources import Picture, Row
 from bridgetower.processor import open_image
 
 _MAX_NAMED = 10  # bad rows spelt out in an error
+_FEWEST_SPLIT = 3  # pictures: one each for train, validation and test
 _CHUNK_PER_WORKER = 8  # pictures in flight
 
 
@@ -147,7 +148,7 @@ def collect(pairs: Pairs, broken: Mapping[str, str], config: PairsConfig) -> Col
     return Collection(
         name=pairs.name,
         seed=config.seed,
-        split_rule="as the source's split column says" if pairs.splits else "pictures ranked by hash of seed and name",
+        split_rule="as the source's split column says" if pairs.splits else _seeded_rule(len(good), config),
         sources=pairs.sources,
         licences={},
         settings=config.settings,
@@ -164,8 +165,19 @@ def _check_bad(source: Path, bad: Sequence[str], max_bad: int) -> None:
     raise ValueError(f"{source} has {len(bad)} bad rows or pictures, allowed are {max_bad} (max_bad): {named}{more}")
 
 
+def _seeded_rule(num_pictures: int, config: PairsConfig) -> str:
+    rule = "pictures ranked by hash of seed and name"
+    if num_pictures < _FEWEST_SPLIT and any(config.fractions):
+        return f"{rule}; {num_pictures} are too few for test and validation, which need {_FEWEST_SPLIT}"
+    return rule
+
+
 def _seeded_splits(names: Sequence[str], config: PairsConfig) -> dict[str, str]:
-    num_test, num_validation = (round(fraction * len(names)) for fraction in config.fractions)
+    # A fraction that is not zero gives at least one picture, so that training has something to be judged on.
+    fewest = 0 if len(names) < _FEWEST_SPLIT else 1
+    num_test, num_validation = (
+        max(round(fraction * len(names)), fewest if fraction > 0 else 0) for fraction in config.fractions
+    )
     return assign_splits(names, seed=config.seed, num_test=num_test, num_validation=num_validation)
 
 

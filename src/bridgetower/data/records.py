@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgetower.files import replacing, write_json
+from bridgetower.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import datasets
@@ -205,11 +204,11 @@ def read_info(folder: Path) -> DatasetInfo:
         raise FileNotFoundError(
             f"no {INFO_FILE} in {folder}: it is no complete dataset; run `bridgetower prepare` again"
         )
+    content = read_json(path)
     try:
-        content = json.loads(path.read_bytes())
         splits = {name: SplitInfo(**split) for name, split in content.pop("splits").items()}
         return DatasetInfo(**content, splits=splits)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a dataset description ({error}); run `bridgetower prepare` again") from error
 
 

@@ -16,19 +16,27 @@ class RetrievalConfig:
         candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO.
         protocol: `honest` ranks each direction on its own candidates; `paper` on the maximum of both sides.
         max_captions: Captions of each image that are queries; None takes all.
+        fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
+            COCO 1k: 1000. None ranks the whole set.
         batch_size: Items or pairs at once.
+        memory_gib: Memory for encodings, on the model's device. Where they do not fit, they are made block by block,
+            more than once.
     """
 
     candidates: int = 128
     protocol: Protocol = "honest"
     max_captions: int | None = None
+    fold_size: int | None = None
     batch_size: int = 64
+    memory_gib: float = 8.0
 
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
-        for name in ("candidates", "max_captions", "batch_size"):
+        for name in ("candidates", "max_captions", "fold_size", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
+        if self.memory_gib <= 0:
+            raise ValueError(f"memory_gib is {self.memory_gib}; expected more than 0")
         if self.protocol not in get_args(Protocol):
             raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")

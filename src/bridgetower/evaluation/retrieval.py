@@ -1,10 +1,10 @@
-"""Image-text retrieval: contrastive recall, then matching of the candidates; every tower runs once per item."""
+"""Image-text retrieval: contrastive recall, then matching of the candidates, with shared encodings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,16 +12,20 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import gather_by_id, rank, world_size
+from bridgetower.evaluation.blocks import BlockEncoder
 from bridgetower.evaluation.config import Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import (
     RetrievalRecalls,
     chance_recalls,
+    fold_recalls,
     itm_accuracy,
     retrieval_recalls,
     topk_candidates,
     two_stage_scores,
 )
 from bridgetower.model.bridgetower import BridgeTower, Encoded
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,8 @@ class RetrievalResult:
         similarity: Cosine of the contrastive embeddings, image by text.
         itm: Match logit of the candidate pairs, NaN elsewhere; None without a matching head.
         text_image_index: Row of the image that each text belongs to.
-        itc_recalls, two_stage_recalls, chance: By stage; chance is a uniformly random ranking.
+        itc_recalls, two_stage_recalls, chance: By stage; chance is a uniformly random ranking. Means over
+            the folds if there are any.
         itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
     """
 
@@ -64,37 +69,39 @@ class RetrievalResult:
 def evaluate_retrieval(
     model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
 ) -> RetrievalResult:
-    """Ranks all images for every caption and all captions for every image.
+    """Ranks all images for every caption and all captions for every image, or those of its fold.
 
     Images are shared out over the processes of a distributed run; every process gets the same result.
 
     Raises:
-        ValueError: The model has no contrastive head, or a picture cannot be decoded.
+        ValueError: The model has no contrastive head, a picture cannot be decoded, or the folds are not equal.
     """
-    device = device or next(model.parameters()).device
+    if config.fold_size is not None and len(images) % config.fold_size:
+        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
+    model.contrastive_head()
     texts, text_image_index = images.texts(config.max_captions)
-    image = _cat_images(model, images, config.batch_size, device)
-    text = _cat_texts(model, images, texts, config.batch_size, device)
-    own = torch.empty(0, model.config.heads.itc_size) if image is None else model.image_embeds(image).float().cpu()
-    _, image_embeds = gather_by_id(_own_rows(len(images)), own)
-    similarity = image_embeds @ model.text_embeds(text).float().cpu().T
+    image, text = _encoders(model, images, texts, config, device)
+    width = model.config.heads.itc_size
+    _, image_embeds = gather_by_id(_own_rows(len(images)), image.vectors(model.image_embeds, width))
+    similarity = image_embeds @ text.vectors(model.text_embeds, width).T
     itm = two_stage = accuracy = None
     if model.itm_head is not None:
-        image_side = topk_candidates(similarity, config.candidates, dim=1)
-        text_side = topk_candidates(similarity, config.candidates, dim=0)
+        sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
         controls = _control_pairs(text_image_index, len(images))
-        logits = _pair_logits(model, image, text, image_side | text_side | controls, config.batch_size)
+        logits = _pair_logits(model, image, text, sides[0] | sides[1] | controls, config.batch_size)
         itm = logits[..., 1]
-        ranked = two_stage_scores(itm, image_side, text_side, protocol=config.protocol)
-        two_stage = retrieval_recalls(ranked[0], text_image_index, text_to_image_scores=ranked[1])
+        ranked = two_stage_scores(itm, *sides, protocol=config.protocol)
+        two_stage = _recalls(ranked[0], text_image_index, config, ranked[1])
         accuracy = _control_accuracy(logits, controls, text_image_index)
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
         text_image_index=text_image_index,
-        itc_recalls=retrieval_recalls(similarity, text_image_index),
+        itc_recalls=_recalls(similarity, text_image_index, config),
         two_stage_recalls=two_stage,
-        chance=chance_recalls(text_image_index, len(images)),
+        chance=chance_recalls(text_image_index, len(images))
+        if config.fold_size is None
+        else _recalls(torch.zeros_like(similarity), text_image_index, config),  # tied items count by chance
         itm_accuracy=accuracy,
         protocol=config.protocol,
     )
@@ -111,10 +118,8 @@ def evaluate_matching(
     Raises:
         ValueError: The model has no matching head, or a picture cannot be decoded.
     """
-    device = device or next(model.parameters()).device
     texts, text_image_index = images.texts(config.max_captions)
-    image = _cat_images(model, images, config.batch_size, device)
-    text = _cat_texts(model, images, texts, config.batch_size, device)
+    image, text = _encoders(model, images, texts, config, device)
     controls = _control_pairs(text_image_index, len(images))
     logits = _pair_logits(model, image, text, controls, config.batch_size)
     return _control_accuracy(logits, controls, text_image_index)
@@ -134,14 +139,38 @@ def score_pairs(
 
 
 def _pair_logits(
-    model: BridgeTower, image: Encoded | None, text: Encoded, wanted: Bool[Tensor, "i t"], batch_size: int
+    model: BridgeTower, image: BlockEncoder, text: BlockEncoder, wanted: Bool[Tensor, "i t"], batch_size: int
 ) -> Float[Tensor, "i t 2"]:
-    """Scores this process's images with `score_pairs` and puts the rows of all processes together."""
+    """Scores this process's images with `score_pairs`, block by block, and puts the rows of all processes together."""
     own_rows = _own_rows(len(wanted))
-    own = torch.empty(0, wanted.shape[1], 2)
-    if image is not None:
-        own = score_pairs(model, image, text, wanted[own_rows], batch_size)
+    own = torch.full((len(own_rows), wanted.shape[1], 2), torch.nan)
+    for rows, images in image.blocks():
+        for columns, texts in text.blocks():
+            own[rows, columns] = score_pairs(model, images, texts, wanted[own_rows[rows], columns], batch_size)
     return gather_by_id(own_rows, own)[1]
+
+
+def _candidates(
+    similarity: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"], config: RetrievalConfig, *, dim: int
+) -> Bool[Tensor, "i t"]:
+    """Chooses the candidates of each query among the items of its fold."""
+    size = config.fold_size or len(similarity)
+    chosen = torch.zeros_like(similarity, dtype=torch.bool)
+    for start in range(0, len(similarity), size):
+        rows, texts = slice(start, start + size), (text_image_index // size == start // size).nonzero().squeeze(1)
+        chosen[rows, texts] = topk_candidates(similarity[rows, texts], config.candidates, dim=dim)
+    return chosen
+
+
+def _recalls(
+    scores: Float[Tensor, "i t"],
+    text_image_index: Int[Tensor, " t"],
+    config: RetrievalConfig,
+    text_to_image: Float[Tensor, "i t"] | None = None,
+) -> RetrievalRecalls:
+    if config.fold_size is None:
+        return retrieval_recalls(scores, text_image_index, text_to_image_scores=text_to_image)
+    return fold_recalls(scores, text_image_index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
 
 
 def _own_rows(num_images: int) -> Int[Tensor, " n"]:
@@ -169,26 +198,36 @@ def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor
     return torch.arange(num_images)[:, None] == text_image_index[None]
 
 
-def _cat_images(model: BridgeTower, images: CaptionImages, batch_size: int, device: torch.device) -> Encoded | None:
-    """Encodes this process's share; None where there are fewer images than processes."""
-    chunks = _chunks(_own_rows(len(images)).tolist(), batch_size)
-    parts = [model.encode_image(images.pixel_values(chunk).to(device)) for chunk in chunks]
-    return Encoded.cat(parts) if parts else None
+def _encoders(
+    model: BridgeTower,
+    images: CaptionImages,
+    texts: Sequence[str],
+    config: RetrievalConfig,
+    device: torch.device | None,
+) -> tuple[BlockEncoder, BlockEncoder]:
+    """Encoders of this process's images and of all texts; each may hold half of the memory."""
+    place, model_config, own_rows = device or next(model.parameters()).device, model.config, _own_rows(len(images))
 
+    def encode_images(rows: Sequence[int]) -> Encoded:
+        return model.encode_image(images.pixel_values(own_rows[rows].tolist()).to(place))
 
-def _cat_texts(
-    model: BridgeTower, images: CaptionImages, texts: Sequence[str], batch_size: int, device: torch.device
-) -> Encoded:
-    batches = (images.processor.texts(chunk, truncate=True) for chunk in _chunks(texts, batch_size))
-    return Encoded.cat(
-        [
-            model.encode_text(
-                batch.input_ids.to(device), None if batch.attention_mask is None else batch.attention_mask.to(device)
-            )
-            for batch in batches
-        ]
+    def encode_texts(rows: Sequence[int]) -> Encoded:
+        batch = images.processor.texts([texts[row] for row in rows], truncate=True)
+        mask = None if batch.attention_mask is None else batch.attention_mask.to(place)
+        return model.encode_text(batch.input_ids.to(place), mask)
+
+    handed = model_config.fusion.num_handed_layers * model_config.fusion.hidden_size
+    token_bytes = handed * next(model.parameters()).element_size()
+    room = config.memory_gib * 2**30 / 2 / token_bytes  # in tokens
+    lengths = model_config.vision.num_tokens, images.processor.config.max_length
+    sizes = [max(config.batch_size, int(room / length)) for length in lengths]
+    encoders = (
+        BlockEncoder(encode_images, len(own_rows), block_size=sizes[0], batch_size=config.batch_size),
+        BlockEncoder(encode_texts, len(texts), block_size=sizes[1], batch_size=config.batch_size),
     )
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+    if len(own_rows) > sizes[0] or len(texts) > sizes[1]:
+        _LOG.info(
+            "%d images and %d texts are encoded more than once, in blocks of %d and %d: memory_gib is %g",
+            *(len(own_rows), len(texts), *sizes, config.memory_gib),
+        )
+    return encoders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,14 @@ class Encoded:
         return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask)
 
     def padded(self, length: int) -> Encoded:
-        """Pads to `length` tokens, with an explicit mask."""
+        """Pads to `length` tokens, with an explicit mask.
+
+        Raises:
+            ValueError: There are more tokens than `length`.
+        """
         missing = length - self.layers[0].shape[1]
+        if missing < 0:
+            raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
         mask = self.mask
         if mask is None:
             mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
@@ -123,7 +130,7 @@ class BridgeTower(nn.Module):
         """Encodes images; `token_type` 2 marks the second image of a pair (NLVR2).
 
         Raises:
-            ValueError: The image's sides are not multiples of the patch size.
+            ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
         hidden = self.vision(pixel_values, self.config.vision_layers)
         return Encoded(self._hand_over(hidden, self.image_projections, token_type), hidden[-1][:, 0])
@@ -149,8 +156,10 @@ class BridgeTower(nn.Module):
             read: `pooled` for matching and classification, `text` for masked words, `all` for everything.
 
         Raises:
-            ValueError: The numbers of images and texts differ.
+            ValueError: The numbers of images and texts differ, or there is no such `read`.
         """
+        if read not in get_args(Read):
+            raise ValueError(f"read is {read!r}; expected one of {', '.join(get_args(Read))}")
         if len(image) != len(text):
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
@@ -239,7 +248,7 @@ class BridgeTower(nn.Module):
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
     ) -> tuple[Float[Tensor, "b l d"], ...]:
         token_types = self.token_type_embedding.weight
-        if token_type >= len(token_types):
+        if not 0 <= token_type < len(token_types):
             raise ValueError(f"token type {token_type}; this model has {len(token_types)}: set fusion.num_token_types")
         shared = len(projections) == 1
         return tuple(

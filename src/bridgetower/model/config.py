@@ -21,9 +21,15 @@ class VisionConfig:
 
     Attributes:
         image_size: Side of the square input in pixels; a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+        hidden_size: Width of the tower.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; they divide `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
+        layer_norm_eps: Of all LayerNorms of the tower; CLIP 1e-5, timm 1e-6.
+        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one.
         pre_norm: LayerNorm after the embeddings (CLIP's `ln_pre`).
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
-        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one.
     """
 
     image_size: int = 288
@@ -55,8 +61,18 @@ class TextConfig:
     """The text tower: RoBERTa (the defaults) or BERT.
 
     Attributes:
+        vocab_size: Token ids, special ones included.
+        hidden_size: Width of the tower.
+        num_layers: Transformer layers.
+        num_heads: Attention heads; they divide `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
+        max_positions: Rows of the position table; RoBERTa leaves the first `pad_token_id` + 1 of them unused.
+        type_vocab_size: Rows of the token type table, of which only the first is used.
+        pad_token_id: Id that fills short texts.
         positions: `roberta` counts the tokens that are not padding, starting at `pad_token_id` + 1;
             `bert` counts columns from 0.
+        layer_norm_eps: Of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
+        dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
     """
 
     vocab_size: int = 50265
@@ -89,16 +105,22 @@ class FusionConfig:
     """The cross-modal encoder and what feeds it.
 
     Attributes:
+        hidden_size: Width of both streams.
+        num_layers: Layers of each stream.
+        num_heads: Attention heads; they divide `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
         bridge: How a tower layer x enters the previous fusion output z: `add` is LayerNorm(x + z), the paper's choice;
             `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned;
             None builds no bridges, so only the last tower layers reach the encoder, as in METER.
         input_norm: LayerNorm on the first layer's input; METER has none.
-        vision_layers, text_layers: Tower layers, counted from 1, that are handed to the fusion encoder: one per fusion
-            layer with bridges, exactly one without. None takes the top ones.
+        vision_layers: Image tower layers, counted from 1, that are handed to the fusion encoder: one per fusion layer
+            with bridges, exactly one without. None takes the top ones.
+        text_layers: Text tower layers that are handed over, likewise.
         separate_projections: One projection per handed layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
+        dropout: Probability, in training only, for attention and feed-forward alike.
     """
 
     hidden_size: int = 768
@@ -142,10 +164,12 @@ class HeadsConfig:
     """Which heads the model carries.
 
     Attributes:
+        mlm: Head for masked words.
+        itm: Head that tells whether image and text match.
         itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *handed*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
-        mlm_layer_norm_eps: 1e-12 in the official code, 1e-5 in transformers.
+        mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
     """
 
     mlm: bool = True
@@ -162,7 +186,14 @@ class HeadsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole model: two towers, the fusion encoder, heads."""
+    """A whole model: two towers, the fusion encoder, heads.
+
+    Attributes:
+        vision: The image tower.
+        text: The text tower.
+        fusion: The cross-modal encoder.
+        heads: What is predicted.
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridgetower.files import read_json
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, ProcessorConfig, Profile
-from bridgetower.processor.jsonfile import read_object
 from bridgetower.processor.text import SpecialTokens
 
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
@@ -154,12 +154,12 @@ def _sizes(config: ProcessorConfig) -> dict[str, Any]:
 def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     if nested.is_file():
-        settings = read_object(nested).get("image_processor")
+        settings = read_json(nested).get("image_processor")
         if isinstance(settings, dict):
             return nested, settings
     if not plain.is_file():
         raise FileNotFoundError(f"{folder} has no image settings; expected {plain.name} or {nested.name}")
-    return plain, read_object(plain)
+    return plain, read_json(plain)
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -222,5 +222,5 @@ def _channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
 
 def _read_max_length(folder: Path) -> int:
     path = folder / "tokenizer_config.json"
-    limit = read_object(path).get("model_max_length") if path.is_file() else None
+    limit = read_json(path).get("model_max_length") if path.is_file() else None
     return int(limit) if limit is not None and limit < _UNLIMITED else _DEFAULT_MAX_LENGTH

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -19,8 +20,7 @@ from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import ImageLike, open_image
-from bridgetower.processor.jsonfile import read_object
-from bridgetower.processor.text import SpecialIds, SpecialTokens, TextBatch, encode, pad, special_tokens
+from bridgetower.processor.text import SpecialIds, SpecialTokens, TextBatch, continues_word, encode, pad, special_tokens
 from bridgetower.processor.tokenizer import find_tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ class Processor:
     def vocab_size(self) -> int:
         """Number of token ids, special ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def continues_word(self) -> Bool[Tensor, " v"]:
+        """True at the ids of tokens that carry on the word before them."""
+        return continues_word(self._tokenizer)
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises pictures.
@@ -180,7 +185,7 @@ class Processor:
             ValueError: A file is damaged, of another version, or has unknown fields.
         """
         path = Path(folder) / "processor.json"
-        values = read_object(path)
+        values = files.read_json(path)
         if values.get("version") != _VERSION or values.keys() != {"version", "tokenizer", "config"}:
             raise ValueError(
                 f"{path} is of version {values.get('version')} with {sorted(values)}; this release reads {_VERSION} "

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 _SHOWN = 60
+_WORDPIECE_PREFIX = "##"
+_BYTE_LEVEL_SPACE = "Ġ"  # how byte-level BPE spells a space
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,22 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
             "set its post_processor"
         )
     return family
+
+
+def continues_word(tokenizer: Tokenizer) -> Bool[Tensor, " v"]:
+    """Tells for each id whether its token carries on the word before it, for whole-word masking.
+
+    In BERT's family those are the tokens that begin with `##`, in RoBERTa's (byte-level BPE) those that do not begin
+    with a space. The first word of a text has no space before it: there the special token in front ends the word.
+
+    Raises:
+        ValueError: The tokenizer is of neither family.
+    """
+    family = special_tokens(tokenizer)
+    tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size(with_added_tokens=True))]
+    if family is BERT:
+        return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
+    return torch.tensor([token not in (None, *family) and not token.startswith(_BYTE_LEVEL_SPACE) for token in tokens])
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False) -> list[list[int]]:

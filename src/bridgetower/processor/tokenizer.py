@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, WordPiece
 
-from bridgetower.processor.jsonfile import read_object
+from bridgetower.files import read_json
 from bridgetower.processor.text import BERT, ROBERTA, SpecialTokens
 
 _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
@@ -59,7 +59,7 @@ def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def train_tokenizer(captions: Iterable[str], *, vocab_size: int, lowercase: bool = False) -> Tokenizer:
+def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """Trains a byte-level BPE with RoBERTa's special tokens: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
 
     The result depends on the captions and `vocab_size` only. Every text can be encoded, since all bytes are tokens.
@@ -67,7 +67,6 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, lowercase: bool
     Args:
         captions: Texts to learn from.
         vocab_size: Number of ids; fewer result if the captions hold fewer pairs that occur twice.
-        lowercase: Lower-case every text before it is encoded.
 
     Raises:
         ValueError: There are no captions, or `vocab_size` does not hold the bytes and the special tokens.
@@ -87,13 +86,10 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, lowercase: bool
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    learner.train_from_iterator((text.lower() for text in texts) if lowercase else texts, trainer)
+    learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
-    tokenizer = _roberta(vocab, [(left, right) for left, right in model["merges"]])
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    return tokenizer
+    return _roberta(vocab, [(left, right) for left, right in model["merges"]])
 
 
 def _load_roberta(path: Path) -> Tokenizer:
@@ -161,13 +157,13 @@ def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings |= read_object(folder / name)
+            settings |= read_json(folder / name)
     for key, role in _NAMES_IN_CONFIG.items():
         given = settings.get(key)
         content, usual = given.get("content") if isinstance(given, dict) else given, getattr(expected, role)
         if content not in (None, usual):
             raise ValueError(f"{folder} sets {key} to {content!r}, expected {usual!r}; give a tokenizer.json instead")
-    if (folder / "added_tokens.json").is_file() and read_object(folder / "added_tokens.json").keys() - set(expected):
+    if (folder / "added_tokens.json").is_file() and read_json(folder / "added_tokens.json").keys() - set(expected):
         raise ValueError(f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead")
     return settings
 

@@ -17,8 +17,10 @@ class Phase:
 
     Attributes:
         until: Share of all steps at which the phase ends; the last phase ends at 1.
-        mlm, itm, itc: Loss weights; an objective of weight 0 is not computed.
-        negatives: Of ITM: `random` images, or `hard` ones drawn by contrastive similarity.
+        mlm: Weight of the masked-word loss; 0 does not compute it.
+        itm: Weight of the matching loss; 0 does not compute it.
+        itc: Weight of the contrastive loss; 0 does not compute it. It sees one micro-batch per process.
+        negatives: Of ITM, out of one micro-batch: `random` images, or `hard` ones drawn by contrastive similarity.
     """
 
     until: float = 1.0
@@ -50,7 +52,8 @@ class PretrainingConfig:
     Attributes:
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
-        negatives_from: Hard negatives of this rank's batch or of all ranks (official `gather_global_negative`).
+        negatives_from: Hard negatives of this rank's micro-batch or of those of all ranks (official
+            `gather_global_negative`).
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
@@ -68,6 +71,11 @@ class PretrainingConfig:
             raise ValueError(
                 f"negatives_from is {self.negatives_from!r}; expected one of {', '.join(get_args(NegativesFrom))}"
             )
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether any phase compares the pairs of a batch: the contrastive loss, or hard negatives."""
+        return any(phase.itc or phase.negatives == "hard" for phase in self.phases)
 
     def phase(self, progress: float) -> Phase:
         """Returns the phase in force when `progress` (0 to 1) of the run is done."""

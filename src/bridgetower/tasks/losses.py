@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bridgetower.data.masking import IGNORED
 from bridgetower.distributed import all_gather, rank
-
-IGNORED = -100  # label of positions that no loss counts
 
 
 # Not frozen: Fabric copies what comes out of a wrapped module, and refuses frozen dataclasses.

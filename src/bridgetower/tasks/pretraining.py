@@ -17,6 +17,9 @@ from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
 class PretrainingTask(nn.Module):
     """The paper's pre-training objectives over one encoding of each image and text.
 
+    ITC compares the pairs that it is given with those of the other processes, and negatives come from the same pairs:
+    with accumulation that is one micro-batch per process, not the whole batch of the step.
+
     Attributes:
         progress: Share of the run that is done; decides the phase.
     """

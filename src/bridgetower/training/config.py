@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
@@ -12,8 +14,10 @@ from bridgetower.model.config import ModelConfig, from_plain
 from bridgetower.tasks.config import PretrainingConfig
 
 Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu"]
 Rule = Literal["plain", "official"]
 Schedule = Literal["polynomial", "cosine"]
+_NotAnOption = Annotated[str, Fixed, Suppress]
 SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy"]
 
 
@@ -22,14 +26,20 @@ class OptimizerConfig:
     """AdamW, its groups and its schedule.
 
     Attributes:
-        lr: Of the towers; heads and fusion encoder multiply it.
-        head_multiplier, fusion_multiplier: Of the learning rate. The official code reads a float as an absolute rate;
-            here it always multiplies.
+        lr: Learning rate of the towers; heads and fusion encoder multiply it.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the running mean square.
+        weight_decay: Share of a weight, times the learning rate, that a step takes away.
+        head_multiplier: Of the learning rate, for heads. The official code reads a float as an absolute rate; here it
+            always multiplies.
+        fusion_multiplier: Of the learning rate, for the fusion encoder with its projections and poolers.
         rule: `plain` is torch's AdamW and decays matrices only; `official` is the AdamW that the official code used
             (epsilon before the bias correction, decay after the step) with its decay list, which misses CLIP's
             LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads.
+        schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0.
         warmup: Share of all steps over which the rate rises from 0.
-        schedule, power, end_lr: `polynomial` decay of that power to `end_lr`; power 1 is linear. `cosine` goes to 0.
+        power: Of the polynomial decay; 1 is linear.
+        end_lr: Rate at the end of the polynomial decay.
         clip_norm: Largest gradient norm; None does not clip.
     """
 
@@ -73,26 +83,35 @@ class RunConfig:
     """Everything that decides a run's result.
 
     Attributes:
-        recipe: Name of the recipe that the run started from, and `source`, where the recipe's numbers come from.
-        model: Architecture, if training starts from nothing.
-        init: Folder, `.ckpt` or hub id to start from instead; its architecture and tokenizer are kept.
+        recipe: Name of the recipe that the run started from; no option of the command.
+        source: Where the recipe's numbers come from; no option of the command.
+        task: Objectives over the run.
+        model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
+            that the run does not name are left behind.
+        init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
+        image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
         tokenizer: Folder or file with a tokenizer for a model that starts from nothing; None trains byte-level BPE on
             the training captions.
-        image_size: Pixels; with `init`, position embeddings are resized to it.
+        data: What is trained on and how it is read.
+        optimizer: AdamW and its schedule.
         evaluation: How retrieval is measured on the validation split.
         batch_size: Pairs per optimiser step, over all processes and accumulated micro-batches.
-        micro_batch_size: Pairs that one process holds at once; None takes all of its share.
+        micro_batch_size: Pairs that one process holds at once, None for all of its share. ITC compares these pairs with
+            those of the other processes, and negatives are drawn from them, so a smaller number makes both easier.
         max_steps: Optimiser steps; give either this or `max_epochs`.
+        max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Of the forward pass; weights and optimiser stay in float32.
+        device: `auto` takes a GPU if there is one; `cpu` does not.
+        seed: Of new weights, order, masks, negatives and dropout.
         evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
         select_by: Validation figure whose best checkpoint is kept; higher is better. `rsum` is the one of the last
             stage that the model has.
-        log_every: Steps between lines of `metrics.jsonl`.
+        log_every: Steps between lines of `metrics.jsonl`; losses are those of that step, as means over the processes.
     """
 
-    recipe: str = ""
-    source: str = ""
+    recipe: _NotAnOption = ""
+    source: _NotAnOption = ""
     task: PretrainingConfig = field(default_factory=PretrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
@@ -106,6 +125,7 @@ class RunConfig:
     max_steps: int | None = None
     max_epochs: int | None = None
     precision: Precision = "fp32"
+    device: Device = "auto"
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
@@ -127,6 +147,7 @@ class RunConfig:
         if self.init is not None and self.tokenizer is not None:
             raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
         _check_choice("precision", self.precision, Precision)
+        _check_choice("device", self.device, Device)
         _check_choice("select_by", self.select_by, SelectBy)
 
     def to_dict(self) -> dict[str, Any]:

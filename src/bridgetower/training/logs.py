@@ -9,11 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from bridgetower.distributed import all_gather
 from bridgetower.files import write_text
 from bridgetower.training.config import RunConfig
 
@@ -64,7 +66,7 @@ class RunLog:
         self.seconds += seconds
         self.steps += 1
         self.progress.advance(self.bar)
-        if not self.enabled or (step % self.config.log_every and step != self.max_steps):
+        if not self.enabled or not self.due(step):
             return
         pairs_per_second = self.config.batch_size * self.steps / max(self.seconds, 1e-9)
         figures = {name: float(value) for name, value in losses.items()}
@@ -73,6 +75,10 @@ class RunLog:
         self.seconds, self.steps = 0.0, 0
         text = f"loss {figures['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, figures=text)
+
+    def due(self, step: int) -> bool:
+        """Whether the figures of a step are written; the same in every process."""
+        return step % self.config.log_every == 0 or step == self.max_steps
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the figures of an evaluation."""
@@ -84,6 +90,16 @@ class RunLog:
         self.file.flush()
         for name, value in figures.items():
             self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the means of scalars over all processes, in one exchange; every process has to call it.
+
+    Args:
+        losses: The same names in every process.
+    """
+    values = torch.stack([value.float() for value in losses.values()])
+    return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from bridgetower.data.captions import CaptionPairs, StepSampler, derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
-from bridgetower.training.logs import RunLog
+from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.state import TrainingState, load_state, save_state
 
@@ -67,7 +68,7 @@ def make_fabric(config: RunConfig) -> Fabric:
     if torch.distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         fabric = Fabric(
-            accelerator="auto",
+            accelerator=config.device,
             devices=local,
             num_nodes=int(os.environ["WORLD_SIZE"]) // local,
             # Heads and towers that the current phase does not use get no gradient.
@@ -75,7 +76,7 @@ def make_fabric(config: RunConfig) -> Fabric:
             precision=precision,
         )
     else:
-        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+        fabric = Fabric(accelerator=config.device, devices=1, precision=precision)
     fabric.launch()
     return fabric
 
@@ -91,7 +92,7 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
         progress: Show a bar.
 
     Raises:
-        FloatingPointError: A loss is not finite; the batch's ids are named.
+        FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
         Interrupted: A signal asked to stop; the state is saved.
     """
     config = parts.config
@@ -100,6 +101,7 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
     state = load_state(out, parts.model, optimizer) if resume else TrainingState()
     batches = _batches(parts, fabric, state.step)
     factor = schedule(config.optimizer, parts.max_steps)
+    _warn_of_small_contrast(config, fabric)
     log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
     if state.step == parts.max_steps:
         logger.info("%s is finished: all %d steps are done", out, state.step)
@@ -110,6 +112,8 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
             started = time.perf_counter()
             losses = _step(fabric, task, parts, optimizer, batches, step)
             state.step = step + 1
+            if log.due(state.step):
+                losses = mean_over_ranks(losses)
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == parts.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
@@ -140,7 +144,7 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionB
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=fabric.device.type == "cuda",
     )
     return iter(loader)
 
@@ -150,6 +154,16 @@ def _micro_batches(config: RunConfig, world_size: int) -> int:
     return -(-share // (config.micro_batch_size or share))
 
 
+def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
+    if config.task.contrasts and _micro_batches(config, fabric.world_size) > 1 and fabric.global_rank == 0:
+        logger.warning(
+            "ITC and hard negatives see one micro-batch of %s pairs per process, not the batch of %s; raise "
+            "micro_batch_size, or add processes, to contrast more",
+            config.micro_batch_size,
+            config.batch_size,
+        )
+
+
 def _step(
     fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[CaptionBatch], step: int
 ) -> dict[str, Tensor]:
@@ -157,20 +171,37 @@ def _step(
     micro_batches = _micro_batches(parts.config, fabric.world_size)
     parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
     means: dict[str, Tensor] = {}
+    image_ids: list[str] = []
     for micro in range(micro_batches):
         batch = next(batches).to(fabric.device)
+        image_ids += batch.image_ids
         with fabric.no_backward_sync(task, enabled=micro + 1 < micro_batches):
             losses: Losses = task(batch)
             _check_finite(losses, batch, step + 1)
             fabric.backward(losses.total / micro_batches)
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / micro_batches
-    if parts.config.optimizer.clip_norm is not None:
-        norm = fabric.clip_gradients(task, optimizer, max_norm=parts.config.optimizer.clip_norm)
-        means["gradient_norm"] = torch.as_tensor(norm)
+    means["gradient_norm"] = _clip(fabric, task, parts.config.optimizer.clip_norm, optimizer)
+    _check_gradients(means["gradient_norm"], image_ids, step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means
+
+
+def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimizer) -> Tensor:
+    """Clips the gradients if asked to; returns their norm of before."""
+    limit = math.inf if clip_norm is None else clip_norm
+    norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
+    return torch.as_tensor(norm)
+
+
+def _check_gradients(norm: Tensor, image_ids: Sequence[str], step: int) -> None:
+    """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"gradients are not finite at step {step}: norm {norm.item()}; images of this process's batch: "
+            f"{', '.join(image_ids)}. Lower the learning rate, or look at these pictures"
+        )
 
 
 def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:

@@ -17,7 +17,8 @@ _PAPER_OPTIMIZER = OptimizerConfig(
 
 PRETRAIN_BASE = RunConfig(
     recipe="pretrain-base",
-    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs",
+    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs; without its augmentation, "
+    "and without init the towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),)),
     model=BASE,
     optimizer=_PAPER_OPTIMIZER,
@@ -35,7 +36,8 @@ PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, mi
 PRETRAIN_BASE_ITC = replace(
     PRETRAIN_BASE,
     recipe="pretrain-base-itc",
-    source="official scripts, MLM + ITM + ITC with hard negatives",
+    source="official script: MLM + ITM + ITC with hard negatives; without its augmentation, and without init the "
+    "towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),)),
     model=replace(BASE, heads=HeadsConfig(itc="tower")),
     select_by="rsum",
@@ -67,27 +69,31 @@ _RETRIEVAL_TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=1, itc=1, negatives
 
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
-    source="paper, appendix; official script for Flickr30k, ITC + ITM",
+    source="paper, appendix, and official script for Flickr30k: ITC + ITM, numbers and squashed pictures; without its "
+    "augmentation; give a pre-trained init",
     task=_RETRIEVAL_TASK,
     model=replace(BASE, heads=HeadsConfig(mlm=False, itc="tower")).override({"vision.image_size": 384}),
     image_size=384,
     optimizer=replace(_PAPER_OPTIMIZER, lr=5e-6, warmup=0.05),
-    data=DataConfig(max_length=40, num_workers=4),
+    data=DataConfig(profile="official-finetune", max_length=40, num_workers=4),
     evaluation=RetrievalConfig(candidates=128),
     batch_size=512,
     micro_batch_size=32,
     max_epochs=20,
     precision="bf16",
+    evaluate_every=1_000,
 )
 
 RETRIEVAL_COCO = replace(
     RETRIEVAL_FLICKR30K,
     recipe="retrieval-coco",
-    source="paper, appendix; official script for COCO, ITC + ITM",
+    source="paper, appendix, and official script for COCO: ITC + ITM, numbers and squashed pictures; without its "
+    "augmentation; give a pre-trained init",
     optimizer=replace(_PAPER_OPTIMIZER, lr=4.5e-6, warmup=0.1),
     evaluation=RetrievalConfig(candidates=256),
     batch_size=256,
     max_epochs=30,
+    evaluate_every=10_000,
 )
 
 RECIPES = {
@@ -102,3 +108,6 @@ RECIPES = {
         RETRIEVAL_COCO,
     )
 }
+
+# Recipes that make sense only with a pre-trained `init`.
+FINE_TUNING = (RETRIEVAL_FLICKR30K.recipe, RETRIEVAL_COCO.recipe)

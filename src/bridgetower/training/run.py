@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from bridgetower.checkpoints import Checkpoint, read_checkpoint, update_weights, write_checkpoint
-from bridgetower.checkpoints.tensors import read_json
-from bridgetower.data.captions import CaptionImages, CaptionPairs, derive_seed
+from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
+from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
-from bridgetower.files import locked, remove_leftovers, write_json
+from bridgetower.files import intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.init import init_weights
-from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, Parts, fit, make_fabric
+from bridgetower.training.start import differences, starting_checkpoint
 from bridgetower.training.state import FILE as STATE
 
 CONFIG = "run.json"
+
+# What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
+_CHECKPOINT = {"config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json"}
 
 # The heads that the figures of `RunConfig.select_by` come from.
 _HEADS_OF = {
@@ -55,11 +51,13 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
 
     Raises:
         FileNotFoundError: `out` holds no run and `resume` is True.
-        FileExistsError: `out` holds a run and `resume` is False.
-        ValueError: `resume` with another config, or data that does not fit.
-        FloatingPointError: A loss is not finite.
+        FileExistsError: `out` holds something else, or it holds a run and `resume` is False.
+        ValueError: `resume` with another config, data that does not fit, or a model setting that `init` would ignore.
+        FloatingPointError: A loss or a gradient is not finite.
     """
     fabric = make_fabric(config)
+    if fabric.global_rank == 0:
+        _check_folder(out, resume=resume)
     with locked(out) if fabric.global_rank == 0 else nullcontext():
         return _train(config, out, fabric, resume=resume, progress=progress)
 
@@ -68,7 +66,7 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     if fabric.global_rank == 0:
         _claim(config, out, resume=resume)
     fabric.barrier()
-    checkpoint = _start(config)
+    checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train().to(fabric.device)
     parts = _parts(config, replace(checkpoint, tensors={}), model)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
@@ -89,83 +87,54 @@ def read_run(out: Path) -> RunConfig:
     return RunConfig.from_dict(read_json(out / CONFIG))
 
 
+def _check_folder(out: Path, *, resume: bool) -> None:
+    """Raises before anything is written if the folder holds what is not of a run, or a run that may not be replaced."""
+    if resume:
+        read_run(out)
+        spoilt = [folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT)]
+        if spoilt:
+            raise FileExistsError(
+                f"{spoilt[0]} was not written by the run; move it away, as the folder is written anew"
+            )
+    elif not (out / CONFIG).exists():
+        foreign = _others(out, {CONFIG, ".lock"})
+        if foreign:
+            raise FileExistsError(
+                f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
+                "another --out or move them away"
+            )
+    elif _has_begun(out):
+        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+
+
+def _others(folder: Path, ours: set[str]) -> list[str]:
+    """Names in a folder that are neither ours nor left over from writing one of ours."""
+    return sorted({intended_name(path) for path in folder.iterdir()} - ours) if folder.exists() else []
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a step was done or anything saved; a run that failed before its first step may be started anew."""
+    metrics = out / METRICS
+    saved = any((out / name).exists() for name in (STATE, "best", "last"))
+    return saved or (metrics.exists() and metrics.stat().st_size > 0)
+
+
 def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
     """Writes the config of a new run, or checks that of the run to continue."""
-    if not resume:
-        if (out / METRICS).exists():  # a run that failed before its first step may be started anew
-            raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
-        write_json(out / CONFIG, config.to_dict())
-        return
-    changed = list(_differences(read_run(out).to_dict(), config.to_dict()))
-    if changed:
-        raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
+    _check_folder(out, resume=resume)  # again, now that no other process can change it
     for folder in (out, out / "best", out / "last"):
         remove_leftovers(folder)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of the values that differ."""
-    for name in now:
-        if isinstance(now[name], dict) and isinstance(before[name], dict):
-            yield from _differences(before[name], now[name], f"{prefix}{name}.")
-        elif now[name] != before[name]:
-            yield prefix + name
-
-
-def _start(config: RunConfig) -> Checkpoint:
-    """Reads the checkpoint to start from, or draws the weights of a new model."""
-    checkpoint = _new(config) if config.init is None else _initial(config, config.init)
-    longest = checkpoint.config.text.max_length
-    if config.data.max_length > longest:
-        raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
-    return checkpoint
-
-
-def _initial(config: RunConfig, init: str) -> Checkpoint:
-    """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
-    checkpoint = read_checkpoint(init)
-    processor = checkpoint.processor
-    if processor is None or processor.tokenizer is None:
-        raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
-    values = replace(
-        processor.config,
-        max_length=config.data.max_length,
-        background=config.data.background or processor.config.background,
-    )
-    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
-    return checkpoint if config.image_size is None else checkpoint.resized(config.image_size)
-
-
-def _new(config: RunConfig) -> Checkpoint:
-    processor = _processor(config)
-    model_config = config.model.override(
-        {"text.vocab_size": processor.vocab_size, "text.pad_token_id": processor.pad_token_id}
-    )
-    if config.image_size is not None:
-        model_config = model_config.override({"vision.image_size": config.image_size})
-    model = BridgeTower(model_config)
-    init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
-    return Checkpoint(source=config.recipe, config=model_config, tensors=model.state_dict(), processor=processor)
-
-
-def _processor(config: RunConfig) -> Processor:
-    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
-    values = ProcessorConfig(
-        profile="official-pretrain",
-        image_size=config.image_size or config.model.vision.image_size,
-        max_length=config.data.max_length,
-        background=config.data.background,
-    )
-    if config.tokenizer is not None:
-        return Processor(values, load_tokenizer(config.tokenizer))
-    images = CaptionImages(config.data, config.data.train_split, Processor(values, None))
-    captions = [caption for captions in images.captions for caption in captions]
-    return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))
+    if not resume:
+        write_json(out / CONFIG, config.to_dict())
+        return
+    changed = list(differences(read_run(out).to_dict(), config.to_dict()))
+    if changed:
+        raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
 
 
 def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Parts:
     processor = checkpoint.processor
-    assert processor is not None  # _start refused it
+    assert processor is not None  # starting_checkpoint refused it
     data = config.data
     train_pairs = CaptionPairs(CaptionImages(data, data.train_split, processor), config.task.masking)
     # What is evaluated is neither repeated nor cut.
@@ -188,8 +157,8 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Par
         if (folder / "config.json").exists():
             update_weights(current, folder)
             return
-        if folder.exists():  # without the config, which comes last: a killed run's first write
-            shutil.rmtree(folder)
+        for name in _CHECKPOINT:  # without the config, which comes last: a killed run's first write
+            (folder / name).unlink(missing_ok=True)
         write_checkpoint(current, folder)
 
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(train_pairs) // config.batch_size)

@@ -1,0 +1,46 @@
+"""Options that several verbs of the command line share; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg
+
+from bridgetower.training.recipes import RECIPES
+
+Recipe = tyro.extras.subcommand_type_from_defaults(
+    RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False
+)
+Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    Attributes:
+        revision: Branch, tag or commit of a hub id.
+        image_size: Resize the position embeddings to this many pixels.
+        device: Such as cpu or cuda:0; default: a GPU if there is one.
+        precision: bf16 takes about half the time on hardware that has it.
+        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+    """
+
+    revision: str | None = None
+    image_size: int | None = None
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tokenizer: Path | None = None
+
+    def load(self, model: str) -> Any:
+        """Returns the `bridgetower.predictor.Predictor` of a model."""
+        from bridgetower.predictor import load
+
+        return load(model, **vars(self))
+
+
+Loading = Annotated[LoadOptions, arg(name="")]
+AS_USUAL = LoadOptions()

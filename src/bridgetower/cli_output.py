@@ -1,0 +1,68 @@
+"""What the command line writes to standard output: JSON lines, or a table for a reader at a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridgetower.files import write_text
+
+if TYPE_CHECKING:
+    from bridgetower.analysis.results import Spread
+
+_STAGES = {"itc": "contrastive", "two_stage": "after matching", "chance": "chance"}
+_HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
+
+
+def emit(value: object) -> None:
+    """Writes one line of JSON."""
+    sys.stdout.write(_line(value))
+
+
+def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
+    """Writes a line of JSON per row, to the file `out` if given."""
+    if out is None:
+        sys.stdout.writelines(map(_line, rows))
+    else:
+        write_text(out, "".join(map(_line, rows)))
+
+
+def emit_table(title: str, figures: Mapping[str, float]) -> None:
+    """Writes the figures of a retrieval evaluation in per cent: a line per figure, a column per stage, chance last."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [stage for stage in _STAGES if f"{stage}_rsum" in figures]
+    table = Table("", *(_STAGES[stage] for stage in shown), title=title)
+    for name in (figure.removeprefix("chance_") for figure in figures if figure.startswith("chance_")):
+        scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
+        table.add_row(name.replace("_", " "), *(f"{scale * figures[f'{stage}_{name}']:.1f}" for stage in shown))
+    if "itm_accuracy" in figures:
+        accuracy = {"two_stage": figures["itm_accuracy"], "chance": 0.5}
+        table.add_row("itm accuracy", *(f"{100 * accuracy[stage]:.1f}" if stage in accuracy else "" for stage in shown))
+    Console().print(table)
+
+
+def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns of the demo's summary what it comes to: data set → figure → arm → mean over seeds."""
+    return {
+        name: {
+            figure: {arm: spread["mean"] for arm, spread in arms.items()}
+            for figure, arms in figures.items()
+            if figure in _HEADLINE
+        }
+        for name, figures in summary.items()
+    }
+
+
+def with_options(message: str) -> str:
+    """Names options as they are typed: --truncate, where Python callers read truncate=True."""
+    return re.sub(r"\b([a-z_]+)=True\b", lambda found: "--" + found[1].replace("_", "-"), message)
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

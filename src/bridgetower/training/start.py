@@ -1,0 +1,156 @@
+"""The checkpoint that a run starts from: new weights, or those of `init` with the heads that the run needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.data.captions import CaptionImages, derive_seed
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import HeadsConfig, ModelConfig
+from bridgetower.model.init import init_weights
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import FINE_TUNING, RECIPES
+
+logger = logging.getLogger(__name__)
+
+HEADS = ("mlm", "itm", "itc")
+
+
+def starting_checkpoint(config: RunConfig) -> Checkpoint:
+    """Reads the checkpoint to start from, or draws the weights of a new model.
+
+    Raises:
+        ValueError: `init` has no tokenizer, the run sets a model value that `init` decides, or captions may be longer
+            than the text tower takes.
+    """
+    checkpoint = _new(config) if config.init is None else _initial(config, config.init)
+    longest = checkpoint.config.text.max_length
+    if config.data.max_length > longest:
+        raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
+    return checkpoint
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of the values in nested dictionaries that differ."""
+    for name in now:
+        if isinstance(now[name], dict) and isinstance(before[name], dict):
+            yield from differences(before[name], now[name], f"{prefix}{name}.")
+        elif now[name] != before[name]:
+            yield prefix + name
+
+
+def _initial(config: RunConfig, init: str) -> Checkpoint:
+    """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
+    checkpoint = read_checkpoint(init)
+    processor = checkpoint.processor
+    if processor is None or processor.tokenizer is None:
+        raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
+    values = _with_data_settings(processor.config, config)
+    tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}  # some are in half precision
+    checkpoint = replace(checkpoint, tensors=tensors, processor=Processor(values, processor.tokenizer))
+    if config.image_size is not None:
+        checkpoint = checkpoint.resized(config.image_size)
+    return _with_heads(checkpoint, config)
+
+
+def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> ProcessorConfig:
+    data = config.data
+    if data.profile is not None:  # the other two belong to transformers' profile
+        values = replace(values, profile=data.profile, shortest_edge=None, size_divisor=None)
+    return replace(values, max_length=data.max_length, background=data.background or values.background)
+
+
+def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
+    """Returns the checkpoint with exactly the heads that the run asks for; new ones are drawn."""
+    kept, new, dropped = _sorted_heads(checkpoint.config.heads, config.model.heads)
+    model_config = replace(checkpoint.config, heads=_effective_heads(checkpoint.config.heads, config.model.heads, kept))
+    _check_model(config, checkpoint, model_config)
+    if dropped:
+        logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
+    if new:
+        logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(new))
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith(tuple(f"{head}_head." for head in HEADS if head not in kept))
+    }
+    return replace(checkpoint, config=model_config, tensors=tensors | _new_heads(model_config, new, config.seed))
+
+
+def _sorted_heads(there: HeadsConfig, asked: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
+    """Names of the heads that are kept, start anew, and are left behind; a contrastive head of another kind is both."""
+    kept = [head for head in HEADS if getattr(there, head) and getattr(asked, head) == getattr(there, head)]
+    new = [head for head in HEADS if getattr(asked, head) and head not in kept]
+    dropped = [head for head in HEADS if getattr(there, head) and head not in kept]
+    return kept, new, dropped
+
+
+def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) -> HeadsConfig:
+    """The heads that the run asks for; one that is kept keeps its width and epsilon."""
+    return replace(
+        asked,
+        itc_size=there.itc_size if "itc" in kept else asked.itc_size,
+        mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else asked.mlm_layer_norm_eps,
+    )
+
+
+def _check_model(config: RunConfig, checkpoint: Checkpoint, effective: ModelConfig) -> None:
+    """Raises ValueError if the run changes a value of its recipe's model that the checkpoint decides."""
+    recipe = RECIPES.get(config.recipe)
+    default = (recipe.model if recipe else ModelConfig()).to_dict()
+    asked = config.model.to_dict()
+    if config.image_size is not None:  # takes precedence over the model's, for a new model too
+        asked["vision"]["image_size"] = config.image_size
+    changed = set(differences(default, asked))
+    ignored = [f"model.{name}" for name in differences(effective.to_dict(), asked) if name in changed]
+    if ignored:
+        raise ValueError(
+            f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "
+            "out (heads can be chosen with model.heads.*, the image size with image_size)"
+        )
+
+
+def _new_heads(config: ModelConfig, heads: list[str], seed: int) -> dict[str, Tensor]:
+    """Draws the weights of some heads, whose shapes depend on widths only: the model around them may be shallow."""
+    shallow = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
+    model = BridgeTower(config.override(shallow | {"fusion.vision_layers": None, "fusion.text_layers": None}))
+    init_weights(model, torch.Generator().manual_seed(derive_seed(seed, "weights")))
+    prefixes = tuple(f"{head}_head." for head in heads)
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+
+
+def _new(config: RunConfig) -> Checkpoint:
+    if config.recipe in FINE_TUNING:
+        logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
+    processor = _processor(config)
+    model_config = config.model.override(
+        {"text.vocab_size": processor.vocab_size, "text.pad_token_id": processor.pad_token_id}
+    )
+    if config.image_size is not None:
+        model_config = model_config.override({"vision.image_size": config.image_size})
+    model = BridgeTower(model_config)
+    init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
+    return Checkpoint(source=config.recipe, config=model_config, tensors=model.state_dict(), processor=processor)
+
+
+def _processor(config: RunConfig) -> Processor:
+    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
+    values = ProcessorConfig(
+        profile=config.data.profile or "official-pretrain",
+        image_size=config.image_size or config.model.vision.image_size,
+        max_length=config.data.max_length,
+        background=config.data.background,
+    )
+    if config.tokenizer is not None:
+        return Processor(values, load_tokenizer(config.tokenizer))
+    images = CaptionImages(config.data, config.data.train_split, Processor(values, None))
+    captions = [caption for captions in images.captions for caption in captions]
+    return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))

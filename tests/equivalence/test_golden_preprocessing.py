@@ -1,0 +1,63 @@
+"""Case n: pictures as the official evaluation transforms prepare them."""
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from bridgetower.processor import Processor, ProcessorConfig
+from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
+from golden import case
+
+PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
+ATOL = 1e-6
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return case("n_preprocess")
+
+
+def prepared(profile: str, size: int, picture: Tensor) -> Tensor:
+    processor = Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8), None)
+    return processor.images([picture.numpy()])[0]
+
+
+def bilinear(kind: str, size: int, picture: Tensor) -> Tensor:
+    """The official transform, with the wrong interpolation."""
+    sides = size if kind == "clip" else (size, size)
+    resize = transforms.Resize(sides, InterpolationMode.BILINEAR)
+    steps = [resize, transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    return transforms.Compose(steps)(Image.fromarray(picture.numpy()))
+
+
+def off(ours: Tensor, expected: Tensor) -> float:
+    return float((ours - expected).abs().max())
+
+
+def test_every_picture_under_every_transform_is_recorded(recorded):
+    size = recorded.meta["size"]
+    assert set(recorded.outputs) == {f"{kind}_{name}" for kind in PROFILES for name in recorded.meta["inputs"]}
+    assert all(expected.shape == (3, size, size) for expected in recorded.outputs.values())
+
+
+@pytest.mark.parametrize("kind", PROFILES)
+def test_pictures(recorded, kind):
+    for name, picture in recorded.inputs.items():
+        ours = prepared(PROFILES[kind], recorded.meta["size"], picture)
+        torch.testing.assert_close(ours, recorded.outputs[f"{kind}_{name}"], atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("kind", PROFILES)
+def test_control_the_other_profile_and_another_interpolation_fail(recorded, kind):
+    (other,) = set(PROFILES) - {kind}
+    size = recorded.meta["size"]
+    swapped, coarse = [], []
+    for name, picture in recorded.inputs.items():
+        expected = recorded.outputs[f"{kind}_{name}"]
+        swapped.append(off(prepared(PROFILES[other], size, picture), expected))
+        coarse.append(off(bilinear(kind, size, picture), expected))
+    assert max(swapped) > 0.1
+    assert max(coarse) > 0.1

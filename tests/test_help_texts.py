@@ -1,0 +1,30 @@
+"""Every setting is described under its own name: that is where the command line takes its help from."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+
+CONFIGS = [
+    *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
+    *(DataConfig, MaskingConfig, PairsConfig, RetrievalConfig),
+]
+
+
+def described(docstring: str | None) -> list[str]:
+    """Names with an entry of their own under "Attributes"."""
+    _, _, attributes = (docstring or "").partition("Attributes:\n")
+    return re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_has_an_entry_in_order(config: type) -> None:
+    assert described(config.__doc__) == [item.name for item in fields(config)]
+
+
+def test_control_fields_that_share_an_entry_are_missed() -> None:
+    assert described("X.\n\n    Attributes:\n        a, b: Two.\n        c: One.\n") == ["c"]

@@ -1,0 +1,155 @@
+"""The checkpoint that a run starts from: its heads, its number format, and settings that it would ignore."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import shapes
+from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from bridgetower.model.config import HeadsConfig
+from bridgetower.processor import Processor, ProcessorConfig
+from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import RECIPES
+from bridgetower.training.start import starting_checkpoint
+
+ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)
+
+
+@pytest.fixture(scope="module")
+def there(tiny_checkpoint: Path) -> Checkpoint:
+    """What the runs start from: all heads."""
+    return read_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture
+def config(tiny_dataset: Path, tiny_checkpoint: Path) -> RunConfig:
+    return shapes.run_config(tiny_dataset, init=str(tiny_checkpoint))
+
+
+def without_itc(there: Checkpoint, folder: Path) -> str:
+    """Writes the checkpoint as one with MLM and ITM heads only, as the published pre-training checkpoints are."""
+    tensors = {name: tensor for name, tensor in there.tensors.items() if not name.startswith("itc_head.")}
+    model = there.config.override({"heads.itc": None, "heads.mlm_layer_norm_eps": 1e-5})
+    write_checkpoint(replace(there, config=model, tensors=tensors), folder)
+    return str(folder)
+
+
+def with_heads(config: RunConfig, heads: HeadsConfig, **changes: Any) -> RunConfig:
+    return replace(config, model=replace(config.model, heads=heads), **changes)
+
+
+class TestHeads:
+    def test_missing_ones_start_anew_and_unused_ones_are_left_behind(
+        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        init = without_itc(there, tmp_path / "init")
+        with caplog.at_level(logging.INFO):
+            start = starting_checkpoint(with_heads(config, ITC, init=init))
+        assert start.config.heads == ITC
+        start.model()  # exactly the parameters of the config
+        for name, tensor in start.tensors.items():
+            if not name.startswith("itc_head."):
+                assert torch.equal(tensor, there.tensors[name])
+        assert "lacks heads that the run needs; they start anew: itc" in caplog.text
+        assert "heads that the run does not use are left behind: mlm" in caplog.text
+
+    def test_new_ones_are_decided_by_the_seed(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+        changed = with_heads(config, ITC, init=without_itc(there, tmp_path / "init"))
+        first, again, other = (starting_checkpoint(replace(changed, seed=seed)).tensors for seed in (0, 0, 1))
+        weight = "itc_head.image.weight"
+        assert torch.equal(first[weight], again[weight])
+        assert not torch.equal(first[weight], other[weight])
+        assert float(first[weight].std()) == pytest.approx(0.02, rel=0.5)
+        assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
+
+    def test_kept_ones_keep_their_epsilon(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+        start = starting_checkpoint(replace(config, init=without_itc(there, tmp_path / "init")))
+        assert start.config.heads.mlm_layer_norm_eps == 1e-5
+        assert torch.equal(start.tensors["mlm_head.dense.weight"], there.tensors["mlm_head.dense.weight"])
+
+    def test_a_contrastive_head_of_another_kind_starts_anew(
+        self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        start = starting_checkpoint(with_heads(config, HeadsConfig(itc="fused", itc_size=6)))
+        start.model()
+        assert start.tensors["itc_head.pooled.weight"].shape[0] == 6
+        assert "they start anew: itc" in caplog.text
+
+    def test_all_heads_of_the_checkpoint_are_kept(
+        self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        start = starting_checkpoint(config)
+        assert start.config == there.config
+        assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items())
+        assert "heads" not in caplog.text
+
+
+class TestModel:
+    @pytest.mark.parametrize("name", ["text.dropout", "fusion.layer_norm_eps", "heads.itc_size"])
+    def test_a_setting_that_would_be_ignored(self, config: RunConfig, name: str) -> None:
+        changed = replace(config, model=config.model.override({name: 0.5 if name == "text.dropout" else 7}))
+        with pytest.raises(ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own architecture"):
+            starting_checkpoint(changed)
+
+    def test_a_recipe_need_not_name_the_architecture(self, config: RunConfig, there: Checkpoint) -> None:
+        """Its default is not what the user set."""
+        recipe = RECIPES["pretrain-nano"]
+        start = starting_checkpoint(replace(config, recipe=recipe.recipe, model=recipe.model))
+        assert start.config == there.config
+
+    def test_half_precision_becomes_single(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+        tensors = {name: tensor.half() for name, tensor in there.tensors.items()}
+        write_checkpoint(replace(there, tensors=tensors), tmp_path / "half")
+        start = starting_checkpoint(replace(config, init=str(tmp_path / "half"), image_size=40))
+        assert {tensor.dtype for tensor in start.tensors.values()} == {torch.float32}
+
+
+class TestProfile:
+    def test_of_a_new_model(self, config: RunConfig) -> None:
+        for profile, expected in ((None, "official-pretrain"), ("official-finetune", "official-finetune")):
+            data = replace(config.data, profile=profile)
+            assert profile_of(starting_checkpoint(replace(config, init=None, data=data))) == expected
+
+    def test_of_a_checkpoint(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+        """The profile of transformers has settings that the official ones lack."""
+        assert there.processor is not None
+        values = replace(there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2)
+        processor = replace_config(there, values)
+        write_checkpoint(replace(there.resized(40), processor=processor), tmp_path / "hf")
+        model = config.model.override({"vision.image_size": 40})
+        changed = replace(config, init=str(tmp_path / "hf"), model=model)
+        assert profile_of(starting_checkpoint(changed)) == "hf"
+        changed = replace(
+            changed, model=config.model, image_size=20, data=replace(config.data, profile="official-finetune")
+        )
+        start = starting_checkpoint(changed)
+        assert profile_of(start) == "official-finetune"
+        assert start.processor is not None
+        assert start.processor.config.image_size == 20
+
+    def test_unknown(self, config: RunConfig) -> None:
+        with pytest.raises(
+            ValueError, match="profile is 'hf'; expected official-pretrain or official-finetune, or None"
+        ):
+            replace(config.data, profile="hf")  # type: ignore[arg-type]
+
+
+def test_fine_tuning_from_nothing_warns(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    starting_checkpoint(replace(config, init=None))
+    assert not caplog.records
+    starting_checkpoint(replace(config, init=None, recipe="retrieval-coco"))
+    assert "retrieval-coco fine-tunes a pre-trained model, but starts from random weights; give init" in caplog.text
+
+
+def profile_of(checkpoint: Checkpoint) -> str:
+    assert checkpoint.processor is not None
+    return checkpoint.processor.config.profile
+
+
+def replace_config(checkpoint: Checkpoint, values: ProcessorConfig) -> Processor:
+    assert checkpoint.processor is not None
+    return Processor(values, checkpoint.processor.tokenizer)
