@@ -82,6 +82,10 @@ class TestDemo:
 
 def test_make_passes_options_to_the_demo():
     done = subprocess.run(
-        ["make", "--dry-run", "demo", "ARGS=--minutes 2"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "demo", "ARGS=--minutes 2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.splitlines()[-1].endswith("bridgetower demo --minutes 2")
