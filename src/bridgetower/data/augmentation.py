@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bridgetower.data.config import Augmentation
 
-# Chosen on the validation splits of the emoji and flags sets. Nothing is mirrored: captions name left and right.
+# Mild values that were not tuned; that views help was seen on the validation flags. Nothing is mirrored: captions name
+# left and right.
 MAX_ROTATION = math.radians(10)
 SCALES = (0.8, 1.15)  # of the picture's size; above 1 crops
 MAX_SHIFT = 0.1  # of the side

@@ -31,17 +31,7 @@ class RunLog:
         self.out, self.config, self.enabled = out, config, enabled
         self.first_step, self.max_steps = first_step, max_steps
         self.seconds, self.steps = 0.0, 0
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (enabled and progress and console.is_terminal),
-        )
+        self.progress = step_bars(shown=enabled and progress)
 
     def __enter__(self) -> RunLog:
         if self.enabled:
@@ -100,6 +90,21 @@ def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     values = torch.stack([value.float() for value in losses.values()])
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
+
+
+def step_bars(*, shown: bool) -> Progress:
+    """Returns bars of steps with a field `figures`, on standard error; they show only on a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and console.is_terminal),
+    )
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:

@@ -17,11 +17,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bridgetower.training.config import RunConfig
-from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.training.logs import METRICS, read_metrics, step_bars
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.run import CONFIG, train
 
@@ -202,17 +200,7 @@ def _stop_signals() -> Iterator[_Stop]:
 @contextmanager
 def _bars(runs: Mapping[Path, RunConfig], progress: bool) -> Iterator[Callable[[], None]]:
     """Shows a bar per run; yields what brings them up to date."""
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (progress and console.is_terminal),
-    )
+    bars = step_bars(shown=progress)
     tasks = {folder: bars.add_task(folder.name, total=config.max_steps, figures="") for folder, config in runs.items()}
 
     def show() -> None:
