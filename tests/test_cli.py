@@ -102,9 +102,15 @@ class TestUsing:
         assert [row["probability"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
 
     def test_fill_mask(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
-        rows = run("fill-mask", tiny_checkpoint, "--image", files[0], "--text", "a <mask> on <mask>", "--top", 3)
-        assert [len(row) for row in rows] == [3, 3]
-        assert rows[0][0].keys() == {"word", "probability"}
+        texts = ("a <mask> on <mask>", "<mask> bar" + " on black" * 40)
+        command = ["fill-mask", tiny_checkpoint, "--images", *files, "--texts", *texts, "--top", 3, "--truncate"]
+        rows = run(*command, "--batch-size", 1)
+        assert [row["text"] for row in rows] == [texts[0], texts[0], texts[1]]
+        assert [row["image"] for row in rows] == [str(files[0]), str(files[0]), str(files[1])]
+        filled = load(tiny_checkpoint).fill_mask(files, texts, top=3, truncate=True)
+        expected = [[word.word for word in words] for masks in filled for words in masks]
+        assert [[word["word"] for word in row["words"]] for row in rows] == expected
+        assert rows[0]["words"][0].keys() == {"word", "probability"}
 
     def test_convert_there_and_back(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, files: list[Path]
@@ -113,6 +119,14 @@ class TestUsing:
         assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
         assert read_checkpoint(tmp_path / "larger").config.vision.image_size == 40
         assert len(run("embed", tmp_path / "larger", "--images", *files)) == 2
+
+    def test_convert_without_the_contrastive_head(
+        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        command = ["convert", tiny_checkpoint, tmp_path / "converted", "--to"]
+        assert "--drop-itc leaves it out" in refused(*command, "hf")
+        run(*command, "bridgetower", "--drop-itc")
+        assert read_checkpoint(tmp_path / "converted").config.heads.itc is None
 
 
 class TestData:
@@ -129,6 +143,9 @@ class TestData:
         (validation,) = run(*command, "--split", "validation", "--protocol", "paper", "--max-captions", 1)
         assert validation["chance_text_to_image_r1"] == pytest.approx(1 / 4)
         assert validation["protocol"] == "paper"
+        (folds,) = run(*command, "--fold-size", 3)
+        assert folds["chance_text_to_image_r1"] == pytest.approx(1 / 3)
+        assert (folds["fold_size"], report["fold_size"]) == (3, None)
 
     def test_evaluate_on_a_terminal(
         self,
@@ -215,7 +232,7 @@ class TestUserErrors:
         assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
         assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
         assert "2 images and 1 texts" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
-        assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--image", files[0], "--text", "a")
+        assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a")
         too_long = refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
         assert "the limit is 24" in too_long
         assert "pass --truncate to cut it" in too_long

@@ -106,7 +106,7 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> Non
         ({"fusion.hidden_size": 24}, "fusion width, heads or feed-forward differ"),
         ({"fusion.num_heads": 4}, "fusion width, heads or feed-forward differ"),
         ({"fusion.intermediate_size": 64}, "fusion width, heads or feed-forward differ"),
-        ({"heads.itc": "tower"}, "contrastive head reads the towers"),
+        ({"heads.itc": "tower"}, "contrastive head is the official kind"),
         ({"heads.itc": "fused"}, "image tower as wide as the fusion encoder"),
         ({"vision.num_heads": 4}, "image heads are not of width 64"),
         ({"vision.intermediate_size": 256}, "image feed-forward"),

@@ -203,7 +203,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
             config.vision_layers != handed or config.text_layers != handed
         ),
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
-        "its contrastive head reads the towers (official kind), which transformers' does not; drop_itc leaves it out": (
+        "its contrastive head is the official kind, on the towers; drop_itc=True leaves it out": (
             config.heads.itc == "tower"
         ),
         # transformers spreads the token type over the image tower's width there, and calls one projection.

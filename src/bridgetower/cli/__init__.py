@@ -1,0 +1,49 @@
+"""The `bridgetower` command: verbs to functions; torch is imported only when a verb runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from bridgetower.cli import files, runs, use
+from bridgetower.cli.output import with_options
+
+app = tyro.extras.SubcommandApp()
+app.command(name="embed")(use.embed)
+app.command(name="match")(use.match)
+app.command(name="fill-mask")(use.fill_mask)
+app.command(name="convert")(files.convert)
+app.command(name="prepare")(files.prepare)
+app.command(name="train")(runs.train)
+app.command(name="evaluate")(runs.evaluate)
+app.command(name="demo")(runs.demo)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("bridgetower").setLevel(logging.INFO)
+    try:
+        try:
+            app.cli(
+                args=argv,
+                prog="bridgetower",
+                description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
+                config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
+            )
+        finally:
+            sys.stdout.flush()  # a reader that left is noticed here, not at the end of the interpreter
+    except KeyboardInterrupt:
+        print("bridgetower: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:  # such as `| head`: what is left to print has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
+        print(f"bridgetower: {with_options(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None

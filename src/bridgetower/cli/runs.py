@@ -1,0 +1,129 @@
+"""Verbs that run for long: train, evaluate, demo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from bridgetower.cli.options import AS_USUAL, Loading, Model, Recipe
+from bridgetower.cli.output import emit, emit_table, headline
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.training.config import RunConfig
+
+
+def train(
+    config: Annotated[Recipe, arg(name="")],  # type: ignore[valid-type]
+    *,
+    out: Path,
+    resume: bool = False,
+) -> None:
+    """Train a recipe; every value can be changed by its option.
+
+    Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
+
+    With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
+
+    Args:
+        config: Recipe and changes to it.
+        out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
+        resume: Continue the run in --out where it was stopped or killed.
+    """
+    from bridgetower.training.loop import Interrupted
+    from bridgetower.training.run import train as train_run
+
+    run: RunConfig = config
+    try:
+        figures = train_run(run, out, resume=resume)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    if os.environ.get("RANK", "0") == "0":
+        emit({"run": str(out), **figures})
+
+
+def evaluate(
+    model: Positional[Model],
+    benchmark: Positional[Literal["retrieval"]],
+    *,
+    data: tuple[Path, ...],
+    split: str = "test",
+    options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
+    loading: Loading = AS_USUAL,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure a model on a prepared data set.
+
+    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside: a table on a
+    terminal, JSON elsewhere.
+
+    Example: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
+
+    Args:
+        model: What to load.
+        benchmark: What to measure.
+        data: Prepared data sets, ranked together.
+        split: Which split.
+        options: How retrieval is measured.
+        loading: How the model is loaded.
+        out: Also write the figures to this JSON file.
+        json: Print JSON on a terminal too.
+    """
+    import torch
+
+    from bridgetower.data.captions import CaptionImages
+    from bridgetower.evaluation.retrieval import evaluate_retrieval
+    from bridgetower.files import write_json
+
+    predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
+    images = CaptionImages(DataConfig(folders=tuple(map(str, data))), split, predictor.processor)
+    with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
+        figures = evaluate_retrieval(predictor.model, images, options).figures()
+    settings = {name: value for name, value in vars(options).items() if name not in ("batch_size", "memory_gib")}
+    about = {"benchmark": benchmark, "model": predictor.source, "data": [str(folder) for folder in data]}
+    report = about | {"split": split} | settings | figures
+    if out is not None:
+        write_json(out, report)
+    if json or not sys.stdout.isatty():
+        emit(report)
+    else:
+        title = f"{predictor.source}: {split} of {', '.join(map(str, data))}"
+        emit_table(title, figures)
+
+
+def demo(
+    *,
+    out: Path = Path("bridgetower-demo"),
+    minutes: float = 10.0,
+    seeds: int = 1,
+) -> None:
+    """Pre-train small models on real pictures and compare them: the whole way, on two CPU cores.
+
+    Prepares emoji and flags, trains a nano BridgeTower and the METER baseline at equal steps, evaluates both on
+    held-out concepts and countries, writes report.html and results.json. Run again, it continues where it was cut off.
+
+    Args:
+        out: Folder for everything.
+        minutes: About how long one seed takes on two cores; scales the number of training steps.
+        seeds: Trainings of each model; more give a spread.
+    """
+    from bridgetower.demo import run_demo
+    from bridgetower.training.loop import Interrupted
+    from bridgetower.training.parallel import LostProcessError
+
+    try:
+        results = run_demo(out, minutes=minutes, seeds=seeds, progress=sys.stderr.isatty())
+    except Interrupted as stopped:
+        print(f"{stopped}; run the same command again to continue", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except LostProcessError as lost:
+        print(f"bridgetower: {lost}", file=sys.stderr)
+        raise SystemExit(1) from None
+    emit({"report": str(out / "report.html"), "results": str(out / "results.json"), **headline(results.summary())})

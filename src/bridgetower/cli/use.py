@@ -1,0 +1,135 @@
+"""Verbs that use a model: embed, match, fill-mask."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.output import emit_lines
+
+
+def embed(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    pairs: bool = False,
+    out: Path | None = None,
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+) -> None:
+    """Turn images, texts or pairs into vectors.
+
+    Prints one JSON line per input: {"image" and/or "text", "embedding"}.
+
+    Example: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        texts: Texts.
+        pairs: Embed image n together with text n instead of each alone.
+        out: Write the lines to this file instead of standard output.
+        batch_size: Inputs at once.
+        loading: How the model is loaded.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+    predictor = loading.load(model)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
+    rows: list[dict[str, Any]] = []
+    names = [str(image) for image in images]
+    if pairs:
+        vectors = predictor.embed_pairs(names, texts, truncate=truncate, **options)
+        rows = [
+            {"image": image, "text": text, "embedding": vector}
+            for image, text, vector in zip(names, texts, vectors.tolist(), strict=True)
+        ]
+    else:
+        if not names and not texts:
+            raise ValueError("nothing to embed; give --images FILE … or --texts TEXT …")
+        if names:
+            vectors = predictor.embed_images(names, **options).tolist()
+            rows += [{"image": image, "embedding": vector} for image, vector in zip(names, vectors, strict=True)]
+        if texts:
+            vectors = predictor.embed_texts(texts, truncate=truncate, **options).tolist()
+            rows += [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
+    emit_lines(rows, out)
+
+
+def match(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    texts: tuple[str, ...],
+    all_pairs: bool = False,
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+) -> None:
+    """Say how well images and texts belong together.
+
+    Prints one JSON line per pair: {"image", "text", "probability"}.
+
+    Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        texts: Texts; text n goes with image n.
+        all_pairs: Score every image with every text.
+        batch_size: Pairs at once.
+        loading: How the model is loaded.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+    predictor = loading.load(model)
+    names = [str(image) for image in images]
+    scores = predictor.match(
+        names, texts, all_pairs=all_pairs, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
+    ).flatten()
+    pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
+    emit_lines(
+        {"image": image, "text": text, "probability": score}
+        for (image, text), score in zip(pairs, scores.tolist(), strict=True)
+    )
+
+
+def fill_mask(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    texts: tuple[str, ...],
+    top: int = 5,
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+) -> None:
+    """Fill masked words of texts about pictures.
+
+    Prints one JSON line per mask: {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first.
+
+    Example: bridgetower fill-mask MODEL --images cat.jpg --texts "a <mask> on a sofa"
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
+        top: Candidates per mask.
+        batch_size: Pairs at once.
+        loading: How the model is loaded.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+    predictor = loading.load(model)
+    names = [str(image) for image in images]
+    filled = predictor.fill_mask(
+        names, texts, top=top, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
+    )
+    emit_lines(
+        {"image": image, "text": text, "words": [vars(word) for word in words]}
+        for image, text, masks in zip(names, texts, filled, strict=True)
+        for words in masks
+    )
