@@ -6,8 +6,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.masking import IGNORED
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.encodings import Encoded
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
 CONFIG = ModelConfig(
@@ -69,6 +72,25 @@ def texts(
         ids[row, : len(words)] = words
         mask[row, : len(words)] = 1
     return ids, mask
+
+
+def caption_batch(
+    index: Sequence[int], lengths: Sequence[int], config: ModelConfig = CONFIG, *, seed: int = 0
+) -> CaptionBatch:
+    """Returns texts of some lengths with the images of `index`; the second token of each text is hidden."""
+    input_ids, mask = texts(lengths, config)
+    labels = torch.full_like(input_ids, IGNORED)
+    labels[:, 1] = input_ids[:, 1]
+    return CaptionBatch(
+        pixel_values=images(max(index) + 1, config)[list(index)],
+        input_ids=input_ids,
+        attention_mask=mask,
+        masked_input_ids=torch.where(labels == IGNORED, input_ids, config.text.vocab_size - 1),
+        mlm_labels=labels,
+        image_index=torch.tensor(index),
+        image_ids=tuple(map(str, index)),
+        seed=seed,
+    )
 
 
 def encodings(model: BridgeTower, lengths: Sequence[int] = (5, 3, 4)) -> tuple[Encoded, Encoded]:

@@ -108,9 +108,10 @@ def _gather(tensor: Tensor) -> Tensor:
     # NCCL moves GPU memory only, and results are often kept on the CPU.
     needs_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
     sent = (tensor.cuda() if needs_gpu else tensor).contiguous()
-    gathered = sent.new_empty((world_size() * sent.shape[0], *sent.shape[1:]))
-    dist.all_gather_into_tensor(gathered, sent)
-    return gathered.to(tensor.device)
+    gathered = sent.new_empty((world_size(), *sent.shape))
+    # Into parts of one tensor: the collective that takes the whole has another name from torch 2.13 on.
+    dist.all_gather(list(gathered.unbind()), sent)
+    return gathered.flatten(0, 1).to(tensor.device)
 
 
 def _gather_uneven(tensor: Tensor) -> Tensor:

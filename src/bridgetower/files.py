@@ -88,7 +88,7 @@ def locked(folder: Path) -> Iterator[None]:
         FileExistsError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:  # a lock that is there is not written to
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -19,7 +19,8 @@ from rich.progress import track
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.model.bridgetower import BridgeTower, EncodeRead
+from bridgetower.model.encodings import Encoded
 from bridgetower.processor import ImageLike, Processor
 
 Precision = Literal["fp32", "bf16"]
@@ -109,7 +110,7 @@ class Predictor:
         self.model.contrastive_head()
         given = _images(images)
         batches = _batches(len(given), batch_size, progress)
-        return _unit([self.model.image_embeds(self._encode_images(given, batch)) for batch in batches])
+        return _unit([self.model.image_embeds(self._encode_images(given, batch, read="cls")) for batch in batches])
 
     @torch.inference_mode()
     def embed_texts(
@@ -129,7 +130,7 @@ class Predictor:
         self.model.contrastive_head()
         ids = self.processor.token_ids(_texts(texts), truncate=truncate)
         batches = _batches(len(ids), batch_size, progress)
-        return _unit([self.model.text_embeds(self._encode_texts(ids, batch)) for batch in batches])
+        return _unit([self.model.text_embeds(self._encode_texts(ids, batch, read="cls")) for batch in batches])
 
     @torch.inference_mode()
     def embed_pairs(
@@ -174,17 +175,18 @@ class Predictor:
         Raises:
             ValueError: A model without matching head, different numbers without `all_pairs`, or unreadable inputs.
         """
-        logits = self.model.itm_logits
+        self.model.matching_head()
         given, words = (_images(images), _texts(texts)) if all_pairs else _pairs(images, texts)
         ids = self.processor.token_ids(words, truncate=truncate)
         batches = _batches(len(given), batch_size, progress)
         if not all_pairs:
-            return torch.cat([_matched(logits(self._pooled(given, ids, batch))) for batch in batches])
-        image = Encoded.cat([self._encode_images(given, batch) for batch in batches])
-        text = Encoded.cat([self._encode_texts(ids, batch) for batch in _batches(len(ids), batch_size, False)])
+            return torch.cat([_matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
+        image = Encoded.cat([self.model.start_image(self._encode_images(given, batch)) for batch in batches])
+        text_batches = _batches(len(ids), batch_size, False)
+        text = Encoded.cat([self.model.start_text(self._encode_texts(ids, batch)) for batch in text_batches])
         rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device).T
         scores = [
-            _matched(logits(self.model.fuse(image[rows[batch]], text[columns[batch]]).pooled))
+            _matched(self.model.itm_logits(self.model.fuse(image[rows[batch]], text[columns[batch]]).pooled))
             for batch in _batches(len(rows), batch_size, progress)
         ]
         return torch.cat(scores).reshape(len(image), len(text))
@@ -269,14 +271,14 @@ class Predictor:
             for token, probability in zip(ids, probabilities, strict=True)
         ]
 
-    def _encode_images(self, images: Sequence[ImageLike], batch: slice) -> Encoded:
+    def _encode_images(self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers") -> Encoded:
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        return self.model.encode_image(pixel_values.to(self.device, self.dtype))
+        return self.model.encode_image(pixel_values.to(self.device, self.dtype), read=read)
 
-    def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice) -> Encoded:
+    def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:
         text = self.processor.pad(ids[batch])
         mask = None if text.attention_mask is None else text.attention_mask.to(self.device)
-        return self.model.encode_text(text.input_ids.to(self.device), mask)
+        return self.model.encode_text(text.input_ids.to(self.device), mask, read=read)
 
     def _pooled(self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice) -> Tensor:
         return self.model.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled

@@ -70,7 +70,7 @@ class TestFile:
             DemoResults.from_dict(made_up.results().to_dict() | {"extra": 1})
 
     def test_part_of_another_form(self) -> None:
-        with pytest.raises(ValueError, match=r"results\.runs is 3; expected names and values"):
+        with pytest.raises(ValueError, match=r"results\.runs\[0\] is 3; expected names and values"):
             DemoResults.from_dict(made_up.results().to_dict() | {"runs": [3]})
 
     def test_other_version(self) -> None:

@@ -6,16 +6,18 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BridgeTowerConfig, BridgeTowerForMaskedLM
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.checkpoints import tensors as tensor_files
+
+if TYPE_CHECKING:
+    from transformers import BridgeTowerForMaskedLM
 
 
 def changed(checkpoint: Checkpoint) -> Checkpoint:
@@ -80,13 +82,18 @@ class TestSources:
 class TestTiedDecoder:
     """transformers stores a tied decoder once, as the word embedding."""
 
-    @pytest.mark.parametrize("weights", ["safetensors", "pickle"])
-    def test_it_is_found(self, safe: Path, tmp_path: Path, weights: str) -> None:
-        config = BridgeTowerConfig.from_pretrained(safe)
+    @pytest.fixture
+    def tied(self, safe: Path) -> "BridgeTowerForMaskedLM":
+        """Such a model; skips the test where transformers is not installed."""
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BridgeTowerConfig.from_pretrained(safe)
         config.tie_word_embeddings = True
-        theirs = tiny.off_defaults(BridgeTowerForMaskedLM(config)).eval()
+        return tiny.off_defaults(transformers.BridgeTowerForMaskedLM(config)).eval()
+
+    @pytest.mark.parametrize("weights", ["safetensors", "pickle"])
+    def test_it_is_found(self, tied: "BridgeTowerForMaskedLM", tmp_path: Path, weights: str) -> None:
         folder = tmp_path / "tied"
-        theirs.save_pretrained(folder)
+        tied.save_pretrained(folder)
         tensors = tensor_files.read_safetensors(folder / "model.safetensors")
         assert "mlm_score.decoder.weight" not in tensors
         if weights == "pickle":
@@ -98,14 +105,12 @@ class TestTiedDecoder:
         assert decoder.data_ptr() != words.data_ptr(), "training must not move one through the other"
         pixel_values, (ids, mask) = tiny.images(2, read.config), tiny.texts([5, 3], read.config)
         with torch.no_grad():
-            expected = theirs(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
+            expected = tied(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
             model = read.model()
             assert tiny.off(model.mlm_logits(model(pixel_values, ids, mask).text), expected) < 1e-5
 
-    def test_it_can_be_converted(self, safe: Path, tmp_path: Path) -> None:
-        config = BridgeTowerConfig.from_pretrained(safe)
-        config.tie_word_embeddings = True
-        tiny.off_defaults(BridgeTowerForMaskedLM(config)).save_pretrained(tmp_path / "tied")
+    def test_it_can_be_converted(self, tied: "BridgeTowerForMaskedLM", tmp_path: Path) -> None:
+        tied.save_pretrained(tmp_path / "tied")
         read = read_checkpoint(tmp_path / "tied")
         for to in ("bridgetower", "hf"):
             convert(read, tmp_path / to, to)

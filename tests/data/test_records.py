@@ -1,6 +1,5 @@
 """The on-disk form: what is written is what is read, and what is wrong is said."""
 
-import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -15,16 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bridgetower.data.records import (
-    Collection,
     DatasetInfo,
     Record,
     SplitInfo,
     assign_splits,
+    by_split,
     is_own_parquet,
     parquet_path,
     read_info,
     read_split,
     sha256_of,
+    split_digest,
     write_info,
     write_split,
 )
@@ -83,8 +83,8 @@ class TestSplit:
         written = write_split(path, records, columns={"colour": text, "tags": datasets.List(text)})
         read = read_split(tmp_path, "train", columns=["image", "tags"])
         assert written == SplitInfo(images=5, captions=10, sha256=sha256_of(path))
-        assert read["image_id"][:] == [f"id-{n}" for n in range(5)]
-        assert read[3] == {
+        assert read.column("image_id") == [f"id-{n}" for n in range(5)]
+        assert read.row(3) == {
             "image": {"bytes": png(3), "path": "3.png"},
             "image_id": "id-3",
             "captions": ["shade 3", "grey"],
@@ -101,7 +101,7 @@ class TestSplit:
     def test_a_file_replaced_in_place_is_read_anew(self, tmp_path: Path) -> None:
         for number in (1, 2):
             write_split(tmp_path / "train.parquet", [record(number)])
-            assert read_split(tmp_path, "train")[0]["image_id"] == f"id-{number}"
+            assert read_split(tmp_path, "train").row(0)["image_id"] == f"id-{number}"
 
     def test_memory_is_bounded_by_row_groups(self, tmp_path: Path) -> None:
         alive = 0
@@ -176,12 +176,15 @@ class TestInfo:
         write_info(tmp_path, description())
         assert read_info(tmp_path) == description()
 
-    def test_of_a_collection(self) -> None:
-        info = description()
-        names = {field.name for field in dataclasses.fields(Collection)} - {"columns"}
-        values = {name: getattr(info, name) for name in names}
-        collection = Collection(**{**values, "splits": {"train": [record(1)]}} | {"left_out": {"too dark": ("0", "1")}})
-        assert DatasetInfo.of(collection, info.splits) == info
+    def test_digest_of_a_split(self, tmp_path: Path) -> None:
+        write_info(tmp_path, description())
+        assert split_digest(tmp_path, "train") == "00"
+        with pytest.raises(
+            ValueError, match=r"dataset\.json in .* has no split 'test'; run `bridgetower prepare` again"
+        ):
+            split_digest(tmp_path, "test")
+        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in"):
+            split_digest(tmp_path / "..", "train")
 
     def test_says_what_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json in"):
@@ -209,6 +212,11 @@ class TestInfo:
             description(format=2)
         with pytest.raises(ValueError, match="unknown split 'dev'"):
             description(splits={"dev": SplitInfo(images=1, captions=1, sha256="00")})
+
+
+def test_by_split_keeps_the_order_and_leaves_empty_splits_out() -> None:
+    assert by_split([("test", 3), ("train", 2), ("test", 1)]) == {"train": [2], "test": [3, 1]}
+    assert by_split([]) == {}
 
 
 class TestAssignSplits:

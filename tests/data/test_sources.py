@@ -70,6 +70,17 @@ class TestTables:
         assert pictures[0].name == pictures[2].name != pictures[1].name  # by content, not by the path they share
         assert {picture.file_name for picture in pictures} == {"x.png"}
 
+    def test_the_copy_of_a_parquet_file_is_announced(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cache, table = folder / "cache", folder / "data.parquet"
+        datasets.Dataset.from_dict({"img": [png("red")], "text": ["r"]}).to_parquet(str(table))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+        with caplog.at_level("INFO"):
+            rows(table)
+        assert f"{table} is copied to {cache} unless" in caplog.text
+        assert len(list(cache.rglob("*.arrow"))) == 1
+
     def test_parquet_with_plain_binary(self, folder: Path) -> None:
         table = folder / "data.parquet"
         datasets.Dataset.from_dict({"img": [png("red")], "text": ["r"]}).to_parquet(str(table))

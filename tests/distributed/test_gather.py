@@ -1,5 +1,7 @@
 """Gathering over two processes against one process that holds everything."""
 
+import warnings
+
 import pytest
 import torch
 from spawn import run_on_ranks
@@ -35,6 +37,7 @@ def gather_and_differentiate(gather_with_grads, own_loss):
 
 
 def gather_all_ways():
+    warnings.simplefilter("error")  # a collective that is on its way out of torch
     results = {
         (with_grads, own_loss): gather_and_differentiate(with_grads, own_loss)
         for with_grads in (True, False)

@@ -21,7 +21,7 @@ from bridgetower.data.records import Record, read_split, write_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
-from bridgetower.model.bridgetower import Encoded
+from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
@@ -39,19 +39,7 @@ Result = dict[str, Any]
 
 def whole_batch(lengths: tuple[int, ...]) -> CaptionBatch:
     """The batch of both processes together; one word of each text is hidden, so that every process has as many."""
-    input_ids, mask = tiny.texts(lengths, CONFIG)
-    labels = torch.full_like(input_ids, IGNORED)
-    labels[:, 1] = input_ids[:, 1]
-    return CaptionBatch(
-        pixel_values=tiny.images(6, CONFIG)[list(INDEX)],
-        input_ids=input_ids,
-        attention_mask=mask,
-        masked_input_ids=torch.where(labels == IGNORED, input_ids, 39),
-        mlm_labels=labels,
-        image_index=torch.tensor(INDEX),
-        image_ids=tuple(map(str, INDEX)),
-        seed=5,
-    )
+    return tiny.caption_batch(INDEX, lengths, CONFIG, seed=5)
 
 
 def own_part(batch: CaptionBatch, process: int) -> CaptionBatch:
@@ -152,7 +140,7 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
 @pytest.fixture(scope="module")
 def single_picture(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set whose test split holds one picture."""
-    row = read_split(tiny_dataset, "test")[0]
+    row = read_split(tiny_dataset, "test").row(0)
     folder = tmp_path_factory.mktemp("single")
     record = Record(
         image=row["image"]["bytes"],

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from bridgetower.training.logs import METRICS, read_metrics
-from bridgetower.training.run import STATE
+from bridgetower.training.run import STATE, read_run, train
+from folders import same_weights
 from shapes import train_command
 
 pytestmark = pytest.mark.slow
@@ -96,6 +96,11 @@ def test_continued_it_ends_with_the_same_bits(
     code, _, error = resumed
     assert code == 0, error
     for checkpoint in ("last", "best"):
-        one, other = (load_file(folder / name / checkpoint / "model.safetensors") for name in ("whole", "stopped"))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert same_weights(folder / "whole" / checkpoint, folder / "stopped" / checkpoint)
     assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))
+
+
+def test_another_number_of_processes_is_refused(resumed: tuple[int, str, str], folder: Path) -> None:
+    out = folder / "stopped"
+    with pytest.raises(ValueError, match="result: number of processes was 2, now 1; put this back"):
+        train(read_run(out), out, resume=True, progress=False)

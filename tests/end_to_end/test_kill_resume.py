@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from killing import MAX_STEPS, NUM_KILLS, leftovers
-from safetensors.torch import load_file
 
 from bridgetower.training.logs import METRICS
 from bridgetower.training.run import STATE, read_run
+from folders import same_weights
 
 pytestmark = pytest.mark.slow
 
@@ -36,11 +36,6 @@ def report(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr + logs
     result: dict[str, Any] = json.loads(done.stdout)
     return result
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def entries(run: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("transformers")
+
 from transformers import (
     BridgeTowerConfig,
     BridgeTowerForContrastiveLearning,

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.model.bridgetower import BridgeTower, Fused
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Fused
 from bridgetower.model.layers import FeedForward
 from golden import variant
 

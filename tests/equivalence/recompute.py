@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.masking import IGNORED
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.losses import Losses
 from bridgetower.tasks.matching import Pairs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bridgetower.evaluation.blocks import BlockEncoder
-from bridgetower.model.bridgetower import Encoded
+from bridgetower.model.encodings import Encoded
 
 
 class Counting:

@@ -12,8 +12,9 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 import tiny
-from bridgetower.model.bridgetower import BridgeTower, Fused
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.encodings import Fused
 from bridgetower.model.presets import meter
 
 pytestmark = pytest.mark.usefixtures("double_precision")

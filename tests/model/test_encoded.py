@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Encoded
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

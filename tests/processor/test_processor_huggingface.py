@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, normalizers
+
+pytest.importorskip("transformers")
+
 from transformers import AutoProcessor, BridgeTowerConfig, BridgeTowerImageProcessor, BridgeTowerProcessor
 
 from bridgetower.processor import Processor, ProcessorConfig, Profile, train_tokenizer

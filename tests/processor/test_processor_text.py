@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import AddedToken, BertTokenizer, RobertaTokenizer
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import RobertaTokenizer
 
 TEXTS = [
     "",
@@ -56,10 +58,13 @@ VOCAB_TXT = [
 ]
 
 
-def _roberta(folder: Path) -> RobertaTokenizer:
+def _roberta(folder: Path) -> "RobertaTokenizer":
+    """The tokenizer of a folder in transformers; skips the test where that is not installed."""
+    transformers = pytest.importorskip("transformers")
+    vocab = json.loads((folder / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
-    mask = AddedToken("<mask>", lstrip=True)
-    return RobertaTokenizer(vocab=json.loads((folder / "vocab.json").read_text()), merges=merges, mask_token=mask)
+    mask = transformers.AddedToken("<mask>", lstrip=True)
+    return transformers.RobertaTokenizer(vocab=vocab, merges=merges, mask_token=mask)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +92,7 @@ def test_any_text_equals_transformers_and_comes_back(text: str, roberta_folder: 
 
 
 @cache
-def _cached_pair(folder: Path) -> tuple[Tokenizer, RobertaTokenizer]:
+def _cached_pair(folder: Path) -> tuple[Tokenizer, "RobertaTokenizer"]:
     return load_tokenizer(folder), _roberta(folder)
 
 
@@ -117,11 +122,12 @@ def test_the_real_vocabulary_equals_transformers() -> None:
     "options", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
 )
 def test_bert_equals_transformers(options: dict[str, bool], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
     if options:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
     ours = load_tokenizer(tmp_path)
-    theirs = BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)}, **options)
+    theirs = transformers.BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)}, **options)
     for text in [*TEXTS, "A Dog, runs' RUNNING ä Ä 犬犬 a[MASK]dog", "\x00dog\u00a0a"]:
         assert ours.encode(text).ids == theirs(text).input_ids, text
 

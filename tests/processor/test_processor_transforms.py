@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import PIL
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
-from transformers import BridgeTowerImageProcessor
 
 from bridgetower.processor import Processor, ProcessorConfig, Profile
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
@@ -17,7 +17,12 @@ from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
 Photo = Callable[[int, int], Image.Image]
 
 PROFILES: dict[str, Profile] = {"clip": "official-pretrain", "blip": "official-finetune"}
-SHAPES = [(120, 200), (301, 199), (96, 96), (333, 334), (480, 640), (200, 800), (800, 200), (37, 91), (5, 3), (1, 1)]
+TALL = [(800, 200), (117, 106), (240, 90)]  # squashed to 96 px, the height loses more than twice what the width does
+SHAPES = [(120, 200), (301, 199), (96, 96), (333, 334), (480, 640), (200, 800), (37, 91), (5, 3), (1, 1), (116, 106)]
+
+PILLOW_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="earlier releases of Pillow never shrink vertically first"
+)
 
 
 def _processor(profile: Profile, size: int, **fields: int) -> Processor:
@@ -34,12 +39,32 @@ def _official(kind: str, size: int) -> transforms.Compose:
     return transforms.Compose([*resizing, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
 
 
+def _lying(kind: str, size: int, picture: Image.Image) -> Tensor:
+    """The official transform of the picture turned on its side, turned back: vertically first in every Pillow."""
+    turned: Tensor = _official(kind, size)(picture.transpose(Image.Transpose.TRANSPOSE))
+    return turned.mT
+
+
 @pytest.mark.parametrize("kind", PROFILES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(shape, marks=PILLOW_13) for shape in TALL)])
 def test_official_profiles_equal_torchvision(kind: str, shape: tuple[int, int], photo: Photo) -> None:
     picture = photo(*shape)
     actual = _processor(PROFILES[kind], 96).images([picture])[0]
     torch.testing.assert_close(actual, _official(kind, 96)(picture), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("blip", shape) for shape in TALL] + [("clip", (800, 200))])
+def test_tall_pictures_shrink_vertically_first(kind: str, shape: tuple[int, int], photo: Photo) -> None:
+    picture = photo(*shape)
+    actual = _processor(PROFILES[kind], 96).images([picture])[0]
+    torch.testing.assert_close(actual, _lying(kind, 96, picture), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(301, 199), (480, 640), (116, 106)])
+def test_control_the_order_of_the_passes_shows(shape: tuple[int, int], photo: Photo) -> None:
+    picture = photo(*shape)
+    actual = _processor("official-finetune", 96).images([picture])[0]
+    assert (actual - _lying("blip", 96, picture)).abs().max() > 0.01  # a level is 0.014 to 0.015
 
 
 def test_an_odd_surplus_shows_how_the_crop_rounds(photo: Photo) -> None:
@@ -65,18 +90,20 @@ HF_CASES = [
 
 
 @pytest.mark.parametrize(("theirs", "ours"), HF_CASES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + TALL)
 def test_hf_profile_equals_transformers_bit_for_bit(
     theirs: dict[str, object], ours: dict[str, int], shape: tuple[int, int], photo: Photo
 ) -> None:
+    transformers = pytest.importorskip("transformers")
     picture = photo(*shape)
-    expected = BridgeTowerImageProcessor(**theirs)(picture, return_tensors="pt").pixel_values
+    expected = transformers.BridgeTowerImageProcessor(**theirs)(picture, return_tensors="pt").pixel_values
     assert torch.equal(_processor("hf", **ours).images([picture]), expected)
 
 
 def test_hf_comparison_sees_another_crop_and_another_interpolation(photo: Photo) -> None:
+    transformers = pytest.importorskip("transformers")
     picture = photo(480, 640)
-    bilinear = BridgeTowerImageProcessor(resample=2)(picture, return_tensors="pt").pixel_values
+    bilinear = transformers.BridgeTowerImageProcessor(resample=2)(picture, return_tensors="pt").pixel_values
     ours = _processor("hf", 288).images([picture])
     assert (ours - bilinear).abs().max() > 1e-2
     odd = photo(101, 134)  # 37 rows and 70 columns too many: torchvision's centre crop rounds 18.5 to 18, 35 stays

@@ -28,6 +28,7 @@ from bridgetower.training.config import OptimizerConfig, RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.loop import Interrupted, Parts, fit, make_fabric
 from bridgetower.training.state import FILE
+from folders import snapshot
 from tiny import off_defaults
 
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
@@ -67,6 +68,7 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]
             task=task(model),
             model=model,
             pairs=pairs,
+            digests={"train.parquet": "12ab"},
             evaluate=evaluate,
             save=save,
             max_steps=config.max_steps or 0,
@@ -333,11 +335,23 @@ class TestResume:
         steps = [entry["step"] for entry in read_metrics(tmp_path / "parts", "train")]
         assert steps == [1, 2, 3, 4, 5, 6]
 
+    @pytest.mark.parametrize("finished", [False, True])
+    def test_refuses_other_data(self, build: Callable[..., Parts], tmp_path: Path, finished: bool) -> None:
+        run(build(max_steps=2, evaluate=lambda: {"rsum": 7.0}), tmp_path)
+        parts = replace(build(max_steps=2 if finished else 4), digests={"train.parquet": "34cd"})
+        with pytest.raises(ValueError, match=r"result: content of train\.parquet was 12ab, now 34cd; put"):
+            run(parts, tmp_path, resume=True)
+
+    def test_refuses_another_number_of_micro_batches(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        run(build(max_steps=2), tmp_path)
+        with pytest.raises(ValueError, match="result: micro-batches of each was 1, now 2; put"):
+            run(build(max_steps=4, micro_batch_size=4), tmp_path, resume=True)
+
     def test_of_a_finished_run_does_nothing(
         self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         whole = run(build(evaluate=lambda: {"rsum": 7.0}), tmp_path)
-        files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        before = snapshot(tmp_path)
         again = build(evaluate=lambda: {"rsum": 8.0})
         with caplog.at_level(logging.INFO):
             figures = fit(again, make_fabric(again.config), tmp_path, resume=True, progress=False)
@@ -345,7 +359,7 @@ class TestResume:
         assert again.task.seen == []
         assert torch.equal(weights(again.model), whole)
         assert f"{tmp_path} is finished: all 6 steps are done" in caplog.text
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+        assert snapshot(tmp_path) == before
 
 
 def test_the_device_of_the_config_is_taken(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,6 @@
-"""Whole runs from their config: what they leave, what they refuse, and how they go on."""
+"""Whole runs from their config: what they leave, what they refuse, and what they start from."""
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-import bridgetower.training.run as run_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.records import Record, write_split
+from bridgetower.data.records import INFO_FILE, DatasetInfo, Record, write_info, write_split
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
@@ -27,29 +23,9 @@ from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import CONFIG, STATE, read_run, train
 from bridgetower.training.start import starting_checkpoint
+from folders import same_weights
 
 MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
-
-
-@pytest.fixture(scope="module")
-def config(tiny_dataset: Path) -> RunConfig:
-    return shapes.run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module")
-def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run that nothing disturbed, and its figures."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    return out, train(config, out, progress=False)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(first: Path, second: Path) -> bool:
-    one, other = weights_of(first), weights_of(second)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def unmoved(config: RunConfig) -> RunConfig:
@@ -67,39 +43,16 @@ def write_spoilt(folder: Path, config: RunConfig) -> Path:
 
 def write_unreadable(folder: Path) -> Path:
     """Writes a set whose pictures are no pictures."""
-    for split in ("train", "validation"):
-        records = [
-            Record(image=b"no picture", file_name=f"{n}.png", image_id=f"broken-{n}", captions=("red bar",))
-            for n in range(4)
-        ]
-        write_split(folder / f"{split}.parquet", records)
+    records = [
+        Record(image=b"no picture", file_name=f"{n}.png", image_id=f"broken-{n}", captions=("red bar",))
+        for n in range(4)
+    ]
+    splits = {split: write_split(folder / f"{split}.parquet", records) for split in ("train", "validation")}
+    info = DatasetInfo(
+        name="broken", seed=0, split_rule="", sources={}, licences={}, settings={}, left_out={}, splits=splits
+    )
+    write_info(folder, info)
     return folder
-
-
-class StoppedError(Exception):
-    """What a test raises in the middle of a run."""
-
-
-@contextmanager
-def failing_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Callable[[], Exception]) -> Iterator[None]:
-    """Lets the forward pass of one step fail."""
-    calls = []
-
-    def fail(task: Any, inputs: Any) -> None:
-        calls.append(1)
-        if len(calls) == step:
-            raise error()
-
-    original = run_module.PretrainingTask
-
-    def build(*arguments: Any) -> Any:
-        task = original(*arguments)
-        task.register_forward_pre_hook(fail)
-        return task
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "PretrainingTask", build)
-        yield
 
 
 class TestWhatIsLeft:
@@ -114,7 +67,7 @@ class TestWhatIsLeft:
     def test_last_holds_the_weights_of_the_state(self, finished: tuple[Path, dict[str, float]]) -> None:
         out, _ = finished
         state = torch.load(out / STATE, weights_only=True)
-        last = weights_of(out / "last")
+        last = load_file(out / "last" / "model.safetensors")
         assert state["state"]["step"] == 6
         assert all(torch.equal(tensor, last[name]) for name, tensor in state["model"].items())
 
@@ -138,9 +91,9 @@ class TestWhatIsLeft:
     ) -> None:
         out, figures = finished
         assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == figures
-        assert same(tmp_path / "again" / "last", out / "last")
+        assert same_weights(tmp_path / "again" / "last", out / "last")
         train(replace(config, seed=1), tmp_path / "other", progress=False)
-        assert not same(tmp_path / "other" / "last", out / "last")
+        assert not same_weights(tmp_path / "other" / "last", out / "last")
 
     def test_evaluation_sees_no_repeats_and_no_augmentation(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
@@ -216,6 +169,13 @@ class TestRefusals:
                 train(replace(config, **mistake), out, progress=False)
         assert train(config, out, progress=False) == finished[1]
 
+    def test_a_set_that_is_not_complete(self, config: RunConfig, tmp_path: Path) -> None:
+        folder = write_unreadable(tmp_path / "data")
+        (folder / INFO_FILE).unlink()
+        changed = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
+        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in .*data: it is no complete dataset"):
+            train(changed, tmp_path / "run", progress=False)
+
     @pytest.mark.parametrize("spoilt", ["picture", "loss"])
     def test_a_run_that_failed_in_its_first_step_may_be_started_anew(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, spoilt: str
@@ -229,7 +189,7 @@ class TestRefusals:
             train(failing, out, progress=False)
         assert (out / METRICS).exists()  # else this shows nothing
         assert train(config, out, progress=False) == finished[1]
-        assert same(out / "last", finished[0] / "last")
+        assert same_weights(out / "last", finished[0] / "last")
 
     @pytest.mark.parametrize("name", ["best", "last", "notes.txt", METRICS])
     def test_a_folder_with_files_of_others(self, config: RunConfig, tmp_path: Path, name: str) -> None:
@@ -242,21 +202,6 @@ class TestRefusals:
             train(config, tmp_path, progress=False)
         assert mine.read_text() == "mine"
         assert [path.name for path in tmp_path.iterdir()] == [name]
-
-    @pytest.mark.parametrize("folder", ["best", "last"])
-    def test_resume_leaves_files_of_others(
-        self, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
-    ) -> None:
-        out = tmp_path / "run"
-        with failing_at(monkeypatch, 1, StoppedError), pytest.raises(StoppedError):
-            train(config, out, progress=False)
-        (out / folder).mkdir()
-        (out / folder / "notes.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
-            train(config, out, resume=True, progress=False)
-        with pytest.raises(FileExistsError, match="already holds a run"):
-            train(config, out, progress=False)
-        assert (out / folder / "notes.txt").read_text() == "mine"
 
     def test_what_a_failed_start_left_is_no_obstacle(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
@@ -311,108 +256,6 @@ class TestRefusals:
         changed = replace(config, data=replace(config.data, max_length=33))
         with pytest.raises(ValueError, match=r"data\.max_length is 33; the text tower takes at most 32 tokens"):
             train(changed, tmp_path / "run", progress=False)
-
-
-class TestResume:
-    def test_of_a_finished_run_changes_nothing(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig
-    ) -> None:
-        out, figures = finished
-        before = {path: path.read_bytes() for path in out.glob("*/*.*") if "tensorboard" not in str(path)}
-        before |= {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
-        assert train(config, out, resume=True, progress=False) == figures
-        assert {path: path.read_bytes() for path in before} == before
-
-    def test_after_a_failure(
-        self,
-        finished: tuple[Path, dict[str, float]],
-        config: RunConfig,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        out = tmp_path / "run"
-        with failing_at(monkeypatch, 4, StoppedError), pytest.raises(StoppedError):
-            train(config, out, progress=False)
-        assert not (out / "last").exists()
-        assert train(config, out, resume=True, progress=False) == finished[1]
-        assert same(out / "last", finished[0] / "last")
-        assert same(out / "best", finished[0] / "best")
-
-    def test_tidies_up_after_a_kill(
-        self,
-        finished: tuple[Path, dict[str, float]],
-        config: RunConfig,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """Half-written temporary files, and a first best checkpoint that was cut off before its config."""
-        out = tmp_path / "run"
-        with failing_at(monkeypatch, 2, StoppedError), pytest.raises(StoppedError):
-            train(config, out, progress=False)
-        (out / "best").mkdir()
-        (out / "best" / "model.safetensors").write_bytes(b"half")
-        for folder in (out, out / "best"):
-            (folder / ".model.safetensors.partial-abc.safetensors").write_bytes(b"half")
-        assert train(config, out, resume=True, progress=False) == finished[1]
-        assert same(out / "best", finished[0] / "best")
-        assert not list(out.rglob("*partial*"))
-
-
-class TestFullDisk:
-    def test_a_state_that_does_not_fit_leaves_the_one_of_before(
-        self,
-        finished: tuple[Path, dict[str, float]],
-        config: RunConfig,
-        small_disk: Callable[[int], Path],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        disk = small_disk(2048)
-        out, filler = disk / "run", disk / "filler"
-
-        def fill() -> Exception:
-            with filler.open("wb", buffering=0) as file:
-                try:
-                    while file.write(b"x" * 4096):
-                        pass
-                except OSError:
-                    pass
-            return StoppedError()
-
-        # Step 4 finds the disk full when its state is written; the state of step 2 is there.
-        with failing_at(monkeypatch, 4, fill), pytest.raises(StoppedError):
-            train(config, out, progress=False)
-        size = (out / STATE).stat().st_size
-        with filler.open("r+b") as file:
-            file.truncate(filler.stat().st_size - size // 2)  # room for the log, not for a state
-        with pytest.raises(OSError, match=r"last\.pt could not be written .*make room on the disk"):
-            train(config, out, resume=True, progress=False)
-        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
-        assert not list(out.rglob("*partial*"))
-        filler.unlink()
-        assert train(config, out, resume=True, progress=False) == finished[1]
-        assert same(out / "last", finished[0] / "last")
-
-    def test_files_that_may_not_grow(
-        self,
-        finished: tuple[Path, dict[str, float]],
-        config: RunConfig,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """The same with a limit on the size of files, which needs no rights."""
-        out = tmp_path / "run"
-        with failing_at(monkeypatch, 4, StoppedError), pytest.raises(StoppedError):
-            train(config, out, progress=False)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, ((out / STATE).stat().st_size // 2, hard))
-        try:
-            with pytest.raises(OSError, match="could not be written"):
-                train(config, out, resume=True, progress=False)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
-        assert train(config, out, resume=True, progress=False) == finished[1]
-        assert same(out / "last", finished[0] / "last")
 
 
 class TestStart:

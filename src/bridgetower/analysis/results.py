@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from bridgetower.data.records import DatasetInfo
 from bridgetower.files import read_json, write_json
-from bridgetower.model.config import from_plain
+from bridgetower.model.plain import from_plain
 
 FORMAT = 1
 

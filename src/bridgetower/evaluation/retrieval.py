@@ -23,7 +23,8 @@ from bridgetower.evaluation.metrics import (
     topk_candidates,
     two_stage_scores,
 )
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Encoded
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def evaluate_matching(
     Raises:
         ValueError: The model has no matching head, or a picture cannot be decoded.
     """
+    model.matching_head()
     texts, text_image_index = images.texts(config.max_captions)
     image, text = _encoders(model, images, texts, config, device)
     controls = _control_pairs(text_image_index, len(images))
@@ -209,15 +211,20 @@ def _encoders(
     place, model_config, own_rows = device or next(model.parameters()).device, model.config, _own_rows(len(images))
 
     def encode_images(rows: Sequence[int]) -> Encoded:
-        return model.encode_image(images.pixel_values(own_rows[rows].tolist()).to(place))
+        pixel_values = images.pixel_values(own_rows[rows].tolist()).to(place)
+        if model.itm_head is None:
+            return model.encode_image(pixel_values, read="cls")
+        return model.start_image(model.encode_image(pixel_values))
 
     def encode_texts(rows: Sequence[int]) -> Encoded:
         batch = images.processor.texts([texts[row] for row in rows], truncate=True)
         mask = None if batch.attention_mask is None else batch.attention_mask.to(place)
-        return model.encode_text(batch.input_ids.to(place), mask)
+        if model.itm_head is None:
+            return model.encode_text(batch.input_ids.to(place), mask, read="cls")
+        return model.start_text(model.encode_text(batch.input_ids.to(place), mask))
 
-    handed = model_config.fusion.num_handed_layers * model_config.fusion.hidden_size
-    token_bytes = handed * next(model.parameters()).element_size()
+    tensors = model_config.fusion.num_handed_layers + 4  # a start holds four times the width
+    token_bytes = tensors * model_config.fusion.hidden_size * next(model.parameters()).element_size()
     room = config.memory_gib * 2**30 / 2 / token_bytes  # in tokens
     lengths = model_config.vision.num_tokens, images.processor.config.max_length
     sizes = [max(config.batch_size, int(room / length)) for length in lengths]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,96 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, Read
 from bridgetower.model.heads import FusedItcHead, ItcHead, ItmHead, MlmHead
 from bridgetower.model.layers import Pooler
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
-Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One modality of a batch, ready to be fused with any encoding of the other modality.
-
-    Attributes:
-        layers: The handed tower layers, projected to the fusion width, token type added; each [B, L, D].
-        cls: The tower's last CLS before projection [B, tower width], the contrastive head's input.
-        mask: False on padding [B, L]; None if nothing is padded (always for images).
-    """
-
-    layers: tuple[Float[Tensor, "b l d"], ...]
-    cls: Float[Tensor, "b w"]
-    mask: Bool[Tensor, "b l"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.cls)
-
-    def __getitem__(self, index: Index) -> Encoded:
-        """Selects samples; an index may repeat, so one encoding serves many pairs."""
-        return self.map(lambda tensor: tensor[index])
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
-        """Applies `function` to every tensor, for moving, detaching or selecting."""
-        mask = None if self.mask is None else function(self.mask)
-        return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask)
-
-    def padded(self, length: int) -> Encoded:
-        """Pads to `length` tokens, with an explicit mask.
-
-        Raises:
-            ValueError: There are more tokens than `length`.
-        """
-        missing = length - self.layers[0].shape[1]
-        if missing < 0:
-            raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
-        mask = self.mask
-        if mask is None:
-            mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
-        layers = tuple(F.pad(layer, (0, 0, 0, missing)) for layer in self.layers)
-        return Encoded(layers, self.cls, F.pad(mask, (0, missing)))
-
-    @staticmethod
-    def cat(parts: Sequence[Encoded]) -> Encoded:
-        """Joins batches along samples, padding texts of different lengths to the longest.
-
-        Raises:
-            ValueError: There is nothing to join.
-        """
-        if not parts:
-            raise ValueError("no encodings given; expected at least one")
-        lengths = [part.layers[0].shape[1] for part in parts]
-        masks = [part.mask for part in parts]
-        if len(set(lengths)) > 1 or any(mask is not None for mask in masks):
-            parts = [part.padded(max(lengths)) for part in parts]
-            mask = torch.cat([part.mask for part in parts if part.mask is not None])
-        else:
-            mask = None
-        layers = tuple(torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True))
-        return Encoded(layers, torch.cat([part.cls for part in parts]), mask)
-
-
-class Fused:
-    """Outputs of the fusion encoder, as far as they were read."""
-
-    def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
-        self._text, self._image, self._pooled = text, image, pooled
-
-    @property
-    def text(self) -> Float[Tensor, "b l d"]:
-        """The text stream, with `read="text"` or `"all"`."""
-        return _read(self._text, "text", '"text" or "all"')
-
-    @property
-    def image(self) -> Float[Tensor, "b p d"]:
-        """The image stream, with `read="all"`."""
-        return _read(self._image, "image", '"all"')
-
-    @property
-    def pooled(self) -> Float[Tensor, "b e"]:
-        """Text and image pooler outputs side by side, with `read="pooled"` or `"all"`."""
-        return _read(self._pooled, "pooled", '"pooled" or "all"')
+EncodeRead = Literal["layers", "cls"]
+TEXT, IMAGE = 0, 1  # token types
 
 
 class BridgeTower(nn.Module):
@@ -126,26 +44,65 @@ class BridgeTower(nn.Module):
         self.itm_head = ItmHead(fusion.hidden_size) if heads.itm else None
         self.itc_head = _itc_head(config)
 
-    def encode_image(self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = 1) -> Encoded:
-        """Encodes images; `token_type` 2 marks the second image of a pair (NLVR2).
+    def encode_image(
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
+    ) -> Encoded:
+        """Encodes images.
+
+        Args:
+            pixel_values: Normalised images.
+            token_type: 1, or 2 for the second image of a pair (NLVR2).
+            read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
         Raises:
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
-        hidden = self.vision(pixel_values, self.config.vision_layers)
+        layers = self.config.vision_layers
+        if read == "cls":
+            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+        hidden = self.vision(pixel_values, layers)
         return Encoded(self._hand_over(hidden, self.image_projections, token_type), hidden[-1][:, 0])
 
     def encode_text(
-        self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None
+        self,
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+        *,
+        read: EncodeRead = "layers",
     ) -> Encoded:
-        """Encodes texts; `attention_mask` is 0 on padding, None if nothing is padded.
+        """Encodes texts.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: 0 on padding; None if nothing is padded.
+            read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
         Raises:
             ValueError: The text is longer than the position table.
         """
-        mask = None if attention_mask is None else attention_mask.bool()
-        hidden = self.text(input_ids, mask, self.config.text_layers)
-        return Encoded(self._hand_over(hidden, self.text_projections, token_type=0), hidden[-1][:, 0], mask)
+        mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
+        if read == "cls":
+            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+        hidden = self.text(input_ids, mask, layers)
+        return Encoded(self._hand_over(hidden, self.text_projections, TEXT), hidden[-1][:, 0], mask)
+
+    def start_image(self, image: Encoded) -> Encoded:
+        """Adds what the first fusion layer computes of each image alone, for images that several texts share.
+
+        In training with dropout it returns `image` as it is: there every pair has draws of its own.
+        """
+        if self._draws_dropout():
+            return image
+        return replace(image, start=self.fusion.start_image(image.layers[0]))
+
+    def start_text(self, text: Encoded) -> Encoded:
+        """Adds what the first fusion layer computes of each text alone, for texts that several images share.
+
+        In training with dropout it returns `text` as it is: there every pair has draws of its own.
+        """
+        if self._draws_dropout():
+            return text
+        return replace(text, start=self.fusion.start_text(text.layers[0], text.mask))
 
     def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read.
@@ -156,15 +113,19 @@ class BridgeTower(nn.Module):
             read: `pooled` for matching and classification, `text` for masked words, `all` for everything.
 
         Raises:
-            ValueError: The numbers of images and texts differ, or there is no such `read`.
+            ValueError: The numbers of images and texts differ, there is no such `read`, or something was encoded for
+                its CLS only.
         """
         if read not in get_args(Read):
             raise ValueError(f"read is {read!r}; expected one of {', '.join(get_args(Read))}")
-        if len(image) != len(text):
+        if image.cls.shape[0] != text.cls.shape[0]:  # len() would fix the number in an export
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
-        text_stream, image_stream = self.fusion(image.layers, text.layers, text.mask, read)
+        if not (image.layers and text.layers):
+            raise ValueError('these encodings hold the CLS only; encode with read="layers" what is to be fused')
+        streams = (image.layers, text.layers, text.mask, read, image.start, text.start)
+        text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:
             return Fused(text=text_stream)
         pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
@@ -189,9 +150,10 @@ class BridgeTower(nn.Module):
             ValueError: The model has no contrastive head.
         """
         head = self.contrastive_head()
-        # transformers reads the projected CLS with its token type, the official code the tower's own CLS.
-        cls = image.layers[-1][:, 0] if isinstance(head, FusedItcHead) else image.cls
-        return F.normalize(head.image(cls), dim=-1)
+        if isinstance(head, FusedItcHead):  # transformers reads the CLS that fusion gets, the official code the tower's
+            handed = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
+            return F.normalize(head.image(handed), dim=-1)
+        return F.normalize(head.image(image.cls), dim=-1)
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts.
@@ -215,9 +177,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no matching head.
         """
-        if self.itm_head is None:
-            raise ValueError("this model has no matching (ITM) head; load a checkpoint with one")
-        logits: Tensor = self.itm_head(pooled)
+        logits: Tensor = self.matching_head()(pooled)
         return logits
 
     def mlm_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
@@ -230,6 +190,16 @@ class BridgeTower(nn.Module):
             raise ValueError("this model has no masked-language (MLM) head; load a checkpoint with one")
         logits: Tensor = self.mlm_head(hidden)
         return logits
+
+    def matching_head(self) -> ItmHead:
+        """Returns the matching head.
+
+        Raises:
+            ValueError: The model has none.
+        """
+        if self.itm_head is None:
+            raise ValueError("this model has no matching (ITM) head; load a checkpoint with one")
+        return self.itm_head
 
     def contrastive_head(self) -> ItcHead | FusedItcHead:
         """Returns the contrastive head.
@@ -244,6 +214,9 @@ class BridgeTower(nn.Module):
             )
         return self.itc_head
 
+    def _draws_dropout(self) -> bool:
+        return self.training and self.config.fusion.dropout > 0
+
     def _hand_over(
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
     ) -> tuple[Float[Tensor, "b l d"], ...]:
@@ -254,12 +227,6 @@ class BridgeTower(nn.Module):
         return tuple(
             projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
         )
-
-
-def _read(output: Tensor | None, name: str, reads: str) -> Tensor:
-    if output is None:
-        raise ValueError(f"{name} was not computed; call fuse with read={reads}")
-    return output
 
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:

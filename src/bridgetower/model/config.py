@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
-T = TypeVar("T")
+from bridgetower.model.plain import from_plain
+
 Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
 BridgeKind = Literal["add", "scaled_add", "interpolate"]
@@ -283,31 +284,3 @@ def _field_names(config: Any) -> list[str]:
 
 def _dotted_fields(config: ModelConfig) -> list[str]:
     return [f"{group}.{name}" for group in _field_names(config) for name in _field_names(getattr(config, group))]
-
-
-def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Builds a dataclass from plain nested values, as JSON holds them.
-
-    Raises:
-        ValueError: A field is unknown, missing or of the wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {values!r}; expected names and values")
-    types = get_type_hints(cls)
-    unknown = sorted(set(values) - set(types))
-    if unknown:
-        raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
-    plain = {name: _plain_value(types[name], value, f"{where}.{name}") for name, value in values.items()}
-    try:
-        return cls(**plain)
-    except TypeError as error:
-        raise ValueError(f"{where} lacks a field or has one of the wrong type ({error})") from error
-
-
-def _plain_value(annotation: Any, value: Any, where: str) -> Any:
-    if is_dataclass(annotation):
-        return from_plain(cast(type, annotation), value, where)
-    if isinstance(value, list | tuple):
-        item = (get_args(annotation) or (Any,))[0]
-        return tuple(_plain_value(item, element, where) for element in value)
-    return value

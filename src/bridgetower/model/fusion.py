@@ -1,6 +1,10 @@
 """The cross-modal encoder: bridges from tower layers into two streams that attend to each other."""
 
-from typing import Literal
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +38,32 @@ class Bridge(nn.Module):
         return self.norm(tower + stream)
 
 
+@dataclass(frozen=True)
+class StreamStart:
+    """What the first fusion layer computes of one stream before it meets the other; one start serves many pairs.
+
+    Attributes:
+        attended: Self-attention and its norm [B, L, D].
+        query: The stream's cross-attention queries [B, L, D].
+        key_value: What the other stream's cross-attention reads of this one [B, L, 2D].
+    """
+
+    attended: Float[Tensor, "b l d"]
+    query: Float[Tensor, "b l d"]
+    key_value: Float[Tensor, "b l e"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> StreamStart:
+        """Applies `function` to every tensor."""
+        return StreamStart(function(self.attended), function(self.query), function(self.key_value))
+
+    @staticmethod
+    def cat(parts: Sequence[StreamStart]) -> StreamStart:
+        """Joins batches of equally long streams."""
+        attended = torch.cat([part.attended for part in parts])
+        query = torch.cat([part.query for part in parts])
+        return StreamStart(attended, query, torch.cat([part.key_value for part in parts]))
+
+
 class FusionLayer(nn.Module):
     """One stream's layer: self-attention, cross-attention to the other stream's input, feed-forward; all post-norm."""
 
@@ -56,14 +86,33 @@ class FusionLayer(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         other_mask: Bool[Tensor, "b m"] | None = None,
         num_queries: int | None = None,
+        start: StreamStart | None = None,
+        other_start: StreamStart | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Returns the stream's output at its first `num_queries` positions (None: at all)."""
-        queries = hidden[:, :num_queries]
-        attended = self.self_attention(hidden, mask, num_queries)
-        queries = self.self_attention_norm(queries + self._drop(attended))
-        crossed = self.cross_attention(queries, other, other_mask)
-        queries = self.cross_attention_norm(queries + self._drop(crossed))
+        """Returns the stream's output at its first `num_queries` positions (None: at all).
+
+        A start stands for what this method would compute of one of the streams alone.
+        """
+        if start is None:
+            attended = self._attend_self(hidden, mask, num_queries)
+            query = self.cross_attention.query(attended)
+        else:
+            attended, query = start.attended[:, :num_queries], start.query[:, :num_queries]
+        key_value = self.cross_attention.key_value(other) if other_start is None else other_start.key_value
+        crossed = self.cross_attention.attend(query, key_value, other_mask)
+        queries = self.cross_attention_norm(attended + self._drop(crossed))
         return self.mlp_norm(queries + self._drop(self.mlp(queries)))
+
+    def start(
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, *, reader: FusionLayer
+    ) -> StreamStart:
+        """Returns what needs this stream only; `reader` is the other stream's layer."""
+        attended = self._attend_self(hidden, mask)
+        return StreamStart(attended, self.cross_attention.query(attended), reader.cross_attention.key_value(hidden))
+
+    def _attend_self(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
+        attended = self.self_attention(hidden, mask, num_queries)
+        return self.self_attention_norm(hidden[:, :num_queries] + self._drop(attended))
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.dropout, self.training)
@@ -84,29 +133,50 @@ class FusionEncoder(nn.Module):
         self.text_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
         self.image_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
 
+    def start_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> StreamStart:
+        """Returns what the first layer computes of texts alone, from the first handed layer."""
+        text_layer, image_layer = self._layers(0)
+        return text_layer.start(self.text_norm(first), mask, reader=image_layer)
+
+    def start_image(self, first: Float[Tensor, "b p d"]) -> StreamStart:
+        """Returns what the first layer computes of images alone, from the first handed layer."""
+        text_layer, image_layer = self._layers(0)
+        return image_layer.start(self.image_norm(first), None, reader=text_layer)
+
     def forward(
         self,
         image: tuple[Float[Tensor, "b p d"], ...],
         text: tuple[Float[Tensor, "b l d"], ...],
         text_mask: Bool[Tensor, "b l"] | None,
         read: Read,
+        image_start: StreamStart | None = None,
+        text_start: StreamStart | None = None,
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
         """Returns the text and the image stream, as far as `read` needs them.
 
         `pooled` computes the last layer at the two CLS positions only, `text` leaves the last image layer out (the
-        image stream is then None), `all` computes everything. What is computed does not depend on `read`.
+        image stream is then None), `all` computes everything. What is computed does not depend on `read`, nor on
+        whether the starts were given.
         """
         text_stream, image_stream = self.text_norm(text[0]), self.image_norm(image[0])
         last = len(self.text_layers) - 1
         for index, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
-            if index > 0 and self.text_bridges:
-                text_stream = self.text_bridges[index - 1](text[index], text_stream)
-                image_stream = self.image_bridges[index - 1](image[index], image_stream)
-            num_queries = 1 if read == "pooled" and index == last else None
-            text_output = text_layer(text_stream, image_stream, mask=text_mask, num_queries=num_queries)
+            if index > 0:
+                text_start = image_start = None
+                if self.text_bridges:
+                    text_stream = self.text_bridges[index - 1](text[index], text_stream)
+                    image_stream = self.image_bridges[index - 1](image[index], image_stream)
+            cut = 1 if read == "pooled" and index == last else None
+            starts = {"start": text_start, "other_start": image_start}
+            text_output = text_layer(text_stream, image_stream, mask=text_mask, num_queries=cut, **starts)
             if read == "text" and index == last:
                 return text_output, None
             # Both streams read the other's *input*: neither sees the other's update of the same layer.
-            image_stream = image_layer(image_stream, text_stream, other_mask=text_mask, num_queries=num_queries)
+            starts = {"start": image_start, "other_start": text_start}
+            image_stream = image_layer(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **starts)
             text_stream = text_output
         return text_stream, image_stream
+
+    def _layers(self, index: int) -> tuple[FusionLayer, FusionLayer]:
+        """The text and the image stream's layer."""
+        return cast(FusionLayer, self.text_layers[index]), cast(FusionLayer, self.image_layers[index])

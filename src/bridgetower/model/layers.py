@@ -45,9 +45,15 @@ class CrossAttention(nn.Module):
         self, hidden: Float[Tensor, "b q d"], other: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends from every position of `hidden` to the positions of `other` where `mask` is True."""
-        key, value = self.key_value(other).chunk(2, dim=-1)
+        return self.attend(self.query(hidden), self.key_value(other), mask)
+
+    def attend(
+        self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None
+    ) -> Float[Tensor, "b q d"]:
+        """Attends with the outputs of the layers `query` and `key_value`."""
+        key, value = key_value.chunk(2, dim=-1)
         dropout = self.dropout if self.training else 0.0
-        return self.out(attend(self.query(hidden), key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
+        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
 
 
 class FeedForward(nn.Module):
@@ -77,9 +83,10 @@ class PreNormLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.mlp = FeedForward(hidden_size, intermediate_size, activation)
 
-    def forward(self, hidden: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
-        """Returns the block's output."""
-        hidden = hidden + self.attention(self.attention_norm(hidden))
+    def forward(self, hidden: Float[Tensor, "b p d"], num_queries: int | None = None) -> Float[Tensor, "b q d"]:
+        """Returns the block's output at its first `num_queries` positions (None: at all)."""
+        attended = self.attention(self.attention_norm(hidden), num_queries=num_queries)
+        hidden = hidden[:, :num_queries] + attended
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
@@ -97,10 +104,14 @@ class PostNormLayer(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the layer's output; positions where `mask` is False are not attended to."""
-        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, mask)))
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Returns the layer's output at its first `num_queries` positions (None: at all).
+
+        Positions where `mask` is False are not attended to.
+        """
+        attended = self.attention(hidden, mask, num_queries)
+        hidden = self.attention_norm(hidden[:, :num_queries] + self._drop(attended))
         return self.mlp_norm(hidden + self._drop(self.mlp(hidden)))
 
     def _drop(self, hidden: Tensor) -> Tensor:

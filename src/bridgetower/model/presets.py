@@ -34,8 +34,6 @@ NANO = ModelConfig(
     heads=HeadsConfig(itc="tower", itc_size=128),
 )
 
-PRESETS = {"base": BASE, "large": LARGE, "nano": NANO}
-
 
 def meter(config: ModelConfig) -> ModelConfig:
     """Returns the METER baseline of `config`: the same encoder, fed from the last tower layers only.

@@ -33,13 +33,25 @@ class TextTower(nn.Module):
         Raises:
             ValueError: The text is longer than the position table.
         """
-        hidden = self.embed(input_ids)
-        outputs = []
+        hidden, outputs = self.embed(input_ids), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
             hidden = layer(hidden, mask)
             if number in read_layers:
                 outputs.append(hidden)
         return outputs
+
+    def cls(
+        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, read_layer: int
+    ) -> Float[Tensor, "b t"]:
+        """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding.
+
+        Raises:
+            ValueError: The text is longer than the position table.
+        """
+        hidden = self.embed(input_ids)
+        for layer in self.layers[: read_layer - 1]:
+            hidden = layer(hidden, mask)
+        return self.layers[read_layer - 1](hidden, mask, num_queries=1)[:, 0]
 
     def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""

@@ -36,13 +36,23 @@ class VisionTower(nn.Module):
         Raises:
             ValueError: The image's sides are not multiples of the patch size.
         """
-        hidden = self.pre_norm(self.embed(pixel_values))
-        outputs = []
+        hidden, outputs = self.pre_norm(self.embed(pixel_values)), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
             hidden = layer(hidden)
             if number in read_layers:
                 outputs.append(self.post_norm(hidden))
         return outputs
+
+    def cls(self, pixel_values: Float[Tensor, "b 3 h w"], read_layer: int) -> Float[Tensor, "b v"]:
+        """Returns the normalised CLS of one layer, which is computed at this position only.
+
+        Raises:
+            ValueError: The image's sides are not multiples of the patch size.
+        """
+        hidden = self.pre_norm(self.embed(pixel_values))
+        for layer in self.layers[: read_layer - 1]:
+            hidden = layer(hidden)
+        return self.post_norm(self.layers[read_layer - 1](hidden, num_queries=1)[:, 0])
 
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
         """Returns class and patch embeddings with positions added."""
@@ -53,7 +63,7 @@ class VisionTower(nn.Module):
                 f"expected sides that are multiples of the patch size {self.config.patch_size}"
             )
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, P-1, V]
-        class_token = self.class_embedding.expand(len(patches), 1, -1)
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)  # len() would fix it in an export
         hidden = torch.cat([class_token, patches], dim=1)
         return hidden + resize_position_embedding(self.position_embedding, (height, width))
 

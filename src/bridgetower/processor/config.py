@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
+
+from bridgetower.model.plain import from_plain
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 
@@ -87,18 +89,9 @@ class ProcessorConfig:
         """Builds the config that `to_dict` described.
 
         Raises:
-            ValueError: A field is unknown or missing, or a value is out of range.
+            ValueError: A field is unknown or missing, or a value is of the wrong type or out of range.
         """
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise ValueError(f"processor config has unknown fields {unknown}; known: {', '.join(sorted(known))}")
-        if missing := sorted({"profile", "image_size", "max_length"} - values.keys()):
-            raise ValueError(f"processor config lacks {missing}")
-        plain: dict[str, Any] = dict(values)
-        for name in ("image_mean", "image_std", "background"):  # JSON has no tuples
-            if isinstance(plain.get(name), list):
-                plain[name] = tuple(plain[name])
-        return cls(**plain)
+        return from_plain(cls, values, "processor config")
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)

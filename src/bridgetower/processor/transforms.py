@@ -56,20 +56,27 @@ def _scale_and_crop(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
             f"an image of {image.width}x{image.height} is too elongated: with a short side of {size} px it would have "
             f"{long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
         )
-    scaled = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC)
+    scaled = _bicubic(image, *((size, long_side) if image.width < image.height else (long_side, size)))
     pixels: Tensor = functional.pil_to_tensor(functional.center_crop(scaled, [size, size]))
     return pixels
 
 
 def _squash(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
-    """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square.
-
-    Pillow 13 shrinks tall pictures vertically first, earlier releases always horizontally, which moves single pixels by
-    a level or more; the golden data is Pillow 13's.
-    """
-    squashed = functional.resize(image, [size, size], interpolation=InterpolationMode.BICUBIC)
-    pixels: Tensor = functional.pil_to_tensor(squashed)
+    """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square."""
+    pixels: Tensor = functional.pil_to_tensor(_bicubic(image, size, size))
     return pixels
+
+
+def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
+    """PIL bicubic with the passes in the order of Pillow 13, whatever release is installed.
+
+    Each pass rounds to 8 bit, so their order moves single pixels by a level or more. Pillow 13 begins vertically where
+    the height loses more than twice as many pixels as the width; earlier releases always begin horizontally. The golden
+    data is Pillow 13's.
+    """
+    vertical_first = image.height - height > max(0, 2 * (image.width - width))
+    between = (image.width, height) if vertical_first else (width, image.height)
+    return image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _scale_and_letterbox(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:

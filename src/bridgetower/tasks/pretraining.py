@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
-from bridgetower.model.bridgetower import BridgeTower, Encoded
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, own_columns, similarity
 from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
@@ -36,10 +39,9 @@ class PretrainingTask(nn.Module):
             ValueError: All images of the batch are the same, so that matching has no negatives.
         """
         phase = self.config.phase(self.progress)
-        image = self.model.encode_image(batch.pixel_values)
+        image, text = self.encode(batch, phase)
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        text = self.model.encode_text(batch.input_ids, batch.attention_mask) if phase.itm or phase.itc else None
         if phase.itc and text is not None:
             parts["itc"] = self.itc(image, text, batch)
         if phase.itm and text is not None:
@@ -49,11 +51,18 @@ class PretrainingTask(nn.Module):
             parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, batch)
         return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
 
-    @torch.no_grad()
-    def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
-        """Returns the match logit of each image with its caption."""
-        pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, read="pooled").pooled
-        return self.model.itm_logits(pooled)[:, 1]
+    def encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
+        """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
+        model = self.model
+        if phase.itm or phase.mlm:
+            image = model.start_image(model.encode_image(batch.pixel_values))
+        else:
+            image = model.encode_image(batch.pixel_values, read="cls")
+        if phase.itm:
+            return image, model.start_text(model.encode_text(batch.input_ids, batch.attention_mask))
+        if phase.itc:
+            return image, model.encode_text(batch.input_ids, batch.attention_mask, read="cls")
+        return image, None
 
     def itc(self, image: Encoded, text: Encoded, batch: CaptionBatch) -> Float[Tensor, ""]:
         """Contrastive loss over the features of all ranks."""
@@ -85,7 +94,8 @@ class PretrainingTask(nn.Module):
             return random_pairs(batch.image_index, generator), (image, text)
         index, own = batch.image_index, slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
-            image, text, own = image.map(all_gather), gather_texts(text), own_columns(len(batch))
+            image, text = replace(image, start=None).map(all_gather), gather_texts(replace(text, start=None))
+            own = own_columns(len(batch))
         all_index = all_gather(index) if len(image) > len(batch) else index
         with torch.no_grad():
             scale = self.model.contrastive_head().logit_scale()

@@ -10,7 +10,8 @@ from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import ModelConfig, from_plain
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.plain import from_plain
 from bridgetower.tasks.config import PretrainingConfig
 
 Precision = Literal["fp32", "bf16"]

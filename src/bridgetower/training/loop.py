@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +51,24 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as i
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run consists of, built by `bridgetower.training.run`."""
+    """What a run consists of, built by `bridgetower.training.run`.
+
+    Attributes:
+        config: Decides the result.
+        task: Model and losses.
+        model: The model that the task trains.
+        pairs: What it is trained on.
+        digests: Of the files that the run reads, by path.
+        evaluate: Gives the validation figures.
+        save: Writes the weights as a checkpoint to a folder.
+        max_steps: Optimiser steps of the whole run.
+    """
 
     config: RunConfig
     task: nn.Module
     model: BridgeTower
     pairs: CaptionPairs
+    digests: Mapping[str, str]
     evaluate: Evaluate
     save: Callable[[Path], None]
     max_steps: int
@@ -92,19 +104,21 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
         progress: Show a bar.
 
     Raises:
+        ValueError: The state to resume is damaged, or was written with other data or another number of processes.
         FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
         Interrupted: A signal asked to stop; the state is saved.
     """
     config = parts.config
     optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
     task, optimizer = fabric.setup(parts.task, optimizer)
-    state = load_state(out, parts.model, optimizer) if resume else TrainingState()
+    state = load_state(out, parts.model, optimizer, _conditions(parts, fabric)) if resume else TrainingState()
+    if 0 < state.step == parts.max_steps:
+        logger.info("%s is finished: all %d steps are done", out, state.step)
+        return state.figures
     batches = _batches(parts, fabric, state.step)
     factor = schedule(config.optimizer, parts.max_steps)
     _warn_of_small_contrast(config, fabric)
     log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
-    if state.step == parts.max_steps:
-        logger.info("%s is finished: all %d steps are done", out, state.step)
     with log, _signals() as stop:
         for step in range(state.step, parts.max_steps):
             torch.manual_seed(derive_seed(config.seed, "dropout", step, fabric.global_rank))
@@ -120,7 +134,7 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
                 state.figures = _evaluate(fabric, parts, state, log, out)
             stopping = _any_rank(fabric, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
-                _save(fabric, out, parts.model, optimizer, state)
+                _save(fabric, out, parts, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {parts.max_steps}; --resume continues it")
     return state.figures
@@ -228,9 +242,16 @@ def _evaluate(fabric: Fabric, parts: Parts, state: TrainingState, log: RunLog, o
     return figures
 
 
-def _save(fabric: Fabric, out: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
+def _conditions(parts: Parts, fabric: Fabric) -> dict[str, str | int]:
+    """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
+    contents = {f"content of {path}": digest for path, digest in parts.digests.items()}
+    micro_batches = _micro_batches(parts.config, fabric.world_size)
+    return {"number of processes": fabric.world_size, "micro-batches of each": micro_batches, **contents}
+
+
+def _save(fabric: Fabric, out: Path, parts: Parts, optimizer: Optimizer, state: TrainingState) -> None:
     if fabric.global_rank == 0:
-        save_state(out, model, optimizer, state)
+        save_state(out, parts.model, optimizer, state, _conditions(parts, fabric))
     fabric.barrier()
 
 

@@ -43,16 +43,17 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
     Args:
         config: Decides the result; the same config on the same machine gives the same bits.
         out: Folder of the run.
-        resume: Continue the run in `out`; its config must be the same.
+        resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
         progress: Show a progress bar.
 
     Returns:
-        Figures of the last evaluation; a finished run is not trained any further.
+        Figures of the last evaluation; a finished run is left as it is.
 
     Raises:
         FileNotFoundError: `out` holds no run and `resume` is True.
         FileExistsError: `out` holds something else, or it holds a run and `resume` is False.
-        ValueError: `resume` with another config, data that does not fit, or a model setting that `init` would ignore.
+        ValueError: `resume` with another config, with data that were prepared anew or with another number of
+            processes; data that does not fit; or a model setting that `init` would ignore.
         FloatingPointError: A loss or a gradient is not finite.
     """
     fabric = make_fabric(config)
@@ -70,7 +71,8 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     model = checkpoint.model().train().to(fabric.device)
     parts = _parts(config, replace(checkpoint, tensors={}), model)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
-    if fabric.global_rank == 0:
+    # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
+    if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
         parts.save(out / "last")
     fabric.barrier()
     return figures
@@ -167,6 +169,7 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Par
         task=PretrainingTask(model, config.task),
         model=model,
         pairs=train_pairs,
+        digests=train_pairs.images.digests() | held_out.digests(),
         evaluate=evaluate,
         save=save,
         max_steps=max_steps,

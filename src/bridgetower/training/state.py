@@ -38,13 +38,27 @@ class TrainingState:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
+def save_state(
+    folder: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, conditions: Mapping[str, str | int]
+) -> None:
     """Writes the state so that `load_state` gives the same bits.
+
+    Args:
+        folder: Of the run.
+        model: Its weights are kept.
+        optimizer: Its moments are kept.
+        state: Where the run is.
+        conditions: What decides the result beside the config, by name; a run is continued under the same only.
 
     Raises:
         OSError: It could not be written, on a full disk for example; the state of before is still there.
     """
-    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": asdict(state),
+        "conditions": dict(conditions),
+    }
     with replacing(folder / FILE) as temporary:
         try:
             torch.save(content, temporary)
@@ -53,16 +67,19 @@ def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, state: Trai
             raise OSError(f"{folder / FILE} could not be written ({reason}); make room on the disk") from error
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
+def load_state(
+    folder: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, str | int]
+) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0.
 
     Raises:
-        ValueError: The file is damaged, of something else, or of another model.
+        ValueError: The file is damaged, of something else, of another model, or was written under other conditions.
     """
     path = folder / FILE
     if not path.exists():
         return TrainingState()
     content = _read(path)
+    _check_conditions(path, content["conditions"], conditions)
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -79,6 +96,20 @@ def _read(path: Path) -> Mapping[str, Any]:
     except _DAMAGE as error:
         reason = type(error).__name__
         raise ValueError(f"{path} is damaged or no state of a run ({reason}); start again in another folder") from error
-    if not isinstance(content, dict) or content.keys() != {"model", "optimizer", "state"}:
+    parts = {"model", "optimizer", "state", "conditions"}
+    if not isinstance(content, dict) or content.keys() != parts or not isinstance(content["conditions"], dict):
         raise ValueError(f"{path} is not the state of a run; start again in another folder")
     return content
+
+
+def _check_conditions(path: Path, before: Mapping[str, str | int], now: Mapping[str, str | int]) -> None:
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} would go on to another result: {'; '.join(changed)}; put this back as it was, or start again in "
+            "another folder"
+        )

@@ -1,0 +1,113 @@
+"""What the towers and the fusion encoder hand out: encodings that can be cut, joined and repeated, and fused pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bridgetower.model.fusion import StreamStart
+
+Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One modality of a batch, ready to be fused with any encoding of the other modality.
+
+    Attributes:
+        layers: The handed tower layers, projected to the fusion width, token type added; each [B, L, D].
+        cls: The tower's last CLS before projection [B, tower width], the contrastive head's input.
+        mask: False on padding [B, L]; None if nothing is padded (always for images).
+        start: What the first fusion layer computes of it alone, see `BridgeTower.start_image` and `start_text`; None:
+            computed again in every `fuse`.
+    """
+
+    layers: tuple[Float[Tensor, "b l d"], ...]
+    cls: Float[Tensor, "b w"]
+    mask: Bool[Tensor, "b l"] | None = None
+    start: StreamStart | None = None
+
+    def __len__(self) -> int:
+        return len(self.cls)
+
+    def __getitem__(self, index: Index) -> Encoded:
+        """Selects samples; an index may repeat, so one encoding serves many pairs."""
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
+        """Applies `function` to every tensor, for moving, detaching or selecting."""
+        mask = None if self.mask is None else function(self.mask)
+        start = None if self.start is None else self.start.map(function)
+        return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, start)
+
+    def padded(self, length: int) -> Encoded:
+        """Pads to `length` tokens, with an explicit mask.
+
+        Raises:
+            ValueError: There are more tokens than `length`.
+        """
+        missing = length - self.layers[0].shape[1]
+        if missing < 0:
+            raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
+
+        def pad(tokens: Tensor) -> Tensor:
+            return F.pad(tokens, (0, 0, 0, missing))
+
+        start = None if self.start is None else self.start.map(pad)
+        return Encoded(tuple(map(pad, self.layers)), self.cls, F.pad(mask, (0, missing)), start)
+
+    @staticmethod
+    def cat(parts: Sequence[Encoded]) -> Encoded:
+        """Joins batches along samples, padding texts of different lengths to the longest.
+
+        Raises:
+            ValueError: There is nothing to join.
+        """
+        if not parts:
+            raise ValueError("no encodings given; expected at least one")
+        lengths = {part.layers[0].shape[1] for part in parts if part.layers}
+        if len(lengths) > 1 or any(part.mask is not None for part in parts):
+            parts = [part.padded(max(lengths)) for part in parts]
+        starts = [part.start for part in parts if part.start is not None]
+        return Encoded(
+            layers=tuple(torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)),
+            cls=torch.cat([part.cls for part in parts]),
+            mask=None if parts[0].mask is None else torch.cat([part.mask for part in parts if part.mask is not None]),
+            start=StreamStart.cat(starts) if len(starts) == len(parts) else None,
+        )
+
+
+class Fused:
+    """Outputs of the fusion encoder, as far as they were read."""
+
+    def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
+        self._text, self._image, self._pooled = text, image, pooled
+
+    @property
+    def text(self) -> Float[Tensor, "b l d"]:
+        """The text stream, with `read="text"` or `"all"`."""
+        return _read(self._text, "text", '"text" or "all"')
+
+    @property
+    def image(self) -> Float[Tensor, "b p d"]:
+        """The image stream, with `read="all"`."""
+        return _read(self._image, "image", '"all"')
+
+    @property
+    def pooled(self) -> Float[Tensor, "b e"]:
+        """Text and image pooler outputs side by side, with `read="pooled"` or `"all"`."""
+        return _read(self._pooled, "pooled", '"pooled" or "all"')
+
+
+def _read(output: Tensor | None, name: str, reads: str) -> Tensor:
+    if output is None:
+        raise ValueError(f"{name} was not computed; call fuse with read={reads}")
+    return output

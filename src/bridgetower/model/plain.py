@@ -1,0 +1,72 @@
+"""Dataclasses from plain nested values, as JSON holds them, with the type of every value checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float.
+
+    Fields may be dataclasses, tuples, dictionaries, literals, numbers, texts and truth values, or one of these or None.
+
+    Args:
+        cls: The dataclass.
+        values: By field; those with a default may be left out.
+        where: Name of the whole, for error messages.
+
+    Raises:
+        ValueError: A field is unknown, missing or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; expected names and values")
+    types = get_type_hints(cls)
+    unknown = sorted(set(values) - set(types))
+    if unknown:
+        raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
+    plain = {name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**plain)
+    except TypeError as error:
+        raise ValueError(f"{where} lacks a field ({error})") from error
+
+
+def _checked(annotation: Any, value: Any, where: str) -> Any:
+    """Returns `value` in the form that `annotation` wants."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if value is None and NoneType in kinds:
+        return None
+    for kind in kinds:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if is_dataclass(kind):
+            return from_plain(cast(type, kind), value, where)
+        if origin is tuple and isinstance(value, list | tuple) and _fits(arguments, len(value)):
+            items = zip(arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True)
+            return tuple(_checked(item, element, f"{where}[{number}]") for number, (item, element) in enumerate(items))
+        if origin is dict and isinstance(value, dict):
+            return {name: _checked(arguments[1], element, f"{where}.{name}") for name, element in value.items()}
+        # By identity: True is an int to isinstance.
+        if kind is Any or type(value) is kind or (kind is float and type(value) is int):
+            return value
+        if origin is Literal and value in arguments:
+            return value
+    raise ValueError(f"{where} is {value!r}; expected {' or '.join(map(_name, kinds))}")
+
+
+def _fits(arguments: tuple[Any, ...], length: int) -> bool:
+    """Whether a tuple of these arguments may have so many elements."""
+    return ... in arguments or len(arguments) == length
+
+
+def _name(kind: Any) -> str:
+    """What to call a kind of values."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind):
+        return str(kind)
+    return "None" if kind is NoneType else str(kind.__name__)

@@ -1,0 +1,92 @@
+"""From JSON to dataclasses: what fits, and what is refused by name."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pytest
+
+from bridgetower.model.plain import from_plain
+
+Colour = Literal["red", "blue"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    size: int
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    name: str = ""
+    shown: bool = False
+    limit: int | None = None
+    colour: Colour = "red"
+    other: Colour | None = None
+    pair: tuple[float, float] = (0.0, 1.0)
+    layers: tuple[int, ...] | None = None
+    parts: tuple[Part, ...] = ()
+    figures: dict[str, float] | None = None
+    notes: Any = None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"name": "a", "shown": True, "limit": 3, "colour": "blue", "other": "red"},
+        {"limit": None, "other": None, "layers": None, "figures": None},
+        {"pair": (0.25, 1.5), "layers": (), "parts": (Part(size=1), Part(size=2, share=0.1))},
+        {"layers": (1, 2, 3), "figures": {"a": 1.0, "b": 2.5}, "notes": [1, {"a": None}]},
+    ],
+)
+def test_what_fits(values: dict[str, Any]) -> None:
+    whole = Whole(**values)
+    assert from_plain(Whole, asdict(whole), "whole") == whole
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(whole).items()}
+    assert from_plain(Whole, lists, "whole") == whole
+
+
+def test_a_whole_number_will_do_for_a_float() -> None:
+    whole = from_plain(Whole, {"pair": [0, 2], "parts": [{"size": 1, "share": 1}]}, "whole")
+    assert (whole.pair, whole.parts[0].share) == ((0, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"parts": [{"size": "6"}]}, r"whole\.parts\[0\]\.size is '6'; expected int"),
+        ({"parts": [{"size": 1}, {"size": 6.5}]}, r"whole\.parts\[1\]\.size is 6\.5; expected int"),
+        ({"parts": [{"size": True}]}, r"whole\.parts\[0\]\.size is True; expected int"),
+        ({"parts": [{"size": None}]}, r"whole\.parts\[0\]\.size is None; expected int"),
+        ({"parts": [{"size": 1, "share": "half"}]}, r"share is 'half'; expected float"),
+        ({"parts": [{"size": 1, "share": False}]}, r"share is False; expected float"),
+        ({"parts": [3]}, r"whole\.parts\[0\] is 3; expected names and values"),
+        ({"parts": {"size": 1}}, r"whole\.parts is \{'size': 1\}; expected tuple\[.*Part, \.\.\.\]"),
+        ({"name": 3}, r"whole\.name is 3; expected str"),
+        ({"name": None}, r"whole\.name is None; expected str"),
+        ({"shown": 1}, r"whole\.shown is 1; expected bool"),
+        ({"limit": 0.5}, r"whole\.limit is 0\.5; expected int or None"),
+        ({"limit": [1]}, r"whole\.limit is \[1\]; expected int or None"),
+        ({"colour": "green"}, r"whole\.colour is 'green'; expected 'red' or 'blue'"),
+        ({"colour": None}, r"whole\.colour is None; expected 'red' or 'blue'"),
+        ({"other": 1}, r"whole\.other is 1; expected 'red' or 'blue' or None"),
+        ({"pair": [1.0]}, r"whole\.pair is \[1\.0\]; expected tuple\[float, float\]"),
+        ({"pair": [1.0, "2"]}, r"whole\.pair\[1\] is '2'; expected float"),
+        ({"layers": "12"}, r"whole\.layers is '12'; expected tuple\[int, \.\.\.\] or None"),
+        ({"figures": {"a": "1"}}, r"whole\.figures\.a is '1'; expected float"),
+        ({"figures": [1]}, r"whole\.figures is \[1\]; expected dict\[str, float\] or None"),
+    ],
+)
+def test_what_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}$"):
+        from_plain(Whole, values, "whole")
+
+
+def test_missing_and_unknown_fields() -> None:
+    with pytest.raises(ValueError, match=r"whole\.parts\[0\] lacks a field \(.*'size'"):
+        from_plain(Whole, {"parts": [{}]}, "whole")
+    with pytest.raises(ValueError, match=r"part has unknown fields \['a', 'b'\]; known: \['share', 'size'\]"):
+        from_plain(Part, {"b": 1, "a": 2}, "part")
+    with pytest.raises(ValueError, match="part is 3; expected names and values"):
+        from_plain(Part, 3, "part")  # type: ignore[arg-type]

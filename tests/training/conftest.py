@@ -1,0 +1,70 @@
+"""Lends runs: one that nothing disturbed, and others that are stopped and continued."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bridgetower.training.run as run_module
+import shapes
+from bridgetower.training.config import RunConfig
+from bridgetower.training.run import train
+from folders import same_weights
+
+
+class StoppedError(Exception):
+    """What stops a run in the middle."""
+
+
+@pytest.fixture(scope="session")
+def config(tiny_dataset: Path) -> RunConfig:
+    """A run of six steps that is evaluated and saved every other step."""
+    return shapes.run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
+
+
+@pytest.fixture(scope="session")
+def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run that nothing disturbed, and its figures."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    return out, train(config, out, progress=False)
+
+
+@pytest.fixture
+def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains into a folder up to the forward pass of some step, does something there, and fails."""
+
+    def stop(step: int, out: Path, act: Callable[[], None] = lambda: None, *, config: RunConfig = config) -> None:
+        calls = []
+
+        def fail(task: Any, inputs: Any) -> None:
+            calls.append(1)
+            if len(calls) == step:
+                act()
+                raise StoppedError
+
+        original = run_module.PretrainingTask
+
+        def build(*arguments: Any) -> Any:
+            task = original(*arguments)
+            task.register_forward_pre_hook(fail)
+            return task
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "PretrainingTask", build)
+            with pytest.raises(StoppedError):
+                train(config, out, progress=False)
+
+    return stop
+
+
+@pytest.fixture
+def check_end(config: RunConfig, finished: tuple[Path, dict[str, float]]) -> Callable[[Path], None]:
+    """Continues a run and checks that it ends with the bits of the one that nothing disturbed."""
+
+    def check(out: Path) -> None:
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        for checkpoint in ("last", "best"):
+            assert same_weights(out / checkpoint, finished[0] / checkpoint)
+
+    return check

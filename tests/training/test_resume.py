@@ -1,0 +1,139 @@
+"""Runs that were stopped: how they go on, what they refuse, and what a full disk leaves of them."""
+
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import shapes
+from bridgetower.data.config import PairsConfig
+from bridgetower.data.prepare import prepare_pairs
+from bridgetower.training.config import RunConfig
+from bridgetower.training.run import STATE, train
+from folders import snapshot
+
+Finished = tuple[Path, dict[str, float]]
+StopAt = Callable[..., None]
+CheckEnd = Callable[[Path], None]
+
+
+class TestFinished:
+    def test_is_left_as_it_is(self, finished: Finished, config: RunConfig) -> None:
+        out, figures = finished
+        before = snapshot(out)
+        assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
+        assert train(config, out, resume=True, progress=False) == figures
+        assert snapshot(out) == before
+
+    @pytest.mark.parametrize("left", [(), ("model.safetensors",)])
+    def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
+        self, finished: Finished, tmp_path: Path, check_end: CheckEnd, left: tuple[str, ...]
+    ) -> None:
+        out = tmp_path / "run"
+        shutil.copytree(finished[0], out)
+        shutil.rmtree(out / "last")
+        for name in left:
+            (out / "last").mkdir()
+            (out / "last" / name).write_bytes(b"half")
+        check_end(out)
+
+
+class TestStopped:
+    def test_after_a_failure(self, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd) -> None:
+        out = tmp_path / "run"
+        stop_at(4, out)
+        assert not (out / "last").exists()
+        check_end(out)
+
+    def test_tidies_up_after_a_kill(self, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd) -> None:
+        """Half-written temporary files, and a first best checkpoint that was cut off before its config."""
+        out = tmp_path / "run"
+        stop_at(2, out)
+        (out / "best").mkdir()
+        (out / "best" / "model.safetensors").write_bytes(b"half")
+        for folder in (out, out / "best"):
+            (folder / ".model.safetensors.partial-abc.safetensors").write_bytes(b"half")
+        check_end(out)
+        assert not list(out.rglob("*partial*"))
+
+    @pytest.mark.parametrize("folder", ["best", "last"])
+    def test_leaves_files_of_others(self, config: RunConfig, tmp_path: Path, stop_at: StopAt, folder: str) -> None:
+        out = tmp_path / "run"
+        stop_at(1, out)
+        (out / folder).mkdir()
+        (out / folder / "notes.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
+            train(config, out, resume=True, progress=False)
+        with pytest.raises(FileExistsError, match="already holds a run"):
+            train(config, out, progress=False)
+        assert (out / folder / "notes.txt").read_text() == "mine"
+
+
+class TestData:
+    def test_prepared_anew(self, config: RunConfig, finished: Finished, tmp_path: Path, stop_at: StopAt) -> None:
+        """The same pictures do; another split is refused, and named."""
+        pictures, folder, out = tmp_path / "pictures", tmp_path / "set", tmp_path / "run"
+        pictures.mkdir()
+        shapes.prepare_shapes(pictures, folder)
+        moved = replace(config, data=replace(config.data, folders=(str(folder),)))
+        stop_at(4, out, config=moved)
+        shutil.rmtree(folder)
+        share = shapes.NUM_HELD_OUT / shapes.NUM_PICTURES
+        other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
+        prepare_pairs(pictures / "shapes.csv", folder, other)
+        before = snapshot(out)
+        message = rf"result: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}; .*/validation\.parquet was"
+        with pytest.raises(ValueError, match=message):
+            train(moved, out, resume=True, progress=False)
+        assert snapshot(out) == before
+        shutil.rmtree(folder)
+        shapes.prepare_shapes(pictures, folder)
+        assert train(moved, out, resume=True, progress=False) == finished[1]
+
+
+class TestFullDisk:
+    def test_a_state_that_does_not_fit_leaves_the_one_of_before(
+        self, config: RunConfig, small_disk: Callable[[int], Path], stop_at: StopAt, check_end: CheckEnd
+    ) -> None:
+        disk = small_disk(2048)
+        out, filler = disk / "run", disk / "filler"
+
+        def fill() -> None:
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while file.write(b"x" * 4096):
+                        pass
+                except OSError:
+                    pass
+
+        # Step 4 finds the disk full when its state is written; the state of step 2 is there.
+        stop_at(4, out, fill)
+        size = (out / STATE).stat().st_size
+        with filler.open("r+b") as file:
+            file.truncate(filler.stat().st_size - size // 2)  # room for the log, not for a state
+        with pytest.raises(OSError, match=r"last\.pt could not be written .*make room on the disk"):
+            train(config, out, resume=True, progress=False)
+        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        assert not list(out.rglob("*partial*"))
+        filler.unlink()
+        check_end(out)
+
+    def test_files_that_may_not_grow(
+        self, config: RunConfig, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd
+    ) -> None:
+        """The same with a limit on the size of files, which needs no rights."""
+        out = tmp_path / "run"
+        stop_at(4, out)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((out / STATE).stat().st_size // 2, hard))
+        try:
+            with pytest.raises(OSError, match="could not be written"):
+                train(config, out, resume=True, progress=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        check_end(out)
