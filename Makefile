@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test check
+.PHONY: demo test check lowest
 
 # Prepares real pictures, pre-trains two small models, compares them, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2"
@@ -18,7 +19,17 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Runs the tests under the lowest releases that pyproject.toml allows, best with PYTHON=python3.11, the lowest Python.
+# transformers is left out, as it needs newer releases; the tests that compare with it are skipped.
+lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(LOWEST)/installed: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --editable . --requirement tests/lowest.txt
 	touch $@

@@ -70,9 +70,9 @@ def _squash(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
 def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
     """PIL bicubic with the passes in the order of Pillow 13, whatever release is installed.
 
-    Each pass rounds to 8 bit, so their order moves single pixels by a level or more. Pillow 13 begins vertically where
-    the height loses more than twice as many pixels as the width; earlier releases always begin horizontally. The golden
-    data is Pillow 13's.
+    Each pass rounds to 8 bit, so their order moves about a quarter of the values by a level or more. Pillow 13 begins
+    vertically where the height loses more than twice as many pixels as the width; earlier releases always begin
+    horizontally. The golden data is Pillow 13's.
     """
     vertical_first = image.height - height > max(0, 2 * (image.width - width))
     between = (image.width, height) if vertical_first else (width, image.height)

@@ -1,0 +1,58 @@
+"""The releases that `make lowest` installs are the lowest that pyproject.toml allows."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+TOOLS = {"import-linter", "mypy", "ruff"}  # look at the code, but do not run it
+TOO_NEW = {"transformers"}  # needs newer releases of other packages than the lowest
+
+
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    """Requirements by name, without those on the project's own extras."""
+    found = [Requirement(line) for line in lines]
+    return {requirement.name: requirement for requirement in found if requirement.name != "bridgetower"}
+
+
+def bound(requirement: Requirement, operator: str) -> Version:
+    """The version after `operator`, which may stand only once."""
+    (version,) = [specifier.version for specifier in requirement.specifier if specifier.operator == operator]
+    return Version(version)
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def required(project: dict[str, Any]) -> dict[str, Requirement]:
+    """All that is needed to run the package and its tests."""
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    found = requirements(project["dependencies"] + extras)
+    return {name: requirement for name, requirement in found.items() if name not in TOOLS | TOO_NEW}
+
+
+@pytest.fixture(scope="module")
+def lowest() -> list[str]:
+    return (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+
+
+def test_every_requirement_stands_at_its_lower_bound(required: dict[str, Requirement], lowest: list[str]) -> None:
+    pins = {name: bound(requirement, "==") for name, requirement in requirements(lowest).items()}
+    assert pins == {name: bound(requirement, ">=") for name, requirement in required.items()}
+
+
+def test_one_pin_a_line_in_order(lowest: list[str]) -> None:
+    assert lowest == sorted(lowest, key=lambda line: line.partition("==")[0])
+    assert len(requirements(lowest)) == len(lowest)
+    assert all(str(Requirement(line).specifier) == f"=={bound(Requirement(line), '==')}" for line in lowest)
+
+
+def test_the_names_left_out_are_required(project: dict[str, Any]) -> None:
+    assert requirements(project["optional-dependencies"]["dev"]).keys() >= TOOLS | TOO_NEW
