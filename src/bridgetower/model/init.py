@@ -9,20 +9,27 @@ from bridgetower.model.layers import PreNormLayer
 
 @torch.no_grad()
 def init_weights(model: BridgeTower, generator: torch.Generator) -> None:
-    """Draws all weights from `generator`: normal of standard deviation 0.02, zero biases, unit LayerNorms.
+    """Draws all weights from `generator`: normal, zero biases, unit LayerNorms.
 
-    The image tower follows CLIP: its residual branches shrink with depth and its embeddings scale with width.
-    Learned scalars (temperature, bridge scales) keep the values that their modules set.
+    The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
+    larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual branches shrink with depth and its
+    embeddings scale with width. Learned scalars (temperature, bridge scales) keep the values that their modules set.
     """
+    text_tower = set(model.text.modules())
     for module in model.modules():
+        width = (model.config.text if module in text_tower else model.config.fusion).hidden_size
         if isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
         elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            module.weight.normal_(std=0.02, generator=generator)
+            module.weight.normal_(std=_std(width), generator=generator)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.zero_()
     _init_vision(model, generator)
+
+
+def _std(width: int) -> float:
+    return 0.02 * max(1.0, (768 / width) ** 0.5)
 
 
 def _init_vision(model: BridgeTower, generator: torch.Generator) -> None:
