@@ -12,8 +12,9 @@ def init_weights(model: BridgeTower, generator: torch.Generator) -> None:
     """Draws all weights from `generator`: normal, zero biases, unit LayerNorms.
 
     The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
-    larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual branches shrink with depth and its
-    embeddings scale with width. Learned scalars (temperature, bridge scales) keep the values that their modules set.
+    larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual
+    branches shrink with depth and its embeddings scale with width. Learned scalars (temperature, bridge scales) keep
+    the values that their modules set.
     """
     text_tower = set(model.text.modules())
     for module in model.modules():

@@ -1,0 +1,91 @@
+"""Answers of VQA: their normal form, their soft scores and the vocabulary that a classifier chooses from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
+
+MIN_COUNT = 9
+"""Questions that an answer must be the first choice of to be in the vocabulary (official ViLT and METER code)."""
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_NUM_PERIODS = 32  # Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
+_ARTICLES = frozenset({"a", "an", "the"})
+_DIGITS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+} | {"none": "0"}
+
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+"""
+
+
+def _without_one_apostrophe(word: str) -> list[str]:
+    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
+
+
+_CONTRACTIONS = {key: word for word in _CONTRACTED.split() for key in _without_one_apostrophe(word)} | {
+    "somebody'd": "somebodyd"  # Official: the two are the wrong way round.
+}
+
+
+@lru_cache(maxsize=100_000)
+def normalise_answer(answer: str) -> str:
+    """Returns the form in which answers are compared (GT-Vision-Lab/VQA, `vqaEval.py`, quirks included).
+
+    Punctuation goes first, then case, number words, articles and contractions. An answer that is only an article
+    becomes empty.
+    """
+    joined = _DIGIT_COMMA_DIGIT.search(answer) is not None
+    text = answer
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if joined or beside_space else " ")
+    text = _PERIOD.sub("", text, count=_NUM_PERIODS)
+    words = (_DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def answer_score(count: int) -> float:
+    """Returns the score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9, and 1 from four on.
+
+    It is the mean of min(n / 3, 1) over all ways to leave one annotator out, rounded to one digit.
+    """
+    return min(1.0, round(0.3 * count, 1))
+
+
+def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
+    """Returns the score of each normalised answer that the vocabulary has, in order of first appearance.
+
+    Args:
+        answers: What the annotators said, as they said it.
+        vocabulary: Normalised answers that can be chosen.
+    """
+    counts = Counter(map(normalise_answer, answers))
+    return {answer: answer_score(count) for answer, count in counts.items() if answer in vocabulary}
+
+
+def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUNT) -> Sequence[str]:
+    """Returns the normalised answers that are the first choice of enough questions, in order of first appearance.
+
+    Classifiers of released checkpoints depend on that order.
+
+    Args:
+        first_choices: `multiple_choice_answer` of every annotation, training set first, then validation set.
+        min_count: Fewest questions.
+    """
+    counts = Counter(map(normalise_answer, first_choices))
+    return tuple(answer for answer, count in counts.items() if count >= min_count)

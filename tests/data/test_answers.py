@@ -1,0 +1,80 @@
+"""VQA answers: the official normal form with its quirks, scores, and the vocabulary in official order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgetower.data.answers import answer_score, answer_vocabulary, normalise_answer, soft_targets
+
+
+class TestNormalForm:
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            ("The U.S. Open", "us open"),
+            ("two-way", "2 way"),
+            ("1,000", "1000"),
+            ("1,000-1,200", "10001200"),
+            ("no.1", "no.1"),
+            ("3.", "3"),
+            ("a", ""),
+            ("dont know", "don't know"),
+            ("yes,no", "yes no"),
+            ("ten (10)", "10 10"),
+            ("black & white", "black & white"),
+            ("12 o clock", "12 o clock"),
+        ],
+    )
+    def test_reference_values(self, answer: str, expected: str) -> None:
+        assert normalise_answer(answer) == expected
+
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            ("None", "0"),
+            ("yes, no", "yes no"),  # beside a space: deleted, so no second space
+            ("left- right-hand", "left righthand"),  # beside a space anywhere: deleted everywhere
+            ("it's 9:30 #1", "it's 9:30 #1"),
+            ("couldnt've", "couldn't've"),
+            ("couldn'tve", "couldn't've"),
+            ("yall'd've", "y'all'd've"),
+            ("ow's'at", "'ow's'at"),
+            ("somebody'd", "somebodyd"),
+            ("Im", "im"),  # Official: keyed with a capital, looked up in lower case
+            ("shes its", "shes its"),
+        ],
+    )
+    def test_quirks(self, answer: str, expected: str) -> None:
+        assert normalise_answer(answer) == expected
+
+    def test_only_32_periods_are_removed(self) -> None:
+        assert normalise_answer("." * 40) == "." * 8
+
+    @given(st.text("abc .,-'1", max_size=12))
+    def test_no_outer_or_double_spaces(self, answer: str) -> None:
+        normal = normalise_answer(answer)
+        assert normal == " ".join(normal.split())
+
+
+def test_scores() -> None:
+    assert [answer_score(count) for count in range(7)] == [0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0]
+
+
+def test_a_score_is_the_rounded_mean_over_annotators_left_out() -> None:
+    for count in range(11):
+        others = [count - 1] * count + [count] * (10 - count)  # how many of the other nine agree
+        mean = sum(min(1.0, max(0, agreeing) / 3) for agreeing in others) / 10
+        assert answer_score(count) == round(mean, 1)
+
+
+def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers() -> None:
+    answers = ["Two", "2", "2.", "three", "a few", "the 2", "no idea", "3", "2", "2"]
+    assert soft_targets(answers, {"2", "3", "few"}) == {"2": 1.0, "3": 0.6, "few": 0.3}
+    assert soft_targets(answers, {"blue"}) == {}
+
+
+def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:
+    choices = ["net", "two", *["Yes"] * 8, "2", "no", "yes.", *["net"] * 8]
+    assert answer_vocabulary(choices) == ("net", "yes")
+    assert answer_vocabulary(choices, min_count=2) == ("net", "2", "yes")
+    assert answer_vocabulary(choices, min_count=10) == ()
