@@ -88,7 +88,7 @@ def caption_batch(
         masked_input_ids=torch.where(labels == IGNORED, input_ids, config.text.vocab_size - 1),
         mlm_labels=labels,
         image_index=torch.tensor(index),
-        image_ids=tuple(map(str, index)),
+        ids=tuple(map(str, index)),
         seed=seed,
     )
 

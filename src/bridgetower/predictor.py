@@ -52,6 +52,7 @@ def load(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
     tokenizer: str | Path | None = None,
+    answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Loads a model for use.
@@ -63,6 +64,7 @@ def load(
         device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
         precision: `fp32`, or `bf16` for about half the time on hardware that has it.
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
+        answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
         overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
 
     Raises:
@@ -72,7 +74,7 @@ def load(
     if precision not in _DTYPES:
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(_DTYPES)}")
     place = _device(device)
-    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer, overrides=overrides)
+    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer, answers=answers, overrides=overrides)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     return Predictor(checkpoint, device=place, precision=precision)

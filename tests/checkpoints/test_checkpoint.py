@@ -92,6 +92,46 @@ class TestResized:
         assert checkpoint.resized(40).processor is None
 
 
+class TestTokenTypes:
+    def test_new_rows_start_as_the_last_one(self, checkpoint: Checkpoint) -> None:
+        grown = checkpoint.with_token_types(3)
+        old, new = (each.tensors["token_type_embedding.weight"] for each in (checkpoint, grown))
+        assert torch.equal(new, torch.stack([old[0], old[1], old[1]]))
+        check_tensors("grown", grown.config, grown.tensors)
+        assert grown.config == checkpoint.config.override({"fusion.num_token_types": 3})
+
+    def test_enough_are_left_alone(self, checkpoint: Checkpoint) -> None:
+        grown = checkpoint.with_token_types(3)
+        assert grown.with_token_types(3) is grown
+        assert grown.with_token_types(2) is grown
+
+
+class TestLabels:
+    @pytest.fixture
+    def with_vqa(self) -> Checkpoint:
+        config = tiny.changed(heads__vqa=3)
+        tensors = tiny.build(config).state_dict()
+        return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": ("yes", "no", "2")})
+
+    def test_names(self, with_vqa: Checkpoint) -> None:
+        assert with_vqa.class_names("vqa") == ("yes", "no", "2")
+        assert with_vqa.class_names("snli_ve") == ("contradiction", "neutral", "entailment")
+        assert with_vqa.class_names("nlvr2") == ("False", "True")
+
+    def test_unknown_names(self, with_vqa: Checkpoint) -> None:
+        with pytest.raises(ValueError, match=r"mine does not name the classes of its vqa head; .* pass answers"):
+            replace(with_vqa, labels={}).class_names("vqa")
+
+    @pytest.mark.parametrize("names", [("yes", "no"), ("yes", "no", "yes"), ("yes", "no", "2", "3")], ids=str)
+    def test_not_one_for_each_class(self, with_vqa: Checkpoint, names: tuple[str, ...]) -> None:
+        with pytest.raises(ValueError, match="for the 3 classes of its vqa head; expected one for each"):
+            replace(with_vqa, labels={"vqa": names})
+
+    def test_of_a_head_that_is_not_there(self, with_vqa: Checkpoint) -> None:
+        with pytest.raises(ValueError, match="for the 0 classes of its text head"):
+            replace(with_vqa, labels={"text": ("a", "b")})
+
+
 class TestCheckTensors:
     def test_all_is_well(self, checkpoint: Checkpoint) -> None:
         check_tensors("mine", checkpoint.config, checkpoint.tensors)

@@ -260,3 +260,55 @@ class TestFullDisk:
         assert (tmp_path / "new" / "model.safetensors").exists()
         with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
             read_checkpoint(tmp_path / "new")
+
+
+class TestLabels:
+    ANSWERS = ("yes", "no", "two words", "é")
+
+    @pytest.fixture
+    def with_answers(self) -> Checkpoint:
+        config = tiny.changed(heads__vqa=len(self.ANSWERS), heads__snli_ve=True)
+        tensors = tiny.build(config).state_dict()
+        return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": self.ANSWERS})
+
+    def test_they_travel_with_the_checkpoint(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(with_answers, tmp_path)
+        read = read_checkpoint(tmp_path)
+        assert read.labels == {"vqa": self.ANSWERS}
+        assert read.config == with_answers.config
+        assert tiny.equal(read.tensors, with_answers.tensors)
+
+    def test_no_file_without_names(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(replace(with_answers, labels={}), tmp_path)
+        assert not (tmp_path / "labels.json").exists()
+
+    def test_given_ones(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(replace(with_answers, labels={}), tmp_path / "model")
+        answers = tmp_path / "answers.json"
+        answers.write_text(json.dumps(self.ANSWERS))
+        assert read_checkpoint(tmp_path / "model", answers=answers).class_names("vqa") == self.ANSWERS
+
+    @pytest.mark.parametrize("text", ["yes\nno", '{"vqa": ["yes"]}', '["yes", 2]', "[["])
+    def test_a_file_of_something_else(self, with_answers: Checkpoint, tmp_path: Path, text: str) -> None:
+        write_checkpoint(with_answers, tmp_path / "model")
+        answers = tmp_path / "answers.json"
+        answers.write_text(text)
+        with pytest.raises(ValueError, match=r"answers\.json is no list of answers"):
+            read_checkpoint(tmp_path / "model", answers=answers)
+
+    def test_another_number_of_them(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(with_answers, tmp_path / "model")
+        answers = tmp_path / "answers.json"
+        answers.write_text('["yes", "no"]')
+        with pytest.raises(ValueError, match="2 different names among 2 for the 4 classes of its vqa head"):
+            read_checkpoint(tmp_path / "model", answers=answers)
+
+    def test_a_damaged_file_of_the_checkpoint(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(with_answers, tmp_path)
+        (tmp_path / "labels.json").write_text('{"vqa": "yes"}')
+        with pytest.raises(ValueError, match=r"labels\.json holds names that are no list of texts"):
+            read_checkpoint(tmp_path)
+
+    def test_transformers_has_no_such_heads(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="it has heads of downstream tasks"):
+            convert(with_answers, tmp_path / "hf", "hf")

@@ -15,7 +15,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "pre-training": {},
     "contrastive": {"heads.itc": "tower", "heads.itc_size": 20},
     "fine-tuned": {"heads.mlm": False, "heads.itm": False},
-    "nlvr2": {"fusion.num_token_types": 3, "heads.mlm": False, "heads.itm": False},
+    "nlvr2": {"fusion.num_token_types": 3, "heads.mlm": False, "heads.itm": False}
+    | {"heads.nlvr2": True, "heads.hidden_scale": 1.5},
+    "vqa and snli-ve": {"heads.vqa": 17, "heads.snli_ve": True, "heads.mlm": False, "heads.itm": False},
+    "ranking": {"heads.rank": True, "heads.mlm": False},
     "other fusion width": {"fusion.hidden_size": 24, "fusion.num_heads": 4, "fusion.intermediate_size": 40},
     "meter": official.METER,
     "bert": official.BERT,
@@ -56,8 +59,9 @@ class TestKinds:
 
 
 class TestNames:
-    def test_heads_of_other_tasks_are_reported(self, tmp_path: Path) -> None:
-        extra = ["vqa_classifier.0.weight", "snli_classifier.3.bias", "nlvr2_classifier.1.weight", "rank_output.bias"]
+    def test_heads_of_one_layer_are_reported(self, tmp_path: Path) -> None:
+        """Official `task_head_layers=1`, which no published model has."""
+        extra = [f"{task}_classifier.0.{kind}" for task in ("vqa", "snli", "nlvr2") for kind in ("weight", "bias")]
         checkpoint = read(tmp_path, official.make({}, extra=[*extra, "val_vqa_score.total"]))
         assert {*extra, "val_vqa_score.total"} <= set(checkpoint.dropped)
 
@@ -66,6 +70,13 @@ class TestNames:
         read(tmp_path, official.make({}, extra=["vqa_classifier.0.weight"]))
         assert "not used: " in caplog.text
         assert "vqa_classifier.0.weight" in caplog.text
+
+    @pytest.mark.parametrize("name", ["vqa_classifier.0.bias", "snli_classifier.1.weight", "rank_output.bias"])
+    def test_a_head_that_is_not_whole(self, tmp_path: Path, name: str) -> None:
+        made = official.make({"heads.vqa": 17, "heads.snli_ve": True, "heads.rank": True})
+        del made.state_dict[name]
+        with pytest.raises(ValueError, match=f"(lacks tensors: |lacks '){name}"):
+            read(tmp_path, made)
 
     @pytest.mark.parametrize("name", ["mystery.weight", "vit_model.visual.extra", "cross_modal_text_layers.0.x", "vqa"])
     def test_unknown_ones_are_refused(self, tmp_path: Path, name: str) -> None:

@@ -55,7 +55,7 @@ def own_part(batch: CaptionBatch, process: int) -> CaptionBatch:
         masked_input_ids=batch.masked_input_ids[rows, :length],
         mlm_labels=batch.mlm_labels[rows, :length],
         image_index=batch.image_index[rows],
-        image_ids=batch.image_ids[rows],
+        ids=batch.ids[rows],
         seed=batch.seed + process,
     )
 

@@ -30,9 +30,6 @@ LEFT_OVERS = (
     "vit_model.ln_final.*",  # of CLIP's text side
     "vit_model.visual.ln_separate.*",  # used by a path that no training takes
     "text_transformer.pooler.*",
-    "vqa_classifier.*",
-    "snli_classifier.*",
-    "nlvr2_classifier.*",
 )
 
 

@@ -98,6 +98,10 @@ class TestErrors:
             ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; text and image need at least 2"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
             ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
+            ({"heads.nlvr2_dropout": 1.0}, r"heads.nlvr2_dropout is 1.0; expected a probability in \[0, 1\)"),
+            ({"heads.vqa": -1}, "heads.vqa -1, heads.image 0, heads.text 0; expected numbers of classes"),
+            ({"heads.text": -2}, "heads.vqa 0, heads.image 0, heads.text -2; expected numbers of classes"),
+            ({"heads.nlvr2": True}, "heads.nlvr2 with fusion.num_token_types 2; its second image needs 3"),
             ({"fusion.vision_layers": (4,)}, r"fusion.vision_layers is \(4,\); expected 2 tower layers"),
             ({"fusion.text_layers": (1, 2, 3)}, r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers"),
             ({"fusion.bridge": None, "fusion.text_layers": (2, 3)}, r"expected 1 tower layers \(bridge None"),
@@ -125,6 +129,7 @@ class TestErrors:
             *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
             *("vision.image_size", "vision.patch_size", "text.vocab_size", "text.type_vocab_size"),
             *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
+            "heads.hidden_scale",
         ],
     )
     @pytest.mark.parametrize("value", [0, -1])

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.heads import FusedItcHead, ItcHead, ItmHead, MlmHead
+from bridgetower.model.heads import (
+    ClassifierHead,
+    FusedItcHead,
+    ImageHead,
+    ItcHead,
+    ItmHead,
+    MlmHead,
+    RankHead,
+    TextHead,
+)
 
 ATOL = 1e-10
 NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
@@ -40,6 +49,57 @@ class TestMlm:
 def test_itm() -> None:
     head, pooled = made(ItmHead(16)), random(3, 32)
     assert tiny.off(head(pooled), pooled @ head.fc.weight.T + head.fc.bias) < ATOL
+
+
+def test_rank() -> None:
+    head, pooled = made(RankHead(16)), random(3, 32)
+    assert tiny.off(head(pooled), pooled @ head.fc.weight[0] + head.fc.bias) < ATOL
+
+
+class TestClassifier:
+    def test_formula(self) -> None:
+        head, pooled = made(ClassifierHead(32, 20, 7)), random(3, 32)
+        middle = F.layer_norm(head.dense(pooled), (20,), head.norm.weight, head.norm.bias, eps=1e-5)
+        assert tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias) < ATOL
+
+    def test_dropout_in_training_only(self) -> None:
+        head, pooled = made(ClassifierHead(32, 20, 7, dropout=0.5)), random(3, 32)
+        assert torch.equal(head(pooled), head(pooled))
+        torch.manual_seed(0)
+        assert not torch.equal(head.train()(pooled), head(pooled))
+
+    @pytest.mark.parametrize(("scale", "hidden"), [(1.0, 32), (1.5, 48), (2.0, 64)])
+    def test_widths_follow_the_config(self, scale: float, hidden: int) -> None:
+        changes = {"heads__vqa": 9, "heads__snli_ve": True, "heads__nlvr2": True, "fusion__num_token_types": 3}
+        model = tiny.build(tiny.changed(**changes, heads__hidden_scale=scale))
+        for head, pooled, classes in ((model.vqa_head, 32, 9), (model.snli_ve_head, 32, 3), (model.nlvr2_head, 64, 2)):
+            assert head.dense.weight.shape == (hidden, pooled)
+            assert head.decoder.weight.shape == (classes, hidden)
+        assert [head.dropout for head in (model.vqa_head, model.snli_ve_head, model.nlvr2_head)] == [0.0, 0.0, 0.1]
+
+
+class TestTowers:
+    def test_image(self) -> None:
+        head, cls = made(ImageHead(24, 10)), random(3, 24)
+        assert tiny.off(head(cls), cls @ head.fc.weight.T + head.fc.bias) < ATOL
+
+    def test_text(self) -> None:
+        head, cls = made(TextHead(32, 3, 0.1)), random(4, 32)
+        middle = torch.tanh(cls @ head.dense.weight.T + head.dense.bias)
+        assert tiny.off(head(cls), middle @ head.decoder.weight.T + head.decoder.bias) < ATOL
+
+    def test_text_head_is_the_one_of_transformers(self) -> None:
+        roberta = pytest.importorskip("transformers.models.roberta.modeling_roberta")
+        config = roberta.RobertaConfig(hidden_size=32, num_labels=3, hidden_dropout_prob=0.1)
+        theirs, ours = roberta.RobertaClassificationHead(config), TextHead(32, 3, 0.1)
+        ours.dense.load_state_dict(theirs.dense.state_dict())
+        ours.decoder.load_state_dict(theirs.out_proj.state_dict())
+        hidden = random(4, 5, 32).float()
+        for training in (False, True):
+            torch.manual_seed(0)
+            expected = theirs.train(training)(hidden)
+            torch.manual_seed(0)
+            assert torch.equal(ours.train(training)(hidden[:, 0]), expected)
 
 
 class TestItc:
@@ -110,6 +170,15 @@ class TestWithoutHeads:
             model.itm_logits(fused.pooled)
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
             model.mlm_logits(fused.text)
+
+    @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2", "image", "text"])
+    def test_errors_of_the_downstream_heads(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"this model has no {name} head; load a checkpoint with one"):
+            tiny.build().class_logits(name, torch.zeros(1, 32))
+
+    def test_error_of_the_ranking_head(self) -> None:
+        with pytest.raises(ValueError, match="this model has no ranking head"):
+            tiny.build().rank_scores(torch.zeros(1, 32))
 
     def test_no_parameters(self) -> None:
         assert not [name for name, _ in tiny.build(NONE).named_parameters() if "head" in name]

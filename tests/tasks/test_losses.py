@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
-from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, similarity
+from bridgetower.tasks.losses import Losses, class_loss, itc_loss, mlm_loss, similarity
 
 SCALE = torch.tensor(1 / 0.07)
 
@@ -124,7 +124,7 @@ class TestMlm:
 
 def test_itm_is_cross_entropy_with_accuracy() -> None:
     logits, labels = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 0, 0])
-    loss, accuracy = itm_loss(logits, labels)
+    loss, accuracy = class_loss(logits, labels)
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 3
     assert loss.item() == pytest.approx(expected)
     assert accuracy.item() == pytest.approx(2 / 3)

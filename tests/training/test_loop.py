@@ -237,7 +237,7 @@ class TestNotFinite:
         parts.task.register_forward_pre_hook(spoil)
         with pytest.raises(FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan") as caught:
             run(parts, tmp_path)
-        assert all(name in str(caught.value) for name in batches[2].image_ids)
+        assert all(name in str(caught.value) for name in batches[2].ids)
         assert "\n" not in str(caught.value)
         content = torch.load(tmp_path / FILE, weights_only=True)
         assert content["state"]["step"] == 2
@@ -262,8 +262,8 @@ class TestNotFinite:
             run(parts, tmp_path)
         assert len(seen) == 2
         assert weights(parts.model).isfinite().all()
-        assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.image_ids)
-        assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.image_ids)
+        assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.ids)
+        assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.ids)
 
 
 class TestSmallContrast:

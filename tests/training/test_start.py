@@ -39,7 +39,8 @@ def without_itc(there: Checkpoint, folder: Path) -> str:
 
 
 def with_heads(config: RunConfig, heads: HeadsConfig, **changes: Any) -> RunConfig:
-    return replace(config, model=replace(config.model, heads=heads), **changes)
+    fusion = replace(config.model.fusion, num_token_types=3 if heads.nlvr2 else 2)
+    return replace(config, model=replace(config.model, heads=heads, fusion=fusion), **changes)
 
 
 class TestHeads:
@@ -63,7 +64,7 @@ class TestHeads:
         weight = "itc_head.image.weight"
         assert torch.equal(first[weight], again[weight])
         assert not torch.equal(first[weight], other[weight])
-        assert float(first[weight].std()) == pytest.approx(0.02, rel=0.5)
+        assert float(first[weight].std()) == pytest.approx(0.02 * (768 / 8) ** 0.5, rel=0.5)
         assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
 
     def test_kept_ones_keep_their_epsilon(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
@@ -86,6 +87,45 @@ class TestHeads:
         assert start.config == there.config
         assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items())
         assert "heads" not in caplog.text
+
+
+class TestDownstreamHeads:
+    NLVR2 = HeadsConfig(mlm=False, itm=False, nlvr2=True, hidden_scale=1.5)
+
+    def test_nlvr2_grows_the_token_types(self, config: RunConfig, there: Checkpoint) -> None:
+        start = starting_checkpoint(with_heads(config, self.NLVR2))
+        start.model()
+        table = there.tensors["token_type_embedding.weight"]
+        assert torch.equal(start.tensors["token_type_embedding.weight"], torch.stack([table[0], table[1], table[1]]))
+        assert start.tensors["nlvr2_head.dense.weight"].shape == (24, 32)
+
+    def test_ranking_starts_as_the_logit_of_a_match(self, config: RunConfig, there: Checkpoint) -> None:
+        start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, rank=True)))
+        start.model()
+        for kind in ("weight", "bias"):
+            assert torch.equal(start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:])
+
+    def test_a_kept_head_keeps_its_width_and_its_answers(
+        self, config: RunConfig, there: Checkpoint, tmp_path: Path
+    ) -> None:
+        vqa = HeadsConfig(mlm=False, itm=False, vqa=2, hidden_scale=1.0)
+        first = starting_checkpoint(with_heads(config, vqa))
+        write_checkpoint(replace(first, labels={"vqa": ("yes", "no")}), tmp_path / "vqa")
+        wider = replace(vqa, hidden_scale=2.0)
+        start = starting_checkpoint(with_heads(config, wider, recipe="shapes", init=str(tmp_path / "vqa")))
+        assert start.config.heads == vqa
+        assert start.labels == {"vqa": ("yes", "no")}
+        assert torch.equal(start.tensors["vqa_head.dense.weight"], first.tensors["vqa_head.dense.weight"])
+
+    def test_answers_are_left_behind_with_their_head(
+        self, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first = starting_checkpoint(with_heads(config, HeadsConfig(vqa=2)))
+        write_checkpoint(replace(first, labels={"vqa": ("yes", "no")}), tmp_path / "vqa")
+        with caplog.at_level(logging.INFO):
+            start = starting_checkpoint(with_heads(config, self.NLVR2, init=str(tmp_path / "vqa")))
+        assert start.labels == {}
+        assert "heads that the run does not use are left behind: mlm, itm, vqa" in caplog.text
 
 
 class TestModel:

@@ -12,6 +12,8 @@ from torch import Tensor
 from bridgetower.checkpoints.keymap import Source, gather
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.heads import ClassifierName
+from bridgetower.model.labels import FIXED, check_labels
 from bridgetower.model.vision import resize_position_embedding
 from bridgetower.processor import Processor
 
@@ -27,7 +29,8 @@ class Checkpoint:
         tensors: Every parameter of `BridgeTower(config)`, under its name.
         carried: Tensors of the source that no computation reads but a conversion back must write (the text pooler,
             the official `ln_separate`).
-        dropped: Foreign names that were left behind: other tasks' heads, buffers, left-overs of CLIP's text side.
+        dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
+        labels: Names of the classes by head, such as the answers of `vqa`; those of `model.labels.FIXED` go without.
     """
 
     source: str
@@ -36,6 +39,26 @@ class Checkpoint:
     carried: dict[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     processor: Processor | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks that there is a name for every class of the heads that have names."""
+        heads = self.config.heads
+        check_labels(self.source, self.labels, {"vqa": heads.vqa, "image": heads.image, "text": heads.text})
+
+    def class_names(self, head: ClassifierName) -> tuple[str, ...]:
+        """Returns the names of the classes of a head.
+
+        Raises:
+            ValueError: They are not known.
+        """
+        names = FIXED.get(head) or self.labels.get(head)
+        if names is None:
+            raise ValueError(
+                f"{self.source} does not name the classes of its {head} head; for an official .ckpt with a vqa head "
+                "pass answers, a file with a JSON list in the order in which the head was trained"
+            )
+        return names
 
     def model(self) -> BridgeTower:
         """Builds the model around the checkpoint's own tensors, without a second copy of the weights."""
@@ -57,6 +80,19 @@ class Checkpoint:
         tensors = self.tensors | {"vision.position_embedding": resized}
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
+
+    def with_token_types(self, count: int) -> Checkpoint:
+        """Returns the checkpoint with at least so many token types; new ones start as the last one is.
+
+        Official, before NLVR2: row 2, the second image, starts as row 1.
+        """
+        name = "token_type_embedding.weight"
+        table = self.tensors[name]
+        if len(table) >= count:
+            return self
+        grown = torch.cat([table, table[-1:].expand(count - len(table), -1)])
+        config = self.config.override({"fusion.num_token_types": count})
+        return replace(self, config=config, tensors=self.tensors | {name: grown})
 
     def without_itc(self) -> Checkpoint:
         """Returns the checkpoint without its contrastive head.

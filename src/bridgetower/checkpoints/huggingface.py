@@ -202,6 +202,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
         "its bridges are not fed from the same top layers of both towers": (
             config.vision_layers != handed or config.text_layers != handed
         ),
+        "it has heads of downstream tasks (VQA, SNLI-VE, NLVR2, ranking, CIFAR or GLUE)": config.heads.has_downstream,
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
         "its contrastive head is the official kind, on the towers; drop_itc=True leaves it out": (
             config.heads.itc == "tower"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,8 @@ from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]
 
+LABELS = "labels.json"
+
 _FORMAT = {"format": "bridgetower", "version": 1}
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -36,6 +39,7 @@ def read_checkpoint(
     *,
     revision: str | None = None,
     tokenizer: str | Path | None = None,
+    answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint of any published kind, recognised by what it holds.
@@ -44,6 +48,7 @@ def read_checkpoint(
         source: A folder of this package or of transformers, an official `.ckpt`, or a hub id.
         revision: Branch, tag or commit of a hub id.
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
+        answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
         overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
 
     Raises:
@@ -64,6 +69,8 @@ def read_checkpoint(
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
+    if answers is not None:
+        checkpoint = replace(checkpoint, labels={**checkpoint.labels, "vqa": _read_names(Path(answers))})
     return checkpoint if tokenizer is None else _with_tokenizer(checkpoint, Path(tokenizer))
 
 
@@ -79,6 +86,8 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         write_safetensors(folder / "carried.safetensors", checkpoint.carried)
     if checkpoint.processor is not None:
         checkpoint.processor.save(folder)
+    if checkpoint.labels:
+        write_json(folder / LABELS, checkpoint.labels)
     write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()})
 
 
@@ -141,13 +150,14 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
     config = ModelConfig.from_dict(values["model"])
     tensors = read_safetensors(folder / "model.safetensors")
     check_tensors(name, config, tensors)
-    carried = folder / "carried.safetensors"
+    carried, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(
         source=name,
         config=config,
         tensors=tensors,
         carried=read_safetensors(carried) if carried.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
+        labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
     )
 
 
@@ -200,6 +210,19 @@ def _official_processor(path: Path, official: Mapping[str, Any], config: ModelCo
         ),
         tokenizer=None,
     )
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        return _names(path, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is no list of answers ({error}); expected a JSON list of texts") from error
+
+
+def _names(path: Path, names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} holds names that are no list of texts; copy it again")
+    return tuple(names)
 
 
 def _with_tokenizer(checkpoint: Checkpoint, path: Path) -> Checkpoint:

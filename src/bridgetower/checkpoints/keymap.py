@@ -114,6 +114,13 @@ _HEADS = [
     (r"itc_head\.pooled\.(\w+)", ("itc_cross_modal_head.fc.{0}",)),
     (r"itc_head\.temperature", ("temperature",)),
     (r"itc_head\.log_logit_scale", ("logit_scale",)),
+    (r"rank_head\.fc\.(\w+)", ("rank_output.{0}",)),
+    (r"(vqa|nlvr2)_head\.dense\.(\w+)", ("{0}_classifier.0.{1}",)),
+    (r"(vqa|nlvr2)_head\.norm\.(\w+)", ("{0}_classifier.1.{1}",)),
+    (r"(vqa|nlvr2)_head\.decoder\.(\w+)", ("{0}_classifier.3.{1}",)),
+    (r"snli_ve_head\.dense\.(\w+)", ("snli_classifier.0.{0}",)),
+    (r"snli_ve_head\.norm\.(\w+)", ("snli_classifier.1.{0}",)),
+    (r"snli_ve_head\.decoder\.(\w+)", ("snli_classifier.3.{0}",)),
 ]
 
 

@@ -11,7 +11,7 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collec
 from bridgetower.checkpoints.keymap import Naming, name_table
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
-# Left-overs of CLIP's text side and of timm's classifier, buffers, and heads of tasks that are not this model's.
+# Left-overs of CLIP's text side and of timm's classifier, buffers, and task heads of one layer (`task_head_layers=1`).
 _DROPPABLE = (
     r"vit_model\.(positional_embedding|text_projection|logit_scale)",
     r"vit_model\.(ln_final|token_embedding|transformer|head|head_dist|pre_logits)\..*",
@@ -59,14 +59,31 @@ def _model_config(
         vision=vision,
         text=_text_config(official, tensors, overrides.get("text.num_heads")),
         fusion=_fusion_config(official, tensors),
-        heads=HeadsConfig(
-            mlm="mlm_score.bias" in tensors,
-            itm="itm_score.fc.weight" in tensors,
-            itc="tower" if "itc_text_head.fc.weight" in tensors else None,
-            itc_size=len(tensors.get("itc_text_head.fc.weight", range(256))),
-        ),
+        heads=_heads_config(official, tensors),
     )
     return config.override(overrides)
+
+
+def _heads_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HeadsConfig:
+    """Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width."""
+    inner = [tensors[f"{task}_classifier.1.weight"] for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
+    pooled_size = 2 * len(tensors["cross_modal_text_transform.weight"])
+    return HeadsConfig(
+        mlm="mlm_score.bias" in tensors,
+        itm="itm_score.fc.weight" in tensors,
+        itc="tower" if "itc_text_head.fc.weight" in tensors else None,
+        itc_size=len(tensors.get("itc_text_head.fc.weight", range(256))),
+        rank="rank_output.weight" in tensors,
+        vqa=len(tensors["vqa_classifier.3.weight"]) if _has("vqa", tensors) else 0,
+        snli_ve=_has("snli", tensors),
+        nlvr2=_has("nlvr2", tensors),
+        hidden_scale=len(inner[0]) / pooled_size if inner else HeadsConfig.hidden_scale,
+        nlvr2_dropout=official.get("nlvr2_drop_rate", HeadsConfig.nlvr2_dropout),
+    )
+
+
+def _has(task: str, tensors: Mapping[str, Tensor]) -> bool:
+    return f"{task}_classifier.3.weight" in tensors
 
 
 def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int | None) -> VisionConfig:

@@ -18,6 +18,7 @@ def convert(
     *,
     to: Literal["bridgetower", "hf"],
     tokenizer: Path | None = None,
+    answers: Path | None = None,
     image_size: int | None = None,
     revision: str | None = None,
     drop_itc: bool = False,
@@ -31,6 +32,7 @@ def convert(
         destination: New folder.
         to: bridgetower, or hf for transformers' from_pretrained.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
         image_size: Resize the position embeddings to this many pixels.
         revision: Branch, tag or commit of a hub id.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
@@ -38,7 +40,7 @@ def convert(
     from bridgetower.checkpoints import convert as write_converted
     from bridgetower.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer)
+    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer, answers=answers)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     write_converted(checkpoint, destination, to, drop_itc=drop_itc)

@@ -27,6 +27,7 @@ class LoadOptions:
         device: Such as cpu or cuda:0; default: a GPU if there is one.
         precision: bf16 takes about half the time on hardware that has it.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
+        answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
     """
 
     revision: str | None = None
@@ -34,6 +35,7 @@ class LoadOptions:
     device: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     tokenizer: Path | None = None
+    answers: Path | None = None
 
     def load(self, model: str) -> Any:
         """Returns the `bridgetower.predictor.Predictor` of a model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -12,15 +13,42 @@ from torch import Tensor
 
 # Not frozen: Fabric copies what goes into a wrapped module, and refuses frozen dataclasses.
 @dataclass(kw_only=True)
-class CaptionBatch:
+class Batch:
+    """What all batches have in common.
+
+    Attributes:
+        ids: Names of the examples, for predictions and error messages.
+        seed: Of everything that is drawn while the batch is processed.
+    """
+
+    ids: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> Self:
+        """Moves every tensor."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Copies every tensor to where a GPU reads it faster; torch's data loader calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **mapped)
+
+
+@dataclass(kw_only=True)
+class CaptionBatch(Batch):
     """Images with one caption each.
 
     Attributes:
         attention_mask: 0 on padding; None if nothing is padded.
         masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
         image_index: Equal numbers mark the same image, across all ranks.
-        image_ids: Names for error messages.
-        seed: Of everything that is drawn while the batch is processed.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"]
@@ -29,17 +57,91 @@ class CaptionBatch:
     masked_input_ids: Int[Tensor, "b l"]
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
-    image_ids: tuple[str, ...] = ()
-    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def to(self, device: torch.device) -> Self:
-        """Moves every tensor."""
-        moved: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                moved[item.name] = value.to(device, non_blocking=True)
-        return replace(self, **moved)
+
+@dataclass(kw_only=True)
+class RankingBatch(Batch):
+    """Images with one true and several false texts each.
+
+    Attributes:
+        input_ids: The texts of each image in succession, the true one first.
+        attention_mask: 0 on padding; None if nothing is padded.
+        image_index: Equal numbers mark the same image.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    input_ids: Int[Tensor, "t l"]
+    attention_mask: Int[Tensor, "t l"] | None
+    image_index: Int[Tensor, " b"]
+
+
+@dataclass(kw_only=True)
+class VqaBatch(Batch):
+    """Images with one question each.
+
+    Attributes:
+        attention_mask: 0 on padding; None if nothing is padded.
+        targets: Score of each answer from 0 to 1; None where the answers are not known.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"] | None
+    targets: Float[Tensor, "b k"] | None = None
+
+
+@dataclass(kw_only=True)
+class SnliVeBatch(Batch):
+    """Images with one statement each.
+
+    Attributes:
+        attention_mask: 0 on padding; None if nothing is padded.
+        labels: Classes; None where they are not known.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"] | None
+    labels: Int[Tensor, " b"] | None = None
+
+
+@dataclass(kw_only=True)
+class Nlvr2Batch(Batch):
+    """Pairs of images with one statement each.
+
+    Attributes:
+        pixel_values, pixel_values_2: First and second image.
+        attention_mask: 0 on padding; None if nothing is padded.
+        labels: 1 where the statement is true; None where that is not known.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    pixel_values_2: Float[Tensor, "b 3 h w"]
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"] | None
+    labels: Int[Tensor, " b"] | None = None
+
+
+@dataclass(kw_only=True)
+class ImageBatch(Batch):
+    """Images alone, with their classes; None where they are not known."""
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"] | None = None
+
+
+@dataclass(kw_only=True)
+class TextBatch(Batch):
+    """Texts or pairs of texts alone.
+
+    Attributes:
+        attention_mask: 0 on padding; None if nothing is padded.
+        labels: Classes, or numbers to be predicted; None where they are not known.
+    """
+
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"] | None
+    labels: Int[Tensor, " b"] | Float[Tensor, " b"] | None = None

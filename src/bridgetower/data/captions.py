@@ -134,7 +134,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             masked_input_ids=masked,
             mlm_labels=labels,
             image_index=torch.tensor([image for image, _ in chosen]),
-            image_ids=tuple(self.images.image_ids[image] for image, _ in chosen),
+            ids=tuple(self.images.image_ids[image] for image, _ in chosen),
             seed=key.seed,
         )
 

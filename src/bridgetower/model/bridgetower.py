@@ -13,13 +13,23 @@ from torch import Tensor, nn
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, Read
-from bridgetower.model.heads import FusedItcHead, ItcHead, ItmHead, MlmHead
+from bridgetower.model.heads import (
+    ClassifierHead,
+    ClassifierName,
+    FusedItcHead,
+    ImageHead,
+    ItcHead,
+    ItmHead,
+    MlmHead,
+    RankHead,
+    TextHead,
+)
 from bridgetower.model.layers import Pooler
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
 EncodeRead = Literal["layers", "cls"]
-TEXT, IMAGE = 0, 1  # token types
+TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 
 class BridgeTower(nn.Module):
@@ -43,6 +53,12 @@ class BridgeTower(nn.Module):
         )
         self.itm_head = ItmHead(fusion.hidden_size) if heads.itm else None
         self.itc_head = _itc_head(config)
+        self.rank_head = RankHead(fusion.hidden_size) if heads.rank else None
+        self.vqa_head = _classifier(config, heads.vqa)
+        self.snli_ve_head = _classifier(config, 3 * heads.snli_ve)
+        self.nlvr2_head = _classifier(config, 2 * heads.nlvr2, num_images=2, dropout=heads.nlvr2_dropout)
+        self.image_head = ImageHead(config.vision.hidden_size, heads.image) if heads.image else None
+        self.text_head = TextHead(config.text.hidden_size, heads.text, config.text.dropout) if heads.text else None
 
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
@@ -133,6 +149,17 @@ class BridgeTower(nn.Module):
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
 
+    def pooled_with_two(self, first: Encoded, second: Encoded, text: Encoded) -> Float[Tensor, "b f"]:
+        """Returns the pooled outputs of text b with each of two images, side by side, as `nlvr2` reads them.
+
+        Args:
+            first: Images of token type 1.
+            second: As many of token type 2.
+            text: One for each pair of images; it is encoded once.
+        """
+        text = self.start_text(text)
+        return torch.cat([self.fuse(first, text).pooled, self.fuse(second, text).pooled], dim=-1)
+
     def forward(
         self,
         pixel_values: Float[Tensor, "b 3 h w"],
@@ -191,6 +218,34 @@ class BridgeTower(nn.Module):
         logits: Tensor = self.mlm_head(hidden)
         return logits
 
+    def rank_scores(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        """Returns a score of each pair, to be compared among the texts of one image.
+
+        Raises:
+            ValueError: The model has no ranking head.
+        """
+        if self.rank_head is None:
+            raise ValueError("this model has no ranking head; load a checkpoint with one")
+        scores: Tensor = self.rank_head(pooled)
+        return scores
+
+    def class_logits(self, name: ClassifierName, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+        """Returns the logits of a downstream head.
+
+        Args:
+            name: Of the head.
+            features: For `vqa` and `snli_ve` the pooled output, for `nlvr2` those of both images side by side, for
+                `image` and `text` the CLS of that tower.
+
+        Raises:
+            ValueError: The model has no such head.
+        """
+        head = getattr(self, f"{name}_head")
+        if head is None:
+            raise ValueError(f"this model has no {name} head; load a checkpoint with one, or fine-tune one")
+        logits: Tensor = head(features)
+        return logits
+
     def matching_head(self) -> ItmHead:
         """Returns the matching head.
 
@@ -231,6 +286,15 @@ class BridgeTower(nn.Module):
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
+
+
+def _classifier(
+    config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0
+) -> ClassifierHead | None:
+    """A head on the pooled output of one or two images; official `head_hidden_scale` counts in that of one."""
+    pooled_size = 2 * config.fusion.hidden_size
+    hidden_size = round(config.heads.hidden_scale * pooled_size)
+    return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout) if num_classes else None
 
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead | None:

@@ -93,7 +93,7 @@ class TextConfig:
         _check_positive(self, "vocab_size", "type_vocab_size", "max_positions", *_SIZES)
         _check_heads("text", self.hidden_size, self.num_heads)
         _check_choice("text.positions", self.positions, get_args(Positions))
-        _check_dropout("text", self.dropout)
+        _check_dropout("text.dropout", self.dropout)
 
     @property
     def max_length(self) -> int:
@@ -142,7 +142,7 @@ class FusionConfig:
         """Checks sizes, heads, the bridge's name and the number of handed layers."""
         _check_positive(self, "bridge_layer_norm_eps", *_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
-        _check_dropout("fusion", self.dropout)
+        _check_dropout("fusion.dropout", self.dropout)
         _check_choice("fusion.bridge", self.bridge, (*get_args(BridgeKind), None))
         if self.num_token_types < 2:
             raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
@@ -171,6 +171,14 @@ class HeadsConfig:
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
+        rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
+        vqa: Answers that the question answering head tells apart; 0: no head.
+        snli_ve: Head for the three classes of visual entailment.
+        nlvr2: Head that judges a statement about two images; needs three token types.
+        hidden_scale: Width inside the last three, as a multiple of the pooled width.
+        nlvr2_dropout: Probability, in training only, before the NLVR2 head.
+        image: Classes of the head on the image tower alone (CIFAR); 0: no head.
+        text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
     """
 
     mlm: bool = True
@@ -178,11 +186,30 @@ class HeadsConfig:
     itc: ItcKind | None = None
     itc_size: int = 256
     mlm_layer_norm_eps: float = 1e-12
+    rank: bool = False
+    vqa: int = 0
+    snli_ve: bool = False
+    nlvr2: bool = False
+    hidden_scale: float = 2.0
+    nlvr2_dropout: float = 0.1
+    image: int = 0
+    text: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the contrastive kind and width."""
+        """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         _check_choice("heads.itc", self.itc, (*get_args(ItcKind), None))
-        _check_positive(self, "itc_size", "mlm_layer_norm_eps")
+        _check_positive(self, "itc_size", "mlm_layer_norm_eps", "hidden_scale")
+        _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
+        if min(self.vqa, self.image, self.text) < 0:
+            raise ValueError(
+                f"heads.vqa {self.vqa}, heads.image {self.image}, heads.text {self.text}; expected numbers of classes, "
+                "0 for no head"
+            )
+
+    @property
+    def has_downstream(self) -> bool:
+        """Whether there is a head of a downstream task, which transformers has none of."""
+        return any((self.rank, self.vqa, self.snli_ve, self.nlvr2, self.image, self.text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +229,11 @@ class ModelConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
     def __post_init__(self) -> None:
-        """Checks that the handed tower layers exist."""
+        """Checks that the handed tower layers exist, and that NLVR2 has a token type for its second image."""
+        if self.heads.nlvr2 and self.fusion.num_token_types < 3:
+            raise ValueError(
+                f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"
+            )
         for name, layers, count in (
             ("vision", self.vision_layers, self.vision.num_layers),
             ("text", self.text_layers, self.text.num_layers),
@@ -273,9 +304,9 @@ def _check_heads(part: str, hidden_size: int, num_heads: int) -> None:
         raise ValueError(f"{part}.hidden_size {hidden_size} is not a multiple of {part}.num_heads {num_heads}")
 
 
-def _check_dropout(part: str, dropout: float) -> None:
+def _check_dropout(name: str, dropout: float) -> None:
     if not 0 <= dropout < 1:
-        raise ValueError(f"{part}.dropout is {dropout}; expected a probability in [0, 1)")
+        raise ValueError(f"{name} is {dropout}; expected a probability in [0, 1)")
 
 
 def _field_names(config: Any) -> list[str]:

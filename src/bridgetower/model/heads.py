@@ -1,11 +1,14 @@
-"""Heads on the model's outputs: masked language modelling, matching, contrastive."""
+"""Heads on the model's outputs: masked words, matching, contrast, and the classifiers of the downstream tasks."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "image", "text"]
 
 
 class MlmHead(nn.Module):
@@ -32,6 +35,61 @@ class ItmHead(nn.Module):
     def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns the two logits."""
         return self.fc(pooled)
+
+
+class RankHead(nn.Module):
+    """One score of a pair, to choose among several texts of an image: official `rank_output`."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * hidden_size, 1)
+
+    def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        """Returns the scores."""
+        return self.fc(pooled)[:, 0]
+
+
+class ClassifierHead(nn.Module):
+    """Linear, LayerNorm, GELU, Linear on the pooled output, or on that of two images side by side."""
+
+    def __init__(self, pooled_size: int, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.dense = nn.Linear(pooled_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.decoder = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, pooled: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+        """Returns logits of the classes."""
+        hidden = F.dropout(pooled, self.dropout, self.training)
+        return self.decoder(F.gelu(self.norm(self.dense(hidden))))
+
+
+class ImageHead(nn.Module):
+    """Linear on the image tower's class token: CIFAR."""
+
+    def __init__(self, vision_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(vision_size, num_classes)
+
+    def forward(self, cls: Float[Tensor, "b v"]) -> Float[Tensor, "b k"]:
+        """Returns logits of the classes."""
+        return self.fc(cls)
+
+
+class TextHead(nn.Module):
+    """RoBERTa's classification head on the text tower's CLS: Linear, tanh, Linear, with dropout before each; GLUE."""
+
+    def __init__(self, text_size: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.dense = nn.Linear(text_size, text_size)
+        self.decoder = nn.Linear(text_size, num_classes)
+
+    def forward(self, cls: Float[Tensor, "b t"]) -> Float[Tensor, "b k"]:
+        """Returns logits of the classes, or one number."""
+        hidden = torch.tanh(self.dense(F.dropout(cls, self.dropout, self.training)))
+        return self.decoder(F.dropout(hidden, self.dropout, self.training))
 
 
 class ItcHead(nn.Module):

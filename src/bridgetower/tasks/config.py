@@ -80,3 +80,21 @@ class PretrainingConfig:
     def phase(self, progress: float) -> Phase:
         """Returns the phase in force when `progress` (0 to 1) of the run is done."""
         return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingConfig:
+    """Choosing the true text of an image among false ones.
+
+    Attributes:
+        false_texts: Random texts of other images beside the true one.
+        itm: Weight of the matching loss beside it; 0 does not compute it.
+    """
+
+    false_texts: int = 15
+    itm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the number of texts and the weight."""
+        if self.false_texts < 1 or self.itm < 0:
+            raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")

@@ -63,9 +63,32 @@ def mlm_loss(
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
-def itm_loss(logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy of match (1) against no match (0), and the accuracy."""
+def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy, and the accuracy: matching, SNLI-VE, NLVR2 and the single towers."""
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
+
+
+def vqa_loss(
+    logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean binary cross-entropy times the number of answers, and the mean score of the likeliest answers.
+
+    Source: official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018).
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets) * targets.shape[1]
+    scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))
+    return loss, scores.mean().detach()
+
+
+def known(labels: Tensor | None) -> Tensor:
+    """Returns the labels of a batch.
+
+    Raises:
+        ValueError: There are none, so that nothing can be learnt from it.
+    """
+    if labels is None:
+        raise ValueError("this batch has no labels; train and validate on a split that has them")
+    return labels
 
 
 def itc_loss(

@@ -13,7 +13,7 @@ from bridgetower.distributed import all_gather, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import Losses, itc_loss, itm_loss, mlm_loss, own_columns, similarity
+from bridgetower.tasks.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
 from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
 
 
@@ -51,6 +51,13 @@ class PretrainingTask(nn.Module):
             parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, batch)
         return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
 
+    def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
+        """Returns the probability that each text belongs to its image."""
+        model = self.model
+        text = model.encode_text(batch.input_ids, batch.attention_mask)
+        logits = model.itm_logits(model.fuse(model.encode_image(batch.pixel_values), text).pooled)
+        return logits.float().softmax(dim=-1)[:, 1]
+
     def encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
         """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
         model = self.model
@@ -77,7 +84,7 @@ class PretrainingTask(nn.Module):
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], read="pooled")
-        return itm_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+        return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy, read from the text stream with the true image."""

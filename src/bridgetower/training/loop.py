@@ -185,10 +185,10 @@ def _step(
     micro_batches = _micro_batches(parts.config, fabric.world_size)
     parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
     means: dict[str, Tensor] = {}
-    image_ids: list[str] = []
+    ids: list[str] = []
     for micro in range(micro_batches):
         batch = next(batches).to(fabric.device)
-        image_ids += batch.image_ids
+        ids += batch.ids
         with fabric.no_backward_sync(task, enabled=micro + 1 < micro_batches):
             losses: Losses = task(batch)
             _check_finite(losses, batch, step + 1)
@@ -196,7 +196,7 @@ def _step(
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / micro_batches
     means["gradient_norm"] = _clip(fabric, task, parts.config.optimizer.clip_norm, optimizer)
-    _check_gradients(means["gradient_norm"], image_ids, step + 1)
+    _check_gradients(means["gradient_norm"], ids, step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means
@@ -209,12 +209,12 @@ def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimiz
     return torch.as_tensor(norm)
 
 
-def _check_gradients(norm: Tensor, image_ids: Sequence[str], step: int) -> None:
+def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
     """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
     if not torch.isfinite(norm):
         raise FloatingPointError(
-            f"gradients are not finite at step {step}: norm {norm.item()}; images of this process's batch: "
-            f"{', '.join(image_ids)}. Lower the learning rate, or look at these pictures"
+            f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
+            f"{', '.join(ids)}. Lower the learning rate, or look at these pictures"
         )
 
 
@@ -222,7 +222,7 @@ def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
     if not torch.isfinite(losses.total):
         values = {name: value.item() for name, value in losses.parts.items()}
         raise FloatingPointError(
-            f"loss is not finite at step {step}: {values}; images of the batch: {', '.join(batch.image_ids)}. "
+            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. "
             "Lower the learning rate, clip gradients, or look at these pictures"
         )
 

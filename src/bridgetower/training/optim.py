@@ -14,7 +14,12 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
-_HEADS = ("mlm_head.", "itm_head.", "itc_head.image", "itc_head.text", "itc_head.pooled")
+# `rank_output` is not among its heads.
+_CLASSIFIERS = ("vqa_head.", "snli_ve_head.", "nlvr2_head.")
+_HEADS = (
+    *("mlm_head.", "itm_head.", "itc_head.image", "itc_head.text", "itc_head.pooled", "image_head.", "text_head."),
+    *_CLASSIFIERS,
+)
 _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.", "image_pooler.")
 
 
@@ -52,7 +57,8 @@ def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> boo
     """Whether weight decay applies.
 
     `plain` decays matrices and convolutions. `official` decays everything but biases and the norms that its list
-    names: the list misses CLIP's `ln_*` weights, class and position embeddings and the temperature.
+    names: the list misses CLIP's `ln_*` weights, the norms in task heads, class and position embeddings and the
+    temperature.
 
     Args:
         name: Our name of the parameter.
@@ -65,7 +71,7 @@ def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> boo
     if name.endswith("bias"):
         return False
     is_norm = name.endswith("norm.weight")
-    return not is_norm or (clip_vision and name.startswith("vision."))
+    return not is_norm or name.startswith(_CLASSIFIERS) or (clip_vision and name.startswith("vision."))
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:

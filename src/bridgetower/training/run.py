@@ -22,7 +22,9 @@ from bridgetower.training.state import FILE as STATE
 CONFIG = "run.json"
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
-_CHECKPOINT = {"config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json"}
+_CHECKPOINT = {
+    *("config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
+}
 
 # The heads that the figures of `RunConfig.select_by` come from.
 _HEADS_OF = {

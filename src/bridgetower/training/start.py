@@ -21,7 +21,8 @@ from bridgetower.training.recipes import FINE_TUNING, RECIPES
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("mlm", "itm", "itc")
+_CLASSIFIERS = ("vqa", "snli_ve", "nlvr2")
+HEADS = ("mlm", "itm", "itc", "rank", *_CLASSIFIERS, "image", "text")
 
 
 def starting_checkpoint(config: RunConfig) -> Checkpoint:
@@ -70,6 +71,8 @@ def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> Processor
 
 def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
     """Returns the checkpoint with exactly the heads that the run asks for; new ones are drawn."""
+    if config.model.heads.nlvr2:
+        checkpoint = checkpoint.with_token_types(3)
     kept, new, dropped = _sorted_heads(checkpoint.config.heads, config.model.heads)
     model_config = replace(checkpoint.config, heads=_effective_heads(checkpoint.config.heads, config.model.heads, kept))
     _check_model(config, checkpoint, model_config)
@@ -82,7 +85,11 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
         for name, tensor in checkpoint.tensors.items()
         if not name.startswith(tuple(f"{head}_head." for head in HEADS if head not in kept))
     }
-    return replace(checkpoint, config=model_config, tensors=tensors | _new_heads(model_config, new, config.seed))
+    tensors |= _new_heads(model_config, new, config.seed)
+    if "rank" in new and "itm_head.fc.weight" in tensors:  # official: it starts as the matching head's logit of a match
+        tensors |= {f"rank_head.fc.{kind}": tensors[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
+    labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
+    return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
 def _sorted_heads(there: HeadsConfig, asked: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
@@ -97,6 +104,7 @@ def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) ->
     """The heads that the run asks for; one that is kept keeps its width and epsilon."""
     return replace(
         asked,
+        hidden_scale=there.hidden_scale if any(head in kept for head in _CLASSIFIERS) else asked.hidden_scale,
         itc_size=there.itc_size if "itc" in kept else asked.itc_size,
         mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else asked.mlm_layer_norm_eps,
     )

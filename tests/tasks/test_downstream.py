@@ -1,0 +1,193 @@
+"""The downstream tasks on small models: losses, predictions, what is encoded, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiny
+from bridgetower.data.batch import ImageBatch, Nlvr2Batch, RankingBatch, SnliVeBatch, TextBatch, VqaBatch
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.config import RankingConfig
+from bridgetower.tasks.nlvr2 import Nlvr2Task
+from bridgetower.tasks.ranking import RankingTask
+from bridgetower.tasks.single_tower import ImageTask, TextTask
+from bridgetower.tasks.snli_ve import SnliVeTask
+from bridgetower.tasks.vqa import VqaTask
+
+LENGTHS = (5, 3, 4)
+
+
+def model(**heads: object) -> BridgeTower:
+    changes = {"mlm": False, "itc": None, **heads}
+    token_types = 3 if heads.get("nlvr2") else 2
+    return tiny.build(
+        tiny.changed(
+            **{f"heads__{name}": value for name, value in changes.items()}, fusion__num_token_types=token_types
+        )
+    )
+
+
+def texts(count: int = 1) -> dict[str, Tensor]:
+    ids, mask = tiny.texts([length for length in LENGTHS for _ in range(count)])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class TestVqa:
+    TARGETS = torch.tensor([[1.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0], [0.6, 0.9, 0.0, 0.0]])
+
+    def test_loss(self) -> None:
+        task = VqaTask(model(vqa=4))
+        batch = VqaBatch(pixel_values=tiny.images(3), targets=self.TARGETS, **texts())
+        probabilities = task.predict(batch)
+        entropy = self.TARGETS * probabilities.log() + (1 - self.TARGETS) * (1 - probabilities).log()
+        assert task(batch).total.item() == pytest.approx(-entropy.mean().item() * 4, rel=1e-5)
+
+    def test_any_number_of_answers(self) -> None:
+        task = VqaTask(model(vqa=1))
+        batch = VqaBatch(pixel_values=tiny.images(3), targets=self.TARGETS[:, :1], **texts())
+        assert task.predict(batch).shape == (3, 1)
+        assert math.isfinite(task(batch).total.item())
+
+
+class TestSnliVe:
+    def test_loss_and_accuracy(self) -> None:
+        task = SnliVeTask(model(snli_ve=True))
+        batch = SnliVeBatch(pixel_values=tiny.images(3), labels=torch.tensor([0, 2, 1]), **texts())
+        probabilities, losses = task.predict(batch), task(batch)
+        assert torch.allclose(probabilities.sum(dim=1), torch.ones(3))
+        assert losses.total.item() == pytest.approx(F.nll_loss(probabilities.log(), batch.labels).item(), rel=1e-5)
+        right = (probabilities.argmax(dim=1) == batch.labels).float().mean().item()
+        assert losses.metrics["accuracy"].item() == pytest.approx(right)
+
+
+class TestNlvr2:
+    @pytest.fixture
+    def batch(self) -> Nlvr2Batch:
+        pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
+        return Nlvr2Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts())
+
+    def test_dropout_before_the_head(self, batch: Nlvr2Batch) -> None:
+        network = model(nlvr2=True, nlvr2_dropout=0.5)
+        seen: list[Tensor] = []
+        network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+        network.nlvr2_head.train()
+        Nlvr2Task(network)(batch)
+        assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
+
+    def test_both_images_matter(self, batch: Nlvr2Batch) -> None:
+        task = Nlvr2Task(model(nlvr2=True))
+        before = task.logits(batch)
+        for name in ("pixel_values", "pixel_values_2"):
+            changed = Nlvr2Batch(**{**vars(batch), name: tiny.images(3, seed=5)})
+            assert tiny.off(task.logits(changed), before) > 1e-3
+
+
+class TestRanking:
+    NUM_TEXTS = 4
+
+    @pytest.fixture
+    def batch(self) -> RankingBatch:
+        return RankingBatch(pixel_values=tiny.images(3), image_index=torch.arange(3), seed=1, **texts(self.NUM_TEXTS))
+
+    def test_each_image_with_each_of_its_texts(self, batch: RankingBatch) -> None:
+        network = model(rank=True)
+        losses = RankingTask(network, RankingConfig(false_texts=3, itm=0))(batch)
+        pixels = batch.pixel_values.repeat_interleave(self.NUM_TEXTS, dim=0)
+        pooled = network(pixels, batch.input_ids, batch.attention_mask).pooled
+        scores = network.rank_head.fc(pooled).reshape(3, self.NUM_TEXTS)
+        assert losses.total.item() == pytest.approx(-scores.log_softmax(dim=1)[:, 0].mean().item(), rel=1e-5)
+        assert losses.metrics["rank_accuracy"].item() == pytest.approx(
+            (scores.argmax(dim=1) == 0).float().mean().item()
+        )
+        assert losses.parts.keys() == {"rank"}
+
+    def test_image_is_encoded_once(self, batch: RankingBatch) -> None:
+        network, sizes = model(rank=True), []
+        network.vision.register_forward_hook(lambda _module, args, _output: sizes.append(len(args[0])))
+        RankingTask(network, RankingConfig())(batch)
+        assert sizes == [3]
+
+    def test_matching_beside_it(self, batch: RankingBatch) -> None:
+        losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(batch)
+        assert losses.total.item() == pytest.approx((losses.parts["rank"] + 0.5 * losses.parts["itm"]).item())
+
+    def test_matching_reads_the_true_texts(self, batch: RankingBatch) -> None:
+        network = model(rank=True)
+        task = RankingTask(network, RankingConfig())
+        before = task(batch).parts["itm"]
+        false = torch.arange(len(batch.input_ids)) % self.NUM_TEXTS != 0
+        changed = batch.input_ids.clone()
+        changed[false, 1] = 7
+        after = task(RankingBatch(**{**vars(batch), "input_ids": changed})).parts
+        assert torch.equal(after["itm"], before)
+
+    def test_matching_head_stays_as_it_is(self, batch: RankingBatch) -> None:
+        """Official: it is frozen, and trains what comes before it."""
+        network = model(rank=True)
+        RankingTask(network, RankingConfig())(batch).total.backward()
+        assert network.itm_head.fc.weight.grad is None
+        assert network.rank_head.fc.weight.grad is not None
+
+    def test_scores_start_as_the_logit_of_a_match(self, batch: RankingBatch) -> None:
+        network = model(rank=True)
+        network.rank_head.fc.weight.data.copy_(network.itm_head.fc.weight.data[1:])
+        network.rank_head.fc.bias.data.copy_(network.itm_head.fc.bias.data[1:])
+        task = RankingTask(network, RankingConfig())
+        image, text = task.encode(batch)
+        rows = torch.arange(3).repeat_interleave(self.NUM_TEXTS)
+        logits = network.itm_logits(network.fuse(image[rows], text).pooled)[:, 1]
+        assert tiny.off(task.scores(image, text).flatten(), logits) < 1e-6
+
+    @pytest.mark.parametrize("changes", [{"false_texts": 0}, {"itm": -1.0}])
+    def test_refused_settings(self, changes: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="expected at least 1 and at least 0"):
+            RankingConfig(**changes)
+
+
+class TestSingleTowers:
+    def test_image_tower_alone(self) -> None:
+        network = model(image=5, itm=False)
+        task = ImageTask(network)
+        batch = ImageBatch(pixel_values=tiny.images(3), labels=torch.tensor([0, 4, 2]))
+        cls = network.vision(batch.pixel_values, network.config.vision_layers)[-1][:, 0]
+        expected = network.image_head(cls)
+        assert tiny.off(task.logits(batch), expected) < 1e-5
+        task(batch).total.backward()
+        reached = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
+        assert reached == {"vision", "image_head"}
+
+    def test_text_tower_alone(self) -> None:
+        network = model(text=3, itm=False)
+        task, batch = TextTask(network), TextBatch(labels=torch.tensor([0, 2, 1]), **texts())
+        cls = network.text(batch.input_ids, batch.attention_mask.bool(), network.config.text_layers)[-1][:, 0]
+        assert tiny.off(task.logits(batch), network.text_head(cls)) < 1e-5
+        assert task(batch).metrics.keys() == {"accuracy"}
+        task(batch).total.backward()
+        reached = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
+        assert reached == {"text", "text_head"}
+
+    def test_numbers(self) -> None:
+        task = TextTask(model(text=1, itm=False))
+        batch = TextBatch(labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
+        predicted = task.predict(batch)[:, 0]
+        assert task(batch).total.item() == pytest.approx(((predicted - batch.labels) ** 2).mean().item(), rel=1e-5)
+        assert task(batch).metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "batch"),
+    [
+        (VqaTask(model(vqa=4)), VqaBatch(pixel_values=tiny.images(3), **texts())),
+        (SnliVeTask(model(snli_ve=True)), SnliVeBatch(pixel_values=tiny.images(3), **texts())),
+        (ImageTask(model(image=5)), ImageBatch(pixel_values=tiny.images(3))),
+        (TextTask(model(text=3)), TextBatch(**texts())),
+    ],
+    ids=["vqa", "snli-ve", "image", "text"],
+)
+def test_without_labels(task: VqaTask, batch: VqaBatch) -> None:
+    assert len(task.predict(batch)) == 3
+    with pytest.raises(ValueError, match="this batch has no labels"):
+        task(batch)
