@@ -18,6 +18,7 @@ import bridgetower
 import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
 
@@ -209,6 +210,22 @@ class TestTraining:
         assert len(run("embed", tmp_path / "run", "--images", *files)) == 2
         (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)
         assert report["model"] == str(tmp_path / "run")
+
+    def test_towers_by_name(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
+        """The towers are large, so the run ends before they are built, but with its config written."""
+        command = ["train", "pretrain-nano", "--data.folders", str(tiny_dataset), "--out", str(tmp_path / "run")]
+        towers = ["--vision-tower", "deit-b16-distilled", "--text-tower", "bert-base"]
+        assert "image size 60 is not a multiple of the patch size 16" in refused(*command, *towers)
+        sized = ["--image-size", "64", "--tokenizer", str(tmp_path / "none")]
+        assert "no tokenizer at" in refused(*command, *towers, *sized)
+        config = read_run(tmp_path / "run").model
+        assert config == with_towers(NANO, "deit-b16-distilled", "bert-base", image_size=64)
+        assert "vision_tower vit-b16 sets model.vision" in refused(
+            *command, "--vision-tower", "vit-b16", "--model.vision.num-layers", "5"
+        )
+        assert "text_tower bert-base sets all of model.text but dropout" in refused(
+            *command, "--text-tower", "bert-base", "--model.text.num-layers", "5"
+        )
 
     def test_errors(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
         command = shapes.train_command(tiny_dataset, tmp_path / "run")

@@ -27,14 +27,15 @@ def fusion_stream(own: int, other: int, queries: int, width: int, intermediate: 
 def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     vision, fusion = config.vision, config.fusion
     width, layers, handed = fusion.hidden_size, fusion.num_layers, fusion.num_handed_layers
-    image = (vision.image_size // vision.patch_size) ** 2 + 1
+    patch_count = (vision.image_size // vision.patch_size) ** 2
+    image = patch_count + (2 if vision.distillation_token else 1)
     streams = [
         fusion_stream(own, other, own if layer < layers else 1, width, fusion.intermediate_size)
         for layer in range(1, layers + 1)
         for own, other in ((image, text), (text, image))
     ]
     projections = handed * width * (image * vision.hidden_size + text * config.text.hidden_size)
-    patches = (image - 1) * 3 * vision.patch_size**2 * vision.hidden_size
+    patches = patch_count * 3 * vision.patch_size**2 * vision.hidden_size
     multiply_adds = {
         "image tower": patches + tower(image, vision.hidden_size, vision.intermediate_size, vision.num_layers),
         "text tower": tower(text, config.text.hidden_size, config.text.intermediate_size, config.text.num_layers),
@@ -44,7 +45,11 @@ def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     return {part: 2 * count for part, count in multiply_adds.items()}
 
 
-@pytest.mark.parametrize("config", [tiny.CONFIG, meter(tiny.CONFIG)], ids=["bridgetower", "meter"])
+@pytest.mark.parametrize(
+    "config",
+    [tiny.CONFIG, meter(tiny.CONFIG), tiny.changed(vision__distillation_token=True)],
+    ids=["bridgetower", "meter", "distilled"],
+)
 def test_flops_equal_the_formula(config: ModelConfig) -> None:
     assert flops_by_part(tiny.build(config), LENGTH) == expected_flops(config, LENGTH)
 

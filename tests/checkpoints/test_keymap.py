@@ -43,6 +43,7 @@ TABLES = {
     "clip, meter": Table(official.METER),
     "clip, no heads": Table({"heads.mlm": False, "heads.itm": False, "heads.itc": None}),
     "timm": Table(official.TIMM, "timm"),
+    "timm, distilled": Table(official.TIMM | {"vision.distillation_token": True}, "timm"),
     "timm, two digits": Table(DEEP | official.TIMM, "timm"),
     "timm, bert, meter": Table(official.TIMM | official.BERT | official.METER, "timm"),
     "hf backbone": Table({"heads.mlm": False, "heads.itm": False, "heads.itc": None}, "huggingface"),

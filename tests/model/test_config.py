@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,20 @@ from bridgetower.model.config import (
     VisionConfig,
     check_image_size,
 )
-from bridgetower.model.presets import BASE, LARGE, NANO, meter
+from bridgetower.model.presets import (
+    BASE,
+    LARGE,
+    NANO,
+    TEXT_TOWERS,
+    VISION_TOWERS,
+    TextTowerName,
+    VisionTowerName,
+    meter,
+    meter_with_norms,
+    with_towers,
+)
+from bridgetower.model.text import TextTower
+from bridgetower.model.vision import VisionTower
 
 
 class TestPresets:
@@ -60,6 +74,46 @@ class TestPresets:
         chosen = NANO.override({"fusion.vision_layers": (1, 3), "fusion.text_layers": (1, 2)})
         assert meter(chosen) == meter(NANO)
 
+    @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
+    def test_meter_with_norms(self, config: ModelConfig) -> None:
+        control = meter_with_norms(config)
+        assert (control.vision_layers, control.text_layers) == (meter(config).vision_layers, meter(config).text_layers)
+        assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
+        assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
+        assert (control.vision, control.text, control.heads) == (config.vision, config.text, config.heads)
+
+    def test_towers_of_the_published_models(self) -> None:
+        assert replace(VISION_TOWERS["clip-b16"], image_size=288) == BASE.vision
+        assert replace(VISION_TOWERS["clip-l14"], image_size=294) == LARGE.vision
+        assert (TEXT_TOWERS["roberta-base"], TEXT_TOWERS["roberta-large"]) == (BASE.text, LARGE.text)
+
+    @pytest.mark.parametrize(
+        ("name", "millions"),
+        [
+            *(("clip-b16", 86), ("clip-b32", 87), ("clip-l14", 303)),
+            *(("vit-b16", 86), ("vit-b32", 87), ("vit-l16", 303), ("deit-b16", 86), ("deit-b16-distilled", 86)),
+            *(("roberta-base", 124), ("roberta-large", 354), ("bert-base", 109), ("bert-large", 334)),
+        ],
+    )
+    def test_size_of_every_tower(self, name: str, millions: int) -> None:
+        """Parameters as their authors count them, without heads and poolers."""
+        with torch.device("meta"):
+            tower = VisionTower(VISION_TOWERS[name]) if name in VISION_TOWERS else TextTower(TEXT_TOWERS[name])
+        assert round(sum(parameter.numel() for parameter in tower.parameters()) / 1e6) == millions
+
+    def test_every_name_has_a_tower(self) -> None:
+        assert (set(get_args(VisionTowerName)), set(get_args(TextTowerName))) == (set(VISION_TOWERS), set(TEXT_TOWERS))
+
+    def test_other_towers(self) -> None:
+        config = with_towers(NANO, "clip-b32", "bert-base", image_size=64)
+        assert config.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
+        assert config.text == replace(TEXT_TOWERS["bert-base"], dropout=NANO.text.dropout)
+        assert (config.fusion, config.heads) == (NANO.fusion, NANO.heads)
+        assert with_towers(NANO) == NANO
+        assert with_towers(BASE, "clip-b32").vision.image_size == BASE.vision.image_size
+        with pytest.raises(ValueError, match="image size 60 is not a multiple of the patch size 32; use 32 or 64"):
+            with_towers(NANO, "clip-b32")
+
     def test_nano_has_dropout_nowhere(self) -> None:
         assert NANO.text.dropout == NANO.fusion.dropout == 0
 
@@ -77,9 +131,10 @@ class TestDerived:
         assert TextConfig(max_positions=514, pad_token_id=0).max_length == 513
         assert TextConfig(max_positions=512, pad_token_id=0, positions="bert").max_length == 512
 
-    @given(grid=st.integers(1, 30), patch=st.integers(1, 40))
-    def test_image_tokens(self, grid: int, patch: int) -> None:
-        assert VisionConfig(image_size=grid * patch, patch_size=patch).num_tokens == grid**2 + 1
+    @given(grid=st.integers(1, 30), patch=st.integers(1, 40), distilled=st.booleans())
+    def test_image_tokens(self, grid: int, patch: int, distilled: bool) -> None:
+        config = VisionConfig(image_size=grid * patch, patch_size=patch, distillation_token=distilled)
+        assert config.num_tokens == grid**2 + 1 + distilled
 
 
 class TestErrors:
@@ -93,7 +148,7 @@ class TestErrors:
             ({"vision.image_size": 25}, "image size 25 is not a multiple of the patch size 8; use 24 or 32"),
             ({"vision.activation": "relu"}, "vision.activation is 'relu'; expected one of 'quick_gelu', 'gelu'"),
             ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of 'roberta', 'bert'"),
-            ({"fusion.bridge": "multiply"}, "fusion.bridge is 'multiply'; expected one of .*'interpolate', None"),
+            ({"fusion.bridge": "multiply"}, "fusion.bridge is 'multiply'; expected one of .*'norm', None"),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of 'tower', 'fused', None"),
             ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; text and image need at least 2"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),

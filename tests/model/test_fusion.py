@@ -14,6 +14,7 @@ from bridgetower.model.fusion import Bridge, FusionEncoder, FusionLayer, Read
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
 METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
+NORMS = tiny.changed(fusion__num_layers=3, fusion__bridge="norm").fusion
 WIDTH = CONFIG.hidden_size
 ATOL = 1e-10
 
@@ -37,13 +38,14 @@ def inputs(config: FusionConfig = CONFIG) -> tuple[tuple[Tensor, ...], tuple[Ten
 class TestBridge:
     TOWER, STREAM = random(2, 4, WIDTH), random(2, 4, WIDTH, seed=1)
 
-    @pytest.mark.parametrize("kind", ["add", "scaled_add", "interpolate"])
+    @pytest.mark.parametrize("kind", ["add", "scaled_add", "interpolate", "norm"])
     def test_formula(self, kind: Any) -> None:
         bridge = made(Bridge(WIDTH, 1e-3, kind))
         total = {
             "add": lambda: self.TOWER + self.STREAM,
             "scaled_add": lambda: bridge.scale * self.TOWER + self.STREAM,
             "interpolate": lambda: (1 - bridge.beta) * self.TOWER + bridge.beta * self.STREAM,
+            "norm": lambda: self.STREAM,
         }[kind]()
         expected = nn.functional.layer_norm(total, (WIDTH,), bridge.norm.weight, bridge.norm.bias, eps=1e-3)
         assert tiny.off(bridge(self.TOWER, self.STREAM), expected) < ATOL
@@ -100,8 +102,9 @@ def by_hand(encoder: FusionEncoder, config: FusionConfig, mask: Tensor | None) -
         image_stream, text_stream = encoder.image_norm(image_stream), encoder.text_norm(text_stream)
     for number in range(config.num_layers):
         if number > 0 and config.bridge is not None:
-            image_stream = encoder.image_bridges[number - 1].norm(image_stream + image[number])
-            text_stream = encoder.text_bridges[number - 1].norm(text_stream + text[number])
+            entering = (image[number], text[number]) if config.bridge == "add" else (0, 0)
+            image_stream = encoder.image_bridges[number - 1].norm(image_stream + entering[0])
+            text_stream = encoder.text_bridges[number - 1].norm(text_stream + entering[1])
         image_stream, text_stream = (
             encoder.image_layers[number](image_stream, text_stream, other_mask=mask),
             encoder.text_layers[number](text_stream, image_stream, mask=mask),
@@ -110,7 +113,7 @@ def by_hand(encoder: FusionEncoder, config: FusionConfig, mask: Tensor | None) -
 
 
 class TestEncoder:
-    @pytest.mark.parametrize("config", [CONFIG, METER], ids=["bridges", "meter"])
+    @pytest.mark.parametrize("config", [CONFIG, METER, NORMS], ids=["bridges", "meter", "norms"])
     @pytest.mark.parametrize("masked", [True, False])
     def test_formula(self, config: FusionConfig, masked: bool) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
@@ -162,6 +165,13 @@ class TestEncoder:
     def test_meter_has_no_bridges_and_no_input_norms(self) -> None:
         names = {name.partition(".")[0] for name, _ in FusionEncoder(METER).named_parameters()}
         assert names == {"text_layers", "image_layers"}
+
+    def test_the_control_has_the_parameters_of_bridges_but_one_tower_layer(self) -> None:
+        control, bridged = FusionEncoder(NORMS).state_dict(), FusionEncoder(CONFIG).state_dict()
+        assert {name: value.shape for name, value in control.items()} == {
+            name: value.shape for name, value in bridged.items()
+        }
+        assert (NORMS.num_handed_layers, METER.num_handed_layers, CONFIG.num_handed_layers) == (1, 1, 3)
 
     def test_eps_of_bridges_and_input_norms(self) -> None:
         config = tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion

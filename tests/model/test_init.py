@@ -37,8 +37,9 @@ def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float
         tiny.CONFIG,
         tiny.changed(heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True),
         tiny.changed(fusion__bridge=None, fusion__input_norm=False, vision__patch_bias=True, vision__pre_norm=False),
+        tiny.changed(fusion__bridge="norm", vision__distillation_token=True),
     ],
-    ids=["tower", "fused", "meter"],
+    ids=["tower", "fused", "meter", "norms_distilled"],
 )
 class TestAll:
     def test_every_weight_is_set(self, config: ModelConfig) -> None:

@@ -12,7 +12,7 @@ import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.presets import meter
+from bridgetower.model.presets import meter, meter_with_norms
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -20,6 +20,8 @@ ATOL = 1e-9
 VARIANTS = {
     "bridges": tiny.CONFIG,
     "meter": meter(tiny.CONFIG),
+    "norms": meter_with_norms(tiny.CONFIG),
+    "distilled": tiny.changed(vision__distillation_token=True),
     "one layer": tiny.changed(fusion__num_layers=1),
     "three layers": tiny.changed(fusion__num_layers=3),
 }

@@ -1,5 +1,7 @@
 """The image tower: patches, positions of any grid, and the layers that are read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ CONFIG = tiny.CONFIG.vision
 TIMM = tiny.changed(
     vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True, vision__layer_norm_eps=1e-6
 ).vision
+DISTILLED = replace(TIMM, distillation_token=True)
 ATOL = 1e-10
 
 
@@ -31,12 +34,13 @@ def random(*shape: int) -> Tensor:
 
 
 class TestEmbed:
-    @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
+    @pytest.mark.parametrize("config", [CONFIG, TIMM, DISTILLED], ids=["clip", "timm", "distilled"])
     def test_formula(self, config: VisionConfig) -> None:
-        """Class token first, then the patches row by row, each a linear map of its pixels."""
+        """Prefix tokens first, then the patches row by row, each a linear map of its pixels."""
         tower, pixels, patch = made(config), images(), config.patch_size
         weight = tower.patch_embedding.weight.flatten(1)
-        tokens = [tower.class_embedding.expand(2, -1)]
+        prefix = [tower.class_embedding, tower.distillation_embedding]
+        tokens = [embedding.expand(2, -1) for embedding in prefix if embedding is not None]
         for row in range(3):
             for column in range(3):
                 window = pixels[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
@@ -81,6 +85,16 @@ class TestLayers:
             "patch_embedding.bias",
         }
 
+    def test_a_distilled_tower_has_one_tensor_and_one_position_more(self) -> None:
+        distilled, plain = made(DISTILLED).state_dict(), made(TIMM).state_dict()
+        assert distilled.keys() - plain.keys() == {"distillation_embedding"}
+        assert len(distilled["position_embedding"]) == len(plain["position_embedding"]) + 1 == DISTILLED.num_tokens
+
+    def test_cls_is_that_of_the_whole_layer(self) -> None:
+        for config in (CONFIG, TIMM, DISTILLED):
+            tower = made(config)
+            assert tiny.off(tower.cls(images(), 3), tower(images(), (3,))[0][:, 0]) < ATOL
+
     def test_pictures_do_not_see_each_other(self) -> None:
         tower, pixels = made(), images(3)
         together = tower(pixels, (3, 4))
@@ -90,13 +104,14 @@ class TestLayers:
 
 
 class TestOtherSizes:
+    @pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["clip", "distilled"])
     @pytest.mark.parametrize(("height", "width"), [(40, 40), (8, 8), (16, 32), (72, 8)])
-    def test_positions_are_interpolated(self, height: int, width: int) -> None:
-        tower, pixels = made(), images(height=height, width=width)
+    def test_positions_are_interpolated(self, config: VisionConfig, height: int, width: int) -> None:
+        tower, pixels, prefix = made(config), images(height=height, width=width), config.num_prefix_tokens
         grid = (height // 8, width // 8)
         patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        expected = patches + resize_position_embedding(tower.position_embedding, grid)[1:]
-        assert tiny.off(tower.embed(pixels)[:, 1:], expected) < ATOL
+        expected = patches + resize_position_embedding(tower.position_embedding, grid, prefix)[prefix:]
+        assert tiny.off(tower.embed(pixels)[:, prefix:], expected) < ATOL
 
     def test_a_grid_of_as_many_patches_is_another_grid(self) -> None:
         """72 x 8 has nine patches as 24 x 24 has, but not their places."""
@@ -115,10 +130,17 @@ class TestResize:
         assert resized.shape == (rows * columns + 1, 6)
         assert torch.equal(resized[0], position[0])
 
-    @given(side=st.integers(1, 7))
-    def test_identity(self, side: int) -> None:
-        position = random(side**2 + 1, 6)
-        assert torch.equal(resize_position_embedding(position, (side, side)), position)
+    @given(side=st.integers(1, 7), prefix=st.integers(1, 2))
+    def test_identity(self, side: int, prefix: int) -> None:
+        position = random(side**2 + prefix, 6)
+        assert torch.equal(resize_position_embedding(position, (side, side), prefix), position)
+
+    def test_a_distillation_row_moves_no_patch(self) -> None:
+        position = random(10, 4)
+        distilled = torch.cat([position[:1], random(1, 4), position[1:]])
+        ours, expected = resize_position_embedding(distilled, (5, 4), 2), resize_position_embedding(position, (5, 4))
+        assert torch.equal(ours[:2], distilled[:2])
+        assert torch.equal(ours[2:], expected[1:])
 
     def test_formula(self) -> None:
         """Bicubic with a = -0.75, pixel centres at (i + ½) · 3/5 - ½, borders repeated, no antialiasing."""

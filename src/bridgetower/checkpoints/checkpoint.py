@@ -76,8 +76,8 @@ class Checkpoint:
         config = self.config.override({"vision.image_size": image_size})
         side = image_size // config.vision.patch_size
         position = self.tensors["vision.position_embedding"]
-        resized = resize_position_embedding(position.float(), (side, side)).to(position.dtype)
-        tensors = self.tensors | {"vision.position_embedding": resized}
+        resized = resize_position_embedding(position.float(), (side, side), config.vision.num_prefix_tokens)
+        tensors = self.tensors | {"vision.position_embedding": resized.to(position.dtype)}
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 

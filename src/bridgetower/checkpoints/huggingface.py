@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, Mode
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
 _BACKBONE = "bridgetower."
+_LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _model_config(source: str, values: Mapping[str, Any], tensors: Mapping[str, 
 def _check_runnable(source: str, top: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
     refused = {
         "share_link_tower_layers is true": top["share_link_tower_layers"],
-        f"link_tower_type is {top['link_tower_type']!r}": top["link_tower_type"] not in get_args(BridgeKind),
+        f"link_tower_type is {top['link_tower_type']!r}": top["link_tower_type"] not in _LINK_TOWERS,
         "vision_config.remove_last_layer is true": vision["remove_last_layer"],
         f"hidden_act is {text['hidden_act']!r}": text["hidden_act"] != "gelu" or top["hidden_act"] != "gelu",
         f"hidden_size {top['hidden_size']} differs from the text tower's": top["hidden_size"] != text["hidden_size"],
@@ -188,13 +189,13 @@ def _obstacles(config: ModelConfig) -> list[str]:
     depth = config.text.num_layers
     handed = tuple(range(depth - fusion.num_layers + 1, depth + 1))
     checks = {
-        "it has no bridges (METER)": fusion.bridge is None or not fusion.input_norm,
+        "it has no bridges (METER)": fusion.bridge not in _LINK_TOWERS or not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
             (fusion.hidden_size, fusion.num_heads, fusion.intermediate_size)
             != (text.hidden_size, text.num_heads, text.intermediate_size)
         ),
         "its image tower is not CLIP's": (
-            vision.activation != "quick_gelu" or not vision.pre_norm or vision.patch_bias
+            vision.activation != "quick_gelu" or not vision.pre_norm or vision.patch_bias or vision.distillation_token
         ),
         "its image heads are not of width 64": vision.num_heads * 64 != vision.hidden_size,
         "its image feed-forward is not four times the width": vision.intermediate_size != 4 * vision.hidden_size,

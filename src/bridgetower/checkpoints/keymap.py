@@ -90,10 +90,11 @@ _TIMM_BLOCK = [
 _TIMM = [
     (r"vision\.patch_embedding\.(\w+)", ("VISION.patch_embed.proj.{0}",)),
     (r"vision\.class_embedding", ("VISION.cls_token",)),
+    (r"vision\.distillation_embedding", ("VISION.dist_token",)),
     (r"vision\.position_embedding", ("VISION.pos_embed",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.norm.{0}",)),
 ]
-_TIMM_LEADING_ONES = {"vision.class_embedding": 2, "vision.position_embedding": 1}
+_TIMM_LEADING_ONES = {"vision.class_embedding": 2, "vision.distillation_embedding": 2, "vision.position_embedding": 1}
 _FUSION = [
     (r"token_type_embedding\.weight", ("MODEL.token_type_embeddings.weight",)),
     (r"fusion\.(text|image)_norm\.(\w+)", ("MODEL.cross_modal_{0}_layernorm.{1}",)),

@@ -15,7 +15,9 @@ from bridgetower.cli.options import AS_USUAL, Loading, Model, Recipe
 from bridgetower.cli.output import emit, emit_table, headline
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import RECIPES
 
 
 def train(
@@ -23,6 +25,8 @@ def train(
     *,
     out: Path,
     resume: bool = False,
+    vision_tower: VisionTowerName | None = None,
+    text_tower: TextTowerName | None = None,
 ) -> None:
     """Train a recipe; every value can be changed by its option.
 
@@ -34,11 +38,13 @@ def train(
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
         resume: Continue the run in --out where it was stopped or killed.
+        vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
+        text_tower: Text tower to build in place of the recipe's, with the same dropout.
     """
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
-    run: RunConfig = config
+    run = _with_towers(config, vision_tower, text_tower)
     try:
         figures = train_run(run, out, resume=resume)
     except Interrupted as stopped:
@@ -46,6 +52,16 @@ def train(
         raise SystemExit(128 + signal.SIGTERM) from None
     if os.environ.get("RANK", "0") == "0":
         emit({"run": str(out), **figures})
+
+
+def _with_towers(run: RunConfig, vision: VisionTowerName | None, text: TextTowerName | None) -> RunConfig:
+    """Returns the run with the named towers; a value that was set besides and would be lost is an error."""
+    recipe = RECIPES[run.recipe].model
+    if vision and run.model.vision != recipe.vision:
+        raise ValueError(f"vision_tower {vision} sets model.vision; leave one of them out, or choose image_size alone")
+    if text and run.model.text != replace(recipe.text, dropout=run.model.text.dropout):
+        raise ValueError(f"text_tower {text} sets all of model.text but dropout; leave one of them out")
+    return replace(run, model=with_towers(run.model, vision, text, image_size=run.image_size))
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from bridgetower.model.plain import from_plain
 
 Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
-BridgeKind = Literal["add", "scaled_add", "interpolate"]
+BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
 ItcKind = Literal["tower", "fused"]
 
 _SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "layer_norm_eps")
@@ -18,7 +18,7 @@ _SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "layer_
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower: a ViT in CLIP's form (the defaults) or timm's.
+    """The image tower: a ViT in CLIP's form (the defaults) or timm's, which DeiT shares.
 
     Attributes:
         image_size: Side of the square input in pixels; a multiple of `patch_size`.
@@ -31,6 +31,8 @@ class VisionConfig:
         activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one.
         pre_norm: LayerNorm after the embeddings (CLIP's `ln_pre`).
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
+        distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
+            gets it like a patch.
     """
 
     image_size: int = 288
@@ -43,6 +45,7 @@ class VisionConfig:
     activation: Activation = "quick_gelu"
     pre_norm: bool = True
     patch_bias: bool = False
+    distillation_token: bool = False
 
     def __post_init__(self) -> None:
         """Checks that the patch divides the image and the heads divide the width."""
@@ -53,8 +56,13 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Image tokens P: one per patch and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """Image tokens P: the prefix tokens and one per patch."""
+        return self.num_prefix_tokens + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and, if there is one, the distillation token."""
+        return 2 if self.distillation_token else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +120,11 @@ class FusionConfig:
         intermediate_size: Width of the feed-forward layers.
         bridge: How a tower layer x enters the previous fusion output z: `add` is LayerNorm(x + z), the paper's choice;
             `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned;
-            None builds no bridges, so only the last tower layers reach the encoder, as in METER.
+            `norm` is LayerNorm(z), so that only the last tower layers reach the encoder; None builds no bridges at all,
+            as in METER.
         input_norm: LayerNorm on the first layer's input; METER has none.
         vision_layers: Image tower layers, counted from 1, that are handed to the fusion encoder: one per fusion layer
-            with bridges, exactly one without. None takes the top ones.
+            with bridges, exactly one without (None or `norm`). None takes the top ones.
         text_layers: Text tower layers that are handed over, likewise.
         separate_projections: One projection per handed layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
@@ -157,7 +166,7 @@ class FusionConfig:
     @property
     def num_handed_layers(self) -> int:
         """Tower layers per modality that reach the fusion encoder."""
-        return 1 if self.bridge is None else self.num_layers
+        return 1 if self.bridge in (None, "norm") else self.num_layers
 
 
 @dataclass(frozen=True, kw_only=True)

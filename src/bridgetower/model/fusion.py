@@ -31,6 +31,8 @@ class Bridge(nn.Module):
 
     def forward(self, tower: Float[Tensor, "b l d"], stream: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Returns the next fusion layer's input from the tower layer x and the previous fusion output z."""
+        if self.kind == "norm":
+            return self.norm(stream)
         if self.kind == "scaled_add":
             return self.norm(tower * self.scale + stream)
         if self.kind == "interpolate":
@@ -164,8 +166,9 @@ class FusionEncoder(nn.Module):
             if index > 0:
                 text_start = image_start = None
                 if self.text_bridges:
-                    text_stream = self.text_bridges[index - 1](text[index], text_stream)
-                    image_stream = self.image_bridges[index - 1](image[index], image_stream)
+                    tower = min(index, len(text) - 1)  # bridges of kind `norm` do not read the one layer that is handed
+                    text_stream = self.text_bridges[index - 1](text[tower], text_stream)
+                    image_stream = self.image_bridges[index - 1](image[tower], image_stream)
             cut = 1 if read == "pooled" and index == last else None
             starts = {"start": text_start, "other_start": image_start}
             text_output = text_layer(text_stream, image_stream, mask=text_mask, num_queries=cut, **starts)

@@ -38,6 +38,8 @@ def _init_vision(model: BridgeTower, generator: torch.Generator) -> None:
     width = config.hidden_size**-0.5
     branch = width * (2 * config.num_layers) ** -0.5
     tower.class_embedding.normal_(std=width, generator=generator)
+    if tower.distillation_embedding is not None:
+        tower.distillation_embedding.normal_(std=width, generator=generator)
     tower.position_embedding.normal_(std=width, generator=generator)
     fan_in = 3 * config.patch_size**2
     tower.patch_embedding.weight.normal_(std=fan_in**-0.5, generator=generator)

@@ -1,18 +1,60 @@
-"""The published architectures, a nano one for CPUs, and the METER baseline of any of them."""
+"""The published architectures, their towers by name, a nano model for CPUs, and the baselines of any model."""
 
 from dataclasses import replace
+from typing import Literal
 
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
+# OpenAI's CLIP, at the image size that it was trained at.
+CLIP_B16 = VisionConfig(image_size=224)
+CLIP_B32 = replace(CLIP_B16, patch_size=32)
+CLIP_L14 = VisionConfig(
+    image_size=224, patch_size=14, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096
+)
+
+# timm's ViT and Facebook's DeiT are one architecture; only distilled DeiTs have a second token.
+VIT_B16 = VisionConfig(image_size=224, layer_norm_eps=1e-6, activation="gelu", pre_norm=False, patch_bias=True)
+VIT_B32 = replace(VIT_B16, patch_size=32)
+VIT_L16 = replace(VIT_B16, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+DEIT_B16 = VIT_B16
+DEIT_B16_DISTILLED = replace(DEIT_B16, distillation_token=True)
+
+ROBERTA_BASE = TextConfig()
+ROBERTA_LARGE = TextConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+BERT_BASE = TextConfig(
+    vocab_size=30522, max_positions=512, type_vocab_size=2, pad_token_id=0, positions="bert", layer_norm_eps=1e-12
+)
+BERT_LARGE = replace(BERT_BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+
+VisionTowerName = Literal[
+    "clip-b16", "clip-b32", "clip-l14", "vit-b16", "vit-b32", "vit-l16", "deit-b16", "deit-b16-distilled"
+]
+TextTowerName = Literal["roberta-base", "roberta-large", "bert-base", "bert-large"]
+
+VISION_TOWERS: dict[VisionTowerName, VisionConfig] = {
+    "clip-b16": CLIP_B16,
+    "clip-b32": CLIP_B32,
+    "clip-l14": CLIP_L14,
+    "vit-b16": VIT_B16,
+    "vit-b32": VIT_B32,
+    "vit-l16": VIT_L16,
+    "deit-b16": DEIT_B16,
+    "deit-b16-distilled": DEIT_B16_DISTILLED,
+}
+TEXT_TOWERS: dict[TextTowerName, TextConfig] = {
+    "roberta-base": ROBERTA_BASE,
+    "roberta-large": ROBERTA_LARGE,
+    "bert-base": BERT_BASE,
+    "bert-large": BERT_LARGE,
+}
+
 # Paper, section "Implementation Details": CLIP ViT-B/16 at 288 px, RoBERTa-base, six fusion layers of width 768.
-BASE = ModelConfig()
+BASE = ModelConfig(vision=replace(CLIP_B16, image_size=288), text=ROBERTA_BASE)
 
 # The same with CLIP ViT-L/14 at 294 px and RoBERTa-large; fusion width 1024.
 LARGE = ModelConfig(
-    vision=VisionConfig(
-        image_size=294, patch_size=14, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096
-    ),
-    text=TextConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+    vision=replace(CLIP_L14, image_size=294),
+    text=ROBERTA_LARGE,
     fusion=FusionConfig(hidden_size=1024, num_heads=16, intermediate_size=4096),
 )
 
@@ -35,10 +77,40 @@ NANO = ModelConfig(
 )
 
 
+def with_towers(
+    config: ModelConfig,
+    vision: VisionTowerName | None = None,
+    text: TextTowerName | None = None,
+    *,
+    image_size: int | None = None,
+) -> ModelConfig:
+    """Returns `config` with other towers (None: its own) for images of `image_size` (None: its own); dropout stays.
+
+    Raises:
+        ValueError: The patch does not divide the size.
+    """
+    if vision is not None:
+        size = image_size or config.vision.image_size
+        config = replace(config, vision=replace(VISION_TOWERS[vision], image_size=size))
+    if text is not None:
+        config = replace(config, text=replace(TEXT_TOWERS[text], dropout=config.text.dropout))
+    return config
+
+
 def meter(config: ModelConfig) -> ModelConfig:
     """Returns the METER baseline of `config`: the same encoder, fed from the last tower layers only.
 
-    Source: paper, section "Ablation Study"; official `meter_fusion`, which has neither bridges nor input LayerNorms.
+    Source: paper, section "Ablation Study"; official `METERTransformerSS`: neither bridges nor input LayerNorms.
     """
     fusion = replace(config.fusion, bridge=None, input_norm=False, vision_layers=None, text_layers=None)
+    return replace(config, fusion=fusion)
+
+
+def meter_with_norms(config: ModelConfig) -> ModelConfig:
+    """Returns a control between METER and `config`: METER with a LayerNorm wherever `config` has one.
+
+    It has the parameters of BridgeTower, but only the last tower layers reach the encoder: what it gains on METER comes
+    from the LayerNorms, what BridgeTower gains on it comes from the tower layers.
+    """
+    fusion = replace(config.fusion, bridge="norm", input_norm=True, vision_layers=None, text_layers=None)
     return replace(config, fusion=fusion)

@@ -18,6 +18,7 @@ class VisionTower(nn.Module):
         width, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width))
+        self.distillation_embedding = nn.Parameter(torch.empty(width)) if config.distillation_token else None
         self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.layers = nn.ModuleList(
@@ -55,7 +56,7 @@ class VisionTower(nn.Module):
         return self.post_norm(self.layers[read_layer - 1](hidden, num_queries=1)[:, 0])
 
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
-        """Returns class and patch embeddings with positions added."""
+        """Returns embeddings of the prefix tokens and the patches with positions added."""
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         if pixel_values.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
             raise ValueError(
@@ -63,24 +64,31 @@ class VisionTower(nn.Module):
                 f"expected sides that are multiples of the patch size {self.config.patch_size}"
             )
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, P-1, V]
-        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)  # len() would fix it in an export
-        hidden = torch.cat([class_token, patches], dim=1)
-        return hidden + resize_position_embedding(self.position_embedding, (height, width))
+        prefix: list[Tensor] = [self.class_embedding]
+        if self.distillation_embedding is not None:
+            prefix.append(self.distillation_embedding)
+        prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)  # len() would fix the number in an export
+        hidden = torch.cat([prefix_tokens, patches], dim=1)
+        return hidden + resize_position_embedding(self.position_embedding, (height, width), len(prefix))
 
 
-def resize_position_embedding(position_embedding: Float[Tensor, "p v"], grid: tuple[int, int]) -> Float[Tensor, "q v"]:
-    """Interpolates a square grid of learned positions to another grid, the class row kept.
+def resize_position_embedding(
+    position_embedding: Float[Tensor, "p v"], grid: tuple[int, int], num_prefix_tokens: int = 1
+) -> Float[Tensor, "q v"]:
+    """Interpolates a square grid of learned positions to another grid, the rows of prefix tokens kept.
 
     Bicubic, `align_corners=False`, no antialiasing, identity on an equal grid: official `adapt_position_encoding` and
     transformers' `interpolate_pos_encoding`.
 
     Args:
-        position_embedding: Row 0 for the class token, then the patches row by row.
+        position_embedding: Prefix tokens first, then the patches row by row.
         grid: Target rows and columns of patches.
+        num_prefix_tokens: The class token, and 2 with a distillation token.
     """
-    side = round((len(position_embedding) - 1) ** 0.5)
+    prefix, patches = position_embedding[:num_prefix_tokens], position_embedding[num_prefix_tokens:]
+    side = round(len(patches) ** 0.5)
     if grid == (side, side):
         return position_embedding
-    patches = position_embedding[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, V, side, side]
-    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([position_embedding[:1], resized[0].flatten(1).T])
+    square = patches.unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, V, side, side]
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized[0].flatten(1).T])
