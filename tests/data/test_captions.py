@@ -134,7 +134,7 @@ class TestPairs:
         batch, images = pairs[BatchKey(chosen, 1)], pairs.images
         numbers = [pairs.pairs[pair] for pair in chosen]
         assert batch.image_index.tolist() == [image for image, _ in numbers]
-        assert batch.image_ids == tuple(images.image_ids[image] for image, _ in numbers)
+        assert batch.ids == tuple(images.image_ids[image] for image, _ in numbers)
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
         texts = images.processor.texts([images.captions[image][number] for image, number in numbers])
         assert torch.equal(batch.input_ids, texts.input_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import mask_tokens
 from bridgetower.data.records import parquet_path, read_split, split_digest
+from bridgetower.data.views import random_view
 from bridgetower.processor import Processor
 
 
@@ -70,14 +72,35 @@ class CaptionImages:
         """
         if image in self._cache:
             return self._cache[image]
-        try:
+        with self._named(image):
             pixels = self.processor.resize(self.image_bytes(image))
-        except ValueError as error:
-            folder = self.config.folders[self.rows[image][0]]
-            raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error
         if self.config.cache:
             self._cache[image] = pixels
         return pixels
+
+    def views(self, images: Sequence[int], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+        """Returns normalised pictures, varied as the config says.
+
+        Raises:
+            ValueError: One cannot be decoded; its id is named.
+        """
+        pixels = torch.stack([self._view(image, generator) for image in images])
+        return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
+
+    def _view(self, image: int, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
+        if not self.config.has_views:
+            return self.pixels(image)
+        with self._named(image):
+            return random_view(self.image_bytes(image), self.config, self.processor, generator)
+
+    @contextmanager
+    def _named(self, image: int) -> Iterator[None]:
+        """Adds the picture's name to errors."""
+        try:
+            yield
+        except ValueError as error:
+            folder = self.config.folders[self.rows[image][0]]
+            raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error
 
     def image_bytes(self, image: int) -> bytes:
         """Returns a picture's file as it was prepared."""
@@ -116,7 +139,6 @@ class CaptionPairs(Dataset[CaptionBatch]):
         chosen = [self.pairs[pair] for pair in key.pairs]
         processor = self.images.processor
         captions = [self._caption(image, number, generator) for image, number in chosen]
-        pixels = torch.stack([self.images.pixels(image) for image, _ in chosen])
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,
@@ -128,7 +150,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             continues_word=processor.continues_word if self.masking.whole_word else None,
         )
         return CaptionBatch(
-            pixel_values=processor.normalise(augment(pixels, self.config.augmentation, generator)),
+            pixel_values=self.images.views([image for image, _ in chosen], generator),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
+RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
 CaptionsFrom = Literal["text", "folder"]
 
@@ -24,6 +25,12 @@ class DataConfig:
             and epoch.
         augmentation: `none`, or `affine`: randomly turned, scaled, moved and lit. Nothing is ever mirrored: captions
             name left and right.
+        random_crop: Smallest share of a training picture's area that a random crop keeps; the crop is then resized to
+            the square. None takes the whole picture, as in evaluation.
+        flip: Mirror half of the training pictures, whatever their texts say of left and right.
+        rand_augment: Two random changes of each training picture: of its geometry and light (official `blip_randaug`),
+            or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
+        rand_magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
         profile: How pictures become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
             checkpoint's own, and is `official-pretrain` for a new model.
@@ -39,6 +46,10 @@ class DataConfig:
     validation_split: str = "validation"
     captions: Captions = "all"
     augmentation: Augmentation = "none"
+    random_crop: float | None = None
+    flip: bool = False
+    rand_augment: RandAugment = "none"
+    rand_magnitude: int = 0
     word_dropout: float = 0.0
     profile: OfficialProfile | None = None
     max_length: int = 50
@@ -55,6 +66,7 @@ class DataConfig:
                 f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "
                 f"{', '.join(get_args(Captions))} and one of {', '.join(get_args(Augmentation))}"
             )
+        self._check_views()
         if self.profile not in (None, *get_args(OfficialProfile)):
             raise ValueError(f"profile is {self.profile!r}; expected {' or '.join(get_args(OfficialProfile))}, or None")
         if not 0 <= self.word_dropout < 1:
@@ -63,6 +75,34 @@ class DataConfig:
             raise ValueError(
                 f"max_length {self.max_length} and num_workers {self.num_workers}; expected at least 3 (a start, an "
                 "end and one token) and at least 0"
+            )
+
+    @property
+    def has_views(self) -> bool:
+        """Whether training pictures are varied from their files on, as in the official fine-tuning."""
+        return self.random_crop is not None or self.flip or self.rand_augment != "none"
+
+    def as_evaluated(self) -> DataConfig:
+        """Returns the settings without what varies or repeats training examples."""
+        views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}
+        return replace(self, repeats=(), augmentation="none", word_dropout=0.0, **views)
+
+    def _check_views(self) -> None:
+        if self.rand_augment not in get_args(RandAugment):
+            raise ValueError(
+                f"rand_augment is {self.rand_augment!r}; expected one of {', '.join(get_args(RandAugment))}"
+            )
+        highest = {"none": 0, "geometry": 10, "colour": 30}[self.rand_augment]
+        if not min(1, highest) <= self.rand_magnitude <= highest:
+            raise ValueError(
+                f"rand_magnitude is {self.rand_magnitude} for rand_augment {self.rand_augment!r}; expected "
+                f"{f'1 to {highest}' if highest else '0'}"
+            )
+        if self.random_crop is not None and not 0 < self.random_crop <= 1:
+            raise ValueError(f"random_crop is {self.random_crop}; expected a share in (0, 1], or None")
+        if self.has_views and (self.cache or self.augmentation != "none"):
+            raise ValueError(
+                "random_crop, flip and rand_augment start from the picture files; leave cache and augmentation out"
             )
 
 

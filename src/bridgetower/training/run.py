@@ -142,9 +142,7 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Par
     data = config.data
     train_pairs = CaptionPairs(CaptionImages(data, data.train_split, processor), config.task.masking)
     # What is evaluated is neither repeated nor cut.
-    held_out = CaptionImages(
-        replace(data, repeats=(), augmentation="none", word_dropout=0.0), data.validation_split, processor
-    )
+    held_out = CaptionImages(data.as_evaluated(), data.validation_split, processor)
     _check_selection(config, model)
 
     def evaluate() -> dict[str, float]:

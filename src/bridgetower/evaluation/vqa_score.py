@@ -1,0 +1,99 @@
+"""VQA's official score: how many annotators gave the predicted answer, overall and by type of question."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bridgetower.data.answers import normalise_answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredQuestion:
+    """What the annotators said to one question.
+
+    Attributes:
+        answers: One of each annotator, as it was given.
+        answer_type: `yes/no`, `number` or `other`.
+        question_type: How the question begins.
+    """
+
+    answers: tuple[str, ...]
+    answer_type: str = ""
+    question_type: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaScores:
+    """Mean scores in percent, to two decimals as the official evaluation gives them.
+
+    Attributes:
+        overall: Of all questions.
+        by_answer_type, by_question_type: Of the questions of each type, in alphabetical order.
+        num_questions: How many there were.
+    """
+
+    overall: float
+    by_answer_type: dict[str, float]
+    by_question_type: dict[str, float]
+    num_questions: int
+
+
+def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]) -> VqaScores:
+    """Returns the scores of all predictions (GT-Vision-Lab/VQA, `vqaEval.py`).
+
+    Args:
+        predictions: One for each question.
+        questions: With the annotators' answers.
+
+    Raises:
+        ValueError: There is no question, one has no answers, or the numbers differ.
+    """
+    if not questions or len(predictions) != len(questions):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(questions)} questions; expected one for each, at least one"
+        )
+    scores = [vqa_score(*pair) for pair in zip(predictions, (question.answers for question in questions), strict=True)]
+    return VqaScores(
+        overall=_percent(scores),
+        by_answer_type=_by_type(scores, [question.answer_type for question in questions]),
+        by_question_type=_by_type(scores, [question.question_type for question in questions]),
+        num_questions=len(questions),
+    )
+
+
+def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """Returns the score of one prediction, from 0 to 1.
+
+    It is the mean, over all ways to leave one annotator out, of min(n / 3, 1), n others having given the prediction.
+    Where annotators differ, answers and prediction are compared in their normal form; where all say the same, as they
+    are.
+
+    Raises:
+        ValueError: There are no answers.
+    """
+    if not answers:
+        raise ValueError("a question has no answers; expected those of the annotators")
+    given, predicted = [_on_one_line(answer) for answer in answers], _on_one_line(prediction)
+    if len(set(given)) > 1:
+        given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
+    same = given.count(predicted)
+    others = [same - 1] * same + [same] * (len(given) - same)
+    return sum(min(count / 3, 1.0) for count in others) / len(given)
+
+
+def _on_one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _by_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, float]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for score, name in zip(scores, types, strict=True):
+        groups[name].append(score)
+    return {name: _percent(groups[name]) for name in sorted(groups)}
+
+
+def _percent(scores: Iterable[float]) -> float:
+    values = list(scores)
+    return round(100 * sum(values) / len(values), 2)

@@ -1,0 +1,161 @@
+"""VQA's score against a second implementation of its rules, on its reference values and on made-up sets."""
+
+import random
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgetower.data.answers import normalise_answer
+from bridgetower.evaluation.vqa_score import AnsweredQuestion, vqa_score, vqa_scores
+
+REFERENCE = {
+    "The U.S. Open": "us open",
+    "two-way": "2 way",
+    "1,000": "1000",
+    "1,000-1,200": "10001200",
+    "no.1": "no.1",
+    "3.": "3",
+    "a": "",
+    "dont know": "don't know",
+    "yes,no": "yes no",
+    "ten (10)": "10 10",
+    "black & white": "black & white",
+    "12 o clock": "12 o clock",
+}
+
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+
+
+def second_normal_form(answer: str) -> str:
+    """The rules again, letter by letter and without a table of contractions: those are checked where they are kept."""
+    letters = []
+    has_number = any(
+        answer[i - 1].isdigit() and answer[i] == "," and answer[i + 1].isdigit() for i in range(1, len(answer) - 1)
+    )
+    for letter in answer:
+        if letter in ';/[]"{}()=+\\_-><@`,?!':
+            spaced = letter + " " in answer or " " + letter in answer
+            letters.append("" if spaced or has_number else " ")
+        else:
+            letters.append(letter)
+    text, periods = "".join(letters), 0
+    kept = []
+    for place, letter in enumerate(text):
+        removable = letter == "." and not (place + 1 < len(text) and text[place + 1].isdigit())
+        if removable and periods < 32:
+            periods += 1
+        else:
+            kept.append(letter)
+    words = []
+    for word in "".join(kept).lower().split():
+        word = NUMBERS.get(word, word)
+        if word not in ("a", "an", "the"):
+            words.append(word)
+    return " ".join(words)
+
+
+def second_score(prediction: str, answers: Sequence[str]) -> float:
+    """Leave-one-out as written: for each annotator, compare with the other nine."""
+    clean = [re.sub(r"[\n\t]", " ", answer).strip() for answer in answers]
+    predicted = re.sub(r"[\n\t]", " ", prediction).strip()
+    if any(answer != clean[0] for answer in clean):
+        clean, predicted = [second_normal_form(answer) for answer in clean], second_normal_form(predicted)
+    total = 0.0
+    for left_out in range(len(clean)):
+        agreeing = 0
+        for place, answer in enumerate(clean):
+            if place != left_out and answer == predicted:
+                agreeing += 1
+        total += 1.0 if agreeing >= 3 else agreeing / 3
+    return total / len(clean)
+
+
+WORDS = [
+    *("yes", "no", "Yes", "2", "two", "ten", "none", "the dog", "a dog", "dog", "dogs", "an apple", "red", "red "),
+    *("Red", "black & white", "black and white", "u.s.", "U.S. flag", "no.1", "3.", "1,000", "1000", "two-way"),
+    *("yes,no", "(left)", "left, right", "12 o'clock", "a", "", "t-shirt", "t shirt", "what?", "new\nline"),
+    *("tab\there", "...", "one two", "#5"),
+]
+
+
+def made_up(seed: int) -> tuple[str, tuple[str, ...]]:
+    """A prediction and ten answers that often agree with it, in one spelling or another."""
+    draw = random.Random(seed)
+    choices = draw.sample(WORDS, draw.randint(1, 4))
+    answers = tuple(draw.choice(choices) for _ in range(10))
+    return draw.choice([*choices, draw.choice(WORDS), draw.choice(choices).upper()]), answers
+
+
+# No contractions among them, whose table has no second version.
+PIECES = [
+    *(" ", " ", " ", "  ", "a", "an", "the", "The", "one", "None", "ten", "TWO", "zero", "dog", "x", "1", "20", "3.5"),
+    *(mark for mark in ';/[]"{}()=+\\_-><@`,?!.:&#'),
+    *("1,0", ",", ".", ". ", " ,", "- ", "\u00e9"),
+]
+
+
+class TestNormalForm:
+    @pytest.mark.parametrize("answer", REFERENCE)
+    def test_reference_values(self, answer: str) -> None:
+        assert normalise_answer(answer) == REFERENCE[answer]
+
+    @settings(max_examples=1000, deadline=None)
+    @given(st.lists(st.sampled_from(PIECES), max_size=45))
+    def test_second_implementation(self, pieces: list[str]) -> None:
+        answer = "".join(pieces)
+        assert normalise_answer(answer) == second_normal_form(answer)
+
+
+class TestScore:
+    def test_second_implementation_on_many_sets(self) -> None:
+        for seed in range(6000):
+            prediction, answers = made_up(seed)
+            assert vqa_score(prediction, answers) == pytest.approx(second_score(prediction, answers), abs=1e-12), seed
+
+    def test_the_made_up_sets_reach_every_score(self) -> None:
+        scores = {round(vqa_score(*made_up(seed)), 4) for seed in range(1000)}
+        assert {0.0, 0.3, 0.6, 0.9, 1.0} <= scores
+
+    @pytest.mark.parametrize(("count", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (9, 1)])
+    def test_of_ten_annotators(self, count: int, score: float) -> None:
+        answers = ["cat"] * count + [f"other {number}" for number in range(10 - count)]
+        assert vqa_score("cat", answers) == pytest.approx(score)
+
+    def test_unanimous_answers_are_compared_as_they_are(self) -> None:
+        assert vqa_score("The dog", ["The dog"] * 10) == 1.0
+        assert vqa_score("dog", ["The dog"] * 10) == 0.0
+        assert vqa_score("dog", ["The dog"] * 9 + ["cat"]) == 1.0
+
+    def test_no_answers(self) -> None:
+        with pytest.raises(ValueError, match="a question has no answers"):
+            vqa_score("cat", [])
+
+
+class TestScores:
+    QUESTIONS = (
+        AnsweredQuestion(answers=("yes",) * 10, answer_type="yes/no", question_type="is the"),
+        AnsweredQuestion(answers=("2",) * 3 + ("3",) * 7, answer_type="number", question_type="how many"),
+        AnsweredQuestion(answers=("red",) * 1 + ("blue",) * 9, answer_type="other", question_type="what color"),
+        AnsweredQuestion(answers=("no",) * 10, answer_type="yes/no", question_type="is the"),
+    )
+
+    def test_overall_and_by_type(self) -> None:
+        scores = vqa_scores(["yes", "two", "red", "yes"], self.QUESTIONS)
+        assert scores.overall == 55.0
+        assert scores.by_answer_type == {"number": 90.0, "other": 30.0, "yes/no": 50.0}
+        assert scores.by_question_type == {"how many": 90.0, "is the": 50.0, "what color": 30.0}
+        assert scores.num_questions == 4
+
+    def test_two_decimals(self) -> None:
+        questions = [self.QUESTIONS[0]] * 3
+        assert vqa_scores(["yes", "no", "no"], questions).overall == 33.33
+
+    def test_one_prediction_for_each_question(self) -> None:
+        with pytest.raises(ValueError, match="3 predictions for 4 questions"):
+            vqa_scores(["yes", "2", "red"], self.QUESTIONS)
+        with pytest.raises(ValueError, match="0 predictions for 0 questions"):
+            vqa_scores([], [])
