@@ -74,7 +74,14 @@ def load(
     if precision not in _DTYPES:
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(_DTYPES)}")
     place = _device(device)
-    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer, answers=answers, overrides=overrides)
+    checkpoint = read_checkpoint(
+        source,
+        revision=revision,
+        tokenizer=tokenizer,
+        answers=answers,
+        overrides=overrides,
+        dtype=_DTYPES[precision],
+    )
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     return Predictor(checkpoint, device=place, precision=precision)

@@ -97,7 +97,7 @@ class TestTiedDecoder:
         tensors = tensor_files.read_safetensors(folder / "model.safetensors")
         assert "mlm_score.decoder.weight" not in tensors
         if weights == "pickle":
-            torch.save(tensors, folder / "pytorch_model.bin")
+            torch.save(dict(tensors), folder / "pytorch_model.bin")
             (folder / "model.safetensors").unlink()
         read = read_checkpoint(folder)
         decoder, words = read.tensors["mlm_head.decoder.weight"], read.tensors["text.word_embedding.weight"]

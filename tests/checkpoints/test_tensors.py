@@ -88,6 +88,16 @@ class TestSafetensors:
         with pytest.raises(ValueError, match="is not a whole safetensors file"):
             read_safetensors(tmp_path / "x.safetensors")
 
+    def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path: Path) -> None:
+        """Large enough to be mapped more than once: tensors of two versions are never put together."""
+        items = {str(number): torch.full((100,), float(number)) for number in range(40)}
+        write_safetensors(tmp_path / "x.safetensors", items)
+        opened = read_safetensors(tmp_path / "x.safetensors")
+        assert tiny.equal(opened, items)
+        write_safetensors(tmp_path / "x.safetensors", items)
+        with pytest.raises(ValueError, match=r"x.safetensors was replaced while it was read; load it again"):
+            dict(opened)
+
     def test_a_header_of_any_size_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
         with pytest.raises(ValueError, match="is not a whole safetensors file"):

@@ -130,6 +130,7 @@ def collect(
     table: Mapping[str, Source],
     carried_table: Mapping[str, Source],
     droppable: Iterable[str],
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Sorts a foreign checkpoint's tensors into read, carried and dropped ones.
 
@@ -140,6 +141,7 @@ def collect(
         table: Our parameter names to foreign ones.
         carried_table: Of tensors that are kept if they are there.
         droppable: Patterns of foreign names that may be left behind.
+        dtype: Of the model's tensors; None keeps each as it is.
 
     Raises:
         ValueError: Missing, unknown or wrongly shaped tensors, with a list.
@@ -157,7 +159,7 @@ def collect(
     return Checkpoint(
         source=source,
         config=config,
-        tensors=gather(table, tensors),
+        tensors=gather(table, tensors, dtype),
         carried=gather(carried_table, tensors),
         dropped=tuple(sorted(dropped)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -55,8 +56,10 @@ _VISION_DEFAULTS: dict[str, Any] = {
 }
 
 
-def read_checkpoint(source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Builds a checkpoint from transformers' `config.json` and tensors.
+def read_checkpoint(
+    source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Builds a checkpoint from transformers' `config.json` and tensors, in the number format `dtype` if it is given.
 
     Raises:
         ValueError: A setting that transformers itself cannot run, or tensors that do not fit.
@@ -72,7 +75,7 @@ def read_checkpoint(source: str, values: Mapping[str, Any], tensors: Mapping[str
     extra = depth["num_hidden_layers"] - config.vision.num_layers
     table = name_table(parameter_shapes(config), "huggingface", **options)
     carried = name_table(carried_names(config, extra), "huggingface", **options)
-    return collect(source, config, tensors, table, carried, _DROPPABLE)
+    return collect(source, config, tensors, table, carried, _DROPPABLE, dtype)
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -180,7 +183,7 @@ def _untie(values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     decoder = "mlm_score.decoder.weight"
     if values.get("tie_word_embeddings") and "mlm_score.bias" in tensors and decoder not in tensors:
         words = tensors.get(f"{prefix}text_model.embeddings.word_embeddings.weight")
-        return tensors if words is None else {**tensors, decoder: words.clone()}
+        return tensors if words is None else ChainMap({decoder: words.clone()}, tensors)  # type: ignore[arg-type]  # reads only
     return tensors
 
 

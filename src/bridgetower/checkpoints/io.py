@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import huggingface, microsoft
@@ -41,6 +42,7 @@ def read_checkpoint(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint of any published kind, recognised by what it holds.
 
@@ -50,6 +52,7 @@ def read_checkpoint(
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
         overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
+        dtype: Of the tensors, converted while they are read; None keeps each as it is stored.
 
     Raises:
         FileNotFoundError: Nothing is there.
@@ -59,12 +62,12 @@ def read_checkpoint(
     if revision is not None and path.exists():
         raise ValueError(f"revision {revision!r} is for hub ids, but {source} is a local path; leave it out")
     if path.is_dir():
-        checkpoint = _read_folder(path, str(source), overrides or {})
+        checkpoint = _read_folder(path, str(source), overrides or {}, dtype)
     elif path.is_file():
-        checkpoint = _read_official(path, overrides or {})
+        checkpoint = _read_official(path, overrides or {}, dtype)
     elif _looks_like_hub_id(str(source)):
         folder, commit = _download(str(source), revision)
-        checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {})
+        checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {}, dtype)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if checkpoint.dropped:
@@ -123,7 +126,7 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
     write_json(folder / "config.json", values)
 
 
-def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Checkpoint:
+def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if (folder / "best" / "config.json").exists():  # the folder of a training run
         folder = folder / "best"
     if not (folder / "config.json").exists():
@@ -132,15 +135,15 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any]) -> Check
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
     if values.get("format") == _FORMAT["format"]:
-        return _read_own(folder, name, values)
+        return _read_own(folder, name, values, dtype)
     if values.get("model_type") != "bridgetower":
         raise ValueError(f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower'")
-    checkpoint = huggingface.read_checkpoint(name, values, _read_weights(folder, name))
+    checkpoint = huggingface.read_checkpoint(name, values, _read_weights(folder, name), dtype)
     processor = _huggingface_processor(folder, checkpoint.config)
     return replace(checkpoint, processor=processor)
 
 
-def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
+def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if values.get("version") != _FORMAT["version"]:
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
@@ -154,14 +157,14 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         source=name,
         config=config,
-        tensors=tensors,
-        carried=read_safetensors(carried) if carried.exists() else {},
+        tensors={parameter: tensor.to(dtype) for parameter, tensor in tensors.items()},
+        carried=dict(read_safetensors(carried)) if carried.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
     )
 
 
-def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+def _read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
     safe, sharded, pickled = (folder / file for file in _WEIGHTS)
     if safe.exists():
         return read_safetensors(safe)
@@ -185,7 +188,7 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
     return Processor.from_huggingface(folder, patch_size=config.vision.patch_size)
 
 
-def _read_official(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
+def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if path.suffix == ".safetensors" or path.name in _WEIGHTS:
         raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
     content = read_torch_archive(path)
@@ -193,7 +196,8 @@ def _read_official(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
     official = settings.get("config") if isinstance(settings, dict) else None
     if not isinstance(official, dict) or not isinstance(state_dict, dict):
         raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
-    checkpoint = microsoft.read_checkpoint(str(path), official, _only_tensors(str(path), state_dict), overrides)
+    tensors = _only_tensors(str(path), state_dict)
+    checkpoint = microsoft.read_checkpoint(str(path), official, tensors, overrides, dtype)
     return replace(checkpoint, processor=_official_processor(path, official, checkpoint.config))
 
 

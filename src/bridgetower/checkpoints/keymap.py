@@ -173,11 +173,20 @@ def name_table(
     return {name: _source(name, rules, naming, backbone_prefix) for name in names}
 
 
-def gather(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Collects our tensors from foreign ones; every source must be there."""
+def gather(
+    table: Mapping[str, Source], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Collects our tensors from foreign ones.
+
+    Args:
+        table: Our names, and where each tensor comes from.
+        tensors: Foreign ones; every source must be there.
+        dtype: Of the result; None keeps that of each tensor.
+    """
     gathered = {}
-    for name, source in table.items():
-        parts = [tensors[foreign] for foreign in source.names]
+    # Joined ones first: their sources can then leave memory, while the others may stay mapped from the file.
+    for name, source in sorted(table.items(), key=lambda entry: len(entry[1].names), reverse=True):
+        parts = [tensors[foreign].to(dtype) for foreign in source.names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         gathered[name] = tensor.reshape(tensor.shape[source.leading_ones :])
     return gathered

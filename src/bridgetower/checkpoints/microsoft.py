@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
@@ -28,7 +29,11 @@ _PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 
 
 def read_checkpoint(
-    source: str, official: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]
+    source: str,
+    official: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Builds a checkpoint from the official run config and state dict.
 
@@ -37,6 +42,7 @@ def read_checkpoint(
         official: `hyper_parameters.config` of the file.
         tensors: `state_dict` of the file.
         overrides: Dotted fields that the file cannot tell, such as `text.num_heads` of an unpublished tower.
+        dtype: Of the model's tensors; None keeps each as it is.
 
     Raises:
         ValueError: The config cannot be told, or tensors are missing, unknown or wrongly shaped.
@@ -48,7 +54,7 @@ def read_checkpoint(
         raise ValueError(f"{source} lacks {error}; expected an official BridgeTower or METER checkpoint") from error
     table = name_table(parameter_shapes(config), naming)
     carried = name_table([name for name in carried_names(config) if naming == "clip" or "text." in name], naming)
-    return collect(source, config, tensors, table, carried, _DROPPABLE)
+    return collect(source, config, tensors, table, carried, _DROPPABLE, dtype)
 
 
 def _model_config(

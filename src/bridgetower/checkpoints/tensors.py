@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,46 @@ _DAMAGE = (
     zipfile.BadZipFile,
 )
 
+_PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file, memory-mapped.
+
+class MappedTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each mapped from it when it is asked for.
+
+    What was read of a mapping stays in memory until the last tensor of that mapping is gone. So the file is mapped anew
+    after every sixteenth of it that was handed out: who joins or converts tensors in turn holds the results and at most
+    about a sixteenth of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._version = path, _version(path)
+        self._map()
+        self._names = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._handed_out * _PARTS > self._path.stat().st_size:
+            self._map()
+        tensor: Tensor = self._file.get_tensor(name)
+        self._handed_out += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _map(self) -> None:
+        self._file: Any = safe_open(self._path, framework="pt")
+        self._handed_out = 0
+        if _version(self._path) != self._version:  # or tensors of two versions would be put together
+            raise ValueError(f"{self._path} was replaced while it was read; load it again")
+
+
+def read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    """Opens a safetensors file, memory-mapped.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -43,14 +81,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        return MappedTensors(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
 
 
-def read_sharded_safetensors(index: Path) -> dict[str, Tensor]:
-    """Reads the shards that a `*.safetensors.index.json` lists.
+def read_sharded_safetensors(index: Path) -> Mapping[str, Tensor]:
+    """Opens the shards that a `*.safetensors.index.json` lists.
 
     Raises:
         FileNotFoundError: A shard is missing.
@@ -59,12 +96,11 @@ def read_sharded_safetensors(index: Path) -> dict[str, Tensor]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(f"{index} has no weight_map of names to files; download or copy it again")
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(shards.values())):
+    names = sorted(set(shards.values()))
+    for shard in names:
         if Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index} points to {shard}, outside its folder; expected plain file names")
-        tensors |= read_safetensors(index.parent / shard)
-    return tensors
+    return ChainMap(*(read_safetensors(index.parent / shard) for shard in names))  # type: ignore[arg-type]  # reads only
 
 
 def read_torch_archive(path: Path) -> dict[str, Any]:
@@ -99,6 +135,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(contiguous, temporary, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{path} could not be written ({error}); make room on the disk") from error
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Changes when the file is replaced or written to."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _can_map(path: Path) -> bool:

@@ -50,13 +50,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 def _initial(config: RunConfig, init: str) -> Checkpoint:
     """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
-    checkpoint = read_checkpoint(init)
+    checkpoint = read_checkpoint(init, dtype=torch.float32)  # some are in half precision
     processor = checkpoint.processor
     if processor is None or processor.tokenizer is None:
         raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
     values = _with_data_settings(processor.config, config)
-    tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}  # some are in half precision
-    checkpoint = replace(checkpoint, tensors=tensors, processor=Processor(values, processor.tokenizer))
+    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
     if config.image_size is not None:
         checkpoint = checkpoint.resized(config.image_size)
     return _with_heads(checkpoint, config)

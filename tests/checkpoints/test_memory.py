@@ -1,0 +1,80 @@
+"""Loading holds the weights once: the peak of the resident memory of a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import official
+from bridgetower.checkpoints import convert, read_checkpoint
+
+STATUS = Path("/proc/self/status")
+pytestmark = pytest.mark.skipif(not STATUS.exists(), reason=f"{STATUS} is Linux")
+
+# 44 million parameters, a quarter of them in joined projections of query, key and value.
+SIZES = {
+    "text.vocab_size": 8000,
+    "text.hidden_size": 512,
+    "text.num_heads": 8,
+    "text.intermediate_size": 2048,
+    "vision.hidden_size": 512,
+    "vision.num_heads": 8,
+    "vision.intermediate_size": 2048,
+    "fusion.hidden_size": 512,
+    "fusion.num_heads": 8,
+    "fusion.intermediate_size": 2048,
+}
+OVERRIDES = {"text.num_heads": 8, "vision.num_heads": 8}
+
+# Loads a model, then reads every weight; prints the peak of the memory after each, in bytes above what imports take.
+MEASURE = """
+import json, sys
+from pathlib import Path
+import bridgetower
+
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+source, options = sys.argv[1], json.loads(sys.argv[2])
+bridgetower.load  # imported now, not while memory is measured
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+model = bridgetower.load(source, device="cpu", **options).model
+loaded = memory("VmHWM")
+sum(float(weight.sum()) for weight in model.parameters())
+print(json.dumps([loaded - before, memory("VmHWM") - before]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same model in every format."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = official.make(SIZES)
+    paths = {"ckpt": made.save(folder / "model.ckpt"), "bridgetower": folder / "own", "hf": folder / "hf"}
+    checkpoint = read_checkpoint(paths["ckpt"], overrides=OVERRIDES)
+    convert(checkpoint, paths["bridgetower"], "bridgetower")
+    convert(checkpoint, paths["hf"], "hf")
+    return paths
+
+
+def peaks(source: Path, **options: object) -> tuple[float, float]:
+    """Returns the peaks of loading, and of loading and reading all weights, as shares of the file's size."""
+    file = source if source.is_file() else source / "model.safetensors"
+    command = [sys.executable, "-c", MEASURE, str(source), json.dumps(options)]
+    loaded, used = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return loaded / file.stat().st_size, used / file.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "limit"), [("hf", "fp32", 1.2), ("hf", "bf16", 0.8), ("bridgetower", "bf16", 0.8)]
+)
+def test_loading_and_using_a_folder(sources: dict[str, Path], kind: str, precision: str, limit: float) -> None:
+    assert peaks(sources[kind], precision=precision)[1] < limit
+
+
+def test_loading_an_official_file(sources: dict[str, Path]) -> None:
+    assert peaks(sources["ckpt"], overrides=OVERRIDES)[0] < 1.2
