@@ -151,6 +151,7 @@ class TestRunConfig:
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
             ({"select_by": "loss"}, "select_by is 'loss'; expected one of rsum"),
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
+            ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
         ],
     )

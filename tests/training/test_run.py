@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+import bridgetower.training.run as run_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
@@ -17,8 +18,10 @@ from bridgetower.data.records import INFO_FILE, DatasetInfo, Record, write_info,
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import CONFIG, STATE, read_run, train
@@ -114,6 +117,27 @@ class TestWhatIsLeft:
         assert processor is not None
         pairs = sum(map(len, CaptionImages(config.data, "train", processor).captions))
         assert torch.load(tmp_path / "run" / STATE, weights_only=True)["state"]["step"] == pairs // 16
+
+
+class TestCheckpointedActivations:
+    def test_layers_run_twice_and_give_the_same_bits(
+        self,
+        finished: tuple[Path, dict[str, float]],
+        config: RunConfig,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        calls: list[bool] = []
+
+        def build(model: BridgeTower, task: PretrainingConfig) -> PretrainingTask:
+            model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
+            return PretrainingTask(model, task)
+
+        monkeypatch.setattr(run_module, "PretrainingTask", build)
+        changed = replace(config, checkpoint_activations=("fusion",))
+        assert train(changed, tmp_path / "run", progress=False) == finished[1]
+        assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
+        assert calls.count(True) == 2 * 2 * 4  # for masked words and for matching, in the four steps that have them
 
 
 class TestHeads:

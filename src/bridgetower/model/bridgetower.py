@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, Read
 from bridgetower.model.heads import (
@@ -59,6 +60,12 @@ class BridgeTower(nn.Module):
         self.nlvr2_head = _classifier(config, 2 * heads.nlvr2, num_images=2, dropout=heads.nlvr2_dropout)
         self.image_head = ImageHead(config.vision.hidden_size, heads.image) if heads.image else None
         self.text_head = TextHead(config.text.hidden_size, heads.text, config.text.dropout) if heads.text else None
+
+    def checkpoint_activations(self, parts: Collection[Part]) -> None:
+        """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""
+        self.vision.checkpoint_activations = "vision" in parts
+        self.text.checkpoint_activations = "text" in parts
+        self.fusion.checkpoint_activations = "fusion" in parts
 
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"

@@ -12,6 +12,7 @@ Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
 BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
 ItcKind = Literal["tower", "fused"]
+Part = Literal["vision", "text", "fusion"]
 
 _SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "layer_norm_eps")
 

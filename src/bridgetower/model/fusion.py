@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import BridgeKind, FusionConfig
 from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention
+from bridgetower.model.recomputation import Output, P, recomputed
 
 Read = Literal["pooled", "text", "all"]
 
@@ -125,6 +126,7 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
+        self.checkpoint_activations = False
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
         self.text_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
         self.image_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
@@ -138,12 +140,12 @@ class FusionEncoder(nn.Module):
     def start_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> StreamStart:
         """Returns what the first layer computes of texts alone, from the first handed layer."""
         text_layer, image_layer = self._layers(0)
-        return text_layer.start(self.text_norm(first), mask, reader=image_layer)
+        return self._recomputed(text_layer.start)(self.text_norm(first), mask, reader=image_layer)
 
     def start_image(self, first: Float[Tensor, "b p d"]) -> StreamStart:
         """Returns what the first layer computes of images alone, from the first handed layer."""
         text_layer, image_layer = self._layers(0)
-        return image_layer.start(self.image_norm(first), None, reader=text_layer)
+        return self._recomputed(image_layer.start)(self.image_norm(first), None, reader=text_layer)
 
     def forward(
         self,
@@ -171,14 +173,18 @@ class FusionEncoder(nn.Module):
                     image_stream = self.image_bridges[index - 1](image[tower], image_stream)
             cut = 1 if read == "pooled" and index == last else None
             starts = {"start": text_start, "other_start": image_start}
-            text_output = text_layer(text_stream, image_stream, mask=text_mask, num_queries=cut, **starts)
+            run_text, run_image = self._recomputed(text_layer), self._recomputed(image_layer)
+            text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **starts)
             if read == "text" and index == last:
                 return text_output, None
             # Both streams read the other's *input*: neither sees the other's update of the same layer.
             starts = {"start": image_start, "other_start": text_start}
-            image_stream = image_layer(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **starts)
+            image_stream = run_image(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **starts)
             text_stream = text_output
         return text_stream, image_stream
+
+    def _recomputed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
+        return recomputed(layer, when=self.checkpoint_activations)
 
     def _layers(self, index: int) -> tuple[FusionLayer, FusionLayer]:
         """The text and the image stream's layer."""

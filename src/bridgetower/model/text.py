@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig
 from bridgetower.model.layers import PostNormLayer
+from bridgetower.model.recomputation import recomputed
 
 
 class TextTower(nn.Module):
@@ -14,7 +15,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.checkpoint_activations = config, False
         width = config.hidden_size
         self.word_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Embedding(config.max_positions, width)
@@ -35,7 +36,7 @@ class TextTower(nn.Module):
         """
         hidden, outputs = self.embed(input_ids), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
-            hidden = layer(hidden, mask)
+            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden, mask)
             if number in read_layers:
                 outputs.append(hidden)
         return outputs
@@ -50,8 +51,9 @@ class TextTower(nn.Module):
         """
         hidden = self.embed(input_ids)
         for layer in self.layers[: read_layer - 1]:
-            hidden = layer(hidden, mask)
-        return self.layers[read_layer - 1](hidden, mask, num_queries=1)[:, 0]
+            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden, mask)
+        last = recomputed(self.layers[read_layer - 1], when=self.checkpoint_activations)
+        return last(hidden, mask, num_queries=1)[:, 0]
 
     def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""

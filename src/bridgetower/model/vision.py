@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import VisionConfig
 from bridgetower.model.layers import PreNormLayer
+from bridgetower.model.recomputation import recomputed
 
 
 class VisionTower(nn.Module):
@@ -14,7 +15,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.checkpoint_activations = config, False
         width, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width))
@@ -39,7 +40,7 @@ class VisionTower(nn.Module):
         """
         hidden, outputs = self.pre_norm(self.embed(pixel_values)), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
-            hidden = layer(hidden)
+            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden)
             if number in read_layers:
                 outputs.append(self.post_norm(hidden))
         return outputs
@@ -52,8 +53,9 @@ class VisionTower(nn.Module):
         """
         hidden = self.pre_norm(self.embed(pixel_values))
         for layer in self.layers[: read_layer - 1]:
-            hidden = layer(hidden)
-        return self.post_norm(self.layers[read_layer - 1](hidden, num_queries=1)[:, 0])
+            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden)
+        last = recomputed(self.layers[read_layer - 1], when=self.checkpoint_activations)
+        return self.post_norm(last(hidden, num_queries=1)[:, 0])
 
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
         """Returns embeddings of the prefix tokens and the patches with positions added."""

@@ -10,7 +10,7 @@ from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import from_plain
 from bridgetower.tasks.config import PretrainingConfig
 
@@ -99,6 +99,8 @@ class RunConfig:
         batch_size: Pairs per optimiser step, over all processes and accumulated micro-batches.
         micro_batch_size: Pairs that one process holds at once, None for all of its share. ITC compares these pairs with
             those of the other processes, and negatives are drawn from them, so a smaller number makes both easier.
+        checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
+            less memory, the same bits.
         max_steps: Optimiser steps; give either this or `max_epochs`.
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Of the forward pass; weights and optimiser stay in float32.
@@ -123,6 +125,7 @@ class RunConfig:
     evaluation: RetrievalConfig = field(default_factory=RetrievalConfig)
     batch_size: int = 256
     micro_batch_size: int | None = None
+    checkpoint_activations: tuple[Part, ...] = ()
     max_steps: int | None = None
     max_epochs: int | None = None
     precision: Precision = "fp32"
@@ -147,6 +150,8 @@ class RunConfig:
             raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
         if self.init is not None and self.tokenizer is not None:
             raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
+        for part in self.checkpoint_activations:
+            _check_choice("checkpoint_activations", part, Part)
         _check_choice("precision", self.precision, Precision)
         _check_choice("device", self.device, Device)
         _check_choice("select_by", self.select_by, SelectBy)

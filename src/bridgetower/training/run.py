@@ -71,6 +71,7 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     fabric.barrier()
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train().to(fabric.device)
+    model.checkpoint_activations(config.checkpoint_activations)
     parts = _parts(config, replace(checkpoint, tensors={}), model)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
