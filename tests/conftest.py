@@ -1,9 +1,10 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -51,6 +52,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path
     return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.fixture(scope="session")
+def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+    """The same with the heads of VQA (five colours as answers), SNLI-VE and NLVR2, and no others."""
+    from shapes import write_answering_checkpoint
+
+    return write_answering_checkpoint(tiny_dataset, tmp_path_factory.mktemp("answering"))
+
+
 @pytest.fixture
 def tiny_model(tiny_checkpoint: Path) -> "BridgeTower":
     """The model of `tiny_checkpoint` in evaluation mode, fresh for each test."""
@@ -65,6 +74,36 @@ def tiny_processor(tiny_checkpoint: Path) -> "Processor":
     from bridgetower.processor import Processor
 
     return Processor.load(tiny_checkpoint)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
+    """Runs the command and returns the JSON lines that it printed."""
+    from bridgetower import cli
+
+    def call(*arguments: object) -> list[Any]:
+        cli.main(list(map(str, arguments)))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, expects a user error and returns its one line."""
+    from bridgetower import cli
+
+    def call(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(map(str, arguments)))
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("bridgetower: ")]
+        assert "Traceback" not in captured.err
+        return line
+
+    return call
 
 
 @pytest.fixture

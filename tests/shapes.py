@@ -1,5 +1,6 @@
 """A made-up set of pictures of coloured shapes, a model small enough for it, and training runs on both."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,26 @@ def prepare_shapes(pictures: Path, out: Path) -> Path:
     return out
 
 
-def write_tiny_checkpoint(dataset: Path, folder: Path) -> Path:
-    """Writes the small model with random weights and preprocessing for the set; returns the folder."""
+def write_tiny_checkpoint(
+    dataset: Path, folder: Path, model: ModelConfig = MODEL, labels: Mapping[str, tuple[str, ...]] | None = None
+) -> Path:
+    """Writes a small model with random weights and preprocessing for the set; returns the folder."""
     values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
     images = CaptionImages(DataConfig(folders=(str(dataset),)), "train", Processor(values, None))
     captions = [caption for captions in images.captions for caption in captions]
     processor = Processor(values, train_tokenizer(captions, vocab_size=MODEL.text.vocab_size))
-    config = MODEL.override({"text.vocab_size": processor.vocab_size})
+    config = model.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()
-    write_checkpoint(Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor), folder)
+    checkpoint = Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor, labels=labels or {})
+    write_checkpoint(checkpoint, folder)
     return folder
+
+
+def write_answering_checkpoint(dataset: Path, folder: Path) -> Path:
+    """Writes the small model with the heads of VQA, SNLI-VE and NLVR2; its answers are the colours."""
+    heads = HeadsConfig(mlm=False, itm=False, vqa=len(COLOURS), snli_ve=True, nlvr2=True)
+    model = replace(MODEL, heads=heads, fusion=replace(MODEL.fusion, num_token_types=3))
+    return write_tiny_checkpoint(dataset, folder, model, {"vqa": COLOURS})
 
 
 def run_config(dataset: Path, **changes: Any) -> RunConfig:

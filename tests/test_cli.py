@@ -22,35 +22,7 @@ from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
 
-VERBS = ("embed", "match", "fill-mask", "convert", "prepare", "evaluate", "train")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
-    """Runs the command and returns the JSON lines that it printed."""
-
-    def call(*arguments: object) -> list[Any]:
-        cli.main(list(map(str, arguments)))
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-    return call
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command, expects a user error and returns its one line."""
-
-    def call(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(list(map(str, arguments)))
-        assert caught.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = [line for line in captured.err.splitlines() if line.startswith("bridgetower: ")]
-        assert "Traceback" not in captured.err
-        return line
-
-    return call
+VERBS = ("embed", "match", "fill-mask", "answer", "entail", "reason", "convert", "prepare", "evaluate", "train")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-"""One object for using a model: embed images, texts and pairs, match them, fill masked words."""
+"""One object for using a model: embed images, texts and pairs, match them, fill masked words, answer."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from bridgetower.answering import Answering, PairHead
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.model.bridgetower import BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.processor import ImageLike, Processor
 
@@ -87,7 +88,7 @@ def load(
     return Predictor(checkpoint, device=place, precision=precision)
 
 
-class Predictor:
+class Predictor(Answering):
     """A loaded model with its preprocessing.
 
     Images are paths, bytes, PIL images or uint8 arrays, one or a sequence; results are float32 tensors on the CPU, one
@@ -108,6 +109,7 @@ class Predictor:
         self.device, self.dtype = device, _DTYPES[precision]
         self.model: BridgeTower = checkpoint.model().to(device, self.dtype).requires_grad_(False)
         self.processor: Processor = checkpoint.processor
+        self._about = replace(checkpoint, tensors={}, carried={})
 
     @torch.inference_mode()
     def embed_images(self, images: Images, *, batch_size: int = 32, progress: bool = False) -> Float[Tensor, "n c"]:
@@ -263,6 +265,68 @@ class Predictor:
         filled = [masks for batch in batches for masks in self._fill(given, ids, batch, top)]
         return filled[0] if isinstance(texts, str) else filled
 
+    def class_names(self, head: PairHead) -> tuple[str, ...]:
+        """Returns the names of the classes of a head, in its order.
+
+        Raises:
+            ValueError: The model has no such head, or the names are not known.
+        """
+        self.model.classifier_head(head)
+        return self._about.class_names(head)
+
+    @torch.inference_mode()
+    def class_probabilities(
+        self,
+        head: PairHead,
+        images: Images,
+        texts: Texts,
+        images_2: Images | None = None,
+        *,
+        batch_size: int = 32,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Float[Tensor, "n k"]:
+        """Returns the probability of every class of a head for each text with its image.
+
+        Args:
+            head: `vqa`, `snli_ve`, or `nlvr2`, which reads two images.
+            images, texts: Image n goes with text n.
+            images_2: The second image of each text, for `nlvr2` alone.
+            batch_size: Texts at once.
+            truncate: Cut longer texts instead of refusing them.
+            progress: Show a bar.
+
+        Returns:
+            [n, classes]. Those of `vqa` are of each answer on its own and do not sum to one.
+
+        Raises:
+            ValueError: A model without that head, different numbers of images and texts, or unreadable ones.
+        """
+        self.model.classifier_head(head)
+        given, words = _pairs(images, texts)
+        others = None if images_2 is None else _pairs(images_2, texts)[0]
+        if (head == "nlvr2") != (others is not None):
+            raise ValueError(f"images_2 for head {head}; expected second images for nlvr2 and for no other")
+        ids = self.processor.token_ids(words, truncate=truncate)
+        logits = [
+            self.model.class_logits(head, self._features(given, others, ids, batch)).float().cpu()
+            for batch in _batches(len(given), batch_size, progress)
+        ]
+        return torch.cat(logits).sigmoid() if head == "vqa" else torch.cat(logits).softmax(dim=-1)
+
+    def _features(
+        self,
+        images: Sequence[ImageLike],
+        others: Sequence[ImageLike] | None,
+        ids: Sequence[Sequence[int]],
+        batch: slice,
+    ) -> Tensor:
+        """Returns what a downstream head reads of one batch: the pooled output, or those with two images."""
+        if others is None:
+            return self._pooled(images, ids, batch)
+        first, second = self._encode_images(images, batch), self._encode_images(others, batch, token_type=SECOND_IMAGE)
+        return self.model.pooled_with_two(first, second, self._encode_texts(ids, batch))
+
     def _fill(
         self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice, top: int
     ) -> list[list[list[FilledWord]]]:
@@ -280,9 +344,11 @@ class Predictor:
             for token, probability in zip(ids, probabilities, strict=True)
         ]
 
-    def _encode_images(self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers") -> Encoded:
+    def _encode_images(
+        self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers", *, token_type: int = IMAGE
+    ) -> Encoded:
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        return self.model.encode_image(pixel_values.to(self.device, self.dtype), read=read)
+        return self.model.encode_image(pixel_values.to(self.device, self.dtype), token_type, read=read)
 
     def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:
         text = self.processor.pad(ids[batch])

@@ -173,8 +173,10 @@ class TestWithoutHeads:
 
     @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2", "image", "text"])
     def test_errors_of_the_downstream_heads(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"this model has no {name} head; load a checkpoint with one"):
+        with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
             tiny.build().class_logits(name, torch.zeros(1, 32))
+        with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has none\); load"):
+            tiny.build(NONE).class_logits(name, torch.zeros(1, 32))
 
     def test_error_of_the_ranking_head(self) -> None:
         with pytest.raises(ValueError, match="this model has no ranking head"):

@@ -247,11 +247,23 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no such head.
         """
-        head = getattr(self, f"{name}_head")
-        if head is None:
-            raise ValueError(f"this model has no {name} head; load a checkpoint with one, or fine-tune one")
-        logits: Tensor = head(features)
+        logits: Tensor = self.classifier_head(name)(features)
         return logits
+
+    def classifier_head(self, name: ClassifierName) -> nn.Module:
+        """Returns a downstream head.
+
+        Raises:
+            ValueError: The model has no such head; those that it has are named.
+        """
+        head: nn.Module | None = getattr(self, f"{name}_head")
+        if head is None:
+            present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
+            raise ValueError(
+                f"this model has no {name} head (it has {', '.join(present) or 'none'}); load a checkpoint with one, "
+                "or fine-tune one"
+            )
+        return head
 
     def matching_head(self) -> ItmHead:
         """Returns the matching head.

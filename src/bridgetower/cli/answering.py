@@ -1,0 +1,135 @@
+"""Verbs that use a downstream head: answer, entail, reason."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.output import emit_lines
+
+if TYPE_CHECKING:
+    from bridgetower.answering import Choice
+
+
+def answer(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    questions: tuple[str, ...],
+    top: int = 5,
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+    json: bool = False,
+) -> None:
+    """Answer questions about pictures with a model that was fine-tuned on VQA.
+
+    Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
+    first; a table on a terminal. Each probability is of that answer alone: they do not sum to one.
+
+    Example: bridgetower answer MODEL --images cat.jpg --questions "what colour is the cat?"
+
+    Args:
+        model: What to load; an official .ckpt needs --answers.
+        images: Picture files.
+        questions: Questions; question n is about image n.
+        top: Answers per question.
+        batch_size: Questions at once.
+        loading: How the model is loaded.
+        truncate: Cut questions that are too long instead of refusing them.
+        json: Print JSON on a terminal too.
+    """
+    predictor, names = loading.load(model), list(map(str, images))
+    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
+    chosen = predictor.answer(names, questions, top=top, **options)
+    given = [{"image": name, "question": text} for name, text in zip(names, questions, strict=True)]
+    _emit(given, "answers", chosen, json=json)
+
+
+def entail(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    statements: tuple[str, ...],
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+    json: bool = False,
+) -> None:
+    """Say whether pictures entail statements, contradict them or leave them open, with a model of SNLI-VE.
+
+    Gives one JSON line per statement, {"image", "statement", "judgements": [{"label", "probability"}, …]}, likeliest
+    judgement first; a table on a terminal.
+
+    Example: bridgetower entail MODEL --images cat.jpg --statements "an animal is asleep"
+
+    Args:
+        model: What to load.
+        images: Picture files.
+        statements: Statements; statement n is about image n.
+        batch_size: Statements at once.
+        loading: How the model is loaded.
+        truncate: Cut statements that are too long instead of refusing them.
+        json: Print JSON on a terminal too.
+    """
+    predictor, names = loading.load(model), list(map(str, images))
+    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
+    chosen = predictor.entail(names, statements, **options)
+    given = [{"image": name, "statement": text} for name, text in zip(names, statements, strict=True)]
+    _emit(given, "judgements", chosen, json=json)
+
+
+def reason(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...],
+    images_2: tuple[Path, ...],
+    statements: tuple[str, ...],
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+    json: bool = False,
+) -> None:
+    """Say whether statements about two pictures are true, with a model that was fine-tuned on NLVR2.
+
+    Gives one JSON line per statement, {"image", "image_2", "statement", "judgements": [{"label", "probability"}, …]},
+    likeliest judgement first; a table on a terminal.
+
+    Example: bridgetower reason MODEL --images a.jpg --images-2 b.jpg --statements "both pictures show a dog"
+
+    Args:
+        model: What to load.
+        images: Picture files, the left ones.
+        images_2: As many picture files, the right ones.
+        statements: Statements; statement n is about image n of both.
+        batch_size: Statements at once.
+        loading: How the model is loaded.
+        truncate: Cut statements that are too long instead of refusing them.
+        json: Print JSON on a terminal too.
+    """
+    predictor, left, right = loading.load(model), list(map(str, images)), list(map(str, images_2))
+    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
+    chosen = predictor.reason(left, right, statements, **options)
+    rows = zip(left, right, statements, strict=True)
+    given = [{"image": first, "image_2": second, "statement": text} for first, second, text in rows]
+    _emit(given, "judgements", chosen, json=json)
+
+
+def _emit(given: Sequence[dict[str, str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool) -> None:
+    if json or not sys.stdout.isatty():
+        emit_lines(
+            row | {name: [vars(choice) for choice in choices]} for row, choices in zip(given, chosen, strict=True)
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*given[0], name)
+    for row, choices in zip(given, chosen, strict=True):
+        table.add_row(*row.values(), "\n".join(f"{choice.label}  {choice.probability:.3f}" for choice in choices))
+    Console().print(table)

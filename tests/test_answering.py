@@ -1,0 +1,124 @@
+"""Answers and judgements of a loaded model: one or several, equal to the tasks', and what is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import shapes
+from bridgetower.answering import Choice
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
+from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.nlvr2 import Nlvr2Task
+from bridgetower.tasks.snli_ve import SnliVeTask
+from bridgetower.tasks.vqa import VqaTask
+
+QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
+
+
+@pytest.fixture(scope="module")
+def predictor(answering_checkpoint: Path) -> Predictor:
+    return load(answering_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.new("RGB", (24, 24), colour) for colour in ("red", "blue", "white")]
+
+
+@pytest.fixture
+def ask(pictures: list[Image.Image]) -> Callable[..., list[list[Choice]]]:
+    """Asks a predictor by the name of the method; the second pictures are the first ones in reverse."""
+
+    def call(predictor: Predictor, method: str, number: int | None = None, **options: Any) -> Any:
+        images: list[Any] = [pictures, pictures[::-1]] if method == "reason" else [pictures]
+        given = [*images, QUESTIONS]
+        return getattr(predictor, method)(*(given if number is None else [part[number] for part in given]), **options)
+
+    return call
+
+
+class TestResults:
+    def test_are_those_of_the_tasks(
+        self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., list[list[Choice]]]
+    ) -> None:
+        model, processor = predictor.model, predictor.processor
+        text = processor.texts(QUESTIONS)
+        given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
+        pixels, others = processor.images(pictures), processor.images(pictures[::-1])
+        with torch.no_grad():
+            expected = {
+                "answer": VqaTask(model).predict(VqaBatch(pixel_values=pixels, **given)),
+                "entail": SnliVeTask(model).predict(SnliVeBatch(pixel_values=pixels, **given)),
+                "reason": Nlvr2Task(model).predict(Nlvr2Batch(pixel_values=pixels, pixel_values_2=others, **given)),
+            }
+        names = {
+            "answer": shapes.COLOURS,
+            "entail": ("contradiction", "neutral", "entailment"),
+            "reason": ("False", "True"),
+        }
+        for method, probabilities in expected.items():
+            for choices, row in zip(ask(predictor, method), probabilities.tolist(), strict=True):
+                found = {choice.label: choice.probability for choice in choices}
+                assert found == pytest.approx(dict(zip(names[method], row, strict=True)), abs=1e-6)
+                assert [choice.probability for choice in choices] == sorted(found.values(), reverse=True)
+
+    @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
+    def test_one_or_several_in_batches_of_any_size(
+        self, predictor: Predictor, ask: Callable[..., Any], method: str
+    ) -> None:
+        together = ask(predictor, method)
+        for size in (1, 2):
+            parts = ask(predictor, method, batch_size=size)
+            assert [[choice.label for choice in row] for row in parts] == [
+                [choice.label for choice in row] for row in together
+            ]
+        for number, row in enumerate(together):
+            alone = ask(predictor, method, number)
+            assert [choice.probability for choice in alone] == pytest.approx([c.probability for c in row], abs=1e-5)
+
+    def test_the_second_picture_matters(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
+        one = predictor.reason(pictures[0], pictures[1], QUESTIONS[0])
+        other = predictor.reason(pictures[0], pictures[2], QUESTIONS[0])
+        assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
+
+    def test_top(self, predictor: Predictor, ask: Callable[..., Any]) -> None:
+        everything = ask(predictor, "answer", top=99)
+        assert [len(row) for row in everything] == [5, 5, 5]
+        assert ask(predictor, "answer", top=2) == [row[:2] for row in everything]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("method", "head"), [("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")])
+    def test_a_model_without_the_head_names_those_that_it_has(
+        self, tiny_checkpoint: Path, ask: Callable[..., Any], method: str, head: str
+    ) -> None:
+        with pytest.raises(ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"):
+            ask(load(tiny_checkpoint, device="cpu"), method)
+
+    def test_unnamed_answers(self, answering_checkpoint: Path, ask: Callable[..., Any]) -> None:
+        nameless = replace(read_checkpoint(answering_checkpoint), labels={})
+        predictor = Predictor(nameless, device=torch.device("cpu"))
+        with pytest.raises(ValueError, match=r"does not name the classes of its vqa head; .* pass answers"):
+            ask(predictor, "answer")
+        assert len(ask(predictor, "entail")) == 3
+
+    def test_inputs(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
+        with pytest.raises(ValueError, match="top is 0; expected at least 1"):
+            predictor.answer(pictures, QUESTIONS, top=0)
+        with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
+            predictor.entail(pictures, QUESTIONS[:2])
+        with pytest.raises(ValueError, match="2 images and 3 texts; expected one text per image"):
+            predictor.reason(pictures, pictures[:2], QUESTIONS)
+        with pytest.raises(ValueError, match="expected second images for nlvr2 and for no other"):
+            predictor.class_probabilities("nlvr2", pictures, QUESTIONS)
+        with pytest.raises(ValueError, match="expected second images for nlvr2 and for no other"):
+            predictor.class_probabilities("vqa", pictures, QUESTIONS, pictures)
+        with pytest.raises(ValueError, match="truncate=True"):
+            predictor.answer(pictures[0], "what colour? " * 30)
+        assert len(predictor.answer(pictures[0], "what colour? " * 30, truncate=True)) == 5
