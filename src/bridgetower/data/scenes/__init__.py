@@ -1,0 +1,1 @@
+"""Generated pictures of coloured shapes, with captions, questions and statements whose truth is known."""
