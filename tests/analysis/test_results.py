@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from bridgetower.analysis.results import DemoDataset, DemoResults, curve, spread
-from bridgetower.data.records import DatasetInfo, SplitInfo
+from bridgetower.data.info import DatasetInfo, SplitInfo
 
 
 class TestSpread:
@@ -136,7 +136,7 @@ def test_curve_leaves_out_what_is_no_figure() -> None:
 
 def test_dataset_of_prepared_set() -> None:
     splits = {
-        name: SplitInfo(images=number, captions=2 * number, sha256="") for name, number in (("train", 5), ("test", 1))
+        name: SplitInfo(images=number, texts=2 * number, files={}) for name, number in (("train", 5), ("test", 1))
     }
     info = DatasetInfo(
         name="greys",

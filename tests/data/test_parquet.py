@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data.parquet import ParquetRows
-from bridgetower.data.records import Record, read_split, write_split
+from bridgetower.data.records import Record, write_split
+from bridgetower.data.splits import read_split
 
 SIZE = 20_000
 NUM_ROWS = 50
@@ -48,7 +49,7 @@ class TestRows:
 
     @pytest.mark.parametrize("number", [-1, NUM_ROWS])
     def test_no_such_row(self, rows: ParquetRows, number: int) -> None:
-        with pytest.raises(IndexError, match=rf"row {number} of .*train\.parquet; it has 50"):
+        with pytest.raises(IndexError, match=rf"row {number} of .*train\.parquet; there are 50"):
             rows.row(number)
 
     def test_can_be_sent_to_another_process(self, rows: ParquetRows) -> None:

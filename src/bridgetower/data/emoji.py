@@ -7,7 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
+from bridgetower.data.info import DatasetInfo
+from bridgetower.data.records import Collection, Record
+from bridgetower.data.splits import assign_splits, by_split
 from bridgetower.data.twemoji import (
     NAMES_LICENCE,
     PICTURES_LICENCE,

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
+from bridgetower.data.info import DatasetInfo
+from bridgetower.data.records import Collection, Record
+from bridgetower.data.splits import assign_splits, by_split
 from bridgetower.data.twemoji import (
     NAMES_LICENCE,
     PICTURES_LICENCE,

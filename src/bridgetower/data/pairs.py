@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from bridgetower.data.config import PairsConfig
-from bridgetower.data.records import Collection, DatasetInfo, Record, assign_splits, by_split
+from bridgetower.data.info import DatasetInfo
+from bridgetower.data.records import Collection, Record
 from bridgetower.data.sources import Picture, Row
+from bridgetower.data.splits import assign_splits, by_split
 from bridgetower.processor import open_image
 
 _MAX_NAMED = 10  # bad rows spelt out in an error

@@ -1,4 +1,4 @@
-"""Random access to the rows of a Parquet file where it lies."""
+"""Random access to the rows of Parquet files where they lie."""
 
 from __future__ import annotations
 
@@ -10,42 +10,45 @@ from typing import Any
 
 
 class ParquetRows:
-    """The rows of a Parquet file, memory-mapped: each one is read when it is asked for, with its row group.
+    """The rows of one or more Parquet files, memory-mapped: each is read when it is asked for, with its row group.
 
-    `datasets` gives random access through a copy of the whole file in its own format. This needs none, but a file with
+    `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
     small row groups, as `bridgetower.data.records.write_split` writes them: 1 MiB takes about as long to read as a
     tenth of decoding a photo.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         import pyarrow.parquet as pq
 
-        self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
-        content = self._file.metadata
-        self._ends = list(accumulate(content.row_group(group).num_rows for group in range(content.num_row_groups)))
+        self.paths = tuple(paths)
+        self._files = [pq.ParquetFile(path, memory_map=True) for path in self.paths]
+        contents = [file.metadata for file in self._files]
+        self._groups = [
+            (file, group) for file, content in enumerate(contents) for group in range(content.num_row_groups)
+        ]
+        self._ends = list(accumulate(contents[file].row_group(group).num_rows for file, group in self._groups))
 
     def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
+        return self._ends[-1] if self._ends else 0
 
-    def __reduce__(self) -> tuple[type[ParquetRows], tuple[Path]]:
-        return ParquetRows, (self.path,)  # worker processes map the file themselves
+    def __reduce__(self) -> tuple[type[ParquetRows], tuple[Sequence[Path]]]:
+        return ParquetRows, (self.paths,)  # worker processes map the files themselves
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns a row, counted from 0: the named columns, or all of them.
+        """Returns a row, counted from 0 over all files: the named columns, or all of them.
 
         Raises:
             IndexError: There is no such row.
         """
         if not 0 <= number < len(self):
-            raise IndexError(f"row {number} of {self.path}; it has {len(self)}")
-        group = bisect_right(self._ends, number)
-        start = self._ends[group - 1] if group else 0
-        table = self._file.read_row_group(group, columns=columns, use_threads=False)
+            raise IndexError(f"row {number} of {', '.join(map(str, self.paths))}; there are {len(self)}")
+        place = bisect_right(self._ends, number)
+        start = self._ends[place - 1] if place else 0
+        file, group = self._groups[place]
+        table = self._files[file].read_row_group(group, columns=columns, use_threads=False)
         row: dict[str, Any] = table.slice(number - start, 1).to_pylist()[0]
         return row
 
     def column(self, name: str) -> list[Any]:
         """Returns one column of all rows."""
-        values: list[Any] = self._file.read(columns=[name]).column(0).to_pylist()
-        return values
+        return [value for file in self._files for value in file.read(columns=[name]).column(0).to_pylist()]

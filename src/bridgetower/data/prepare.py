@@ -1,6 +1,6 @@
 """Prepares dataset folders: the emoji and flag sets from installed packages, and a user's own pictures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -10,19 +10,10 @@ from rich.progress import track
 
 from bridgetower.data import emoji, flags, pairs
 from bridgetower.data.config import PairsConfig
-from bridgetower.data.records import (
-    INFO_FILE,
-    SPLITS,
-    Collection,
-    DatasetInfo,
-    is_own_parquet,
-    parquet_path,
-    read_info,
-    sha256_of,
-    write_info,
-    write_split,
-)
+from bridgetower.data.info import INFO_FILE, DatasetInfo, read_info, write_info
+from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
 from bridgetower.data.sources import read_rows
+from bridgetower.data.splits import parquet_path
 
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect}
 
@@ -112,24 +103,29 @@ def _finished(
         raise ValueError(
             f"{out} holds a dataset with another {', '.join(differing)}; choose another folder or delete it"
         )
-    files = {split: parquet_path(out, split) for split in info.splits}
-    intact = all(path.is_file() and sha256_of(path) == info.splits[split].sha256 for split, path in files.items())
-    return info if intact else None
+    digests = {out / name: digest for split in info.splits.values() for name, digest in split.files.items()}
+    if all(path.is_file() and sha256_of(path) == digest for path, digest in digests.items()):
+        return info
+    _refuse_foreign(out, own={path.name for path in digests})
+    return None
 
 
-def _refuse_foreign(out: Path) -> None:
-    for path in (parquet_path(out, split) for split in SPLITS):
-        if path.exists() and not is_own_parquet(path):
+def _refuse_foreign(out: Path, own: Container[str] = ()) -> None:
+    for path in out.glob("*.parquet"):
+        if path.name not in own and not is_own_parquet(path):
             raise ValueError(f"{path} was not written by bridgetower; choose another folder")
 
 
 def _write(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
     (out / INFO_FILE).unlink(missing_ok=True)  # its presence says that the rest is complete
-    for split in SPLITS:
-        parquet_path(out, split).unlink(missing_ok=True)
+    for path in out.glob("*.parquet"):
+        path.unlink()
     splits = {
         split: write_split(
-            parquet_path(out, split), _shown(records, f"writing {split}", progress), columns=collection.columns
+            parquet_path(out, split),
+            _shown(records, f"writing {split}", progress),
+            kind=collection.info.kind,
+            columns=collection.columns,
         )
         for split, records in collection.splits.items()
     }

@@ -1,0 +1,119 @@
+"""What a prepared set is: the content of `dataset.json`."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bridgetower.data.kinds import KINDS, Kind
+from bridgetower.data.splits import check_split_names, existing_folder
+from bridgetower.files import read_json, write_json
+
+INFO_FILE = "dataset.json"
+FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """What one split's files hold.
+
+    Attributes:
+        images: Number of pictures (in nlvr2 of picture pairs), which is the number of rows.
+        texts: Number of captions, questions or statements of all pictures together.
+        files: Hexadecimal SHA-256 of each file, by name.
+    """
+
+    images: int
+    texts: int
+    files: Mapping[str, str]
+
+    @classmethod
+    def of_shards(cls, shards: Iterable["SplitInfo"]) -> "SplitInfo":
+        """Adds up what the files of one split hold."""
+        shards = tuple(shards)
+        return cls(
+            images=sum(shard.images for shard in shards),
+            texts=sum(shard.texts for shard in shards),
+            files={name: digest for shard in shards for name, digest in shard.files.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a picture set is.
+
+    Attributes:
+        format: Version of the on-disk form.
+        name: What the set is called.
+        kind: What its rows hold.
+        seed: Seed of the split.
+        split_rule: How pictures were given to splits, in words.
+        protocol: What else was decided about the originals, in words.
+        sources: Where the data comes from, each with its version or digest.
+        licences: Licence of each part.
+        settings: Everything else that decides the content.
+        splits: Counts and digests of each split's files; none before the files are written.
+        left_out: Names of what was left out, by reason.
+    """
+
+    format: int = FORMAT
+    name: str
+    kind: Kind = "captions"
+    seed: int
+    split_rule: str
+    protocol: str = ""
+    sources: Mapping[str, str]
+    licences: Mapping[str, str]
+    settings: Mapping[str, object]
+    splits: Mapping[str, SplitInfo] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        """Checks the version, the kind and the names of the splits."""
+        if self.format != FORMAT:
+            raise ValueError(
+                f"dataset {self.name!r} has format {self.format}, this version reads {FORMAT}; prepare it again"
+            )
+        if self.kind not in KINDS:
+            raise ValueError(f"dataset {self.name!r} is of kind {self.kind!r}; expected one of {', '.join(KINDS)}")
+        check_split_names(self.splits)
+
+
+def write_info(folder: Path, info: DatasetInfo) -> None:
+    """Writes `dataset.json`; call it last, since its presence marks the dataset as complete."""
+    write_json(Path(folder) / INFO_FILE, dataclasses.asdict(info))
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """Reads `dataset.json`.
+
+    Raises:
+        FileNotFoundError: If the folder or the file is missing.
+        ValueError: If the file is not what `write_info` writes.
+    """
+    path = existing_folder(folder) / INFO_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {INFO_FILE} in {folder}: it is no complete dataset; run `bridgetower prepare` again"
+        )
+    content = read_json(path)
+    if content.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{path} has format {content['format']}, this version reads {FORMAT}; prepare it again")
+    try:
+        splits = {name: SplitInfo(**split) for name, split in content.pop("splits").items()}
+        return DatasetInfo(**content, splits=splits)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a dataset description ({error}); run `bridgetower prepare` again") from error
+
+
+def split_digests(folder: Path, split: str) -> Mapping[str, str]:
+    """Digest of each file of a split as `dataset.json` has it, which tells whether the split was prepared anew.
+
+    Raises:
+        FileNotFoundError: If the folder or its `dataset.json` is missing.
+        ValueError: If `dataset.json` is damaged or does not name the split.
+    """
+    info = read_info(folder)
+    if split not in info.splits:
+        raise ValueError(f"{INFO_FILE} in {folder} has no split {split!r}; run `bridgetower prepare` again")
+    return info.splits[split].files

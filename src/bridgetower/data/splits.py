@@ -1,0 +1,167 @@
+"""Splits of a prepared set: their names, their Parquet files, and how pictures are given to them."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bridgetower.data.kinds import Kind, core_columns
+from bridgetower.data.parquet import ParquetRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+
+SPLITS = ("train", "validation", "test")
+"""The usual ones, in their order; a set may have others."""
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+
+
+def parquet_path(folder: Path, split: str) -> Path:
+    """Path of the Parquet file of a `split` that has a single one."""
+    check_split_names([split])
+    return Path(folder) / f"{split}.parquet"
+
+
+def shard_paths(folder: Path, split: str, count: int) -> list[Path]:
+    """Paths of the Parquet files of a split that has `count` of them, such as train-00000-of-00002.parquet."""
+    if count == 1:
+        return [parquet_path(folder, split)]
+    check_split_names([split])
+    return [Path(folder) / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+
+
+def split_of_file(path: Path) -> str:
+    """The split that a Parquet file is of, by its name."""
+    shard = _SHARD.fullmatch(path.stem)
+    return shard["split"] if shard else path.stem
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in their order.
+
+    Raises:
+        FileNotFoundError: If the folder, the split or one of its files is missing.
+        ValueError: If the split's name is none, or its files are of two preparations.
+    """
+    check_split_names([split])
+    present = [path for path in sorted(existing_folder(folder).glob("*.parquet")) if not path.name.startswith(".")]
+    files = [path for path in present if split_of_file(path) == split]
+    if not files:
+        there = ordered_splits({split_of_file(path) for path in present})
+        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {', '.join(there) or 'none'}")
+    shard = _SHARD.fullmatch(files[0].stem)
+    expected = shard_paths(folder, split, int(shard["count"])) if shard else [files[0]]
+    missing = [path.name for path in expected if path not in files]
+    if missing:
+        raise FileNotFoundError(f"no {', '.join(missing)} in {folder}; run `bridgetower prepare` again")
+    if files != expected:
+        raise ValueError(
+            f"{folder} has {len(files)} files of split {split!r}, but {files[0].name} is one of {len(expected)}; "
+            "prepare it again in an empty folder"
+        )
+    return files
+
+
+def read_split(folder: Path, split: str, *, kind: Kind = "captions", columns: Sequence[str] = ()) -> ParquetRows:
+    """Opens one split; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
+
+    The files are read where they lie: neither loaded into memory nor copied to the cache of `datasets`, which would
+    keep as many bytes again.
+
+    Args:
+        folder: A dataset folder.
+        split: Such as "train", "validation" or "test".
+        kind: What the rows must hold.
+        columns: Further columns that must be there.
+
+    Raises:
+        FileNotFoundError: If the folder, the split or one of its files is missing.
+        ValueError: If the split's name is none, a column is missing, or a file is no Parquet.
+    """
+    files = split_files(Path(folder), split)
+    for path in files:
+        names = read_schema(path).names
+        missing = [name for name in (*core_columns(kind), *columns) if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {kind}"
+            )
+    return ParquetRows(files)
+
+
+def read_schema(path: Path) -> "pa.Schema":
+    """Reads the columns of a Parquet file and what its schema is marked with.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file; run `bridgetower prepare` again") from error
+
+
+def existing_folder(folder: Path) -> Path:
+    """Returns `folder` as a path.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no dataset folder {folder}; give the folder that `bridgetower prepare` wrote")
+    return folder
+
+
+def check_split_names(names: Iterable[str]) -> None:
+    """Checks that files can be named after splits.
+
+    Raises:
+        ValueError: If a name is not made of lower-case letters, digits and dashes, or is that of a shard.
+    """
+    unfit = [name for name in names if not _NAME.fullmatch(name) or _SHARD.fullmatch(name)]
+    if unfit:
+        raise ValueError(
+            f"unknown split {', '.join(map(repr, unfit))}; a split is named in lower-case letters, digits and dashes, "
+            f"such as {', '.join(SPLITS)}"
+        )
+
+
+def assign_splits(keys: Iterable[str], *, seed: int, num_test: int, num_validation: int) -> dict[str, str]:
+    """Gives each key a split: smallest hash of (seed, key) to test, the next to validation, the rest to train.
+
+    A hash instead of a shuffle: the result does not depend on the order of the keys or on a library's version, and a
+    new key moves at most one other over each border.
+
+    Raises:
+        ValueError: If test and validation leave nothing for train.
+    """
+    ranked = sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}\0{key}".encode()).digest(), key))
+    if min(num_test, num_validation) < 0 or num_test + num_validation >= len(ranked):
+        raise ValueError(
+            f"{num_test} for test and {num_validation} for validation of {len(ranked)} leave nothing for train or are "
+            "negative; give smaller numbers >= 0"
+        )
+    bounds = {"test": num_test, "validation": num_test + num_validation, "train": len(ranked)}
+    return {key: next(name for name, end in bounds.items() if rank < end) for rank, key in enumerate(ranked)}
+
+
+def ordered_splits(names: Iterable[str]) -> list[str]:
+    """Sorts names: the usual splits first, in their order, then the others by name."""
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+
+
+def by_split(items: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """Groups items, each given with the name of its split; a split without any is not there."""
+    groups: dict[str, list[T]] = {}
+    for split, item in items:
+        groups.setdefault(split, []).append(item)
+    return {split: groups[split] for split in ordered_splits(groups)}
