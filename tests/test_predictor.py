@@ -141,6 +141,21 @@ class TestResults:
             hook.remove()
         assert counts == {"vision": 3, "text": 6}
 
+    def test_an_image_that_comes_again_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
+        encoded = 0
+
+        def count(module: Any, inputs: Any, output: Any) -> None:
+            nonlocal encoded
+            encoded += len(inputs[0])
+
+        first, second = map(predictor.processor.prepare, files[:2])
+        expected = predictor.embed_pairs([files[1], files[0], files[0]], TEXTS)
+        hook = predictor.model.vision.register_forward_hook(count)
+        vectors = predictor.embed_pairs([second, first, first], TEXTS)
+        hook.remove()
+        torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
+        assert encoded == 2
+
     def test_bfloat16_is_close(self, tiny_checkpoint: Path, predictor: Predictor, files: list[Path]) -> None:
         coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
         pairs = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -19,10 +20,10 @@ from rich.progress import track
 from torch import Tensor
 
 from bridgetower.answering import Answering, PairHead
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
-from bridgetower.processor import ImageLike, Processor
+from bridgetower.processor import ImageLike, Processor, Resized
 
 Precision = Literal["fp32", "bf16"]
 Images = ImageLike | Sequence[ImageLike]
@@ -110,6 +111,11 @@ class Predictor(Answering):
         self.model: BridgeTower = checkpoint.model().to(device, self.dtype).requires_grad_(False)
         self.processor: Processor = checkpoint.processor
         self._about = replace(checkpoint, tensors={}, carried={})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what the vectors depend on; a model has the same in either precision."""
+        return fingerprint(self.model.config, self.model.state_dict(), self.processor)
 
     @torch.inference_mode()
     def embed_images(self, images: Images, *, batch_size: int = 32, progress: bool = False) -> Float[Tensor, "n c"]:
@@ -347,8 +353,16 @@ class Predictor(Answering):
     def _encode_images(
         self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers", *, token_type: int = IMAGE
     ) -> Encoded:
+        """Encodes one batch of images; an object that comes several times is encoded once."""
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        return self.model.encode_image(pixel_values.to(self.device, self.dtype), token_type, read=read)
+        first = {id(image): number for number, image in reversed(list(enumerate(images[batch])))}
+        kept = sorted(first.values())
+        pixel_values = pixel_values[kept].to(self.device, self.dtype)
+        encoded = self.model.encode_image(pixel_values, token_type, read=read)
+        if len(kept) == len(images[batch]):
+            return encoded
+        rows = [kept.index(first[id(image)]) for image in images[batch]]
+        return encoded[torch.tensor(rows, device=self.device)]
 
     def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:
         text = self.processor.pad(ids[batch])
@@ -369,7 +383,7 @@ def _matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def _images(images: Images) -> list[ImageLike]:
-    single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor)
+    single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | Resized)
     return _some([images] if single else list(images), "images")  # type: ignore[arg-type, list-item]
 
 

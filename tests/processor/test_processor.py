@@ -138,3 +138,20 @@ def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) 
 def test_processors_travel_to_worker_processes(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
     travelled = pickle.loads(pickle.dumps(Processor(config, tokenizer)))
     assert travelled.token_ids(["A dog"]) == Processor(config, tokenizer).token_ids(["A dog"])
+
+
+def test_a_prepared_picture_counts_as_an_image(config: ProcessorConfig, photo: Photo, tmp_path: Path) -> None:
+    processor, path = Processor(config, None), tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    picture = photo(40, 60)
+    picture.save(path, exif=exif)
+    prepared = pickle.loads(pickle.dumps(processor.prepare(path)))
+    assert (prepared.width, prepared.height) == (picture.height, picture.width)
+    assert torch.equal(prepared.pixels, processor.resize(path))
+    assert torch.equal(processor.images([prepared, path]), processor.images([path, path]))
+    with pytest.raises(ValueError, match="pass \\[image\\]"):
+        processor.images(prepared)
+    other = Processor(config.with_image_size(48), None)
+    with pytest.raises(ValueError, match=r"prepared as \[3, 32, 32\]; this model takes \[3, 48, 48\]"):
+        other.images([prepared])

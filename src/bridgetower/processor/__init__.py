@@ -1,7 +1,7 @@
 """Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, open_image
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch
 from bridgetower.processor.tokenizer import load_tokenizer, train_tokenizer
@@ -12,6 +12,7 @@ __all__ = [
     "Processor",
     "ProcessorConfig",
     "Profile",
+    "Resized",
     "TextBatch",
     "load_tokenizer",
     "open_image",

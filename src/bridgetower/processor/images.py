@@ -5,15 +5,34 @@ from __future__ import annotations
 import io
 import os
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
-"""A path, the bytes of an image file, a PIL image, a uint8 array [H, W] or [H, W, 1|3|4], or tensor [1|3|4, H, W]."""
+
+@dataclass(frozen=True, kw_only=True)
+class Resized:
+    """A picture from `Processor.prepare`, such as another process has opened; it counts as an image everywhere.
+
+    Attributes:
+        pixels: At the model's size.
+        width: Of the upright picture that it was, in pixels.
+        height: Of the same.
+    """
+
+    pixels: UInt8[Tensor, "3 h w"] = field(repr=False)
+    width: int
+    height: int
+
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Resized
+"""A path, the bytes of an image file, a PIL image, a uint8 array [H, W] or [H, W, 1|3|4], a tensor [1|3|4, H, W], or
+a picture that is at the model's size already."""
 
 Colour: TypeAlias = tuple[int, int, int]
 

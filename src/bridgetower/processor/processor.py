@@ -19,7 +19,7 @@ from torch import Tensor
 from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
-from bridgetower.processor.images import ImageLike, open_image
+from bridgetower.processor.images import ImageLike, Resized, open_image
 from bridgetower.processor.text import SpecialIds, SpecialTokens, TextBatch, continues_word, encode, pad, special_tokens
 from bridgetower.processor.tokenizer import find_tokenizer, load_tokenizer
 
@@ -103,7 +103,7 @@ class Processor:
             FileNotFoundError: A file is missing.
             ValueError: There are no pictures, or one cannot be used; its number is named.
         """
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor, Resized)):
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
         if len(images) == 0:
             raise ValueError("no images given; expected at least one")
@@ -118,7 +118,23 @@ class Processor:
             FileNotFoundError: The file is missing.
             ValueError: The picture cannot be used.
         """
-        return transforms.resize(open_image(image, background=self.config.background), self.config)
+        return self.prepare(image).pixels
+
+    def prepare(self, image: ImageLike) -> Resized:
+        """Opens one picture as `resize` does and keeps how large it was; one that was prepared is returned as it is.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: The picture cannot be used, or was prepared for a model of another size.
+        """
+        if isinstance(image, Resized):
+            expected = [3, self.config.image_size, self.config.image_size]
+            if list(image.pixels.shape) != expected:
+                raise ValueError(f"a picture was prepared as {list(image.pixels.shape)}; this model takes {expected}")
+            return image
+        opened = open_image(image, background=self.config.background)
+        pixels = transforms.resize(opened, self.config)
+        return Resized(pixels=pixels, width=opened.width, height=opened.height)
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized pictures to (v/255 - mean) / std; `images` is this after `resize`.

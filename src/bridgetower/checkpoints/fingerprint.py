@@ -1,0 +1,61 @@
+"""A short name for what a model's vectors depend on, so that vectors of different models are never compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridgetower.model.config import ModelConfig
+from bridgetower.processor import Processor
+
+LETTERS = 16
+
+
+def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: Processor) -> str:
+    """Returns a digest of weights, architecture and preprocessing.
+
+    Weights count as they are in bfloat16, so that a model has one fingerprint in float32 and in bfloat16. Settings that
+    have their default value do not count: a setting that a later release adds changes no fingerprint.
+
+    Args:
+        config: Of the model.
+        tensors: Its parameters by name.
+        processor: Its preprocessing, tokenizer included.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    names = sorted(tensors)
+    with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
+        digests = pool.map(_digest, (tensors[name] for name in names))
+        content = {
+            "tensors": dict(zip(names, digests, strict=True)),
+            "model": dict(_changed(config)),
+            "processor": dict(_changed(processor.config)),
+            "vocabulary": None if processor.tokenizer is None else processor.tokenizer.get_vocab(),
+        }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LETTERS]
+
+
+def _digest(tensor: Tensor) -> str:
+    values = tensor.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1)
+    digest = hashlib.sha256(repr(list(tensor.shape)).encode())
+    digest.update(values.view(torch.int16).numpy().data)
+    return digest.hexdigest()
+
+
+def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields the fields of a nested dataclass that differ from their defaults, under dotted names."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _changed(value, f"{prefix}{field.name}.")
+        elif value != field.default:
+            yield prefix + field.name, value
