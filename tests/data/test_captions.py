@@ -224,6 +224,12 @@ class TestSampler:
         assert len(sampler) == len(list(sampler)) == 14
         assert sampler.steps_per_epoch == 3
 
+    def test_some_steps_come_twice_as_a_whole(self) -> None:
+        once = keys(30, range(3), batch_size=8, micro_batches=2)
+        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
+        assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
+        assert len(StepSampler(30, steps=range(3), seed=0, **options)) == 8
+
     @pytest.mark.parametrize(
         ("values", "message"),
         [

@@ -1,5 +1,6 @@
 """Pre-training and retrieval evaluation in two processes against one that holds everything."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import itc_loss
 from bridgetower.tasks.matching import Pairs
 from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.gradient_cache import contrast_of_step
 from bridgetower.training.logs import mean_over_ranks
 
 WORLD = 2
@@ -106,6 +109,39 @@ def step_with_nothing_hidden_on_one() -> dict[str, Tensor]:
     return gradients(task)
 
 
+DROPPING = CONFIG.override({"text.dropout": 0.3, "fusion.dropout": 0.3})
+CONTRAST = Phase(mlm=0.0, itm=0.0, itc=2.0)
+
+
+def own_micro_batches(process: int) -> list[CaptionBatch]:
+    """One process's rows in two parts."""
+    batch, half = own_part(whole_batch(LENGTHS["padded"]), process), ROWS // 2
+    parts: list[CaptionBatch] = []
+    for rows in (slice(0, half), slice(half, ROWS)):
+        tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        parts.append(replace(batch, **tensors))
+    return parts
+
+
+def seed_dropout(process: int, number: int) -> None:
+    torch.manual_seed(10 * process + number)
+
+
+def step_in_parts() -> Result:
+    """Contrast over two processes of two micro-batches each, with dropout: the loss and the averaged gradients."""
+    task = PretrainingTask(tiny.build(DROPPING).train(), PretrainingConfig(phases=(CONTRAST,)))
+    batches = own_micro_batches(rank())
+    contrasts = contrast_of_step(task, batches, lambda number: seed_dropout(rank(), number))
+    parallel = DistributedDataParallel(task, find_unused_parameters=True)
+    losses: list[Tensor] = []
+    for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
+        seed_dropout(rank(), number)
+        with nullcontext() if number == len(batches) - 1 else parallel.no_sync():
+            losses.append(parallel(batch, contrast).total)
+            (losses[-1] / len(batches)).backward()
+    return {"total": torch.stack(losses).mean().detach(), "gradients": gradients(task)}
+
+
 def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
@@ -130,6 +166,7 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
         "steps": {
             (texts, name): step(lengths, *phase) for texts, lengths in LENGTHS.items() for name, phase in PHASES.items()
         },
+        "in parts": step_in_parts(),
         "nothing hidden": step_with_nothing_hidden_on_one(),
         "evaluation": evaluate(checkpoint, dataset, "test"),
         "evaluation of one": evaluate(checkpoint, single, "test"),
@@ -231,6 +268,31 @@ class TestStep:
             (local,) = result["steps"][texts, "hard"]["pairs"]
             assert int(torch.cat([local.image_rows, local.text_rows]).max()) < ROWS
         assert foreign > 0
+
+
+def step_as_a_whole() -> Result:
+    """What `step_in_parts` computes, with one graph over everything."""
+    task = PretrainingTask(tiny.build(DROPPING).train(), PretrainingConfig(phases=(CONTRAST,)))
+    features = []
+    for process in range(WORLD):
+        for number, batch in enumerate(own_micro_batches(process)):
+            seed_dropout(process, number)
+            features.append(task.features(batch))
+    images, texts = (torch.cat([getattr(f, name) for f in features]) for name in ("image_embeds", "text_embeds"))
+    loss = itc_loss(images, texts, torch.tensor(INDEX), task.model.contrastive_head().logit_scale())
+    (CONTRAST.itc * loss).backward()
+    return {"total": CONTRAST.itc * loss.detach(), "gradients": gradients(task)}
+
+
+def test_contrast_in_parts_is_that_of_the_whole_batch(processes: list[Result]) -> None:
+    expected = step_as_a_whole()
+    totals = torch.stack([process["in parts"]["total"] for process in processes])
+    torch.testing.assert_close(totals.mean(), expected["total"], **EXACT)
+    for process in processes:
+        found = process["in parts"]["gradients"]
+        assert found.keys() == expected["gradients"].keys()
+        for name, gradient in expected["gradients"].items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 class TestUneven:

@@ -35,8 +35,9 @@ class TestPretraining:
             PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
 
     def test_what_compares_the_pairs_of_a_batch(self) -> None:
-        for phase, contrasts in ((Phase(), False), (Phase(itc=1), True), (Phase(negatives="hard"), True)):
-            assert PretrainingConfig(phases=(Phase(until=0.5), phase)).contrasts is contrasts
+        names = ((Phase(), []), (Phase(itc=1), ["ITC"]), (Phase(negatives="hard"), ["hard negatives"]))
+        for phase, contrasts in names:
+            assert PretrainingConfig(phases=(Phase(until=0.5), phase)).contrasts == contrasts
 
     def test_phase_in_force(self) -> None:
         phases = (Phase(until=0.25), Phase(until=0.5, itc=1), Phase(until=1.0, mlm=0))

@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fitting import PLAIN, RowTask
+from torch import nn
 
 import bridgetower.training.run as run_module
 import shapes
+from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
 from bridgetower.training.config import RunConfig
+from bridgetower.training.parts import Parts
 from bridgetower.training.run import train
 from folders import same_weights
+from tiny import off_defaults
 
 
 class StoppedError(Exception):
@@ -68,3 +75,31 @@ def check_end(config: RunConfig, finished: tuple[Path, dict[str, float]]) -> Cal
             assert same_weights(out / checkpoint, finished[0] / checkpoint)
 
     return check
+
+
+@pytest.fixture
+def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]:
+    """Makes the parts of a run; without `task`, of the row task."""
+
+    def make(
+        task: Callable[[BridgeTower], nn.Module] = RowTask,
+        *,
+        evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
+        save: Callable[[Path], None] = lambda folder: None,
+        **changes: Any,
+    ) -> Parts:
+        config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
+        model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
+        pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
+        return Parts(
+            config=config,
+            task=task(model),
+            model=model,
+            pairs=pairs,
+            digests={"train.parquet": "12ab"},
+            evaluate=evaluate,
+            save=save,
+            max_steps=config.max_steps or 0,
+        )
+
+    return make

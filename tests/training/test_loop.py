@@ -1,152 +1,30 @@
-"""The loop on its own: accumulation, clipping, precision, selection, signals, and what stops it."""
+"""The loop on its own: learning rates, precision, selection, signals, resuming."""
 
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from fitting import run, weights
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bridgetower.training.loop as loop_module
 import shapes
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.processor import Processor
 from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import Losses
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import OptimizerConfig, RunConfig
 from bridgetower.training.logs import read_metrics
-from bridgetower.training.loop import Interrupted, Parts, fit, make_fabric
+from bridgetower.training.loop import Interrupted, fit, make_fabric
+from bridgetower.training.parts import Parts
 from bridgetower.training.state import FILE
 from folders import snapshot
-from tiny import off_defaults
-
-PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
-
-
-class RowTask(nn.Module):
-    """A loss that is a mean over rows, so that accumulated micro-batches are exactly one large batch."""
-
-    def __init__(self, model: BridgeTower) -> None:
-        super().__init__()
-        self.model, self.progress = model, 0.0
-        self.seen: list[float] = []
-
-    def forward(self, batch: CaptionBatch) -> Losses:
-        self.seen.append(self.progress)
-        pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, read="pooled").pooled
-        loss = F.mse_loss(self.model.itm_logits(pooled)[:, 1], batch.image_index / 10)
-        return Losses.weigh({"row": loss}, {"row": 1.0})
-
-
-@pytest.fixture
-def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]:
-    """Makes the parts of a run; without `task`, of the row task."""
-
-    def make(
-        task: Callable[[BridgeTower], nn.Module] = RowTask,
-        *,
-        evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
-        save: Callable[[Path], None] = lambda folder: None,
-        **changes: Any,
-    ) -> Parts:
-        config = shapes.run_config(tiny_dataset, model=PLAIN, **changes)
-        model = off_defaults(BridgeTower(PLAIN.override({"text.vocab_size": tiny_processor.vocab_size})))
-        pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
-        return Parts(
-            config=config,
-            task=task(model),
-            model=model,
-            pairs=pairs,
-            digests={"train.parquet": "12ab"},
-            evaluate=evaluate,
-            save=save,
-            max_steps=config.max_steps or 0,
-        )
-
-    return make
-
-
-def run(parts: Parts, out: Path, **options: Any) -> Tensor:
-    """Trains and returns all weights as one vector."""
-    out.mkdir(exist_ok=True)
-    fit(parts, make_fabric(parts.config), out, **{"resume": False, "progress": False} | options)
-    return weights(parts.model)
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
-
-
-@contextmanager
-def recorded_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects all gradients as one vector before each optimiser step."""
-    seen: list[Tensor] = []
-
-    def record(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
-        seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
-
-    hook = register_optimizer_step_pre_hook(record)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-class TestAccumulation:
-    def gradients(self, parts: Parts, out: Path) -> list[Tensor]:
-        with recorded_gradients(parts.model) as seen:
-            run(parts, out)
-        return seen
-
-    @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
-    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int) -> None:
-        size = 6 if micro_batch_size == 3 else 8
-        whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
-        parts = self.gradients(
-            build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=3), tmp_path / "parts"
-        )
-        assert len(whole) == len(parts) == 3
-        for one, other in zip(whole, parts, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-        losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in ("whole", "parts")]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-    def test_control_half_the_batch_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
-        whole = self.gradients(build(batch_size=8, max_steps=1), tmp_path / "whole")
-        half = self.gradients(build(batch_size=4, max_steps=1), tmp_path / "half")
-        assert (whole[0] - half[0]).abs().max() > 1e-2
-
-    def test_a_batch_that_does_not_split(self, build: Callable[..., Parts], tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="batch_size 8 does not split into 1 processes x 3 micro-batches"):
-            run(build(micro_batch_size=3), tmp_path)
-
-
-class TestClipping:
-    def test_shortens_the_gradient_and_keeps_its_direction(self, build: Callable[..., Parts], tmp_path: Path) -> None:
-        seen = {}
-        for name, clip_norm in (("free", None), ("clipped", 0.01)):
-            parts = build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
-            with recorded_gradients(parts.model) as gradients:
-                run(parts, tmp_path / name)
-            (seen[name],) = gradients
-        norm = seen["free"].norm().item()
-        assert norm > 0.1
-        assert seen["clipped"].norm().item() == pytest.approx(0.01, rel=1e-3)
-        torch.testing.assert_close(seen["clipped"] / 0.01, seen["free"] / norm, atol=1e-4, rtol=1e-3)
-        (entry,) = read_metrics(tmp_path / "clipped", "train")
-        assert entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
-        assert read_metrics(tmp_path / "free", "train")[0]["gradient_norm"] == entry["gradient_norm"]
 
 
 class TestSteps:
@@ -220,56 +98,13 @@ class TestSelection:
             run(parts, tmp_path)
 
 
-class TestNotFinite:
-    def test_stops_and_names_the_pictures(self, build: Callable[..., Parts], tmp_path: Path) -> None:
-        phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
-        parts = build(
-            lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
-        )
-        batches: list[CaptionBatch] = []
-
-        def spoil(task: nn.Module, inputs: tuple[CaptionBatch]) -> None:
-            batches.append(inputs[0])
-            if len(batches) == 3:
-                with torch.no_grad():
-                    next(parts.model.parameters()).fill_(torch.nan)
-
-        parts.task.register_forward_pre_hook(spoil)
-        with pytest.raises(FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan") as caught:
-            run(parts, tmp_path)
-        assert all(name in str(caught.value) for name in batches[2].ids)
-        assert "\n" not in str(caught.value)
-        content = torch.load(tmp_path / FILE, weights_only=True)
-        assert content["state"]["step"] == 2
-        assert all(tensor.isfinite().all() for tensor in content["model"].values())
-
-    @pytest.mark.parametrize("clip_norm", [None, 1.0])
-    def test_a_gradient_stops_before_the_weights_change(
-        self, build: Callable[..., Parts], tmp_path: Path, clip_norm: float | None
-    ) -> None:
-        parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
-        batches: list[CaptionBatch] = []
-
-        def spoil(gradient: Tensor) -> Tensor:
-            return torch.full_like(gradient, torch.inf) if len(batches) == 5 else gradient
-
-        parts.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
-        parts.model.token_type_embedding.weight.register_hook(spoil)
-        with (
-            recorded_gradients(parts.model) as seen,
-            pytest.raises(FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)") as caught,
-        ):
-            run(parts, tmp_path)
-        assert len(seen) == 2
-        assert weights(parts.model).isfinite().all()
-        assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.ids)
-        assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.ids)
-
-
 class TestSmallContrast:
     def test_micro_batches_that_contrast_are_warned_of(
         self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
+        def contrasting(model: BridgeTower) -> nn.Module:
+            return PretrainingTask(model, PretrainingConfig(phases=shapes.PHASES))
+
         plain = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
         parts = build(max_steps=1, micro_batch_size=4)
         run(replace(parts, config=replace(parts.config, task=plain)), tmp_path / "plain")
@@ -277,7 +112,12 @@ class TestSmallContrast:
         run(build(max_steps=1), tmp_path / "default")
         assert "ITC" not in caplog.text
         run(build(max_steps=1, micro_batch_size=4), tmp_path / "small")
-        assert "see one micro-batch of 4 pairs per process, not the batch of 8" in caplog.text
+        limited = "hard negatives: one micro-batch of 4 pairs per process is compared, not the batch of 8"
+        assert f"ITC and {limited}" in caplog.text
+        caplog.clear()
+        run(build(contrasting, max_steps=1, micro_batch_size=4, contrast_over="step"), tmp_path / "step")
+        assert limited in caplog.text
+        assert "ITC and" not in caplog.text
 
 
 class TestSignals:

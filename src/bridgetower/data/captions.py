@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,8 +198,18 @@ class StepSampler(Sampler[BatchKey]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        passes: Callable[[int], int] = lambda step: 1,
     ) -> None:
         """Plans the steps.
+
+        Args:
+            num_pairs: In an epoch.
+            batch_size: Pairs of a step, over all ranks and micro-batches.
+            micro_batches: Of each rank in a step.
+            steps: Which ones.
+            seed: Of the order, and of what is drawn for each micro-batch.
+            rank, world_size: Of this process, and how many there are.
+            passes: How often the micro-batches of a step come, one whole pass after the other.
 
         Raises:
             ValueError: There are fewer pairs than one batch, or the batch does not split evenly.
@@ -214,6 +224,7 @@ class StepSampler(Sampler[BatchKey]):
             )
         self.num_pairs, self.batch_size, self.steps, self.seed = num_pairs, batch_size, steps, seed
         self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
+        self.passes = passes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -221,7 +232,7 @@ class StepSampler(Sampler[BatchKey]):
         return self.num_pairs // self.batch_size
 
     def __len__(self) -> int:
-        return len(self.steps) * self.micro_batches
+        return sum(self.passes(step) for step in self.steps) * self.micro_batches
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, order = -1, torch.empty(0)
@@ -230,7 +241,7 @@ class StepSampler(Sampler[BatchKey]):
                 epoch = step // self.steps_per_epoch
                 order = torch.randperm(self.num_pairs, generator=_generator(self.seed, "epoch", epoch))
             start = step % self.steps_per_epoch * self.batch_size + self.rank * self.part * self.micro_batches
-            for micro in range(self.micro_batches):
+            for micro in list(range(self.micro_batches)) * self.passes(step):
                 pairs = order[start + micro * self.part : start + (micro + 1) * self.part]
                 yield BatchKey(tuple(pairs.tolist()), derive_seed(self.seed, step, self.rank, micro))
 

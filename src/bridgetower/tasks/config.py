@@ -19,7 +19,7 @@ class Phase:
         until: Share of all steps at which the phase ends; the last phase ends at 1.
         mlm: Weight of the masked-word loss; 0 does not compute it.
         itm: Weight of the matching loss; 0 does not compute it.
-        itc: Weight of the contrastive loss; 0 does not compute it. It sees one micro-batch per process.
+        itc: Weight of the contrastive loss; 0 does not compute it.
         negatives: Of ITM, out of one micro-batch: `random` images, or `hard` ones drawn by contrastive similarity.
     """
 
@@ -73,9 +73,13 @@ class PretrainingConfig:
             )
 
     @property
-    def contrasts(self) -> bool:
-        """Whether any phase compares the pairs of a batch: the contrastive loss, or hard negatives."""
-        return any(phase.itc or phase.negatives == "hard" for phase in self.phases)
+    def contrasts(self) -> list[str]:
+        """Names of what compares the pairs of a batch in some phase."""
+        uses = {
+            "ITC": any(phase.itc for phase in self.phases),
+            "hard negatives": any(phase.negatives == "hard" for phase in self.phases),
+        }
+        return [name for name, used in uses.items() if used]
 
     def phase(self, progress: float) -> Phase:
         """Returns the phase in force when `progress` (0 to 1) of the run is done."""

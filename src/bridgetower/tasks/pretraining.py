@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.contrast import Contrast, Features
 from bridgetower.tasks.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
 from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
 
@@ -21,7 +22,8 @@ class PretrainingTask(nn.Module):
     """The paper's pre-training objectives over one encoding of each image and text.
 
     ITC compares the pairs that it is given with those of the other processes, and negatives come from the same pairs:
-    with accumulation that is one micro-batch per process, not the whole batch of the step.
+    with accumulation that is one micro-batch per process, not the whole batch of the step. ITC over more than that is
+    computed outside, from `features`, and handed to `forward`.
 
     Attributes:
         progress: Share of the run that is done; decides the phase.
@@ -32,8 +34,12 @@ class PretrainingTask(nn.Module):
         self.model, self.config, self.progress = model, config, 0.0
         _check_heads(model, config)
 
-    def forward(self, batch: CaptionBatch) -> Losses:
+    def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         """Returns the weighted losses of the current phase.
+
+        Args:
+            batch: Images with captions.
+            contrast: ITC over more than this batch, from `contrast_parts`; None compares the pairs of the batch.
 
         Raises:
             ValueError: All images of the batch are the same, so that matching has no negatives.
@@ -43,7 +49,7 @@ class PretrainingTask(nn.Module):
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if phase.itc and text is not None:
-            parts["itc"] = self.itc(image, text, batch)
+            parts["itc"] = self.itc(image, text, batch, contrast)
         if phase.itm and text is not None:
             pairs, candidates = self.pairs(image, text, batch, phase)
             parts["itm"], metrics["itm_accuracy"] = self.itm(*candidates, pairs)
@@ -58,28 +64,30 @@ class PretrainingTask(nn.Module):
         logits = model.itm_logits(model.fuse(model.encode_image(batch.pixel_values), text).pooled)
         return logits.float().softmax(dim=-1)[:, 1]
 
+    def features(self, batch: CaptionBatch) -> Features:
+        """Returns what ITC reads, drawing the dropout that `forward` draws from the same random state."""
+        image, text = self._encode(batch, self.config.phase(self.progress))
+        assert text is not None  # the phase has ITC
+        return Features(self.model.image_embeds(image), self.model.text_embeds(text), batch.image_index)
+
     def encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
         """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
-        model = self.model
+        image, text = self._encode(batch, phase)
         if phase.itm or phase.mlm:
-            image = model.start_image(model.encode_image(batch.pixel_values))
-        else:
-            image = model.encode_image(batch.pixel_values, read="cls")
-        if phase.itm:
-            return image, model.start_text(model.encode_text(batch.input_ids, batch.attention_mask))
-        if phase.itc:
-            return image, model.encode_text(batch.input_ids, batch.attention_mask, read="cls")
-        return image, None
+            image = self.model.start_image(image)
+        if phase.itm and text is not None:
+            text = self.model.start_text(text)
+        return image, text
 
-    def itc(self, image: Encoded, text: Encoded, batch: CaptionBatch) -> Float[Tensor, ""]:
-        """Contrastive loss over the features of all ranks."""
-        return itc_loss(
-            self.model.image_embeds(image),
-            self.model.text_embeds(text),
-            batch.image_index,
-            self.model.contrastive_head().logit_scale(),
-            gather_with_grads=self.config.gather_with_grads,
-        )
+    def itc(
+        self, image: Encoded, text: Encoded, batch: CaptionBatch, contrast: Contrast | None = None
+    ) -> Float[Tensor, ""]:
+        """Contrastive loss over the features of all ranks, or `contrast` with the features of this batch."""
+        features = self.model.image_embeds(image), self.model.text_embeds(text)
+        scale = self.model.contrastive_head().logit_scale()
+        if contrast is not None:
+            return contrast.through(*features, scale)
+        return itc_loss(*features, batch.image_index, scale, gather_with_grads=self.config.gather_with_grads)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
@@ -110,6 +118,13 @@ class PretrainingTask(nn.Module):
             image_to_text, text_to_image = similarity(images[own], texts, scale), similarity(texts[own], images, scale)
         pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
         return pairs, (image, text)
+
+    def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
+        image = self.model.encode_image(batch.pixel_values, read="layers" if phase.itm or phase.mlm else "cls")
+        if not (phase.itm or phase.itc):
+            return image, None
+        read: EncodeRead = "layers" if phase.itm else "cls"
+        return image, self.model.encode_text(batch.input_ids, batch.attention_mask, read=read)
 
 
 def gather_texts(text: Encoded) -> Encoded:

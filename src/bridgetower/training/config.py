@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
 Rule = Literal["plain", "official"]
 Schedule = Literal["polynomial", "cosine"]
+ContrastOver = Literal["micro-batch", "step"]
 _NotAnOption = Annotated[str, Fixed, Suppress]
 SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy"]
 
@@ -99,6 +100,8 @@ class RunConfig:
         batch_size: Pairs per optimiser step, over all processes and accumulated micro-batches.
         micro_batch_size: Pairs that one process holds at once, None for all of its share. ITC compares these pairs with
             those of the other processes, and negatives are drawn from them, so a smaller number makes both easier.
+        contrast_over: `micro-batch`, or `step`: ITC compares all pairs of the step, with the gradients of one large
+            batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
             less memory, the same bits.
         max_steps: Optimiser steps; give either this or `max_epochs`.
@@ -125,6 +128,7 @@ class RunConfig:
     evaluation: RetrievalConfig = field(default_factory=RetrievalConfig)
     batch_size: int = 256
     micro_batch_size: int | None = None
+    contrast_over: ContrastOver = "micro-batch"
     checkpoint_activations: tuple[Part, ...] = ()
     max_steps: int | None = None
     max_epochs: int | None = None
@@ -150,10 +154,13 @@ class RunConfig:
             raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
         if self.init is not None and self.tokenizer is not None:
             raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
+        if self.contrast_over == "step" and not any(phase.itc for phase in self.task.phases):
+            raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
         for part in self.checkpoint_activations:
             _check_choice("checkpoint_activations", part, Part)
         _check_choice("precision", self.precision, Precision)
         _check_choice("device", self.device, Device)
+        _check_choice("contrast_over", self.contrast_over, ContrastOver)
         _check_choice("select_by", self.select_by, SelectBy)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,77 +1,36 @@
-"""The training loop: the only file that knows Fabric."""
+"""The training loop: starts Fabric, goes through the steps, evaluates, saves, stops and resumes."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric as Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionPairs, StepSampler, derive_seed
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.losses import Losses
+from bridgetower.data.captions import StepSampler
 from bridgetower.training.config import RunConfig
+from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
+from bridgetower.training.parts import Parts
+from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import TrainingState, load_state, save_state
+from bridgetower.training.step import count_micro_batches, run_step
 
 logger = logging.getLogger(__name__)
-
-Evaluate = Callable[[], dict[str, float]]
-
-
-class Task(Protocol):
-    """What the loop trains: batch in, losses out; `progress` is set to the share of the run that is done."""
-
-    progress: float
-
-    def __call__(self, batch: CaptionBatch) -> Losses:
-        """Returns the losses of a batch."""
-        ...
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as it was asked to
     """The run was told to stop (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a run consists of, built by `bridgetower.training.run`.
-
-    Attributes:
-        config: Decides the result.
-        task: Model and losses.
-        model: The model that the task trains.
-        pairs: What it is trained on.
-        digests: Of the files that the run reads, by path.
-        evaluate: Gives the validation figures.
-        save: Writes the weights as a checkpoint to a folder.
-        max_steps: Optimiser steps of the whole run.
-    """
-
-    config: RunConfig
-    task: nn.Module
-    model: BridgeTower
-    pairs: CaptionPairs
-    digests: Mapping[str, str]
-    evaluate: Evaluate
-    save: Callable[[Path], None]
-    max_steps: int
 
 
 def make_fabric(config: RunConfig) -> Fabric:
@@ -119,12 +78,11 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
     factor = schedule(config.optimizer, parts.max_steps)
     _warn_of_small_contrast(config, fabric)
     log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
-    with log, _signals() as stop:
+    with log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
         for step in range(state.step, parts.max_steps):
-            torch.manual_seed(derive_seed(config.seed, "dropout", step, fabric.global_rank))
             _set_lr(optimizer, factor(step))
             started = time.perf_counter()
-            losses = _step(fabric, task, parts, optimizer, batches, step)
+            losses = run_step(fabric, task, parts, optimizer, batches, step)
             state.step = step + 1
             if log.due(state.step):
                 losses = mean_over_ranks(losses)
@@ -141,11 +99,12 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
 
 
 def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionBatch]:
-    config = parts.config
+    config, micro_batches = parts.config, count_micro_batches(parts.config, fabric.world_size)
     sampler = StepSampler(
         len(parts.pairs),
         batch_size=config.batch_size,
-        micro_batches=_micro_batches(config, fabric.world_size),
+        micro_batches=micro_batches,
+        passes=lambda step: 2 if reads_twice(config, step / parts.max_steps, micro_batches) else 1,
         steps=range(first_step, parts.max_steps),
         seed=config.seed,
         rank=fabric.global_rank,
@@ -163,67 +122,17 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionB
     return iter(loader)
 
 
-def _micro_batches(config: RunConfig, world_size: int) -> int:
-    share = max(config.batch_size // world_size, 1)
-    return -(-share // (config.micro_batch_size or share))
-
-
 def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
-    if config.task.contrasts and _micro_batches(config, fabric.world_size) > 1 and fabric.global_rank == 0:
+    limited = config.task.contrasts
+    if config.contrast_over == "step":
+        limited = [name for name in limited if name != "ITC"]
+    if limited and count_micro_batches(config, fabric.world_size) > 1 and fabric.global_rank == 0:
         logger.warning(
-            "ITC and hard negatives see one micro-batch of %s pairs per process, not the batch of %s; raise "
-            "micro_batch_size, or add processes, to contrast more",
+            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
+            "or add processes (for ITC: contrast_over)",
+            " and ".join(limited),
             config.micro_batch_size,
             config.batch_size,
-        )
-
-
-def _step(
-    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[CaptionBatch], step: int
-) -> dict[str, Tensor]:
-    """One optimiser step over its micro-batches; returns their mean losses and figures."""
-    micro_batches = _micro_batches(parts.config, fabric.world_size)
-    parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
-    means: dict[str, Tensor] = {}
-    ids: list[str] = []
-    for micro in range(micro_batches):
-        batch = next(batches).to(fabric.device)
-        ids += batch.ids
-        with fabric.no_backward_sync(task, enabled=micro + 1 < micro_batches):
-            losses: Losses = task(batch)
-            _check_finite(losses, batch, step + 1)
-            fabric.backward(losses.total / micro_batches)
-        for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
-            means[name] = means.get(name, 0.0) + value.detach() / micro_batches
-    means["gradient_norm"] = _clip(fabric, task, parts.config.optimizer.clip_norm, optimizer)
-    _check_gradients(means["gradient_norm"], ids, step + 1)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return means
-
-
-def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimizer) -> Tensor:
-    """Clips the gradients if asked to; returns their norm of before."""
-    limit = math.inf if clip_norm is None else clip_norm
-    norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
-    return torch.as_tensor(norm)
-
-
-def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
-    """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
-    if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these pictures"
-        )
-
-
-def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
-    if not torch.isfinite(losses.total):
-        values = {name: value.item() for name, value in losses.parts.items()}
-        raise FloatingPointError(
-            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. "
-            "Lower the learning rate, clip gradients, or look at these pictures"
         )
 
 
@@ -245,7 +154,7 @@ def _evaluate(fabric: Fabric, parts: Parts, state: TrainingState, log: RunLog, o
 def _conditions(parts: Parts, fabric: Fabric) -> dict[str, str | int]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
     contents = {f"content of {path}": digest for path, digest in parts.digests.items()}
-    micro_batches = _micro_batches(parts.config, fabric.world_size)
+    micro_batches = count_micro_batches(parts.config, fabric.world_size)
     return {"number of processes": fabric.world_size, "micro-batches of each": micro_batches, **contents}
 
 
@@ -266,24 +175,3 @@ def _any_rank(fabric: Fabric, requested: bool) -> bool:
     requests = torch.tensor(float(requested), device=fabric.device)
     torch.distributed.all_reduce(requests)
     return bool(requests > 0)
-
-
-class _Stop:
-    requested = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        logger.warning("%s: stopping after this step", signal.Signals(number).name)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Turns SIGTERM and SIGINT into a request that the loop honours after the current step."""
-    stop = _Stop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

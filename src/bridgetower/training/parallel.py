@@ -14,7 +14,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import torch
 
@@ -22,6 +22,7 @@ from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics, step_bars
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.run import CONFIG, train
+from bridgetower.training.signals import stop_signals
 
 POLL_SECONDS = 0.5
 
@@ -51,7 +52,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     """
     cores = _available_cores()
     workers = max(1, min(len(runs), cores))
-    with _stop_signals() as stop, _bars(runs, progress) as show, _Children(runs, max(1, cores // workers)) as children:
+    with stop_signals() as stop, _bars(runs, progress) as show, _Children(runs, max(1, cores // workers)) as children:
         while children.running or (children.waiting and not (stop.requested or children.errors)):
             if stop.requested or children.errors:
                 children.stop()
@@ -176,25 +177,6 @@ def _raise_first(errors: list[Exception]) -> None:
         for error in errors:
             if isinstance(error, kinds):
                 raise error
-
-
-class _Stop:
-    requested = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turns SIGINT and SIGTERM into a request to stop."""
-    stop = _Stop()
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

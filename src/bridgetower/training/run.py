@@ -15,7 +15,8 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS
-from bridgetower.training.loop import Fabric, Parts, fit, make_fabric
+from bridgetower.training.loop import Fabric, fit, make_fabric
+from bridgetower.training.parts import Parts
 from bridgetower.training.start import differences, starting_checkpoint
 from bridgetower.training.state import FILE as STATE
 

@@ -1,0 +1,56 @@
+"""ITC over all pairs of an optimiser step in the memory of one micro-batch: features first, gradients per part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.tasks.contrast import Contrast, contrast_parts
+from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.config import RunConfig
+
+
+def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
+    """Whether a step encodes its micro-batches once for their features and once more for gradients.
+
+    Args:
+        config: Of the run.
+        progress: Share of the run that is done.
+        micro_batches: Of the step, in each process.
+    """
+    return config.contrast_over == "step" and micro_batches > 1 and config.task.phase(progress).itc > 0
+
+
+def contrast_of_step(
+    task: PretrainingTask, batches: Iterable[CaptionBatch], seed: Callable[[int], None]
+) -> list[Contrast]:
+    """Encodes all micro-batches without a graph and compares all pairs of all processes.
+
+    One micro-batch is in memory at a time; of the others there are only the features.
+
+    Args:
+        task: Whose phase has ITC.
+        batches: Micro-batches of this process.
+        seed: Is called with the number of the micro-batch that is encoded next, so that dropout can draw the same when
+            it is encoded again.
+
+    Returns:
+        For each micro-batch what `PretrainingTask.forward` takes.
+
+    Raises:
+        FloatingPointError: Features are not finite; the examples of the micro-batch are named.
+    """
+    features = []
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            seed(number)
+            features.append(task.features(batch))
+            if not all(torch.isfinite(f).all() for f in (features[-1].image_embeds, features[-1].text_embeds)):
+                raise FloatingPointError(
+                    f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "
+                    "learning rate, clip gradients, or look at these pictures"
+                )
+    scale = task.model.contrastive_head().logit_scale()
+    return contrast_parts(features, scale, gather_with_grads=task.config.gather_with_grads)

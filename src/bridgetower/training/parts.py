@@ -1,0 +1,53 @@
+"""What a training run consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import CaptionPairs
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.losses import Losses
+from bridgetower.training.config import RunConfig
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Task(Protocol):
+    """What the loop trains: batch in, losses out; `progress` is set to the share of the run that is done."""
+
+    progress: float
+
+    def __call__(self, batch: CaptionBatch) -> Losses:
+        """Returns the losses of a batch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run consists of, built by `bridgetower.training.run`.
+
+    Attributes:
+        config: Decides the result.
+        task: Model and losses.
+        model: The model that the task trains.
+        pairs: What it is trained on.
+        digests: Of the files that the run reads, by path.
+        evaluate: Gives the validation figures.
+        save: Writes the weights as a checkpoint to a folder.
+        max_steps: Optimiser steps of the whole run.
+    """
+
+    config: RunConfig
+    task: nn.Module
+    model: BridgeTower
+    pairs: CaptionPairs
+    digests: Mapping[str, str]
+    evaluate: Evaluate
+    save: Callable[[Path], None]
+    max_steps: int

@@ -1,0 +1,105 @@
+"""One optimiser step: its micro-batches, their gradients, and what stops a run before its weights are spoilt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import derive_seed
+from bridgetower.tasks.contrast import Contrast
+from bridgetower.tasks.losses import Losses
+from bridgetower.training.config import RunConfig
+from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
+from bridgetower.training.parts import Parts
+
+
+def count_micro_batches(config: RunConfig, world_size: int) -> int:
+    """Returns the number of micro-batches that each process makes of its share of a step."""
+    share = max(config.batch_size // world_size, 1)
+    return -(-share // (config.micro_batch_size or share))
+
+
+def run_step(
+    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[CaptionBatch], step: int
+) -> dict[str, Tensor]:
+    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and figures.
+
+    Args:
+        fabric: From `make_fabric`.
+        task: `parts.task`, set up by Fabric.
+        parts: Of the run.
+        optimizer: Set up by Fabric, its learning rates set.
+        batches: The micro-batches of this step are next, twice if `reads_twice`.
+        step: Decides what dropout draws.
+
+    Raises:
+        FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
+    """
+    config, count = parts.config, count_micro_batches(parts.config, fabric.world_size)
+    parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
+    moved = (batch.to(fabric.device) for batch in batches)
+    contrasts = _contrasts(fabric, parts, moved, step, count)
+    means: dict[str, Tensor] = {}
+    ids: list[str] = []
+    for micro, batch in enumerate(islice(moved, count)):
+        ids += batch.ids
+        _seed_dropout(config, step, fabric.global_rank, micro)
+        with fabric.no_backward_sync(task, enabled=micro + 1 < count):
+            losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
+            _check_finite(losses, batch, step + 1)
+            fabric.backward(losses.total / count)
+        for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
+            means[name] = means.get(name, 0.0) + value.detach() / count
+    means["gradient_norm"] = _clip(fabric, task, config.optimizer.clip_norm, optimizer)
+    _check_gradients(means["gradient_norm"], ids, step + 1)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return means
+
+
+def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[CaptionBatch], step: int, count: int) -> list[Contrast]:
+    """ITC over the whole step, for each of its micro-batches; nothing where each compares its own pairs."""
+    task: Any = parts.task
+    if not reads_twice(parts.config, task.progress, count):
+        return []
+    with fabric.autocast():
+        return contrast_of_step(
+            task, islice(batches, count), lambda micro: _seed_dropout(parts.config, step, fabric.global_rank, micro)
+        )
+
+
+def _seed_dropout(config: RunConfig, step: int, rank: int, micro: int) -> None:
+    torch.manual_seed(derive_seed(config.seed, "dropout", step, rank, micro))
+
+
+def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimizer) -> Tensor:
+    """Clips the gradients if asked to; returns their norm of before."""
+    limit = math.inf if clip_norm is None else clip_norm
+    norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
+    return torch.as_tensor(norm)
+
+
+def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
+    """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
+            f"{', '.join(ids)}. Lower the learning rate, or look at these pictures"
+        )
+
+
+def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
+    if not torch.isfinite(losses.total):
+        values = {name: value.item() for name, value in losses.parts.items()}
+        raise FloatingPointError(
+            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. "
+            "Lower the learning rate, clip gradients, or look at these pictures"
+        )

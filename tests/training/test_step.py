@@ -1,0 +1,150 @@
+"""One step: accumulation, clipping, contrast over the step, and what stops a run before its weights are spoilt."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fitting import recorded_gradients, run, weights
+from torch import Tensor, nn
+
+import shapes
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.training.config import OptimizerConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.parts import Parts
+from bridgetower.training.state import FILE
+
+
+class TestAccumulation:
+    def gradients(self, parts: Parts, out: Path) -> list[Tensor]:
+        with recorded_gradients(parts.model) as seen:
+            run(parts, out)
+        return seen
+
+    @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
+    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int) -> None:
+        size = 6 if micro_batch_size == 3 else 8
+        whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
+        parts = self.gradients(
+            build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=3), tmp_path / "parts"
+        )
+        assert len(whole) == len(parts) == 3
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in ("whole", "parts")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    def test_control_half_the_batch_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        whole = self.gradients(build(batch_size=8, max_steps=1), tmp_path / "whole")
+        half = self.gradients(build(batch_size=4, max_steps=1), tmp_path / "half")
+        assert (whole[0] - half[0]).abs().max() > 1e-2
+
+    def test_a_batch_that_does_not_split(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="batch_size 8 does not split into 1 processes x 3 micro-batches"):
+            run(build(micro_batch_size=3), tmp_path)
+
+
+class TestClipping:
+    def test_shortens_the_gradient_and_keeps_its_direction(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        seen = {}
+        for name, clip_norm in (("free", None), ("clipped", 0.01)):
+            parts = build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
+            with recorded_gradients(parts.model) as gradients:
+                run(parts, tmp_path / name)
+            (seen[name],) = gradients
+        norm = seen["free"].norm().item()
+        assert norm > 0.1
+        assert seen["clipped"].norm().item() == pytest.approx(0.01, rel=1e-3)
+        torch.testing.assert_close(seen["clipped"] / 0.01, seen["free"] / norm, atol=1e-4, rtol=1e-3)
+        (entry,) = read_metrics(tmp_path / "clipped", "train")
+        assert entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        assert read_metrics(tmp_path / "free", "train")[0]["gradient_norm"] == entry["gradient_norm"]
+
+
+class TestNotFinite:
+    def test_stops_and_names_the_pictures(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
+        parts = build(
+            lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
+        )
+        batches: list[CaptionBatch] = []
+
+        def spoil(task: nn.Module, inputs: tuple[CaptionBatch]) -> None:
+            batches.append(inputs[0])
+            if len(batches) == 3:
+                with torch.no_grad():
+                    next(parts.model.parameters()).fill_(torch.nan)
+
+        parts.task.register_forward_pre_hook(spoil)
+        with pytest.raises(FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan") as caught:
+            run(parts, tmp_path)
+        assert all(name in str(caught.value) for name in batches[2].ids)
+        assert "\n" not in str(caught.value)
+        content = torch.load(tmp_path / FILE, weights_only=True)
+        assert content["state"]["step"] == 2
+        assert all(tensor.isfinite().all() for tensor in content["model"].values())
+
+    @pytest.mark.parametrize("clip_norm", [None, 1.0])
+    def test_a_gradient_stops_before_the_weights_change(
+        self, build: Callable[..., Parts], tmp_path: Path, clip_norm: float | None
+    ) -> None:
+        parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
+        batches: list[CaptionBatch] = []
+
+        def spoil(gradient: Tensor) -> Tensor:
+            return torch.full_like(gradient, torch.inf) if len(batches) == 5 else gradient
+
+        parts.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
+        parts.model.token_type_embedding.weight.register_hook(spoil)
+        with (
+            recorded_gradients(parts.model) as seen,
+            pytest.raises(FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)") as caught,
+        ):
+            run(parts, tmp_path)
+        assert len(seen) == 2
+        assert weights(parts.model).isfinite().all()
+        assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.ids)
+        assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.ids)
+
+
+class TestContrastOverStep:
+    def contrasting(self, build: Callable[..., Parts], **changes: Any) -> Parts:
+        task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
+        parts = build(lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes)
+        return replace(parts, config=replace(parts.config, task=task))
+
+    def trained(self, parts: Parts, out: Path) -> tuple[list[Tensor], list[float]]:
+        with recorded_gradients(parts.model) as seen:
+            run(parts, out)
+        return seen, [entry["itc"] for entry in read_metrics(out, "train")]
+
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, num_workers: int) -> None:
+        whole = self.trained(self.contrasting(build), tmp_path / "whole")
+        parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
+        data = replace(parts.config.data, num_workers=num_workers)
+        parts = replace(parts, config=replace(parts.config, data=data))
+        found = self.trained(parts, tmp_path / "parts")
+        for one, other in zip(whole[0], found[0], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert found[1] == pytest.approx(whole[1], rel=1e-5)
+
+    def test_control_contrast_over_micro_batches_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        whole = self.trained(self.contrasting(build), tmp_path / "whole")
+        parts = self.trained(self.contrasting(build, micro_batch_size=2), tmp_path / "parts")
+        assert float((whole[0][0] - parts[0][0]).abs().max()) > 1e-2
+        assert parts[1][0] < whole[1][0]  # fewer pairs to tell apart
+
+    def test_dropout_draws_the_same_in_both_passes(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", model=shapes.MODEL)
+        seen: list[Tensor] = []
+        parts.model.contrastive_head().text.register_forward_hook(lambda head, inputs, output: seen.append(output))
+        run(parts, tmp_path)
+        first, second = (torch.cat(seen[start : start + 4]) for start in (0, 4))
+        assert torch.equal(first, second)
+        assert [tensor.requires_grad for tensor in seen] == ([False] * 4 + [True] * 4) * 2
