@@ -20,7 +20,7 @@ check: $(VENV)/installed
 	$(BIN)/lint-imports
 
 # Runs the tests under the lowest releases that pyproject.toml allows, best with PYTHON=python3.11, the lowest Python.
-# transformers is left out, as it needs newer releases; the tests that compare with it are skipped.
+# transformers and what needs it are left out, as it needs newer releases; the tests that compare with it are skipped.
 lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2
 

@@ -172,7 +172,7 @@ class TestNames:
     @pytest.mark.parametrize("name", ["vision.layers.0.attention.qkw.weight", "nothing", "xvision.class_embedding", ""])
     @pytest.mark.parametrize("naming", ["clip", "timm", "huggingface"])
     def test_unknown(self, naming: Naming, name: str) -> None:
-        with pytest.raises(KeyError, match=f"no {naming} name is known for {name}"):
+        with pytest.raises(KeyError, match=f"no foreign name is known for {name}"):
             name_table([name], naming)
 
     @pytest.mark.parametrize(

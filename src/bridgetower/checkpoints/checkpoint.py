@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, gather
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import ModelConfig, VisionConfig
 from bridgetower.model.heads import ClassifierName
 from bridgetower.model.labels import FIXED, check_labels
 from bridgetower.model.vision import resize_position_embedding
@@ -74,10 +74,7 @@ class Checkpoint:
             ValueError: The patch does not divide the size.
         """
         config = self.config.override({"vision.image_size": image_size})
-        side = image_size // config.vision.patch_size
-        position = self.tensors["vision.position_embedding"]
-        resized = resize_position_embedding(position.float(), (side, side), config.vision.num_prefix_tokens)
-        tensors = self.tensors | {"vision.position_embedding": resized.to(position.dtype)}
+        tensors = with_positions_for(self.tensors, config.vision)
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
@@ -104,6 +101,14 @@ class Checkpoint:
             raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
         tensors = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("itc_head.")}
         return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors)
+
+
+def with_positions_for(tensors: Mapping[str, Tensor], config: VisionConfig) -> dict[str, Tensor]:
+    """Returns the tensors with the image tower's position embeddings interpolated to the config's image size."""
+    side = config.image_size // config.patch_size
+    position = tensors["vision.position_embedding"]
+    resized = resize_position_embedding(position.float(), (side, side), config.num_prefix_tokens)
+    return {**tensors, "vision.position_embedding": resized.to(position.dtype)}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -146,23 +151,47 @@ def collect(
     Raises:
         ValueError: Missing, unknown or wrongly shaped tensors, with a list.
     """
-    needed = {name for entry in table.values() for name in entry.names}
     carried_table = {ours: entry for ours, entry in carried_table.items() if set(entry.names) <= set(tensors)}
     carried = {name for entry in carried_table.values() for name in entry.names}
-    rest = set(tensors) - needed - carried
-    dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
-    _refuse(source, "lacks", sorted(needed - set(tensors)))
-    _refuse(source, "has unknown", sorted(rest - dropped))
-    shapes = parameter_shapes(config)
-    foreign = {name: entry.foreign_shape(shapes[ours]) for ours, entry in table.items() for name in entry.names}
-    _check_shapes(source, foreign, tensors)
+    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, carried)
     return Checkpoint(
         source=source,
         config=config,
         tensors=gather(table, tensors, dtype),
         carried=gather(carried_table, tensors),
-        dropped=tuple(sorted(dropped)),
+        dropped=dropped,
     )
+
+
+def check_sources(
+    source: str,
+    shapes: Mapping[str, torch.Size],
+    tensors: Mapping[str, Tensor],
+    table: Mapping[str, Source],
+    droppable: Iterable[str],
+    carried: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Checks that foreign tensors are those that a table asks for, and returns the names of those to leave behind.
+
+    Args:
+        source: Named in errors.
+        shapes: Of our tensors.
+        tensors: Foreign name to tensor.
+        table: Our names to foreign ones.
+        droppable: Patterns of foreign names that may be left behind.
+        carried: Foreign names that are known besides.
+
+    Raises:
+        ValueError: Missing, unknown or wrongly shaped tensors, with a list.
+    """
+    needed = {name for entry in table.values() for name in entry.names}
+    rest = set(tensors) - needed - set(carried)
+    dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
+    _refuse(source, "lacks", sorted(needed - set(tensors)))
+    _refuse(source, "has unknown", sorted(rest - dropped))
+    foreign = {name: entry.foreign_shape(shapes[ours]) for ours, entry in table.items() for name in entry.names}
+    _check_shapes(source, foreign, tensors)
+    return tuple(sorted(dropped))
 
 
 def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:

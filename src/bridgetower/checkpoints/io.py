@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors
+from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.tensors import (
+    WEIGHTS,
+    only_tensors,
     read_safetensors,
-    read_sharded_safetensors,
     read_torch_archive,
+    read_weights,
     write_safetensors,
 )
 from bridgetower.files import read_json, write_json
@@ -29,8 +31,6 @@ Format = Literal["bridgetower", "hf"]
 LABELS = "labels.json"
 
 _FORMAT = {"format": "bridgetower", "version": 1}
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ def read_checkpoint(
         checkpoint = _read_folder(path, str(source), overrides or {}, dtype)
     elif path.is_file():
         checkpoint = _read_official(path, overrides or {}, dtype)
-    elif _looks_like_hub_id(str(source)):
-        folder, commit = _download(str(source), revision)
+    elif looks_like_hub_id(str(source)):
+        folder, commit = download(str(source), revision)
         checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {}, dtype)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
@@ -138,7 +138,7 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: t
         return _read_own(folder, name, values, dtype)
     if values.get("model_type") != "bridgetower":
         raise ValueError(f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower'")
-    checkpoint = huggingface.read_checkpoint(name, values, _read_weights(folder, name), dtype)
+    checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
     processor = _huggingface_processor(folder, checkpoint.config)
     return replace(checkpoint, processor=processor)
 
@@ -164,24 +164,6 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.d
     )
 
 
-def _read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
-    safe, sharded, pickled = (folder / file for file in _WEIGHTS)
-    if safe.exists():
-        return read_safetensors(safe)
-    if sharded.exists():
-        return read_sharded_safetensors(sharded)
-    if pickled.exists():
-        return _only_tensors(name, read_torch_archive(pickled))
-    raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(_WEIGHTS)}")
-
-
-def _only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-    others = sorted(str(key) for key, value in values.items() if not isinstance(value, Tensor))
-    if others:
-        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
-    return dict(values)
-
-
 def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:
     if not (folder / "preprocessor_config.json").exists() and not (folder / "processor_config.json").exists():
         return None
@@ -189,14 +171,14 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
 
 
 def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
-    if path.suffix == ".safetensors" or path.name in _WEIGHTS:
+    if path.suffix == ".safetensors" or path.name in WEIGHTS:
         raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
     official = settings.get("config") if isinstance(settings, dict) else None
     if not isinstance(official, dict) or not isinstance(state_dict, dict):
         raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
-    tensors = _only_tensors(str(path), state_dict)
+    tensors = only_tensors(str(path), state_dict)
     checkpoint = microsoft.read_checkpoint(str(path), official, tensors, overrides, dtype)
     return replace(checkpoint, processor=_official_processor(path, official, checkpoint.config))
 
@@ -233,30 +215,6 @@ def _with_tokenizer(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     if checkpoint.processor is None:
         raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
     return replace(checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(path)))
-
-
-def _looks_like_hub_id(source: str) -> bool:
-    owner, _, name = source.partition("/")
-    return bool(owner and name) and "/" not in name and not source.startswith((".", "~")) and not name.endswith(".ckpt")
-
-
-def _download(repo: str, revision: str | None) -> tuple[Path, str]:
-    """Fetches a repository's small files and one kind of weights; returns the folder and its commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
-        if not any((folder / name).exists() for name in _WEIGHTS[:2]):
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_FILES, _WEIGHTS[2]]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{repo} is no local path and could not be fetched from the hub ({type(error).__name__}); "
-            "check the name, or the network, or pass a local folder"
-        ) from error
-    if revision != folder.name:
-        logger.warning("%s is at commit %s; pass revision=%r to pin it", repo, folder.name, folder.name)
-    return folder, folder.name
 
 
 def _require_empty(folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Naming = Literal["clip", "timm", "huggingface"]
+Rule = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ _TIMM = [
     (r"vision\.position_embedding", ("VISION.pos_embed",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.norm.{0}",)),
 ]
-_TIMM_LEADING_ONES = {"vision.class_embedding": 2, "vision.distillation_embedding": 2, "vision.position_embedding": 1}
+TIMM_LEADING_ONES = {"vision.class_embedding": 2, "vision.distillation_embedding": 2, "vision.position_embedding": 1}
 _FUSION = [
     (r"token_type_embedding\.weight", ("MODEL.token_type_embeddings.weight",)),
     (r"fusion\.(text|image)_norm\.(\w+)", ("MODEL.cross_modal_{0}_layernorm.{1}",)),
@@ -125,9 +126,7 @@ _HEADS = [
 ]
 
 
-def _inside(
-    prefix: str, foreign: str, rules: Iterable[tuple[str, tuple[str, ...]]]
-) -> list[tuple[str, tuple[str, ...]]]:
+def inside(prefix: str, foreign: str, rules: Iterable[Rule]) -> list[Rule]:
     """Moves a layer's rules under a prefix whose groups come first."""
     groups = re.compile(prefix).groups
     shift = {f"{{{index}}}": f"{{{index + groups}}}" for index in range(2)}
@@ -137,14 +136,15 @@ def _inside(
     ]
 
 
-_TEXT_LAYERS = _inside(r"text\.layers\.(\d+)\.", "TEXT.encoder.layer.{0}.", _BERT_LAYER)
-_FUSION_LAYERS = _inside(r"fusion\.(text|image)_layers\.(\d+)\.", "MODEL.cross_modal_{0}_layers.{1}.", _FUSION_LAYER)
-_CLIP_LAYERS = _inside(r"vision\.layers\.(\d+)\.", "VISION.transformer.resblocks.{0}.", _CLIP_BLOCK)
-_TIMM_LAYERS = _inside(r"vision\.layers\.(\d+)\.", "VISION.blocks.{0}.", _TIMM_BLOCK)
-_COMMON = [*_TEXT, *_TEXT_LAYERS, *_FUSION, *_FUSION_LAYERS, *_HEADS]
-_RULES: dict[Naming, list[tuple[str, tuple[str, ...]]]] = {
-    "clip": [*_CLIP_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
-    "timm": [*_TIMM, *_TIMM_LAYERS, *_COMMON],
+_FUSION_LAYERS = inside(r"fusion\.(text|image)_layers\.(\d+)\.", "MODEL.cross_modal_{0}_layers.{1}.", _FUSION_LAYER)
+_CLIP_LAYERS = inside(r"vision\.layers\.(\d+)\.", "VISION.transformer.resblocks.{0}.", _CLIP_BLOCK)
+TEXT_RULES = [*_TEXT, *inside(r"text\.layers\.(\d+)\.", "TEXT.encoder.layer.{0}.", _BERT_LAYER)]
+CLIP_RULES = [*_CLIP_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS]
+TIMM_RULES = [*_TIMM, *inside(r"vision\.layers\.(\d+)\.", "VISION.blocks.{0}.", _TIMM_BLOCK)]
+_COMMON = [*TEXT_RULES, *_FUSION, *_FUSION_LAYERS, *_HEADS]
+_RULES: dict[Naming, list[Rule]] = {
+    "clip": [*CLIP_RULES, *_COMMON],
+    "timm": [*TIMM_RULES, *_COMMON],
     "huggingface": [*_HUGGINGFACE_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
 }
 _PREFIXES: dict[Naming, dict[str, str]] = {
@@ -169,8 +169,26 @@ def name_table(
         KeyError: A name that no rule covers.
     """
     projections = _SEPARATE_PROJECTIONS if separate_projections else _SHARED_PROJECTIONS
-    rules = [(re.compile(pattern), templates) for pattern, templates in [*projections, *_RULES[naming]]]
-    return {name: _source(name, rules, naming, backbone_prefix) for name in names}
+    prefixes = {placeholder: backbone_prefix + prefix for placeholder, prefix in _PREFIXES[naming].items()}
+    return rule_table(names, [*projections, *_RULES[naming]], prefixes, TIMM_LEADING_ONES if naming == "timm" else {})
+
+
+def rule_table(
+    names: Iterable[str], rules: Iterable[Rule], prefixes: Mapping[str, str], leading_ones: Mapping[str, int]
+) -> dict[str, Source]:
+    """Returns where each of our tensors is found under the names that rules give.
+
+    Args:
+        names: Our tensor names.
+        rules: The first that matches a name wins.
+        prefixes: What stands for the capital letters in front of a foreign name.
+        leading_ones: Dimensions of size 1 in front of the foreign tensor, by our name.
+
+    Raises:
+        KeyError: A name that no rule covers.
+    """
+    compiled = [(re.compile(pattern), templates) for pattern, templates in rules]
+    return {name: Source(_foreign(name, compiled, prefixes), leading_ones.get(name, 0)) for name in names}
 
 
 def gather(
@@ -202,18 +220,17 @@ def scatter(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[
     return scattered
 
 
-def _source(
-    name: str, rules: list[tuple[re.Pattern[str], tuple[str, ...]]], naming: Naming, backbone_prefix: str
-) -> Source:
+def _foreign(
+    name: str, rules: list[tuple[re.Pattern[str], tuple[str, ...]]], prefixes: Mapping[str, str]
+) -> tuple[str, ...]:
     for pattern, templates in rules:
         if match := pattern.fullmatch(name):
-            names = tuple(_foreign(template.format(*match.groups()), naming, backbone_prefix) for template in templates)
-            return Source(names, _TIMM_LEADING_ONES.get(name, 0) if naming == "timm" else 0)
-    raise KeyError(f"no {naming} name is known for {name}")
+            return tuple(_with_prefix(template.format(*match.groups()), prefixes) for template in templates)
+    raise KeyError(f"no foreign name is known for {name}")
 
 
-def _foreign(template: str, naming: Naming, backbone_prefix: str) -> str:
-    for placeholder, prefix in _PREFIXES[naming].items():
+def _with_prefix(template: str, prefixes: Mapping[str, str]) -> str:
+    for placeholder, prefix in prefixes.items():
         if template.startswith(placeholder):
-            return backbone_prefix + prefix + template.removeprefix(placeholder)
+            return prefix + template.removeprefix(placeholder)
     return template

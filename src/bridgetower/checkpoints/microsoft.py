@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
 from bridgetower.checkpoints.keymap import Naming, name_table
+from bridgetower.checkpoints.tower_settings import PUBLISHED_HEADS
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and task heads of one layer (`task_head_layers=1`).
@@ -23,9 +24,6 @@ _DROPPABLE = (
     r"temperature",
     r"(train|val|test|dev)_.*",  # metric states
 )
-
-# Heads per width of the published towers; the official code takes them from the tower's name, which a file lacks.
-_PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 
 
 def read_checkpoint(
@@ -158,9 +156,9 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _heads(tower: str, width: int) -> int:
-    if width not in _PUBLISHED_HEADS:
+    if width not in PUBLISHED_HEADS:  # the official code takes them from the tower's name, which a file lacks
         raise ValueError(
             f"an official checkpoint does not store the attention heads of its {tower} tower of width {width}; "
             f"pass overrides={{'{tower}.num_heads': ...}}"
         )
-    return _PUBLISHED_HEADS[width]
+    return PUBLISHED_HEADS[width]

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from bridgetower.files import read_json, replacing
 
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""What transformers and timm call the weights in a folder, best first."""
+
 # What `torch.load` raises on damaged bytes, besides UnpicklingError: a cut or altered pickle fails wherever it is read.
 _DAMAGE = (
     RuntimeError,
@@ -121,6 +124,39 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
     return content
+
+
+def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
+    """Opens the weights in a folder: safetensors, sharded safetensors or a PyTorch file.
+
+    Args:
+        folder: Where one of `WEIGHTS` is.
+        name: Of the folder, for errors.
+
+    Raises:
+        FileNotFoundError: There are none, or a shard is missing.
+        ValueError: They are damaged or hold more than tensors.
+    """
+    safe, sharded, pickled = (folder / file for file in WEIGHTS)
+    if safe.exists():
+        return read_safetensors(safe)
+    if sharded.exists():
+        return read_sharded_safetensors(sharded)
+    if pickled.exists():
+        return only_tensors(name, read_torch_archive(pickled))
+    raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(WEIGHTS)}")
+
+
+def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the values, which must all be tensors.
+
+    Raises:
+        ValueError: Some are not; `name` says where.
+    """
+    others = sorted(str(key) for key, value in values.items() if not isinstance(value, Tensor))
+    if others:
+        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
+    return dict(values)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

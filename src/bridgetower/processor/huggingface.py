@@ -72,11 +72,25 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     return ProcessorConfig(
         **sizes,
         max_length=_read_max_length(folder) if max_length is None else max_length,
-        image_mean=_channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
-        image_std=_channels(path, "image_std", settings.get("image_std", CLIP_STD)),
+        image_mean=channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
+        image_std=channels(path, "image_std", settings.get("image_std", CLIP_STD)),
         patch_size=patch_size,
         background=_WHITE if settings.get("do_convert_rgb", fills) else None,
     )
+
+
+def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """Reads mean and standard deviation of the pixels of any image processor of transformers; None if none is there.
+
+    Raises:
+        ValueError: They are not three numbers each.
+    """
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return None
+    path, values = _read_image_settings(folder)
+    if not {"image_mean", "image_std"} <= set(values):
+        return None
+    return channels(path, "image_mean", values["image_mean"]), channels(path, "image_std", values["image_std"])
 
 
 def image_settings(config: ProcessorConfig) -> dict[str, Any]:
@@ -213,7 +227,12 @@ def _side(path: Path, name: str, value: Any) -> int:
     return int(sides.pop())
 
 
-def _channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
+def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
+    """Returns three numbers, one per colour.
+
+    Raises:
+        ValueError: `value` is something else; `path` and `name` say where.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
     red, green, blue = value

@@ -1,0 +1,173 @@
+"""Names of a tower's tensors as OpenAI, timm and transformers publish them, and how each is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from bridgetower.checkpoints.keymap import (
+    CLIP_RULES,
+    TEXT_RULES,
+    TIMM_LEADING_ONES,
+    TIMM_RULES,
+    Rule,
+    Source,
+    inside,
+    rule_table,
+)
+
+Kind = Literal["openai", "timm", "clip", "vit", "bert"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerNaming:
+    """How one publisher names the tensors of a tower.
+
+    Attributes:
+        kind: Short name; the last three are transformers', and `bert` stands for RoBERTa too.
+        part: The tower that it is.
+        prefix: In front of every name of the tower.
+        marker: A name, after the prefix, that tells this kind from the others.
+        rules: Our names to the publisher's.
+        droppable: Patterns of names that stand beside the tower: other towers, heads, buffers.
+        leading_ones: Dimensions of size 1 in front of the publisher's tensors, by our name.
+    """
+
+    kind: Kind
+    part: Literal["vision", "text"]
+    prefix: str
+    marker: str
+    rules: Iterable[Rule]
+    droppable: tuple[str, ...]
+    leading_ones: Mapping[str, int] = field(default_factory=dict)
+
+    def table(self, names: Iterable[str]) -> dict[str, Source]:
+        """Returns where each of our tensors is found."""
+        return rule_table(names, self.rules, {"VISION.": self.prefix, "TEXT.": self.prefix}, self.leading_ones)
+
+    def find(self, tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+        """Returns the publisher's tensor (the first of them) for one of our names, None if it is not there."""
+        return tensors.get(self.table([name])[name].names[0])
+
+
+_CLIP = [
+    (r"vision\.patch_embedding\.weight", ("VISION.embeddings.patch_embedding.weight",)),
+    (r"vision\.class_embedding", ("VISION.embeddings.class_embedding",)),
+    (r"vision\.position_embedding", ("VISION.embeddings.position_embedding.weight",)),
+    (r"vision\.pre_norm\.(\w+)", ("VISION.pre_layrnorm.{0}",)),
+    (r"vision\.post_norm\.(\w+)", ("VISION.post_layernorm.{0}",)),
+]
+_CLIP_LAYER = [
+    (r"attention_norm\.(\w+)", ("layer_norm1.{0}",)),
+    (r"attention\.qkv\.(\w+)", ("self_attn.q_proj.{0}", "self_attn.k_proj.{0}", "self_attn.v_proj.{0}")),
+    (r"attention\.out\.(\w+)", ("self_attn.out_proj.{0}",)),
+    (r"mlp_norm\.(\w+)", ("layer_norm2.{0}",)),
+    (r"mlp\.up\.(\w+)", ("mlp.fc1.{0}",)),
+    (r"mlp\.down\.(\w+)", ("mlp.fc2.{0}",)),
+]
+_VIT = [
+    (r"vision\.patch_embedding\.(\w+)", ("VISION.embeddings.patch_embeddings.projection.{0}",)),
+    (r"vision\.class_embedding", ("VISION.embeddings.cls_token",)),
+    (r"vision\.distillation_embedding", ("VISION.embeddings.distillation_token",)),
+    (r"vision\.position_embedding", ("VISION.embeddings.position_embeddings",)),
+    (r"vision\.post_norm\.(\w+)", ("VISION.layernorm.{0}",)),
+]
+_VIT_LAYER = [
+    (r"attention_norm\.(\w+)", ("layernorm_before.{0}",)),
+    (
+        r"attention\.qkv\.(\w+)",
+        ("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
+    ),
+    (r"attention\.out\.(\w+)", ("attention.output.dense.{0}",)),
+    (r"mlp_norm\.(\w+)", ("layernorm_after.{0}",)),
+    (r"mlp\.up\.(\w+)", ("intermediate.dense.{0}",)),
+    (r"mlp\.down\.(\w+)", ("output.dense.{0}",)),
+]
+
+_OPENAI = TowerNaming(
+    kind="openai",
+    part="vision",
+    prefix="visual.",
+    marker="class_embedding",
+    rules=CLIP_RULES,
+    droppable=(
+        r"visual\.proj",
+        r"positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
+        r"(transformer|token_embedding|ln_final)\..*",
+    ),
+)
+_TIMM = TowerNaming(
+    kind="timm",
+    part="vision",
+    prefix="",
+    marker="patch_embed.proj.weight",
+    rules=TIMM_RULES,
+    droppable=(r"(head|head_dist|pre_logits)\..*",),
+    leading_ones=TIMM_LEADING_ONES,
+)
+
+
+def _clip(prefix: str) -> TowerNaming:
+    return TowerNaming(
+        kind="clip",
+        part="vision",
+        prefix=prefix,
+        marker="embeddings.class_embedding",
+        rules=[*_CLIP, *inside(r"vision\.layers\.(\d+)\.", "VISION.encoder.layers.{0}.", _CLIP_LAYER)],
+        droppable=(
+            r"text_model\..*",
+            r"(visual|text)_projection\.weight|logit_scale",
+            r"classifier\..*",
+            rf"{prefix}embeddings\.position_ids",
+        ),
+    )
+
+
+def _vit(prefix: str) -> TowerNaming:
+    return TowerNaming(
+        kind="vit",
+        part="vision",
+        prefix=prefix,
+        marker="embeddings.cls_token",
+        rules=[*_VIT, *inside(r"vision\.layers\.(\d+)\.", "VISION.encoder.layer.{0}.", _VIT_LAYER)],
+        droppable=(
+            rf"{prefix}pooler\..*",
+            r"(cls_|distillation_)?classifier\..*",
+            rf"decoder\..*|{prefix}embeddings\.mask_token",
+        ),
+        leading_ones=TIMM_LEADING_ONES,
+    )
+
+
+def _bert(prefix: str) -> TowerNaming:
+    return TowerNaming(
+        kind="bert",
+        part="text",
+        prefix=prefix,
+        marker="embeddings.word_embeddings.weight",
+        rules=TEXT_RULES,
+        droppable=(
+            rf"{prefix}pooler\..*",
+            rf"{prefix}embeddings\.(position_ids|token_type_ids)",
+            # Official: the MLM head starts anew, so those of RoBERTa and BERT are not read either.
+            r"(lm_head|cls|classifier|qa_outputs)\..*",
+        ),
+    )
+
+
+NAMINGS = (
+    _OPENAI,
+    _TIMM,
+    *map(_clip, ("vision_model.", "")),
+    *map(_vit, ("vit.", "deit.", "")),
+    *map(_bert, ("roberta.", "bert.", "")),
+)
+
+
+def recognise(tensors: Mapping[str, Tensor], part: Literal["vision", "text"]) -> TowerNaming | None:
+    """Returns the naming of the tower that a file holds, None if it holds no known one."""
+    known = (naming for naming in NAMINGS if naming.part == part)
+    return next((naming for naming in known if naming.prefix + naming.marker in tensors), None)

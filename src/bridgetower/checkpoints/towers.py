@@ -1,0 +1,256 @@
+"""Towers from published uni-modal weights: CLIP, ViT and DeiT for images, RoBERTa and BERT for texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from bridgetower.checkpoints.checkpoint import check_sources, with_positions_for
+from bridgetower.checkpoints.hub import download, looks_like_hub_id
+from bridgetower.checkpoints.keymap import gather
+from bridgetower.checkpoints.tensors import only_tensors, read_safetensors, read_torch_archive, read_weights
+from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
+from bridgetower.checkpoints.tower_names import TowerNaming, recognise
+from bridgetower.checkpoints.tower_settings import Normalisation, Values, normalisation, text_settings, vision_settings
+from bridgetower.files import read_json
+from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.text import TextTower
+from bridgetower.model.vision import VisionTower
+from bridgetower.processor import load_tokenizer
+from bridgetower.processor.tokenizer import find_tokenizer
+
+_WRAPPERS = ("model", "state_dict")  # under which DeiT and training frameworks store the weights
+_EXPECTED = {
+    "vision": "CLIP of OpenAI or transformers, or a ViT or DeiT of timm or transformers",
+    "text": "RoBERTa or BERT of transformers",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionWeights:
+    """A published image tower.
+
+    Attributes:
+        source: Where it came from; a hub id carries its commit, `id@commit`.
+        config: Its architecture, for the image size that it was trained at.
+        tensors: The parameters `vision.*` of a model with this tower, in float32.
+        normalisation: Mean and standard deviation of the pixels that it was trained on, where its files tell them.
+    """
+
+    source: str
+    config: VisionConfig
+    tensors: dict[str, Tensor]
+    normalisation: Normalisation | None
+
+    def resized(self, image_size: int) -> VisionWeights:
+        """Returns the tower for square images of another size: position embeddings are interpolated.
+
+        Raises:
+            ValueError: The patch does not divide the size.
+        """
+        config = replace(self.config, image_size=image_size)
+        return replace(self, config=config, tensors=with_positions_for(self.tensors, config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextWeights:
+    """A published text tower.
+
+    Attributes:
+        source: Where it came from; a hub id carries its commit, `id@commit`.
+        config: Its architecture.
+        tensors: The parameters `text.*` of a model with this tower, in float32.
+        tokenizer: Of its folder; None if there is none.
+    """
+
+    source: str
+    config: TextConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is at a source: its weights, its `config.json` ({} if it has none) and its folder (None of a file)."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    settings: Values
+    folder: Path | None
+
+
+def read_vision_tower(source: str, asked: Values | None = None) -> VisionWeights:
+    """Reads an image tower, recognised by the names of its tensors.
+
+    Args:
+        source: A file (OpenAI's TorchScript archive, a state dict, safetensors), a folder of transformers or timm, or a
+            hub id.
+        asked: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
+            heads, are set by them.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: What is there is damaged, no known image tower, or not as asked.
+    """
+    found, naming = _find(source, "vision")
+    config = _vision_config(found, naming, asked or {})
+    return VisionWeights(
+        source=found.name,
+        config=config,
+        tensors=_collect(found, naming, VisionTower, config),
+        normalisation=None if found.folder is None else normalisation(found.folder, found.settings),
+    )
+
+
+def read_text_tower(source: str, asked: Values | None = None) -> TextWeights:
+    """Reads a text tower and its tokenizer, recognised by the names of its tensors.
+
+    Args:
+        source: A folder of transformers or a hub id.
+        asked: Fields of `TextConfig` that it must have.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: What is there is damaged, no known text tower, or not as asked.
+    """
+    found, naming = _find(source, "text")
+    config = _text_config(found, naming, asked or {})
+    tokenizer = found.folder and find_tokenizer(found.folder)
+    return TextWeights(
+        source=found.name,
+        config=config,
+        tensors=_collect(found, naming, TextTower, config),
+        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+    )
+
+
+def _find(source: str, part: Literal["vision", "text"]) -> tuple[_Found, TowerNaming]:
+    found = _open(source)
+    naming = recognise(found.tensors, part)
+    if naming is None:
+        start = ", ".join(sorted(found.tensors)[:3])
+        raise ValueError(f"{found.name} holds no known {part} tower ({start}, …); expected {_EXPECTED[part]}")
+    if naming.kind == "bert":  # older files name the parameters of LayerNorms after the paper
+        found = replace(found, tensors={_modern(name): tensor for name, tensor in found.tensors.items()})
+    return found, naming
+
+
+def _open(source: str) -> _Found:
+    path = Path(source)
+    if path.is_file():
+        return _Found(source, _read_file(path), {}, None)
+    if path.is_dir():
+        folder, name = path, source
+    elif looks_like_hub_id(source):
+        folder, commit = download(source)
+        name = f"{source}@{commit}"
+    else:
+        raise FileNotFoundError(f"{source} does not exist; expected a file with weights, a folder or a hub id")
+    config = folder / "config.json"
+    return _Found(name, read_weights(folder, name), read_json(config) if config.exists() else {}, folder)
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
+    content = read_torch_archive(path)
+    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    return only_tensors(str(path), wrapped)
+
+
+def _modern(name: str) -> str:
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionConfig:
+    patches = _tensor(found, naming, "vision.patch_embedding.weight")
+    positions = _tensor(found, naming, "vision.position_embedding")
+    width, patch = patches.shape[0], patches.shape[-1]
+    clip = naming.kind in ("openai", "clip")
+    distilled = not clip and naming.find(found.tensors, "vision.distillation_embedding") is not None
+    num_patches = positions.shape[-2] - 1 - distilled
+    side = round(max(num_patches, 0) ** 0.5)
+    if side**2 != num_patches or not side:
+        raise ValueError(f"{found.name} has positions for {num_patches} patches; expected a square number")
+    told: dict[str, Any] = {
+        "patch_size": patch,
+        "hidden_size": width,
+        **_sizes(found, naming),
+        "pre_norm": clip,
+        "patch_bias": not clip,
+        "distillation_token": distilled,
+    }
+    said, usual = vision_settings(found.name, naming.kind, found.settings, width)
+    return VisionConfig(image_size=side * patch, **_settle(found.name, "vision", {**told, **said}, usual, asked))
+
+
+def _text_config(found: _Found, naming: TowerNaming, asked: Values) -> TextConfig:
+    words = _tensor(found, naming, "text.word_embedding.weight")
+    told: dict[str, Any] = {
+        "vocab_size": words.shape[0],
+        "hidden_size": words.shape[-1],
+        **_sizes(found, naming),
+        "max_positions": len(_tensor(found, naming, "text.position_embedding.weight")),
+        "type_vocab_size": len(_tensor(found, naming, "text.token_type_embedding.weight")),
+    }
+    told |= text_settings(found.name, found.settings)
+    return TextConfig(**_settle(found.name, "text", told, {}, asked))
+
+
+def _sizes(found: _Found, naming: TowerNaming) -> dict[str, int]:
+    depth = 0
+    while naming.find(found.tensors, f"{naming.part}.layers.{depth}.mlp.up.weight") is not None:
+        depth += 1
+    return {
+        "num_layers": depth,
+        "intermediate_size": len(_tensor(found, naming, f"{naming.part}.layers.0.mlp.up.weight")),
+    }
+
+
+def _tensor(found: _Found, naming: TowerNaming, name: str) -> Tensor:
+    tensor = naming.find(found.tensors, name)
+    if tensor is None:
+        raise ValueError(f"{found.name} lacks tensors: {naming.table([name])[name].names[0]}")
+    return tensor
+
+
+def _settle(source: str, part: str, told: Values, usual: Values, asked: Values) -> dict[str, Any]:
+    """Joins what tensors and config tell, what is usual where they are silent, and what is asked for."""
+    wrong = [
+        f"model.{part}.{name} {value!r} (it has {told[name]!r})"
+        for name, value in asked.items()
+        if name in told and told[name] != value
+    ]
+    if wrong:
+        raise ValueError(f"{source} is not as asked: {', '.join(wrong)}; leave them out, or start from other weights")
+    values = {**usual, **asked, **told}
+    if "num_heads" not in values:
+        raise ValueError(
+            f"{source} does not tell its number of heads, and its width of {told['hidden_size']} is of no published "
+            f"tower; set model.{part}.num_heads"
+        )
+    return values
+
+
+def _collect(
+    found: _Found, naming: TowerNaming, build: type[nn.Module], config: VisionConfig | TextConfig
+) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        parameters = build(config).state_dict()
+    shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in parameters.items()}
+    table = naming.table(shapes)
+    dropped = check_sources(found.name, shapes, found.tensors, table, naming.droppable)
+    if dropped:
+        logger.info("%s: not used: %s", found.name, ", ".join(dropped))
+    return gather(table, found.tensors, torch.float32)

