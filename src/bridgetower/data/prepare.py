@@ -14,6 +14,7 @@ from bridgetower.data.info import INFO_FILE, DatasetInfo, read_info, write_info
 from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
 from bridgetower.data.sources import read_rows
 from bridgetower.data.splits import parquet_path
+from bridgetower.data.vocabulary import write_vocabulary
 
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect}
 
@@ -129,6 +130,8 @@ def _write(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
         )
         for split, records in collection.splits.items()
     }
+    if collection.vocabulary:
+        write_vocabulary(out, collection.vocabulary)
     info = replace(collection.info, splits=splits)
     write_info(out, info)
     return info

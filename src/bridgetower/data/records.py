@@ -172,11 +172,13 @@ class Collection:
         info: What it is, without the splits' files.
         splits: Records of each split.
         columns: `datasets` feature of each further column.
+        vocabulary: For questions, the answers to choose from.
     """
 
     info: DatasetInfo
     splits: Mapping[str, Iterable[PictureRecord]]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: Sequence[str] = ()
 
 
 def write_split(
