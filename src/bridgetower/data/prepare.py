@@ -1,4 +1,4 @@
-"""Prepares dataset folders: the emoji and flag sets from installed packages, and a user's own pictures."""
+"""Prepares dataset folders: emoji and flags from installed packages, generated scenes, a user's own pictures."""
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
@@ -8,21 +8,23 @@ from typing import Literal, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from bridgetower.data import emoji, flags, pairs
+from bridgetower.data import emoji, flag_questions, flags, pairs
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.info import INFO_FILE, DatasetInfo, read_info, write_info
 from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
+from bridgetower.data.scenes.collect import collect as collect_scenes
+from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
 from bridgetower.data.splits import parquet_path
 from bridgetower.data.vocabulary import write_vocabulary
 
-_COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect}
+_COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
 
 T = TypeVar("T")
 
 
 def prepare(
-    name: Literal["emoji", "flags"],
+    name: Literal["emoji", "flags", "flag-questions"],
     out: Path,
     *,
     seed: int = 0,
@@ -30,7 +32,7 @@ def prepare(
     num_validation: int | None = None,
     progress: bool = True,
 ) -> DatasetInfo:
-    """Writes the emoji or the flag set to the folder `out`; a complete one with the same settings is left as it is.
+    """Writes a set of installed packages to the folder `out`; a complete one with the same settings is left as it is.
 
     Args:
         name: Which set.
@@ -48,9 +50,7 @@ def prepare(
         raise ValueError(f"no set called {name!r}; sets are {', '.join(_COLLECTORS)}")
     counts = {"num_test": num_test, "num_validation": num_validation}
     collection = _COLLECTORS[name](seed=seed, **{key: value for key, value in counts.items() if value is not None})
-    info = collection.info
-    finished = _finished(Path(out), info.name, seed, info.sources, info.settings)
-    return finished or _write(Path(out), collection, progress)
+    return _write_unless_finished(Path(out), collection, progress)
 
 
 def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *, progress: bool = True) -> DatasetInfo:
@@ -81,6 +81,25 @@ def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *,
         read, num_workers=config.num_workers, progress=lambda names: _shown(names, "checking pictures", progress)
     )
     return _write(out, pairs.collect(read, broken, config), progress)
+
+
+def prepare_scenes(out: Path, config: ScenesConfig | None = None, *, progress: bool = True) -> DatasetInfo:
+    """Writes generated scenes to the folder `out`; a complete one with the same settings is left as it is.
+
+    Args:
+        out: Dataset folder.
+        config: Which scenes.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Raises:
+        ValueError: If `out` holds something else.
+    """
+    return _write_unless_finished(Path(out), collect_scenes(config or ScenesConfig()), progress)
+
+
+def _write_unless_finished(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
+    info = collection.info
+    return _finished(out, info.name, info.seed, info.sources, info.settings) or _write(out, collection, progress)
 
 
 def _finished(

@@ -10,7 +10,7 @@ from bridgetower.data.scenes.scene import RELATIONS, Level, Noun, Relation, Scen
 TOPICS = ("exists", "colour", "count", "relation")
 
 _YES_NO = ("no", "yes")
-_HIGHEST_COUNT = 4
+HIGHEST_COUNT = 4
 
 
 def draw_question(topic: str, generator: random.Random, level: Level) -> Asked[Scene]:
@@ -84,7 +84,7 @@ def _count(generator: random.Random, level: Level) -> Asked[Scene]:
     return Asked(
         topic="count",
         text=f"how many {noun.plural} are there?",
-        answers=tuple(str(number) for number in range(_HIGHEST_COUNT + 1)),
+        answers=tuple(str(number) for number in range(HIGHEST_COUNT + 1)),
         nouns=(noun,),
         answer=lambda scene: str(len(scene.all(noun))),
     )

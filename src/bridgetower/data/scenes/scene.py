@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-LevelName = Literal["easy", "medium", "hard"]
+from bridgetower.data.scenes.config import LevelName
+
 Relation = Literal["left of", "right of", "above", "below"]
 
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
