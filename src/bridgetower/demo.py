@@ -23,6 +23,7 @@ from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
 from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
@@ -143,6 +144,7 @@ def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:
 
 def _test_figures(predictor: Predictor, config: RunConfig, folder: Path) -> dict[str, float]:
     images = _images(predictor, folder)
+    assert isinstance(config.task, PretrainingConfig)  # as in `RECIPE_OF`
     words = evaluate_masked_words(predictor.model, images, config.task.masking)
     return evaluate_retrieval(predictor.model, images, config.evaluation).figures() | words
 

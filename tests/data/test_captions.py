@@ -1,24 +1,22 @@
-"""Batches as pure functions of their key, and the order in which keys come."""
+"""Captions as batches: pure functions of their key."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import BatchKey, CaptionImages, CaptionPairs, StepSampler, derive_seed
+from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.prepare import prepare_pairs
 from bridgetower.data.records import Record, write_split
+from bridgetower.data.sampling import BatchKey, StepSampler
 from bridgetower.processor import Processor
 
 
@@ -36,11 +34,6 @@ def load(tiny_dataset: Path, tiny_processor: Processor) -> Any:
 def equal(first: CaptionBatch, second: CaptionBatch) -> bool:
     pairs = [(getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)]
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
-
-
-def keys(num_pairs: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
-    options = {"batch_size": 4, "micro_batches": 1, "seed": 0} | values
-    return list(StepSampler(num_pairs, steps=steps, **options))  # type: ignore[arg-type]
 
 
 class TestImages:
@@ -125,7 +118,7 @@ class TestPairs:
         torch.manual_seed(99)
         assert equal(pairs[key], first)
         assert equal(load(**options)[key], first)
-        assert not equal(pairs[BatchKey(key.pairs, 18)], first)
+        assert not equal(pairs[BatchKey(key.examples, 18)], first)
         assert not equal(pairs[BatchKey((3, 0, 11, 4), 17)], first)
 
     def test_content(self, load: Any) -> None:
@@ -167,7 +160,7 @@ class TestPairs:
             pairs = load()
             pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
             table, special, count = pairs.images.processor.continues_word, pairs.images.processor.special_ids, 0
-            for key in keys(len(pairs), range(3)):
+            for key in StepSampler(len(pairs), batch_size=4, micro_batches=1, steps=range(3), seed=0):
                 batch = pairs[key]
                 hidden = batch.mlm_labels >= 0
                 after_special = torch.isin(batch.input_ids[:, :-1], torch.tensor(list(special)))
@@ -185,67 +178,6 @@ class TestPairs:
         assert moved is not batch
 
 
-class TestSampler:
-    @given(
-        num_pairs=st.integers(4, 60), parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]), seed=st.integers(0, 99)
-    )
-    def test_an_epoch_covers_each_pair_once(self, num_pairs: int, parts: tuple[int, int], seed: int) -> None:
-        world_size, micro_batches = parts
-        options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
-        epoch = num_pairs // 4
-        for steps in (range(epoch), range(epoch, 2 * epoch)):
-            seen = [
-                pair
-                for rank in range(world_size)
-                for key in keys(num_pairs, steps, rank=rank, **options)
-                for pair in key.pairs
-            ]
-            assert len(seen) == len(set(seen)) == 4 * epoch
-            assert set(seen) <= set(range(num_pairs))
-
-    def test_epochs_and_seeds_differ(self) -> None:
-        first, second, other = keys(16), keys(16, range(4, 8)), keys(16, seed=1)
-        assert len({tuple(key.pairs for key in part) for part in (first, second, other)}) == 3
-        assert len({key.seed for part in (first, second, other) for key in part}) == 12
-
-    def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self) -> None:
-        whole = keys(30, range(15), batch_size=8)
-        shared = [keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)]
-        for step, key in enumerate(whole):
-            parts = [shared[rank][2 * step + micro].pairs for rank in range(2) for micro in range(2)]
-            assert key.pairs == tuple(pair for part in parts for pair in part)
-        assert len({key.seed for part in shared for key in part}) == 60
-
-    def test_continues_in_the_middle_of_an_epoch(self) -> None:
-        assert keys(14, range(5, 9)) == keys(14, range(9))[5:]
-
-    def test_length(self) -> None:
-        sampler = StepSampler(30, batch_size=8, micro_batches=2, steps=range(3, 10), seed=0)
-        assert len(sampler) == len(list(sampler)) == 14
-        assert sampler.steps_per_epoch == 3
-
-    def test_some_steps_come_twice_as_a_whole(self) -> None:
-        once = keys(30, range(3), batch_size=8, micro_batches=2)
-        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
-        assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
-        assert len(StepSampler(30, steps=range(3), seed=0, **options)) == 8
-
-    @pytest.mark.parametrize(
-        ("values", "message"),
-        [
-            ({"batch_size": 15}, "14 pairs are fewer than one batch of 15; lower batch_size"),
-            (
-                {"micro_batches": 3},
-                "batch_size 4 does not split into 1 processes x 3 micro-batches; use a multiple of 3",
-            ),
-            ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
-        ],
-    )
-    def test_errors(self, values: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            keys(14, **values)
-
-
 class TestWorkers:
     def test_equal_batches_with_any_number_of_workers(self, load: Any) -> None:
         pairs = load(captions="one", augmentation="affine", cache=True)
@@ -256,17 +188,6 @@ class TestWorkers:
             batches.append(list(DataLoader(pairs, sampler=sampler, batch_size=None, num_workers=workers)))
         assert len(batches[0]) == 8
         assert all(equal(first, second) for first, second in zip(*batches, strict=True))
-
-
-class TestSeeds:
-    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True))
-    def test_distinct_parts_give_distinct_seeds(self, parts: list[tuple[int, int]]) -> None:
-        seeds = [derive_seed(*part) for part in parts]
-        assert len(set(seeds)) == len(parts)
-        assert all(0 <= seed < 2**63 for seed in seeds)
-
-    def test_is_the_same_on_every_machine(self) -> None:
-        assert derive_seed(0, "epoch", 3) == 2196801750301329207
 
 
 def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_processor: Processor) -> None:

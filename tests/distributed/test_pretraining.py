@@ -15,10 +15,11 @@ import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionImages, StepSampler
+from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
 from bridgetower.data.records import Record, write_split
+from bridgetower.data.sampling import StepSampler
 from bridgetower.data.splits import read_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
@@ -157,7 +158,7 @@ def sample() -> list[tuple[int, ...]]:
     sampler = StepSampler(
         27, batch_size=8, micro_batches=2, steps=range(6), seed=3, rank=rank(), world_size=world_size()
     )
-    return [key.pairs for key in sampler]
+    return [key.examples for key in sampler]
 
 
 def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
@@ -333,7 +334,7 @@ def test_logged_figures_are_means_over_the_processes(processes: list[Result]) ->
 
 
 def test_batches_of_the_processes_are_that_of_one(processes: list[Result]) -> None:
-    alone = [key.pairs for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)]
+    alone = [key.examples for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)]
     first, second = (process["samples"] for process in processes)
     for number, pairs in enumerate(alone):
         micro = slice(2 * number, 2 * number + 2)

@@ -14,8 +14,9 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
-from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
 
 DROPPED = -100.0
@@ -151,6 +152,46 @@ class TestMemory:
         assert blocks.itm is not None
         torch.testing.assert_close(blocks.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
         assert evaluate_matching(tiny_model, images, small) == accuracy
+
+
+class TestAllPairs:
+    def test_matching_logits_rank_as_two_stages_with_all_candidates(
+        self, tiny_model: BridgeTower, images: CaptionImages
+    ) -> None:
+        for fold_size in (None, 3):
+            config = RetrievalConfig(candidates=100, fold_size=fold_size)
+            expected = evaluate_retrieval(tiny_model, images, config)
+            found = evaluate_all_pairs(tiny_model, images, replace(config, candidates=1, batch_size=5))
+            assert found["rsum"] == pytest.approx(expected.figures()["two_stage_rsum"])
+            assert found["chance_rsum"] == pytest.approx(expected.chance.rsum)
+            assert found["one_stage_text_to_image_r1"] == pytest.approx(
+                expected.figures()["two_stage_text_to_image_r1"]
+            )
+
+    def test_the_ranking_head_goes_first(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        by_match = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        head = tiny_model.itm_head
+        assert head is not None
+        tiny_model.rank_head = RankHead(8)
+        for kind in ("weight", "bias"):
+            both = getattr(head.fc, kind)
+            getattr(tiny_model.rank_head.fc, kind).data.copy_(both[1:])
+        scores = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        assert scores == by_match  # it is the same number
+        tiny_model.rank_head.fc.weight.data.neg_()
+        turned = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        assert turned != by_match
+        tiny_model.itm_head = tiny_model.itc_head = None
+        assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned
+
+    def test_neither_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        tiny_model.itm_head = None
+        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
+            evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+
+    def test_unequal_folds(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        with pytest.raises(ValueError, match="9 images do not split into folds of 4"):
+            evaluate_all_pairs(tiny_model, images, RetrievalConfig(fold_size=4))
 
 
 class TestFolds:

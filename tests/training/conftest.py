@@ -50,15 +50,15 @@ def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 act()
                 raise StoppedError
 
-        original = run_module.PretrainingTask
+        original = run_module.plan
 
-        def build(*arguments: Any) -> Any:
-            task = original(*arguments)
-            task.register_forward_pre_hook(fail)
-            return task
+        def plan(*arguments: Any) -> Any:
+            work = original(*arguments)
+            work.task.register_forward_pre_hook(fail)
+            return work
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "PretrainingTask", build)
+            patch.setattr(run_module, "plan", plan)
             with pytest.raises(StoppedError):
                 train(config, out, progress=False)
 
@@ -95,7 +95,7 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]
             config=config,
             task=task(model),
             model=model,
-            pairs=pairs,
+            examples=pairs,
             digests={"train.parquet": "12ab"},
             evaluate=evaluate,
             save=save,

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import tyro
 
+from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, meter
-from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
 
@@ -22,6 +23,7 @@ PUBLISHED = {
     "pretrain-large": (1e-5, 4096, 100_000, None, 0.1, 0.01, 5, 5, 294, 50),
     "retrieval-flickr30k": (5e-6, 512, None, 20, 0.05, 0.01, 5, 5, 384, 40),
     "retrieval-coco": (4.5e-6, 256, None, 30, 0.1, 0.01, 5, 5, 384, 40),
+    "retrieval-flickr30k-ranking": (1.1e-5, 2048, None, 20, 0.1, 0.01, 5, 5, 384, 40),
 }
 
 
@@ -72,16 +74,27 @@ class TestObjectives:
             assert RECIPES[name].model.heads.itc == "tower"
             assert RECIPES[name].evaluate_every > 0
 
-    def test_pictures_are_squashed_for_retrieval_only(self) -> None:
-        """The official `blip` transform of the fine-tuning scripts; pre-training crops, which is the default."""
+    def test_ranking(self) -> None:
+        run = RECIPES["retrieval-flickr30k-ranking"]
+        assert run.task == RankingConfig(false_texts=15, itm=1.0)
+        assert run.model.heads == HeadsConfig(mlm=False, itm=True, rank=True)
+
+    def test_pictures_are_squashed_in_fine_tuning_only(self) -> None:
+        """The official `blip` transforms of the fine-tuning scripts; pre-training crops, which is the default."""
         profiles = {name: recipe.data.profile for name, recipe in RECIPES.items()}
         squashed = {name for name, profile in profiles.items() if profile == "official-finetune"}
-        assert squashed == set(FINE_TUNING) == {"retrieval-flickr30k", "retrieval-coco"}
+        assert squashed == set(FINE_TUNING)
         assert all(profile is None for name, profile in profiles.items() if name not in squashed)
+
+    def test_views_of_training_pictures(self) -> None:
+        for name in PUBLISHED:
+            data = RECIPES[name].data
+            views = (data.random_crop, data.flip, data.rand_augment, data.rand_magnitude, data.augmentation)
+            colour = (0.5, True, "colour", 7, "none")
+            assert views == (colour if name in FINE_TUNING else (None, False, "none", 0, "none")), name
 
     def test_what_a_source_leaves_out_is_said(self) -> None:
         for name in PUBLISHED:
-            assert "augmentation" in RECIPES[name].source
             assert "init" in RECIPES[name].source
 
     def test_the_baseline_differs_in_the_model_only(self) -> None:
@@ -105,7 +118,8 @@ class TestEveryRecipe:
         heads = RECIPES[name].model.heads
         itc = heads.itc is not None
         possible = {"rsum": itc, "itc_rsum": itc, "two_stage_rsum": itc and heads.itm, "itm_accuracy": heads.itm}
-        assert possible[RECIPES[name].select_by]
+        if isinstance(RECIPES[name].task, PretrainingConfig):
+            assert possible[RECIPES[name].select_by]
 
 
 class TestRunConfig:
@@ -133,6 +147,17 @@ class TestRunConfig:
         values["task"]["phases"][1]["mlmm"] = 1
         with pytest.raises(ValueError, match=r"unknown fields \['mlmm'\]"):
             RunConfig.from_dict(values)
+
+    @pytest.mark.parametrize("kind", ["painting", None])
+    def test_unknown_task(self, kind: str | None) -> None:
+        values = RECIPES["pretrain-base"].to_dict()
+        values["task"]["kind"] = kind
+        with pytest.raises(ValueError, match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank"):
+            RunConfig.from_dict(values)
+
+    def test_a_figure_of_another_task(self) -> None:
+        with pytest.raises(ValueError, match=r"'itm_accuracy', which the evaluation of ranking does not give; .*rsum"):
+            RunConfig(max_steps=1, task=RankingConfig(), select_by="itm_accuracy")
 
     @pytest.mark.parametrize("lengths", [{}, {"max_steps": 5, "max_epochs": 1}])
     def test_both_or_none_of_the_lengths(self, lengths: dict[str, int]) -> None:
@@ -185,7 +210,7 @@ class TestRunConfig:
             tyro.cli(RunConfig, args=[*options, f"--{name}", "mine"], default=RECIPES["pretrain-nano"])
         assert f"--{name}" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, PretrainingConfig, Phase])
+    @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, PretrainingConfig, RankingConfig, Phase])
     def test_every_field_has_an_entry_of_its_own(self, config: type[Any]) -> None:
         """The command's help shows an entry only for the one name before its colon."""
         entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)

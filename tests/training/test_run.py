@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-import bridgetower.training.run as run_module
+import bridgetower.training.work as work_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
@@ -134,7 +134,7 @@ class TestCheckpointedActivations:
             model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
             return PretrainingTask(model, task)
 
-        monkeypatch.setattr(run_module, "PretrainingTask", build)
+        monkeypatch.setattr(work_module, "PretrainingTask", build)
         changed = replace(config, checkpoint_activations=("fusion",))
         assert train(changed, tmp_path / "run", progress=False) == finished[1]
         assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
@@ -266,7 +266,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"batch_size": 400}, "pairs are fewer than one batch of 400; lower batch_size"),
+            ({"batch_size": 400}, "examples are fewer than one batch of 400; lower batch_size"),
             ({"micro_batch_size": 3}, "does not split into 1 processes x 3 micro-batches"),
             ({"image_size": 25}, "not a multiple of the patch size 10"),
         ],

@@ -14,7 +14,7 @@ from bridgetower.files import write_text
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
 
-_STAGES = {"itc": "contrastive", "two_stage": "after matching", "chance": "chance"}
+_STAGES = {"itc": "contrastive", "two_stage": "after matching", "one_stage": "all pairs", "chance": "chance"}
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 

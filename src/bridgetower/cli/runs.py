@@ -78,7 +78,7 @@ def evaluate(
     """Measure a model on a prepared data set.
 
     Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside: a table on a
-    terminal, JSON elsewhere.
+    terminal, JSON elsewhere. A model without contrastive head has one stage: the fusion encoder scores every pair.
 
     Example: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
 
@@ -95,13 +95,16 @@ def evaluate(
     import torch
 
     from bridgetower.data.captions import CaptionImages
-    from bridgetower.evaluation.retrieval import evaluate_retrieval
+    from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
     from bridgetower.files import write_json
 
     predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
     images = CaptionImages(DataConfig(folders=tuple(map(str, data))), split, predictor.processor)
     with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
-        figures = evaluate_retrieval(predictor.model, images, options).figures()
+        if predictor.model.itc_head is None:
+            figures = evaluate_all_pairs(predictor.model, images, options)
+        else:
+            figures = evaluate_retrieval(predictor.model, images, options).figures()
     settings = {name: value for name, value in vars(options).items() if name not in ("batch_size", "memory_gib")}
     about = {"benchmark": benchmark, "model": predictor.source, "data": [str(folder) for folder in data]}
     report = about | {"split": split} | settings | figures

@@ -1,34 +1,25 @@
-"""Images with captions as training batches: every batch is a pure function of the seed and its number."""
+"""Images with captions as training batches."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bridgetower.data.augmentation import augment, drop_words
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.info import split_digests
 from bridgetower.data.masking import mask_tokens
+from bridgetower.data.sampling import BatchKey
 from bridgetower.data.splits import read_split
 from bridgetower.data.views import random_view
 from bridgetower.processor import Processor
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """Names one micro-batch: the pairs in it and the seed of its draws."""
-
-    pairs: tuple[int, ...]
-    seed: int
 
 
 class CaptionImages:
@@ -122,13 +113,30 @@ class CaptionImages:
         index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
 
+    def pairs(self) -> list[tuple[int, int | None]]:
+        """Lists (image, caption number) pairs to train on; the number is None where a caption is drawn each time."""
+        repeats = self.config.repeats or (1,) * len(self.config.folders)
+        pairs: list[tuple[int, int | None]] = []
+        for image, (folder, _) in enumerate(self.rows):
+            count = len(self.captions[image])
+            numbers: Sequence[int | None] = range(count) if self.config.captions == "all" else [None]
+            pairs += [(image, number) for number in numbers] * repeats[folder]
+        return pairs
+
+    def caption(self, image: int, number: int | None, generator: torch.Generator) -> str:
+        """Returns a caption of a picture, or a drawn one, with words dropped as the config says."""
+        captions = self.captions[image]
+        if number is None:
+            number = int(torch.randint(len(captions), (), generator=generator))
+        return drop_words(captions[number], self.config.word_dropout, generator)
+
 
 class CaptionPairs(Dataset[CaptionBatch]):
     """(image, caption) pairs for training, addressed by batch."""
 
     def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
         self.images, self.masking, self.config = images, masking, images.config
-        self.pairs = self._enumerate()
+        self.pairs = images.pairs()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -140,9 +148,9 @@ class CaptionPairs(Dataset[CaptionBatch]):
             ValueError: A picture cannot be decoded; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
-        chosen = [self.pairs[pair] for pair in key.pairs]
+        chosen = [self.pairs[pair] for pair in key.examples]
         processor = self.images.processor
-        captions = [self._caption(image, number, generator) for image, number in chosen]
+        captions = [self.images.caption(image, number, generator) for image, number in chosen]
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,
@@ -163,94 +171,3 @@ class CaptionPairs(Dataset[CaptionBatch]):
             ids=tuple(self.images.image_ids[image] for image, _ in chosen),
             seed=key.seed,
         )
-
-    def _enumerate(self) -> list[tuple[int, int | None]]:
-        """Lists (image, caption number) pairs; the number is None where a caption is drawn each time."""
-        repeats = self.config.repeats or (1,) * len(self.config.folders)
-        pairs: list[tuple[int, int | None]] = []
-        for image, (folder, _) in enumerate(self.images.rows):
-            count = len(self.images.captions[image])
-            numbers: Iterable[int | None] = range(count) if self.config.captions == "all" else [None]
-            pairs += [(image, number) for number in numbers] * repeats[folder]
-        return pairs
-
-    def _caption(self, image: int, number: int | None, generator: torch.Generator) -> str:
-        captions = self.images.captions[image]
-        if number is None:
-            number = int(torch.randint(len(captions), (), generator=generator))
-        return drop_words(captions[number], self.config.word_dropout, generator)
-
-
-class StepSampler(Sampler[BatchKey]):
-    """The micro-batches of one rank from a given step on, in an order that only the seed decides.
-
-    Each epoch is a fresh permutation, cut into global batches; ranks and micro-batches take consecutive parts, so the
-    batches of an optimiser step hold the same pairs for any number of ranks. What does not fill a batch is left out.
-    """
-
-    def __init__(
-        self,
-        num_pairs: int,
-        *,
-        batch_size: int,
-        micro_batches: int,
-        steps: range,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        passes: Callable[[int], int] = lambda step: 1,
-    ) -> None:
-        """Plans the steps.
-
-        Args:
-            num_pairs: In an epoch.
-            batch_size: Pairs of a step, over all ranks and micro-batches.
-            micro_batches: Of each rank in a step.
-            steps: Which ones.
-            seed: Of the order, and of what is drawn for each micro-batch.
-            rank, world_size: Of this process, and how many there are.
-            passes: How often the micro-batches of a step come, one whole pass after the other.
-
-        Raises:
-            ValueError: There are fewer pairs than one batch, or the batch does not split evenly.
-        """
-        parts = world_size * micro_batches
-        if num_pairs < batch_size:
-            raise ValueError(f"{num_pairs} pairs are fewer than one batch of {batch_size}; lower batch_size")
-        if batch_size % parts:
-            raise ValueError(
-                f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
-                f"use a multiple of {parts}"
-            )
-        self.num_pairs, self.batch_size, self.steps, self.seed = num_pairs, batch_size, steps, seed
-        self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
-        self.passes = passes
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
-        return self.num_pairs // self.batch_size
-
-    def __len__(self) -> int:
-        return sum(self.passes(step) for step in self.steps) * self.micro_batches
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        epoch, order = -1, torch.empty(0)
-        for step in self.steps:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = torch.randperm(self.num_pairs, generator=_generator(self.seed, "epoch", epoch))
-            start = step % self.steps_per_epoch * self.batch_size + self.rank * self.part * self.micro_batches
-            for micro in list(range(self.micro_batches)) * self.passes(step):
-                pairs = order[start + micro * self.part : start + (micro + 1) * self.part]
-                yield BatchKey(tuple(pairs.tolist()), derive_seed(self.seed, step, self.rank, micro))
-
-
-def derive_seed(*parts: object) -> int:
-    """Returns an independent 63-bit seed for each distinct combination of `parts`."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def _generator(*parts: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -9,9 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import BatchKey, CaptionImages, CaptionPairs, derive_seed
+from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.masking import IGNORED
+from bridgetower.data.sampling import BatchKey, derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.losses import mlm_loss
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,14 +53,7 @@ class RetrievalResult:
 
     def figures(self) -> dict[str, float]:
         """Flat figures: `itc_…` and `two_stage_…` recalls, `chance_…`, `itm_accuracy`, and the final stage's `rsum`."""
-        stages = {"itc": self.itc_recalls, "two_stage": self.two_stage_recalls, "chance": self.chance}
-        figures = {
-            f"{stage}_{name}": value
-            for stage, recalls in stages.items()
-            if recalls is not None
-            for name, value in recalls.to_dict().items()
-            if not name.startswith("num_")
-        }
+        figures = _flat({"itc": self.itc_recalls, "two_stage": self.two_stage_recalls, "chance": self.chance})
         if self.itm_accuracy is not None:
             figures["itm_accuracy"] = self.itm_accuracy
         return figures | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
@@ -77,8 +70,7 @@ def evaluate_retrieval(
     Raises:
         ValueError: The model has no contrastive head, a picture cannot be decoded, or the folds are not equal.
     """
-    if config.fold_size is not None and len(images) % config.fold_size:
-        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
+    _check_folds(images, config)
     model.contrastive_head()
     texts, text_image_index = images.texts(config.max_captions)
     image, text = _encoders(model, images, texts, config, device)
@@ -100,9 +92,7 @@ def evaluate_retrieval(
         text_image_index=text_image_index,
         itc_recalls=_recalls(similarity, text_image_index, config),
         two_stage_recalls=two_stage,
-        chance=chance_recalls(text_image_index, len(images))
-        if config.fold_size is None
-        else _recalls(torch.zeros_like(similarity), text_image_index, config),  # tied items count by chance
+        chance=_chance(text_image_index, len(images), config),
         itm_accuracy=accuracy,
         protocol=config.protocol,
     )
@@ -127,28 +117,85 @@ def evaluate_matching(
     return _control_accuracy(logits, controls, text_image_index)
 
 
+@torch.inference_mode()
+def evaluate_all_pairs(
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
+) -> dict[str, float]:
+    """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
+
+    The score is that of the ranking head or, without one, the logit of a match. Its cost grows with images times texts.
+
+    Returns:
+        Flat figures: `one_stage_…` and `chance_…` recalls, and `rsum`.
+
+    Raises:
+        ValueError: The model has neither head, a picture cannot be decoded, or the folds are not equal.
+    """
+    _check_folds(images, config)
+    if model.rank_head is None:
+        model.matching_head()
+    head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
+    texts, text_image_index = images.texts(config.max_captions)
+    image, text = _encoders(model, images, texts, config, device)
+    size = config.fold_size or len(images)
+    wanted = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
+    scores = _pair_logits(model, image, text, wanted, config.batch_size, head)[..., 1]
+    one_stage = _recalls(scores, text_image_index, config)
+    chance = _chance(text_image_index, len(images), config)
+    return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
+
+
 def score_pairs(
-    model: BridgeTower, image: Encoded, text: Encoded, wanted: Bool[Tensor, "i t"], batch_size: int
+    model: BridgeTower,
+    image: Encoded,
+    text: Encoded,
+    wanted: Bool[Tensor, "i t"],
+    batch_size: int,
+    head: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "i t 2"]:
-    """Returns the matching logits of the wanted pairs, NaN elsewhere; encodings are shared, never recomputed."""
+    """Returns the matching logits of the wanted pairs, NaN elsewhere; encodings are shared, never recomputed.
+
+    Args:
+        model: Fuses the pairs.
+        image, text: Encodings.
+        wanted: Pairs to score.
+        batch_size: Pairs at once.
+        head: Gives the logits of a pooled output; None takes the matching head.
+    """
+    head = head or model.itm_logits
     logits = torch.full((*wanted.shape, 2), torch.nan)
     pairs = wanted.nonzero()
     for start in range(0, len(pairs), batch_size):
         rows, columns = pairs[start : start + batch_size].unbind(dim=1)
         pooled = model.fuse(image[rows.to(image.cls.device)], text[columns.to(text.cls.device)], read="pooled").pooled
-        logits[rows, columns] = model.itm_logits(pooled).float().cpu()
+        logits[rows, columns] = head(pooled).float().cpu()
+    return logits
+
+
+def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
+    """The score of the ranking head as the logit of a match, against 0."""
+
+    def logits(pooled: Tensor) -> Tensor:
+        scores = model.rank_scores(pooled)
+        return torch.stack([torch.zeros_like(scores), scores], dim=1)
+
     return logits
 
 
 def _pair_logits(
-    model: BridgeTower, image: BlockEncoder, text: BlockEncoder, wanted: Bool[Tensor, "i t"], batch_size: int
+    model: BridgeTower,
+    image: BlockEncoder,
+    text: BlockEncoder,
+    wanted: Bool[Tensor, "i t"],
+    batch_size: int,
+    head: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "i t 2"]:
     """Scores this process's images with `score_pairs`, block by block, and puts the rows of all processes together."""
     own_rows = _own_rows(len(wanted))
     own = torch.full((len(own_rows), wanted.shape[1], 2), torch.nan)
     for rows, images in image.blocks():
         for columns, texts in text.blocks():
-            own[rows, columns] = score_pairs(model, images, texts, wanted[own_rows[rows], columns], batch_size)
+            own[rows, columns] = score_pairs(model, images, texts, wanted[own_rows[rows], columns], batch_size, head)
     return gather_by_id(own_rows, own)[1]
 
 
@@ -173,6 +220,30 @@ def _recalls(
     if config.fold_size is None:
         return retrieval_recalls(scores, text_image_index, text_to_image_scores=text_to_image)
     return fold_recalls(scores, text_image_index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
+
+
+def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
+    """The recalls of each stage that there is, under flat names."""
+    return {
+        f"{stage}_{name}": value
+        for stage, recalls in stages.items()
+        if recalls is not None
+        for name, value in recalls.to_dict().items()
+        if not name.startswith("num_")
+    }
+
+
+def _chance(text_image_index: Int[Tensor, " t"], num_images: int, config: RetrievalConfig) -> RetrievalRecalls:
+    """Recalls of a random ranking."""
+    if config.fold_size is None:
+        return chance_recalls(text_image_index, num_images)
+    tied = torch.zeros(num_images, len(text_image_index))  # tied items count by chance
+    return _recalls(tied, text_image_index, config)
+
+
+def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
+    if config.fold_size is not None and len(images) % config.fold_size:
+        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
 
 
 def _own_rows(num_images: int) -> Int[Tensor, " n"]:
@@ -208,18 +279,19 @@ def _encoders(
     device: torch.device | None,
 ) -> tuple[BlockEncoder, BlockEncoder]:
     """Encoders of this process's images and of all texts; each may hold half of the memory."""
+    cls_only = model.itm_head is None and model.rank_head is None
     place, model_config, own_rows = device or next(model.parameters()).device, model.config, _own_rows(len(images))
 
     def encode_images(rows: Sequence[int]) -> Encoded:
         pixel_values = images.pixel_values(own_rows[rows].tolist()).to(place)
-        if model.itm_head is None:
+        if cls_only:
             return model.encode_image(pixel_values, read="cls")
         return model.start_image(model.encode_image(pixel_values))
 
     def encode_texts(rows: Sequence[int]) -> Encoded:
         batch = images.processor.texts([texts[row] for row in rows], truncate=True)
         mask = None if batch.attention_mask is None else batch.attention_mask.to(place)
-        if model.itm_head is None:
+        if cls_only:
             return model.encode_text(batch.input_ids.to(place), mask, read="cls")
         return model.start_text(model.encode_text(batch.input_ids.to(place), mask))
 

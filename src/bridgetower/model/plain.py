@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -13,7 +13,8 @@ T = TypeVar("T")
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float.
 
-    Fields may be dataclasses, tuples, dictionaries, literals, numbers, texts and truth values, or one of these or None.
+    Fields may be dataclasses, tuples, dictionaries, literals, numbers, texts and truth values, or one of these or None,
+    or one of several dataclasses, each of which has a field `kind` with a default of its own.
 
     Args:
         cls: The dataclass.
@@ -41,6 +42,9 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if value is None and NoneType in kinds:
         return None
+    parts = [kind for kind in kinds if is_dataclass(kind)]
+    if len(parts) > 1:
+        return _one_of(parts, value, where)
     for kind in kinds:
         origin, arguments = get_origin(kind), get_args(kind)
         if is_dataclass(kind):
@@ -56,6 +60,15 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         if origin is Literal and value in arguments:
             return value
     raise ValueError(f"{where} is {value!r}; expected {' or '.join(map(_name, kinds))}")
+
+
+def _one_of(parts: Sequence[Any], value: Any, where: str) -> Any:
+    """Builds the dataclass that the value's `kind` names."""
+    by_kind = {part.kind: part for part in parts}
+    name = value.get("kind") if isinstance(value, Mapping) else None
+    if name not in by_kind:
+        raise ValueError(f"{where}.kind is {name!r}; expected one of {', '.join(by_kind)}")
+    return from_plain(by_kind[name], value, where)
 
 
 def _fits(arguments: tuple[Any, ...], length: int) -> bool:

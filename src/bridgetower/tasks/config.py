@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import MaskingConfig
 
@@ -50,6 +52,7 @@ class PretrainingConfig:
     """MLM, ITM and ITC on captions.
 
     Attributes:
+        kind: Tells the task in a saved run; no option of the command.
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
         negatives_from: Hard negatives of this rank's micro-batch or of those of all ranks (official
@@ -57,6 +60,7 @@ class PretrainingConfig:
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
+    kind: Annotated[Literal["pretraining"], Fixed, Suppress] = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     negatives_from: NegativesFrom = "rank"
@@ -71,6 +75,11 @@ class PretrainingConfig:
             raise ValueError(
                 f"negatives_from is {self.negatives_from!r}; expected one of {', '.join(get_args(NegativesFrom))}"
             )
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
     @property
     def contrasts(self) -> list[str]:
@@ -91,10 +100,12 @@ class RankingConfig:
     """Choosing the true text of an image among false ones.
 
     Attributes:
+        kind: Tells the task in a saved run; no option of the command.
         false_texts: Random texts of other images beside the true one.
         itm: Weight of the matching loss beside it; 0 does not compute it.
     """
 
+    kind: Annotated[Literal["ranking"], Fixed, Suppress] = "ranking"
     false_texts: int = 15
     itm: float = 1.0
 
@@ -102,3 +113,12 @@ class RankingConfig:
         """Checks the number of texts and the weight."""
         if self.false_texts < 1 or self.itm < 0:
             raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("rsum", "one_stage_rsum")
+
+
+TaskConfig = PretrainingConfig | RankingConfig
+"""What a run can learn, told apart by `kind`."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from tyro.conf import Fixed, Suppress
+from tyro.conf import AvoidSubcommands, Fixed, Suppress
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import from_plain
-from bridgetower.tasks.config import PretrainingConfig
+from bridgetower.tasks.config import PretrainingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -20,7 +20,7 @@ Rule = Literal["plain", "official"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 _NotAnOption = Annotated[str, Fixed, Suppress]
-SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy"]
+SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "one_stage_rsum", "itm_accuracy", "mlm_accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class RunConfig:
     Attributes:
         recipe: Name of the recipe that the run started from; no option of the command.
         source: Where the recipe's numbers come from; no option of the command.
-        task: Objectives over the run.
+        task: What is learnt, with its objectives.
         model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
             that the run does not name are left behind.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
@@ -118,7 +118,7 @@ class RunConfig:
 
     recipe: _NotAnOption = ""
     source: _NotAnOption = ""
-    task: PretrainingConfig = field(default_factory=PretrainingConfig)
+    task: Annotated[TaskConfig, AvoidSubcommands] = field(default_factory=PretrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
     image_size: int | None = None
@@ -154,7 +154,8 @@ class RunConfig:
             raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
         if self.init is not None and self.tokenizer is not None:
             raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
-        if self.contrast_over == "step" and not any(phase.itc for phase in self.task.phases):
+        phases = self.task.phases if isinstance(self.task, PretrainingConfig) else ()
+        if self.contrast_over == "step" and not any(phase.itc for phase in phases):
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
         for part in self.checkpoint_activations:
             _check_choice("checkpoint_activations", part, Part)
@@ -162,6 +163,11 @@ class RunConfig:
         _check_choice("device", self.device, Device)
         _check_choice("contrast_over", self.contrast_over, ContrastOver)
         _check_choice("select_by", self.select_by, SelectBy)
+        if self.select_by not in self.task.figures:
+            raise ValueError(
+                f"select_by is {self.select_by!r}, which the evaluation of {self.task.kind} does not give; expected "
+                f"one of {', '.join(self.task.figures)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain nested dictionaries, ready for JSON."""

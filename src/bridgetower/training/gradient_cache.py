@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.tasks.contrast import Contrast, contrast_parts
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
@@ -20,7 +21,9 @@ def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
         progress: Share of the run that is done.
         micro_batches: Of the step, in each process.
     """
-    return config.contrast_over == "step" and micro_batches > 1 and config.task.phase(progress).itc > 0
+    if config.contrast_over != "step" or micro_batches == 1:
+        return False
+    return isinstance(config.task, PretrainingConfig) and config.task.phase(progress).itc > 0
 
 
 def contrast_of_step(

@@ -15,8 +15,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import StepSampler
+from bridgetower.data.batch import Batch
+from bridgetower.data.sampling import StepSampler
+from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
@@ -98,10 +99,10 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
     return state.figures
 
 
-def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionBatch]:
+def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[Batch]:
     config, micro_batches = parts.config, count_micro_batches(parts.config, fabric.world_size)
     sampler = StepSampler(
-        len(parts.pairs),
+        len(parts.examples),
         batch_size=config.batch_size,
         micro_batches=micro_batches,
         passes=lambda step: 2 if reads_twice(config, step / parts.max_steps, micro_batches) else 1,
@@ -112,7 +113,7 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionB
     )
     workers = config.data.num_workers
     loader: DataLoader[Any] = DataLoader(
-        parts.pairs,
+        parts.examples,  # type: ignore[arg-type]  # a Dataset in all but name
         sampler=sampler,
         batch_size=None,
         num_workers=workers,
@@ -123,7 +124,7 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[CaptionB
 
 
 def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
-    limited = config.task.contrasts
+    limited = config.task.contrasts if isinstance(config.task, PretrainingConfig) else []
     if config.contrast_over == "step":
         limited = [name for name in limited if name != "ITC"]
     if limited and count_micro_batches(config, fabric.world_size) > 1 and fabric.global_rank == 0:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import nn
 
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionPairs
+from bridgetower.data.batch import Batch
+from bridgetower.data.sampling import Examples
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
@@ -23,7 +23,7 @@ class Task(Protocol):
 
     progress: float
 
-    def __call__(self, batch: CaptionBatch) -> Losses:
+    def __call__(self, batch: Batch) -> Losses:
         """Returns the losses of a batch."""
         ...
 
@@ -36,7 +36,7 @@ class Parts:
         config: Decides the result.
         task: Model and losses.
         model: The model that the task trains.
-        pairs: What it is trained on.
+        examples: What it is trained on.
         digests: Of the files that the run reads, by path.
         evaluate: Gives the validation figures.
         save: Writes the weights as a checkpoint to a folder.
@@ -46,7 +46,7 @@ class Parts:
     config: RunConfig
     task: nn.Module
     model: BridgeTower
-    pairs: CaptionPairs
+    examples: Examples
     digests: Mapping[str, str]
     evaluate: Evaluate
     save: Callable[[Path], None]

@@ -8,7 +8,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter
-from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
 
 _PAPER_OPTIMIZER = OptimizerConfig(
@@ -17,8 +17,8 @@ _PAPER_OPTIMIZER = OptimizerConfig(
 
 PRETRAIN_BASE = RunConfig(
     recipe="pretrain-base",
-    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs; without its augmentation, "
-    "and without init the towers start from random weights",
+    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs; without init the towers "
+    "start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),)),
     model=BASE,
     optimizer=_PAPER_OPTIMIZER,
@@ -36,8 +36,7 @@ PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, mi
 PRETRAIN_BASE_ITC = replace(
     PRETRAIN_BASE,
     recipe="pretrain-base-itc",
-    source="official script: MLM + ITM + ITC with hard negatives; without its augmentation, and without init the "
-    "towers start from random weights",
+    source="official script: MLM + ITM + ITC with hard negatives; without init the towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),)),
     model=replace(BASE, heads=HeadsConfig(itc="tower")),
     select_by="rsum",
@@ -65,17 +64,27 @@ PRETRAIN_NANO = RunConfig(
 
 PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
 
+# Official `blip_randaug_wc` in training and squashed pictures in evaluation.
+COLOUR_VIEWS = DataConfig(
+    profile="official-finetune",
+    random_crop=0.5,
+    flip=True,
+    rand_augment="colour",
+    rand_magnitude=7,
+    max_length=50,
+    num_workers=4,
+)
+
 _RETRIEVAL_TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=1, itc=1, negatives="hard"),))
 
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
-    source="paper, appendix, and official script for Flickr30k: ITC + ITM, numbers and squashed pictures; without its "
-    "augmentation; give a pre-trained init",
+    source="paper, appendix, and official script for Flickr30k: ITC + ITM; give a pre-trained init",
     task=_RETRIEVAL_TASK,
     model=replace(BASE, heads=HeadsConfig(mlm=False, itc="tower")).override({"vision.image_size": 384}),
     image_size=384,
     optimizer=replace(_PAPER_OPTIMIZER, lr=5e-6, warmup=0.05),
-    data=DataConfig(profile="official-finetune", max_length=40, num_workers=4),
+    data=replace(COLOUR_VIEWS, max_length=40),
     evaluation=RetrievalConfig(candidates=128),
     batch_size=512,
     micro_batch_size=32,
@@ -87,13 +96,25 @@ RETRIEVAL_FLICKR30K = RunConfig(
 RETRIEVAL_COCO = replace(
     RETRIEVAL_FLICKR30K,
     recipe="retrieval-coco",
-    source="paper, appendix, and official script for COCO: ITC + ITM, numbers and squashed pictures; without its "
-    "augmentation; give a pre-trained init",
+    source="paper, appendix, and official script for COCO: ITC + ITM; give a pre-trained init",
     optimizer=replace(_PAPER_OPTIMIZER, lr=4.5e-6, warmup=0.1),
     evaluation=RetrievalConfig(candidates=256),
     batch_size=256,
     max_epochs=30,
     evaluate_every=10_000,
+)
+
+RETRIEVAL_FLICKR30K_RANKING = replace(
+    RETRIEVAL_FLICKR30K,
+    recipe="retrieval-flickr30k-ranking",
+    source="paper, appendix, and official script for Flickr30k: ITM alone, the true text among 15 false ones; give a "
+    "pre-trained init",
+    task=RankingConfig(false_texts=15),
+    model=replace(BASE, heads=HeadsConfig(mlm=False, rank=True)).override({"vision.image_size": 384}),
+    optimizer=replace(_PAPER_OPTIMIZER, lr=1.1e-5, warmup=0.1),
+    batch_size=2048,
+    micro_batch_size=4,
+    evaluate_every=0,
 )
 
 RECIPES = {
@@ -106,8 +127,9 @@ RECIPES = {
         PRETRAIN_NANO_METER,
         RETRIEVAL_FLICKR30K,
         RETRIEVAL_COCO,
+        RETRIEVAL_FLICKR30K_RANKING,
     )
 }
 
 # Recipes that make sense only with a pre-trained `init`.
-FINE_TUNING = (RETRIEVAL_FLICKR30K.recipe, RETRIEVAL_COCO.recipe)
+FINE_TUNING = (RETRIEVAL_FLICKR30K.recipe, RETRIEVAL_COCO.recipe, RETRIEVAL_FLICKR30K_RANKING.recipe)

@@ -1,4 +1,4 @@
-"""From a run config to a trained model: builds data, task and evaluation, and hands them to the loop."""
+"""From a run config to a trained model: guards the folder, starts or continues the loop, writes checkpoints."""
 
 from __future__ import annotations
 
@@ -7,33 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
-from bridgetower.data.captions import CaptionImages, CaptionPairs
-from bridgetower.evaluation.masked_words import evaluate_masked_words
-from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
 from bridgetower.training.parts import Parts
 from bridgetower.training.start import differences, starting_checkpoint
 from bridgetower.training.state import FILE as STATE
+from bridgetower.training.work import plan
 
 CONFIG = "run.json"
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
     *("config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
-}
-
-# The heads that the figures of `RunConfig.select_by` come from.
-_HEADS_OF = {
-    "rsum": ("itc",),
-    "itc_rsum": ("itc",),
-    "two_stage_rsum": ("itc", "itm"),
-    "itm_accuracy": ("itm",),
-    "mlm_accuracy": ("mlm",),
 }
 
 
@@ -141,19 +129,7 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Parts:
     processor = checkpoint.processor
     assert processor is not None  # starting_checkpoint refused it
-    data = config.data
-    train_pairs = CaptionPairs(CaptionImages(data, data.train_split, processor), config.task.masking)
-    # What is evaluated is neither repeated nor cut.
-    held_out = CaptionImages(data.as_evaluated(), data.validation_split, processor)
-    _check_selection(config, model)
-
-    def evaluate() -> dict[str, float]:
-        figures = evaluate_masked_words(model, held_out, config.task.masking) if model.mlm_head else {}
-        if model.itc_head:
-            figures |= evaluate_retrieval(model, held_out, config.evaluation).figures()
-        elif model.itm_head:
-            figures["itm_accuracy"] = evaluate_matching(model, held_out, config.evaluation)
-        return figures
+    work = plan(config, model, processor)
 
     def save(folder: Path) -> None:
         tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
@@ -165,32 +141,17 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Par
             (folder / name).unlink(missing_ok=True)
         write_checkpoint(current, folder)
 
-    max_steps = config.max_steps or (config.max_epochs or 0) * (len(train_pairs) // config.batch_size)
+    max_steps = config.max_steps or (config.max_epochs or 0) * (len(work.examples) // config.batch_size)
     return Parts(
         config=config,
-        task=PretrainingTask(model, config.task),
+        task=work.task,
         model=model,
-        pairs=train_pairs,
-        digests=train_pairs.images.digests() | held_out.digests(),
-        evaluate=evaluate,
+        examples=work.examples,
+        digests=work.digests,
+        evaluate=work.evaluate,
         save=save,
         max_steps=max_steps,
     )
-
-
-def _check_selection(config: RunConfig, model: BridgeTower) -> None:
-    """Raises before training starts if the evaluation cannot give the figure that selects the best checkpoint."""
-    missing = [head for head in _HEADS_OF[config.select_by] if getattr(model, f"{head}_head") is None]
-    if missing:
-        possible = [
-            figure
-            for figure, heads in _HEADS_OF.items()
-            if all(getattr(model, f"{head}_head") is not None for head in heads)
-        ]
-        raise ValueError(
-            f"select_by is {config.select_by!r}, but the model has no {' and no '.join(missing)} head; "
-            f"use one of {', '.join(possible)}"
-        )
 
 
 __all__ = ["CONFIG", "STATE", "read_run", "train"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.data.captions import CaptionImages, derive_seed
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.sampling import derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.init import init_weights

@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import derive_seed
+from bridgetower.data.batch import Batch
+from bridgetower.data.sampling import derive_seed
 from bridgetower.tasks.contrast import Contrast
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
@@ -28,7 +28,7 @@ def count_micro_batches(config: RunConfig, world_size: int) -> int:
 
 
 def run_step(
-    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[CaptionBatch], step: int
+    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[Batch], step: int
 ) -> dict[str, Tensor]:
     """Runs a step, counted from 0, over its micro-batches; returns their mean losses and figures.
 
@@ -65,7 +65,7 @@ def run_step(
     return means
 
 
-def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[CaptionBatch], step: int, count: int) -> list[Contrast]:
+def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
     """ITC over the whole step, for each of its micro-batches; nothing where each compares its own pairs."""
     task: Any = parts.task
     if not reads_twice(parts.config, task.progress, count):
@@ -96,7 +96,7 @@ def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
         )
 
 
-def _check_finite(losses: Losses, batch: CaptionBatch, step: int) -> None:
+def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
     if not torch.isfinite(losses.total):
         values = {name: value.item() for name, value in losses.parts.items()}
         raise FloatingPointError(

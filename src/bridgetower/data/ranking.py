@@ -1,0 +1,65 @@
+"""Images with one true and several false captions as training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from bridgetower.data.batch import RankingBatch
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.sampling import BatchKey
+
+
+class RankingPairs(Dataset[RankingBatch]):
+    """(image, true caption) pairs with false captions of other images, addressed by batch.
+
+    Official: a false caption is any of the set, now and then one of the image's own; here: never one of its own.
+    """
+
+    def __init__(self, images: CaptionImages, false_texts: int) -> None:
+        """Lists the pairs.
+
+        Args:
+            images: Their captions are the true and the false ones.
+            false_texts: False captions of each pair.
+
+        Raises:
+            ValueError: There is one image only, so that there are no false captions.
+        """
+        if len(images) < 2:
+            raise ValueError(f"split {images.split!r} has {len(images)} image; expected at least 2 for false captions")
+        self.images, self.false_texts = images, false_texts
+        self._pairs = images.pairs()
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, key: BatchKey) -> RankingBatch:
+        """Builds the batch that `key` names.
+
+        Raises:
+            ValueError: A picture cannot be decoded; its id is named.
+        """
+        generator = torch.Generator().manual_seed(key.seed)
+        chosen = [self._pairs[pair] for pair in key.examples]
+        texts = [text for pair in chosen for text in self._texts(*pair, generator)]
+        images, processor = [image for image, _ in chosen], self.images.processor
+        tokens = processor.pad(processor.token_ids(texts, truncate=True))
+        return RankingBatch(
+            pixel_values=self.images.views(images, generator),
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            image_index=torch.tensor(images),
+            ids=tuple(self.images.image_ids[image] for image in images),
+            seed=key.seed,
+        )
+
+    def _texts(self, image: int, number: int | None, generator: torch.Generator) -> Sequence[str]:
+        shifts = torch.randint(1, len(self.images), (self.false_texts,), generator=generator)
+        others = ((image + shifts) % len(self.images)).tolist()
+        return [
+            self.images.caption(image, number, generator),
+            *(self.images.caption(other, None, generator) for other in others),
+        ]

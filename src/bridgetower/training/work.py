@@ -1,0 +1,114 @@
+"""What a run of each kind of task trains, on which examples, and how it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.ranking import RankingPairs
+from bridgetower.data.sampling import Examples
+from bridgetower.evaluation.masked_words import evaluate_masked_words
+from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
+from bridgetower.tasks.config import PretrainingConfig, RankingConfig
+from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.tasks.ranking import RankingTask
+from bridgetower.training.config import RunConfig
+
+# The heads that the figures of pre-training and of retrieval come from.
+_HEADS_OF = {
+    "rsum": ("itc",),
+    "itc_rsum": ("itc",),
+    "two_stage_rsum": ("itc", "itm"),
+    "itm_accuracy": ("itm",),
+    "mlm_accuracy": ("mlm",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is trained and how it is judged.
+
+    Attributes:
+        task: Model and losses.
+        examples: What it is trained on.
+        digests: Of the files that are read, by path.
+        evaluate: Gives the figures of the validation split.
+    """
+
+    task: nn.Module
+    examples: Examples
+    digests: Mapping[str, str]
+    evaluate: Callable[[], dict[str, float]]
+
+
+def plan(config: RunConfig, model: BridgeTower, processor: Processor) -> Work:
+    """Builds task, examples and evaluation of a run.
+
+    Raises:
+        FileNotFoundError: A data folder or a split is missing.
+        ValueError: The data, the model or the figure to select by does not fit the task.
+    """
+    match config.task:
+        case PretrainingConfig():
+            return _pretraining(config, config.task, model, processor)
+        case RankingConfig():
+            return _ranking(config, config.task, model, processor)
+
+
+def _pretraining(config: RunConfig, task: PretrainingConfig, model: BridgeTower, processor: Processor) -> Work:
+    _check_selection(config, model)
+    train, held_out = _caption_images(config, processor)
+
+    def evaluate() -> dict[str, float]:
+        figures = evaluate_masked_words(model, held_out, task.masking) if model.mlm_head else {}
+        if model.itc_head:
+            figures |= evaluate_retrieval(model, held_out, config.evaluation).figures()
+        elif model.itm_head:
+            figures["itm_accuracy"] = evaluate_matching(model, held_out, config.evaluation)
+        return figures
+
+    return Work(
+        task=PretrainingTask(model, task),
+        examples=CaptionPairs(train, task.masking),
+        digests=train.digests() | held_out.digests(),
+        evaluate=evaluate,
+    )
+
+
+def _ranking(config: RunConfig, task: RankingConfig, model: BridgeTower, processor: Processor) -> Work:
+    train, held_out = _caption_images(config, processor)
+    return Work(
+        task=RankingTask(model, task),
+        examples=RankingPairs(train, task.false_texts),
+        digests=train.digests() | held_out.digests(),
+        evaluate=lambda: evaluate_all_pairs(model, held_out, config.evaluation),
+    )
+
+
+def _caption_images(config: RunConfig, processor: Processor) -> tuple[CaptionImages, CaptionImages]:
+    """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
+    data = config.data
+    return (
+        CaptionImages(data, data.train_split, processor),
+        CaptionImages(data.as_evaluated(), data.validation_split, processor),
+    )
+
+
+def _check_selection(config: RunConfig, model: BridgeTower) -> None:
+    """Raises before training starts if the evaluation cannot give the figure that selects the best checkpoint."""
+    missing = [head for head in _HEADS_OF[config.select_by] if getattr(model, f"{head}_head") is None]
+    if missing:
+        possible = [
+            figure
+            for figure, heads in _HEADS_OF.items()
+            if all(getattr(model, f"{head}_head") is not None for head in heads)
+        ]
+        raise ValueError(
+            f"select_by is {config.select_by!r}, but the model has no {' and no '.join(missing)} head; "
+            f"use one of {', '.join(possible)}"
+        )

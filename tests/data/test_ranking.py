@@ -1,0 +1,64 @@
+"""Images with a true and several false captions: pure functions of their key, never one of the own as false."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.data.ranking import RankingPairs
+from bridgetower.data.records import Record, write_split
+from bridgetower.data.sampling import BatchKey
+from bridgetower.processor import Processor
+
+
+@pytest.fixture
+def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
+
+
+def texts(pairs: RankingPairs, *key: Any) -> list[str]:
+    batch = pairs[BatchKey(*key)]
+    return [pairs.images.processor.decode(row) for row in batch.input_ids]
+
+
+def test_the_true_caption_comes_first(images: CaptionImages) -> None:
+    pairs = RankingPairs(images, false_texts=3)
+    assert len(pairs) == sum(map(len, images.captions))
+    found, chosen = texts(pairs, (4, 0), 7), [images.pairs()[pair] for pair in (4, 0)]
+    assert len(found) == 8
+    assert [found[0], found[4]] == [images.captions[image][number or 0] for image, number in chosen]
+    assert pairs[BatchKey((4, 0), 7)].image_index.tolist() == [image for image, _ in chosen]
+
+
+def test_false_captions_are_of_other_images(images: CaptionImages) -> None:
+    pairs = RankingPairs(images, false_texts=15)
+    seen = set()
+    for seed in range(20):
+        image, _ = images.pairs()[seed]
+        false = texts(pairs, (seed,), seed)[1:]
+        assert not set(false) & set(images.captions[image])
+        seen |= set(false)
+    assert len(seen) > len(images)  # any of them, and not only the first caption of an image
+
+
+def test_batch_is_a_function_of_its_key(images: CaptionImages) -> None:
+    images.config = replace(images.config, augmentation="affine")
+    pairs, key = RankingPairs(images, false_texts=2), BatchKey((3, 0), 17)
+    first = pairs[key]
+    torch.manual_seed(99)
+    again, other = pairs[key], pairs[BatchKey((3, 0), 18)]
+    assert torch.equal(first.pixel_values, again.pixel_values)
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert (first.ids, first.seed) == (again.ids, again.seed)
+    assert not torch.equal(first.pixel_values, other.pixel_values)
+
+
+def test_one_image_has_no_false_captions(tmp_path: Path, tiny_processor: Processor) -> None:
+    write_split(tmp_path / "train.parquet", [Record(image=b"x", file_name="x.png", image_id="x", captions=("a", "b"))])
+    images = CaptionImages(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor)
+    with pytest.raises(ValueError, match="split 'train' has 1 image; expected at least 2 for false captions"):
+        RankingPairs(images, false_texts=1)
