@@ -154,8 +154,8 @@ _TEXT = {
 }
 
 
-def transformers_model(name: str) -> Any:
-    """A small model of a class of transformers, with random weights."""
+def transformers_model(name: str, **changes: Any) -> Any:
+    """A small model of a class of transformers, with random weights; `changes` are values of its config."""
     import transformers
 
     build = getattr(transformers, name)
@@ -163,15 +163,16 @@ def transformers_model(name: str) -> Any:
         text = _TEXT | {"eos_token_id": 2}
         config = transformers.CLIPConfig(text_config=text, vision_config=_VISION | {"hidden_act": "gelu"})
     elif name.startswith(("Roberta", "Bert")):
-        config = build.config_class(**_TEXT, layer_norm_eps=1e-5 if name.startswith("Roberta") else 1e-12)
+        values = _TEXT | {"layer_norm_eps": 1e-5 if name.startswith("Roberta") else 1e-12}
+        config = build.config_class(**(values | changes))
     else:
-        config = build.config_class(**_VISION)
+        config = build.config_class(**(_VISION | changes))
     return tiny.off_defaults(build(config)).eval()
 
 
-def transformers_vision(folder: Path, name: str) -> Published:
+def transformers_vision(folder: Path, name: str, **changes: Any) -> Published:
     """An image tower in a folder of transformers."""
-    model = transformers_model(name)
+    model = transformers_model(name, **changes)
     model.save_pretrained(folder)
     tower = getattr(model, "vision_model", getattr(model, "vit", getattr(model, "deit", model)))
     norm = tower.post_layernorm if name.startswith("CLIP") else tower.layernorm
@@ -183,9 +184,9 @@ def transformers_vision(folder: Path, name: str) -> Published:
     return Published(folder, hidden)
 
 
-def transformers_text(folder: Path, name: str) -> Published:
+def transformers_text(folder: Path, name: str, **changes: Any) -> Published:
     """A text tower in a folder of transformers."""
-    model = transformers_model(name)
+    model = transformers_model(name, **changes)
     model.save_pretrained(folder)
     tower = getattr(model, "roberta", getattr(model, "bert", model))
 

@@ -21,6 +21,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
+from published import openai
 
 VERBS = ("embed", "match", "fill-mask", "answer", "entail", "reason", "convert", "prepare", "evaluate", "train")
 
@@ -198,6 +199,20 @@ class TestTraining:
         assert "text_tower bert-base sets all of model.text but dropout" in refused(
             *command, "--text-tower", "bert-base", "--model.text.num-layers", "5"
         )
+        assert "vision_tower clip-b16 with init_vision x, which brings its own architecture" in refused(
+            *command, "--vision-tower", "clip-b16", "--init-vision", "x"
+        )
+
+    def test_published_towers(
+        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
+    ) -> None:
+        path = openai(tmp_path / "clip.pt", jit=True).source
+        command = ["train", "pretrain-nano", "--data.folders", tiny_dataset, "--init-vision", path]
+        command += ["--max-steps", 1, "--batch-size", 8, "--image-size", 32, "--model.text.vocab-size", 300]
+        run(*command, "--out", tmp_path / "run")
+        (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)
+        assert report["model"] == str(tmp_path / "run")
+        assert "CLIP is where a model can start from" in refused("evaluate", path, "retrieval", "--data", tiny_dataset)
 
     def test_errors(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
         command = shapes.train_command(tiny_dataset, tmp_path / "run")

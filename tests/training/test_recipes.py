@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.presets import BASE, LARGE, meter
+from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
 from bridgetower.tasks.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
@@ -100,6 +100,20 @@ class TestObjectives:
     def test_the_baseline_differs_in_the_model_only(self) -> None:
         ours, baseline = RECIPES["pretrain-nano"], RECIPES["pretrain-nano-meter"]
         assert replace(ours, recipe=baseline.recipe, model=meter(ours.model)) == baseline
+
+    def test_the_control_between_them_differs_in_the_model_only(self) -> None:
+        ours, control = RECIPES["pretrain-nano"], RECIPES["pretrain-nano-meter-norms"]
+        assert replace(ours, recipe=control.recipe, model=meter_with_norms(ours.model)) == control
+
+    def test_of_any_recipe_they_are_options(self) -> None:
+        """As docs/training.md says."""
+        ours = RECIPES["pretrain-base"]
+        options = {
+            meter: ["--model.fusion.bridge", "None", "--model.fusion.no-input-norm"],
+            meter_with_norms: ["--model.fusion.bridge", "norm"],
+        }
+        for change, arguments in options.items():
+            assert tyro.cli(RunConfig, args=arguments, default=ours) == replace(ours, model=change(ours.model))
 
 
 @pytest.mark.parametrize("name", RECIPES)

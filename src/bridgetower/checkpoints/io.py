@@ -22,6 +22,7 @@ from bridgetower.checkpoints.tensors import (
     read_weights,
     write_safetensors,
 )
+from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import read_json, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
@@ -137,7 +138,10 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: t
     if values.get("format") == _FORMAT["format"]:
         return _read_own(folder, name, values, dtype)
     if values.get("model_type") != "bridgetower":
-        raise ValueError(f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower'")
+        raise ValueError(
+            f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
+            "model can start from: bridgetower train --init-vision or --init-text)"
+        )
     checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
     processor = _huggingface_processor(folder, checkpoint.config)
     return replace(checkpoint, processor=processor)
@@ -173,6 +177,11 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
 def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if path.suffix == ".safetensors" or path.name in WEIGHTS:
         raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
+    if is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive; expected an official .ckpt (CLIP is where a model can start from: "
+            "bridgetower train --init-vision)"
+        )
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
     official = settings.get("config") if isinstance(settings, dict) else None

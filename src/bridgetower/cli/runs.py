@@ -32,6 +32,8 @@ def train(
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
+    From published towers: bridgetower train pretrain-base --init-vision ViT-B-16.pt --init-text roberta-base/ …
+
     With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
 
     Args:
@@ -57,6 +59,11 @@ def train(
 def _with_towers(run: RunConfig, vision: VisionTowerName | None, text: TextTowerName | None) -> RunConfig:
     """Returns the run with the named towers; a value that was set besides and would be lost is an error."""
     recipe = RECIPES[run.recipe].model
+    for option, name, init in (("vision", vision, run.init_vision), ("text", text, run.init_text)):
+        if name and init:
+            raise ValueError(
+                f"{option}_tower {name} with init_{option} {init}, which brings its own architecture; leave one out"
+            )
     if vision and run.model.vision != recipe.vision:
         raise ValueError(f"vision_tower {vision} sets model.vision; leave one of them out, or choose image_size alone")
     if text and run.model.text != replace(recipe.text, dropout=run.model.text.dropout):

@@ -91,9 +91,13 @@ class RunConfig:
         model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
             that the run does not name are left behind.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
+        init_vision: Published weights for the image tower of a new model: CLIP, ViT or DeiT in a file, a folder or by
+            hub id. They decide the tower's architecture; position embeddings are resized to the image size.
+        init_text: Published weights for its text tower, with their tokenizer: RoBERTa or BERT in a folder or by
+            hub id. They decide the tower's architecture except dropout.
         image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
-        tokenizer: Folder or file with a tokenizer for a model that starts from nothing; None trains byte-level BPE on
-            the training captions.
+        tokenizer: Folder or file with a tokenizer for a new model; None takes that of `init_text`, or trains byte-level
+            BPE on the training captions.
         data: What is trained on and how it is read.
         optimizer: AdamW and its schedule.
         evaluation: How retrieval is measured on the validation split.
@@ -121,6 +125,8 @@ class RunConfig:
     task: Annotated[TaskConfig, AvoidSubcommands] = field(default_factory=PretrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
+    init_vision: str | None = None
+    init_text: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -152,8 +158,11 @@ class RunConfig:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
-        if self.init is not None and self.tokenizer is not None:
-            raise ValueError(f"tokenizer {self.tokenizer} with init {self.init}, which has its own; leave one out")
+        for name in ("tokenizer", "init_vision", "init_text"):
+            if self.init is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
+                )
         phases = self.task.phases if isinstance(self.task, PretrainingConfig) else ()
         if self.contrast_over == "step" and not any(phase.itc for phase in phases):
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.presets import BASE, LARGE, NANO, meter
+from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
 from bridgetower.tasks.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.training.config import OptimizerConfig, RunConfig
 
@@ -17,8 +17,8 @@ _PAPER_OPTIMIZER = OptimizerConfig(
 
 PRETRAIN_BASE = RunConfig(
     recipe="pretrain-base",
-    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs; without init the towers "
-    "start from random weights",
+    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs; give init_vision and "
+    "init_text, or the towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),)),
     model=BASE,
     optimizer=_PAPER_OPTIMIZER,
@@ -36,7 +36,8 @@ PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, mi
 PRETRAIN_BASE_ITC = replace(
     PRETRAIN_BASE,
     recipe="pretrain-base-itc",
-    source="official script: MLM + ITM + ITC with hard negatives; without init the towers start from random weights",
+    source="official script: MLM + ITM + ITC with hard negatives; give init_vision and init_text, or the towers start "
+    "from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),)),
     model=replace(BASE, heads=HeadsConfig(itc="tower")),
     select_by="rsum",
@@ -63,6 +64,8 @@ PRETRAIN_NANO = RunConfig(
 )
 
 PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
+
+PRETRAIN_NANO_METER_NORMS = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO))
 
 # Official `blip_randaug_wc` in training and squashed pictures in evaluation.
 COLOUR_VIEWS = DataConfig(
@@ -125,6 +128,7 @@ RECIPES = {
         PRETRAIN_LARGE,
         PRETRAIN_NANO,
         PRETRAIN_NANO_METER,
+        PRETRAIN_NANO_METER_NORMS,
         RETRIEVAL_FLICKR30K,
         RETRIEVAL_COCO,
         RETRIEVAL_FLICKR30K_RANKING,

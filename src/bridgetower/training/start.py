@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from: new weights, or those of `init` with the heads that the run needs."""
+"""The checkpoint that a run starts from: a new model, or `init` with the heads that the run needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from bridgetower.data.sampling import derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.init import init_weights
-from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
+from bridgetower.training.towers import Towers, read_towers
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ HEADS = ("mlm", "itm", "itc", "rank", *_CLASSIFIERS, "image", "text")
 
 
 def starting_checkpoint(config: RunConfig) -> Checkpoint:
-    """Reads the checkpoint to start from, or draws the weights of a new model.
+    """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given.
 
     Raises:
-        ValueError: `init` has no tokenizer, the run sets a model value that `init` decides, or captions may be longer
-            than the text tower takes.
+        FileNotFoundError: What the run starts from is not there.
+        ValueError: `init` or `init_text` has no tokenizer, the run sets a model value that these or `init_vision`
+            decide, or captions may be longer than the text tower takes.
     """
     checkpoint = _new(config) if config.init is None else _initial(config, config.init)
     longest = checkpoint.config.text.max_length
@@ -136,20 +138,19 @@ def _new_heads(config: ModelConfig, heads: list[str], seed: int) -> dict[str, Te
 
 
 def _new(config: RunConfig) -> Checkpoint:
-    if config.recipe in FINE_TUNING:
+    if config.recipe in FINE_TUNING and not (config.init_vision or config.init_text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
-    processor = _processor(config)
-    model_config = config.model.override(
-        {"text.vocab_size": processor.vocab_size, "text.pad_token_id": processor.pad_token_id}
-    )
-    if config.image_size is not None:
-        model_config = model_config.override({"vision.image_size": config.image_size})
+    towers = read_towers(config)
+    processor = _processor(config, towers)
+    image_size = processor.config.image_size
+    model_config = towers.model_config(config.model, processor, image_size)
     model = BridgeTower(model_config)
     init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
-    return Checkpoint(source=config.recipe, config=model_config, tensors=model.state_dict(), processor=processor)
+    tensors = model.state_dict() | towers.tensors(image_size)
+    return Checkpoint(source=config.recipe, config=model_config, tensors=tensors, processor=processor)
 
 
-def _processor(config: RunConfig) -> Processor:
+def _processor(config: RunConfig, towers: Towers) -> Processor:
     """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
     values = ProcessorConfig(
         profile=config.data.profile or "official-pretrain",
@@ -157,8 +158,10 @@ def _processor(config: RunConfig) -> Processor:
         max_length=config.data.max_length,
         background=config.data.background,
     )
-    if config.tokenizer is not None:
-        return Processor(values, load_tokenizer(config.tokenizer))
+    values = towers.with_normalisation(values)
+    tokenizer = towers.tokenizer(config.tokenizer)
+    if tokenizer is not None:
+        return Processor(values, tokenizer)
     images = CaptionImages(config.data, config.data.train_split, Processor(values, None))
     captions = [caption for captions in images.captions for caption in captions]
     return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))

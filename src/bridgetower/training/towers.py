@@ -1,0 +1,98 @@
+"""Published towers in a new model: which are asked for, what they decide, and where their weights go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
+from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import RECIPES
+
+# The run decides these: positions are resized, and published weights are the same with any dropout.
+_FREE = ("image_size", "dropout")
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The towers that a run takes from `init_vision` and `init_text`, each None if it starts anew."""
+
+    vision: VisionWeights | None
+    text: TextWeights | None
+
+    def model_config(self, model: ModelConfig, processor: Processor, image_size: int) -> ModelConfig:
+        """Returns the architecture with these towers, for the processor's tokens and images of `image_size`.
+
+        Raises:
+            ValueError: The patch does not divide the size, the tokenizer does not fit the text tower, or a tower has
+                too few layers to hand over.
+        """
+        vision = replace(model.vision if self.vision is None else self.vision.config, image_size=image_size)
+        if self.text is None:
+            text = replace(model.text, vocab_size=processor.vocab_size, pad_token_id=processor.pad_token_id)
+        else:
+            _check_tokenizer(self.text, processor)
+            text = replace(self.text.config, dropout=model.text.dropout)
+        return replace(model, vision=vision, text=text)
+
+    def tensors(self, image_size: int) -> dict[str, Tensor]:
+        """Returns the parameters of the towers, by their names in the model."""
+        vision = {} if self.vision is None else self.vision.resized(image_size).tensors
+        return vision | ({} if self.text is None else self.text.tensors)
+
+    def tokenizer(self, path: str | None) -> Tokenizer | None:
+        """Returns the tokenizer to use: the text tower's own, or that at `path`; None if one is to be trained.
+
+        Raises:
+            ValueError: There are two, or a published text tower has none.
+        """
+        if self.text is None:
+            return None if path is None else load_tokenizer(path)
+        if path is None and self.text.tokenizer is None:
+            raise ValueError(f"init_text {self.text.source} has no tokenizer; give tokenizer, a folder or file")
+        if path is not None and self.text.tokenizer is not None:
+            raise ValueError(f"tokenizer {path} with init_text {self.text.source}, which has its own; leave one out")
+        return self.text.tokenizer if path is None else load_tokenizer(path)
+
+    def with_normalisation(self, values: ProcessorConfig) -> ProcessorConfig:
+        """Returns the settings with the pixels that the image tower was trained on, if its files tell them."""
+        if self.vision is None or self.vision.normalisation is None:
+            return values
+        mean, std = self.vision.normalisation
+        return replace(values, image_mean=mean, image_std=std)
+
+
+def read_towers(config: RunConfig) -> Towers:
+    """Reads the towers that a run starts from.
+
+    Raises:
+        FileNotFoundError: One is not there.
+        ValueError: One is damaged, unknown, or differs from what the run sets besides its recipe.
+    """
+    recipe = RECIPES.get(config.recipe)
+    usual = recipe.model if recipe else ModelConfig()
+    vision, text = config.init_vision, config.init_text
+    return Towers(
+        None if vision is None else read_vision_tower(vision, _asked(config.model.vision, usual.vision)),
+        None if text is None else read_text_tower(text, _asked(config.model.text, usual.text)),
+    )
+
+
+def _asked(config: VisionConfig | TextConfig, usual: VisionConfig | TextConfig) -> Mapping[str, Any]:
+    """The fields that the run sets otherwise than its recipe, which does not bind published towers."""
+    return {name: value for name, value in vars(config).items() if name not in _FREE and value != getattr(usual, name)}
+
+
+def _check_tokenizer(text: TextWeights, processor: Processor) -> None:
+    rows, pad = text.config.vocab_size, text.config.pad_token_id
+    if processor.vocab_size > rows or processor.pad_token_id != pad:
+        raise ValueError(
+            f"the tokenizer has {processor.vocab_size} ids and pads with {processor.pad_token_id}; init_text "
+            f"{text.source} has {rows} and pads with {pad}: give the tokenizer that it was trained with"
+        )

