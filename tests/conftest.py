@@ -60,6 +60,19 @@ def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset:
     return write_answering_checkpoint(tiny_dataset, tmp_path_factory.mktemp("answering"))
 
 
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` with its exported parts."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    from bridgetower.checkpoints import read_checkpoint
+    from bridgetower.engines import write_exported
+
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    write_exported(read_checkpoint(tiny_checkpoint), folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_model(tiny_checkpoint: Path) -> "BridgeTower":
     """The model of `tiny_checkpoint` in evaluation mode, fresh for each test."""

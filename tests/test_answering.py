@@ -13,6 +13,7 @@ import shapes
 from bridgetower.answering import Choice
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
+from bridgetower.engines import TorchEngine
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.snli_ve import SnliVeTask
@@ -103,7 +104,7 @@ class TestErrors:
 
     def test_unnamed_answers(self, answering_checkpoint: Path, ask: Callable[..., Any]) -> None:
         nameless = replace(read_checkpoint(answering_checkpoint), labels={})
-        predictor = Predictor(nameless, device=torch.device("cpu"))
+        predictor = Predictor(nameless, TorchEngine(nameless.model(), torch.device("cpu")))
         with pytest.raises(ValueError, match=r"does not name the classes of its vqa head; .* pass answers"):
             ask(predictor, "answer")
         assert len(ask(predictor, "entail")) == 3

@@ -15,6 +15,7 @@ from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import (
     intended_name,
     locked,
+    new_folder,
     read_json,
     remove_leftovers,
     replacing,
@@ -87,6 +88,35 @@ class TestReplacing:
         assert temporary.parent == tmp_path
         assert (named, renamed) == (False, True)
         assert folder == tmp_path
+
+
+class TestNewFolder:
+    def test_appears_as_a_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "a"
+        with new_folder(path) as temporary:
+            write_text(temporary / "b", "new")
+            assert not path.exists()
+        assert contents(path) == {"b": b"new"}
+        assert [entry.name for entry in path.parent.iterdir()] == ["a"]
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode)
+
+    def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:
+        def fail() -> None:
+            with new_folder(tmp_path / "a") as temporary:
+                write_text(temporary / "b", "new")
+                raise PlannedError
+
+        with pytest.raises(PlannedError):
+            fail()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_takes_an_empty_folder_and_no_other(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        with new_folder(tmp_path / "a") as temporary:
+            write_text(temporary / "b", "new")
+        with pytest.raises(FileExistsError, match="is not empty"), new_folder(tmp_path / "a"):
+            pass
+        assert contents(tmp_path / "a") == {"b": b"new"}
 
 
 class TestContent:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import bridgetower
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.engines import TorchEngine
 from bridgetower.predictor import Predictor, load
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
@@ -48,7 +49,8 @@ def without(tiny_checkpoint: Path) -> Callable[[str], Predictor]:
         checkpoint = read_checkpoint(tiny_checkpoint)
         config = checkpoint.config.override({f"heads.{head}": None if head == "itc" else False})
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(f"{head}_head")}
-        return Predictor(replace(checkpoint, config=config, tensors=tensors), device=CPU)
+        lacking = replace(checkpoint, config=config, tensors=tensors)
+        return Predictor(lacking, TorchEngine(lacking.model(), CPU))
 
     return make
 
@@ -323,6 +325,31 @@ class TestErrors:
             predictor.embed_images(files, batch_size=0)
 
 
+class TestEngines:
+    def test_give_the_same_results(self, exported: Path, predictor: Predictor, files: list[Path]) -> None:
+        other = load(exported, engine="onnxruntime")
+        assert not isinstance(other.engine, TorchEngine)
+        calls: list[Callable[[Predictor], Tensor]] = [
+            lambda model: model.embed_images(files, batch_size=2),
+            lambda model: model.embed_texts(TEXTS),
+            lambda model: model.embed_pairs(files, TEXTS),
+            lambda model: model.match(files, TEXTS),
+            lambda model: model.match(files, TEXTS[:2], all_pairs=True, batch_size=4),
+        ]
+        for call in calls:
+            torch.testing.assert_close(call(other), call(predictor), atol=2e-5, rtol=0)
+        ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
+        assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
+
+    def test_another_image_size_is_another_export(
+        self, tiny_checkpoint: Path, files: list[Path], tmp_path: Path
+    ) -> None:
+        pytest.importorskip("onnxruntime")
+        other = load(tiny_checkpoint, engine="onnxruntime", cache=tmp_path, image_size=40)
+        expected = load(tiny_checkpoint, device="cpu", image_size=40).match(files, TEXTS)
+        torch.testing.assert_close(other.match(files, TEXTS), expected, atol=2e-5, rtol=0)
+
+
 class TestLoad:
     def test_public_name(self, tiny_checkpoint: Path) -> None:
         predictor = bridgetower.load(tiny_checkpoint)
@@ -346,4 +373,4 @@ class TestLoad:
     def test_checkpoint_without_preprocessing(self, tiny_checkpoint: Path) -> None:
         checkpoint = replace(read_checkpoint(tiny_checkpoint), processor=None)
         with pytest.raises(ValueError, match=r"has no preprocessing; expected processor\.json"):
-            Predictor(checkpoint, device=CPU)
+            Predictor(checkpoint, TorchEngine(checkpoint.model(), CPU))

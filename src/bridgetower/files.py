@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,36 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed.
+
+    Raises:
+        FileExistsError: There is something at `path` that is not an empty folder.
+    """
+    path = Path(path)
+    require_empty(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_empty(folder: Path) -> None:
+    """Checks that nothing would be overwritten.
+
+    Raises:
+        FileExistsError: There is something at `folder` that is not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -75,22 +106,29 @@ def intended_name(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a process which was killed in `replacing` left in `folder`."""
+    """Removes what a process which was killed in `replacing` or `new_folder` left in `folder`."""
     for path in folder.glob(f".*{_MARK}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds `folder` for this process; the operating system lets go when the process ends, however it ends.
 
+    Args:
+        folder: Made if it is not there.
+        wait: Until another process lets go of it.
+
     Raises:
-        FileExistsError: Another process holds it.
+        FileExistsError: Another process holds it, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:  # a lock that is there is not written to
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -21,15 +21,14 @@ from torch import Tensor
 
 from bridgetower.answering import Answering, PairHead
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
+from bridgetower.engines import Engine, EngineChoice, EngineName, Precision, is_exported
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.processor import ImageLike, Processor, Resized
 
-Precision = Literal["fp32", "bf16"]
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _Item = TypeVar("_Item")
 
 
@@ -53,6 +52,8 @@ def load(
     image_size: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
+    engine: EngineName = "torch",
+    cache: str | Path | None = None,
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -60,33 +61,38 @@ def load(
     """Loads a model for use.
 
     Args:
-        source: Hub id, folder (of this package, of transformers, or of a training run), or official `.ckpt`.
+        source: Hub id, folder (of this package, exported or not, of transformers, or of a training run), or official
+            `.ckpt`.
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
         device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
         precision: `fp32`, or `bf16` for about half the time on hardware that has it.
+        engine: `torch`, or `onnxruntime`, which runs exported parts on the CPU. A source that was not exported is
+            exported once, to `cache`.
+        cache: Folder of such exports; None is `~/.cache/bridgetower`.
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
         answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
         overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
 
     Raises:
-        FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device.
+        FileNotFoundError: Nothing is there, or the engine's packages are not installed.
+        ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device or engine.
     """
-    if precision not in _DTYPES:
-        raise ValueError(f"precision is {precision!r}; expected one of {', '.join(_DTYPES)}")
-    place = _device(device)
+    place = {} if cache is None else {"cache": Path(cache)}
+    choice = EngineChoice(engine=engine, precision=precision, device=device, **place)
     checkpoint = read_checkpoint(
         source,
         revision=revision,
         tokenizer=tokenizer,
         answers=answers,
         overrides=overrides,
-        dtype=_DTYPES[precision],
+        dtype=choice.dtype,
     )
+    if image_size in (None, checkpoint.config.vision.image_size) and is_exported(Path(source)):
+        return Predictor(checkpoint, choice.start(checkpoint, Path(source)))
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
-    return Predictor(checkpoint, device=place, precision=precision)
+    return Predictor(checkpoint, choice.start(checkpoint))
 
 
 class Predictor(Answering):
@@ -97,18 +103,17 @@ class Predictor(Answering):
 
     Attributes:
         source: What was loaded; a hub id carries its commit.
-        model: The network, in evaluation mode.
+        engine: What computes.
         processor: Preprocessing that travels with the checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, precision: Precision = "fp32") -> None:
+    def __init__(self, checkpoint: Checkpoint, engine: Engine) -> None:
         if checkpoint.processor is None:
             raise ValueError(
                 f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json"
             )
         self.source = checkpoint.source
-        self.device, self.dtype = device, _DTYPES[precision]
-        self.model: BridgeTower = checkpoint.model().to(device, self.dtype).requires_grad_(False)
+        self.engine = engine
         self.processor: Processor = checkpoint.processor
         self._about = replace(checkpoint, tensors={}, carried={})
 
@@ -116,6 +121,16 @@ class Predictor(Answering):
     def fingerprint(self) -> str:
         """Names what the vectors depend on; a model has the same in either precision."""
         return fingerprint(self.model.config, self.model.state_dict(), self.processor)
+
+    @property
+    def model(self) -> BridgeTower:
+        """The network in PyTorch, in evaluation mode."""
+        return self.engine.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine's results are."""
+        return self.engine.device
 
     @torch.inference_mode()
     def embed_images(self, images: Images, *, batch_size: int = 32, progress: bool = False) -> Float[Tensor, "n c"]:
@@ -198,12 +213,12 @@ class Predictor(Answering):
         batches = _batches(len(given), batch_size, progress)
         if not all_pairs:
             return torch.cat([_matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
-        image = Encoded.cat([self.model.start_image(self._encode_images(given, batch)) for batch in batches])
+        image = Encoded.cat([self.engine.start_image(self._encode_images(given, batch)) for batch in batches])
         text_batches = _batches(len(ids), batch_size, False)
-        text = Encoded.cat([self.model.start_text(self._encode_texts(ids, batch)) for batch in text_batches])
+        text = Encoded.cat([self.engine.start_text(self._encode_texts(ids, batch)) for batch in text_batches])
         rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device).T
         scores = [
-            _matched(self.model.itm_logits(self.model.fuse(image[rows[batch]], text[columns[batch]]).pooled))
+            _matched(self.model.itm_logits(self.engine.fuse(image[rows[batch]], text[columns[batch]]).pooled))
             for batch in _batches(len(rows), batch_size, progress)
         ]
         return torch.cat(scores).reshape(len(image), len(text))
@@ -331,14 +346,15 @@ class Predictor(Answering):
         if others is None:
             return self._pooled(images, ids, batch)
         first, second = self._encode_images(images, batch), self._encode_images(others, batch, token_type=SECOND_IMAGE)
-        return self.model.pooled_with_two(first, second, self._encode_texts(ids, batch))
+        text = self.engine.start_text(self._encode_texts(ids, batch))
+        return torch.cat([self.engine.fuse(image, text).pooled for image in (first, second)], dim=-1)
 
     def _fill(
         self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice, top: int
     ) -> list[list[list[FilledWord]]]:
         """Fills the masks of one batch of pairs."""
         masked = self.processor.pad(ids[batch]).input_ids == self.processor.mask_token_id
-        fused = self.model.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), read="text")
+        fused = self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), read="text")
         probabilities = self.model.mlm_logits(fused.text[masked.to(self.device)]).float().cpu().softmax(dim=-1)
         best = probabilities.topk(min(top, probabilities.shape[-1]))
         masks = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -357,8 +373,7 @@ class Predictor(Answering):
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
         first = {id(image): number for number, image in reversed(list(enumerate(images[batch])))}
         kept = sorted(first.values())
-        pixel_values = pixel_values[kept].to(self.device, self.dtype)
-        encoded = self.model.encode_image(pixel_values, token_type, read=read)
+        encoded = self.engine.encode_image(pixel_values[kept], token_type, read=read)
         if len(kept) == len(images[batch]):
             return encoded
         rows = [kept.index(first[id(image)]) for image in images[batch]]
@@ -366,11 +381,10 @@ class Predictor(Answering):
 
     def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:
         text = self.processor.pad(ids[batch])
-        mask = None if text.attention_mask is None else text.attention_mask.to(self.device)
-        return self.model.encode_text(text.input_ids.to(self.device), mask, read=read)
+        return self.engine.encode_text(text.input_ids, text.attention_mask, read=read)
 
     def _pooled(self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice) -> Tensor:
-        return self.model.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled
+        return self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled
 
 
 def _unit(parts: list[Tensor]) -> Float[Tensor, "n c"]:
@@ -413,16 +427,3 @@ def _batches(count: int, size: int, progress: bool) -> Iterator[slice]:
     starts = range(0, count, size)
     shown = track(starts, "batches", console=Console(stderr=True)) if progress and len(starts) > 1 else starts
     return (slice(start, start + size) for start in shown)
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    available = torch.cuda.is_available()
-    if name is None:
-        return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; expected a name such as cpu or cuda:0") from error
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu")
-    return device

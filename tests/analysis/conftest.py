@@ -8,6 +8,7 @@ import torch
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
+from bridgetower.engines import TorchEngine
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
@@ -26,7 +27,7 @@ def predictor(tiny_dataset: Path) -> Predictor:
     config = MODEL.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()
     checkpoint = Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor)
-    return Predictor(checkpoint, device=torch.device("cpu"))
+    return Predictor(checkpoint, TorchEngine(checkpoint.model(), torch.device("cpu")))
 
 
 @pytest.fixture(scope="session")

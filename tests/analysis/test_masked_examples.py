@@ -9,6 +9,7 @@ import torch
 from bridgetower.analysis.masked_examples import mask_examples, telling_word
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
+from bridgetower.engines import TorchEngine
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from shapes import COLOURS
@@ -113,7 +114,7 @@ class TestExamples:
         }
         checkpoint = Checkpoint(source="headless", config=config, tensors=tensors, processor=predictor.processor)
         with pytest.raises(ValueError, match="headless has no masked-language head"):
-            mask_examples(Predictor(checkpoint, device=torch.device("cpu")), images, count=1)
+            mask_examples(Predictor(checkpoint, TorchEngine(checkpoint.model(), torch.device("cpu"))), images, count=1)
 
     @pytest.mark.parametrize("numbers", [{"count": 0}, {"count": 1, "top": 0}])
     def test_numbers_below_one(self, predictor: Predictor, images: CaptionImages, numbers: dict[str, int]) -> None:

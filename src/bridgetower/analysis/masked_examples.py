@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bridgetower.analysis.examples import spread_evenly
 from bridgetower.data.captions import CaptionImages
-from bridgetower.model.heads import MlmHead
 from bridgetower.predictor import FilledWord, Predictor
 from bridgetower.processor import Processor
 
@@ -195,15 +194,10 @@ def _example(
 
 def _probabilities(predictor: Predictor, pictures: Sequence[bytes], ids: list[int], hidden: HiddenWord) -> Tensor:
     """Distribution over the vocabulary at the hidden word beside each picture, [pictures, vocabulary]."""
-    model = predictor.model
-    head = model.mlm_head
-    assert isinstance(head, MlmHead)  # mask_examples refused its absence
-    image = model.encode_image(predictor.processor.images(pictures).to(predictor.device, predictor.dtype))
-    text = model.encode_text(torch.tensor([ids] * len(pictures), device=predictor.device))
-    stream = model.fuse(image, text, read="text").text
-    assert stream is not None  # read="text" fills it
-    logits: Tensor = head(stream[:, hidden.position])
-    return logits.float().softmax(dim=-1).cpu()
+    engine = predictor.engine
+    image, text = engine.encode_image(predictor.processor.images(pictures)), engine.encode_text(torch.tensor([ids]))
+    stream = engine.fuse(image, text[torch.zeros(len(image), dtype=torch.long)], read="text").text
+    return engine.model.mlm_logits(stream[:, hidden.position]).float().softmax(dim=-1).cpu()
 
 
 def _candidates(processor: Processor, distribution: Tensor, top: int) -> tuple[FilledWord, ...]:

@@ -23,7 +23,7 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
-from bridgetower.files import read_json, write_json
+from bridgetower.files import read_json, require_empty, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
@@ -84,7 +84,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         FileExistsError: The folder holds something else.
     """
-    _require_empty(folder)
+    require_empty(folder)
     write_safetensors(folder / "model.safetensors", checkpoint.tensors)
     if checkpoint.carried:
         write_safetensors(folder / "carried.safetensors", checkpoint.carried)
@@ -120,7 +120,7 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         write_checkpoint(checkpoint, folder)
         return
     values, tensors = huggingface.export(checkpoint)
-    _require_empty(folder)
+    require_empty(folder)
     write_safetensors(folder / "model.safetensors", tensors)
     if checkpoint.processor is not None:
         checkpoint.processor.save_huggingface(folder)
@@ -224,9 +224,3 @@ def _with_tokenizer(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     if checkpoint.processor is None:
         raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
     return replace(checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(path)))
-
-
-def _require_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
-    folder.mkdir(parents=True, exist_ok=True)

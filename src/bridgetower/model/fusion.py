@@ -37,7 +37,8 @@ class Bridge(nn.Module):
         if self.kind == "scaled_add":
             return self.norm(tower * self.scale + stream)
         if self.kind == "interpolate":
-            return self.norm(tower * (1 - self.beta) + stream * self.beta)
+            # Not 1 - beta, which PyTorch 2.6 does not export.
+            return self.norm(tower * (-self.beta + 1) + stream * self.beta)
         return self.norm(tower + stream)
 
 

@@ -1,0 +1,188 @@
+"""The parts that a model is exported in: towers and fusion encoder, each computing what one use reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from bridgetower.model.bridgetower import BridgeTower, EncodeRead
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Read
+
+PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
+
+_LARGEST_BATCH = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part in PyTorch, ready to be exported.
+
+    Attributes:
+        name: Of the part.
+        module: Computes it; its parameters are called `model.` and their name in the checkpoint.
+        inputs: Example arguments of `module`.
+        dynamic: Which of their sizes vary, in their structure.
+        input_names: Of the inputs, one after the other.
+        output_names: Of the outputs.
+    """
+
+    name: PartName
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    dynamic: tuple[Any, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def examples(self) -> Iterator[tuple[Any, ...]]:
+        """Yields arguments of several sizes: the example, and its first half without the last token."""
+        yield self.inputs
+        yield tuple(
+            [_smaller(tensor, sizes) for tensor, sizes in zip(value, dynamic, strict=True)]
+            if isinstance(value, list)
+            else _smaller(value, dynamic)
+            for value, dynamic in zip(self.inputs, self.dynamic, strict=True)
+        )
+
+    def exported(self) -> ExportedProgram:
+        """Returns the part as `torch.export` records it, for any batch and text length."""
+        with torch.no_grad():
+            return torch.export.export(self.module, self.inputs, dynamic_shapes=self.dynamic, strict=False)
+
+
+class _Image(nn.Module):
+    """The image tower: its handed layers and the last CLS, or the CLS alone."""
+
+    def __init__(self, model: BridgeTower, read: EncodeRead) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        image = self.model.encode_image(pixel_values, read=self.read)
+        return *image.layers, image.cls
+
+
+class _Text(nn.Module):
+    """The text tower: its handed layers and the last CLS, or the CLS alone."""
+
+    def __init__(self, model: BridgeTower, read: EncodeRead) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        text = self.model.encode_text(input_ids, attention_mask, read=self.read)
+        return *text.layers, text.cls
+
+
+class _Fusion(nn.Module):
+    """The fusion encoder: the pooled output, or the text stream."""
+
+    def __init__(self, model: BridgeTower, read: Read) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+
+    def forward(self, image: Sequence[Tensor], text: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor]:
+        # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
+        encoded_image = Encoded(tuple(image), image[0][:, 0])
+        encoded_text = Encoded(tuple(text), text[0][:, 0], attention_mask.bool())
+        fused = self.model.fuse(encoded_image, encoded_text, self.read)
+        return (fused.pooled if self.read == "pooled" else fused.text,)
+
+
+def part_names(config: ModelConfig) -> tuple[PartName, ...]:
+    """Returns the parts that the heads of a model read."""
+    contrastive: tuple[PartName, ...] = ("image_cls", "text_cls") if config.heads.itc else ()
+    words: tuple[PartName, ...] = ("fusion_text",) if config.heads.mlm else ()
+    return ("image", "text", "fusion_pooled", *contrastive, *words)
+
+
+def make_part(model: BridgeTower, name: PartName) -> Part:
+    """Returns a part of `model`, with random examples of its inputs: two images or texts, the second text padded."""
+    match name:
+        case "image" | "image_cls":
+            return _image_part(model, name, "layers" if name == "image" else "cls")
+        case "text" | "text_cls":
+            return _text_part(model, name, "layers" if name == "text" else "cls")
+        case "fusion_pooled" | "fusion_text":
+            return _fusion_part(model, name, "pooled" if name == "fusion_pooled" else "text")
+
+
+def flat(arguments: Sequence[Any]) -> list[Tensor]:
+    """Returns the tensors of a part's arguments one after the other, as an engine takes them."""
+    return [tensor for value in arguments for tensor in (value if isinstance(value, list) else [value])]
+
+
+def _image_part(model: BridgeTower, name: PartName, read: EncodeRead) -> Part:
+    return Part(
+        name=name,
+        module=_Image(model, read),
+        inputs=(_pixel_values(model),),
+        dynamic=({0: _batch()},),
+        input_names=("pixel_values",),
+        output_names=(*(_layer_names(model, "image") if read == "layers" else ()), "cls"),
+    )
+
+
+def _text_part(model: BridgeTower, name: PartName, read: EncodeRead) -> Part:
+    sizes = {0: _batch(), 1: _length(model)}
+    return Part(
+        name=name,
+        module=_Text(model, read),
+        inputs=_text(model),
+        dynamic=(sizes, sizes),
+        input_names=("input_ids", "attention_mask"),
+        output_names=(*(_layer_names(model, "text") if read == "layers" else ()), "cls"),
+    )
+
+
+def _fusion_part(model: BridgeTower, name: PartName, read: Read) -> Part:
+    input_ids, mask = _text(model)
+    with torch.no_grad():
+        image, text = model.encode_image(_pixel_values(model)), model.encode_text(input_ids, mask)
+    batch = _batch()
+    sizes = {0: batch, 1: _length(model)}
+    return Part(
+        name=name,
+        module=_Fusion(model, read),
+        inputs=(list(image.layers), list(text.layers), mask),
+        dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
+        input_names=(*_layer_names(model, "image"), *_layer_names(model, "text"), "attention_mask"),
+        output_names=(read,),
+    )
+
+
+def _smaller(tensor: Tensor, sizes: Mapping[int, Dim]) -> Tensor:
+    return tensor[:1, :-1] if 1 in sizes else tensor[:1]
+
+
+def _batch() -> Dim:
+    return Dim("batch", min=1, max=_LARGEST_BATCH)
+
+
+def _length(model: BridgeTower) -> Dim:
+    return Dim("length", min=1, max=model.config.text.max_length)
+
+
+def _layer_names(model: BridgeTower, side: Literal["image", "text"]) -> tuple[str, ...]:
+    return tuple(f"{side}_{number}" for number in range(model.config.fusion.num_handed_layers))
+
+
+def _pixel_values(model: BridgeTower) -> Tensor:
+    side = model.config.vision.image_size
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _text(model: BridgeTower) -> tuple[Tensor, Tensor]:
+    config = model.config.text
+    length = min(8, config.max_length)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(config.pad_token_id + 1, config.vocab_size, (2, length), generator=generator)
+    mask = torch.ones_like(input_ids)
+    input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
+    return input_ids, mask

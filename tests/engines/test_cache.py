@@ -1,0 +1,49 @@
+"""Exports for checkpoints that were not exported: made once per content, anew when the content changes."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.engines.cache import cached_export, content_key
+from bridgetower.engines.folder import is_exported
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return read_checkpoint(tiny_checkpoint)
+
+
+def test_exports_once_in_float32_and_says_so(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = tmp_path / ".some.partial-killed"
+    left.mkdir()
+    checkpoint = replace(checkpoint, tensors={name: tensor.half() for name, tensor in checkpoint.tensors.items()})
+    with caplog.at_level(logging.INFO, logger="bridgetower"):
+        folder = cached_export(checkpoint, tmp_path)
+        assert cached_export(checkpoint, tmp_path) == folder
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
+    assert f"exporting it for this engine, once, to {folder}" in line
+    assert is_exported(folder)
+    assert not left.exists()
+    assert {tensor.dtype for tensor in read_checkpoint(folder).tensors.values()} == {torch.float32}
+
+
+class TestKey:
+    def test_does_not_depend_on_the_source(self, checkpoint: Checkpoint) -> None:
+        same = replace(checkpoint, source="elsewhere", tensors={n: t.clone() for n, t in checkpoint.tensors.items()})
+        assert content_key(same) == content_key(checkpoint)
+
+    def test_depends_on_every_weight_and_the_config(self, checkpoint: Checkpoint) -> None:
+        for name in ("vision.class_embedding", "itm_head.fc.bias"):
+            changed = checkpoint.tensors[name].clone()
+            changed[0] += 1e-6
+            other = replace(checkpoint, tensors=checkpoint.tensors | {name: changed})
+            assert content_key(other) != content_key(checkpoint)
+        config = checkpoint.config.override({"vision.layer_norm_eps": 1e-6})
+        assert content_key(replace(checkpoint, config=config)) != content_key(checkpoint)
+        assert content_key(checkpoint.resized(40)) != content_key(checkpoint)

@@ -1,0 +1,103 @@
+"""Exported parts give what the model gives, for every batch and text length, padded or not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
+from bridgetower.engines.parts_engine import PartsEngine
+from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
+from bridgetower.model.config import ModelConfig
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+CLOSE = {"atol": 2e-5, "rtol": 0}
+
+
+def opened(folder: Path) -> PartsEngine:
+    return PartsEngine(read_checkpoint(folder).model(), OnnxRuntimeRunner(folder))
+
+
+@pytest.fixture(scope="module")
+def engine(parts: Path) -> PartsEngine:
+    return opened(parts)
+
+
+@pytest.fixture(scope="module")
+def with_all(bridges: Path) -> PartsEngine:
+    return opened(bridges)
+
+
+def outputs(runs: PartsEngine | BridgeTower, lengths: list[int], *, padded: bool) -> dict[str, Tensor]:
+    """Everything that the heads of a model can read, for as many images and texts."""
+    config: ModelConfig = (runs.model if isinstance(runs, PartsEngine) else runs).config
+    ids, mask = tiny.texts(lengths, config, width=config.text.max_length if padded else None)
+    pixel_values = tiny.images(len(lengths), config)
+    given = None if len(set(lengths)) == 1 and not padded else mask
+    image, text = runs.encode_image(pixel_values), runs.encode_text(ids, given)
+    found = {f"image {n}": layer for n, layer in enumerate(image.layers)}
+    found |= {f"text {n}": layer[mask.bool()] for n, layer in enumerate(text.layers)}
+    found |= {"image cls": image.cls, "text cls": text.cls, "pooled": runs.fuse(image, text).pooled}
+    if config.heads.itc:
+        found["image cls alone"] = runs.encode_image(pixel_values, read="cls").cls
+        found["text cls alone"] = runs.encode_text(ids, given, read="cls").cls
+    if config.heads.mlm:
+        found["stream"] = runs.fuse(image, text, read="text").text[mask.bool()]
+    return found
+
+
+class TestEquality:
+    @torch.inference_mode()
+    @pytest.mark.parametrize("lengths", [[5], [5, 3, 4], [1], [2, 1], [4, 4], [*range(1, 15)]], ids=str)
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_with_the_model(self, engine: PartsEngine, lengths: list[int], padded: bool) -> None:
+        ours, expected = outputs(engine, lengths, padded=padded), outputs(engine.model, lengths, padded=padded)
+        assert ours.keys() == expected.keys()
+        for name, wanted in expected.items():
+            torch.testing.assert_close(ours[name], wanted, msg=lambda text, name=name: f"{name}: {text}", **CLOSE)
+
+    @torch.inference_mode()
+    def test_of_the_second_image_of_a_pair(self, with_all: PartsEngine) -> None:
+        pixel_values = tiny.images(2)
+        ours = with_all.encode_image(pixel_values, SECOND_IMAGE)
+        expected = with_all.model.encode_image(pixel_values, SECOND_IMAGE)
+        torch.testing.assert_close(ours.layers, expected.layers, **CLOSE)
+        assert tiny.off(ours.layers[0], with_all.encode_image(pixel_values).layers[0]) > 1e-2
+
+    @torch.inference_mode()
+    def test_control_another_model_is_told_apart(self, with_all: PartsEngine) -> None:
+        other = tiny.build(with_all.model.config)
+        with torch.no_grad():
+            other.text.layers[0].mlp.up.bias[0] += 0.01
+        ours, expected = outputs(with_all, [5, 3], padded=False), outputs(other, [5, 3], padded=False)
+        assert tiny.off(ours["pooled"], expected["pooled"]) > 2e-5
+        assert tiny.off(ours["image cls"], expected["image cls"]) < 2e-5
+
+    @torch.inference_mode()
+    def test_control_padding_that_is_attended_to_shows(self, with_all: PartsEngine) -> None:
+        ids, mask = tiny.texts([5, 3])
+        image = with_all.encode_image(tiny.images(2))
+        text = with_all.encode_text(ids, mask)
+        unmasked = replace(text, mask=torch.ones_like(mask, dtype=torch.bool))
+        right, wrong = with_all.fuse(image, text).pooled, with_all.fuse(image, unmasked).pooled
+        torch.testing.assert_close(right[0], wrong[0], **CLOSE)
+        assert tiny.off(right[1], wrong[1]) > 1e-3
+
+
+class TestRefusals:
+    def test_images_of_another_size(self, with_all: PartsEngine) -> None:
+        with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
+            with_all.encode_image(tiny.images(1, size=32))
+
+    def test_everything_at_once(self, with_all: PartsEngine) -> None:
+        image, text = with_all.encode_image(tiny.images(2)), with_all.encode_text(*tiny.texts([3, 3]))
+        with pytest.raises(ValueError, match='read="all" is not exported'):
+            with_all.fuse(image, text, read="all")
+        with pytest.raises(ValueError, match="2 images and 1 texts"):
+            with_all.fuse(image, text[:1])
