@@ -206,3 +206,18 @@ class TestSchedule:
 
     def test_no_steps_of_warm_up_start_at_the_full_rate(self) -> None:
         assert schedule(OptimizerConfig(warmup=0.0), 1)(0) == 1
+
+
+@pytest.mark.parametrize("rule", ["plain", "official"])
+def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule: str) -> None:
+    model = BridgeTower(shapes.MODEL)
+    config = OptimizerConfig(rule=rule)  # type: ignore[arg-type]
+    optimizer = build_optimizer(parameter_groups(model, config), config)
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+    for parameter in model.parameters():
+        kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
+        assert sum(value.numel() for value in kept) <= 2 * max(parameter.numel(), 1)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bridgetower.tasks.losses import itc_loss
+from bridgetower.distributed import all_gather
+from bridgetower.tasks.losses import info_nce
 
 
 # Not frozen: Fabric copies what goes into a wrapped module, and refuses frozen dataclasses.
@@ -70,14 +71,30 @@ def contrast_parts(
         logit_scale: 1 / temperature.
         gather_with_grads: Let gradients flow to the features of other ranks.
     """
-    images = torch.cat([part.image_embeds for part in parts]).detach().requires_grad_()
-    texts = torch.cat([part.text_embeds for part in parts]).detach().requires_grad_()
-    index, scale = torch.cat([part.image_index for part in parts]), logit_scale.detach().requires_grad_()
+    scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
+    own = [_leaf(torch.cat(embeds)) for embeds in zip(*((p.image_embeds, p.text_embeds) for p in parts), strict=True)]
     with torch.enable_grad():
-        loss = itc_loss(images, texts, index, scale, gather_with_grads=gather_with_grads)
-        for_images, for_texts, for_scale = torch.autograd.grad(loss, [images, texts, scale])
-    lengths = [len(part.image_index) for part in parts]
+        gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in own]
+    columns, index = [_leaf(embeds) for embeds in gathered], all_gather(torch.cat([part.image_index for part in parts]))
+    rows = [(_leaf(part.image_embeds), _leaf(part.text_embeds)) for part in parts]
+    loss = torch.zeros_like(logit_scale)
+    for part, leaves in zip(parts, rows, strict=True):  # the similarities of one part at a time
+        with torch.enable_grad():
+            mean = info_nce(leaves, part.image_index, (columns[0], columns[1]), index, logit_scale=scale)
+            share = mean * (len(part.image_index) / sum(lengths))
+        share.backward()
+        loss = loss + share.detach()
+    as_columns = torch.autograd.grad(gathered, own, [_gradient(embeds) for embeds in columns])
     return [
-        Contrast(loss.detach(), image, text, for_scale, len(parts))
-        for image, text in zip(for_images.split(lengths), for_texts.split(lengths), strict=True)
+        Contrast(loss, _gradient(image) + more_image, _gradient(text) + more_text, _gradient(scale), len(parts))
+        for (image, text), more_image, more_text in zip(rows, *(e.split(lengths) for e in as_columns), strict=True)
     ]
+
+
+def _leaf(embeds: Tensor) -> Tensor:
+    return embeds.detach().clone().requires_grad_()
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad

@@ -110,13 +110,36 @@ def itc_loss(
         logit_scale: 1 / temperature.
         gather_with_grads: Let gradients flow to the features of other ranks.
     """
-    all_index = all_gather(image_index)
-    positives = (image_index[:, None] == all_index[None]).float()
+    images, texts = (all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in (image_embeds, text_embeds))
+    return info_nce(
+        (image_embeds, text_embeds), image_index, (images, texts), all_gather(image_index), logit_scale=logit_scale
+    )
+
+
+def info_nce(
+    rows: tuple[Float[Tensor, "r c"], Float[Tensor, "r c"]],
+    row_index: Int[Tensor, " r"],
+    columns: tuple[Float[Tensor, "s c"], Float[Tensor, "s c"]],
+    column_index: Int[Tensor, " s"],
+    *,
+    logit_scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Mean over pairs and directions of the contrastive loss of each pair against all columns.
+
+    Args:
+        rows: Images and texts of some pairs.
+        row_index: Equal numbers mark the same image.
+        columns: Images and texts of all pairs, those of the rows included.
+        column_index: As `row_index`.
+        logit_scale: 1 / temperature.
+    """
+    positives = (row_index[:, None] == column_index[None]).float()
     targets = positives / positives.sum(dim=1, keepdim=True)
-    losses = []
-    for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
-        logits = similarity(rows, all_gather(columns, gather_with_grads=gather_with_grads), logit_scale)
-        losses.append(F.cross_entropy(logits, targets))
+    (images, texts), (all_images, all_texts) = rows, columns
+    losses = [
+        F.cross_entropy(similarity(one, others, logit_scale), targets)
+        for one, others in ((images, all_texts), (texts, all_images))
+    ]
     return torch.stack(losses).mean()
 
 
