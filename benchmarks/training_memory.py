@@ -75,7 +75,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, object]) -> di
         config=config,
         task=setup.module,
         model=model,
-        pairs=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
+        examples=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
         digests={},
         evaluate=dict,
         save=lambda folder: None,
