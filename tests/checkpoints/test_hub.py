@@ -10,6 +10,8 @@ from huggingface_hub import constants
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.towers import read_text_tower
+from published import transformers_text
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
 
@@ -64,6 +66,27 @@ class TestCached:
         add(cache, "owner/tower", own, OLD, "v1")
         add(cache, "owner/tower", safe, NEW, "main")
         assert read_checkpoint("owner/tower", revision="v1").source == f"owner/tower@{OLD}"
+
+
+class TestTowers:
+    @pytest.fixture
+    def bert(self, cache: Path, tmp_path: Path) -> Path:
+        pytest.importorskip("transformers")
+        published = transformers_text(tmp_path / "bert", "BertForPreTraining")
+        add(cache, "owner/bert", published.source, NEW, "main")
+        return published.source
+
+    def test_an_unpinned_id_is_told_how_to_pin(self, bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+        tower = read_text_tower("owner/bert")
+        assert tower.source == f"owner/bert@{NEW}"
+        assert tiny.equal(tower.tensors, read_text_tower(str(bert)).tensors)
+        assert f"owner/bert is at commit {NEW}; owner/bert@{NEW} pins it" in caplog.text
+
+    def test_a_pinned_commit(self, bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert read_text_tower(f"owner/bert@{NEW}").source == f"owner/bert@{NEW}"
+        assert "pins it" not in caplog.text
+        with pytest.raises(FileNotFoundError, match="owner/bert is no local path and could not be fetched"):
+            read_text_tower(f"owner/bert@{OLD}")
 
 
 class TestNotCached:

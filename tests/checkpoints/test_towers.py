@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ def own_states(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
 
 
+def largest(differences: list[float]) -> float:
+    """The largest, or not a number if one of them is none."""
+    return float(torch.tensor(differences).max())
+
+
 @torch.no_grad()
 def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
     """The largest difference of any layer's hidden states."""
     model = VisionTower(tower.config).eval()
     model.load_state_dict(own_states(tower.tensors, "vision"))
     ours, theirs = model(pixels, tuple(range(1, tower.config.num_layers + 1))), published.hidden(pixels, **options)
-    return max(tiny.off(one, other) for one, other in zip(ours, theirs, strict=True))
+    return largest([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)])
 
 
 @torch.no_grad()
@@ -48,13 +54,11 @@ def texts_off(tower: TextWeights, published: Published) -> float:
     ids[~mask] = tower.config.pad_token_id
     ours = model(ids, mask, tuple(range(1, tower.config.num_layers + 1)))
     theirs = published.hidden(ids, mask.long())
-    return max(tiny.off(one[mask], other[mask]) for one, other in zip(ours, theirs, strict=True))
+    return largest([tiny.off(one[mask], other[mask]) for one, other in zip(ours, theirs, strict=True)])
 
 
 def wrong(tower: Any, **changes: Any) -> Any:
     """The same weights in a tower of another config."""
-    from dataclasses import replace
-
     return replace(tower, config=replace(tower.config, **changes))
 
 

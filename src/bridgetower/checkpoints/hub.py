@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from bridgetower.checkpoints.tensors import WEIGHTS
 
 _FILES = ["*.json", "*.safetensors", "*.txt"]
-
-logger = logging.getLogger(__name__)
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -36,6 +33,4 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
             f"{repo} is no local path and could not be fetched from the hub ({type(error).__name__}); "
             "check the name, or the network, or pass a local folder"
         ) from error
-    if revision != folder.name:
-        logger.warning("%s is at commit %s; pass revision=%r to pin it", repo, folder.name, folder.name)
     return folder, folder.name

@@ -68,6 +68,8 @@ def read_checkpoint(
         checkpoint = _read_official(path, overrides or {}, dtype)
     elif looks_like_hub_id(str(source)):
         folder, commit = download(str(source), revision)
+        if revision != commit:
+            logger.warning("%s is at commit %s; pass revision=%r to pin it", source, commit, commit)
         checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {}, dtype)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")

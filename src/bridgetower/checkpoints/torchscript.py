@@ -37,10 +37,11 @@ _DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, 
 
 def is_torchscript(path: Path) -> bool:
     """Tells a TorchScript archive from a plain PyTorch file: only the former holds the constants of its code."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def read_vision_tower(source: str, asked: Values | None = None) -> VisionWeights
 
     Args:
         source: A file (OpenAI's TorchScript archive, a state dict, safetensors), a folder of transformers or timm, or a
-            hub id.
+            hub id, `owner/name` or `owner/name@revision`.
         asked: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
             heads, are set by them.
 
@@ -115,7 +115,7 @@ def read_text_tower(source: str, asked: Values | None = None) -> TextWeights:
     """Reads a text tower and its tokenizer, recognised by the names of its tensors.
 
     Args:
-        source: A folder of transformers or a hub id.
+        source: A folder of transformers or a hub id, `owner/name` or `owner/name@revision`.
         asked: Fields of `TextConfig` that it must have.
 
     Raises:
@@ -151,8 +151,11 @@ def _open(source: str) -> _Found:
     if path.is_dir():
         folder, name = path, source
     elif looks_like_hub_id(source):
-        folder, commit = download(source)
-        name = f"{source}@{commit}"
+        repo, _, revision = source.partition("@")
+        folder, commit = download(repo, revision or None)
+        name = f"{repo}@{commit}"
+        if revision != commit:
+            logger.warning("%s is at commit %s; %s pins it", source, commit, name)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a file with weights, a folder or a hub id")
     config = folder / "config.json"
