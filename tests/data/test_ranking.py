@@ -60,5 +60,5 @@ def test_batch_is_a_function_of_its_key(images: CaptionImages) -> None:
 def test_one_image_has_no_false_captions(tmp_path: Path, tiny_processor: Processor) -> None:
     write_split(tmp_path / "train.parquet", [Record(image=b"x", file_name="x.png", image_id="x", captions=("a", "b"))])
     images = CaptionImages(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor)
-    with pytest.raises(ValueError, match="split 'train' has 1 image; expected at least 2 for false captions"):
+    with pytest.raises(ValueError, match="train has 1 image; expected at least 2 for false captions"):
         RankingPairs(images, false_texts=1)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import Protocol, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
+from bridgetower.tasks.config import Protocol
 
 DROPPED = -100.0
 

@@ -6,27 +6,57 @@ from pathlib import Path
 
 import pytest
 
+import asked
 import shapes
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.vocabulary import write_vocabulary
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.config import RankingConfig
+from bridgetower.predictor import load
+from bridgetower.tasks.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.run import train
+from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.work import plan
 from folders import same_weights
 
-KINDS = ("ranking",)
+KINDS = ("ranking", *asked.KINDS)
 
 
-@pytest.fixture
-def runs(tiny_dataset: Path, tiny_checkpoint: Path) -> dict[str, RunConfig]:
+@pytest.fixture(scope="module")
+def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
     """A short run of each kind, from the small checkpoint."""
-    ranking = shapes.run_config(
-        tiny_dataset,
-        task=RankingConfig(false_texts=3),
-        model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, rank=True)),
-    )
+    folder = tmp_path_factory.mktemp("sets")
+    heads = {
+        "ranking": HeadsConfig(mlm=False, rank=True),
+        "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
+        "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
+        "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
+    }
+    tasks = {
+        "ranking": RankingConfig(false_texts=3),
+        "vqa": VqaConfig(),
+        "snli-ve": SnliVeConfig(),
+        "nlvr2": Nlvr2Config(),
+    }
+    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
     return {
-        name: replace(run, init=str(tiny_checkpoint), max_steps=3, micro_batch_size=4, checkpoint_every=1)
-        for name, run in {"ranking": ranking}.items()
+        kind: shapes.run_config(
+            sets[kind],
+            task=tasks[kind],
+            select_by=tasks[kind].figures[0],
+            evaluation=RetrievalConfig(),
+            model=replace(
+                shapes.MODEL,
+                heads=heads[kind],
+                fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
+            ),
+            init=str(tiny_checkpoint),
+            max_steps=3,
+            micro_batch_size=4,
+            checkpoint_every=1,
+        )
+        for kind in KINDS
     }
 
 
@@ -44,3 +74,67 @@ def test_is_continued_with_the_same_bits(
 def test_ranking_gives_one_stage_figures(runs: dict[str, RunConfig], tmp_path: Path) -> None:
     figures = train(runs["ranking"], tmp_path / "run", progress=False)
     assert {"rsum", "one_stage_rsum", "chance_rsum"} <= figures.keys()
+
+
+class TestLabels:
+    def test_answers_travel_from_the_set_into_the_checkpoint(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        train(replace(runs["vqa"], max_steps=1), tmp_path / "run", progress=False)
+        answers = load(tmp_path / "run", device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
+        assert {choice.label for choice in answers} == set(asked.ANSWERS)
+
+    def test_a_trained_head_keeps_its_answers(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        """Its order counts, not that of the set."""
+        first = replace(runs["vqa"], max_steps=1)
+        train(first, tmp_path / "first", progress=False)
+        folder = asked.write_set(tmp_path / "set", "vqa")
+        write_vocabulary(folder, asked.ANSWERS[::-1])
+        second = replace(first, init=str(tmp_path / "first"), data=replace(first.data, folders=(str(folder),)))
+        train(second, tmp_path / "second", progress=False)
+        assert read_checkpoint(tmp_path / "second").labels == {"vqa": asked.ANSWERS}
+
+    def test_another_number_of_answers(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        heads = replace(runs["vqa"].model.heads, vqa=5)
+        config = replace(runs["vqa"], model=replace(runs["vqa"].model, heads=heads))
+        with pytest.raises(ValueError, match=r"has 11 answers, but model\.heads\.vqa is 5; set it to 11"):
+            train(config, tmp_path / "run", progress=False)
+
+
+class TestProtocol:
+    def test_paper_leaves_questions_out_and_trains_on_both_splits(
+        self, runs: dict[str, RunConfig], tmp_path: Path
+    ) -> None:
+        config = replace(runs["vqa"], max_steps=1)
+        paper = replace(
+            config,
+            task=VqaConfig(protocol="paper"),
+            data=replace(config.data, train_splits=("train", "validation")),
+        )
+        checkpoint = starting_checkpoint(config)
+        honest_work, paper_work = (plan(run, checkpoint, checkpoint.model()) for run in (config, paper))
+        assert (len(honest_work.examples), len(paper_work.examples)) == (14, 23)
+        unsure = honest_work.evaluate()["vqa_score_yes_no"]
+        assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=0.01)
+
+
+def test_statements_without_labels_are_refused_before_training(runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    for split in ({"train_splits": ("test",)}, {"validation_split": "test"}):
+        config = replace(runs["nlvr2"], data=replace(runs["nlvr2"].data, **split))
+        with pytest.raises(ValueError, match="of split test has the label ''"):
+            train(config, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("kind", asked.KINDS)
+def test_from_nothing_with_a_tokenizer_of_the_texts(kind: str, runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    figures = train(replace(runs[kind], init=None, max_steps=1), tmp_path / "run", progress=False)
+    assert runs[kind].select_by in figures
+    processor = read_checkpoint(tmp_path / "run").processor
+    assert processor is not None
+    assert len(processor.token_ids(["colour" if kind == "vqa" else "red"])[0]) < 6
+
+
+def test_another_kind_of_set(runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    config = replace(runs["vqa"], data=runs["snli-ve"].data)
+    with pytest.raises(FileNotFoundError, match=r"no answers\.json in .*; give a VQA set"):
+        train(config, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="use a set of kind snli-ve"):
+        train(replace(runs["snli-ve"], data=runs["vqa"].data), tmp_path / "run", progress=False)

@@ -19,7 +19,7 @@ class DataConfig:
     Attributes:
         folders: Prepared data sets; their pairs are mixed.
         repeats: How often each folder's pairs occur in an epoch, one number per folder; empty repeats each once.
-        train_split: Split of the folders to train on.
+        train_splits: Splits of the folders to train on, joined.
         validation_split: Split of the folders to evaluate on.
         captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
             and epoch.
@@ -42,7 +42,7 @@ class DataConfig:
 
     folders: tuple[str, ...] = ()
     repeats: tuple[int, ...] = ()
-    train_split: str = "train"
+    train_splits: tuple[str, ...] = ("train",)
     validation_split: str = "validation"
     captions: Captions = "all"
     augmentation: Augmentation = "none"
@@ -61,6 +61,8 @@ class DataConfig:
         """Checks the repeats, the choices and the counts."""
         if self.repeats and (len(self.repeats) != len(self.folders) or min(self.repeats) < 1):
             raise ValueError(f"repeats {self.repeats} for folders {self.folders}; expected one positive number each")
+        if not self.train_splits:
+            raise ValueError("train_splits is empty; expected at least one split")
         if self.captions not in get_args(Captions) or self.augmentation not in get_args(Augmentation):
             raise ValueError(
                 f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class ParquetRows:
         table = self._files[file].read_row_group(group, columns=columns, use_threads=False)
         row: dict[str, Any] = table.slice(number - start, 1).to_pylist()[0]
         return row
+
+    def stream(self, name: str) -> Iterator[Any]:
+        """Yields one column of all rows, one row group in memory at a time."""
+        for file, group in self._groups:
+            yield from self._files[file].read_row_group(group, columns=[name]).column(0).to_pylist()
 
     def column(self, name: str) -> list[Any]:
         """Returns one column of all rows."""

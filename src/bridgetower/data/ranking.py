@@ -29,7 +29,9 @@ class RankingPairs(Dataset[RankingBatch]):
             ValueError: There is one image only, so that there are no false captions.
         """
         if len(images) < 2:
-            raise ValueError(f"split {images.split!r} has {len(images)} image; expected at least 2 for false captions")
+            raise ValueError(
+                f"{', '.join(images.splits)} has {len(images)} image; expected at least 2 for false captions"
+            )
         self.images, self.false_texts = images, false_texts
         self._pairs = images.pairs()
 

@@ -24,7 +24,7 @@ def write_vocabulary(folder: Path, answers: Sequence[str]) -> None:
     write_json(Path(folder) / ANSWERS_FILE, list(answers))
 
 
-def read_vocabulary(folder: Path) -> tuple[str, ...]:
+def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
     """Reads the answers of a set.
 
     Raises:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-Protocol = Literal["honest", "paper"]
+from bridgetower.tasks.config import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.evaluation.blocks import BlockEncoder
-from bridgetower.evaluation.config import Protocol, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import (
     RetrievalRecalls,
     chance_recalls,
@@ -25,6 +25,7 @@ from bridgetower.evaluation.metrics import (
 )
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
+from bridgetower.tasks.config import Protocol
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from bridgetower.data.config import MaskingConfig
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
+Protocol = Literal["honest", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,5 +121,61 @@ class RankingConfig:
         return ("rsum", "one_stage_rsum")
 
 
-TaskConfig = PretrainingConfig | RankingConfig
+@dataclass(frozen=True, kw_only=True)
+class VqaConfig:
+    """Questions about pictures.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        protocol: `honest` scores every question of the validation split; `paper` leaves out those to which no annotator
+            gave an answer of the vocabulary, as the official code does. Both train without them.
+    """
+
+    kind: Annotated[Literal["vqa"], Fixed, Suppress] = "vqa"
+    protocol: Protocol = "honest"
+
+    def __post_init__(self) -> None:
+        """Checks the protocol."""
+        if self.protocol not in get_args(Protocol):
+            raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("vqa_score",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnliVeConfig:
+    """Does a picture contradict a statement, leave it open, or entail it?
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+    """
+
+    kind: Annotated[Literal["snli-ve"], Fixed, Suppress] = "snli-ve"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("accuracy",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nlvr2Config:
+    """Is a statement about two pictures true?
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+    """
+
+    kind: Annotated[Literal["nlvr2"], Fixed, Suppress] = "nlvr2"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("accuracy",)
+
+
+TaskConfig = PretrainingConfig | RankingConfig | VqaConfig | SnliVeConfig | Nlvr2Config
 """What a run can learn, told apart by `kind`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import AvoidSubcommands, Fixed, Suppress
@@ -12,7 +12,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import from_plain
-from bridgetower.tasks.config import PretrainingConfig, TaskConfig
+from bridgetower.tasks.config import PretrainingConfig, RankingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -20,7 +20,9 @@ Rule = Literal["plain", "official"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 _NotAnOption = Annotated[str, Fixed, Suppress]
-SelectBy = Literal["rsum", "itc_rsum", "two_stage_rsum", "one_stage_rsum", "itm_accuracy", "mlm_accuracy"]
+SelectBy = Literal[
+    "rsum", "itc_rsum", "two_stage_rsum", "one_stage_rsum", "itm_accuracy", "mlm_accuracy", "vqa_score", "accuracy"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ class RunConfig:
             BPE on the training captions.
         data: What is trained on and how it is read.
         optimizer: AdamW and its schedule.
-        evaluation: How retrieval is measured on the validation split.
+        evaluation: How the validation split is measured; all but `batch_size` is for retrieval.
         batch_size: Pairs per optimiser step, over all processes and accumulated micro-batches.
         micro_batch_size: Pairs that one process holds at once, None for all of its share. ITC compares these pairs with
             those of the other processes, and negatives are drawn from them, so a smaller number makes both easier.
@@ -163,6 +165,7 @@ class RunConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
                 )
+        self._check_used()
         phases = self.task.phases if isinstance(self.task, PretrainingConfig) else ()
         if self.contrast_over == "step" and not any(phase.itc for phase in phases):
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
@@ -176,6 +179,21 @@ class RunConfig:
             raise ValueError(
                 f"select_by is {self.select_by!r}, which the evaluation of {self.task.kind} does not give; expected "
                 f"one of {', '.join(self.task.figures)}"
+            )
+
+    def _check_used(self) -> None:
+        """Raises ValueError if something is set that the task would ignore."""
+        if isinstance(self.task, PretrainingConfig | RankingConfig):
+            return
+        given = {
+            "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size) != RetrievalConfig(),
+            "data.captions": self.data.captions != DataConfig.captions,
+            "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
+        }
+        ignored = [name for name, is_set in given.items() if is_set]
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)} would be ignored by {self.task.kind}, which has no captions; leave it out"
             )
 
     def to_dict(self) -> dict[str, Any]:

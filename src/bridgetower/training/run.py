@@ -127,9 +127,7 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
 
 
 def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Parts:
-    processor = checkpoint.processor
-    assert processor is not None  # starting_checkpoint refused it
-    work = plan(config, model, processor)
+    work = plan(config, checkpoint, model)
 
     def save(folder: Path) -> None:
         tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.data.captions import CaptionImages
 from bridgetower.data.sampling import derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
@@ -19,6 +18,7 @@ from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
+from bridgetower.training.texts import class_labels, training_texts
 from bridgetower.training.towers import Towers, read_towers
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
     if "rank" in new and "itm_head.fc.weight" in tensors:  # official: it starts as the matching head's logit of a match
         tensors |= {f"rank_head.fc.{kind}": tensors[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
+    labels |= {head: names for head, names in class_labels(config).items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
@@ -147,11 +148,17 @@ def _new(config: RunConfig) -> Checkpoint:
     model = BridgeTower(model_config)
     init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
     tensors = model.state_dict() | towers.tensors(image_size)
-    return Checkpoint(source=config.recipe, config=model_config, tensors=tensors, processor=processor)
+    return Checkpoint(
+        source=config.recipe,
+        config=model_config,
+        tensors=tensors,
+        processor=processor,
+        labels=class_labels(config),
+    )
 
 
 def _processor(config: RunConfig, towers: Towers) -> Processor:
-    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training captions."""
+    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training texts."""
     values = ProcessorConfig(
         profile=config.data.profile or "official-pretrain",
         image_size=config.image_size or config.model.vision.image_size,
@@ -162,6 +169,5 @@ def _processor(config: RunConfig, towers: Towers) -> Processor:
     tokenizer = towers.tokenizer(config.tokenizer)
     if tokenizer is not None:
         return Processor(values, tokenizer)
-    images = CaptionImages(config.data, config.data.train_split, Processor(values, None))
-    captions = [caption for captions in images.captions for caption in captions]
-    return Processor(values, train_tokenizer(captions, vocab_size=config.model.text.vocab_size))
+    texts = training_texts(config, Processor(values, None))
+    return Processor(values, train_tokenizer(texts, vocab_size=config.model.text.vocab_size))

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.pictures import Pictures
 from bridgetower.data.ranking import RankingPairs
 from bridgetower.data.sampling import Examples
+from bridgetower.data.statements import Statements
+from bridgetower.data.vqa import VqaQuestions
+from bridgetower.evaluation.figures import question_figures, statement_figures
 from bridgetower.evaluation.masked_words import evaluate_masked_words
+from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
-from bridgetower.tasks.config import PretrainingConfig, RankingConfig
+from bridgetower.tasks.config import Nlvr2Config, PretrainingConfig, RankingConfig, SnliVeConfig, VqaConfig
+from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.tasks.ranking import RankingTask
+from bridgetower.tasks.snli_ve import SnliVeTask
+from bridgetower.tasks.vqa import VqaTask
 from bridgetower.training.config import RunConfig
+from bridgetower.training.texts import data_kind
 
 # The heads that the figures of pre-training and of retrieval come from.
 _HEADS_OF = {
@@ -46,18 +56,31 @@ class Work:
     evaluate: Callable[[], dict[str, float]]
 
 
-def plan(config: RunConfig, model: BridgeTower, processor: Processor) -> Work:
+def plan(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Work:
     """Builds task, examples and evaluation of a run.
+
+    Args:
+        config: Of the run.
+        checkpoint: What the run started from; its preprocessing and names of classes are used.
+        model: Is trained.
 
     Raises:
         FileNotFoundError: A data folder or a split is missing.
         ValueError: The data, the model or the figure to select by does not fit the task.
     """
+    processor = checkpoint.processor
+    assert processor is not None  # starting_checkpoint refused it
     match config.task:
         case PretrainingConfig():
             return _pretraining(config, config.task, model, processor)
         case RankingConfig():
             return _ranking(config, config.task, model, processor)
+        case VqaConfig():
+            return _vqa(config, config.task, model, processor, checkpoint.class_names("vqa"))
+        case SnliVeConfig():
+            return _statements(config, SnliVeTask(model), processor)
+        case Nlvr2Config():
+            return _statements(config, Nlvr2Task(model), processor)
 
 
 def _pretraining(config: RunConfig, task: PretrainingConfig, model: BridgeTower, processor: Processor) -> Work:
@@ -90,12 +113,49 @@ def _ranking(config: RunConfig, task: RankingConfig, model: BridgeTower, process
     )
 
 
+def _vqa(config: RunConfig, task: VqaConfig, model: BridgeTower, processor: Processor, answers: Sequence[str]) -> Work:
+    train, held_out = _pictures(config, processor)
+    questions = VqaQuestions(held_out, answers, answerable=task.protocol == "paper")
+    trained = VqaTask(model)
+    return Work(
+        task=trained,
+        examples=VqaQuestions(train, answers, answerable=True),
+        digests=train.digests() | held_out.digests(),
+        evaluate=lambda: question_figures(questions, _predicted(config, trained, questions)),
+    )
+
+
+def _statements(config: RunConfig, task: SnliVeTask | Nlvr2Task, processor: Processor) -> Work:
+    train, held_out = _pictures(config, processor)
+    statements = Statements(held_out, labelled=True)
+    return Work(
+        task=task,
+        examples=Statements(train, labelled=True),
+        digests=train.digests() | held_out.digests(),
+        evaluate=lambda: statement_figures(statements, _predicted(config, task, statements)),
+    )
+
+
+def _predicted(config: RunConfig, task: nn.Module, examples: Examples) -> Predictions:
+    batch_size = config.evaluation.batch_size
+    return predict_classes(task, examples, batch_size=batch_size, num_workers=config.data.num_workers)
+
+
 def _caption_images(config: RunConfig, processor: Processor) -> tuple[CaptionImages, CaptionImages]:
     """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
     data = config.data
     return (
-        CaptionImages(data, data.train_split, processor),
+        CaptionImages(data, data.train_splits, processor),
         CaptionImages(data.as_evaluated(), data.validation_split, processor),
+    )
+
+
+def _pictures(config: RunConfig, processor: Processor) -> tuple[Pictures, Pictures]:
+    """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
+    data, kind = config.data, data_kind(config)
+    return (
+        Pictures(data, data.train_splits, processor, kind=kind),
+        Pictures(data.as_evaluated(), data.validation_split, processor, kind=kind),
     )
 
 

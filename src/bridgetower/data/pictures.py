@@ -1,0 +1,139 @@
+"""The pictures of prepared sets, decoded when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from bridgetower.data.augmentation import augment
+from bridgetower.data.config import DataConfig
+from bridgetower.data.info import split_digests
+from bridgetower.data.kinds import TEXT_COLUMN, Kind
+from bridgetower.data.parquet import ParquetRows
+from bridgetower.data.splits import read_split
+from bridgetower.data.views import random_view
+from bridgetower.processor import Processor
+
+
+class Pictures:
+    """The pictures of one or more splits of several prepared folders, and where what is said about them lies."""
+
+    def __init__(
+        self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, kind: Kind = "captions"
+    ) -> None:
+        """Opens the folders.
+
+        Args:
+            config: Folders, and how pictures are varied.
+            splits: One or several, whose pictures are joined.
+            processor: Resizes and normalises.
+            kind: What the rows hold.
+
+        Raises:
+            FileNotFoundError: A folder or its split is missing.
+            ValueError: No folder is given, or one holds another kind.
+        """
+        if not config.folders:
+            raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+        self.config, self.processor, self.kind = config, processor, kind
+        self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        self.records = [self._open(Path(folder)) for folder in config.folders]
+        self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
+        self.image_ids: list[str] = [name for records in self.records for name in records.column("image_id")]
+        self._cache: dict[tuple[int, str], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of every file that is read, by path.
+
+        Raises:
+            FileNotFoundError: A folder has no `dataset.json`.
+            ValueError: It does not name the split.
+        """
+        return {
+            str(Path(folder) / name): digest
+            for folder in self.config.folders
+            for split in self.splits
+            for name, digest in split_digests(Path(folder), split).items()
+        }
+
+    def repeats(self, image: int) -> int:
+        """Returns how often an example of a picture comes in an epoch."""
+        return self.config.repeats[self.rows[image][0]] if self.config.repeats else 1
+
+    def said(self) -> Iterator[list[Any]]:
+        """Yields the captions, questions or statements of every picture, one row group in memory at a time."""
+        for records in self.records:
+            yield from records.stream(TEXT_COLUMN[self.kind])
+
+    def said_of(self, image: int) -> list[Any]:
+        """Returns the captions, questions or statements of a picture."""
+        folder, row = self.rows[image]
+        column = TEXT_COLUMN[self.kind]
+        said: list[Any] = self.records[folder].row(row, [column])[column]
+        return said
+
+    def pixels(self, image: int, column: str = "image") -> UInt8[Tensor, "3 h w"]:
+        """Returns a resized picture.
+
+        Args:
+            image: Its number.
+            column: `image`, or `image_2` for the second one of a pair.
+
+        Raises:
+            ValueError: It cannot be decoded; its id is named.
+        """
+        if (image, column) in self._cache:
+            return self._cache[image, column]
+        with self._named(image):
+            pixels = self.processor.resize(self.image_bytes(image, column))
+        if self.config.cache:
+            self._cache[image, column] = pixels
+        return pixels
+
+    def views(
+        self, images: Sequence[int], generator: torch.Generator, column: str = "image"
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Returns normalised pictures, varied as the config says.
+
+        Raises:
+            ValueError: One cannot be decoded; its id is named.
+        """
+        pixels = torch.stack([self._view(image, column, generator) for image in images])
+        return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
+
+    def pixel_values(self, images: Sequence[int], column: str = "image") -> Float[Tensor, "b 3 h w"]:
+        """Returns normalised pictures."""
+        return self.processor.normalise(torch.stack([self.pixels(image, column) for image in images]))
+
+    def image_bytes(self, image: int, column: str = "image") -> bytes:
+        """Returns a picture's file as it was prepared."""
+        folder, row = self.rows[image]
+        content: bytes = self.records[folder].row(row, [column])[column]["bytes"]
+        return content
+
+    def _open(self, folder: Path) -> ParquetRows:
+        return ParquetRows([path for split in self.splits for path in read_split(folder, split, kind=self.kind).paths])
+
+    def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
+        if not self.config.has_views:
+            return self.pixels(image, column)
+        with self._named(image):
+            return random_view(self.image_bytes(image, column), self.config, self.processor, generator)
+
+    @contextmanager
+    def _named(self, image: int) -> Iterator[None]:
+        """Adds the picture's name to errors."""
+        try:
+            yield
+        except ValueError as error:
+            folder = self.config.folders[self.rows[image][0]]
+            raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error

@@ -1,0 +1,50 @@
+"""The figures of each benchmark of classes from its predictions."""
+
+from __future__ import annotations
+
+from bridgetower.data.statements import Statements
+from bridgetower.data.vqa import VqaQuestions
+from bridgetower.evaluation.class_metrics import accuracy, consistency
+from bridgetower.evaluation.predictions import Predictions
+from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_scores
+
+
+def question_scores(questions: VqaQuestions, predictions: Predictions) -> VqaScores:
+    """Returns VQA's official scores.
+
+    Raises:
+        ValueError: A question has no answers of annotators.
+    """
+    answered = [
+        AnsweredQuestion(
+            answers=tuple(entry["answers"]), answer_type=entry["answer_type"], question_type=entry["question_type"]
+        )
+        for entry in questions
+    ]
+    return vqa_scores([questions.answers[number] for number in predictions.classes.tolist()], answered)
+
+
+def question_figures(questions: VqaQuestions, predictions: Predictions) -> dict[str, float]:
+    """Returns `vqa_score`, in percent, and that of each type of answer.
+
+    Raises:
+        ValueError: A question has no answers of annotators.
+    """
+    scores = question_scores(questions, predictions)
+    by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items() if name}
+    return {"vqa_score": scores.overall, **by_type}
+
+
+def statement_figures(statements: Statements, predictions: Predictions) -> dict[str, float]:
+    """Returns `accuracy` and, of statements with NLVR2's identifiers, `consistency`.
+
+    Raises:
+        ValueError: A statement has no label.
+    """
+    labels = statements.labels()
+    figures = {"accuracy": accuracy(predictions.classes, labels)}
+    names = [entry["statement_id"].split("-") for entry in statements]
+    if all(len(parts) == 4 for parts in names):  # split, set, pair, sentence: a group is a sentence with all its pairs
+        groups = [f"{split}-{number}-{sentence}" for split, number, _, sentence in names]
+        figures["consistency"] = consistency(predictions.classes, labels, groups)
+    return figures

@@ -1,0 +1,79 @@
+"""What a task says of every example of a set, shared out over the processes of a distributed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bridgetower.data.sampling import BatchKey, Examples
+from bridgetower.distributed import gather_by_id, rank, world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The likeliest class of every example, in order.
+
+    Attributes:
+        classes: Numbers of the classes.
+        probabilities: What the task gives them.
+    """
+
+    classes: Int[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def predict_classes(
+    task: nn.Module, examples: Examples, *, batch_size: int, num_workers: int = 0, progress: bool = False
+) -> Predictions:
+    """Returns the likeliest class of every example; each process predicts its share and gets all.
+
+    Args:
+        task: Its `predict` gives the probabilities of the classes.
+        examples: Without views and repeats.
+        batch_size: Examples at once.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: A picture cannot be decoded, or the model lacks the head.
+    """
+
+    def best(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        top = probabilities.max(dim=1)
+        return top.indices, top.values
+
+    classes, probabilities = _predict(task, examples, best, batch_size, num_workers, progress)
+    return Predictions(classes=classes, probabilities=probabilities)
+
+
+@torch.inference_mode()
+def _predict(
+    task: nn.Module,
+    examples: Examples,
+    read: Callable[[Tensor], tuple[Tensor, ...]],
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> tuple[Tensor, ...]:
+    """Returns what `read` keeps of the prediction of every example, [n] each, in order and on the CPU."""
+    own = range(rank(), len(examples), world_size())
+    keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
+    loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
+    if progress and rank() == 0:
+        console = Console(stderr=True)
+        loader = track(loader, "predicting", total=len(keys), console=console, show_speed=True)
+    device = next(task.parameters()).device
+    parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return gather_by_id(torch.tensor(own), *columns)[1:]

@@ -1,0 +1,113 @@
+"""Small prepared sets of questions and of statements about plain pictures, with every odd case of the originals."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from bridgetower.data.info import DatasetInfo, write_info
+from bridgetower.data.kinds import Kind, Question, Statement
+from bridgetower.data.records import PairRecord, PictureRecord, QuestionRecord, StatementRecord, write_split
+from bridgetower.data.splits import parquet_path
+from bridgetower.data.vocabulary import write_vocabulary
+
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
+ANSWERS = ("yes", "no", "2", *COLOURS)
+NUM_PICTURES = {"train": 8, "validation": 5, "test": 3}
+KINDS: tuple[Kind, ...] = ("vqa", "snli-ve", "nlvr2")
+
+
+def png(colour: str) -> bytes:
+    """A plain picture."""
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 20), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_set(folder: Path, kind: Kind) -> Path:
+    """Writes a set of a kind, whose test split has neither answers nor labels; returns its folder."""
+    make = {"vqa": questioned, "snli-ve": stated, "nlvr2": paired}[kind]
+    write_splits(folder, kind, {split: make(split, count) for split, count in NUM_PICTURES.items()})
+    if kind == "vqa":
+        write_vocabulary(folder, ANSWERS)
+    return folder
+
+
+def write_splits(folder: Path, kind: Kind, records: Mapping[str, Sequence[PictureRecord]]) -> None:
+    """Writes the splits of a set and what it is."""
+    splits = {split: write_split(parquet_path(folder, split), rows, kind=kind) for split, rows in records.items()}
+    about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
+    write_info(folder, DatasetInfo(name=f"mini-{kind}", kind=kind, seed=0, split_rule="", splits=splits, **about))
+
+
+def questioned(split: str, count: int) -> list[QuestionRecord]:
+    """Pictures with two questions each; nobody gave an answer of the vocabulary to the second one of every third."""
+    first = {"train": 1_000, "validation": 2_000, "test": 3_000}[split]
+    return [
+        QuestionRecord(
+            image=png(COLOURS[number]),
+            file_name=f"{number}.jpg",
+            image_id=f"{split}-{number}",
+            questions=tuple(
+                Question(
+                    question_id=first + 10 * number + place,
+                    question=("What colour is this?", "Is this picture plain?")[place],
+                    question_type=("what colour is", "is this")[place],
+                    answer_type=("other", "yes/no")[place],
+                    answers=() if split == "test" else annotators(number, place),
+                )
+                for place in range(2)
+            ),
+        )
+        for number in range(count)
+    ]
+
+
+def annotators(number: int, place: int) -> tuple[str, ...]:
+    """What ten annotators said."""
+    if place == 0:
+        return (COLOURS[number],) * 7 + (f"The {COLOURS[number - 1]}.",) * 2 + ("dark",)
+    return ("who knows",) * 10 if number % 3 == 2 else ("Yes!",) * 6 + ("no",) * 4
+
+
+def stated(split: str, count: int) -> list[StatementRecord]:
+    """Pictures with one or two statements each."""
+    labels = ("entailment", "contradiction", "neutral")
+    return [
+        StatementRecord(
+            image=png(COLOURS[number]),
+            file_name=f"{number}.jpg",
+            image_id=f"{number}",
+            statements=tuple(
+                Statement(
+                    statement_id=f"{number}.jpg#{place}r",
+                    text=f"it is {COLOURS[number - place]}",
+                    label="" if split == "test" else labels[(number + place) % 3],
+                )
+                for place in range(1 + number % 2)
+            ),
+        )
+        for number in range(count)
+    ]
+
+
+def paired(split: str, count: int) -> list[PairRecord]:
+    """Pairs of pictures, two of a set and a sentence, with NLVR2's identifiers."""
+    return [
+        PairRecord(
+            image=png(COLOURS[number]),
+            file_name=f"{split}-{number}-img0.png",
+            image_2=png(COLOURS[number - 1]),
+            file_name_2=f"{split}-{number}-img1.png",
+            image_id=f"{split}-{number // 2}-{number % 2}",
+            statements=(
+                Statement(
+                    statement_id=f"{split}-{number // 2}-{number % 2}-0",
+                    text=f"one of them is {COLOURS[number // 2 * 2]}",
+                    label="" if split == "test" else ("True", "False")[number % 3 % 2],
+                ),
+            ),
+        )
+        for number in range(count)
+    ]

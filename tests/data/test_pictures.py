@@ -1,0 +1,41 @@
+"""Pictures of prepared sets: of which splits and kinds, and the second picture of a pair."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import asked
+from bridgetower.data.config import DataConfig
+from bridgetower.data.pictures import Pictures
+from bridgetower.processor import Processor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return asked.write_set(tmp_path_factory.mktemp("nlvr2"), "nlvr2")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_both_pictures_of_a_pair(folder: Path, tiny_processor: Processor, cache: bool) -> None:
+    pictures = Pictures(DataConfig(folders=(str(folder),), cache=cache), "train", tiny_processor, kind="nlvr2")
+    for _ in range(2):
+        for column, colour in (("image", asked.COLOURS[3]), ("image_2", asked.COLOURS[2])):
+            assert torch.equal(pictures.pixels(3, column), tiny_processor.resize(asked.png(colour)))
+            assert pictures.image_bytes(3, column) == asked.png(colour)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(pictures.views([3], generator, "image_2"), tiny_processor.images([asked.png(asked.COLOURS[2])]))
+
+
+def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processor) -> None:
+    data = DataConfig(folders=(str(folder),))
+    both = Pictures(data, ("train", "validation"), tiny_processor, kind="nlvr2")
+    assert len(both) == 13
+    assert both.image_ids[8] == "validation-0-0"
+    assert both.digests().keys() == {str(folder / "train.parquet"), str(folder / "validation.parquet")}
+    assert both.said_of(8) == list(both.said())[8]
+
+
+def test_another_kind(folder: Path, tiny_processor: Processor) -> None:
+    with pytest.raises(ValueError, match=r"has no column questions; .* use a set of kind vqa"):
+        Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, kind="vqa")

@@ -1,0 +1,102 @@
+"""Question answering in two processes against one: losses, gradients, and predictions of an odd number of questions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spawn import run_on_ranks
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import asked
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.config import DataConfig
+from bridgetower.data.pictures import Pictures
+from bridgetower.data.sampling import BatchKey, StepSampler
+from bridgetower.data.statements import Statements
+from bridgetower.data.vqa import VqaQuestions
+from bridgetower.distributed import rank, world_size
+from bridgetower.evaluation.predictions import Predictions, predict_classes
+from bridgetower.tasks.snli_ve import SnliVeTask
+from bridgetower.tasks.vqa import VqaTask
+
+WORLD = 2
+Result = dict[str, Any]
+
+
+def build(checkpoint: Path, folder: Path) -> tuple[VqaTask, VqaQuestions]:
+    loaded = read_checkpoint(checkpoint)
+    assert loaded.processor is not None
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "train", loaded.processor, kind="vqa")
+    return VqaTask(loaded.model()), VqaQuestions(pictures, loaded.class_names("vqa"))
+
+
+def step(checkpoint: Path, folder: Path) -> Result:
+    """The first step of a run: the loss of this process and the gradients, averaged if there are several."""
+    task, questions = build(checkpoint, folder)
+    sampler = StepSampler(
+        len(questions), batch_size=8, micro_batches=1, steps=range(1), seed=3, rank=rank(), world_size=world_size()
+    )
+    (key,) = sampler
+    parallel = DistributedDataParallel(task, find_unused_parameters=True) if world_size() > 1 else task
+    losses = parallel(questions[key])
+    losses.total.backward()
+    gradients = {name: value.grad.clone() for name, value in task.named_parameters() if value.grad is not None}
+    return {"loss": losses.total.detach(), "gradients": gradients}
+
+
+def predict(checkpoint: Path, folder: Path) -> Predictions:
+    loaded = read_checkpoint(checkpoint)
+    assert loaded.processor is not None
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "validation", loaded.processor, kind="snli-ve")
+    return predict_classes(SnliVeTask(loaded.model()), Statements(pictures), batch_size=3)
+
+
+def everything(checkpoint: Path, questions: Path, statements: Path) -> Result:
+    return {"step": step(checkpoint, questions), "predictions": predict(checkpoint, statements)}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return asked.write_set(folder / "vqa", "vqa"), asked.write_set(folder / "snli-ve", "snli-ve")
+
+
+@pytest.fixture(scope="module")
+def alone(answering_checkpoint: Path, sets: tuple[Path, Path]) -> Result:
+    return everything(answering_checkpoint, *sets)
+
+
+@pytest.fixture(scope="module")
+def processes(answering_checkpoint: Path, sets: tuple[Path, Path]) -> list[Result]:
+    return run_on_ranks(WORLD, everything, answering_checkpoint, *sets)
+
+
+def test_mean_of_the_losses_is_that_of_one_process(alone: Result, processes: list[Result]) -> None:
+    losses = torch.stack([process["step"]["loss"] for process in processes])
+    torch.testing.assert_close(losses.mean(), alone["step"]["loss"], atol=1e-5, rtol=1e-5)
+    assert losses[0] != losses[1]
+
+
+def test_averaged_gradients_are_those_of_one_process(alone: Result, processes: list[Result]) -> None:
+    expected: dict[str, Tensor] = alone["step"]["gradients"]
+    for process in processes:
+        found = process["step"]["gradients"]
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    assert float(expected["model.vqa_head.decoder.weight"].abs().max()) > 0.01
+
+
+def test_predictions_are_complete_and_in_order(alone: Result, processes: list[Result]) -> None:
+    expected: Predictions = alone["predictions"]
+    assert len(expected) % WORLD == 1
+    for process in processes:
+        assert torch.equal(process["predictions"].classes, expected.classes)
+        torch.testing.assert_close(process["predictions"].probabilities, expected.probabilities, atol=1e-5, rtol=0)
+
+
+def test_control_another_order_differs(answering_checkpoint: Path, sets: tuple[Path, Path], alone: Result) -> None:
+    task, questions = build(answering_checkpoint, sets[0])
+    other = task(questions[BatchKey(tuple(range(8)), 0)])
+    assert abs(float(other.total.detach() - alone["step"]["loss"])) > 1e-3

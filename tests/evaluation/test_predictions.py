@@ -1,0 +1,47 @@
+"""Predictions of a whole set: in order, whatever the batch size, and with a bar."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import asked
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.config import DataConfig
+from bridgetower.data.pictures import Pictures
+from bridgetower.data.sampling import BatchKey
+from bridgetower.data.statements import Statements
+from bridgetower.evaluation.predictions import predict_classes
+from bridgetower.processor import Processor
+from bridgetower.tasks.snli_ve import SnliVeTask
+
+
+@pytest.fixture
+def statements(tmp_path: Path, tiny_processor: Processor) -> Statements:
+    folder = asked.write_set(tmp_path / "set", "snli-ve")
+    return Statements(Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, kind="snli-ve"))
+
+
+@pytest.fixture
+def task(answering_checkpoint: Path) -> SnliVeTask:
+    return SnliVeTask(read_checkpoint(answering_checkpoint).model())
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 0), (100, 0), (4, 2)])
+def test_every_example_in_order(task: SnliVeTask, statements: Statements, batch_size: int, num_workers: int) -> None:
+    found = predict_classes(task, statements, batch_size=batch_size, num_workers=num_workers)
+    with torch.no_grad():
+        expected = torch.cat([task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))])
+    assert len(found) == len(statements)
+    assert torch.equal(found.classes, expected.argmax(dim=1))
+    torch.testing.assert_close(found.probabilities, expected.amax(dim=1), atol=1e-5, rtol=0)
+
+
+def test_the_bar_is_on_standard_error(
+    task: SnliVeTask, statements: Statements, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    predict_classes(task, statements, batch_size=5, progress=True)
+    captured = capsys.readouterr()
+    assert "predicting" in captured.err
+    assert captured.out == ""

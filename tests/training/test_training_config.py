@@ -1,0 +1,132 @@
+"""A run config survives JSON and refuses what it does not know, and what its task would ignore."""
+
+import inspect
+import json
+import re
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+import tyro
+
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.tasks.config import Nlvr2Config, Phase, RankingConfig, SnliVeConfig, TaskConfig, VqaConfig
+from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.training.recipes import RECIPES
+
+
+class TestRunConfig:
+    def test_changes_survive_json(self) -> None:
+        run = replace(
+            RECIPES["pretrain-nano"],
+            data=replace(RECIPES["pretrain-nano"].data, folders=("a", "b"), repeats=(1, 2)),
+            optimizer=OptimizerConfig(schedule="cosine", betas=(0.8, 0.9), clip_norm=1.0),
+            init="somewhere",
+        )
+        assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+    @pytest.mark.parametrize("path", [(), ("optimizer",), ("data",), ("task",), ("model", "text")])
+    def test_unknown_keys(self, path: tuple[str, ...]) -> None:
+        values = RECIPES["pretrain-base"].to_dict()
+        inner: dict[str, Any] = values
+        for name in path:
+            inner = inner[name]
+        inner["learning_rat"] = 1
+        with pytest.raises(ValueError, match=r"has unknown fields \['learning_rat'\]; known: \["):
+            RunConfig.from_dict(values)
+
+    def test_unknown_key_in_a_phase(self) -> None:
+        values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
+        values["task"]["phases"][1]["mlmm"] = 1
+        with pytest.raises(ValueError, match=r"unknown fields \['mlmm'\]"):
+            RunConfig.from_dict(values)
+
+    @pytest.mark.parametrize("kind", ["painting", None])
+    def test_unknown_task(self, kind: str | None) -> None:
+        values = RECIPES["pretrain-base"].to_dict()
+        values["task"]["kind"] = kind
+        with pytest.raises(ValueError, match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank"):
+            RunConfig.from_dict(values)
+
+    def test_a_figure_of_another_task(self) -> None:
+        with pytest.raises(ValueError, match=r"'itm_accuracy', which the evaluation of ranking does not give; .*rsum"):
+            RunConfig(max_steps=1, task=RankingConfig(), select_by="itm_accuracy")
+
+    @pytest.mark.parametrize("task", [VqaConfig(), SnliVeConfig(), Nlvr2Config()], ids=lambda task: task.kind)
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"evaluation": RetrievalConfig(candidates=3)}, "evaluation would be ignored by {}, which has no captions"),
+            (
+                {"data": DataConfig(captions="one", word_dropout=0.1)},
+                r"data\.captions, data\.word_dropout would be ignored by {}",
+            ),
+        ],
+    )
+    def test_what_the_task_would_ignore(self, task: Any, values: dict[str, Any], message: str) -> None:
+        given = {"task": task, "select_by": task.figures[0], "max_steps": 1}
+        RunConfig(**given, evaluation=RetrievalConfig(batch_size=3))
+        with pytest.raises(ValueError, match=message.format(task.kind)):
+            RunConfig(**given, **values)
+
+    @pytest.mark.parametrize("lengths", [{}, {"max_steps": 5, "max_epochs": 1}])
+    def test_both_or_none_of_the_lengths(self, lengths: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="expected exactly one of them"):
+            RunConfig(**lengths)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+            ({"micro_batch_size": 0}, "micro_batch_size is 0"),
+            ({"max_steps": 0}, "max_steps is 0"),
+            ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+            ({"log_every": 0}, "log_every is 0"),
+            ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
+            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
+            ({"select_by": "loss"}, "select_by is 'loss'; expected one of rsum"),
+            ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
+            ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
+            ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
+        ],
+    )
+    def test_values(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            RunConfig(**({"max_steps": 5} | values))
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"lr": 0.0}, r"lr 0\.0, .*expected lr > 0"),
+            ({"weight_decay": -0.1}, "weight_decay -0.1"),
+            ({"warmup": 1.0}, "warm-up as a share"),
+            ({"head_multiplier": -1.0}, "expected multipliers >= 0"),
+            ({"clip_norm": 0.0}, "clip_norm 0.0; expected multipliers >= 0 and a norm above 0"),
+            ({"rule": "offical"}, "rule is 'offical'; expected one of plain, official"),
+            ({"schedule": "linear"}, "schedule is 'linear'; expected one of polynomial, cosine"),
+            ({"schedule": "cosine", "power": 2.0}, "are for the polynomial schedule"),
+            ({"schedule": "cosine", "end_lr": 1e-7}, "are for the polynomial schedule"),
+        ],
+    )
+    def test_optimizer_values(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OptimizerConfig(**values)
+
+    @pytest.mark.parametrize("name", ["recipe", "source"])
+    def test_where_a_run_comes_from_is_no_option(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--seed", "3"]
+        assert tyro.cli(RunConfig, args=options, default=RECIPES["pretrain-nano"]).seed == 3
+        with pytest.raises(SystemExit):
+            tyro.cli(RunConfig, args=[*options, f"--{name}", "mine"], default=RECIPES["pretrain-nano"])
+        assert f"--{name}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, Phase, *get_args(TaskConfig)])
+    def test_every_field_has_an_entry_of_its_own(self, config: type[Any]) -> None:
+        """The command's help shows an entry only for the one name before its colon."""
+        entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)
+        assert entries == [item.name for item in fields(config)]
+
+    def test_every_part_can_be_changed_by_its_name(self) -> None:
+        """What `run.json` names is what the command's options name."""
+        assert set(RECIPES["pretrain-base"].to_dict()) == {item.name for item in fields(RunConfig)}
