@@ -23,7 +23,19 @@ from bridgetower.predictor import load
 from bridgetower.training.run import read_run
 from published import openai
 
-VERBS = ("embed", "match", "fill-mask", "answer", "entail", "reason", "convert", "prepare", "evaluate", "train")
+VERBS = (
+    "embed",
+    "match",
+    "fill-mask",
+    "answer",
+    "entail",
+    "reason",
+    "index",
+    "convert",
+    "prepare",
+    "evaluate",
+    "train",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.search.config import IndexConfig
 
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
-    *(DataConfig, MaskingConfig, PairsConfig, RetrievalConfig),
+    *(DataConfig, MaskingConfig, PairsConfig, RetrievalConfig, IndexConfig),
 ]
 
 

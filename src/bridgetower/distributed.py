@@ -1,5 +1,7 @@
-"""What one process knows of the others: its rank, gathered batches, and results put together by id."""
+"""What one process knows of the others: its rank, gathered batches, results put together by id; and of the cores."""
 
+import os
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +14,13 @@ from torch.autograd.function import once_differentiable
 def rank() -> int:
     """Index of this process; 0 without an initialised process group."""
     return dist.get_rank() if _is_initialised() else 0
+
+
+def available_cores() -> int:
+    """Cores that this process may use, where the system tells; else those of the machine."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def world_size() -> int:

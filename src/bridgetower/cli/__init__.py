@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from bridgetower.cli import answering, files, runs, use
+from bridgetower.cli import answering, files, runs, search, use
 from bridgetower.cli.output import with_options
 
 app = tyro.extras.SubcommandApp()
@@ -20,6 +20,7 @@ app.command(name="fill-mask")(use.fill_mask)
 app.command(name="answer")(answering.answer)
 app.command(name="entail")(answering.entail)
 app.command(name="reason")(answering.reason)
+app.command(name="index")(search.index)
 app.command(name="convert")(files.convert)
 app.command(name="prepare")(files.prepare)
 app.command(name="train")(runs.train)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from types import TracebackType
 
 import torch
 
+from bridgetower.distributed import available_cores
 from bridgetower.training.config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics, step_bars
 from bridgetower.training.loop import Interrupted
@@ -50,7 +50,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         ValueError, OSError, FloatingPointError: As `train`, of the first run that fails; the others stop and save.
         LostProcessError: A process was lost, killed for want of memory for example; the others stop and save.
     """
-    cores = _available_cores()
+    cores = available_cores()
     workers = max(1, min(len(runs), cores))
     with stop_signals() as stop, _bars(runs, progress) as show, _Children(runs, max(1, cores // workers)) as children:
         while children.running or (children.waiting and not (stop.requested or children.errors)):
@@ -195,10 +195,3 @@ def _bars(runs: Mapping[Path, RunConfig], progress: bool) -> Iterator[Callable[[
 
     with bars:
         yield show
-
-
-def _available_cores() -> int:
-    """Cores that this process may use, where the system tells; else those of the machine."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

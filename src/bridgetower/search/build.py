@@ -1,0 +1,246 @@
+"""Brings an index up to date with a folder or table of pictures: new and changed ones in, dropped ones out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from bridgetower.predictor import Predictor, load
+from bridgetower.processor import Resized
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index, held
+from bridgetower.search.pictures import Decoded, Known, Listed, Listing, Pictures, decode, known_as, list_pictures
+from bridgetower.search.places import Uri
+from bridgetower.search.table import IndexedRow
+
+_MAX_NAMED = 10  # bad pictures spelt out in an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What was done to an index.
+
+    Attributes:
+        pictures: In the index now.
+        added: That were not in it.
+        changed: That were in it with other content, captions or times.
+        removed: That its source no longer has, or that can no longer be read.
+        reused: Of those added or changed, how many had the content and captions of a picture that was in it, such as
+            files that were renamed or copied; they are not embedded again.
+        bad: What cannot be used, each with the reason.
+        seconds: That it took, without loading the model.
+    """
+
+    pictures: int
+    added: int
+    changed: int
+    removed: int
+    reused: int
+    bad: tuple[str, ...]
+    seconds: float
+
+
+def build_index(
+    source: str | Path,
+    out: Uri,
+    model: Predictor | str | Path,
+    config: IndexConfig | None = None,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> IndexReport:
+    """Makes an index, or brings one up to date: new and changed pictures are embedded, dropped ones deleted.
+
+    Whether a picture changed is told by its size, its time and its captions; of one that changed, by its content.
+    What was embedded is written every few seconds. A run that was killed is completed by the next one.
+
+    Args:
+        source: A folder of pictures, perhaps with a text file of captions beside each, or a table of pictures and
+            captions (CSV, TSV, JSON lines).
+        out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
+        model: A loaded model, or what to load.
+        config: How.
+        storage_options: Settings of an object store.
+        progress: Show a bar, if standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: There is no source.
+        FileExistsError: Another process writes the index.
+        ValueError: The source names no picture, the index is of another model or folder, the model has no contrastive
+            head, or more than `max_bad` pictures cannot be used; the others are in the index then.
+    """
+    started, config = time.perf_counter(), config or IndexConfig()
+    listing = list_pictures(Path(source), config)
+    predictor = model if isinstance(model, Predictor) else load(model)
+    predictor.model.contrastive_head()
+    with held(out):
+        index = _opened(out, predictor, listing.root, storage_options)
+        update = _Update(index, predictor, listing, config)
+        update.run(progress)
+    bad = (*listing.bad, *update.bad.values())
+    report = IndexReport(
+        pictures=len(index),
+        added=len(update.wanted) - len(update.changed) - len(update.bad.keys() - update.changed.keys()),
+        changed=len(update.changed.keys() - update.bad.keys()),
+        removed=len(update.removed),
+        reused=update.reused,
+        bad=bad,
+        seconds=time.perf_counter() - started,
+    )
+    _check_bad(source, report, config.max_bad)
+    return report
+
+
+class _Update:
+    """One run over an index."""
+
+    def __init__(self, index: Index, predictor: Predictor, listing: Listing, config: IndexConfig) -> None:
+        self.index, self.predictor, self.listing, self.config = index, predictor, listing, config
+        before = index.listed()
+        self.wanted = [picture for path, picture in listing.pictures.items() if before.get(path) != picture]
+        self.changed = {picture.path: before[picture.path] for picture in self.wanted if picture.path in before}
+        self.removed = {path: row for path, row in before.items() if path not in listing.pictures}
+        self.known = self._known()
+        self.bad: dict[str, str] = {}
+        self.reused = 0
+
+    def run(self, progress: bool) -> None:
+        """Embeds, writes and deletes."""
+        pictures = Pictures(self.listing.root, self.wanted, self.predictor.processor, self.known)
+        rows: list[IndexedRow] = []
+        copies: list[tuple[str, Listed]] = []
+        written = time.monotonic()
+        with _bar(progress and bool(self.wanted)) as bar:
+            task = bar.add_task("embedding", total=len(self.wanted))
+            for batch in decode(pictures, self.config):
+                decoded = batch.unpacked()
+                rows += self._embedded(decoded)
+                copies += self._copies(decoded)
+                bar.advance(task, len(decoded))
+                if time.monotonic() - written >= self.config.commit_seconds:
+                    self._write(rows, copies)
+                    rows, copies, written = [], [], time.monotonic()
+        self._write(rows, copies)
+        self.removed |= {path: row for path, row in self.changed.items() if path in self.bad}
+        self.index.remove(self.removed)
+        if self.wanted or self.removed:
+            self.index.tidy(len(self.changed) + len(self.removed))
+
+    def _write(self, rows: Sequence[IndexedRow], copies: Sequence[tuple[str, Listed]]) -> None:
+        if rows:
+            self.index.put(rows)
+        if copies:
+            self.index.copy(copies)
+        self.reused += len(copies)
+
+    def _known(self) -> Known:
+        """Rows whose vectors may serve a picture that is not in the index as it is.
+
+        A row that is about to be deleted serves any picture with its content and captions. One that may be replaced
+        serves only itself: it could be replaced before another picture asks for it.
+        """
+        digests = self.index.digests([*self.changed, *self.removed])
+        of_removed = {known_as(None, digests[path], row): path for path, row in self.removed.items()}
+        return of_removed | {known_as(path, digests[path], row): path for path, row in self.changed.items()}
+
+    def _copies(self, decoded: Iterable[Decoded]) -> list[tuple[str, Listed]]:
+        return [(one.known, one.picture) for one in decoded if one.known is not None]
+
+    def _embedded(self, decoded: Iterable[Decoded]) -> list[IndexedRow]:
+        """Embeds a batch, keeping count of the bad ones."""
+        good: list[tuple[Decoded, Resized]] = []
+        for one in decoded:
+            problem = one.problem or self._problem_of(one.picture.captions)
+            if problem:
+                self.bad[one.picture.path] = f"{one.picture.path!r}: {problem}"
+            elif one.image is not None:
+                good.append((one, one.image))
+        return _embed(self.predictor, good, self.config.batch_size)
+
+    def _problem_of(self, captions: Sequence[str]) -> str | None:
+        if not captions or self.config.truncate:
+            return None
+        try:
+            self.predictor.processor.token_ids(captions)
+        except ValueError as error:
+            return f"caption {error}"
+        return None
+
+
+def _embed(predictor: Predictor, good: Sequence[tuple[Decoded, Resized]], batch_size: int) -> list[IndexedRow]:
+    if not good:
+        return []
+    image_vectors = predictor.embed_images([image for _, image in good], batch_size=batch_size)
+    owners = [(image, caption) for one, image in good for caption in one.picture.captions]
+    counts = [len(one.picture.captions) for one, _ in good]
+    if owners:
+        images, captions = map(list, zip(*owners, strict=True))
+        text_vectors = predictor.embed_texts(captions, batch_size=batch_size, truncate=True)
+        pair_vectors = predictor.embed_pairs(images, captions, batch_size=batch_size, truncate=True)
+    else:
+        text_vectors = pair_vectors = image_vectors[:0]
+    vectors = zip(image_vectors, text_vectors.split(counts), pair_vectors.split(counts), strict=True)
+    return [
+        IndexedRow(
+            picture=one.picture,
+            digest=one.digest,
+            width=image.width,
+            height=image.height,
+            image_vector=image_vector,
+            text_vectors=texts,
+            pair_vectors=pairs,
+        )
+        for (one, image), (image_vector, texts, pairs) in zip(good, vectors, strict=True)
+    ]
+
+
+def _opened(out: Uri, predictor: Predictor, root: Path, storage_options: Mapping[str, str] | None) -> Index:
+    """Opens the index, or makes an empty one."""
+    if not Index.exists(out, storage_options=storage_options):
+        blank = Image.new("RGB", (8, 8))
+        return Index.create(
+            out,
+            fingerprint=predictor.fingerprint,
+            model=predictor.source,
+            root=root,
+            image_width=predictor.embed_images(blank).shape[1],
+            pair_width=predictor.embed_pairs(blank, "").shape[1],
+            storage_options=storage_options,
+        )
+    index = Index(out, storage_options=storage_options)
+    index.check_model(predictor.fingerprint, predictor.source)
+    if index.root.resolve() != root.resolve():
+        raise ValueError(f"{out} is of the pictures in {index.root}, not of {root}; choose another name for the index")
+    return index
+
+
+def _check_bad(source: str | Path, report: IndexReport, max_bad: int) -> None:
+    bad = report.bad
+    if len(bad) <= max_bad:
+        return
+    more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+    raise ValueError(
+        f"{source} has {len(bad)} bad pictures, allowed are {max_bad} (max_bad); the other {report.pictures} are in "
+        f"the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
+    )
+
+
+class _Rate(ProgressColumn):
+    """Pictures per second."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate over the last seconds."""
+        return Text("" if task.speed is None else f"{task.speed:.0f} pictures/s")
+
+
+def _bar(shown: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))

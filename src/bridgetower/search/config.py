@@ -1,0 +1,40 @@
+"""How pictures are put into an index; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridgetower.data.config import CaptionsFrom
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """How pictures are put into an index.
+
+    Attributes:
+        image_column: Column of a table with paths; None looks for the usual names.
+        caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
+        captions_from: "folder" takes the name of the folder that a picture is in as its caption.
+        truncate: Cut captions that are too long; otherwise their picture counts as bad.
+        max_bad: Number of pictures that may be left out because they cannot be read; each is named.
+        batch_size: Pictures embedded at once.
+        num_workers: Processes that decode pictures; None starts one per core where that pays off.
+        commit_seconds: Time after which what was embedded is written; a killed run loses no more work than that.
+    """
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    captions_from: CaptionsFrom = "text"
+    truncate: bool = False
+    max_bad: int = 0
+    batch_size: int = 32
+    num_workers: int | None = None
+    commit_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Checks the counts."""
+        if self.max_bad < 0 or self.batch_size < 1 or (self.num_workers or 0) < 0 or self.commit_seconds < 0:
+            raise ValueError(
+                f"max_bad {self.max_bad}, batch_size {self.batch_size}, num_workers {self.num_workers}, commit_seconds "
+                f"{self.commit_seconds}; expected at least 0, 1, 0 and 0"
+            )

@@ -1,0 +1,247 @@
+"""An index of pictures: a LanceDB table with a row per picture; the only module that knows LanceDB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from bridgetower.files import locked
+from bridgetower.search import places
+from bridgetower.search.pictures import Listed
+from bridgetower.search.places import Uri
+from bridgetower.search.table import IndexedRow, IndexInfo, info_of, schema_of, table_of, times
+
+try:
+    import lancedb
+except ModuleNotFoundError as error:
+    raise FileNotFoundError("LanceDB is not installed; run pip install 'bridgetower[search]'") from error
+
+_SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
+_KEPT = timedelta(hours=1)  # for readers of an older version
+_MAX_FRAGMENTS = 20
+_MAX_PATHS = 1000  # in one condition
+
+_Item = TypeVar("_Item")
+
+
+class Index:
+    """Pictures and their vectors.
+
+    The folder is a Lance table, which other tools read too. Every change is one atomic commit: a process that is killed
+    leaves the table as it was before or after.
+
+    Attributes:
+        uri: Of the folder, whose name ends in `.lance`; an object store's (`s3://…`, `gs://…`, `az://…`) will do.
+        info: What it is of.
+    """
+
+    def __init__(self, uri: Uri, *, root: Path | None = None, storage_options: Mapping[str, str] | None = None) -> None:
+        """Opens an index.
+
+        Args:
+            uri: Of the folder.
+            root: Folder of the pictures, if they are elsewhere now.
+            storage_options: Settings of an object store; its usual environment variables are read too.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is something else.
+        """
+        table = _open(uri, storage_options)
+        if table is None:
+            raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
+        self.uri, self._table, self._root = str(uri), table, root
+        self.info = info_of(uri, table.schema)
+
+    @classmethod
+    def create(
+        cls,
+        uri: Uri,
+        *,
+        fingerprint: str,
+        model: str,
+        root: Path,
+        image_width: int,
+        pair_width: int,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Index:
+        """Makes an empty index.
+
+        Args:
+            uri: Of the folder, which must not exist.
+            fingerprint: Of the model.
+            model: Where it was loaded from.
+            root: Folder of the pictures.
+            image_width: Numbers in a contrastive vector.
+            pair_width: Numbers in a joint vector.
+            storage_options: Settings of an object store.
+        """
+        place, name = places.split(uri)
+        info = IndexInfo(
+            fingerprint=fingerprint,
+            model=places.portable(uri, model) if Path(model).exists() else model,
+            root=places.portable(uri, root),
+        )
+        with _written(str(uri)):
+            schema = schema_of(info, image_width, pair_width)
+            _connect(place, storage_options).create_table(name, schema=schema)
+        return cls(uri, storage_options=storage_options)
+
+    @staticmethod
+    def exists(uri: Uri, *, storage_options: Mapping[str, str] | None = None) -> bool:
+        """Whether there is a table.
+
+        Raises:
+            ValueError: The name is none for an index.
+        """
+        return _open(uri, storage_options) is not None
+
+    def __len__(self) -> int:
+        return int(self._table.count_rows())
+
+    @property
+    def root(self) -> Path:
+        """Folder that the pictures' paths start from."""
+        return self._root or Path(places.resolved(self.uri, self.info.root))
+
+    @property
+    def model(self) -> str:
+        """Where the model was loaded from that made the index."""
+        return places.resolved(self.uri, self.info.model)
+
+    def check_model(self, fingerprint: str, name: str) -> None:
+        """Checks that the index was made with a model.
+
+        Args:
+            fingerprint: Of the model.
+            name: What to call it.
+
+        Raises:
+            ValueError: It was made with another one.
+        """
+        if fingerprint != self.info.fingerprint:
+            raise ValueError(
+                f"{self.uri} was made with model {self.info.fingerprint} ({self.model}), but {name} is {fingerprint}; "
+                "use that model, or make another index with this one"
+            )
+
+    def listed(self) -> dict[str, Listed]:
+        """Returns every picture as its source named it when it was written, by path."""
+        columns = ["path", "size", "mtime", "captions"]
+        table = self._table.search().select(columns).to_arrow().select(columns)
+        table = table.set_column(2, "mtime", table["mtime"].cast(pa.int64()))
+        values = zip(*(table[name].to_pylist() for name in columns), strict=True)
+        return {
+            path: Listed(path=path, size=size, mtime=mtime, captions=tuple(captions))
+            for path, size, mtime, captions in values
+        }
+
+    def digests(self, paths: Collection[str]) -> dict[str, str]:
+        """Returns the digests of some pictures, by path."""
+        found: dict[str, str] = {}
+        for chunk in _chunks(list(paths)):
+            table = self._table.search().where(_is_one_of(chunk)).select(["path", "digest"]).to_arrow()
+            found |= zip(table["path"].to_pylist(), table["digest"].to_pylist(), strict=True)
+        return found
+
+    def put(self, rows: Sequence[IndexedRow]) -> None:
+        """Writes pictures in one commit; those that are there are replaced."""
+        self._merge(table_of(rows, self._table.schema))
+
+    def copy(self, copies: Sequence[tuple[str, Listed]]) -> None:
+        """Writes pictures whose content and captions are those of rows that are there.
+
+        Args:
+            copies: Path of the row, and the picture to write; it may have the same path, or several the same row.
+        """
+        for chunk in _chunks(copies):
+            found = self._table.search().where(_is_one_of({path for path, _ in chunk})).to_arrow()
+            numbers = {path: number for number, path in enumerate(found["path"].to_pylist())}
+            rows = found.take([numbers[path] for path, _ in chunk])
+            changed = {
+                "path": pa.array([picture.path for _, picture in chunk]),
+                "mtime": times([picture.mtime for _, picture in chunk]),
+            }
+            columns = [changed.get(name, rows[name]) for name in self._table.schema.names]
+            self._merge(pa.table(columns, schema=self._table.schema))
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Deletes rows."""
+        for chunk in _chunks(list(paths)):
+            with _written(self.uri):
+                self._table.delete(_is_one_of(chunk))
+
+    def tidy(self, num_replaced: int = 0) -> None:
+        """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
+
+        Args:
+            num_replaced: Rows that were deleted or replaced since it was tidied.
+        """
+        fragments = self._table.stats()["fragment_stats"]["num_fragments"]
+        if fragments > _MAX_FRAGMENTS or 10 * num_replaced > len(self):
+            with _written(self.uri):
+                self._table.optimize(cleanup_older_than=_KEPT)
+
+    def _merge(self, rows: pa.Table) -> None:
+        with _written(self.uri):
+            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+
+def held(uri: Uri) -> AbstractContextManager[None]:
+    """Holds an index for this process while it is written, where it is a local folder.
+
+    Raises:
+        FileExistsError: Another process holds it.
+    """
+    return locked(Path(uri)) if places.is_local(uri) else nullcontext()
+
+
+def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
+    """The table, or None."""
+    place, name = places.split(uri)
+    if places.is_local(uri) and not Path(uri).is_dir():
+        return None  # connecting would make the folder around it
+    try:
+        return _connect(place, storage_options).open_table(name)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, ValueError) and "not found" in str(error):
+            return None
+        raise ValueError(f"{uri} cannot be opened as an index: {_first_line(error)}") from error
+
+
+def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
+    options = dict(storage_options) if storage_options else None
+    return lancedb.connect(place, read_consistency_interval=_SEEN_WITHIN, storage_options=options)
+
+
+@contextmanager
+def _written(uri: str) -> Iterator[None]:
+    """Turns what LanceDB says when it cannot write, a full disk included, into an error of the operating system's kind.
+
+    Whatever happens, the table stays as it was before the change.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{uri} cannot be written: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of LanceDB's message, without the place in its own sources."""
+    return re.sub(r", /\S+\.rs:\d+:\d+$", "", str(error).partition("\n")[0])
+
+
+def _is_one_of(paths: Collection[str]) -> str:
+    """The condition that a row's path is one of these; a quotation mark in a name is doubled."""
+    names = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    return f"path IN ({names})"
+
+
+def _chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + _MAX_PATHS] for start in range(0, len(items), _MAX_PATHS))

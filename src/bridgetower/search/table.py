@@ -1,0 +1,113 @@
+"""The columns of an index, and its rows as Arrow tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
+
+from bridgetower.search.pictures import Listed
+from bridgetower.search.places import Uri
+
+_MARK = b"bridgetower"  # key of the schema's metadata
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """What an index is of.
+
+    Attributes:
+        fingerprint: Of the model that made the vectors.
+        model: Where that model was loaded from; a path within the index's folder is relative to it.
+        root: Folder that the pictures' paths start from, likewise.
+    """
+
+    fingerprint: str
+    model: str
+    root: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedRow:
+    """A picture with its vectors, to be written.
+
+    Attributes:
+        picture: As its source names it.
+        digest: SHA-256 of the file.
+        width: Of the upright picture, in pixels.
+        height: Of the same.
+        image_vector: Contrastive.
+        text_vectors: Contrastive, one per caption.
+        pair_vectors: Joint, one per caption.
+    """
+
+    picture: Listed
+    digest: str
+    width: int
+    height: int
+    image_vector: Float[Tensor, " c"]
+    text_vectors: Float[Tensor, "t c"]
+    pair_vectors: Float[Tensor, "t e"]
+
+
+def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
+    """Returns the columns of an index, for vectors of these widths, with what it is of as metadata."""
+    image, pair = (pa.list_(pa.float32(), width) for width in (image_width, pair_width))
+    fields = {
+        "path": pa.string(),
+        "size": pa.int64(),
+        "mtime": pa.timestamp("us", tz="UTC"),
+        "digest": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "captions": pa.list_(pa.string()),
+        "image_vector": image,
+        "text_vectors": pa.list_(image),
+        "pair_vectors": pa.list_(pair),
+    }
+    content = {"version": _VERSION, **asdict(info)}
+    return pa.schema(
+        [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
+        metadata={_MARK: json.dumps(content).encode()},
+    )
+
+
+def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
+    """Reads what an index is of.
+
+    Raises:
+        ValueError: It is no index, or one of another release.
+    """
+    content = json.loads((schema.metadata or {}).get(_MARK, b"{}"))
+    if content.pop("version", None) != _VERSION:
+        raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
+    return IndexInfo(**content)
+
+
+def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
+    """Returns rows as an Arrow table."""
+    captions = pa.array([list(row.picture.captions) for row in rows], schema.field("captions").type)
+    columns = {
+        "path": pa.array([row.picture.path for row in rows]),
+        "size": pa.array([row.picture.size for row in rows]),
+        "mtime": times([row.picture.mtime for row in rows]),
+        "digest": pa.array([row.digest for row in rows]),
+        "width": pa.array([row.width for row in rows], pa.int32()),
+        "height": pa.array([row.height for row in rows], pa.int32()),
+        "captions": captions,
+        "image_vector": pa.array([row.image_vector.numpy() for row in rows], schema.field("image_vector").type),
+    }
+    for name in ("text_vectors", "pair_vectors"):
+        lists = [list(getattr(row, name).numpy()) for row in rows]
+        columns[name] = pa.array(lists, schema.field(name).type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def times(microseconds: Sequence[int]) -> pa.Array:
+    """Returns times of files, given in microseconds since 1970."""
+    return pa.array(microseconds, pa.int64()).cast(pa.timestamp("us", tz="UTC"))

@@ -1,0 +1,45 @@
+"""A model, and folders of pictures of shapes to index."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import IndexReport, build_index
+from bridgetower.search.config import IndexConfig
+from shapes import write_pictures
+
+
+@pytest.fixture(scope="session")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 pictures and a table of their captions; not to be changed."""
+    folder = tmp_path_factory.mktemp("shapes")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(shapes_folder: Path, tmp_path: Path) -> Path:
+    """Six pictures, two of them in a folder in the folder."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(6):
+        shutil.copy2(shapes_folder / f"{number:02}.png", folder / ("sub" if number > 3 else ""))
+    return folder
+
+
+@pytest.fixture
+def build(photos: Path, predictor: Predictor, tmp_path: Path) -> Callable[..., IndexReport]:
+    """Brings the index of `photos` up to date, with settings."""
+
+    def call(source: Path = photos, **settings: object) -> IndexReport:
+        return build_index(source, tmp_path / "photos.lance", predictor, IndexConfig(**settings))  # type: ignore[arg-type]
+
+    return call

@@ -1,0 +1,213 @@
+"""Bringing an index up to date: what is embedded, what is not, and what broken files and other models do."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import IndexReport, build_index
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index, held
+
+Build = Callable[..., IndexReport]
+NAMES = ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
+
+
+def rows(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    table = lancedb.connect(tmp_path).open_table("photos").to_arrow()
+    return {row["path"]: row for row in table.to_pylist()}
+
+
+def counts(report: IndexReport) -> tuple[int, ...]:
+    return report.pictures, report.added, report.changed, report.removed, report.reused
+
+
+@pytest.fixture
+def encoded(predictor: Predictor) -> Iterator[list[int]]:
+    """How many pictures went through the image tower, a number per batch."""
+    batches: list[int] = []
+    hook = predictor.model.vision.patch_embedding.register_forward_hook(
+        lambda module, inputs, output: batches.append(len(inputs[0]))
+    )
+    yield batches
+    hook.remove()
+
+
+class TestContent:
+    def test_rows_are_what_the_model_says(
+        self, build: Build, photos: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        captions = {"01.png": ["a red bar"], "sub/04.png": ["a green square", "a bar", "red on black"]}
+        for name, texts in captions.items():
+            (photos / name).with_suffix(".txt").write_text("\n".join(texts))
+        report = build(batch_size=4)
+        assert counts(report) == (6, 6, 0, 0, 0)
+        assert report.bad == ()
+        found = rows(tmp_path)
+        assert sorted(found) == NAMES
+        for name, row in found.items():
+            file, texts = photos / name, captions.get(name, [])
+            assert (row["width"], row["height"], row["size"]) == (24, 24, file.stat().st_size)
+            assert row["captions"] == texts
+            vectors = {"image_vector": predictor.embed_images(file)[0]}
+            if texts:
+                vectors |= {
+                    "text_vectors": predictor.embed_texts(texts),
+                    "pair_vectors": predictor.embed_pairs([file] * len(texts), texts),
+                }
+            for column in ("image_vector", "text_vectors", "pair_vectors"):
+                stored = torch.tensor(row[column])
+                torch.testing.assert_close(stored, vectors.get(column, torch.empty(0)), atol=1e-5, rtol=0)
+
+    def test_a_table_and_captions_from_folders(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        (photos / "list.jsonl").write_text('{"path": "sub/05.png", "captions": ["one", "two"]}\n')
+        assert counts(build(photos / "list.jsonl")) == (1, 1, 0, 0, 0)
+        assert rows(tmp_path)["sub/05.png"]["captions"] == ["one", "two"]
+        assert counts(build(captions_from="folder")) == (6, 5, 1, 0, 0)
+        assert rows(tmp_path)["sub/05.png"]["captions"] == ["sub"]
+
+    def test_captions_that_are_too_long(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        (photos / "00.txt").write_text("red bar on black " * 9)
+        report = build(max_bad=1)
+        assert counts(report) == (5, 5, 0, 0, 0)
+        assert "the limit is 24" in report.bad[0]
+        assert counts(build(truncate=True)) == (6, 1, 0, 0, 0)
+        assert len(rows(tmp_path)["00.png"]["text_vectors"]) == 1
+
+
+class TestUpdate:
+    def test_unchanged_pictures_are_left_alone(self, build: Build, encoded: list[int], tmp_path: Path) -> None:
+        build()
+        version = lancedb.connect(tmp_path).open_table("photos").version
+        del encoded[:]
+        assert counts(build()) == (6, 0, 0, 0, 0)
+        assert encoded == []
+        assert lancedb.connect(tmp_path).open_table("photos").version == version
+
+    def test_new_changed_and_dropped(
+        self, build: Build, encoded: list[int], photos: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        build()
+        del encoded[:]
+        Image.new("RGB", (30, 40), "red").save(photos / "00.png")
+        Image.new("RGB", (10, 40), "blue").save(photos / "new.png")
+        (photos / "01.png").unlink()
+        assert counts(build()) == (6, 1, 1, 1, 0)
+        assert encoded == [2]
+        found = rows(tmp_path)
+        assert sorted(found) == sorted({*NAMES, "new.png"} - {"01.png"})
+        assert (found["00.png"]["width"], found["00.png"]["height"]) == (30, 40)
+        for name in ("00.png", "new.png"):
+            expected = predictor.embed_images(photos / name)[0]
+            torch.testing.assert_close(torch.tensor(found[name]["image_vector"]), expected, atol=1e-5, rtol=0)
+
+    def test_a_change_of_the_same_size_is_told_by_its_time(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        for colour in ("red", "blue"):
+            Image.new("RGB", (8, 8), colour).save(photos / "00.bmp")
+            if colour == "red":
+                build()
+        assert build().changed == 1
+        (photos / "01.txt").write_text("a caption")
+        assert build().changed == 1
+        assert rows(tmp_path)["01.png"]["captions"] == ["a caption"]
+
+    def test_the_same_content_is_not_embedded_again(
+        self, build: Build, encoded: list[int], photos: Path, tmp_path: Path
+    ) -> None:
+        build()
+        before = rows(tmp_path)
+        del encoded[:]
+        os.utime(photos / "00.png", (1, 1))
+        (photos / "sub").rename(photos / "moved")
+        shutil.copy(photos / "moved" / "04.png", photos / "again.png")
+        assert counts(build()) == (7, 3, 1, 2, 4)
+        assert encoded == []
+        after = rows(tmp_path)
+        for old, new in (("00.png", "00.png"), ("sub/04.png", "moved/04.png"), ("sub/04.png", "again.png")):
+            assert after[new]["image_vector"] == before[old]["image_vector"]
+            assert after[new]["digest"] == before[old]["digest"]
+        assert after["00.png"]["mtime"].year == 1970
+        assert counts(build()) == (7, 0, 0, 0, 0)
+
+    def test_files_that_swap_names(self, build: Build, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
+        build()
+        (photos / "00.png").rename(photos / "x")
+        (photos / "01.png").rename(photos / "00.png")
+        (photos / "x").rename(photos / "01.png")
+        assert build().changed == 2
+        for name in ("00.png", "01.png"):
+            expected = predictor.embed_images(photos / name)[0]
+            torch.testing.assert_close(torch.tensor(rows(tmp_path)[name]["image_vector"]), expected, atol=1e-5, rtol=0)
+
+    def test_a_source_that_is_empty_deletes_nothing(self, build: Build, photos: Path) -> None:
+        build()
+        shutil.rmtree(photos)
+        photos.mkdir()
+        with pytest.raises(ValueError, match="names no picture; nothing was changed"):
+            build()
+        assert len(Index(photos.parent / "photos.lance")) == 6
+
+
+class TestBadPictures:
+    def test_are_named_and_left_out_as_far_as_allowed(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        build()
+        (photos / "00.png").write_text("not a picture")
+        (photos / "01.png").unlink()
+        (photos / "01.png").symlink_to("nowhere")
+        report = build(max_bad=2)
+        assert counts(report) == (4, 0, 0, 2, 0)
+        assert "no file '01.png'" in report.bad[0]
+        assert report.bad[1].startswith("'00.png': it is not an image that can be read")
+        assert build(max_bad=2).bad == report.bad
+
+    def test_more_than_allowed_are_an_error_once_the_others_are_in(
+        self, build: Build, photos: Path, tmp_path: Path
+    ) -> None:
+        for number in range(12):
+            (photos / f"bad{number}.jpg").write_text("not a picture")
+        with pytest.raises(ValueError, match=r"12 bad pictures, allowed are 11 \(max_bad\); the other 6 are in the"):
+            build(max_bad=11)
+        with pytest.raises(ValueError, match=r"'bad0\.jpg': it is not .* and 2 more$"):
+            build()
+        assert sorted(rows(tmp_path)) == NAMES
+
+
+class TestRefusals:
+    def test_another_model(self, build: Build, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        build()
+        other = load(tiny_checkpoint, image_size=40, device="cpu")
+        before = rows(tmp_path)
+        with pytest.raises(ValueError, match=rf"made with model {Index(tmp_path / 'photos.lance').info.fingerprint}"):
+            build_index(photos, tmp_path / "photos.lance", other)
+        with pytest.raises(ValueError, match=f"is {other.fingerprint}; use that model"):
+            build_index(photos, tmp_path / "photos.lance", other)
+        assert rows(tmp_path) == before
+
+    def test_another_folder(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        build()
+        with pytest.raises(ValueError, match=r"is of the pictures in .*photos, not of .*sub; choose another name"):
+            build(photos / "sub")
+        assert sorted(rows(tmp_path)) == NAMES
+
+    def test_a_model_without_contrastive_head(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
+        with pytest.raises(ValueError, match="no contrastive"):
+            build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
+        assert not (tmp_path / "photos.lance").exists()
+
+    def test_an_index_that_another_process_writes(self, build: Build, tmp_path: Path) -> None:
+        with held(tmp_path / "photos.lance"), pytest.raises(FileExistsError, match="another process works in"):
+            build()
+
+    @pytest.mark.parametrize("setting", ["max_bad", "num_workers", "commit_seconds", "batch_size"])
+    def test_settings(self, setting: str) -> None:
+        with pytest.raises(ValueError, match=f"{setting} -1"):
+            IndexConfig(**{setting: -1})

@@ -1,0 +1,155 @@
+"""The table on disk: what it says of itself, what is written, replaced, copied and deleted."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from bridgetower.search.index import Index, held
+from bridgetower.search.pictures import Listed
+from bridgetower.search.table import IndexedRow
+
+Make = Callable[..., Index]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def call(uri: str = "photos.lance") -> Index:
+        return Index.create(
+            tmp_path / uri, fingerprint="f" * 16, model="owner/name@1a", root=tmp_path, image_width=3, pair_width=5
+        )
+
+    return call
+
+
+def row(path: str, *, captions: Sequence[str] = (), value: float = 1.0, size: int = 10) -> IndexedRow:
+    return IndexedRow(
+        picture=Listed(path=path, size=size, mtime=1_700_000_000_123_456, captions=tuple(captions)),
+        digest=f"digest of {path}",
+        width=30,
+        height=20,
+        image_vector=torch.full((3,), value),
+        text_vectors=torch.arange(3.0 * len(captions)).reshape(-1, 3),
+        pair_vectors=torch.full((len(captions), 5), value),
+    )
+
+
+def content(index: Index) -> dict[str, dict[str, object]]:
+    place, name = Path(index.uri).parent, Path(index.uri).stem
+    return {entry["path"]: entry for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()}
+
+
+def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
+    index = make()
+    assert (len(index), index.info.fingerprint, index.model, index.root) == (0, "f" * 16, "owner/name@1a", tmp_path)
+    index.put([row("a.png")])
+    shutil.move(index.uri, tmp_path / "elsewhere.lance")
+    moved = Index(tmp_path / "elsewhere.lance")
+    assert (len(moved), moved.info) == (1, index.info)
+    assert Index(moved.uri, root=tmp_path / "b").root == tmp_path / "b"
+    moved.check_model("f" * 16, "mine")
+    with pytest.raises(ValueError, match=r"made with model f{16} \(owner/name@1a\), but mine is 0{16}; use that model"):
+        moved.check_model("0" * 16, "mine")
+
+
+def test_every_value_of_a_row(make: Make) -> None:
+    index = make()
+    index.put([row("a.png", captions=["one", "two"]), row("b.png")])
+    found = content(index)
+    assert found["a.png"]["captions"] == ["one", "two"]
+    assert found["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
+    assert found["a.png"]["pair_vectors"] == [[1] * 5] * 2
+    assert (found["b.png"]["text_vectors"], found["b.png"]["image_vector"]) == ([], [1, 1, 1])
+    assert str(found["b.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
+    assert index.listed() == {"a.png": row("a.png", captions=["one", "two"]).picture, "b.png": row("b.png").picture}
+    assert index.digests(["b.png", "c.png"]) == {"b.png": "digest of b.png"}
+
+
+def test_replaces_copies_and_deletes_by_path(make: Make) -> None:
+    index = make()
+    names = ["a.png", "b'.png", 'c".png', "d\\.png", "e%.png"]
+    index.put([row(name, value=number) for number, name in enumerate(names)])
+    index.put([row("a.png", value=9), row("new.png", value=8)])
+    later, same, other = (
+        Listed(path=path, size=10, mtime=time) for path, time in (("copy.png", 7), ("b'.png", 8), ('c".png', 9))
+    )
+    index.copy([("b'.png", later), ("b'.png", same), ("e%.png", other)])
+    index.remove(["d\\.png", "e%.png", "nothing.png"])
+    values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
+    assert values == {"a.png": 9, "b'.png": 1, 'c".png': 4, "new.png": 8, "copy.png": 1}
+    assert index.listed()["copy.png"] == later
+    assert index.listed()["b'.png"].mtime == 8
+    assert content(index)["copy.png"]["digest"] == "digest of b'.png"
+
+
+def test_tidies_many_small_pieces(make: Make) -> None:
+    index = make()
+
+    def pieces() -> int:
+        return len(list((Path(index.uri) / "data").iterdir()))
+
+    for number in range(30):
+        index.put([row(f"{number}.png")])
+    before = pieces()
+    index.tidy()
+    assert pieces() > before  # the old ones are kept for those who read them now
+    assert len(Index(index.uri)) == 30
+    untouched = pieces()
+    index.tidy()
+    assert pieces() == untouched
+
+
+def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make()
+    reader = Index(index.uri)
+    index.put([row("a.png")])
+    deadline = 50
+    while len(reader) == 0 and deadline:
+        deadline -= 1
+        torch.arange(10_000_000).sum()  # takes some milliseconds
+    assert len(reader) == 1
+
+
+def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:
+    index = make()
+    with held(index.uri):
+        assert len(Index(index.uri)) == 0
+        with pytest.raises(FileExistsError, match="another process works in"), held(index.uri):
+            pass
+    with held("s3://bucket/photos.lance"):
+        pass
+
+
+def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(200)
+    index = Index.create(disk / "photos.lance", fingerprint="f", model="m", root=disk, image_width=3, pair_width=5)
+    index.put([row("a.png")])
+    (disk / "filler").write_bytes(bytes(100_000))
+    with pytest.raises(OSError, match=r"photos\.lance cannot be written: .*(No space|os error 28)"):
+        index.put([row(f"{number:0500}.png") for number in range(2000)])
+    assert list(Index(index.uri).listed()) == ["a.png"]
+
+
+def test_refuses_what_is_no_index(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"):
+        Index(tmp_path / "photos.lance")
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path / "photos.lance"):  # where a run was killed before it wrote anything
+        assert not Index.exists(tmp_path / "photos.lance")
+    lancedb.connect(tmp_path).create_table("other", pa.table({"a": np.arange(3)}))
+    with pytest.raises(ValueError, match=r"other\.lance is no index of this release"):
+        Index(tmp_path / "other.lance")
+    newer = pa.schema([pa.field("path", pa.string())], metadata={"bridgetower": json.dumps({"version": 99})})
+    lancedb.connect(tmp_path).create_table("newer", schema=newer)
+    with pytest.raises(ValueError, match="is no index of this release"):
+        Index(tmp_path / "newer.lance")
+    (tmp_path / "damaged.lance" / "_versions").mkdir(parents=True)
+    (tmp_path / "damaged.lance" / "_versions" / "1.manifest").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"damaged\.lance cannot be opened as an index"):
+        Index(tmp_path / "damaged.lance")

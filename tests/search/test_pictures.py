@@ -1,0 +1,145 @@
+"""What a folder or table names, and what comes of each file."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.data.splits import parquet_path
+from bridgetower.predictor import Predictor
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.pictures import Batch, Decoded, Listed, Pictures, decode, known_as, list_pictures
+
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
+AS_USUAL = IndexConfig()
+
+
+def decoded(folder: Path, predictor: Predictor, config: IndexConfig = AS_USUAL) -> dict[str, Decoded]:
+    listing = list_pictures(folder, config)
+    pictures = Pictures(listing.root, list(listing.pictures.values()), predictor.processor, {})
+    return {one.picture.path: one for batch in decode(pictures, config) for one in batch.unpacked()}
+
+
+class TestListing:
+    def test_a_folder_with_all_in_it(self, photos: Path) -> None:
+        (photos / "sub" / "04.txt").write_text("a red bar\n\n  on black \n")
+        (photos / ".hidden").mkdir()
+        Image.new("RGB", (4, 4)).save(photos / ".hidden" / "x.png")
+        (photos / "folder.png").mkdir()
+        (photos / "notes.md").write_text("no picture")
+        os.mkfifo(photos / "pipe.jpg")
+        listing = list_pictures(photos, AS_USUAL)
+        assert sorted(listing.pictures) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
+        assert (listing.root, listing.bad) == (photos, ())
+        status = (photos / "sub" / "04.png").stat()
+        assert listing.pictures["sub/04.png"] == Listed(
+            path="sub/04.png",
+            size=status.st_size,
+            mtime=status.st_mtime_ns // 1000,
+            captions=("a red bar", "on black"),
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("list.csv", "image,caption\n00.png,one\nsub/../00.png, two \nsub/04.png,\nno.png,three\n"),
+            (
+                "list.jsonl",
+                '{"path": "00.png", "captions": ["one", "two"]}\n{"path": "sub/04.png", "captions": []}\n'
+                '{"path": "no.png", "captions": ["three"]}\n',
+            ),
+        ],
+    )
+    def test_a_table(self, photos: Path, name: str, content: str) -> None:
+        (photos / name).write_text(content)
+        listing = list_pictures(photos / name, AS_USUAL)
+        found = {path: picture.captions for path, picture in listing.pictures.items()}
+        assert found == {"00.png": ("one", "two"), "sub/04.png": ()}
+        assert listing.bad[0].endswith("no file 'no.png' (No such file or directory)")
+        assert len(listing.bad) == 1
+
+    def test_a_link_to_nothing_and_a_name_that_is_no_text_are_bad(self, photos: Path) -> None:
+        (photos / "link.png").symlink_to("nowhere.png")
+        Path(photos / "caf\udce9.png").write_bytes((photos / "00.png").read_bytes())
+        bad = " | ".join(list_pictures(photos, AS_USUAL).bad)
+        assert "no file 'link.png'" in bad
+        assert r"the name 'caf\\udce9.png' is not UTF-8; rename the file" in bad
+
+    def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
+        with pytest.raises(ValueError, match="names no picture; nothing was changed"):
+            list_pictures(tmp_path, AS_USUAL)
+        with pytest.raises(ValueError, match="holds pictures, which a search could not open; write them to files"):
+            list_pictures(parquet_path(tiny_dataset, "test"), AS_USUAL)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            list_pictures(tmp_path / "nowhere", AS_USUAL)
+
+
+class TestDecoding:
+    def test_every_format_upright(self, predictor: Predictor, tmp_path: Path) -> None:
+        picture = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+        for suffix, kind in FORMATS.items():
+            picture.save(tmp_path / f"plain.{suffix}", kind)
+        exif = Image.Exif()
+        exif[274] = 6  # to be turned by 90 degrees
+        picture.save(tmp_path / "turned.jpg", exif=exif)
+        picture.rotate(-90, expand=True).save(tmp_path / "upright.jpg")
+        found = decoded(tmp_path, predictor)
+        assert len(found) == len(FORMATS) + 2
+        for path, one in found.items():
+            assert one.image is not None, one.problem
+            size = (60, 40) if path.startswith("plain") else (40, 60)
+            assert (one.image.width, one.image.height) == size
+            assert torch.equal(one.image.pixels, predictor.processor.resize(tmp_path / path))
+        turned, upright, plain = (found[f"{name}.jpg"].image for name in ("turned", "upright", "plain"))
+        assert turned
+        assert upright
+        assert plain
+        off = (turned.pixels.int() - upright.pixels.int()).abs().float().mean()
+        assert off < 3 < (turned.pixels.int() - plain.pixels.int()).abs().float().mean()
+
+    def test_broken_files_come_back_with_the_reason(self, photos: Path, predictor: Predictor) -> None:
+        whole = (photos / "00.png").read_bytes()
+        (photos / "00.png").write_bytes(whole[: len(whole) // 2])
+        (photos / "01.png").write_bytes(b"")
+        (photos / "02.png").write_text("not a picture")
+        Image.new("1", (20_000, 20_000)).save(photos / "03.png")  # 50 kB that would be 1.2 GB
+        assert (photos / "03.png").stat().st_size < 100_000
+        found = decoded(photos, predictor)
+        reasons = [found[f"{number:02}.png"].problem for number in range(4)]
+        for reason, expected in zip(reasons, ("cut off", "empty", "not an image", "limit"), strict=True):
+            assert reason is not None
+            assert expected in reason
+            assert reason.startswith("it ")
+            assert str(photos) not in reason
+        assert [path for path, one in found.items() if one.image] == ["sub/04.png", "sub/05.png"]
+
+    def test_a_file_that_went_away(self, photos: Path, predictor: Predictor) -> None:
+        gone = Pictures(photos, [Listed(path="gone.png", size=1, mtime=1)], predictor.processor, {})[0]
+        assert gone.image is None
+        assert "No such file" in str(gone.problem)
+
+    def test_processes_give_the_same(self, photos: Path, predictor: Predictor) -> None:
+        (photos / "02.png").write_text("not a picture")
+        alone, others = (decoded(photos, predictor, IndexConfig(num_workers=count, batch_size=2)) for count in (0, 2))
+        assert list(alone) == list(others)
+        for one, other in zip(alone.values(), others.values(), strict=True):
+            assert (one.picture, one.digest, one.problem) == (other.picture, other.digest, other.problem)
+            assert (one.image is None) == (other.image is None)
+            if one.image and other.image:
+                assert torch.equal(one.image.pixels, other.image.pixels)
+                assert one.image.width == other.image.width
+
+    def test_a_known_content_is_not_decoded(self, photos: Path, predictor: Predictor) -> None:
+        picture = list_pictures(photos, AS_USUAL).pictures["00.png"]
+        digest = Pictures(photos, [picture], predictor.processor, {})[0].digest
+        for path, used in ((None, True), ("00.png", True), ("01.png", False)):
+            known = {known_as(path, digest, picture): "old.png"}
+            one = Pictures(photos, [picture], predictor.processor, known)[0]
+            assert (one.known, one.image is None) == (("old.png", True) if used else (None, False))
+
+
+def test_a_batch_without_pictures() -> None:
+    bad = Decoded(picture=Listed(path="a.png", size=1, mtime=1), problem="it is empty")
+    assert Batch.of([bad]).unpacked() == [bad]

@@ -1,0 +1,39 @@
+"""Names of indexes, and paths that move with them."""
+
+from pathlib import Path
+
+import pytest
+
+from bridgetower.search import places
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("photos.lance", (".", "photos")),
+        ("/photos.lance", ("/", "photos")),
+        ("a/b/my-photos_2.1.lance/", ("a/b", "my-photos_2.1")),
+        (Path("a/b.lance"), ("a", "b")),
+        ("s3://bucket/b.lance", ("s3://bucket", "b")),
+        ("s3://bucket/a/b.lance", ("s3://bucket/a", "b")),
+    ],
+)
+def test_folder_and_table(uri: places.Uri, parts: tuple[str, str]) -> None:
+    assert places.split(uri) == parts
+    assert places.is_local(uri) == (not str(uri).startswith("s3:"))
+
+
+@pytest.mark.parametrize("uri", ["photos", ".lance", "a/.lance", "my photos.lance", "fötos.lance", "", "s3://b/photos"])
+def test_refuses_other_names(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"is no name for an index; .* such as photos\.lance"):
+        places.split(uri)
+
+
+def test_what_lies_beside_moves_along(tmp_path: Path) -> None:
+    index, moved = tmp_path / "a" / "b.lance", tmp_path / "c" / "b.lance"
+    beside, elsewhere = tmp_path / "a" / "photos" / "2024", tmp_path / "photos"
+    assert places.resolved(moved, places.portable(index, beside)) == str(tmp_path / "c" / "photos" / "2024")
+    assert places.resolved(moved, places.portable(index, index.parent)) == str(moved.parent)
+    assert places.resolved(moved, places.portable(index, elsewhere)) == str(elsewhere)
+    assert places.resolved("s3://bucket/b.lance", places.portable("s3://bucket/b.lance", beside)) == str(beside)
+    assert places.resolved(moved, "owner/model@1a2b") == "owner/model@1a2b"
