@@ -121,8 +121,9 @@ class TestData:
         (prepared,) = run("prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2)
         assert prepared["splits"] == {"train": 32, "validation": 4, "test": 9}
         command = ["evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "set", "--candidates", 3]
-        (report,) = run(*command, "--out", tmp_path / "figures.json")
-        assert json.loads((tmp_path / "figures.json").read_text()) == report
+        (report,) = run(*command, "--out", tmp_path / "found")
+        assert json.loads((tmp_path / "found" / "metrics.json").read_text()) == report
+        assert [path.name for path in (tmp_path / "found").iterdir()] == ["metrics.json"]
         assert report["split"] == "test"
         assert report["chance_text_to_image_r1"] == pytest.approx(1 / 9)
         assert report["rsum"] == report["two_stage_rsum"]

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,25 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+@contextmanager
+def process_group(local_rank: int) -> Iterator[None]:
+    """Joins the processes that torchrun started, each on a GPU of its own if there are any; alone it does nothing.
+
+    Args:
+        local_rank: Number of this process on its machine.
+    """
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import asked
+from bridgetower import cli
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import STATE, read_run, train
 from folders import same_weights
@@ -104,3 +106,27 @@ def test_another_number_of_processes_is_refused(resumed: tuple[int, str, str], f
     out = folder / "stopped"
     with pytest.raises(ValueError, match="result: number of processes was 2, now 1; put this back"):
         train(read_run(out), out, resume=True, progress=False)
+
+
+def test_evaluation_in_two_processes_is_that_of_one(answering_checkpoint: Path, tmp_path: Path) -> None:
+    asked.write_set(tmp_path / "set", "nlvr2")
+    command = ["evaluate", str(answering_checkpoint), "nlvr2", "--data", str(tmp_path / "set"), "--split", "validation"]
+    options = ["--device", "cpu", "--batch-size", "2", "--out"]
+    cli.main([*command, *options, str(tmp_path / "one")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "bridgetower", *command, *options, str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert json.loads(line) == reports[1] == reports[0]
+    for name in ("submission.csv", "predictions.jsonl"):
+        one, two = ((tmp_path / folder / name).read_text() for folder in ("one", "two"))
+        assert one.count("\n") == two.count("\n") == 5
+        assert name.endswith("jsonl") or one == two

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from bridgetower.cli import answering, files, runs, search, use
+from bridgetower.cli import answering, evaluation, files, runs, search, use
 from bridgetower.cli.output import with_options
 
 app = tyro.extras.SubcommandApp()
@@ -24,7 +24,7 @@ app.command(name="index")(search.index)
 app.command(name="convert")(files.convert)
 app.command(name="prepare")(files.prepare)
 app.command(name="train")(runs.train)
-app.command(name="evaluate")(runs.evaluate)
+app.command(name="evaluate")(evaluation.evaluate)
 app.command(name="demo")(runs.demo)
 
 

@@ -47,6 +47,18 @@ def emit_table(title: str, figures: Mapping[str, float]) -> None:
     Console().print(table)
 
 
+def emit_figures(title: str, figures: Mapping[str, float]) -> None:
+    """Writes a line per figure; those that are shares are in per cent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", title=title)
+    for name, value in figures.items():
+        is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
+        table.add_row(name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}")
+    Console().print(table)
+
+
 def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
     """Returns of the demo's summary what it comes to: data set → figure → arm → mean over seeds."""
     return {

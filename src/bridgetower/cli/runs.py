@@ -1,4 +1,4 @@
-"""Verbs that run for long: train, evaluate, demo."""
+"""Verbs that run for long: train, demo."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from bridgetower.cli.options import AS_USUAL, Loading, Model, Recipe
-from bridgetower.cli.output import emit, emit_table, headline
-from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.cli.options import Recipe
+from bridgetower.cli.output import emit, headline
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import RECIPES
@@ -69,59 +67,6 @@ def _with_towers(run: RunConfig, vision: VisionTowerName | None, text: TextTower
     if text and run.model.text != replace(recipe.text, dropout=run.model.text.dropout):
         raise ValueError(f"text_tower {text} sets all of model.text but dropout; leave one of them out")
     return replace(run, model=with_towers(run.model, vision, text, image_size=run.image_size))
-
-
-def evaluate(
-    model: Positional[Model],
-    benchmark: Positional[Literal["retrieval"]],
-    *,
-    data: tuple[Path, ...],
-    split: str = "test",
-    options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
-    loading: Loading = AS_USUAL,
-    out: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Measure a model on a prepared data set.
-
-    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside: a table on a
-    terminal, JSON elsewhere. A model without contrastive head has one stage: the fusion encoder scores every pair.
-
-    Example: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
-
-    Args:
-        model: What to load.
-        benchmark: What to measure.
-        data: Prepared data sets, ranked together.
-        split: Which split.
-        options: How retrieval is measured.
-        loading: How the model is loaded.
-        out: Also write the figures to this JSON file.
-        json: Print JSON on a terminal too.
-    """
-    import torch
-
-    from bridgetower.data.captions import CaptionImages
-    from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
-    from bridgetower.files import write_json
-
-    predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
-    images = CaptionImages(DataConfig(folders=tuple(map(str, data))), split, predictor.processor)
-    with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
-        if predictor.model.itc_head is None:
-            figures = evaluate_all_pairs(predictor.model, images, options)
-        else:
-            figures = evaluate_retrieval(predictor.model, images, options).figures()
-    settings = {name: value for name, value in vars(options).items() if name not in ("batch_size", "memory_gib")}
-    about = {"benchmark": benchmark, "model": predictor.source, "data": [str(folder) for folder in data]}
-    report = about | {"split": split} | settings | figures
-    if out is not None:
-        write_json(out, report)
-    if json or not sys.stdout.isatty():
-        emit(report)
-    else:
-        title = f"{predictor.source}: {split} of {', '.join(map(str, data))}"
-        emit_table(title, figures)
 
 
 def demo(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from bridgetower.tasks.config import Protocol
+
+Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +16,12 @@ class RetrievalConfig:
 
     Attributes:
         candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO.
-        protocol: `honest` ranks each direction on its own candidates; `paper` on the maximum of both sides.
+        protocol: `honest` ranks each direction on its own candidates; `paper` on the maximum of both sides. Of VQAv2,
+            `paper` leaves out the questions to which no annotator gave an answer of the vocabulary.
         max_captions: Captions of each image that are queries; None takes all.
         fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
             COCO 1k: 1000. None ranks the whole set.
-        batch_size: Items or pairs at once.
+        batch_size: Items, pairs or examples at once.
         memory_gib: Memory for encodings, on the model's device. Where they do not fit, they are made block by block,
             more than once.
     """

@@ -1,0 +1,94 @@
+"""The verb that measures a model: evaluate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.output import emit, emit_figures, emit_table
+from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+
+
+def evaluate(
+    model: Positional[Model],
+    benchmark: Positional[Benchmark],
+    *,
+    data: tuple[Path, ...],
+    split: str = "test",
+    options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
+    num_workers: int = 0,
+    loading: Loading = AS_USUAL,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure a model on a prepared data set.
+
+    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside. A model
+    without contrastive head has one stage: the fusion encoder scores every pair. The other benchmarks give VQA's
+    official score (vqav2), accuracy (snli-ve), and accuracy and consistency (nlvr2). A table on a terminal, JSON
+    elsewhere.
+
+    --out gets metrics.json, predictions.jsonl by id, and for vqav2 and nlvr2 the submission file that their servers
+    take; for vqav2 that is always all of the split test, also with --split test-dev.
+
+    Examples: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
+              bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --split validation --out vqa
+              torchrun --nproc-per-node 2 -m bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --out vqa
+
+    Args:
+        model: What to load.
+        benchmark: What to measure.
+        data: Prepared data sets, judged together.
+        split: Which split.
+        options: How it is measured; all but --protocol and --batch-size is for retrieval.
+        num_workers: Processes that decode pictures, for all but retrieval; 0 decodes in the main one.
+        loading: How the model is loaded.
+        out: Folder for what is found out.
+        json: Print JSON on a terminal too.
+    """
+    import torch
+
+    from bridgetower.distributed import process_group, rank
+    from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
+
+    with process_group(int(os.environ.get("LOCAL_RANK", "0"))):
+        predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
+        with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
+            outcome = run_benchmark(
+                predictor, benchmark, data, split, options, num_workers=num_workers, progress=sys.stderr.isatty()
+            )
+        first = rank() == 0
+    if not first:
+        return
+    about = {
+        "benchmark": benchmark,
+        "model": predictor.source,
+        "fingerprint": predictor.fingerprint,
+        "data": [str(folder) for folder in data],
+        "split": split,
+        **_settings(benchmark, options),
+        "precision": loading.precision,
+    }
+    if out is not None:
+        outcome.write(out, about)
+    if json or not sys.stdout.isatty():
+        emit(outcome.report(about))
+        return
+    title = f"{predictor.source}: {split} of {', '.join(map(str, data))}"
+    if benchmark == "retrieval":
+        emit_table(title, outcome.figures)
+    else:
+        emit_figures(title, {**outcome.counts, **outcome.figures})
+
+
+def _settings(benchmark: Benchmark, options: RetrievalConfig) -> dict[str, object]:
+    """What decides the figures: the protocol, and for retrieval what it is made of."""
+    if benchmark != "retrieval":
+        return {"protocol": options.protocol}
+    return {name: value for name, value in vars(options).items() if name not in ("batch_size", "memory_gib")}

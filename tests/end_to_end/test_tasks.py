@@ -1,0 +1,52 @@
+"""Every fine-tuning task by the commands: a prepared set, two steps of its recipe, an evaluation, a submission."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asked
+
+SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
+STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
+RECIPES = {
+    "vqav2-base": ("vqa", "vqav2", ("--model.heads.vqa", len(asked.ANSWERS))),
+    "vqav2-base-no-pretraining": ("vqa", "vqav2", ("--model.heads.vqa", len(asked.ANSWERS))),
+    "snli-ve": ("snli-ve", "snli-ve", ()),
+    "nlvr2": ("nlvr2", "nlvr2", ()),
+}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_train_evaluate_submit(
+    run: Callable[..., list[Any]], tiny_checkpoint: Path, sets: dict[str, Path], tmp_path: Path, recipe: str
+) -> None:
+    kind, benchmark, heads = RECIPES[recipe]
+    train = ["train", recipe, "--init", tiny_checkpoint, "--data.folders", sets[kind], "--out", tmp_path / "run"]
+    (trained,) = run(*train, *SMALL, *STEPS, *heads)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 3 if kind != "nlvr2" else 2))
+    evaluate = ["evaluate", tmp_path / "run" / "last", benchmark, "--data", sets[kind]]
+    (report,) = run(*evaluate, "--split", "validation", "--out", tmp_path / "validation")
+    assert json.loads((tmp_path / "validation" / "metrics.json").read_text()) == report
+    assert (report["benchmark"], report["split"], report["protocol"]) == (benchmark, "validation", "honest")
+    figure = "vqa_score" if kind == "vqa" else "accuracy"
+    assert report[figure] == pytest.approx(trained[figure])
+    (report,) = run(*evaluate, "--split", "test", "--out", tmp_path / "test")
+    assert figure not in report
+    rows = (tmp_path / "test" / "predictions.jsonl").read_text().splitlines()
+    assert len(rows) == report["num_questions" if kind == "vqa" else "num_statements"]
+    submission = {"vqa": "submission.json", "nlvr2": "submission.csv"}.get(kind)
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {
+        "metrics.json",
+        "predictions.jsonl",
+        *([submission] if submission else []),
+    }

@@ -1,0 +1,152 @@
+"""Benchmarks from a prepared set to an outcome: figures, predictions by id, submissions, protocols, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asked
+import shapes
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.data.kinds import Kind
+from bridgetower.data.records import QuestionRecord
+from bridgetower.data.vocabulary import write_vocabulary
+from bridgetower.evaluation.benchmarks import evaluate
+from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.vqa_score import vqa_score
+from bridgetower.predictor import Predictor, load
+
+
+@pytest.fixture(scope="module")
+def predictor(answering_checkpoint: Path) -> Predictor:
+    return load(answering_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+
+
+@pytest.fixture
+def measure(predictor: Predictor, sets: dict[Kind, Path]) -> Any:
+    def call(benchmark: Benchmark, split: str, **options: Any) -> Outcome:
+        kind: Any = "vqa" if benchmark == "vqav2" else benchmark
+        return evaluate(predictor, benchmark, [sets[kind]], split, RetrievalConfig(**options))
+
+    return call
+
+
+class TestQuestions:
+    def test_answers_are_those_of_the_model(self, measure: Any, predictor: Predictor) -> None:
+        outcome = measure("vqav2", "validation", batch_size=3)
+        records = asked.questioned("validation", 5)
+        questions = [(record.image, question) for record in records for question in record.questions]
+        assert [row["question_id"] for row in outcome.predictions] == [
+            question.question_id for _, question in questions
+        ]
+        for row, (image, question) in zip(outcome.predictions, questions, strict=True):
+            (choice,) = predictor.answer(image, question.question, top=1)
+            assert row["answer"] == choice.label
+            assert row["probability"] == pytest.approx(choice.probability, abs=1e-5)
+        scores = [
+            vqa_score(row["answer"], question.answers)
+            for row, (_, question) in zip(outcome.predictions, questions, strict=True)
+        ]
+        assert outcome.figures["vqa_score"] == pytest.approx(100 * sum(scores) / len(scores), abs=0.005)
+        assert outcome.counts == {"num_questions": 10}
+        assert outcome.details["by_answer_type"].keys() == {"other", "yes/no"}
+        assert outcome.details["by_question_type"].keys() == {"what colour is", "is this"}
+
+    def test_paper_leaves_out_questions_without_an_answer_of_the_vocabulary(self, measure: Any) -> None:
+        """The model's answers are colours: no question of yes and no has one, and two of five colours differ."""
+        outcome = measure("vqav2", "validation", protocol="paper")
+        assert outcome.counts == {"num_questions": 5}
+        assert {row["question_id"] for row in outcome.predictions} == {2000, 2010, 2020, 2030, 2040}
+
+    @pytest.mark.parametrize("split", ["test", "test-dev"])
+    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    def test_a_test_split_has_a_submission_with_every_question(self, measure: Any, split: str, protocol: str) -> None:
+        outcome = measure("vqav2", split, protocol=protocol)
+        assert outcome.figures == {}
+        name, content = outcome.submission
+        rows = json.loads(content)
+        assert name == "submission.json"
+        expected = [question.question_id for record in asked.questioned("test", 3) for question in record.questions]
+        assert [row["question_id"] for row in rows] == expected
+        assert all(row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS for row in rows)
+
+    def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path) -> None:
+        records = [
+            QuestionRecord(image=record.image, file_name="x.png", image_id=f"{number}", questions=record.questions)
+            for number, record in enumerate(asked.questioned("test", 1) * 2)
+        ]
+        asked.write_splits(tmp_path, "vqa", {"test": records})
+        write_vocabulary(tmp_path, asked.ANSWERS)
+        with pytest.raises(ValueError, match="2 ids of 4 come again; expected one example of each id"):
+            evaluate(predictor, "vqav2", [tmp_path], "test", RetrievalConfig())
+
+
+class TestStatements:
+    @pytest.mark.parametrize(
+        ("benchmark", "names"), [("snli-ve", {"accuracy"}), ("nlvr2", {"accuracy", "consistency"})]
+    )
+    def test_figures_and_predictions(self, measure: Any, benchmark: Benchmark, names: set[str]) -> None:
+        outcome = measure(benchmark, "validation")
+        make = asked.stated if benchmark == "snli-ve" else asked.paired
+        statements = [statement for record in make("validation", 5) for statement in record.statements]
+        assert [row["statement_id"] for row in outcome.predictions] == [entry.statement_id for entry in statements]
+        right = [row["label"] == entry.label for row, entry in zip(outcome.predictions, statements, strict=True)]
+        assert outcome.figures.keys() == names
+        assert outcome.figures["accuracy"] == pytest.approx(sum(right) / len(right))
+        assert outcome.counts == {"num_statements": len(statements)}
+
+    def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure: Any) -> None:
+        outcome = measure("nlvr2", "test")
+        assert outcome.figures == {}
+        assert outcome.submission[0] == "submission.csv"
+        rows = [line.split(",") for line in outcome.submission[1].splitlines()]
+        assert [row[0] for row in rows] == ["test-0-0-0", "test-0-1-0", "test-1-0-0"]
+        assert {row[1] for row in rows} <= {"True", "False"}
+        assert measure("snli-ve", "test").submission is None
+
+    def test_pictures_in_their_order(self, measure: Any, predictor: Predictor) -> None:
+        outcome = measure("nlvr2", "validation")
+        record = asked.paired("validation", 5)[1]
+        best = predictor.reason(record.image, record.image_2, record.statements[0].text)[0]
+        assert outcome.predictions[1]["label"] == best.label
+        assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
+
+
+class TestRefusals:
+    def test_settings_of_retrieval(self, measure: Any) -> None:
+        with pytest.raises(ValueError, match="are for retrieval; leave them out for nlvr2"):
+            measure("nlvr2", "validation", candidates=3)
+
+    def test_workers_of_retrieval(self, predictor: Predictor, tiny_dataset: Path) -> None:
+        with pytest.raises(ValueError, match="num_workers is 2, but retrieval decodes in the main process"):
+            evaluate(predictor, "retrieval", [tiny_dataset], "test", RetrievalConfig(), num_workers=2)
+
+    @pytest.mark.parametrize("benchmark", ["vqav2", "snli-ve", "nlvr2"])
+    def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: Any, benchmark: Benchmark) -> None:
+        folder = sets["vqa" if benchmark == "vqav2" else benchmark]
+        with pytest.raises(ValueError, match=r"this model has no .* head \(it has mlm, itm, itc\)"):
+            evaluate(load(tiny_checkpoint, device="cpu"), benchmark, [folder], "test", RetrievalConfig())
+
+    def test_a_set_of_another_kind(self, predictor: Predictor, sets: Any) -> None:
+        with pytest.raises(ValueError, match="use a set of kind vqa"):
+            evaluate(predictor, "vqav2", [sets["nlvr2"]], "test", RetrievalConfig())
+
+
+class TestRetrieval:
+    def test_one_stage_without_contrastive_head(
+        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
+    ) -> None:
+        write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
+        for source, stage in ((tiny_checkpoint, "two_stage_rsum"), (tmp_path / "model", "one_stage_rsum")):
+            model = load(source, device="cpu")
+            outcome = evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(max_captions=1))
+            assert outcome.figures["rsum"] == outcome.figures[stage]
+            assert outcome.counts == {"num_images": 9, "num_texts": 9}

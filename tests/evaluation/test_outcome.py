@@ -1,0 +1,47 @@
+"""What an evaluation writes: figures with what they are of, predictions by id, submission files."""
+
+import csv
+import json
+from pathlib import Path
+
+from bridgetower.evaluation.outcome import Outcome, nlvr2_submission, vqa_submission
+
+ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "honest"}
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    outcome = Outcome(
+        figures={"vqa_score": 61.25},
+        counts={"num_questions": 2},
+        details={"by_answer_type": {"other": 61.25}},
+        predictions=[{"question_id": 1, "answer": "café"}, {"question_id": 2, "answer": "no"}],
+        submission=("submission.json", "[]"),
+    )
+    outcome.write(tmp_path, ABOUT)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report == outcome.report(ABOUT)
+    assert report.pop("versions").keys() == {"bridgetower", "torch", "python"}
+    assert report == {**ABOUT, "num_questions": 2, "vqa_score": 61.25, "by_answer_type": {"other": 61.25}}
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == ["café", "no"]
+    assert (tmp_path / "submission.json").read_text() == "[]"
+
+
+def test_figures_alone(tmp_path: Path) -> None:
+    Outcome(figures={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_submission_of_vqa() -> None:
+    name, content = vqa_submission({262148000: "down", 262148001: "at table"})
+    assert name == "submission.json"
+    assert json.loads(content) == [
+        {"question_id": 262148000, "answer": "down"},
+        {"question_id": 262148001, "answer": "at table"},
+    ]
+
+
+def test_submission_of_nlvr2() -> None:
+    name, content = nlvr2_submission({"test1-0-1-0": "True", "test1-0-2-0": "False"})
+    assert name == "submission.csv"
+    assert list(csv.reader(content.splitlines())) == [["test1-0-1-0", "True"], ["test1-0-2-0", "False"]]
