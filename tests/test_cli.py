@@ -31,6 +31,7 @@ VERBS = (
     "entail",
     "reason",
     "index",
+    "search",
     "convert",
     "prepare",
     "evaluate",

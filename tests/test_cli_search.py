@@ -1,11 +1,16 @@
 """The verbs of search: JSON lines for scripts, tables for readers, one line for user errors."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from bridgetower import cli
+from bridgetower.search.index import Index
+from bridgetower.search.searcher import Searcher
 
 
 @pytest.fixture
@@ -52,3 +57,67 @@ class TestIndex:
         assert "nowhere" in refused(
             "index", tmp_path / "nowhere", "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint
         )
+
+
+class TestSearch:
+    @pytest.fixture
+    def index(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> Path:
+        (photos / "red.txt").write_text("all red\n[bold]wine\n")
+        run("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
+        return tmp_path / "photos.lance"
+
+    def test_lines_for_scripts(
+        self, run: Callable[..., list[Any]], index: Path, photos: Path, tiny_checkpoint: Path
+    ) -> None:
+        rows = run("search", index, "red bar")
+        expected = Searcher(index, tiny_checkpoint).search("red bar")
+        assert [row["rank"] for row in rows] == [1, 2, 3]
+        assert [row["path"] for row in rows] == [hit.path for hit in expected]
+        assert [(row["cosine"], row["probability"]) for row in rows] == [
+            (hit.cosine, hit.probability) for hit in expected
+        ]
+        (red,) = run("search", index, "red bar", "--where", "path = 'red.png'", "--model", tiny_checkpoint)
+        assert red.pop("cosine") < 1
+        assert red.pop("probability") < 1
+        assert red == {
+            "rank": 1,
+            "path": "red.png",
+            "file": str(photos / "red.png"),
+            **{"width": 24, "height": 24, "captions": ["all red", "[bold]wine"]},
+        }
+
+    def test_by_picture_with_options(
+        self, run: Callable[..., list[Any]], index: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        (hit,) = run("search", index, "--image", photos / "blue.png", "--top", 1, "--sheet", tmp_path / "hits.png")
+        assert (hit["path"], hit["probability"]) == ("blue.png", None)
+        assert Image.open(tmp_path / "hits.png").width > 500
+        (hit,) = run("search", index, "a", "--against", "captions", "--rerank", 0)
+        assert (hit["path"], hit["probability"]) == ("red.png", None)
+        photos.rename(tmp_path / "moved")
+        assert len(run("search", index, "a", "--root", tmp_path / "moved")) == 3
+
+    def test_a_table_on_a_terminal(
+        self,
+        run: Callable[..., list[Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        index: Path,
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        cli.main(["search", str(index), "red"])
+        table = capsys.readouterr().out
+        assert "all red | [bold]wine" in table
+        assert table.count(" %") == 3
+        assert run("search", index, "red", "--json")[0]["rank"] == 1
+
+    def test_errors(
+        self, refused: Callable[..., str], index: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        fingerprint = Index(index).info.fingerprint
+        other = refused("search", index, "red", "--image-size", 40)
+        assert f"was made with model {fingerprint}" in other
+        assert "nothing to search for" in refused("search", index)
+        assert "where is 'wide'" in refused("search", index, "red", "--where", "wide")
+        assert "no index at" in refused("search", tmp_path / "none.lance", "red")
+        assert "has no suffix" in refused("search", index, "red", "--sheet", tmp_path / "hits")

@@ -2,6 +2,8 @@
 
     model = bridgetower.load("BridgeTower/bridgetower-large-itm-mlm-itc")
     model.embed_images(images); model.embed_texts(texts); model.match(images, texts)
+    bridgetower.build_index("photos", "photos.lance", model)
+    bridgetower.Searcher("photos.lance", model).search("two dogs in the snow")
 
 The names below are the public API. They are imported when they are first used, so that `import bridgetower` is quick.
 """
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from bridgetower.model.config import ModelConfig
     from bridgetower.predictor import Predictor, load
     from bridgetower.processor import Processor
+    from bridgetower.search.build import build_index
+    from bridgetower.search.index import Index
+    from bridgetower.search.searcher import Searcher
     from bridgetower.training.config import RunConfig
     from bridgetower.training.recipes import RECIPES
     from bridgetower.training.run import train
@@ -26,10 +31,13 @@ __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "BridgeTower",
+    "Index",
     "ModelConfig",
     "Predictor",
     "Processor",
     "RunConfig",
+    "Searcher",
+    "build_index",
     "convert",
     "load",
     "read_checkpoint",
@@ -39,10 +47,13 @@ __all__ = [
 _HOMES = {
     "RECIPES": "bridgetower.training.recipes",
     "BridgeTower": "bridgetower.model.bridgetower",
+    "Index": "bridgetower.search.index",
     "ModelConfig": "bridgetower.model.config",
     "Predictor": "bridgetower.predictor",
     "Processor": "bridgetower.processor",
     "RunConfig": "bridgetower.training.config",
+    "Searcher": "bridgetower.search.searcher",
+    "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",

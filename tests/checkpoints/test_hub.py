@@ -62,6 +62,15 @@ class TestCached:
         assert "to pin it" not in caplog.text
         assert read_checkpoint("owner/tower").source == f"owner/tower@{NEW}"
 
+    def test_an_id_with_its_commit(self, cache: Path, safe: Path, own: Path) -> None:
+        add(cache, "owner/tower", own, OLD)
+        add(cache, "owner/tower", safe, NEW, "main")
+        read = read_checkpoint(f"owner/tower@{OLD}")
+        assert read.source == f"owner/tower@{OLD}"
+        assert read_checkpoint(read.source).source == read.source
+        with pytest.raises(ValueError, match=f"names a revision, and revision is '{NEW}'; leave one of them out"):
+            read_checkpoint(f"owner/tower@{OLD}", revision=NEW)
+
     def test_a_tag(self, cache: Path, safe: Path, own: Path) -> None:
         add(cache, "owner/tower", own, OLD, "v1")
         add(cache, "owner/tower", safe, NEW, "main")

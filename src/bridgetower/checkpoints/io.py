@@ -48,7 +48,8 @@ def read_checkpoint(
     """Reads a checkpoint of any published kind, recognised by what it holds.
 
     Args:
-        source: A folder of this package or of transformers, an official `.ckpt`, or a hub id.
+        source: A folder of this package or of transformers, an official `.ckpt`, or a hub id (`owner/name`,
+            `owner/name@revision`).
         revision: Branch, tag or commit of a hub id.
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
@@ -67,10 +68,13 @@ def read_checkpoint(
     elif path.is_file():
         checkpoint = _read_official(path, overrides or {}, dtype)
     elif looks_like_hub_id(str(source)):
-        folder, commit = download(str(source), revision)
-        if revision != commit:
+        repo, _, named = str(source).partition("@")
+        if named and revision is not None:
+            raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
+        folder, commit = download(repo, named or revision)
+        if commit not in (named, revision):
             logger.warning("%s is at commit %s; pass revision=%r to pin it", source, commit, commit)
-        checkpoint = _read_folder(folder, f"{source}@{commit}", overrides or {}, dtype)
+        checkpoint = _read_folder(folder, f"{repo}@{commit}", overrides or {}, dtype)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if checkpoint.dropped:

@@ -1,17 +1,21 @@
-"""Verbs of search: index."""
+"""Verbs of search: index, search."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import AS_USUAL, Loading, Model
-from bridgetower.cli.output import emit
+from bridgetower.cli.output import emit, emit_lines
 from bridgetower.search.config import IndexConfig
+
+if TYPE_CHECKING:
+    from bridgetower.search.searcher import Hit
 
 
 def index(
@@ -43,3 +47,86 @@ def index(
 
     report = build_index(source, out, loading.load(model), options, progress=sys.stderr.isatty())
     emit({"index": out, **asdict(report)})
+
+
+def search(
+    index: Positional[str],
+    text: Positional[str | None] = None,
+    *,
+    image: Path | None = None,
+    top: int = 10,
+    rerank: int | None = None,
+    where: str | None = None,
+    against: Literal["images", "captions", "pairs"] = "images",
+    model: Model | None = None,
+    root: Path | None = None,
+    sheet: Path | None = None,
+    batch_size: int = 32,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+    json: bool = False,
+) -> None:
+    """Find pictures in an index by a text, by a picture, or by both.
+
+    The pictures whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
+    JSON line per hit, {"rank", "path", "file", "cosine", "probability", "width", "height", "captions"}; a table on a
+    terminal.
+
+    Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
+              bridgetower search photos.lance --image dog.jpg --where "width > 800"
+
+    Args:
+        index: What `bridgetower index` made.
+        text: What should be seen.
+        image: Picture that the hits should be like; with a text, both count equally in finding candidates.
+        top: Hits to show.
+        rerank: How many of the nearest pictures are matched with the text; 0 leaves it at the nearest. Default: 64.
+        where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
+        against: What the query is compared with: the pictures, their captions, or both together, which takes a text and
+            a picture.
+        model: What to load; default: the model that the index was made with.
+        root: Folder of the pictures, if it is elsewhere now.
+        sheet: Also draw the hits into this picture file.
+        batch_size: Pictures matched at once.
+        loading: How the model is loaded.
+        truncate: Cut a text that is too long instead of refusing it.
+        json: Print JSON on a terminal too.
+    """
+    from bridgetower.search.index import Index
+    from bridgetower.search.searcher import Searcher
+    from bridgetower.search.sheet import write_sheet
+
+    opened = Index(index, root=root)
+    searcher = Searcher(opened, loading.load(model or opened.model))
+    hits = searcher.search(
+        text,
+        image,
+        top=top,
+        rerank=rerank,
+        where=where,
+        against=against,
+        truncate=truncate,
+        batch_size=batch_size,
+    )
+    if sheet is not None:
+        write_sheet(sheet, hits, text=text, image=image)
+    if json or not sys.stdout.isatty():
+        emit_lines({"rank": rank, **asdict(hit), "file": str(hit.file)} for rank, hit in enumerate(hits, start=1))
+    else:
+        _show(hits)
+
+
+def _show(hits: Sequence[Hit]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "picture", "match", "cosine", "pixels", "captions")
+    for rank, hit in enumerate(hits, start=1):
+        match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
+        size = f"{hit.width}x{hit.height}"
+        names = Text(hit.path), Text(" | ".join(hit.captions))  # brackets in them are no markup
+        table.add_row(str(rank), names[0], match, f"{hit.cosine:.3f}", size, names[1])
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    Console().print(table)

@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
 
 from bridgetower.files import locked
 from bridgetower.search import places
 from bridgetower.search.pictures import Listed
 from bridgetower.search.places import Uri
-from bridgetower.search.table import IndexedRow, IndexInfo, info_of, schema_of, table_of, times
+from bridgetower.search.table import (
+    ABOUT,
+    Found,
+    IndexedRow,
+    IndexInfo,
+    VectorColumn,
+    info_of,
+    schema_of,
+    table_of,
+    times,
+)
 
 try:
     import lancedb
@@ -149,6 +161,37 @@ class Index:
             table = self._table.search().where(_is_one_of(chunk)).select(["path", "digest"]).to_arrow()
             found |= zip(table["path"].to_pylist(), table["digest"].to_pylist(), strict=True)
         return found
+
+    def nearest(
+        self,
+        vector: Float[Tensor, " c"],
+        count: int,
+        *,
+        column: VectorColumn = "image_vector",
+        where: str | None = None,
+    ) -> list[Found]:
+        """Returns the pictures whose vector has the largest cosine with a given one, that first.
+
+        Args:
+            vector: Of the query.
+            count: How many; fewer if there are no more.
+            column: Which vectors; of several of one picture the nearest counts.
+            where: A condition on the other columns in SQL, such as `width > 800`.
+
+        Raises:
+            ValueError: The condition is none.
+        """
+        query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        try:
+            rows = query.select([*ABOUT, "_distance"]).to_list()
+        except (ValueError, RuntimeError) as error:
+            if where is None:
+                raise
+            raise ValueError(f"where is {where!r}: {_first_line(error)}; columns are {', '.join(ABOUT)}") from error
+        found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in ABOUT}) for row in rows]
+        return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def put(self, rows: Sequence[IndexedRow]) -> None:
         """Writes pictures in one commit; those that are there are replaced."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Literal
 
 import pyarrow as pa
 from jaxtyping import Float
@@ -12,6 +14,11 @@ from torch import Tensor
 
 from bridgetower.search.pictures import Listed
 from bridgetower.search.places import Uri
+
+VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
+
+ABOUT = ("path", "size", "mtime", "digest", "width", "height", "captions")
+"""The other columns."""
 
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 1
@@ -53,6 +60,31 @@ class IndexedRow:
     image_vector: Float[Tensor, " c"]
     text_vectors: Float[Tensor, "t c"]
     pair_vectors: Float[Tensor, "t e"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A picture that is near to a query.
+
+    Attributes:
+        path: From the folder of the pictures.
+        size: Of the file, in bytes.
+        mtime: Of the file.
+        digest: SHA-256 of the file.
+        width: Of the upright picture, in pixels.
+        height: Of the same.
+        captions: That came with it.
+        cosine: Of the vectors.
+    """
+
+    path: str
+    size: int
+    mtime: datetime
+    digest: str
+    width: int
+    height: int
+    captions: Sequence[str]
+    cosine: float
 
 
 def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:

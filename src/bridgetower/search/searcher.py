@@ -1,0 +1,205 @@
+"""Search in two stages: the nearest contrastive vectors, then matching of the candidates with the text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bridgetower.distributed import available_cores
+from bridgetower.predictor import Predictor, load
+from bridgetower.processor import ImageLike, Resized
+from bridgetower.search.index import Index
+from bridgetower.search.places import Uri
+from bridgetower.search.table import Found, VectorColumn
+
+Against = Literal["images", "captions", "pairs"]
+
+RERANK = 64
+"""Candidates that are matched by default."""
+
+_COLUMNS: dict[Against, VectorColumn] = {
+    "images": "image_vector",
+    "captions": "text_vectors",
+    "pairs": "pair_vectors",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A picture that was found.
+
+    Attributes:
+        path: As the index has it.
+        file: Where the picture is.
+        cosine: Of the query's vector and the picture's.
+        probability: That text and picture match; None where it was not asked.
+        width: Of the upright picture, in pixels.
+        height: Of the same.
+        captions: That the picture came with.
+    """
+
+    path: str
+    file: Path
+    cosine: float
+    probability: float | None
+    width: int
+    height: int
+    captions: tuple[str, ...]
+
+
+class Searcher:
+    """An index together with the model that made it.
+
+    Attributes:
+        index: What is searched.
+        predictor: The model.
+    """
+
+    def __init__(self, index: Index | Uri, model: Predictor | str | Path | None = None) -> None:
+        """Brings both together.
+
+        Args:
+            index: The index, or where it is.
+            model: The loaded model, or what to load; None loads what the index was made with.
+
+        Raises:
+            FileNotFoundError: There is no such index or model.
+            ValueError: The index was made with another model.
+        """
+        self.index = index if isinstance(index, Index) else Index(index)
+        self.predictor = model if isinstance(model, Predictor) else load(model or self.index.model)
+        self.index.check_model(self.predictor.fingerprint, self.predictor.source)
+
+    def search(
+        self,
+        text: str | None = None,
+        image: ImageLike | None = None,
+        *,
+        top: int = 10,
+        rerank: int | None = None,
+        where: str | None = None,
+        against: Against = "images",
+        truncate: bool = False,
+        batch_size: int = 32,
+    ) -> list[Hit]:
+        """Finds pictures for a text, a picture, or both.
+
+        First come the candidates whose probability of matching the text is highest, then the others by cosine. With
+        text and image the candidates are those nearest to the mean of both vectors. Without a text there is nothing to
+        match, and the cosine alone decides.
+
+        Args:
+            text: What should be seen.
+            image: What it should look like.
+            top: Hits to return.
+            rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
+                without a text or a matching head.
+            where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
+            against: What the query is compared with: the pictures, their captions, or both together, which needs text
+                and image.
+            truncate: Cut a text that is too long instead of refusing it.
+            batch_size: Pictures matched at once.
+
+        Raises:
+            ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
+                head, `pairs` without text and image, the condition is none, or none of the candidates can be opened.
+        """
+        rerank = self._checked(text, image, top, rerank, against)
+        vector = self._vector(text, image, against, truncate)
+        count = max(top, rerank)
+        found = self.index.nearest(vector, count, column=_COLUMNS[against], where=where)
+        matched: list[tuple[Found, float | None]] = []
+        if text is not None and rerank:
+            matched = self._matched(text, found[:rerank], truncate, batch_size)
+        ranked = [*matched, *((one, None) for one in found[rerank:])]
+        return [self._hit(one, probability) for one, probability in ranked[:top]]
+
+    def _checked(
+        self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
+    ) -> int:
+        """Returns how many candidates to match."""
+        if text is None and image is None:
+            raise ValueError("nothing to search for; give a text, an image or both")
+        if top < 1 or (rerank or 0) < 0:
+            raise ValueError(f"top is {top}, rerank {rerank}; expected at least 1 and at least 0")
+        if against not in get_args(Against):
+            raise ValueError(f"against is {against!r}; expected one of {', '.join(get_args(Against))}")
+        if against == "pairs" and (text is None or image is None):
+            raise ValueError("against pairs of picture and caption a search needs both a text and an image")
+        if rerank is None:
+            return RERANK if text is not None and self.predictor.model.itm_head is not None else 0
+        if rerank and text is None:
+            raise ValueError(f"rerank is {rerank}, but pictures are matched with a text; give one, or rerank 0")
+        if rerank:
+            self.predictor.model.matching_head()
+        return rerank
+
+    def _vector(
+        self, text: str | None, image: ImageLike | None, against: Against, truncate: bool
+    ) -> Float[Tensor, " c"]:
+        if against == "pairs" and text is not None and image is not None:
+            return self.predictor.embed_pairs(image, text, truncate=truncate)[0]
+        vectors = [] if image is None else [self.predictor.embed_images(image)]
+        vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
+        return F.normalize(torch.cat(vectors).mean(dim=0), dim=0)
+
+    def _matched(
+        self, text: str, found: Sequence[Found], truncate: bool, batch_size: int
+    ) -> list[tuple[Found, float | None]]:
+        """Sorts candidates by their probability; those that cannot be opened are left out."""
+        opened = self._opened(found)
+        probabilities: list[float] = []
+        for start in range(0, len(opened), batch_size):
+            images = [image for _, image in opened[start : start + batch_size]]
+            scores = self.predictor.match(images, [text], all_pairs=True, batch_size=batch_size, truncate=truncate)
+            probabilities += scores[:, 0].tolist()
+        pairs = [(one, probability) for (one, _), probability in zip(opened, probabilities, strict=True)]
+        return [*sorted(pairs, key=lambda pair: -pair[1])]
+
+    def _opened(self, found: Sequence[Found]) -> list[tuple[Found, Resized]]:
+        def opened(one: Found) -> Resized | Exception:
+            try:
+                return self.predictor.processor.prepare(self._file(one))
+            except (ValueError, OSError) as error:
+                return error
+
+        with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
+            images = list(pool.map(opened, found))
+        good = [(one, image) for one, image in zip(found, images, strict=True) if isinstance(image, Resized)]
+        errors = [image for image in images if isinstance(image, Exception)]
+        if errors and not good:
+            raise ValueError(
+                f"none of the {len(errors)} pictures that were found can be opened in {self.index.root}: {errors[0]}; "
+                "give the folder where they are now as root, or rerank 0"
+            )
+        if errors:
+            logger.warning(
+                "%d of %d pictures that were found cannot be opened and are left out: %s; bring the index up to date",
+                *(len(errors), len(found), errors[0]),
+            )
+        return good
+
+    def _file(self, one: Found) -> Path:
+        return self.index.root / one.path
+
+    def _hit(self, one: Found, probability: float | None) -> Hit:
+        return Hit(
+            path=one.path,
+            file=self._file(one),
+            cosine=one.cosine,
+            probability=probability,
+            width=one.width,
+            height=one.height,
+            captions=tuple(one.captions),
+        )

@@ -1,0 +1,182 @@
+"""Search in two stages, held against the model called by hand on all pictures."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import build_index
+from bridgetower.search.index import Index
+from bridgetower.search.searcher import Hit, Searcher
+
+TEXT = "red circle on black"
+
+
+@pytest.fixture(scope="module")
+def index(shapes_folder: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    uri = tmp_path_factory.mktemp("index") / "shapes.lance"
+    build_index(shapes_folder / "shapes.csv", uri, predictor)
+    return Index(uri)
+
+
+@pytest.fixture(scope="module")
+def files(shapes_folder: Path) -> list[Path]:
+    return sorted(shapes_folder.glob("*.png"))
+
+
+@pytest.fixture
+def searcher(index: Index, predictor: Predictor) -> Searcher:
+    return Searcher(index, predictor)
+
+
+def ranked(files: list[Path], scores: torch.Tensor) -> list[str]:
+    return [files[number].name for number in scores.argsort(descending=True)]
+
+
+def names(hits: list[Hit]) -> list[str]:
+    return [hit.path for hit in hits]
+
+
+class TestStages:
+    def test_nearest_vectors(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+        cosine = predictor.embed_images(files) @ predictor.embed_texts(TEXT)[0]
+        hits = searcher.search(TEXT, rerank=0, top=45)
+        assert names(hits) == ranked(files, cosine)
+        expected = cosine.sort(descending=True).values
+        torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
+        assert {hit.probability for hit in hits} == {None}
+        assert hits[0].file in files
+        assert (hits[0].width, hits[0].height) == (24, 24)
+
+    def test_matching_of_the_candidates(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+        cosine = predictor.embed_images(files) @ predictor.embed_texts(TEXT)[0]
+        candidates = cosine.argsort(descending=True)[:8]
+        match = torch.full((len(files),), -1.0)
+        match[candidates] = predictor.match([files[number] for number in candidates], [TEXT] * 8)
+        hits = searcher.search(TEXT, rerank=8, top=5, batch_size=3)
+        assert names(hits) == ranked(files, match)[:5]
+        found = torch.tensor([hit.probability for hit in hits])
+        torch.testing.assert_close(found, match.sort(descending=True).values[:5], atol=1e-5, rtol=0)
+        assert names(hits) != ranked(files, cosine)[:5]  # the control: matching changes the order
+        assert set(names(searcher.search(TEXT))) == set(ranked(files, predictor.match(files, [TEXT] * 45))[:10])
+
+    def test_the_rest_follows_by_cosine(self, searcher: Searcher) -> None:
+        nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
+        assert set(names(hits[:4])) == set(names(nearest[:4]))
+        assert names(hits[4:]) == names(nearest[4:])
+        assert [hit.probability is None for hit in hits] == [False] * 4 + [True] * 5
+
+    def test_a_picture_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+        vectors, image = predictor.embed_images(files), predictor.embed_images(files[7])
+        hits = searcher.search(image=files[7], top=45)
+        assert names(hits) == ranked(files, vectors @ image[0])
+        assert hits[0].path == files[7].name
+        assert hits[0].cosine == pytest.approx(1)
+        assert {hit.probability for hit in hits} == {None}
+        both = F.normalize(image[0] + predictor.embed_texts(TEXT)[0], dim=0)
+        assert names(searcher.search(TEXT, files[7], rerank=0, top=45)) == ranked(files, vectors @ both)
+        assert None not in {hit.probability for hit in searcher.search(TEXT, files[7])}
+
+    def test_against_captions_and_pairs(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+        captions = {hit.path: hit.captions for hit in searcher.search(TEXT, rerank=0, top=45)}
+        text = predictor.embed_texts(TEXT)[0]
+        best = torch.stack([(predictor.embed_texts(captions[file.name]) @ text).max() for file in files])
+        hits = searcher.search(TEXT, against="captions", rerank=0, top=45)
+        assert names(hits) == ranked(files, best)
+        assert TEXT in hits[0].captions
+        pair = predictor.embed_pairs(files[3], captions[files[3].name][0])[0]
+        own = [predictor.embed_pairs([file] * len(captions[file.name]), captions[file.name]) for file in files]
+        hits = searcher.search(captions[files[3].name][0], files[3], against="pairs", rerank=0, top=45)
+        expected = torch.stack([(vectors @ pair).max() for vectors in own]).sort(descending=True).values
+        torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
+        assert hits[0].path == files[3].name
+
+
+class TestConditions:
+    def test_where(self, searcher: Searcher) -> None:
+        everything = searcher.search(TEXT, rerank=0, top=45)
+        hits = searcher.search(TEXT, rerank=0, top=45, where="path < '10.png' AND width > 20")
+        assert names(hits) == [hit.path for hit in everything if hit.path < "10.png"]
+        assert len(searcher.search(TEXT, top=3, where="path < '10.png'")) == 3
+        assert searcher.search(TEXT, where="width > 800") == []
+        captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
+        assert names(captioned) == ["00.png"]
+
+    @pytest.mark.parametrize("where", ["widdth > 800", "width > > 800", "DROP TABLE x", ""])
+    def test_what_is_no_condition(self, searcher: Searcher, where: str) -> None:
+        with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, digest, width"):
+            searcher.search(TEXT, where=where)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({}, "nothing to search for"),
+            ({"text": "a", "top": 0}, "top is 0"),
+            ({"text": "a", "rerank": -1}, "rerank -1"),
+            ({"text": "a", "against": "pairs"}, "needs both a text and an image"),
+            ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),
+            ({"image": "00.png", "rerank": 5}, "pictures are matched with a text"),
+            ({"text": "red bar on black " * 9}, "the limit is 24"),
+        ],
+    )
+    def test_refuses(self, searcher: Searcher, shapes_folder: Path, given: dict[str, object], message: str) -> None:
+        if "image" in given:
+            given = given | {"image": shapes_folder / "00.png"}
+        with pytest.raises(ValueError, match=message):
+            searcher.search(**given)  # type: ignore[arg-type]
+
+    def test_a_text_can_be_cut(self, searcher: Searcher) -> None:
+        assert len(searcher.search("red bar on black " * 9, truncate=True, top=2)) == 2
+
+
+class TestModels:
+    def test_that_of_the_index_is_the_default(self, index: Index, searcher: Searcher, tiny_checkpoint: Path) -> None:
+        assert Searcher(index.uri).search(TEXT) == searcher.search(TEXT)
+        assert Searcher(index, tiny_checkpoint).predictor.fingerprint == index.info.fingerprint
+
+    def test_another_model(self, index: Index, tiny_checkpoint: Path) -> None:
+        other = load(tiny_checkpoint, image_size=40, device="cpu")
+        with pytest.raises(ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"):
+            Searcher(index, other)
+
+    def test_a_model_without_matching_head(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        checkpoint = read_checkpoint(tiny_checkpoint)
+        tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itm_head")}
+        config = checkpoint.config.override({"heads.itm": False})
+        write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
+        build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
+        searcher = Searcher(tmp_path / "photos.lance")
+        assert {hit.probability for hit in searcher.search(TEXT)} == {None}
+        with pytest.raises(ValueError, match="no matching"):
+            searcher.search(TEXT, rerank=3)
+
+
+class TestPicturesThatAreGone:
+    def test_are_left_out(
+        self, build: Callable[..., object], photos: Path, predictor: Predictor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        build()
+        (photos / "00.png").unlink()
+        (photos / "01.png").write_text("not a picture")
+        searcher = Searcher(photos.parent / "photos.lance", predictor)
+        with caplog.at_level(logging.WARNING):
+            hits = searcher.search(TEXT)
+        assert sorted(names(hits)) == ["02.png", "03.png", "sub/04.png", "sub/05.png"]
+        assert "2 of 6 pictures that were found cannot be opened and are left out" in caplog.text
+        assert len(searcher.search(TEXT, rerank=0)) == 6
+
+    def test_are_found_elsewhere(self, build: Callable[..., object], photos: Path, predictor: Predictor) -> None:
+        build()
+        before = Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
+        shutil.move(photos, photos.parent / "moved")
+        with pytest.raises(ValueError, match=r"none of the 6 pictures .* can be opened .*; give the folder"):
+            Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
+        moved = Index(photos.parent / "photos.lance", root=photos.parent / "moved")
+        assert names(Searcher(moved, predictor).search(TEXT)) == names(before)
