@@ -19,6 +19,7 @@ from bridgetower.files import (
     read_json,
     remove_leftovers,
     replacing,
+    require_space,
     write_bytes,
     write_json,
     write_text,
@@ -239,3 +240,10 @@ class TestJson:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no file .*x\.json"):
             read_json(tmp_path / "x.json")
+
+
+def test_space_is_required_before_something_is_written(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(64)
+    require_space(disk, 2**15, "some files")
+    with pytest.raises(OSError, match=r"some files take 3\.0 GiB, but the disk of .* has 0\.0 GiB left; make room or"):
+        require_space(disk, 3 * 2**30, "some files")

@@ -99,6 +99,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Makes sure that a folder's disk has room, before anything is written to it.
+
+    Args:
+        folder: An existing one.
+        needed: Bytes.
+        what: Takes them; named in the error.
+
+    Raises:
+        OSError: There is less.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{what} take {needed / 2**30:.1f} GiB, but the disk of {folder} has {free / 2**30:.1f} GiB left; make "
+            "room or choose another folder"
+        )
+
+
 def intended_name(path: Path) -> str:
     """Returns the name of a file, or the one that it was to get if it is a temporary file of `replacing`."""
     name, mark, _ = path.name.partition(_MARK)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
-from bridgetower.checkpoints.fingerprint import _changed
+from bridgetower.checkpoints.fingerprint import _changed, exact_fingerprint
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, train_tokenizer
 
@@ -65,3 +65,13 @@ def test_a_new_setting_at_its_default_changes_nothing() -> None:
 
     assert dict(_changed(Before(2))) == dict(_changed(After(2))) == {"a": 2}
     assert dict(_changed(After(2, torch.float16))) != {"a": 2}
+
+
+def test_an_exact_one_changes_with_the_smallest_change(checkpoint: Checkpoint) -> None:
+    tensors = dict(checkpoint.tensors)
+    before, name = exact_fingerprint(tensors), "vision.class_embedding"
+    assert exact_fingerprint(dict(reversed(tensors.items()))) == before
+    assert len(before) == 16
+    tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
+    assert exact_fingerprint(tensors) != before
+    assert of(replace(checkpoint, tensors=tensors)) == of(checkpoint)  # which counts in bfloat16

@@ -1,18 +1,23 @@
 """Lends runs: one that nothing disturbed, and others that are stopped and continued."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting import PLAIN, RowTask
+from fitting import KINDS, PLAIN, RowTask
 from torch import nn
 
+import asked
 import bridgetower.training.run as run_module
 import shapes
 from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import HeadsConfig
 from bridgetower.processor import Processor
+from bridgetower.tasks.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.parts import Parts
 from bridgetower.training.run import train
@@ -86,9 +91,11 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]
         *,
         evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
         save: Callable[[Path], None] = lambda folder: None,
+        augmentation: Any = "none",
         **changes: Any,
     ) -> Parts:
         config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
+        config = replace(config, data=replace(config.data, augmentation=augmentation))
         model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
         pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
         return Parts(
@@ -103,3 +110,40 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
+    """A short run of each kind, from the small checkpoint."""
+    folder = tmp_path_factory.mktemp("sets")
+    heads = {
+        "ranking": HeadsConfig(mlm=False, rank=True),
+        "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
+        "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
+        "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
+    }
+    tasks = {
+        "ranking": RankingConfig(false_texts=3),
+        "vqa": VqaConfig(),
+        "snli-ve": SnliVeConfig(),
+        "nlvr2": Nlvr2Config(),
+    }
+    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
+    return {
+        kind: shapes.run_config(
+            sets[kind],
+            task=tasks[kind],
+            select_by=tasks[kind].figures[0],
+            evaluation=RetrievalConfig(),
+            model=replace(
+                shapes.MODEL,
+                heads=heads[kind],
+                fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
+            ),
+            init=str(tiny_checkpoint),
+            max_steps=3,
+            micro_batch_size=4,
+            checkpoint_every=1,
+        )
+        for kind in KINDS
+    }

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import asked
 import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
@@ -17,6 +18,7 @@ from bridgetower.tasks.losses import Losses
 from bridgetower.training.loop import fit, make_fabric
 from bridgetower.training.parts import Parts
 
+KINDS = ("ranking", *asked.KINDS)
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 
 

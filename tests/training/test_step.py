@@ -140,11 +140,18 @@ class TestContrastOverStep:
         assert float((whole[0][0] - parts[0][0]).abs().max()) > 1e-2
         assert parts[1][0] < whole[1][0]  # fewer pairs to tell apart
 
-    def test_dropout_draws_the_same_in_both_passes(self, build: Callable[..., Parts], tmp_path: Path) -> None:
-        parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", model=shapes.MODEL)
-        seen: list[Tensor] = []
-        parts.model.contrastive_head().text.register_forward_hook(lambda head, inputs, output: seen.append(output))
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
+        self, build: Callable[..., Parts], tmp_path: Path, precision: str
+    ) -> None:
+        options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
+        parts = self.contrasting(build, augmentation="affine", **options)
+        heads = parts.model.contrastive_head()
+        seen: dict[str, list[Tensor]] = {"text": [], "image": []}
+        for name, outputs in seen.items():
+            getattr(heads, name).register_forward_hook(lambda head, inputs, output, to=outputs: to.append(output))
         run(parts, tmp_path)
-        first, second = (torch.cat(seen[start : start + 4]) for start in (0, 4))
-        assert torch.equal(first, second)
-        assert [tensor.requires_grad for tensor in seen] == ([False] * 4 + [True] * 4) * 2
+        for outputs in seen.values():
+            first, second = (torch.cat(outputs[start : start + 4]) for start in (0, 4))
+            assert torch.equal(first, second)
+            assert [tensor.requires_grad for tensor in outputs] == ([False] * 4 + [True] * 4) * 2

@@ -5,59 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fitting import KINDS
 
 import asked
-import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.vocabulary import write_vocabulary
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
-from bridgetower.tasks.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
+from bridgetower.tasks.config import VqaConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.work import plan
 from folders import same_weights
-
-KINDS = ("ranking", *asked.KINDS)
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """A short run of each kind, from the small checkpoint."""
-    folder = tmp_path_factory.mktemp("sets")
-    heads = {
-        "ranking": HeadsConfig(mlm=False, rank=True),
-        "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
-        "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
-        "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
-    }
-    tasks = {
-        "ranking": RankingConfig(false_texts=3),
-        "vqa": VqaConfig(),
-        "snli-ve": SnliVeConfig(),
-        "nlvr2": Nlvr2Config(),
-    }
-    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
-    return {
-        kind: shapes.run_config(
-            sets[kind],
-            task=tasks[kind],
-            select_by=tasks[kind].figures[0],
-            evaluation=RetrievalConfig(),
-            model=replace(
-                shapes.MODEL,
-                heads=heads[kind],
-                fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
-            ),
-            init=str(tiny_checkpoint),
-            max_steps=3,
-            micro_batch_size=4,
-            checkpoint_every=1,
-        )
-        for kind in KINDS
-    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

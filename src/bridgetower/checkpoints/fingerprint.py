@@ -34,7 +34,7 @@ def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: P
     """
     names = sorted(tensors)
     with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
-        digests = pool.map(_digest, (tensors[name] for name in names))
+        digests = pool.map(_digest, (tensors[name].detach().to(torch.bfloat16) for name in names))
         content = {
             "tensors": dict(zip(names, digests, strict=True)),
             "model": dict(_changed(config)),
@@ -44,10 +44,16 @@ def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: P
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LETTERS]
 
 
+def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a digest of tensors by name, which the smallest change of a value changes: 16 hexadecimal digits."""
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:LETTERS]
+
+
 def _digest(tensor: Tensor) -> str:
-    values = tensor.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(repr(list(tensor.shape)).encode())
-    digest.update(values.view(torch.int16).numpy().data)
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from bridgetower.data.masking import IGNORED
+from bridgetower.model.outputs import TowerOutputs
+
+# What fills up short texts, by field.
+_FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}
+
+_Batch = TypeVar("_Batch", bound="Batch")
 
 
 # Not frozen: Fabric copies what goes into a wrapped module, and refuses frozen dataclasses.
@@ -51,10 +60,10 @@ class CaptionBatch(Batch):
         image_index: Equal numbers mark the same image, across all ranks.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"]
-    input_ids: Int[Tensor, "b l"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    input_ids: Int[Tensor, "b l"] | TowerOutputs
     attention_mask: Int[Tensor, "b l"] | None
-    masked_input_ids: Int[Tensor, "b l"]
+    masked_input_ids: Int[Tensor, "b l"] | TowerOutputs
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
 
@@ -72,8 +81,8 @@ class RankingBatch(Batch):
         image_index: Equal numbers mark the same image.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"]
-    input_ids: Int[Tensor, "t l"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    input_ids: Int[Tensor, "t l"] | TowerOutputs
     attention_mask: Int[Tensor, "t l"] | None
     image_index: Int[Tensor, " b"]
 
@@ -87,8 +96,8 @@ class VqaBatch(Batch):
         targets: Score of each answer from 0 to 1; None where the answers are not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"]
-    input_ids: Int[Tensor, "b l"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    input_ids: Int[Tensor, "b l"] | TowerOutputs
     attention_mask: Int[Tensor, "b l"] | None
     targets: Float[Tensor, "b k"] | None = None
 
@@ -102,8 +111,8 @@ class SnliVeBatch(Batch):
         labels: Classes; None where they are not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"]
-    input_ids: Int[Tensor, "b l"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    input_ids: Int[Tensor, "b l"] | TowerOutputs
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | None = None
 
@@ -118,9 +127,9 @@ class Nlvr2Batch(Batch):
         labels: 1 where the statement is true; None where that is not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"]
-    pixel_values_2: Float[Tensor, "b 3 h w"]
-    input_ids: Int[Tensor, "b l"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    pixel_values_2: Float[Tensor, "b 3 h w"] | TowerOutputs
+    input_ids: Int[Tensor, "b l"] | TowerOutputs
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | None = None
 
@@ -129,7 +138,7 @@ class Nlvr2Batch(Batch):
 class ImageBatch(Batch):
     """Images alone, with their classes; None where they are not known."""
 
-    pixel_values: Float[Tensor, "b 3 h w"]
+    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
     labels: Int[Tensor, " b"] | None = None
 
 
@@ -142,6 +151,33 @@ class TextBatch(Batch):
         labels: Classes, or numbers to be predicted; None where they are not known.
     """
 
-    input_ids: Int[Tensor, "b l"]
+    input_ids: Int[Tensor, "b l"] | TowerOutputs
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | Float[Tensor, " b"] | None = None
+
+
+def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
+    """Puts batches of one kind together; texts are filled up to the longest, and the mask goes where nothing is padded.
+
+    Args:
+        parts: With explicit masks.
+        seed: Of the whole.
+    """
+    values: dict[str, Any] = {"seed": seed, "ids": tuple(name for part in parts for name in part.ids)}
+    for field in fields(parts[0]):
+        items = [getattr(part, field.name) for part in parts]
+        if isinstance(items[0], TowerOutputs):
+            values[field.name] = type(items[0]).cat(items)
+        elif isinstance(items[0], Tensor):
+            values[field.name] = _stacked(items, _FILLS.get(field.name))
+    mask = values.get("attention_mask")
+    if mask is not None and bool(mask.all()):
+        values["attention_mask"] = None
+    return replace(parts[0], **values)
+
+
+def _stacked(tensors: Sequence[Tensor], fill: int | None) -> Tensor:
+    if fill is None:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors])

@@ -13,16 +13,22 @@ from torch import Tensor
 
 from bridgetower.data.augmentation import augment
 from bridgetower.data.config import DataConfig
+from bridgetower.data.frozen import FrozenPictures
 from bridgetower.data.info import split_digests
 from bridgetower.data.kinds import TEXT_COLUMN, Kind
 from bridgetower.data.parquet import ParquetRows
 from bridgetower.data.splits import read_split
 from bridgetower.data.views import random_view
+from bridgetower.model.outputs import TowerOutputs
 from bridgetower.processor import Processor
 
 
 class Pictures:
-    """The pictures of one or more splits of several prepared folders, and where what is said about them lies."""
+    """The pictures of one or more splits of several prepared folders, and where what is said about them lies.
+
+    Attributes:
+        frozen: What a frozen image tower said of them, which `views` and `pixel_values` then return; None: pixels.
+    """
 
     def __init__(
         self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, kind: Kind = "captions"
@@ -46,6 +52,7 @@ class Pictures:
         self.records = [self._open(Path(folder)) for folder in config.folders]
         self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
         self.image_ids: list[str] = [name for records in self.records for name in records.column("image_id")]
+        self.frozen: FrozenPictures | None = None
         self._cache: dict[tuple[int, str], Tensor] = {}
 
     def __len__(self) -> int:
@@ -101,17 +108,21 @@ class Pictures:
 
     def views(
         self, images: Sequence[int], generator: torch.Generator, column: str = "image"
-    ) -> Float[Tensor, "b 3 h w"]:
+    ) -> Float[Tensor, "b 3 h w"] | TowerOutputs:
         """Returns normalised pictures, varied as the config says.
 
         Raises:
             ValueError: One cannot be decoded; its id is named.
         """
+        if self.frozen is not None:
+            return self.frozen.views(images, generator, column)
         pixels = torch.stack([self._view(image, column, generator) for image in images])
         return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
 
-    def pixel_values(self, images: Sequence[int], column: str = "image") -> Float[Tensor, "b 3 h w"]:
+    def pixel_values(self, images: Sequence[int], column: str = "image") -> Float[Tensor, "b 3 h w"] | TowerOutputs:
         """Returns normalised pictures."""
+        if self.frozen is not None:
+            return self.frozen.first_views(images, column)
         return self.processor.normalise(torch.stack([self.pixels(image, column) for image in images]))
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:

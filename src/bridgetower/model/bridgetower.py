@@ -26,6 +26,7 @@ from bridgetower.model.heads import (
     TextHead,
 )
 from bridgetower.model.layers import Pooler
+from bridgetower.model.outputs import TowerOutputs
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
@@ -68,12 +69,16 @@ class BridgeTower(nn.Module):
         self.fusion.checkpoint_activations = "fusion" in parts
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs,
+        token_type: int = IMAGE,
+        *,
+        read: EncodeRead = "layers",
     ) -> Encoded:
         """Encodes images.
 
         Args:
-            pixel_values: Normalised images.
+            pixel_values: Normalised images, or what this tower says of them.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
@@ -81,14 +86,19 @@ class BridgeTower(nn.Module):
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
         layers = self.config.vision_layers
-        if read == "cls":
-            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-        hidden = self.vision(pixel_values, layers)
+        if isinstance(pixel_values, TowerOutputs):
+            if read == "cls":
+                return Encoded((), self._here(pixel_values.cls()))
+            hidden = [self._here(layer) for layer in pixel_values.layers()]
+        else:
+            if read == "cls":
+                return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+            hidden = self.vision(pixel_values, layers)
         return Encoded(self._hand_over(hidden, self.image_projections, token_type), hidden[-1][:, 0])
 
     def encode_text(
         self,
-        input_ids: Int[Tensor, "b l"],
+        input_ids: Int[Tensor, "b l"] | TowerOutputs,
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
         read: EncodeRead = "layers",
@@ -96,7 +106,7 @@ class BridgeTower(nn.Module):
         """Encodes texts.
 
         Args:
-            input_ids: Token ids.
+            input_ids: Token ids, or what this tower says of them.
             attention_mask: 0 on padding; None if nothing is padded.
             read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
@@ -104,9 +114,14 @@ class BridgeTower(nn.Module):
             ValueError: The text is longer than the position table.
         """
         mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
-        if read == "cls":
-            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-        hidden = self.text(input_ids, mask, layers)
+        if isinstance(input_ids, TowerOutputs):
+            if read == "cls":
+                return Encoded((), self._here(input_ids.cls()))
+            hidden = [self._here(layer) for layer in input_ids.layers()]
+        else:
+            if read == "cls":
+                return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+            hidden = self.text(input_ids, mask, layers)
         return Encoded(self._hand_over(hidden, self.text_projections, TEXT), hidden[-1][:, 0], mask)
 
     def start_image(self, image: Encoded) -> Encoded:
@@ -287,6 +302,9 @@ class BridgeTower(nn.Module):
                 "load a checkpoint with one (its name usually ends in -itc) or score pairs with match"
             )
         return self.itc_head
+
+    def _here(self, output: Tensor) -> Tensor:
+        return output.to(self.token_type_embedding.weight.device)
 
     def _draws_dropout(self) -> bool:
         return self.training and self.config.fusion.dropout > 0

@@ -110,6 +110,10 @@ class RunConfig:
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
             less memory, the same bits.
+        freeze_towers: Train the fusion encoder and the heads only, on what the towers say of every picture and text.
+            It is computed once and kept in the run's folder.
+        frozen_views: With `freeze_towers`, views of each picture that are computed, and of each text where words are
+            hidden or left out; every batch draws among them.
         max_steps: Optimiser steps; give either this or `max_epochs`.
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Of the forward pass; weights and optimiser stay in float32.
@@ -138,6 +142,8 @@ class RunConfig:
     micro_batch_size: int | None = None
     contrast_over: ContrastOver = "micro-batch"
     checkpoint_activations: tuple[Part, ...] = ()
+    freeze_towers: bool = False
+    frozen_views: int = 1
     max_steps: int | None = None
     max_epochs: int | None = None
     precision: Precision = "fp32"
@@ -169,6 +175,7 @@ class RunConfig:
         phases = self.task.phases if isinstance(self.task, PretrainingConfig) else ()
         if self.contrast_over == "step" and not any(phase.itc for phase in phases):
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
+        self._check_frozen()
         for part in self.checkpoint_activations:
             _check_choice("checkpoint_activations", part, Part)
         _check_choice("precision", self.precision, Precision)
@@ -194,6 +201,17 @@ class RunConfig:
         if ignored:
             raise ValueError(
                 f"{', '.join(ignored)} would be ignored by {self.task.kind}, which has no captions; leave it out"
+            )
+
+    def _check_frozen(self) -> None:
+        if self.frozen_views < 1:
+            raise ValueError(f"frozen_views is {self.frozen_views}; expected at least 1")
+        if self.frozen_views > 1 and not self.freeze_towers:
+            raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
+        ignored = [part for part in self.checkpoint_activations if part != "fusion"]
+        if self.freeze_towers and ignored:
+            raise ValueError(
+                f"checkpoint_activations {' '.join(ignored)} would be ignored with freeze_towers; leave it out"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -27,7 +28,10 @@ def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
 
 
 def contrast_of_step(
-    task: PretrainingTask, batches: Iterable[CaptionBatch], seed: Callable[[int], None]
+    task: PretrainingTask,
+    batches: Iterable[CaptionBatch],
+    seed: Callable[[int], None],
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Contrast]:
     """Encodes all micro-batches without a graph and compares all pairs of all processes.
 
@@ -38,6 +42,7 @@ def contrast_of_step(
         batches: Micro-batches of this process.
         seed: Is called with the number of the micro-batch that is encoded next, so that dropout can draw the same when
             it is encoded again.
+        precision: Gives the context in which the task runs; batches are made outside of it.
 
     Returns:
         For each micro-batch what `PretrainingTask.forward` takes.
@@ -49,7 +54,8 @@ def contrast_of_step(
     with torch.no_grad():
         for number, batch in enumerate(batches):
             seed(number)
-            features.append(task.features(batch))
+            with precision():
+                features.append(task.features(batch))
             if not all(torch.isfinite(f).all() for f in (features[-1].image_embeds, features[-1].text_embeds)):
                 raise FloatingPointError(
                     f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "

@@ -10,12 +10,13 @@ from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.files import intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import RunConfig
+from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
 from bridgetower.training.parts import Parts
 from bridgetower.training.start import differences, starting_checkpoint
 from bridgetower.training.state import FILE as STATE
-from bridgetower.training.work import plan
+from bridgetower.training.work import Work, plan
 
 CONFIG = "run.json"
 
@@ -61,7 +62,11 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train().to(fabric.device)
     model.checkpoint_activations(config.checkpoint_activations)
-    parts = _parts(config, replace(checkpoint, tensors={}), model)
+    checkpoint = replace(checkpoint, tensors={})
+    work = plan(config, checkpoint, model)
+    if config.freeze_towers:
+        work = replace(work, examples=frozen_examples(config, model, work, out, fabric, progress=progress))
+    parts = _parts(config, checkpoint, model, work)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
     if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
@@ -126,9 +131,7 @@ def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
         raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
 
 
-def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Parts:
-    work = plan(config, checkpoint, model)
-
+def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, work: Work) -> Parts:
     def save(folder: Path) -> None:
         tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         current = replace(checkpoint, tensors=tensors)

@@ -70,10 +70,12 @@ def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[Any], step: int, 
     task: Any = parts.task
     if not reads_twice(parts.config, task.progress, count):
         return []
-    with fabric.autocast():
-        return contrast_of_step(
-            task, islice(batches, count), lambda micro: _seed_dropout(parts.config, step, fabric.global_rank, micro)
-        )
+    return contrast_of_step(
+        task,
+        islice(batches, count),
+        lambda micro: _seed_dropout(parts.config, step, fabric.global_rank, micro),
+        fabric.autocast,
+    )
 
 
 def _seed_dropout(config: RunConfig, step: int, rank: int, micro: int) -> None:

@@ -46,12 +46,14 @@ class Work:
     Attributes:
         task: Model and losses.
         examples: What it is trained on.
+        pictures: Those of the examples, and those that are evaluated.
         digests: Of the files that are read, by path.
         evaluate: Gives the figures of the validation split.
     """
 
     task: nn.Module
     examples: Examples
+    pictures: tuple[Pictures, Pictures]
     digests: Mapping[str, str]
     evaluate: Callable[[], dict[str, float]]
 
@@ -98,6 +100,7 @@ def _pretraining(config: RunConfig, task: PretrainingConfig, model: BridgeTower,
     return Work(
         task=PretrainingTask(model, task),
         examples=CaptionPairs(train, task.masking),
+        pictures=(train, held_out),
         digests=train.digests() | held_out.digests(),
         evaluate=evaluate,
     )
@@ -108,6 +111,7 @@ def _ranking(config: RunConfig, task: RankingConfig, model: BridgeTower, process
     return Work(
         task=RankingTask(model, task),
         examples=RankingPairs(train, task.false_texts),
+        pictures=(train, held_out),
         digests=train.digests() | held_out.digests(),
         evaluate=lambda: evaluate_all_pairs(model, held_out, config.evaluation),
     )
@@ -120,6 +124,7 @@ def _vqa(config: RunConfig, task: VqaConfig, model: BridgeTower, processor: Proc
     return Work(
         task=trained,
         examples=VqaQuestions(train, answers, answerable=True),
+        pictures=(train, held_out),
         digests=train.digests() | held_out.digests(),
         evaluate=lambda: question_figures(questions, _predicted(config, trained, questions)),
     )
@@ -131,6 +136,7 @@ def _statements(config: RunConfig, task: SnliVeTask | Nlvr2Task, processor: Proc
     return Work(
         task=task,
         examples=Statements(train, labelled=True),
+        pictures=(train, held_out),
         digests=train.digests() | held_out.digests(),
         evaluate=lambda: statement_figures(statements, _predicted(config, task, statements)),
     )

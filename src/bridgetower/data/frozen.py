@@ -1,0 +1,218 @@
+"""Examples whose pictures and texts frozen towers have read before, in a fixed number of views each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bridgetower.data.batch import Batch, joined
+from bridgetower.data.sampling import BatchKey, Examples, derive_seed
+from bridgetower.model.outputs import TowerOutputs
+from bridgetower.rows import RowFiles
+
+TOKENS = "tokens"
+"""The field of the files: the handed layers of each token [L, K, W]."""
+
+TEXT_FIELDS = ("input_ids", "masked_input_ids")
+"""Fields of batches that the text tower reads."""
+
+_KEPT = 65_536  # examples whose small tensors stay in memory
+
+
+class StoredOutputs(TowerOutputs):
+    """Rows of files that hold what a tower said."""
+
+    def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
+        self.files, self.rows = files, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def layers(self) -> list[Float[Tensor, "b l w"]]:
+        """Returns every handed layer; shorter rows are filled up with zeros."""
+        found = list(self.files.read(TOKENS, self.rows))
+        tokens = found[0].new_zeros(len(found), max(map(len, found)), *found[0].shape[1:])  # [B, L, K, W]
+        for row, values in enumerate(found):
+            tokens[row, : len(values)] = values
+        return list(tokens.unbind(2))
+
+    def cls(self) -> Float[Tensor, "b w"]:
+        """Returns the CLS of the last one."""
+        return torch.stack([values[0, -1] for values in self.files.read(TOKENS, self.rows)])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Joins rows of the same files."""
+        return cls(parts[0].files, [row for part in parts for row in part.rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPictures:
+    """Views of the pictures of a set as the image tower sees them.
+
+    Attributes:
+        files: One row for each picture, view and column.
+        num_views: Of each picture.
+        columns: `image`, and `image_2` in sets of pairs.
+        seed: Of the views.
+    """
+
+    files: RowFiles
+    num_views: int
+    columns: tuple[str, ...]
+    seed: int
+
+    def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> StoredViews:
+        """Draws a view of each picture."""
+        firsts = [self._row(image, 0, column) for image in images]
+        return StoredViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
+
+    def first_views(self, images: Sequence[int], column: str = "image") -> StoredOutputs:
+        """Returns the first view of each picture."""
+        return StoredOutputs(self.files, [self._row(image, 0, column) for image in images])
+
+    def place(self, row: int) -> tuple[int, str, torch.Generator]:
+        """Returns the picture and the column of a row, and what its view is drawn from."""
+        row, column = divmod(row, len(self.columns))
+        image, view = divmod(row, self.num_views)
+        seed = derive_seed(self.seed, "view of a picture", image, view, self.columns[column])
+        return image, self.columns[column], torch.Generator().manual_seed(seed)
+
+    def _row(self, image: int, view: int, column: str) -> int:
+        return (image * self.num_views + view) * len(self.columns) + self.columns.index(column)
+
+
+class StoredViews(StoredOutputs):
+    """Views of pictures that can be drawn again, so that examples whose texts are kept see all views."""
+
+    def __init__(
+        self, files: RowFiles, firsts: Sequence[int], *, stride: int, num_views: int, rows: Sequence[int] | None = None
+    ) -> None:
+        """Takes a view of each picture.
+
+        Args:
+            files: Of all views.
+            firsts: Row of each picture's first view.
+            stride: From view to view.
+            num_views: Of each picture.
+            rows: The views; None: the first ones.
+        """
+        super().__init__(files, firsts if rows is None else rows)
+        self.firsts, self.stride, self.num_views = tuple(firsts), stride, num_views
+
+    def drawn(self, generator: torch.Generator) -> StoredViews:
+        """Returns other views of the same pictures."""
+        views = torch.randint(self.num_views, (len(self),), generator=generator).tolist()
+        rows = [first + view * self.stride for first, view in zip(self.firsts, views, strict=True)]
+        return StoredViews(self.files, self.firsts, stride=self.stride, num_views=self.num_views, rows=rows)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Joins views of the same files."""
+        joined_rows = StoredOutputs.cat(parts).rows
+        firsts = [row for part in parts for row in part.firsts]
+        return cls(parts[0].files, firsts, stride=parts[0].stride, num_views=parts[0].num_views, rows=joined_rows)
+
+
+class FrozenTexts:
+    """Texts as the text tower sees them, found by their token ids."""
+
+    def __init__(self, files: RowFiles, keys: Sequence[bytes]) -> None:
+        """Numbers the texts.
+
+        Args:
+            files: One row for each text.
+            keys: `text_key` of each row.
+        """
+        self.files = files
+        self._row_of = {key: row for row, key in enumerate(keys)}
+
+    def outputs(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> StoredOutputs:
+        """Looks texts up.
+
+        Raises:
+            KeyError: One was not computed.
+        """
+        return StoredOutputs(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
+
+
+class FrozenExamples(Dataset[Batch]):
+    """Examples in a fixed number of views each, with stored outputs in the place of pixels and token ids.
+
+    What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
+    pictures have views of their own.
+    """
+
+    def __init__(self, examples: Examples, num_views: int, seed: int, texts: FrozenTexts | None = None) -> None:
+        """Wraps examples whose pictures are frozen.
+
+        Args:
+            examples: Their pictures come as stored outputs.
+            num_views: Of each example.
+            seed: Of the views.
+            texts: None leaves token ids as they are.
+        """
+        self.examples, self.num_views, self.seed, self.texts = examples, num_views, seed, texts
+        self._part = lru_cache(_KEPT)(self.part)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_part"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._part = lru_cache(_KEPT)(self.part)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """Draws a view of each example of the batch that `key` names, and views of their pictures."""
+        generator = torch.Generator().manual_seed(key.seed)
+        drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
+        batch = joined(
+            [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)], seed=key.seed
+        )
+        views: dict[str, Any] = {
+            name: value.drawn(generator) for name, value in vars(batch).items() if isinstance(value, StoredViews)
+        }
+        return replace(batch, **views)
+
+    def part(self, example: int, view: int) -> Batch:
+        """Returns a batch of one example, with an explicit mask."""
+        seed = derive_seed(self.seed, "view of an example", example, view)
+        batch: Any = self.examples[BatchKey((example,), seed)]
+        names = [field.name for field in fields(batch) if field.name in TEXT_FIELDS]
+        mask = batch.attention_mask
+        mask = torch.ones_like(batch.input_ids) if mask is None else mask
+        values = {} if self.texts is None else {name: self.texts.outputs(getattr(batch, name), mask) for name in names}
+        whole: Batch = replace(batch, attention_mask=mask, **values)
+        return whole
+
+
+def text_keys(input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> list[bytes]:
+    """Returns for each text what it is found by; padding does not count."""
+    return [ids[mask.bool()].numpy().tobytes() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+def key_ids(key: bytes) -> Int[Tensor, " l"]:
+    """Returns the token ids that `text_keys` made a key of."""
+    return torch.frombuffer(bytearray(key), dtype=torch.int64)
+
+
+def needed_texts(examples: FrozenExamples) -> list[bytes]:
+    """Returns the keys of all texts in all views of some examples, without repeats, short ones first."""
+    keys: set[bytes] = set()
+    for example in range(len(examples)):
+        for view in range(examples.num_views):
+            part: Any = examples.part(example, view)
+            for name in TEXT_FIELDS:
+                if hasattr(part, name):
+                    keys.update(text_keys(getattr(part, name), part.attention_mask))
+    return sorted(keys, key=lambda key: (len(key), key))

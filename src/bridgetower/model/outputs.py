@@ -1,0 +1,36 @@
+"""What frozen towers said of images or texts before: it stands in for pixel values and token ids."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class TowerOutputs(ABC):
+    """The handed layers of one tower for some images or texts, read when they are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images or texts."""
+
+    @abstractmethod
+    def layers(self) -> list[Float[Tensor, "b l w"]]:
+        """Returns every handed layer; rows that are shorter than the longest are filled up with zeros."""
+
+    @abstractmethod
+    def cls(self) -> Float[Tensor, "b w"]:
+        """Returns the CLS of the last one."""
+
+    @classmethod
+    @abstractmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Joins outputs of one tower along samples."""
+
+    def to(self, device: torch.device) -> Self:
+        """Returns itself: the model moves what it reads to its own device."""
+        return self

@@ -1,0 +1,195 @@
+"""Frozen towers: what they say of every picture and text is computed once and kept beside the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.data.frozen import TOKENS, FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
+from bridgetower.data.pictures import Pictures
+from bridgetower.distributed import rank, world_size
+from bridgetower.files import read_json, remove_leftovers, require_space, write_json
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
+from bridgetower.rows import FILE_BYTES, RowFiles
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import step_bars
+from bridgetower.training.loop import Fabric
+from bridgetower.training.start import differences
+from bridgetower.training.work import Work
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "towers"
+_CONTENT = "content.json"
+_BATCH = 32  # pictures or texts at once
+
+
+@torch.no_grad()
+def frozen_examples(
+    config: RunConfig, model: BridgeTower, work: Work, out: Path, fabric: Fabric, *, progress: bool
+) -> FrozenExamples:
+    """Freezes the towers and computes what they say of all pictures and texts of a run, as far as it is not there.
+
+    From now on the pictures of the run come from the files, and so do the texts of the examples that are returned.
+
+    Args:
+        config: Of the run.
+        model: Its towers do not change any more.
+        work: Its pictures and examples.
+        out: Folder of the run; the files go to a folder in it.
+        fabric: From `make_fabric`; the processes share the work.
+        progress: Show bars.
+
+    Raises:
+        ValueError: What is there was computed with other towers, data or settings.
+        OSError: The disk has no room.
+    """
+    if not (config.init or (config.init_vision and config.init_text)):
+        logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
+    model.vision.requires_grad_(False)
+    model.text.requires_grad_(False)
+    folder, (train, held_out) = out / FOLDER, work.pictures
+    if rank() == 0:
+        _claim(folder, _content(config, model, work))
+    shown = progress and rank() == 0
+    # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    towers = _Towers(model.eval(), folder, fabric, config.data.num_workers, shown=shown)
+    frozen = towers.pictures("train-pictures", train, config.frozen_views, config.seed, dtype)
+    held_out.frozen = towers.pictures("validation-pictures", held_out, 1, config.seed, torch.float32)
+    train.frozen = frozen
+    plain = FrozenExamples(work.examples, config.frozen_views, config.seed)
+    texts = towers.texts("train-texts", needed_texts(plain), train.processor, dtype)
+    model.train()
+    return FrozenExamples(work.examples, config.frozen_views, config.seed, texts)
+
+
+@dataclass(frozen=True)
+class _Towers:
+    """Towers in evaluation mode, and where their outputs go."""
+
+    model: BridgeTower
+    folder: Path
+    fabric: Fabric
+    num_workers: int
+    shown: bool
+
+    def pictures(self, name: str, pictures: Pictures, num_views: int, seed: int, dtype: torch.dtype) -> FrozenPictures:
+        """Computes all views of some pictures."""
+        config, columns = self.model.config, ("image", "image_2") if pictures.kind == "nlvr2" else ("image",)
+        shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
+        files = self._files(name, len(pictures) * num_views * len(columns), dtype.itemsize * shape.numel())
+        frozen = FrozenPictures(files=files, num_views=num_views, columns=columns, seed=seed)
+
+        def compute(batches: list[range]) -> Iterator[Tensor]:
+            views: Any = _Views(pictures, frozen)
+            rows: list[Any] = batches
+            for pixels in DataLoader(views, batch_sampler=rows, num_workers=self.num_workers):
+                with self._precision(dtype):
+                    layers = self.model.vision(pixels.to(self.fabric.device), config.vision_layers)
+                yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]
+
+        self._fill(files, dtype.itemsize * shape.numel(), compute)
+        return frozen
+
+    def texts(self, name: str, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
+        """Computes some texts, which are sorted by length."""
+        config, device, ids = self.model.config, self.fabric.device, [key_ids(key) for key in keys]
+        row_bytes = dtype.itemsize * len(config.text_layers) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
+        files = self._files(name, len(keys), row_bytes)
+
+        def compute(batches: list[range]) -> Iterator[Tensor]:
+            for rows in batches:
+                batch = processor.pad([ids[row].tolist() for row in rows])
+                mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(device)
+                with self._precision(dtype):
+                    layers = self.model.text(batch.input_ids.to(device), mask, config.text_layers)
+                for row, tokens in zip(rows, torch.stack(layers, dim=2).to(dtype), strict=True):  # [B, L, K, T]
+                    yield tokens[: len(ids[row])]
+
+        self._fill(files, row_bytes, compute)
+        return FrozenTexts(files, keys)
+
+    def _precision(self, dtype: torch.dtype) -> AbstractContextManager[object]:
+        return nullcontext() if dtype == torch.float32 else self.fabric.autocast()
+
+    def _files(self, name: str, num_rows: int, row_bytes: int) -> RowFiles:
+        return RowFiles(self.folder, name, num_rows=num_rows, rows_per_file=max(1, FILE_BYTES // row_bytes))
+
+    def _fill(self, files: RowFiles, row_bytes: int, compute: Callable[[list[range]], Iterator[Tensor]]) -> None:
+        """Writes the files that are missing; each process writes its share."""
+        missing = files.missing()
+        if rank() == 0:
+            num_rows = sum(len(files.rows_of(number)) for number in missing)
+            require_space(self.folder, num_rows * row_bytes, f"tower outputs {files.name}")
+        self.fabric.barrier()  # from here on others write
+        own = [files.rows_of(number) for number in missing[rank() :: world_size()]]
+        outputs = compute([rows[start : start + _BATCH] for rows in own for start in range(0, len(rows), _BATCH)])
+        with step_bars(shown=self.shown) as bars:
+            bar = bars.add_task(f"towers: {files.name}", total=sum(map(len, own)), figures="")
+            for rows in own:
+                tokens = []
+                for output in islice(outputs, len(rows)):
+                    tokens.append(output.clone())
+                    bars.advance(bar)
+                files.write(rows.start // files.rows_per_file, {TOKENS: tokens})
+        self.fabric.barrier()
+
+
+class _Views(Dataset[Tensor]):
+    """Every view of a set's pictures, by its row."""
+
+    def __init__(self, pictures: Pictures, frozen: FrozenPictures) -> None:
+        self.pictures, self.frozen = pictures, frozen
+
+    def __getitem__(self, row: int) -> Float[Tensor, "3 h w"]:
+        image, column, generator = self.frozen.place(row)
+        pixels = self.pictures.views([image], generator, column)
+        assert isinstance(pixels, Tensor)  # they are computed before the pictures are frozen
+        return pixels[0]
+
+
+def _content(config: RunConfig, model: BridgeTower, work: Work) -> dict[str, Any]:
+    """What decides the files."""
+    tensors = model.state_dict()
+    towers = {name: tensors[name] for name in tensors if name.startswith(("vision.", "text."))}
+    return {
+        "towers": exact_fingerprint(towers),
+        "layers": [list(model.config.vision_layers), list(model.config.text_layers)],
+        "preprocessing": fingerprint(model.config, {}, work.pictures[0].processor),
+        "data": dict(work.digests),
+        "views": {"number": config.frozen_views, "seed": config.seed, "precision": config.precision},
+        "settings": {"data": config.data, "task": config.task},
+    }
+
+
+def _claim(folder: Path, content: dict[str, Any]) -> None:
+    """Notes what the files are computed from, or checks that they were computed from the same.
+
+    Raises:
+        ValueError: They were not.
+    """
+    path, content = folder / _CONTENT, json.loads(json.dumps(content, default=asdict))
+    if not path.exists():
+        write_json(path, content)
+        return
+    remove_leftovers(folder)
+    changed = list(differences(read_json(path), content))
+    if changed:
+        raise ValueError(
+            f"{folder} was computed with other values of {', '.join(changed)}; put them back as they were, or remove "
+            "the folder to compute it anew"
+        )
