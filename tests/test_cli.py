@@ -165,9 +165,6 @@ class TestData:
     def test_data_errors(
         self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
     ) -> None:
-        assert "needs a SOURCE" in refused("prepare", "pairs", "--out", tmp_path / "set")
-        assert "nowhere.csv" in refused("prepare", "pairs", tmp_path / "nowhere.csv", "--out", tmp_path / "set")
-        assert "takes no source" in refused("prepare", "flags", tmp_path, "--out", tmp_path / "set")
         assert "nowhere" in refused("evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "nowhere")
         assert "candidates is 0" in refused(
             "evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 0

@@ -5,14 +5,14 @@ from dataclasses import fields
 
 import pytest
 
-from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig
+from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, PrepareConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import IndexConfig
 
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
-    *(DataConfig, MaskingConfig, PairsConfig, RetrievalConfig, IndexConfig),
+    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, RetrievalConfig, IndexConfig),
 ]
 
 

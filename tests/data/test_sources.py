@@ -8,7 +8,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from bridgetower.data.sources import FilePicture, Row, read_rows
+from bridgetower.data.locations import FilePicture
+from bridgetower.data.sources import Row, read_rows
 
 
 def png(colour: str) -> bytes:
@@ -143,8 +144,8 @@ class TestFolders:
     def test_folder_names(self, folder: Path) -> None:
         (folder / "sub").rename(folder / "deep_blue-sea")
         assert rows(folder, captions_from="folder") == [
-            ("deep_blue-sea/blue.png", ("deep blue sea",), None),
             ("red.png", ("",), None),
+            ("deep_blue-sea/blue.png", ("deep blue sea",), None),
         ]
 
     @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import PairsConfig
 
 
 def convert(
@@ -45,38 +43,3 @@ def convert(
         checkpoint = checkpoint.resized(image_size)
     write_converted(checkpoint, destination, to, drop_itc=drop_itc)
     emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
-
-
-def prepare(
-    name: Positional[Literal["emoji", "flags", "pairs"]],
-    source: Positional[Path | None] = None,
-    *,
-    out: Path,
-    options: Annotated[PairsConfig, arg(name="")] = PairsConfig(),  # noqa: B008 - frozen
-) -> None:
-    """Make a data set: real emoji or flags from installed packages, or your own pictures with captions.
-
-    Writes train, validation and test Parquet files and dataset.json, which says what was left out and why.
-
-    Examples: bridgetower prepare emoji --out data/emoji
-              bridgetower prepare pairs photos.csv --out data/photos
-
-    Args:
-        name: emoji and flags need `pip install 'bridgetower[demo]'`; pairs reads SOURCE.
-        source: For pairs: CSV, TSV, JSON lines or Parquet with picture and caption columns, or a folder of pictures.
-        out: Folder of the data set.
-        options: For pairs; emoji and flags only take --seed.
-    """
-    from bridgetower.data.prepare import prepare as prepare_packaged
-    from bridgetower.data.prepare import prepare_pairs
-
-    progress = sys.stderr.isatty()
-    if name == "pairs":
-        if source is None:
-            raise ValueError("prepare pairs needs a SOURCE: a CSV, TSV, JSON lines or Parquet file, or a folder")
-        info = prepare_pairs(source, out, options, progress=progress)
-    elif source is not None or options != PairsConfig(seed=options.seed):
-        raise ValueError(f"prepare {name} takes no source and no option but --out and --seed")
-    else:
-        info = prepare_packaged(name, out, seed=options.seed, progress=progress)
-    emit({"written": str(out), "splits": {split: part.images for split, part in info.splits.items()}})

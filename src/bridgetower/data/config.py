@@ -134,6 +134,37 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a set is prepared from its original files.
+
+    Attributes:
+        splits: Splits to prepare; empty prepares all that the set has.
+        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
+            out; they are named in `dataset.json`.
+        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check pictures.
+    """
+
+    splits: tuple[str, ...] = ()
+    max_bad: int = 0
+    shard_rows: int = 5000
+    num_workers: int = 4
+
+    def __post_init__(self) -> None:
+        """Checks the counts."""
+        _check_work(self.max_bad, self.shard_rows, self.num_workers)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the content of the dataset, beside the source."""
+        return {"splits": list(self.splits), "shard_rows": self.shard_rows}
+
+    def wants(self, split: str) -> bool:
+        """Whether a split is to be prepared."""
+        return not self.splits or split in self.splits
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairsConfig:
     """How a source is read and split.
 
@@ -144,8 +175,9 @@ class PairsConfig:
         test_fraction: Share of the pictures for test, where the source gives no splits; None means 0.1.
         validation_fraction: Share of the pictures for validation, likewise.
         max_bad: Number of bad rows and pictures that may be left out; they are named in `dataset.json`.
+        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         seed: Seed of the split, where the source gives none.
-        num_workers: Threads that check pictures.
+        num_workers: Threads that read and check pictures.
     """
 
     image_column: str | None = None
@@ -154,6 +186,7 @@ class PairsConfig:
     test_fraction: float | None = None
     validation_fraction: float | None = None
     max_bad: int = 0
+    shard_rows: int = 5000
     seed: int = 0
     num_workers: int = 4
 
@@ -164,10 +197,7 @@ class PairsConfig:
             raise ValueError(
                 f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
             )
-        if self.max_bad < 0 or self.num_workers < 1:
-            raise ValueError(
-                f"max_bad is {self.max_bad}, num_workers {self.num_workers}; give at least 0 and at least 1"
-            )
+        _check_work(self.max_bad, self.shard_rows, self.num_workers)
 
     @property
     def fractions(self) -> tuple[float, float]:
@@ -178,4 +208,11 @@ class PairsConfig:
     @property
     def settings(self) -> dict[str, object]:
         """All that decides the content of the dataset, beside the source and the seed."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seed", "num_workers")}
+        return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_bad", "num_workers")}
+
+
+def _check_work(max_bad: int, shard_rows: int, num_workers: int) -> None:
+    if max_bad < 0 or shard_rows < 1 or num_workers < 1:
+        raise ValueError(
+            f"max_bad is {max_bad}, shard_rows {shard_rows}, num_workers {num_workers}; give at least 0, 1 and 1"
+        )

@@ -1,26 +1,22 @@
-"""Prepares dataset folders: emoji and flags from installed packages, generated scenes, a user's own pictures."""
+"""Prepares dataset folders: published sets from their files, sets of packages, generated scenes, a user's pictures."""
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
-from bridgetower.data import emoji, flag_questions, flags, pairs
-from bridgetower.data.config import PairsConfig
-from bridgetower.data.info import INFO_FILE, DatasetInfo, read_info, write_info
-from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
+from bridgetower.data import emoji, flag_questions, flags, karpathy, pairs
+from bridgetower.data.config import PairsConfig, PrepareConfig
+from bridgetower.data.folders import write_collection, write_listed
+from bridgetower.data.info import DatasetInfo
+from bridgetower.data.listing import new_listing
+from bridgetower.data.originals import Originals
+from bridgetower.data.records import sha256_of
 from bridgetower.data.scenes.collect import collect as collect_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
-from bridgetower.data.splits import parquet_path
-from bridgetower.data.vocabulary import write_vocabulary
+
+SETS = {each.name: each for each in (karpathy.COCO, karpathy.FLICKR30K)}
 
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
-
-T = TypeVar("T")
 
 
 def prepare(
@@ -50,37 +46,7 @@ def prepare(
         raise ValueError(f"no set called {name!r}; sets are {', '.join(_COLLECTORS)}")
     counts = {"num_test": num_test, "num_validation": num_validation}
     collection = _COLLECTORS[name](seed=seed, **{key: value for key, value in counts.items() if value is not None})
-    return _write_unless_finished(Path(out), collection, progress)
-
-
-def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *, progress: bool = True) -> DatasetInfo:
-    """Writes a user's own pictures and captions to the folder `out`; a complete one of the same source is left alone.
-
-    Args:
-        source: A CSV, TSV, JSON-lines or Parquet file, or a folder; see `bridgetower.data.sources.read_rows`.
-        out: Dataset folder.
-        config: How the source is read and split.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Raises:
-        FileNotFoundError: If the source is missing.
-        ValueError: If it cannot be read, too many rows or pictures are bad, or `out` holds something else.
-    """
-    source, out, config = Path(source), Path(out), config or PairsConfig()
-    rows = read_rows(
-        source,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        captions_from=config.captions_from,
-    )
-    read = pairs.group_rows(source, rows)
-    finished = _finished(out, read.name, config.seed, read.sources, config.settings)
-    if finished:
-        return finished
-    broken = pairs.find_broken(
-        read, num_workers=config.num_workers, progress=lambda names: _shown(names, "checking pictures", progress)
-    )
-    return _write(out, pairs.collect(read, broken, config), progress)
+    return write_collection(Path(out), collection, progress=progress)
 
 
 def prepare_scenes(out: Path, config: ScenesConfig | None = None, *, progress: bool = True) -> DatasetInfo:
@@ -94,68 +60,88 @@ def prepare_scenes(out: Path, config: ScenesConfig | None = None, *, progress: b
     Raises:
         ValueError: If `out` holds something else.
     """
-    return _write_unless_finished(Path(out), collect_scenes(config or ScenesConfig()), progress)
+    return write_collection(Path(out), collect_scenes(config or ScenesConfig()), progress=progress)
 
 
-def _write_unless_finished(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
-    info = collection.info
-    return _finished(out, info.name, info.seed, info.sources, info.settings) or _write(out, collection, progress)
+def prepare_set(
+    name: str, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
+) -> DatasetInfo:
+    """Writes a published set to the folder `out`; a complete one of the same files is left as it is.
 
+    An attempt that was cut off is continued: its finished Parquet files are kept.
 
-def _finished(
-    out: Path, name: str, seed: int, sources: Mapping[str, str], settings: Mapping[str, object]
-) -> DatasetInfo | None:
-    """What `out` holds if that is complete and the same; None if it has to be written.
+    Args:
+        name: Which of `SETS`.
+        source: Folder with the original files.
+        out: Dataset folder.
+        config: What is prepared, and how much may be bad.
+        progress: Whether to show progress, if standard error is a terminal.
 
     Raises:
-        ValueError: If `out` holds another dataset or files that are not ours.
+        FileNotFoundError: If the source is missing.
+        ValueError: If the name or a split is unknown, an annotation file cannot be read, too much is bad, or `out`
+            holds something else.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
-    if not (out / INFO_FILE).exists():
-        _refuse_foreign(out)
-        return None
-    info = read_info(out)
-    there = {"name": info.name, "seed": info.seed, "sources": info.sources, **info.settings}
-    wanted = {"name": name, "seed": seed, "sources": dict(sources), **settings}
-    differing = [key for key in wanted if there.get(key) != wanted[key]]
-    if differing:
-        raise ValueError(
-            f"{out} holds a dataset with another {', '.join(differing)}; choose another folder or delete it"
+    made, source, config = SETS[name], Path(source), config or PrepareConfig()
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with the original files of {name}")
+    unknown = [split for split in config.splits if split not in made.splits]
+    if unknown:
+        raise ValueError(f"{name} has no split {', '.join(unknown)}; it has {', '.join(made.splits)}")
+    originals = Originals(folder=source, progress=progress)
+    with new_listing(made.kind) as listing:
+        try:
+            made.list(originals, listing, config)
+        except (KeyError, TypeError) as error:  # of the content of an annotation file
+            raise ValueError(f"{originals.used[-1]} is not as published ({error!r}); check that it is right") from error
+        listing.finish()
+        info = DatasetInfo(
+            name=name,
+            kind=made.kind,
+            seed=0,
+            split_rule=made.split_rule,
+            protocol=made.protocol,
+            sources={path.name: sha256_of(path) for path in originals.used},
+            licences=made.licences,
+            settings=config.settings,
+            left_out=listing.left_out(),
         )
-    digests = {out / name: digest for split in info.splits.values() for name, digest in split.files.items()}
-    if all(path.is_file() and sha256_of(path) == digest for path, digest in digests.items()):
-        return info
-    _refuse_foreign(out, own={path.name for path in digests})
-    return None
+        return write_listed(listing, source, Path(out), info, config, progress=progress)
 
 
-def _refuse_foreign(out: Path, own: Container[str] = ()) -> None:
-    for path in out.glob("*.parquet"):
-        if path.name not in own and not is_own_parquet(path):
-            raise ValueError(f"{path} was not written by bridgetower; choose another folder")
+def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *, progress: bool = True) -> DatasetInfo:
+    """Writes a user's own pictures and captions to the folder `out`; a complete one of the same source is left alone.
 
+    An attempt that was cut off is continued: its finished Parquet files are kept.
 
-def _write(out: Path, collection: Collection, progress: bool) -> DatasetInfo:
-    (out / INFO_FILE).unlink(missing_ok=True)  # its presence says that the rest is complete
-    for path in out.glob("*.parquet"):
-        path.unlink()
-    splits = {
-        split: write_split(
-            parquet_path(out, split),
-            _shown(records, f"writing {split}", progress),
-            kind=collection.info.kind,
-            columns=collection.columns,
+    Args:
+        source: A CSV, TSV, JSON-lines or Parquet file, or a folder; see `bridgetower.data.sources.read_rows`.
+        out: Dataset folder.
+        config: How the source is read and split.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: If the source is missing.
+        ValueError: If it cannot be read, too many rows or pictures are bad, or `out` holds something else.
+    """
+    source, config = Path(source), config or PairsConfig()
+    rows = read_rows(
+        source,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        captions_from=config.captions_from,
+    )
+    with new_listing("captions") as listing:
+        pairs.list_rows(source, rows, listing)
+        listing.finish()
+        listing.check_bad(source, config.max_bad)
+        info = DatasetInfo(
+            name=source.resolve().stem,
+            seed=config.seed,
+            split_rule=pairs.split_pictures(source, listing, config),
+            sources={},
+            licences={},
+            settings=config.settings,
+            left_out={},
         )
-        for split, records in collection.splits.items()
-    }
-    if collection.vocabulary:
-        write_vocabulary(out, collection.vocabulary)
-    info = replace(collection.info, splits=splits)
-    write_info(out, info)
-    return info
-
-
-def _shown(items: Iterable[T], description: str, progress: bool) -> Iterable[T]:
-    console = Console(stderr=True)
-    return track(items, description, console=console, disable=not (progress and console.is_terminal))
+        return write_listed(listing, source, Path(out), info, config, progress=progress)

@@ -1,8 +1,9 @@
 """Rows of a prepared set, one picture (or picture pair) each, and how they are written to Parquet."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MARK = b"bridgetower"  # schema metadata key: tells our own Parquet files from a user's
+_NOTES = b"bridgetower.notes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,8 @@ def write_split(
     kind: Kind = "captions",
     columns: Mapping[str, Any] | None = None,
     row_group_bytes: int = 2**20,
+    notes: Callable[[], Mapping[str, object]] | None = None,
+    may_be_empty: bool = False,
 ) -> SplitInfo:
     """Writes `records` to one Parquet file, atomically, holding one row group in memory at a time.
 
@@ -197,6 +201,8 @@ def write_split(
         kind: What the rows hold.
         columns: `datasets` feature of each further column; the records' `extra` must have exactly these.
         row_group_bytes: Picture bytes after which a row group is closed; all of a group are read to get one of them.
+        notes: Asked after the last record for what `read_notes` is to return.
+        may_be_empty: Whether no record is no error.
 
     Returns:
         Counts and digest of the file.
@@ -220,7 +226,9 @@ def write_split(
                     _check_record(record, seen, kind, further)
                     num_texts += len(record.texts)
                 writer.write_table(pa.Table.from_pylist([record.row() for record in group], schema=schema))
-        if not seen:
+            if notes:
+                writer.add_key_value_metadata({_NOTES.decode(): json.dumps(notes())})
+        if not seen and not may_be_empty:
             raise ValueError(f"no record to write to {path}; a split needs at least one picture, or no file at all")
         digest = sha256_of(temporary)
     return SplitInfo(images=len(seen), texts=num_texts, files={path.name: digest})
@@ -229,6 +237,18 @@ def write_split(
 def is_own_parquet(path: Path) -> bool:
     """Whether `path` was written by `write_split` and may be replaced."""
     return _MARK in (read_schema(Path(path)).metadata or {})
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What `write_split` was told to note; nothing if it was not, or the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        content = pq.read_metadata(path).metadata or {}
+    except pa.ArrowInvalid:
+        return {}
+    return dict(json.loads(content.get(_NOTES, b"{}")))
 
 
 def sha256_of(path: Path) -> str:

@@ -2,17 +2,17 @@
 
 import csv
 import hashlib
-import io
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bridgetower.data.config import CaptionsFrom
+from bridgetower.data.locations import CellPicture, FilePicture, Picture, cell_bytes, opened_table
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
@@ -32,85 +32,6 @@ _CAPTION_NUMBER = re.compile(r"#\d+$")  # Flickr lists write "1000092795.jpg#0"
 _DIGEST_LETTERS = 32
 
 logger = logging.getLogger(__name__)
-
-
-class Picture(Protocol):
-    """Where a picture's bytes are."""
-
-    @property
-    def name(self) -> str:
-        """Identifies the picture; rows with the same name are about the same picture."""
-        ...
-
-    @property
-    def file_name(self) -> str:
-        """Name to store it under."""
-        ...
-
-    @property
-    def stamp(self) -> str | None:
-        """Changes when the picture does; None if it is missing."""
-        ...
-
-    def read(self) -> bytes:
-        """The picture file's content."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilePicture:
-    """A picture in a file.
-
-    Attributes:
-        root: Folder that a relative name starts from.
-        name: Its path as given, normalised.
-    """
-
-    root: Path
-    name: str
-
-    @property
-    def file_name(self) -> str:
-        """Name to store it under."""
-        return Path(self.name).name
-
-    @property
-    def stamp(self) -> str | None:
-        """Size and time of change; None if there is no such file."""
-        path = self.root / self.name
-        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else None
-
-    def read(self) -> bytes:
-        """The file's content."""
-        return (self.root / self.name).read_bytes()
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellPicture:
-    """A picture in a cell of a Parquet file.
-
-    Attributes:
-        cells: The column, memory-mapped.
-        row: Number of its row.
-        name: Digest of the content.
-        file_name: Name to store it under.
-    """
-
-    cells: Sequence[Any] = field(repr=False)
-    row: int
-    name: str
-    file_name: str
-
-    @property
-    def stamp(self) -> str:
-        """The digest of the content."""
-        return self.name
-
-    def read(self) -> bytes:
-        """The cell's content."""
-        content = _cell_bytes(self.cells[self.row])
-        assert content is not None  # a cell without bytes became a FilePicture
-        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +132,7 @@ def _file_picture(root: Path, path: object) -> FilePicture:
 
 def _read_csv(source: Path) -> Iterator[Mapping[str, Any]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_read_text(source)), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(_lines(source), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if None in row:
@@ -224,7 +145,7 @@ def _read_csv(source: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(_read_text(source).split("\n"), start=1):
+    for number, line in enumerate(_lines(source), start=1):
         if not line.strip():
             continue
         try:
@@ -247,27 +168,19 @@ def _read_parquet(source: Path) -> Iterator[Mapping[str, Any]]:
         raise ValueError(f"{source} is no Parquet file ({error}); write it again") from error
     cache = datasets.config.HF_DATASETS_CACHE
     logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", source, cache)
-    dataset = datasets.Dataset.from_parquet(str(source))
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    columns = {name: dataset[name] for name in dataset.column_names}
+    dataset = opened_table(source)
     for number, row in enumerate(dataset):
-        yield {name: _cell(columns[name], number, value) for name, value in row.items()}
+        yield {name: _cell(source, name, number, value) for name, value in row.items()}
 
 
-def _cell(column: Sequence[Any], row: int, value: object) -> object:
+def _cell(source: Path, column: str, row: int, value: object) -> object:
     """Replaces picture bytes by where they are, and a picture that is only a path by the path."""
-    content, path = _cell_bytes(value), _cell_path(value)
+    content, path = cell_bytes(value), _cell_path(value)
     if content is None:
         return value if path is None else path
     digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
-    return CellPicture(cells=column, row=row, name=digest, file_name=Path(path).name if path else digest)
-
-
-def _cell_bytes(value: object) -> bytes | None:
-    content = value.get("bytes") if isinstance(value, dict) else value
-    return content if isinstance(content, bytes) else None
+    name = Path(path).name if path else digest
+    return CellPicture(table=source, column=column, row=row, name=digest, file_name=name)
 
 
 def _cell_path(value: object) -> str | None:
@@ -289,13 +202,13 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "text" and listed.is_file():
         yield from _rows_of_list(listed)
         return
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or hidden:
-            continue
-        captions = _folder_caption(name) if captions_from == "folder" else _sidecar_captions(path)
-        yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                name = path.relative_to(folder)
+                captions = _folder_caption(name) if captions_from == "folder" else _sidecar_captions(path)
+                yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
 
 
 def _folder_caption(name: Path) -> tuple[str, ...]:
@@ -304,17 +217,17 @@ def _folder_caption(name: Path) -> tuple[str, ...]:
 
 def _sidecar_captions(path: Path) -> tuple[str, ...]:
     text = path.with_suffix(".txt")
-    lines = _read_text(text).split("\n") if text.is_file() else []
-    return tuple(line for line in lines if line.strip())
+    return tuple(line.strip() for line in _lines(text) if line.strip()) if text.is_file() else ()
 
 
 def _rows_of_list(listed: Path) -> Iterator[Row]:
     """Reads lines "picture TAB caption" or "picture,caption", with or without a header."""
-    lines = [line for line in _read_text(listed).split("\n") if line.strip()]
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    start = 1 if lines and lines[0].partition(separator)[0].strip().lower() in IMAGE_COLUMNS else 0
-    for number, line in enumerate(lines[start:], start=start + 1):
+    separator = None
+    for number, line in enumerate((line.rstrip("\r\n") for line in _lines(listed) if line.strip()), start=1):
+        separator = separator or ("\t" if "\t" in line else ",")
         name, _, caption = line.partition(separator)
+        if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
+            continue
         picture = _file_picture(listed.parent, _CAPTION_NUMBER.sub("", name.strip()))
         yield Row(picture=picture, captions=(_unquoted(caption.strip()),), place=f"{listed.name} line {number}")
 
@@ -325,8 +238,9 @@ def _unquoted(caption: str) -> str:
     return caption[1:-1].replace('""', '"') if quoted else caption
 
 
-def _read_text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from file
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error

@@ -35,6 +35,11 @@ def shard_paths(folder: Path, split: str, count: int) -> list[Path]:
     return [Path(folder) / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """All Parquet files of a folder by name, without temporary ones."""
+    return sorted(path for path in Path(folder).glob("*.parquet") if not path.name.startswith("."))
+
+
 def split_of_file(path: Path) -> str:
     """The split that a Parquet file is of, by its name."""
     shard = _SHARD.fullmatch(path.stem)
@@ -49,7 +54,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
         ValueError: If the split's name is none, or its files are of two preparations.
     """
     check_split_names([split])
-    present = [path for path in sorted(existing_folder(folder).glob("*.parquet")) if not path.name.startswith(".")]
+    present = parquet_files(existing_folder(folder))
     files = [path for path in present if split_of_file(path) == split]
     if not files:
         there = ordered_splits({split_of_file(path) for path in present})
@@ -144,14 +149,29 @@ def assign_splits(keys: Iterable[str], *, seed: int, num_test: int, num_validati
     Raises:
         ValueError: If test and validation leave nothing for train.
     """
-    ranked = sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}\0{key}".encode()).digest(), key))
-    if min(num_test, num_validation) < 0 or num_test + num_validation >= len(ranked):
+    ranked = sorted(set(keys), key=lambda key: (split_rank(seed, key), key))
+    sizes = split_sizes(len(ranked), num_test=num_test, num_validation=num_validation)
+    names = (name for name, size in sizes.items() for _ in range(size))
+    return dict(zip(ranked, names, strict=True))
+
+
+def split_rank(seed: int, key: str) -> bytes:
+    """What `assign_splits` ranks keys by."""
+    return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+
+
+def split_sizes(total: int, *, num_test: int, num_validation: int) -> dict[str, int]:
+    """Number of keys of each split, in the order in which `assign_splits` fills them.
+
+    Raises:
+        ValueError: If test and validation leave nothing for train.
+    """
+    if min(num_test, num_validation) < 0 or num_test + num_validation >= total:
         raise ValueError(
-            f"{num_test} for test and {num_validation} for validation of {len(ranked)} leave nothing for train or are "
+            f"{num_test} for test and {num_validation} for validation of {total} leave nothing for train or are "
             "negative; give smaller numbers >= 0"
         )
-    bounds = {"test": num_test, "validation": num_test + num_validation, "train": len(ranked)}
-    return {key: next(name for name, end in bounds.items() if rank < end) for rank, key in enumerate(ranked)}
+    return {"test": num_test, "validation": num_validation, "train": total - num_test - num_validation}
 
 
 def ordered_splits(names: Iterable[str]) -> list[str]:

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.data.sources import FilePicture, read_rows
+from bridgetower.data.locations import FilePicture
+from bridgetower.data.sources import read_rows
 from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor, Resized
 from bridgetower.search.config import IndexConfig

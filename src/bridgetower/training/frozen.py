@@ -23,9 +23,9 @@ from bridgetower.distributed import rank, world_size
 from bridgetower.files import read_json, remove_leftovers, require_space, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
+from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles
 from bridgetower.training.config import RunConfig
-from bridgetower.training.logs import step_bars
 from bridgetower.training.loop import Fabric
 from bridgetower.training.start import differences
 from bridgetower.training.work import Work

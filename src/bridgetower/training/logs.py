@@ -10,13 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bridgetower.distributed import all_gather
 from bridgetower.files import write_text
+from bridgetower.progress import step_bars
 from bridgetower.training.config import RunConfig
 
 METRICS = "metrics.jsonl"
@@ -90,21 +89,6 @@ def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     values = torch.stack([value.float() for value in losses.values()])
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
-
-
-def step_bars(*, shown: bool) -> Progress:
-    """Returns bars of steps with a field `figures`, on standard error; they show only on a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
-    )
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:

@@ -18,8 +18,9 @@ from types import TracebackType
 import torch
 
 from bridgetower.distributed import available_cores
+from bridgetower.progress import step_bars
 from bridgetower.training.config import RunConfig
-from bridgetower.training.logs import METRICS, read_metrics, step_bars
+from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.run import CONFIG, train
 from bridgetower.training.signals import stop_signals

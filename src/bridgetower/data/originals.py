@@ -1,0 +1,115 @@
+"""The files that the authors of a set publish, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.kinds import Kind
+from bridgetower.data.listing import Listing
+from bridgetower.data.locations import FilePicture
+from bridgetower.progress import reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalSet:
+    """A set that can be prepared from its original files.
+
+    Attributes:
+        name: What it is called.
+        kind: What its rows hold.
+        splits: The splits that it has.
+        split_rule: How pictures are given to them, in words.
+        protocol: What else was decided about the originals, in words.
+        licences: Licence of each part.
+        list: Reads the annotations and lists pictures and texts.
+    """
+
+    name: str
+    kind: Kind
+    splits: Sequence[str]
+    split_rule: str
+    protocol: str
+    licences: Mapping[str, str]
+    list: Callable[[Originals, Listing, PrepareConfig], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Originals:
+    """A folder of original files.
+
+    Attributes:
+        folder: The folder.
+        progress: Whether to show how far a file is read.
+        used: The annotation files that were found.
+    """
+
+    folder: Path
+    progress: bool = False
+    used: list[Path] = field(default_factory=list)
+
+    def annotation(self, listing: Listing, *places: str) -> Path | None:
+        """The first of several places where an annotation file may lie; none is counted as bad.
+
+        Args:
+            listing: What counts it.
+            places: Paths in the folder; the first is the one to name.
+        """
+        found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
+        if found is None:
+            listing.bad(f"no file {' or '.join(places)} in {self.folder}")
+        else:
+            self.used.append(found)
+        return found
+
+    def picture(self, *places: str) -> FilePicture:
+        """The picture file at the first of several places where there is one; the first of all if there is none."""
+        pictures = [FilePicture(root=self.folder, name=place) for place in places]
+        return next((picture for picture in pictures if picture.stamp), pictures[0])
+
+    def items(self, path: Path, prefix: str) -> Iterator[Any]:
+        """Reads the items of a list in a JSON file one by one.
+
+        Args:
+            path: The file.
+            prefix: Where the items are, as `ijson` names it, such as "images.item".
+
+        Raises:
+            ValueError: If the file is no JSON or there is no item.
+        """
+        item = None
+        with reading(path, shown=self.progress) as file:
+            try:
+                for item in ijson.items(file, prefix, use_float=True):
+                    yield item
+            except ijson.JSONError as error:
+                raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+        if item is None:
+            raise ValueError(f"{path} has no {prefix.removesuffix('.item')} list; check that it is the right file")
+
+    def lines(self, path: Path) -> Iterator[Mapping[str, Any]]:
+        """Reads a file with a JSON object per line.
+
+        Raises:
+            ValueError: If a line holds something else.
+        """
+        with reading(path, shown=self.progress) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _json_object(path, number, line)
+
+
+def _json_object(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}; copy the file again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}, line {number} is a {type(content).__name__}; expected a JSON object")
+    return content

@@ -1,0 +1,172 @@
+"""Writing of a listing: pictures are checked and go to Parquet files, of which finished ones are kept."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from bridgetower.data.info import SplitInfo
+from bridgetower.data.kinds import Kind
+from bridgetower.data.listing import Entry, Listing
+from bridgetower.data.records import (
+    PairRecord,
+    PictureRecord,
+    QuestionRecord,
+    Record,
+    StatementRecord,
+    read_notes,
+    sha256_of,
+    write_split,
+)
+from bridgetower.data.splits import shard_paths
+from bridgetower.processor import open_image
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_AHEAD_PER_WORKER = 8  # pictures in flight
+_RECORDS: Mapping[Kind, type[PictureRecord]] = {
+    "captions": Record,
+    "vqa": QuestionRecord,
+    "snli-ve": StatementRecord,
+    "nlvr2": PairRecord,
+}
+_FIELDS: Mapping[Kind, str] = {"captions": "captions", "vqa": "questions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A Parquet file to be written.
+
+    Attributes:
+        path: The file.
+        split: Its split.
+        start: Number of its first picture in the split.
+        count: Number of its pictures, before bad ones are left out.
+        fingerprint: Changes when any of its content does.
+    """
+
+    path: Path
+    split: str
+    start: int
+    count: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a shard holds.
+
+    Attributes:
+        info: Counts and digest.
+        bad: Pictures that were left out, with the reason.
+    """
+
+    info: SplitInfo
+    bad: tuple[str, ...]
+
+
+def plan_shards(listing: Listing, out: Path, *, shard_rows: int) -> list[Shard]:
+    """Cuts every split into files of at most `shard_rows` pictures."""
+    shards: list[Shard] = []
+    for split, total in listing.counts().items():
+        entries = listing.entries(split)
+        for number, path in enumerate(shard_paths(out, split, max(1, -(-total // shard_rows)))):
+            start = number * shard_rows
+            count = min(shard_rows, total - start)
+            digest = hashlib.sha256(listing.kind.encode())
+            for entry in islice(entries, count):
+                digest.update(entry.digest.encode())
+            shards.append(Shard(path=path, split=split, start=start, count=count, fingerprint=digest.hexdigest()))
+    return shards
+
+
+def write_shards(
+    listing: Listing,
+    shards: Sequence[Shard],
+    *,
+    num_workers: int,
+    progress: Callable[[int], None],
+) -> dict[Shard, Written]:
+    """Writes the files that are not there yet; those of an earlier attempt with the same content are kept.
+
+    Args:
+        listing: Of the pictures.
+        shards: Of `plan_shards`.
+        num_workers: Threads that read and check pictures.
+        progress: Told of pictures that are done.
+    """
+    written: dict[Shard, Written] = {}
+    with ThreadPoolExecutor(num_workers) as pool:
+        for shard in shards:
+            finished = _finished(shard)
+            if finished:
+                progress(shard.count)
+            written[shard] = finished or _write(listing, shard, pool, num_workers, progress)
+    return written
+
+
+def _finished(shard: Shard) -> Written | None:
+    notes = read_notes(shard.path) if shard.path.is_file() else {}
+    if notes.get("fingerprint") != shard.fingerprint:
+        return None
+    info = SplitInfo(images=notes["images"], texts=notes["texts"], files={shard.path.name: sha256_of(shard.path)})
+    return Written(info=info, bad=tuple(notes["bad"]))
+
+
+def _write(
+    listing: Listing, shard: Shard, pool: ThreadPoolExecutor, num_workers: int, progress: Callable[[int], None]
+) -> Written:
+    bad: list[str] = []
+    counts = {"images": 0, "texts": 0}
+
+    def good() -> Iterator[PictureRecord]:
+        entries = listing.entries(shard.split, shard.start, shard.count)
+        for loaded in _in_order(pool, partial(_load, listing.kind), entries, _AHEAD_PER_WORKER * num_workers):
+            progress(1)
+            if isinstance(loaded, str):
+                bad.append(loaded)
+                continue
+            counts["images"] += 1
+            counts["texts"] += len(loaded.texts)
+            yield loaded
+
+    info = write_split(
+        shard.path,
+        good(),
+        kind=listing.kind,
+        notes=lambda: {"fingerprint": shard.fingerprint, **counts, "bad": bad},
+        may_be_empty=True,
+    )
+    return Written(info=info, bad=tuple(bad))
+
+
+def _load(kind: Kind, entry: Entry) -> PictureRecord | str:
+    """Reads and checks the pictures of an entry; returns the row, or what is wrong."""
+    contents: list[bytes] = []
+    for picture in entry.pictures:
+        try:
+            content = picture.read()
+            open_image(content)
+        except (ValueError, OSError) as error:
+            return f"{picture.name!r}: {error}"
+        contents.append(content)
+    values = {"image": contents[0], "file_name": entry.pictures[0].file_name, "image_id": entry.image_id}
+    second = {"image_2": contents[1], "file_name_2": entry.pictures[1].file_name} if kind == "nlvr2" else {}
+    return _RECORDS[kind](**values, **second, **{_FIELDS.get(kind, "statements"): entry.texts})  # type: ignore[arg-type]
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
+    """Like `pool.map`, but takes only so many items ahead."""
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,72 @@
+"""Progress bars on standard error; they show only on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class RateColumn(ProgressColumn):
+    """Things done per second."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate of the last seconds."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+def step_bars(*, shown: bool) -> Progress:
+    """Returns bars of steps with a field `figures`."""
+    return _bars(MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), shown=shown)
+
+
+def count_bars(*, shown: bool) -> Progress:
+    """Returns bars of things with their rate."""
+    return _bars(MofNCompleteColumn(), RateColumn(), shown=shown)
+
+
+def counted(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
+    """Yields the items under a bar with their rate."""
+    with count_bars(shown=shown) as bars:
+        yield from bars.track(items, description=description)
+
+
+@contextmanager
+def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
+    """Opens a file to read, under a bar of its bytes."""
+    with (
+        _bars(DownloadColumn(), TransferSpeedColumn(), shown=shown) as bars,
+        bars.open(path, "rb", description=f"reading {path.name}") as file,
+    ):
+        yield file
+
+
+def _bars(*figures: ProgressColumn, shown: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *figures,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and console.is_terminal),
+    )

@@ -1,0 +1,183 @@
+"""Dataset folders: whole or not there, continued after any end, readable by others."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import duckdb
+import pytest
+from PIL import Image
+
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.info import read_info
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.splits import parquet_files
+from bridgetower.files import locked
+from folders import snapshot
+from miniature import coco_name, jpeg, write, write_coco
+
+NUM_PICTURES = 120
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    write_coco(tmp_path / "coco")
+    return tmp_path / "coco"
+
+
+def write_many(folder: Path) -> None:
+    """Writes a larger training split."""
+    images = []
+    for number in range(NUM_PICTURES):
+        name = coco_name(number, "train2014")
+        sentences = [{"raw": f"Picture {number}."}]
+        images.append({"filepath": "train2014", "filename": name, "split": "train", "sentences": sentences})
+        write(folder / "train2014" / name, jpeg(number, size=(64, 64)))
+    write(folder / "dataset_coco.json", {"images": images})
+
+
+def prepared_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+class TestBad:
+    def test_missing_and_broken_pictures_are_named(self, coco: Path, tmp_path: Path) -> None:
+        missing = coco / "train2014" / coco_name(9, "train2014")
+        broken = coco / "val2014" / coco_name(391895, "val2014")
+        missing.unlink()
+        broken.write_bytes(broken.read_bytes()[:200])
+        with pytest.raises(ValueError, match=rf"has 1 bad .*no file 'train2014/{missing.name}'"):
+            prepare_set("coco", coco, tmp_path / "out")
+        with pytest.raises(ValueError, match=rf"has 2 bad .*{missing.name}.*{broken.name}': .*damaged"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+        assert not (tmp_path / "out" / "dataset.json").exists()
+        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+        assert info.splits["train"].images == 6
+        assert info.splits["test"].images == 1
+        assert [message.partition(":")[0] for message in info.left_out["cannot be used"]] == [
+            missing.name,
+            f"'val2014/{broken.name}'",
+        ]
+
+    def test_a_lower_limit_on_a_complete_set(self, coco: Path, tmp_path: Path) -> None:
+        broken = coco / "train2014" / coco_name(9, "train2014")
+        broken.write_bytes(b"no picture")
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+        with pytest.raises(ValueError, match=r"has 1 bad .*allowed are 0"):
+            prepare_set("coco", coco, tmp_path / "out")
+        assert read_info(tmp_path / "out").splits["train"].images == 6
+
+    def test_a_repaired_picture_is_written_and_the_rest_kept(self, coco: Path, tmp_path: Path) -> None:
+        picture = coco / "train2014" / coco_name(9, "train2014")
+        whole = picture.read_bytes()
+        picture.write_bytes(b"no picture")
+        with pytest.raises(ValueError, match="has 1 bad"):
+            prepare_set("coco", coco, tmp_path / "out")
+        before = (tmp_path / "out" / "test.parquet").stat().st_mtime_ns
+        picture.write_bytes(whole)
+        info = prepare_set("coco", coco, tmp_path / "out")
+        assert info.splits["train"].images == 7
+        assert info.left_out == {}
+        assert (tmp_path / "out" / "test.parquet").stat().st_mtime_ns == before
+
+    def test_a_missing_annotation_file(self, coco: Path, tmp_path: Path) -> None:
+        (coco / "dataset_coco.json").unlink()
+        message = r"has 1 bad .*: no file dataset_coco\.json or karpathy/dataset_coco\.json in"
+        with pytest.raises(ValueError, match=message):
+            prepare_set("coco", coco, tmp_path / "out")
+        with pytest.raises(ValueError, match="has no usable picture with a text"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"):
+            prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
+
+    def test_a_split_of_which_nothing_is_left(self, coco: Path, tmp_path: Path) -> None:
+        for number in (391895, 60623):
+            (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
+        with pytest.raises(ValueError, match="has no usable picture of test"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+
+
+class TestComplete:
+    def test_is_left_alone(self, coco: Path, tmp_path: Path) -> None:
+        first = prepare_set("coco", coco, tmp_path / "out")
+        before = snapshot(tmp_path / "out")
+        assert prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_bad=3)) == first
+        assert snapshot(tmp_path / "out") == before
+
+    def test_of_other_settings_is_refused(self, coco: Path, tmp_path: Path) -> None:
+        prepare_set("coco", coco, tmp_path / "out")
+        with pytest.raises(ValueError, match="holds a dataset with another sources, splits"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
+
+    def test_a_damaged_file_is_written_again(self, coco: Path, tmp_path: Path) -> None:
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=2))
+        before = prepared_files(tmp_path / "out")
+        os.truncate(tmp_path / "out" / "train-00001-of-00004.parquet", 100)
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=2))
+        assert prepared_files(tmp_path / "out") == before
+
+    def test_nobody_else_may_write(self, coco: Path, tmp_path: Path) -> None:
+        with locked(tmp_path / "out"), pytest.raises(FileExistsError, match="another process works in"):
+            prepare_set("coco", coco, tmp_path / "out")
+
+
+class TestCutOff:
+    def start(self, source: Path, out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "bridgetower", "prepare", "coco", "--source", source, "--out", out]
+        return subprocess.Popen([*map(str, command), "--shard-rows", "2"])
+
+    def test_by_a_kill(self, tmp_path: Path) -> None:
+        write_many(tmp_path / "coco")
+        out, whole = tmp_path / "out", tmp_path / "whole"
+        for _ in range(3):
+            process = self.start(tmp_path / "coco", out)
+            count = len(parquet_files(out))
+            while len(parquet_files(out)) < count + 3 and process.poll() is None:
+                time.sleep(0.0005)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not (out / "dataset.json").exists()
+        finished = {path: path.stat().st_mtime_ns for path in parquet_files(out)}
+        (out / ".train.parquet.partial-x.parquet").write_bytes(b"left over")
+        for folder in (out, whole):
+            prepare_set("coco", tmp_path / "coco", folder, PrepareConfig(shard_rows=2))
+        assert prepared_files(out) == prepared_files(whole)
+        assert len(finished) >= 9
+        assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+
+    def test_by_a_full_disk(self, tmp_path: Path, small_disk: Callable[[int], Path]) -> None:
+        write_many(tmp_path / "coco")
+        disk, config = small_disk(300), PrepareConfig(shard_rows=20)
+        with pytest.raises(OSError, match="No space left") as caught:
+            prepare_set("coco", tmp_path / "coco", disk, config)
+        assert caught.value.errno == errno.ENOSPC
+        names = sorted(path.name for path in disk.iterdir())
+        assert names[0] == ".lock"
+        assert all(name.startswith("train-0000") for name in names[1:])
+        assert len(names) > 1
+
+
+class TestOtherReaders:
+    @pytest.fixture
+    def folder(self, coco: Path, tmp_path: Path) -> Path:
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=3))
+        return tmp_path / "out"
+
+    def test_datasets(self, folder: Path) -> None:
+        files = {"train": str(folder / "train*.parquet"), "test": str(folder / "test*.parquet")}
+        read = datasets.load_dataset("parquet", data_files=files)
+        assert len(read["train"]) == 7
+        assert isinstance(read["test"][0]["image"], Image.Image)
+        assert read["test"][0]["captions"][5] == "Picture 391895, caption 5."
+
+    def test_duckdb(self, folder: Path) -> None:
+        query = f"SELECT image_id, len(captions), octet_length(image.bytes) FROM '{folder}/train*.parquet' ORDER BY 1"
+        rows = duckdb.sql(query).fetchall()
+        assert len(rows) == 7
+        assert rows[0] == (coco_name(9, "train2014"), 5, len(jpeg(9)))

@@ -1,0 +1,75 @@
+"""COCO and Flickr30k from Karpathy's files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.info import DatasetInfo, read_info
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.splits import read_split
+from miniature import jpeg, write, write_coco, write_flickr30k
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    write_coco(tmp_path / "coco")
+    return tmp_path / "coco"
+
+
+def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
+    return {split: (part.images, part.texts) for split, part in info.splits.items()}
+
+
+class TestCoco:
+    def test_splits(self, coco: Path, tmp_path: Path) -> None:
+        info = prepare_set("coco", coco, tmp_path / "out")
+        assert counts(info) == {"train": (7, 35), "validation": (2, 10), "test": (2, 11)}
+        assert info == read_info(tmp_path / "out")
+        assert (info.kind, info.left_out) == ("captions", {})
+        assert set(info.sources) == {"dataset_coco.json", "coco"}
+        rows = read_split(tmp_path / "out", "train")
+        assert rows.column("image_id")[0] == "COCO_train2014_000000057870.jpg"
+        assert rows.column("image_id")[4] == "COCO_val2014_000000318219.jpg"  # of restval
+
+    def test_captions_and_pictures_are_the_originals(self, coco: Path, tmp_path: Path) -> None:
+        prepare_set("coco", coco, tmp_path / "out")
+        row = read_split(tmp_path / "out", "train").row(0)
+        assert row["captions"] == [
+            "Picture 57870, caption 0.",
+            "Picture 57870, caption 1.",
+            "Picture 57870, caption 2.",
+            "Picture 57870, caption 1.",
+            "A restaurant has modern wooden tables and chairs.",
+        ]
+        assert row["image"] == {"bytes": jpeg(57870), "path": "COCO_train2014_000000057870.jpg"}
+
+    def test_some_splits(self, coco: Path, tmp_path: Path) -> None:
+        (coco / "train2014").rename(tmp_path / "elsewhere")
+        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test")))
+        assert counts(info) == {"validation": (2, 10), "test": (2, 11)}
+        with pytest.raises(ValueError, match="coco has no split val; it has train, validation, test"):
+            prepare_set("coco", coco, tmp_path / "other", PrepareConfig(splits=("val",)))
+
+    def test_an_unknown_split_is_bad(self, coco: Path, tmp_path: Path) -> None:
+        content = json.loads((coco / "dataset_coco.json").read_text())
+        content["images"][0]["split"] = "dev"
+        write(coco / "dataset_coco.json", content)
+        with pytest.raises(ValueError, match=r"1 bad .*COCO_train2014_000000057870\.jpg: split 'dev', expected one of"):
+            prepare_set("coco", coco, tmp_path / "out")
+
+    def test_an_empty_caption_is_left_out(self, coco: Path, tmp_path: Path) -> None:
+        content = json.loads((coco / "dataset_coco.json").read_text())
+        content["images"][0]["sentences"][0]["raw"] = " "
+        write(coco / "dataset_coco.json", content)
+        info = prepare_set("coco", coco, tmp_path / "out")
+        assert info.splits["train"].texts == 34
+        assert info.left_out == {"empty caption": ["COCO_train2014_000000057870.jpg"]}
+
+
+def test_flickr30k(tmp_path: Path) -> None:
+    write_flickr30k(tmp_path / "flickr")
+    info = prepare_set("flickr30k", tmp_path / "flickr", tmp_path / "out")
+    assert counts(info) == {"train": (3, 15), "validation": (1, 5), "test": (2, 10)}
+    assert read_split(tmp_path / "out", "test").column("image_id") == ["1000092799.jpg", "1000092800.jpg"]

@@ -1,0 +1,77 @@
+"""Original files: where they may lie, and what is said when they are not as published."""
+
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.listing import new_listing
+from bridgetower.data.originals import Originals
+from bridgetower.data.prepare import prepare_set
+from miniature import write, write_coco
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> Originals:
+    return Originals(folder=tmp_path)
+
+
+class TestAnnotation:
+    def test_the_first_place_that_has_it(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "karpathy" / "a.json", {})
+        with new_listing("captions") as listing:
+            assert originals.annotation(listing, "a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
+            write(tmp_path / "a.json", {})
+            assert originals.annotation(listing, "a.json", "karpathy/a.json") == tmp_path / "a.json"
+            assert len(originals.used) == 2
+            listing.check_bad(tmp_path, 0)
+
+    def test_a_missing_one_is_counted(self, originals: Originals, tmp_path: Path) -> None:
+        with new_listing("captions") as listing:
+            assert originals.annotation(listing, "a.json", "b/a.json") is None
+            with pytest.raises(ValueError, match=r"1 bad .*: no file a\.json or b/a\.json in"):
+                listing.check_bad(tmp_path, 0)
+
+
+class TestItems:
+    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
+        assert list(originals.items(tmp_path / "a.json", "images.item")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"images": [{"id": 1}, {"id"', "is not valid JSON"),
+            ("<html>", "is not valid JSON"),
+            ('{"annotations": [1]}', "has no images list; check that it is the right file"),
+            ('{"images": []}', "has no images list"),
+        ],
+    )
+    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, content: str, message: str) -> None:
+        write(tmp_path / "a.json", content)
+        with pytest.raises(ValueError, match=message):
+            list(originals.items(tmp_path / "a.json", "images.item"))
+
+
+class TestLines:
+    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
+        assert list(originals.lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\u2028 ü"}]
+
+    @pytest.mark.parametrize(("line", "message"), [("[1]", "line 2 is a list; expected"), ('{"a"', "line 2: ")])
+    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, line: str, message: str) -> None:
+        write(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
+        with pytest.raises(ValueError, match=message):
+            list(originals.lines(tmp_path / "a.jsonl"))
+
+
+def test_a_picture_at_the_place_that_has_it(originals: Originals, tmp_path: Path) -> None:
+    write(tmp_path / "b" / "1.jpg", b"x")
+    assert originals.picture("a/1.jpg", "b/1.jpg").name == "b/1.jpg"
+    assert originals.picture("a/2.jpg", "b/2.jpg").name == "a/2.jpg"
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco")
+    write(tmp_path / "coco" / "dataset_coco.json", {"images": [{"file_name": "a.jpg", "split": "train"}]})
+    with pytest.raises(ValueError, match=r"dataset_coco\.json is not as published \(KeyError\('filename'\)\)"):
+        prepare_set("coco", tmp_path / "coco", tmp_path / "out")
