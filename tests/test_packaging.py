@@ -1,6 +1,7 @@
 """The releases that `make lowest` installs are the lowest that pyproject.toml allows."""
 
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,8 @@ def test_one_pin_a_line_in_order(lowest: list[str]) -> None:
 
 def test_the_names_left_out_are_required(project: dict[str, Any]) -> None:
     assert requirements(project["optional-dependencies"]["dev"]).keys() >= TOOLS | TOO_NEW
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []  # pytest could not collect both in one run
