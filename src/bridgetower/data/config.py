@@ -10,6 +10,7 @@ Augmentation = Literal["none", "affine"]
 RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
 CaptionsFrom = Literal["text", "folder"]
+GlueName = Literal["cola", "mrpc", "sst-2", "qqp", "sts-b", "rte", "qnli", "mnli"]
 
 
 @dataclass(frozen=True, kw_only=True)

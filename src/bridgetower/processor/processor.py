@@ -164,6 +164,24 @@ class Processor:
         """
         return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate)
 
+    def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
+        """Tokenises single texts or pairs of them, without padding; what is too long is cut.
+
+        Raises:
+            ValueError: There are none, or a text is not a string.
+        """
+        flat = encode(self._tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
+        encoded, limit = iter(flat), self.config.max_length
+        joined = []
+        for parts in texts:
+            first, *others = [next(encoded) for _ in parts]
+            if others:
+                first = join_pair(
+                    first, others[0], family=self._special_tokens, ids=self._special_ids, max_length=limit
+                )
+            joined.append(first if len(first) <= limit else [*first[: limit - 1], first[-1]])
+        return joined
+
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
         """Fills lists of ids up to the longest of them.
 

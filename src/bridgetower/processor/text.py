@@ -127,6 +127,24 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, trunc
     return encoded
 
 
+def join_pair(
+    first: Sequence[int], second: Sequence[int], *, family: SpecialTokens, ids: SpecialIds, max_length: int
+) -> list[int]:
+    """Joins two texts as RoBERTa (`<s> A </s></s> B </s>`) or BERT (`[CLS] A [SEP] B [SEP]`) was trained on them.
+
+    Args:
+        first, second: Ids with start and end token.
+        family, ids: Of the tokenizer.
+        max_length: Longest list; the longer text is cut until both fit (transformers' `longest_first`).
+    """
+    between = [ids.eos] if family is BERT else [ids.eos, ids.eos]
+    a, b = list(first[1:-1]), list(second[1:-1])
+    room = max_length - 2 - len(between)
+    while len(a) + len(b) > room:
+        (a if len(a) > len(b) else b).pop()
+    return [ids.bos, *a, *between, *b, ids.eos]
+
+
 def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> TextBatch:
     """Fills lists of ids up to the longest of them, on the right.
 
