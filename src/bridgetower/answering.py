@@ -10,6 +10,7 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike
 
 PairHead = Literal["vqa", "snli_ve", "nlvr2"]
@@ -33,7 +34,7 @@ class Answering(ABC):
     """What a loaded model can say about pictures and texts, by names of classes; `Predictor` is one."""
 
     @abstractmethod
-    def class_names(self, head: PairHead) -> tuple[str, ...]:
+    def class_names(self, head: ClassifierName) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order."""
 
     @abstractmethod

@@ -24,6 +24,7 @@ from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
 from bridgetower.engines import Engine, EngineChoice, EngineName, Precision, is_exported
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
+from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized
 
 Images = ImageLike | Sequence[ImageLike]
@@ -286,7 +287,7 @@ class Predictor(Answering):
         filled = [masks for batch in batches for masks in self._fill(given, ids, batch, top)]
         return filled[0] if isinstance(texts, str) else filled
 
-    def class_names(self, head: PairHead) -> tuple[str, ...]:
+    def class_names(self, head: ClassifierName) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order.
 
         Raises:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 import asked
+import originals
+from bridgetower.data.glue import GLUE
+from bridgetower.tasks.config import GLUE_FIGURES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
 STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
@@ -23,6 +26,14 @@ RECIPES = {
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sets")
     return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+
+
+@pytest.fixture(scope="module")
+def original_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("originals")
+    originals.write_cifar10(folder)
+    originals.write_cifar100(folder)
+    return originals.write_glue(folder)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -50,3 +61,32 @@ def test_train_evaluate_submit(
         "predictions.jsonl",
         *([submission] if submission else []),
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "benchmark", "figure", "submission"),
+    [
+        ("cifar10", "cifar10", "accuracy", None),
+        ("cifar100", "cifar100", "accuracy", None),
+        *((f"glue-{name}", name, figures[0], f"{GLUE[name].folder}.tsv") for name, figures in GLUE_FIGURES.items()),
+    ],
+)
+def test_single_towers(
+    run: Callable[..., list[Any]],
+    tiny_checkpoint: Path,
+    original_sets: Path,
+    tmp_path: Path,
+    recipe: str,
+    benchmark: str,
+    figure: str,
+    submission: str | None,
+) -> None:
+    train = ["train", recipe, "--init", tiny_checkpoint, "--data.folders", original_sets, "--out", tmp_path / "run"]
+    (trained,) = run(*train, *SMALL, *STEPS)
+    evaluate = ["evaluate", tmp_path / "run" / "last", benchmark, "--data", original_sets]
+    (report,) = run(*evaluate, "--split", "validation", "--out", tmp_path / "validation")
+    assert report[figure] == pytest.approx(trained[figure])
+    run(*evaluate, "--split", "test", "--out", tmp_path / "test")
+    files = {path.name for path in (tmp_path / "test").iterdir()}
+    expected = submission if benchmark != "mnli" else "MNLI-m.tsv"
+    assert files == {"metrics.json", "predictions.jsonl", *([expected] if expected else [])}

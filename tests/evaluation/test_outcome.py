@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from bridgetower.evaluation.outcome import Outcome, nlvr2_submission, vqa_submission
+from bridgetower.evaluation.outcome import Outcome, glue_submission, nlvr2_submission, vqa_submission
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "honest"}
 
@@ -45,3 +45,10 @@ def test_submission_of_nlvr2() -> None:
     name, content = nlvr2_submission({"test1-0-1-0": "True", "test1-0-2-0": "False"})
     assert name == "submission.csv"
     assert list(csv.reader(content.splitlines())) == [["test1-0-1-0", "True"], ["test1-0-2-0", "False"]]
+
+
+def test_submission_of_glue() -> None:
+    assert glue_submission("RTE.tsv", ["entailment", "not_entailment"]) == (
+        "RTE.tsv",
+        "index\tprediction\n0\tentailment\n1\tnot_entailment\n",
+    )

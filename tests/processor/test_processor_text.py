@@ -241,6 +241,27 @@ def test_truncation_keeps_the_end_token_and_equals_transformers(
         assert expected[-1] == processor.eos_token_id
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pair=st.lists(st.sampled_from([text for text in TEXTS if text]), min_size=1, max_size=2))
+def test_pairs_are_joined_and_cut_as_roberta_does(
+    pair: list[str], config: ProcessorConfig, tokenizer: Tokenizer, roberta_folder: Path
+) -> None:
+    processor, (_, theirs) = Processor(config, tokenizer), _cached_pair(roberta_folder)
+    expected = theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids
+    assert processor.pair_ids([pair]) == [expected]
+
+
+def test_pairs_are_joined_as_bert_does(config: ProcessorConfig, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
+    processor = Processor(config, load_tokenizer(tmp_path))
+    theirs = transformers.BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)})
+    pairs = [("a dog", "running"), ("a dog running, runs", "a dog running, runs a dog a dog"), ("a dog", "a " * 40)]
+    expected = [theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids for pair in pairs]
+    assert processor.pair_ids(pairs) == expected
+    assert processor.pair_ids([("a dog",), pairs[0]]) == [processor.token_ids(["a dog"])[0], expected[0]]
+
+
 def test_a_text_of_exactly_the_limit_is_whole(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("A dog runs").ids
     processor = Processor(replace(config, max_length=len(ids)), tokenizer)

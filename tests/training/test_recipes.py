@@ -8,7 +8,7 @@ import tyro
 
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
-from bridgetower.tasks.config import PretrainingConfig, RankingConfig
+from bridgetower.tasks.config import CifarConfig, PretrainingConfig, RankingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
 
@@ -113,6 +113,27 @@ class TestPublished:
         assert "init" in run.source
         assert (name in FINE_TUNING) == (not name.startswith("pretrain"))
         assert run.evaluate_every or name == "retrieval-flickr30k-ranking"  # whose evaluation takes long
+
+
+class TestSingleTowers:
+    """The table gives learning rates, batch sizes of GLUE, and CIFAR's size and transform."""
+
+    def test_cifar(self) -> None:
+        for classes in (10, 100):
+            run = RECIPES[f"cifar{classes}"]
+            assert run.optimizer.lr in (1e-5, 2e-5)
+            assert (run.image_size, run.data.profile) == (224, "official-pretrain")
+            assert run.model.heads == HeadsConfig(mlm=False, itm=False, image=classes)
+            assert run.task == CifarConfig(num_classes=classes)
+
+    def test_glue(self) -> None:
+        outputs = {"cola": 2, "mrpc": 2, "sst-2": 2, "qqp": 2, "sts-b": 1, "rte": 2, "qnli": 2, "mnli": 3}
+        assert {f"glue-{name}" for name in outputs} == {name for name in RECIPES if name.startswith("glue-")}
+        for name, count in outputs.items():
+            run = RECIPES[f"glue-{name}"]
+            assert run.optimizer.lr in (1e-5, 2e-5)
+            assert run.batch_size in (16, 32)
+            assert run.model.heads == HeadsConfig(mlm=False, itm=False, text=count)
 
 
 class TestObjectives:

@@ -57,7 +57,7 @@ class TestRunConfig:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"evaluation": RetrievalConfig(candidates=3)}, "evaluation would be ignored by {}, which has no captions"),
+            ({"evaluation": RetrievalConfig(candidates=3)}, "evaluation would be ignored by {}; leave it out"),
             (
                 {"data": DataConfig(captions="one", word_dropout=0.1)},
                 r"data\.captions, data\.word_dropout would be ignored by {}",

@@ -54,7 +54,9 @@ class TestLabels:
     def test_another_number_of_answers(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:
         heads = replace(runs["vqa"].model.heads, vqa=5)
         config = replace(runs["vqa"], model=replace(runs["vqa"].model, heads=heads))
-        with pytest.raises(ValueError, match=r"has 11 answers, but model\.heads\.vqa is 5; set it to 11"):
+        with pytest.raises(
+            ValueError, match=r"vqa has 11 answers or classes here, but model\.heads\.vqa is 5; set it to 11"
+        ):
             train(config, tmp_path / "run", progress=False)
 
 

@@ -31,11 +31,11 @@ def evaluate(
 
     Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside. A model
     without contrastive head has one stage: the fusion encoder scores every pair. The other benchmarks give VQA's
-    official score (vqav2), accuracy (snli-ve), and accuracy and consistency (nlvr2). A table on a terminal, JSON
-    elsewhere.
+    official score (vqav2), accuracy (snli-ve, cifar10, cifar100), accuracy and consistency (nlvr2), and what GLUE
+    reports of each of its tasks. A table on a terminal, JSON elsewhere.
 
-    --out gets metrics.json, predictions.jsonl by id, and for vqav2 and nlvr2 the submission file that their servers
-    take; for vqav2 that is always all of the split test, also with --split test-dev.
+    --out gets metrics.json, predictions.jsonl by id, and for vqav2, nlvr2 and GLUE's test splits the submission file
+    that their servers take; for vqav2 that is always all of the split test, also with --split test-dev.
 
     Examples: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
               bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --split validation --out vqa
@@ -44,7 +44,7 @@ def evaluate(
     Args:
         model: What to load.
         benchmark: What to measure.
-        data: Prepared data sets, judged together.
+        data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         num_workers: Processes that decode pictures, for all but retrieval; 0 decodes in the main one.

@@ -66,6 +66,7 @@ class CifarImages(Dataset[ImageBatch]):
         self.files = cifar_files(folder, num_classes)
         names = (splits,) if isinstance(splits, str) else tuple(splits)
         self._rows = torch.cat([self._split(name) for name in names])
+        self._labels = self._classes()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,14 +78,14 @@ class CifarImages(Dataset[ImageBatch]):
         pictures = [record[-3 * SIDE**2 :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
         return ImageBatch(
             pixel_values=self.processor.images([np.ascontiguousarray(picture) for picture in pictures]),
-            labels=torch.tensor([self._class(record) for record in records]),
+            labels=self._labels[list(key.examples)],
             ids=tuple(f"{self.files[file].stem}-{row}" for file, row in chosen),
             seed=key.seed,
         )
 
     def labels(self) -> Int[Tensor, " n"]:
         """Returns the class of every picture, in order."""
-        return torch.tensor([self._class(self._records(self.files[file])[row]) for file, row in self._rows.tolist()])
+        return self._labels
 
     def ids(self) -> list[str]:
         """Returns the name of every picture, file and number, in order."""
@@ -107,14 +108,21 @@ class CifarImages(Dataset[ImageBatch]):
     def _records(self, path: Path) -> np.ndarray:
         size = _FILES[self.num_classes].label_bytes + 3 * SIDE**2
         if path.stat().st_size % size or not path.stat().st_size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, which are no pictures of {size}; unpack it again")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, which are no pictures of {size}; unpack it again"
+            )
         return np.memmap(path, np.uint8, mode="r").reshape(-1, size)
 
-    def _class(self, record: np.ndarray) -> int:
-        number = int(record[_FILES[self.num_classes].label_bytes - 1])
-        if number >= self.num_classes:
-            raise ValueError(f"CIFAR-{self.num_classes} has a picture of class {number}; unpack the archive again")
-        return number
+    def _classes(self) -> Int[Tensor, " n"]:
+        column = _FILES[self.num_classes].label_bytes - 1
+        by_file = [torch.from_numpy(self._records(path)[:, column].astype(np.int64)) for path in self.files]
+        starts = torch.tensor([0, *(len(part) for part in by_file[:-1])]).cumsum(0)
+        classes = torch.cat(by_file)[starts[self._rows[:, 0]] + self._rows[:, 1]]
+        if int(classes.max()) >= self.num_classes:
+            raise ValueError(
+                f"CIFAR-{self.num_classes} has a picture of class {int(classes.max())}; unpack the archive again"
+            )
+        return classes
 
 
 def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
@@ -124,7 +132,9 @@ def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
         FileNotFoundError: One is missing.
     """
     files = _FILES[num_classes]
-    return existing_files(_home(folder, files), [*files.train, files.test], f"the binary version of CIFAR-{num_classes}")
+    return existing_files(
+        _home(folder, files), [*files.train, files.test], f"the binary version of CIFAR-{num_classes}"
+    )
 
 
 def cifar_names(folder: str | Path, num_classes: NumClasses) -> tuple[str, ...]:

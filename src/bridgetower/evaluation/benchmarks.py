@@ -21,6 +21,7 @@ from bridgetower.evaluation.figures import question_figures, question_scores, st
 from bridgetower.evaluation.outcome import Outcome, nlvr2_submission, vqa_submission
 from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+from bridgetower.evaluation.single_tower import evaluate_cifar, evaluate_glue
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.snli_ve import SnliVeTask
@@ -44,7 +45,7 @@ def evaluate(
     Args:
         predictor: The model with its preprocessing.
         benchmark: What to measure.
-        folders: Prepared sets, judged together.
+        folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
         split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
         num_workers: Processes that decode; 0 decodes in this one.
@@ -75,6 +76,10 @@ def evaluate(
         case "nlvr2":
             statements = _statements(predictor, data, split, "nlvr2")
             return _judged(statements, "nlvr2", _predicted(Nlvr2Task(predictor.model), statements, options))
+        case "cifar10" | "cifar100":
+            return evaluate_cifar(predictor, 10 if benchmark == "cifar10" else 100, _one(folders), split, options)
+        case _:
+            return evaluate_glue(predictor, benchmark, _one(folders), split, options)
 
 
 def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalConfig) -> Outcome:
@@ -139,6 +144,12 @@ def _statements(predictor: Predictor, data: DataConfig, split: str, kind: Kind) 
 
 def _pictures(predictor: Predictor, data: DataConfig, split: str, kind: Kind) -> Pictures:
     return Pictures(data, split, predictor.processor, kind=kind)
+
+
+def _one(folders: Sequence[str | Path]) -> str | Path:
+    if len(folders) != 1:
+        raise ValueError(f"{len(folders)} data folders for a benchmark of one; give the folder of its files")
+    return folders[0]
 
 
 def _predicted(task: nn.Module, examples: Examples, options: dict[str, Any]) -> Predictions:

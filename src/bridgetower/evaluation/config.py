@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from bridgetower.data.config import GlueName
 from bridgetower.tasks.config import Protocol
 
-Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2"]
+Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2", "cifar10", "cifar100", GlueName]
 
 
 @dataclass(frozen=True, kw_only=True)

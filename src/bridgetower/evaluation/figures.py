@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from bridgetower.data.config import GlueName
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
-from bridgetower.evaluation.class_metrics import accuracy, consistency
+from bridgetower.evaluation.class_metrics import (
+    accuracy,
+    consistency,
+    f1,
+    matthews_correlation,
+    pearson_correlation,
+    spearman_correlation,
+)
 from bridgetower.evaluation.predictions import Predictions
 from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_scores
+from bridgetower.tasks.config import GLUE_FIGURES
+
+_METRICS = {
+    metric.__name__: metric
+    for metric in (accuracy, f1, matthews_correlation, pearson_correlation, spearman_correlation)
+}
 
 
 def question_scores(questions: VqaQuestions, predictions: Predictions) -> VqaScores:
@@ -48,3 +64,14 @@ def statement_figures(statements: Statements, predictions: Predictions) -> dict[
         groups = [f"{split}-{number}-{sentence}" for split, number, _, sentence in names]
         figures["consistency"] = consistency(predictions.classes, labels, groups)
     return figures
+
+
+def glue_figures(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns what GLUE reports of a task.
+
+    Args:
+        name: Of the task.
+        predicted: A class, or a number, for each row.
+        labels: The right ones.
+    """
+    return {figure: _METRICS[figure](predicted, labels) for figure in GLUE_FIGURES[name]}

@@ -63,3 +63,9 @@ def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(labels.items())
     return "submission.csv", stream.getvalue()
+
+
+def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
+    """Returns the file that GLUE's server takes: a header, then row number and prediction."""
+    rows = (f"{index}\t{label}\n" for index, label in enumerate(labels))
+    return name, "index\tprediction\n" + "".join(rows)

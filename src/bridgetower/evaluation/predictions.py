@@ -57,6 +57,14 @@ def predict_classes(
     return Predictions(classes=classes, probabilities=probabilities)
 
 
+def predict_numbers(
+    task: nn.Module, examples: Examples, *, batch_size: int, num_workers: int = 0, progress: bool = False
+) -> Float[Tensor, " n"]:
+    """Returns the number that the task predicts for every example, as `predict_classes` does with classes."""
+    (numbers,) = _predict(task, examples, lambda output: (output[:, 0],), batch_size, num_workers, progress)
+    return numbers
+
+
 @torch.inference_mode()
 def _predict(
     task: nn.Module,

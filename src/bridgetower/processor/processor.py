@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,16 @@ from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import ImageLike, Resized, open_image
-from bridgetower.processor.text import SpecialIds, SpecialTokens, TextBatch, continues_word, encode, pad, special_tokens
+from bridgetower.processor.text import (
+    SpecialIds,
+    SpecialTokens,
+    TextBatch,
+    continues_word,
+    encode,
+    join_pair,
+    pad,
+    special_tokens,
+)
 from bridgetower.processor.tokenizer import find_tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)

@@ -135,14 +135,17 @@ def join_pair(
     Args:
         first, second: Ids with start and end token.
         family, ids: Of the tokenizer.
-        max_length: Longest list; the longer text is cut until both fit (transformers' `longest_first`).
+        max_length: Longest list; the longer text is cut, then both (transformers' `longest_first`).
     """
     between = [ids.eos] if family is BERT else [ids.eos, ids.eos]
     a, b = list(first[1:-1]), list(second[1:-1])
     room = max_length - 2 - len(between)
-    while len(a) + len(b) > room:
-        (a if len(a) > len(b) else b).pop()
-    return [ids.bos, *a, *between, *b, ids.eos]
+    shorter, longer = sorted((len(a), len(b)))
+    if shorter + longer > room:
+        shorter = min(shorter, room // 2)
+        longer = room - shorter
+    kept = (longer, shorter) if len(a) > len(b) else (shorter, longer)
+    return [ids.bos, *a[: kept[0]], *between, *b[: kept[1]], ids.eos]
 
 
 def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> TextBatch:

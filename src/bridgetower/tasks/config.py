@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import Fixed, Suppress
 
-from bridgetower.data.config import MaskingConfig
+from bridgetower.data.config import GlueName, MaskingConfig
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
 Protocol = Literal["honest", "paper"]
+Figure = Literal[
+    "rsum",
+    "itc_rsum",
+    "two_stage_rsum",
+    "one_stage_rsum",
+    "itm_accuracy",
+    "mlm_accuracy",
+    "vqa_score",
+    "accuracy",
+    "f1",
+    "matthews_correlation",
+    "pearson_correlation",
+    "spearman_correlation",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +93,7 @@ class PretrainingConfig:
             )
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Figures of the evaluation by which the best checkpoint can be chosen."""
         return ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
@@ -116,7 +131,7 @@ class RankingConfig:
             raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Figures of the evaluation by which the best checkpoint can be chosen."""
         return ("rsum", "one_stage_rsum")
 
@@ -140,7 +155,7 @@ class VqaConfig:
             raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Figures of the evaluation by which the best checkpoint can be chosen."""
         return ("vqa_score",)
 
@@ -156,7 +171,7 @@ class SnliVeConfig:
     kind: Annotated[Literal["snli-ve"], Fixed, Suppress] = "snli-ve"
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Figures of the evaluation by which the best checkpoint can be chosen."""
         return ("accuracy",)
 
@@ -172,10 +187,72 @@ class Nlvr2Config:
     kind: Annotated[Literal["nlvr2"], Fixed, Suppress] = "nlvr2"
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Figures of the evaluation by which the best checkpoint can be chosen."""
         return ("accuracy",)
 
 
-TaskConfig = PretrainingConfig | RankingConfig | VqaConfig | SnliVeConfig | Nlvr2Config
+@dataclass(frozen=True, kw_only=True)
+class CifarConfig:
+    """Classes of pictures from the image tower alone: CIFAR-10 and CIFAR-100.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        num_classes: 10, or 100.
+    """
+
+    kind: Annotated[Literal["cifar"], Fixed, Suppress] = "cifar"
+    num_classes: Literal[10, 100] = 10
+
+    def __post_init__(self) -> None:
+        """Checks the number of classes."""
+        if self.num_classes not in (10, 100):
+            raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen."""
+        return ("accuracy",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueConfig:
+    """A task of GLUE from the text tower alone.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        name: Of the task.
+        max_bad: Bad rows of a file that may be left out; they are named.
+    """
+
+    kind: Annotated[Literal["glue"], Fixed, Suppress] = "glue"
+    name: GlueName = "cola"
+    max_bad: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the name and the number."""
+        if self.name not in get_args(GlueName) or self.max_bad < 0:
+            raise ValueError(
+                f"name is {self.name!r}, max_bad {self.max_bad}; expected one of {', '.join(get_args(GlueName))} and "
+                "at least 0"
+            )
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Figures of the evaluation by which the best checkpoint can be chosen: those that GLUE reports."""
+        return GLUE_FIGURES[self.name]
+
+
+GLUE_FIGURES: Mapping[GlueName, tuple[Figure, ...]] = {
+    "cola": ("matthews_correlation",),
+    "mrpc": ("f1", "accuracy"),
+    "sst-2": ("accuracy",),
+    "qqp": ("f1", "accuracy"),
+    "sts-b": ("pearson_correlation", "spearman_correlation"),
+    "rte": ("accuracy",),
+    "qnli": ("accuracy",),
+    "mnli": ("accuracy",),
+}
+
+TaskConfig = PretrainingConfig | RankingConfig | VqaConfig | SnliVeConfig | Nlvr2Config | CifarConfig | GlueConfig
 """What a run can learn, told apart by `kind`."""

@@ -12,7 +12,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import from_plain
-from bridgetower.tasks.config import PretrainingConfig, RankingConfig, TaskConfig
+from bridgetower.tasks.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -20,9 +20,6 @@ Rule = Literal["plain", "official"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 _NotAnOption = Annotated[str, Fixed, Suppress]
-SelectBy = Literal[
-    "rsum", "itc_rsum", "two_stage_rsum", "one_stage_rsum", "itm_accuracy", "mlm_accuracy", "vqa_score", "accuracy"
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +148,7 @@ class RunConfig:
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
-    select_by: SelectBy = "rsum"
+    select_by: Figure = "rsum"
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -181,7 +178,7 @@ class RunConfig:
         _check_choice("precision", self.precision, Precision)
         _check_choice("device", self.device, Device)
         _check_choice("contrast_over", self.contrast_over, ContrastOver)
-        _check_choice("select_by", self.select_by, SelectBy)
+        _check_choice("select_by", self.select_by, Figure)
         if self.select_by not in self.task.figures:
             raise ValueError(
                 f"select_by is {self.select_by!r}, which the evaluation of {self.task.kind} does not give; expected "
@@ -197,11 +194,17 @@ class RunConfig:
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
+        if isinstance(self.task, CifarConfig | GlueConfig):
+            given |= {
+                "data.random_crop, flip or rand_augment": self.data.has_views,
+                "data.augmentation": self.data.augmentation != DataConfig.augmentation,
+                "data.repeats": bool(self.data.repeats),
+                "data.cache": self.data.cache,
+                "freeze_towers": self.freeze_towers,
+            }
         ignored = [name for name, is_set in given.items() if is_set]
         if ignored:
-            raise ValueError(
-                f"{', '.join(ignored)} would be ignored by {self.task.kind}, which has no captions; leave it out"
-            )
+            raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
 
     def _check_frozen(self) -> None:
         if self.frozen_views < 1:

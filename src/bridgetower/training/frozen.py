@@ -61,9 +61,10 @@ def frozen_examples(
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
+    assert work.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared pictures
     folder, (train, held_out) = out / FOLDER, work.pictures
     if rank() == 0:
-        _claim(folder, _content(config, model, work))
+        _claim(folder, _content(config, model, work, train.processor))
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -162,14 +163,14 @@ class _Views(Dataset[Tensor]):
         return pixels[0]
 
 
-def _content(config: RunConfig, model: BridgeTower, work: Work) -> dict[str, Any]:
+def _content(config: RunConfig, model: BridgeTower, work: Work, processor: Processor) -> dict[str, Any]:
     """What decides the files."""
     tensors = model.state_dict()
     towers = {name: tensors[name] for name in tensors if name.startswith(("vision.", "text."))}
     return {
         "towers": exact_fingerprint(towers),
         "layers": [list(model.config.vision_layers), list(model.config.text_layers)],
-        "preprocessing": fingerprint(model.config, {}, work.pictures[0].processor),
+        "preprocessing": fingerprint(model.config, {}, processor),
         "data": dict(work.digests),
         "views": {"number": config.frozen_views, "seed": config.seed, "precision": config.precision},
         "settings": {"data": config.data, "task": config.task},

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bridgetower.data.cifar import cifar_names
+from bridgetower.data.glue import GLUE, read_glue
 from bridgetower.data.kinds import Kind
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.vocabulary import read_vocabulary
 from bridgetower.processor import Processor
-from bridgetower.tasks.config import Nlvr2Config, PretrainingConfig, RankingConfig, SnliVeConfig, VqaConfig
+from bridgetower.tasks.config import (
+    CifarConfig,
+    GlueConfig,
+    Nlvr2Config,
+    PretrainingConfig,
+    RankingConfig,
+    SnliVeConfig,
+    VqaConfig,
+)
 from bridgetower.training.config import RunConfig
 
 
@@ -18,43 +28,67 @@ def training_texts(config: RunConfig, processor: Processor) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: A folder or its split is missing.
-        ValueError: No folder is given, or one holds another kind.
+        ValueError: No folder is given, one holds another kind, or the task has no texts.
     """
-    pictures = Pictures(config.data, config.data.train_splits, processor, kind=data_kind(config))
+    match config.task:
+        case CifarConfig():
+            raise ValueError("CIFAR has no texts to train a tokenizer on; give init, init_text or tokenizer")
+        case GlueConfig(name=name, max_bad=max_bad):
+            folder, splits = the_folder(config), config.data.train_splits
+            rows = [row for split in splits for row in read_glue(folder, name, split, max_bad=max_bad)]
+            return (text for row in rows for text in row.texts)
+    pictures = Pictures(config.data, config.data.train_splits, processor, kind=KINDS[config.task.kind])
     return (_text(entry) for said in pictures.said() for entry in said)
 
 
-def data_kind(config: RunConfig) -> Kind:
-    """Returns the kind of prepared sets that a run is trained on."""
-    match config.task:
-        case PretrainingConfig() | RankingConfig():
-            return "captions"
-        case VqaConfig():
-            return "vqa"
-        case SnliVeConfig():
-            return "snli-ve"
-        case Nlvr2Config():
-            return "nlvr2"
+KINDS: Mapping[str, Kind] = {
+    PretrainingConfig.kind: "captions",
+    RankingConfig.kind: "captions",
+    VqaConfig.kind: "vqa",
+    SnliVeConfig.kind: "snli-ve",
+    Nlvr2Config.kind: "nlvr2",
+}
+"""The kind of prepared sets that a task is trained on; the others read the files of their authors."""
+
+
+def the_folder(config: RunConfig) -> str:
+    """Returns the folder of a run that reads a single one.
+
+    Raises:
+        ValueError: None is given, or several are.
+    """
+    if len(config.data.folders) != 1:
+        raise ValueError(
+            f"{len(config.data.folders)} data folders; {config.task.kind} reads one, pass --data.folders DIR"
+        )
+    return config.data.folders[0]
 
 
 def class_labels(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Returns the names of the classes of a new head, by head, where they are not the same for all data.
 
     Raises:
-        FileNotFoundError: The first folder of a run on questions holds no answers.
-        ValueError: It holds another number of answers than the head has, or no folder is given.
+        FileNotFoundError: The (first) folder does not hold them.
+        ValueError: There is another number of them than the head has, or no folder is given.
     """
-    if not isinstance(config.task, VqaConfig):
-        return {}
-    if not config.data.folders:
-        raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
-    answers, expected = read_vocabulary(config.data.folders[0]), config.model.heads.vqa
-    if len(answers) != expected:
+    match config.task:
+        case VqaConfig():
+            if not config.data.folders:
+                raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+            head, names = "vqa", read_vocabulary(config.data.folders[0])
+        case CifarConfig(num_classes=num_classes):
+            head, names = "image", cifar_names(the_folder(config), num_classes)
+        case GlueConfig(name=name):
+            head, names = "text", GLUE[name].classes
+        case _:
+            return {}
+    expected, found = getattr(config.model.heads, head), len(names) or 1  # a number needs one output
+    if found != expected:
         raise ValueError(
-            f"{config.data.folders[0]} has {len(answers)} answers, but model.heads.vqa is {expected}; set it to "
-            f"{len(answers)}, or choose another set"
+            f"{config.task.kind} has {found} answers or classes here, but model.heads.{head} is {expected}; set it to "
+            f"{found}, or choose another set"
         )
-    return {"vqa": answers}
+    return {head: names} if names else {}
 
 
 def _text(entry: Any) -> str:

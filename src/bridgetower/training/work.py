@@ -9,25 +9,37 @@ from torch import nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.cifar import CifarImages
+from bridgetower.data.glue_texts import GlueTexts
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.ranking import RankingPairs
 from bridgetower.data.sampling import Examples
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
-from bridgetower.evaluation.figures import question_figures, statement_figures
+from bridgetower.evaluation.class_metrics import accuracy
+from bridgetower.evaluation.figures import glue_figures, question_figures, statement_figures
 from bridgetower.evaluation.masked_words import evaluate_masked_words
-from bridgetower.evaluation.predictions import Predictions, predict_classes
+from bridgetower.evaluation.predictions import Predictions, predict_classes, predict_numbers
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
-from bridgetower.tasks.config import Nlvr2Config, PretrainingConfig, RankingConfig, SnliVeConfig, VqaConfig
+from bridgetower.tasks.config import (
+    CifarConfig,
+    GlueConfig,
+    Nlvr2Config,
+    PretrainingConfig,
+    RankingConfig,
+    SnliVeConfig,
+    VqaConfig,
+)
 from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.pretraining import PretrainingTask
 from bridgetower.tasks.ranking import RankingTask
+from bridgetower.tasks.single_tower import ImageTask, TextTask
 from bridgetower.tasks.snli_ve import SnliVeTask
 from bridgetower.tasks.vqa import VqaTask
 from bridgetower.training.config import RunConfig
-from bridgetower.training.texts import data_kind
+from bridgetower.training.texts import KINDS, the_folder
 
 # The heads that the figures of pre-training and of retrieval come from.
 _HEADS_OF = {
@@ -46,14 +58,14 @@ class Work:
     Attributes:
         task: Model and losses.
         examples: What it is trained on.
-        pictures: Those of the examples, and those that are evaluated.
+        pictures: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
         digests: Of the files that are read, by path.
         evaluate: Gives the figures of the validation split.
     """
 
     task: nn.Module
     examples: Examples
-    pictures: tuple[Pictures, Pictures]
+    pictures: tuple[Pictures, Pictures] | None
     digests: Mapping[str, str]
     evaluate: Callable[[], dict[str, float]]
 
@@ -83,6 +95,10 @@ def plan(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Work:
             return _statements(config, SnliVeTask(model), processor)
         case Nlvr2Config():
             return _statements(config, Nlvr2Task(model), processor)
+        case CifarConfig():
+            return _cifar(config, config.task, model, processor)
+        case GlueConfig():
+            return _glue(config, config.task, model, processor)
 
 
 def _pretraining(config: RunConfig, task: PretrainingConfig, model: BridgeTower, processor: Processor) -> Work:
@@ -142,6 +158,38 @@ def _statements(config: RunConfig, task: SnliVeTask | Nlvr2Task, processor: Proc
     )
 
 
+def _cifar(config: RunConfig, task: CifarConfig, model: BridgeTower, processor: Processor) -> Work:
+    data, folder = config.data, the_folder(config)
+    train = CifarImages(folder, data.train_splits, processor, task.num_classes)
+    held_out = CifarImages(folder, data.validation_split, processor, task.num_classes)
+    trained = ImageTask(model)
+
+    def evaluate() -> dict[str, float]:
+        return {"accuracy": accuracy(_predicted(config, trained, held_out).classes, held_out.labels())}
+
+    return Work(
+        task=trained, examples=train, pictures=None, digests=train.digests() | held_out.digests(), evaluate=evaluate
+    )
+
+
+def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Processor) -> Work:
+    data, folder, name = config.data, the_folder(config), task.name
+    train = GlueTexts(folder, name, data.train_splits, processor, max_bad=task.max_bad)
+    held_out = GlueTexts(folder, name, data.validation_split, processor, max_bad=task.max_bad)
+    trained, labels = TextTask(model), held_out.labels()
+
+    def evaluate() -> dict[str, float]:
+        if trained.regresses:
+            predicted = predict_numbers(trained, held_out, batch_size=config.evaluation.batch_size)
+        else:
+            predicted = _predicted(config, trained, held_out).classes
+        return glue_figures(name, predicted, labels)
+
+    return Work(
+        task=trained, examples=train, pictures=None, digests=train.digests() | held_out.digests(), evaluate=evaluate
+    )
+
+
 def _predicted(config: RunConfig, task: nn.Module, examples: Examples) -> Predictions:
     batch_size = config.evaluation.batch_size
     return predict_classes(task, examples, batch_size=batch_size, num_workers=config.data.num_workers)
@@ -158,7 +206,7 @@ def _caption_images(config: RunConfig, processor: Processor) -> tuple[CaptionIma
 
 def _pictures(config: RunConfig, processor: Processor) -> tuple[Pictures, Pictures]:
     """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
-    data, kind = config.data, data_kind(config)
+    data, kind = config.data, KINDS[config.task.kind]
     return (
         Pictures(data, data.train_splits, processor, kind=kind),
         Pictures(data.as_evaluated(), data.validation_split, processor, kind=kind),

@@ -9,6 +9,7 @@ from bridgetower.training.recipes.pretraining import (
     PRETRAIN_NANO_METER_NORMS,
 )
 from bridgetower.training.recipes.retrieval import RETRIEVAL_COCO, RETRIEVAL_FLICKR30K, RETRIEVAL_FLICKR30K_RANKING
+from bridgetower.training.recipes.single_tower import CIFAR, GLUE
 from bridgetower.training.recipes.statements import NLVR2, SNLI_VE
 from bridgetower.training.recipes.vqa import (
     VQAV2_BASE,
@@ -27,6 +28,8 @@ _FINE_TUNING = (
     VQAV2_LARGE_NO_PRETRAINING,
     SNLI_VE,
     NLVR2,
+    *CIFAR,
+    *GLUE,
 )
 
 RECIPES = {

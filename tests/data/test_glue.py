@@ -1,0 +1,77 @@
+"""GLUE's files: columns, headers, quotes, labels, and rows that are bad."""
+
+import logging
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import originals
+from bridgetower.data.config import GlueName
+from bridgetower.data.glue import GLUE, read_glue
+from bridgetower.tasks.config import GLUE_FIGURES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return originals.write_glue(tmp_path_factory.mktemp("glue"))
+
+
+def test_every_task_has_its_figures() -> None:
+    assert set(GLUE) == set(GLUE_FIGURES) == set(get_args(GlueName))
+
+
+@pytest.mark.parametrize("name", get_args(GlueName))
+def test_every_split_of_every_task(folder: Path, name: Any) -> None:
+    task = GLUE[name]
+    for split in task.files:
+        rows = read_glue(folder, name, split)
+        assert {len(row.texts) for row in rows} == {len(task.texts)}
+        assert all(text == text.strip() != "" for row in rows for text in row.texts)
+        labels = {row.label for row in rows}
+        assert labels == {""} if split.startswith("test") else labels <= (set(task.classes) or labels)
+    assert read_glue(folder / task.folder, name, "train") == read_glue(folder, name, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "texts", "label"),
+    [
+        ("cola", 1, ('The "car honked down the road.',), "0"),  # a quote is a letter
+        ("sst-2", 0, ("hide new secretions from the parental units",), "0"),
+        ("mrpc", 0, ("Amrozi accused his brother .", "Referring to him , Amrozi accused ."), "1"),  # after a BOM
+        ("qqp", 1, ("How do I?", "How to?"), "1"),
+        ("sts-b", 1, ("A man plays a flute.", "A man plays."), "3.80"),
+        ("rte", 0, ("No weapons found.", "Weapons found."), "not_entailment"),
+        ("qnli", 1, ("What is it?", "It is a cat."), "entailment"),
+        ("mnli", 2, ("The old one.", "The new one"), "contradiction"),  # the gold label, not the first annotator's
+    ],
+)
+def test_rows(folder: Path, name: Any, row: int, texts: tuple[str, ...], label: str) -> None:
+    found = read_glue(folder, name, "train")[row]
+    assert (found.texts, found.label) == (texts, label)
+
+
+def test_bad_rows_are_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    originals.write_glue(tmp_path)
+    path = tmp_path / "QQP" / "train.tsv"
+    path.write_text(path.read_text() + "7\t8\t9\tcut off\n10\t11\t12\ta?\tb?\tmaybe\n")
+    with pytest.raises(
+        ValueError, match=r"8 good and 2 bad rows \(line 10: 4 columns; line 11: label 'maybe'\); max_ba"
+    ):
+        read_glue(tmp_path, "qqp", "train", max_bad=1)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_glue(tmp_path, "qqp", "train", max_bad=2)) == 8
+    assert "2 bad rows are left out" in caplog.text
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="RTE has no split 'validation-mismatched'; expected one of train, validation, t"
+    ):
+        read_glue(folder, "rte", "validation-mismatched")
+    with pytest.raises(FileNotFoundError, match=r"no train\.tsv in .*; give the folder of GLUE's RTE"):
+        read_glue(tmp_path, "rte", "train")
+    (tmp_path / "QNLI").mkdir()
+    (tmp_path / "QNLI" / "dev.tsv").write_text("index\tsentence1\tsentence\n0\ta\tb\n")
+    with pytest.raises(ValueError, match="has no column question, label; it has index, sentence1, sentence"):
+        read_glue(tmp_path, "qnli", "validation")
