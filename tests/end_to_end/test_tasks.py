@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import asked
+import miniature
 import originals
 from bridgetower.data.glue import GLUE
 from bridgetower.tasks.config import GLUE_FIGURES
+from bridgetower.training.recipes import RECIPES as ALL_RECIPES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
 STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
@@ -61,6 +63,30 @@ def test_train_evaluate_submit(
         "predictions.jsonl",
         *([submission] if submission else []),
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"),
+    [
+        ("retrieval-flickr30k", "two_stage"),
+        ("retrieval-coco", "two_stage"),
+        ("retrieval-flickr30k-ranking", "one_stage"),
+    ],
+)
+def test_retrieval(
+    run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, recipe: str, stage: str
+) -> None:
+    name = "coco" if recipe == "retrieval-coco" else "flickr30k"
+    {"coco": miniature.write_coco, "flickr30k": miniature.write_flickr30k}[name](tmp_path / "originals")
+    run("prepare", name, "--source", tmp_path / "originals", "--out", tmp_path / "set")
+    train = ["train", recipe, "--init", tiny_checkpoint, "--data.folders", tmp_path / "set", "--out", tmp_path / "run"]
+    (trained,) = run(*train, *SMALL, *STEPS)
+    evaluate = ["evaluate", tmp_path / "run" / "last", "retrieval", "--data", tmp_path / "set"]
+    (report,) = run(*evaluate, "--split", "validation", "--candidates", ALL_RECIPES[recipe].evaluation.candidates)
+    assert report["rsum"] == pytest.approx(trained["rsum"])
+    (report,) = run(*evaluate, "--protocol", "paper", "--max-captions", 5, "--out", tmp_path / "test")
+    assert report["rsum"] == report[f"{stage}_rsum"]
+    assert json.loads((tmp_path / "test" / "metrics.json").read_text()) == report
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from recompute import optimizer_config
 from bridgetower.checkpoints.keymap import name_table
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
+from bridgetower.training.recipes import RECIPES
 from golden import case
 
 # Recorded groups -> the case whose checkpoint holds that model.
@@ -23,6 +24,9 @@ MODELS = {
     "bert": "i_bert",
     "meter": "j_meter",
 }
+
+# Recorded groups -> the recipe with the same run config.
+RECORDED_RECIPES = {"pretrain": "pretrain-base", "itc": "pretrain-base-itc", "vqa_snli": "vqav2-base", "nlvr2": "nlvr2"}
 
 # Official parameters that this package's model does not have, because nothing that it computes reads them.
 LEFT_OVERS = (
@@ -117,6 +121,32 @@ class TestGroups:
     def test_control_another_multiplier_fails(self, change):
         official, model = recorded_groups("pretrain")["params"], build("pretrain")
         assert disagreeing(our_groups("pretrain", model, **{change: 3.0}), official) != []
+
+
+class TestRecipes:
+    """The recorded run configs are those of recipes, so that what holds for the ones holds for the others."""
+
+    @pytest.mark.parametrize("name", RECORDED_RECIPES)
+    def test_optimiser_is_the_recorded_one(self, name):
+        recipe = RECIPES[RECORDED_RECIPES[name]].optimizer
+        assert recipe == groups_config(name)
+        naming, model = case(MODELS[name]).naming, build(name)
+        table = name_table(model.state_dict(), naming)
+        ours = {
+            official: [group["lr"] / recipe.lr, group["weight_decay"]]
+            for group in parameter_groups(model, recipe)
+            for key in group["names"]
+            for official in table[key].names
+        }
+        assert disagreeing(ours, recorded_groups(name)["params"]) == []
+
+    def test_control_another_recipe_fails(self):
+        assert RECIPES["snli-ve"].optimizer != groups_config("vqa_snli")
+
+    def test_schedule_of_the_paper_is_the_recorded_one(self):
+        recorded = case("l_optimizer").json("schedule.json")["polynomial_warmup0.1"]
+        assert wrong_steps(recorded, RECIPES["pretrain-base"].optimizer) == []
+        assert wrong_steps(recorded, RECIPES["vqav2-base"].optimizer) != []
 
 
 class TestSchedule:

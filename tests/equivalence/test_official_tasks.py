@@ -1,0 +1,123 @@
+"""An official `.ckpt` with the heads of several tasks serves each of them: used, converted, and trained further."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import asked
+import bridgetower
+from bridgetower.checkpoints import convert, read_checkpoint
+from bridgetower.data.config import DataConfig
+from bridgetower.data.vocabulary import write_vocabulary
+from bridgetower.model.config import HeadsConfig
+from bridgetower.tasks.config import SnliVeConfig, VqaConfig
+from bridgetower.training.config import RunConfig
+from bridgetower.training.run import train
+from bridgetower.training.start import starting_checkpoint
+from golden import case
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "what", "colour", "is", "it", "red", "one", "of", "them"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of a few words, which the recorded model of 90 token ids can read."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(WORDS[:5])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("answers") / "answers.json"
+    path.write_text(json.dumps([*asked.ANSWERS, *(f"answer {number}" for number in range(6))]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(tokenizer: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recorded, target = case("c_vqa"), tmp_path_factory.mktemp("converted") / "model"
+    checkpoint = read_checkpoint(
+        recorded.path("checkpoint.ckpt"), overrides=recorded.overrides, tokenizer=tokenizer, answers=answers
+    )
+    convert(checkpoint, target, "bridgetower")
+    return target
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.new("RGB", (32, 32), "red")
+
+
+def test_the_file_itself_answers_and_judges(tokenizer: Path, answers: Path, picture: Image.Image) -> None:
+    recorded = case("c_vqa")
+    model = bridgetower.load(
+        recorded.path("checkpoint.ckpt"),
+        overrides=recorded.overrides,
+        tokenizer=tokenizer,
+        answers=answers,
+        device="cpu",
+    )
+    assert len(model.answer(picture, "what colour is it", top=99)) == 17
+    assert {choice.label for choice in model.entail(picture, "it is red")} == {
+        "contradiction",
+        "neutral",
+        "entailment",
+    }
+    with pytest.raises(ValueError, match=r"this model has no nlvr2 head \(it has vqa, snli_ve\)"):
+        model.reason(picture, picture, "one of them is red")
+
+
+def test_two_pictures(tokenizer: Path, picture: Image.Image) -> None:
+    recorded = case("e_nlvr2")
+    source = recorded.path("checkpoint.ckpt")
+    model = bridgetower.load(source, overrides=recorded.overrides, tokenizer=tokenizer, device="cpu")
+    judged = model.reason(picture, picture, "one of them is red")
+    assert sum(choice.probability for choice in judged) == pytest.approx(1)
+
+
+def run_of(converted: Path, folder: Path, task: VqaConfig | SnliVeConfig, heads: HeadsConfig) -> RunConfig:
+    return RunConfig(
+        task=task,
+        select_by=task.figures[0],
+        model=replace(case("c_vqa").checkpoint.config, heads=heads),
+        init=str(converted),
+        data=DataConfig(folders=(str(folder),), max_length=16),
+        batch_size=4,
+        max_steps=1,
+    )
+
+
+def test_each_task_goes_on_with_its_head(
+    converted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: Path
+) -> None:
+    there = read_checkpoint(converted)
+    runs = {
+        "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=17), "vqa"),
+        "snli_ve_head": (SnliVeConfig(), HeadsConfig(mlm=False, itm=False, snli_ve=True), "snli-ve"),
+    }
+    for head, (task, heads, kind) in runs.items():
+        folder = asked.write_set(tmp_path / kind, kind)  # type: ignore[arg-type]
+        if kind == "vqa":
+            write_vocabulary(folder, json.loads(answers.read_text()))
+        config = run_of(converted, folder, task, heads)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            start = starting_checkpoint(config)
+        other = "snli_ve" if head == "vqa_head" else "vqa"
+        assert f"heads that the run does not use are left behind: {other}" in caplog.text
+        assert "start anew" not in caplog.text
+        kept = {name for name in start.tensors if name.split(".")[0].endswith("_head")}
+        assert kept == {name for name in there.tensors if name.startswith(f"{head}.")}
+        assert all(torch.equal(start.tensors[name], there.tensors[name]) for name in kept)
+        assert config.select_by in train(config, tmp_path / f"run-{kind}", progress=False)
