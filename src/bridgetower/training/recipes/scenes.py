@@ -1,0 +1,49 @@
+"""Questions and statements about generated scenes, with the nano model from nothing."""
+
+from dataclasses import replace
+
+from bridgetower.data.config import DataConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.presets import NANO
+from bridgetower.tasks.config import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.training.config import OptimizerConfig, RunConfig
+
+NUM_ANSWERS = 14
+"""Of the level `easy`; `medium` has 18, `hard` 22."""
+
+_HEADS = HeadsConfig(mlm=False, itm=False)
+
+SCENES_VQA = RunConfig(
+    recipe="scenes-vqa",
+    source="this project: for sets of `bridgetower prepare scenes` of the level easy; of others, set model.heads.vqa "
+    "to the number of their answers",
+    task=VqaConfig(),
+    model=replace(NANO, heads=replace(_HEADS, vqa=NUM_ANSWERS)),
+    optimizer=OptimizerConfig(
+        lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
+    ),
+    data=DataConfig(max_length=32, cache=True),
+    batch_size=128,
+    max_steps=2_400,
+    precision="bf16",
+    evaluate_every=200,
+    checkpoint_every=400,
+    select_by="vqa_score",
+)
+
+SCENES_SNLI_VE = replace(
+    SCENES_VQA,
+    recipe="scenes-snli-ve",
+    source="this project: for sets of `bridgetower prepare scenes --kind snli-ve`",
+    task=SnliVeConfig(),
+    model=replace(NANO, heads=replace(_HEADS, snli_ve=True)),
+    select_by="accuracy",
+)
+
+SCENES_NLVR2 = replace(
+    SCENES_SNLI_VE,
+    recipe="scenes-nlvr2",
+    source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`",
+    task=Nlvr2Config(),
+    model=replace(NANO, heads=replace(_HEADS, nlvr2=True), fusion=replace(NANO.fusion, num_token_types=3)),
+)

@@ -1,0 +1,30 @@
+"""Recipes for generated scenes fit the sets that are prepared, and train."""
+
+from dataclasses import replace
+
+import pytest
+
+from bridgetower.data.kinds import Kind
+from bridgetower.data.prepare import prepare_scenes
+from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.recipes import RECIPES
+from bridgetower.training.run import train
+
+
+@pytest.mark.parametrize("kind", ["vqa", "snli-ve", "nlvr2"])
+def test_two_steps(tmp_path, kind: Kind):
+    data = tmp_path / "data"
+    prepare_scenes(data, ScenesConfig(kind=kind, num_train=16, num_validation=8, num_test=8, side=60), progress=False)
+    recipe = RECIPES[f"scenes-{kind}"]
+    config = replace(
+        recipe,
+        data=replace(recipe.data, folders=(str(data),)),
+        batch_size=8,
+        max_steps=2,
+        evaluate_every=0,
+        device="cpu",
+    )
+    train(config, tmp_path / "run", progress=False)
+    (line,) = read_metrics(tmp_path / "run", "validation")
+    assert 0 <= line[recipe.select_by] <= 100
