@@ -30,6 +30,7 @@ VERBS = (
     "answer",
     "entail",
     "reason",
+    "explain",
     "index",
     "search",
     "convert",
@@ -65,6 +66,28 @@ class TestUsing:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
         assert [len(row["embedding"]) for row in rows] == [16, 16]
+
+    def test_explain(
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        tiny_checkpoint: Path,
+        files: list[Path],
+        tmp_path: Path,
+    ) -> None:
+        command = ("explain", files[0], "a red bar", "--model", tiny_checkpoint, "--out")
+        (row,) = run(*command, tmp_path / "map.png")
+        found = bridgetower.explain(load(tiny_checkpoint), files[0], "a red bar")
+        assert row == {
+            "image": str(files[0]),
+            "text": "a red bar",
+            "probability": found.probability,
+            "words": ["a", "red", "bar"],
+            "class_token_shares": found.prefix_shares.tolist(),
+            "written": str(tmp_path / "map.png"),
+        }
+        assert Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(found).size
+        assert "map.doc has no suffix of a kind of pictures" in refused(*command, tmp_path / "map.doc")
 
     def test_embed_at_another_size(
         self,

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bridgetower.analysis.attention import explain
+    from bridgetower.analysis.attention_picture import draw_explanation
     from bridgetower.checkpoints import convert, read_checkpoint
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.model.config import ModelConfig
@@ -39,6 +41,8 @@ __all__ = [
     "Searcher",
     "build_index",
     "convert",
+    "draw_explanation",
+    "explain",
     "load",
     "read_checkpoint",
     "train",
@@ -55,6 +59,8 @@ _HOMES = {
     "Searcher": "bridgetower.search.searcher",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
+    "draw_explanation": "bridgetower.analysis.attention_picture",
+    "explain": "bridgetower.analysis.attention",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",

@@ -1,4 +1,4 @@
-"""Verbs that use a model: embed, match, fill-mask."""
+"""Verbs that use a model: embed, match, fill-mask, explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from bridgetower.cli.options import AS_USUAL, Loading, Model
-from bridgetower.cli.output import emit_lines
+from bridgetower.cli.output import emit, emit_lines
 
 
 def embed(
@@ -132,4 +132,46 @@ def fill_mask(
         {"image": image, "text": text, "words": [vars(word) for word in words]}
         for image, text, masks in zip(names, texts, filled, strict=True)
         for words in masks
+    )
+
+
+def explain(
+    image: Positional[Path],
+    text: Positional[str],
+    *,
+    out: Path,
+    model: Model,
+    loading: Loading = AS_USUAL,
+    truncate: bool = False,
+) -> None:
+    """Draw where each word of a text looks in a picture: its cross-attention, layer by layer, as heat maps.
+
+    Prints one JSON line: {"image", "text", "probability", "words", "class_token_shares", "written"}. The shares, a list
+    per layer with a number per word, are what went to the class token; each map shows the rest and sums to 1.
+
+    Example: bridgetower explain cat.jpg "a cat on a sofa" --out map.png --model MODEL
+
+    Args:
+        image: Picture file.
+        text: A text about it.
+        out: Picture file to draw into.
+        model: What to load.
+        loading: How the model is loaded.
+        truncate: Cut a text that is too long instead of refusing it.
+    """
+    from bridgetower.analysis.attention import explain as look
+    from bridgetower.analysis.attention_picture import draw_explanation
+    from bridgetower.lettering import write_picture
+
+    found = look(loading.load(model), str(image), text, truncate=truncate)
+    write_picture(out, draw_explanation(found))
+    emit(
+        {
+            "image": str(image),
+            "text": text,
+            "probability": found.probability,
+            "words": found.words,
+            "class_token_shares": found.prefix_shares.tolist(),
+            "written": str(out),
+        }
     )

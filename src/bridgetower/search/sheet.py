@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
-from bridgetower.files import replacing
+from bridgetower.lettering import BLUE, FAINT, GROUND, PAPER, Pen, write_picture
 from bridgetower.processor import ImageLike, open_image
 from bridgetower.search.searcher import Hit
-
-Font = ImageFont.FreeTypeFont
-Colour = tuple[int, int, int]
 
 COLUMNS = 5
 TILE = 240  # pixels, the side of the square that a picture is fitted into
@@ -23,29 +17,6 @@ _GAP = 20
 _TEXT = 62  # pixels under a tile
 _MARGIN = 32
 _QUERY_PICTURE = 96  # pixels
-
-_PAPER: Colour = (255, 255, 255)
-_GROUND: Colour = (243, 244, 246)
-_INK: Colour = (24, 26, 31)
-_FAINT: Colour = (107, 114, 128)
-_BAR: Colour = (37, 99, 175)
-
-
-@dataclass(frozen=True)
-class _Pen:
-    """Writes on a sheet."""
-
-    draw: ImageDraw.ImageDraw
-
-    def line(
-        self, text: str, x: float, y: float, *, width: float, size: int = 15, bold: bool = False, ink: Colour = _INK
-    ) -> None:
-        """Writes a line, cut with an ellipsis to so many pixels; y is its baseline."""
-        font = _font(size, bold)
-        shown = " ".join(text.split())  # no line breaks
-        while font.getlength(shown) > width and len(shown) > 1:
-            shown = shown[:-2].rstrip() + "…"
-        self.draw.text((x, y), shown, font=font, fill=ink, anchor="ls")
 
 
 def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageLike | None = None) -> Image.Image:
@@ -64,8 +35,8 @@ def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageL
     head = _MARGIN + (_QUERY_PICTURE if image is not None else 44) + _GAP
     width = 2 * _MARGIN + max(columns, 3) * (TILE + _GAP) - _GAP
     height = head + rows * (TILE + _TEXT + _GAP) + _MARGIN - _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    pen = _Pen(ImageDraw.Draw(sheet))
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = Pen(sheet)
     _draw_query(sheet, pen, text, image, len(hits))
     for number, hit in enumerate(hits):
         row, column = divmod(number, columns)
@@ -80,14 +51,10 @@ def write_sheet(path: Path, hits: Sequence[Hit], *, text: str | None = None, ima
     Raises:
         ValueError: The name has no suffix of a kind of pictures.
     """
-    if Path(path).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{path} has no suffix of a kind of pictures; give a name such as hits.png")
-    sheet = contact_sheet(hits, text=text, image=image)
-    with replacing(path) as temporary:
-        sheet.save(temporary)
+    write_picture(path, contact_sheet(hits, text=text, image=image))
 
 
-def _draw_query(sheet: Image.Image, pen: _Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:
+def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:
     x = _MARGIN
     if image is not None:
         _draw_picture(sheet, image, (x, _MARGIN), _QUERY_PICTURE)
@@ -95,34 +62,27 @@ def _draw_query(sheet: Image.Image, pen: _Pen, text: str | None, image: ImageLik
     title = "pictures like this one" if text is None else f"“{text}”"
     pen.line(title, x, _MARGIN + 22, width=sheet.width - x - _MARGIN, size=24, bold=True)
     found = "nothing was found" if not num_hits else f"{num_hits} hit{'s' if num_hits > 1 else ''}, best first"
-    pen.line(found, x, _MARGIN + 46, width=sheet.width - x - _MARGIN, ink=_FAINT)
+    pen.line(found, x, _MARGIN + 46, width=sheet.width - x - _MARGIN, ink=FAINT)
 
 
-def _draw_hit(sheet: Image.Image, pen: _Pen, place: tuple[int, int], number: int, hit: Hit) -> None:
+def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit) -> None:
     x, y = place
     _draw_picture(sheet, hit.file, place, TILE)
     if hit.probability is not None:
-        pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=_GROUND)
-        pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=_BAR)
+        pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=GROUND)
+        pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=BLUE)
     pen.line(f"{number} · {Path(hit.path).name}", x, y + TILE + 26, width=TILE, bold=True)
     match = "" if hit.probability is None else f"match {100 * hit.probability:.1f} % · "
     cosine = f"{hit.cosine:.3f}".replace("-", "\N{MINUS SIGN}")
-    pen.line(f"{match}cosine {cosine}", x, y + TILE + 48, width=TILE, size=13, ink=_FAINT)
+    pen.line(f"{match}cosine {cosine}", x, y + TILE + 48, width=TILE, size=13, ink=FAINT)
 
 
 def _draw_picture(sheet: Image.Image, source: ImageLike, place: tuple[int, int], side: int) -> None:
-    ground = Image.new("RGB", (side, side), _GROUND)
+    ground = Image.new("RGB", (side, side), GROUND)
     try:
-        picture = ImageOps.contain(open_image(source, background=_GROUND), (side, side), Image.Resampling.LANCZOS)
+        picture = ImageOps.contain(open_image(source, background=GROUND), (side, side), Image.Resampling.LANCZOS)
     except (ValueError, OSError):
-        _Pen(ImageDraw.Draw(ground)).line("cannot be opened", 12, side / 2, width=side - 24, ink=_FAINT)
+        Pen(ground).line("cannot be opened", 12, side / 2, width=side - 24, ink=FAINT)
     else:
         ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     sheet.paste(ground, place)
-
-
-@cache
-def _font(size: int, bold: bool) -> Font:
-    """DejaVu Sans, which has most alphabets; it comes with matplotlib."""
-    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)

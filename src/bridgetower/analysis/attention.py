@@ -1,0 +1,158 @@
+"""Where the words of a text look in a picture: the cross-attention of every fusion layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import FusionLayer
+from bridgetower.predictor import Predictor
+from bridgetower.processor import ImageLike, Processor
+
+_VIEW_SIDE = 480  # pixels, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What each word of a text looks at in a picture, layer by layer.
+
+    Attributes:
+        text: As given.
+        words: Of the text; a word of several tokens is their mean.
+        maps: Attention of each word over the patches, mean over the heads, renormalised so that each map sums to 1:
+            [layers, words, rows, columns].
+        prefix_shares: What went to the image's class token instead (and to a distillation token) before the maps were
+            renormalised: [layers, words].
+        probability: That picture and text match; None for a model without matching head.
+        view: The part of the picture that the model sees, in its proportions.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    maps: Float[Tensor, "k w r c"] = field(repr=False)
+    prefix_shares: Float[Tensor, "k w"] = field(repr=False)
+    probability: float | None
+    view: Image.Image = field(repr=False)
+
+
+@torch.inference_mode()
+def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool = False) -> Explanation:
+    """Looks into the cross-attention from the text stream to the image stream.
+
+    The model runs in PyTorch, whatever the predictor's engine is. What a word attends to is not what decides about a
+    match: the stream also has its self-attention and what earlier layers have mixed into each position.
+
+    Args:
+        predictor: The loaded model.
+        image: The picture.
+        text: With at least one word.
+        truncate: Cut a text that is too long instead of refusing it.
+
+    Raises:
+        ValueError: The text has no word or is too long, or the picture cannot be used.
+    """
+    model, processor = predictor.model, predictor.processor
+    ids = processor.token_ids([text], truncate=truncate)[0]
+    words, tokens = _words(processor, ids)
+    parameter = next(model.parameters())
+    pixel_values = processor.images([image]).to(parameter.device, parameter.dtype)
+    encoded_image = model.encode_image(pixel_values)
+    encoded_text = model.encode_text(processor.pad([ids]).input_ids.to(parameter.device))
+    weights, pooled = cross_attention(model, encoded_image, encoded_text)
+    attention = _of_words(weights[:, 0].float().cpu().mean(dim=1), tokens)  # [K, W, P]
+    prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
+    rows = pixel_values.shape[-2] // model.config.vision.patch_size
+    maps = patches / patches.sum(dim=-1, keepdim=True)
+    return Explanation(
+        text=text,
+        words=words,
+        maps=maps.unflatten(-1, (rows, -1)),
+        prefix_shares=prefix.sum(dim=-1),
+        probability=None if model.itm_head is None else float(model.itm_logits(pooled).float().softmax(dim=-1)[0, 1]),
+        view=_view(processor, image),
+    )
+
+
+def cross_attention(
+    model: BridgeTower, image: Encoded, text: Encoded
+) -> tuple[Float[Tensor, "k b h l p"], Float[Tensor, "b e"]]:
+    """Returns softmax(QK/√d) of every fusion layer from text to image, and the pooled output of the same pass.
+
+    The layers do not hand their weights out, as `scaled_dot_product_attention` never forms them; here they are computed
+    again from the queries and keys that the pass has made.
+    """
+    layers = [cast(FusionLayer, layer) for layer in model.fusion.text_layers]
+    image, text = replace(image, start=None), replace(text, start=None)
+    with _outputs(layers) as outputs:
+        pooled = model.fuse(image, text, read="all").pooled
+    weights = []
+    for layer, (query, key_value) in zip(layers, outputs, strict=True):
+        heads = layer.cross_attention.num_heads
+        queries, keys = (
+            tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key_value.chunk(2, dim=-1)[0])
+        )
+        scores = queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5
+        weights.append(scores.softmax(dim=-1))
+    return torch.stack(weights), pooled
+
+
+@contextmanager
+def _outputs(layers: list[FusionLayer]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Catches what the query and the key-and-value projection of each layer's cross-attention give out."""
+    caught: dict[tuple[int, str], Tensor] = {}
+    hooks = [
+        getattr(layer.cross_attention, name).register_forward_hook(
+            lambda module, inputs, output, key=(number, name): caught.__setitem__(key, output)
+        )
+        for number, layer in enumerate(layers)
+        for name in ("query", "key_value")
+    ]
+    outputs: list[tuple[Tensor, Tensor]] = []
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs += [(caught[number, "query"], caught[number, "key_value"]) for number in range(len(layers))]
+
+
+def _words(processor: Processor, ids: list[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Groups tokens to words; returns each word and the positions of its tokens."""
+    positions: list[list[int]] = []
+    for position, token in enumerate(ids):
+        if token in processor.special_ids:
+            continue
+        if ids[position - 1] not in processor.special_ids and bool(processor.continues_word[token]):
+            positions[-1].append(position)
+        else:
+            positions.append([position])
+    named = [(processor.decode([ids[place] for place in places]).strip(), places) for places in positions]
+    words = [(word, places) for word, places in named if word]
+    if not words:
+        raise ValueError("the text has no word; give one that says what to look for")
+    return tuple(word for word, _ in words), [places for _, places in words]
+
+
+def _of_words(attention: Float[Tensor, "k l p"], positions: list[list[int]]) -> Float[Tensor, "k w p"]:
+    return torch.stack([attention[:, places].mean(dim=1) for places in positions], dim=1)
+
+
+def _view(processor: Processor, image: ImageLike) -> Image.Image:
+    """The square that the model sees of a picture, with as many pixels as are pleasant to look at."""
+    config = processor.config
+    factor = -(-_VIEW_SIDE // config.image_size)
+    if config.profile == "hf":  # its sizes are rounded, so that a larger one could show another part
+        pixels = to_pil_image(processor.resize(image))
+        return pixels.resize((factor * config.image_size,) * 2, Image.Resampling.BICUBIC)
+    larger = Processor(config.with_image_size(factor * config.image_size), processor.tokenizer)
+    return to_pil_image(larger.resize(image))
