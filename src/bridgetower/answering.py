@@ -105,7 +105,7 @@ class Answering(ABC):
         probabilities = self.class_probabilities(
             "vqa", images, questions, batch_size=batch_size, truncate=truncate, progress=progress
         )
-        chosen = _choices(probabilities, names, top)
+        chosen = choices(probabilities, names, top)
         return chosen[0] if isinstance(questions, str) else chosen
 
     @overload
@@ -157,7 +157,7 @@ class Answering(ABC):
         probabilities = self.class_probabilities(
             "snli_ve", images, statements, batch_size=batch_size, truncate=truncate, progress=progress
         )
-        chosen = _choices(probabilities, names)
+        chosen = choices(probabilities, names)
         return chosen[0] if isinstance(statements, str) else chosen
 
     @overload
@@ -212,7 +212,7 @@ class Answering(ABC):
         probabilities = self.class_probabilities(
             "nlvr2", images, statements, images_2, batch_size=batch_size, truncate=truncate, progress=progress
         )
-        chosen = _choices(probabilities, names)
+        chosen = choices(probabilities, names)
         return chosen[0] if isinstance(statements, str) else chosen
 
     def _names(self, head: PairHead, top: int = 1) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ class Answering(ABC):
         return self.class_names(head)
 
 
-def _choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
+def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
     """Returns the `top` likeliest classes of every row, None for all of them."""
     best = probabilities.topk(min(top or len(names), len(names)))
     return [

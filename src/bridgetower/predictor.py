@@ -143,7 +143,8 @@ class Predictor(Answering):
         self.model.contrastive_head()
         given = _images(images)
         batches = _batches(len(given), batch_size, progress)
-        return _unit([self.model.image_embeds(self._encode_images(given, batch, read="cls")) for batch in batches])
+        vectors = [self.model.image_embeds(self._encode_images(given, batch, read="cls")) for batch in batches]
+        return unit(torch.cat(vectors))
 
     @torch.inference_mode()
     def embed_texts(
@@ -163,7 +164,8 @@ class Predictor(Answering):
         self.model.contrastive_head()
         ids = self.processor.token_ids(_texts(texts), truncate=truncate)
         batches = _batches(len(ids), batch_size, progress)
-        return _unit([self.model.text_embeds(self._encode_texts(ids, batch, read="cls")) for batch in batches])
+        vectors = [self.model.text_embeds(self._encode_texts(ids, batch, read="cls")) for batch in batches]
+        return unit(torch.cat(vectors))
 
     @torch.inference_mode()
     def embed_pairs(
@@ -180,7 +182,7 @@ class Predictor(Answering):
         given, words = _pairs(images, texts)
         ids = self.processor.token_ids(words, truncate=truncate)
         batches = _batches(len(given), batch_size, progress)
-        return _unit([self.model.pair_embeds(self._pooled(given, ids, batch)) for batch in batches])
+        return unit(torch.cat([self.model.pair_embeds(self._pooled(given, ids, batch)) for batch in batches]))
 
     @torch.inference_mode()
     def match(
@@ -213,13 +215,13 @@ class Predictor(Answering):
         ids = self.processor.token_ids(words, truncate=truncate)
         batches = _batches(len(given), batch_size, progress)
         if not all_pairs:
-            return torch.cat([_matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
+            return torch.cat([matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
         image = Encoded.cat([self.engine.start_image(self._encode_images(given, batch)) for batch in batches])
         text_batches = _batches(len(ids), batch_size, False)
         text = Encoded.cat([self.engine.start_text(self._encode_texts(ids, batch)) for batch in text_batches])
         rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device).T
         scores = [
-            _matched(self.model.itm_logits(self.engine.fuse(image[rows[batch]], text[columns[batch]]).pooled))
+            matched(self.model.itm_logits(self.engine.fuse(image[rows[batch]], text[columns[batch]]).pooled))
             for batch in _batches(len(rows), batch_size, progress)
         ]
         return torch.cat(scores).reshape(len(image), len(text))
@@ -330,11 +332,20 @@ class Predictor(Answering):
         if (head == "nlvr2") != (others is not None):
             raise ValueError(f"images_2 for head {head}; expected second images for nlvr2 and for no other")
         ids = self.processor.token_ids(words, truncate=truncate)
-        logits = [
-            self.model.class_logits(head, self._features(given, others, ids, batch)).float().cpu()
+        probabilities = [
+            classified(head, self.model.class_logits(head, self._features(given, others, ids, batch)))
             for batch in _batches(len(given), batch_size, progress)
         ]
-        return torch.cat(logits).sigmoid() if head == "vqa" else torch.cat(logits).softmax(dim=-1)
+        return torch.cat(probabilities)
+
+    def words(self, hidden: Float[Tensor, "n d"], top: int) -> list[list[FilledWord]]:
+        """Returns the `top` likeliest words for each of the masks whose hidden states these are, likeliest first."""
+        probabilities = self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1)
+        best = probabilities.topk(min(top, probabilities.shape[-1]))
+        return [
+            [FilledWord(self.processor.decode([token]).strip(), probability) for token, probability in words]
+            for words in map(zip, best.indices.tolist(), best.values.tolist())
+        ]
 
     def _features(
         self,
@@ -356,16 +367,8 @@ class Predictor(Answering):
         """Fills the masks of one batch of pairs."""
         masked = self.processor.pad(ids[batch]).input_ids == self.processor.mask_token_id
         fused = self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), read="text")
-        probabilities = self.model.mlm_logits(fused.text[masked.to(self.device)]).float().cpu().softmax(dim=-1)
-        best = probabilities.topk(min(top, probabilities.shape[-1]))
-        masks = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return [[self._words(*mask) for mask in islice(masks, count)] for count in masked.sum(dim=1).tolist()]
-
-    def _words(self, ids: Sequence[int], probabilities: Sequence[float]) -> list[FilledWord]:
-        return [
-            FilledWord(self.processor.decode([token]).strip(), probability)
-            for token, probability in zip(ids, probabilities, strict=True)
-        ]
+        masks = iter(self.words(fused.text[masked.to(self.device)], top))
+        return [list(islice(masks, count)) for count in masked.sum(dim=1).tolist()]
 
     def _encode_images(
         self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers", *, token_type: int = IMAGE
@@ -388,13 +391,20 @@ class Predictor(Answering):
         return self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled
 
 
-def _unit(parts: list[Tensor]) -> Float[Tensor, "n c"]:
-    """Joins the vectors of all batches; bfloat16 leaves their length up to 0.4 % off."""
-    return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+def unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """Returns a model's vectors at length one, which bfloat16 leaves up to 0.4 % off, in float32 on the CPU."""
+    return F.normalize(vectors.float(), dim=-1).cpu()
 
 
-def _matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """Returns the probabilities of a match, in float32 on the CPU."""
     return logits.float().softmax(dim=-1)[:, 1].cpu()
+
+
+def classified(head: PairHead, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Returns the probabilities of the classes of a head, of `vqa` each on its own, in float32 on the CPU."""
+    values = logits.float().cpu()
+    return values.sigmoid() if head == "vqa" else values.softmax(dim=-1)
 
 
 def _images(images: Images) -> list[ImageLike]:
