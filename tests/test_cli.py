@@ -33,6 +33,7 @@ VERBS = (
     "explain",
     "index",
     "search",
+    "serve",
     "convert",
     "prepare",
     "evaluate",

@@ -9,10 +9,11 @@ from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, Prep
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import IndexConfig
+from bridgetower.serve.config import ServeConfig
 
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
-    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, RetrievalConfig, IndexConfig),
+    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, RetrievalConfig, IndexConfig, ServeConfig),
 ]
 
 

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Literal
 
-Extra = Literal["onnx", "openvino"]
+Extra = Literal["onnx", "openvino", "serve"]
 
 
 def require(*names: str, extra: Extra) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
-from bridgetower.processor.images import ImageLike, Resized, open_image
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image
 from bridgetower.processor.text import (
     SpecialIds,
     SpecialTokens,
@@ -130,8 +130,12 @@ class Processor:
         """
         return self.prepare(image).pixels
 
-    def prepare(self, image: ImageLike) -> Resized:
+    def prepare(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Resized:
         """Opens one picture as `resize` does and keeps how large it was; one that was prepared is returned as it is.
+
+        Args:
+            image: The picture.
+            max_pixels: Files and bytes with more are refused before they are decoded.
 
         Raises:
             FileNotFoundError: The file is missing.
@@ -142,7 +146,7 @@ class Processor:
             if list(image.pixels.shape) != expected:
                 raise ValueError(f"a picture was prepared as {list(image.pixels.shape)}; this model takes {expected}")
             return image
-        opened = open_image(image, background=self.config.background)
+        opened = open_image(image, max_pixels=max_pixels, background=self.config.background)
         pixels = transforms.resize(opened, self.config)
         return Resized(pixels=pixels, width=opened.width, height=opened.height)
 

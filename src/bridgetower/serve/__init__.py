@@ -1,0 +1,1 @@
+"""An HTTP server for one model, its requests computed together in batches."""

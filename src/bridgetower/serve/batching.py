@@ -1,0 +1,171 @@
+"""The micro-batcher: requests wait in one queue, a thread computes what is there in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimated from
+
+
+class QueueFullError(Exception):
+    """Too many items wait.
+
+    Attributes:
+        retry_after: Seconds until those that wait are likely to be done.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many items wait; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class _Request(Generic[_Item, _Result]):
+    """Items of one `submit` that are still to be taken, and the results of those that were."""
+
+    def __init__(self, items: Sequence[_Item]) -> None:
+        self.items, self.taken = items, 0
+        self.results: list[_Result] = []
+        self.done: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def remaining(self) -> int:
+        return 0 if self.done.done() else len(self.items) - self.taken
+
+    def take(self, count: int) -> Sequence[_Item]:
+        start, self.taken = self.taken, min(self.taken + count, len(self.items))
+        return self.items[start : self.taken]
+
+    def add(self, results: Sequence[_Result]) -> None:
+        self.results += results
+        if len(self.results) == len(self.items) and not self.done.done():
+            self.done.set_result(self.results)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Batcher(Generic[_Item, _Result]):
+    """Computes items in batches, in one thread.
+
+    It never waits for a batch to fill: while one is computed, the next one gathers. Requests take turns, so that one
+    of many items does not hold up those of few.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[_Item]], Sequence[_Result]],
+        *,
+        max_batch: int,
+        queue: int,
+        observe: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """Needs a running event loop; call `close` in the end.
+
+        Args:
+            compute: Returns a result per item; called in the thread.
+            max_batch: Most items at once.
+            queue: Most items admitted at once.
+            observe: Called with the size and the seconds of every batch.
+        """
+        self._compute, self._max_batch, self._queue, self._observe = compute, max_batch, queue, observe
+        self._admitted = 0
+        self._rate = float(max_batch)  # items per second
+        self._waiting: deque[_Request[_Item, _Result]] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._work = asyncio.create_task(self._run())
+
+    @property
+    def admitted(self) -> int:
+        """Items taken in and not yet answered."""
+        return self._admitted
+
+    @property
+    def alive(self) -> bool:
+        """Whether items are computed at all."""
+        return not self._work.done()
+
+    @contextmanager
+    def admission(self, count: int) -> Iterator[None]:
+        """Keeps room for so many items, from before they are prepared until they are answered.
+
+        Raises:
+            QueueFullError: There is no room.
+        """
+        if self._admitted + count > self._queue:
+            raise QueueFullError(max(1, math.ceil(self._admitted / self._rate)))
+        self._admitted += count
+        try:
+            yield
+        finally:
+            self._admitted -= count
+
+    async def submit(self, items: Sequence[_Item]) -> list[_Result]:
+        """Returns the results of items, which must have been admitted; if it is cancelled, they are dropped."""
+        if not items:
+            return []
+        request: _Request[_Item, _Result] = _Request(items)
+        self._waiting.append(request)
+        self._wake.set()
+        return await request.done
+
+    async def close(self) -> None:
+        """Computes what was submitted, then stops."""
+        self._closing = True
+        self._wake.set()
+        await self._work
+        self._thread.shutdown()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            shares = self._next_batch()
+            if not shares:
+                if self._closing:
+                    return
+                self._wake.clear()
+                continue
+            batch = [item for _, items in shares for item in items]
+            started = time.perf_counter()
+            computed = loop.run_in_executor(self._thread, self._compute, batch)
+            await asyncio.wait([computed])
+            self._measure(len(batch), time.perf_counter() - started)
+            if error := computed.exception():
+                for request, _ in shares:
+                    request.fail(error)
+                continue
+            results, start = computed.result(), 0
+            for request, items in shares:
+                request.add(results[start : start + len(items)])
+                start += len(items)
+
+    def _next_batch(self) -> list[tuple[_Request[_Item, _Result], Sequence[_Item]]]:
+        """Takes items of the requests in turn, the same number of each while there are enough."""
+        waiting = deque(request for request in self._waiting if request.remaining)
+        shares, room = [], self._max_batch
+        while waiting and room:
+            request = waiting.popleft()
+            items = request.take(max(1, room // (len(waiting) + 1)))
+            shares.append((request, items))
+            room -= len(items)
+            if request.remaining:
+                waiting.append(request)
+        self._waiting = waiting
+        return shares
+
+    def _measure(self, size: int, seconds: float) -> None:
+        self._rate += _SMOOTHING * (size / max(seconds, 1e-6) - self._rate)
+        self._observe(size, seconds)

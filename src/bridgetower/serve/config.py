@@ -1,0 +1,60 @@
+"""How a model is served; importable without torch and without the web libraries."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a model is served.
+
+    Attributes:
+        host: Address to listen at; one that other machines can reach needs an API key.
+        port: To listen at; 0 takes a free one.
+        api_key: What clients must send as `Authorization: Bearer KEY`; None lets in everyone who reaches the port.
+        name: What clients call the model; None is what was loaded.
+        max_batch: Most items (a picture, a text or a pair) computed at once.
+        queue: Most items taken in and not yet answered; more are refused with status 429.
+        timeout: Seconds after which a request is given up, its upload included.
+        max_body: Largest request body, in MiB.
+        max_pixels: Largest picture, in millions of pixels.
+        max_items: Most items in one request.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = field(default=None, repr=False)
+    name: str | None = None
+    max_batch: int = 32
+    queue: int = 2048
+    timeout: float = 60.0
+    max_body: int = 32
+    max_pixels: int = 40
+    max_items: int = 1024
+
+    def __post_init__(self) -> None:
+        """Checks that the server can run like this."""
+        positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in positive and not value > 0:
+                raise ValueError(f"{item.name} is {value}; expected more than 0")
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port is {self.port}; expected 0 to 65535")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
+        if self.queue < self.max_items:
+            raise ValueError(
+                f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "
+                "raise queue or lower max_items"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,106 @@
+"""Errors as OpenAI's API reports them: one JSON object, never a trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from bridgetower.serve.batching import QueueFullError
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {
+    400: "invalid_value",
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    429: "queue_full",
+    503: "timeout",
+}
+
+
+class ApiError(Exception):
+    """What a client is told.
+
+    Attributes:
+        status: Of HTTP.
+        message: One line: given, expected, what to do.
+        param: The field of the request.
+        code: For programs; None takes the usual one of the status.
+        headers: Of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+        self.code = code or _CODES.get(status, "error")
+
+    def response(self) -> Response:
+        """Returns it as a response; half a surrogate pair in a message is escaped."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return Response(json.dumps({"error": content}), self.status, self.headers, "application/json")
+
+
+def queue_full(error: QueueFullError) -> ApiError:
+    """Returns the error of a request that found no room."""
+    message = f"the server is busy: {error}"
+    return ApiError(429, message, headers={"Retry-After": str(error.retry_after)})
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Makes every error of an application one of these."""
+
+    async def refused(request: Request, error: Any) -> Response:
+        response: Response = error.response()
+        return response
+
+    async def full(request: Request, error: Any) -> Response:
+        return queue_full(error).response()
+
+    async def of_http(request: Request, error: Any) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def invalid(request: Request, error: Any) -> Response:
+        return _invalid(error.errors()).response()
+
+    async def failed(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed: %r", request.method, request.url.path, error)
+        phrase = HTTPStatus.INTERNAL_SERVER_ERROR.phrase
+        return ApiError(500, f"{phrase}; the server's log has the reason", code="internal_error").response()
+
+    app.add_exception_handler(ApiError, refused)
+    app.add_exception_handler(QueueFullError, full)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, failed)
+
+
+def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Returns the first of pydantic's complaints, with the field that it is about."""
+    problem = problems[0]
+    place = [str(part) for part in problem["loc"][1:]]
+    if problem["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
+    param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return ApiError(400, f"{param or 'the body'}: {message}", param=param)

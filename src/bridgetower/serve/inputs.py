@@ -1,0 +1,100 @@
+"""From what a request holds to what the model takes: pictures out of data URIs, token ids out of texts."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from bridgetower.distributed import available_cores
+from bridgetower.processor import Processor, Resized
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.forward import Tokens
+
+MAX_CHARACTERS = 20_000
+"""Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
+
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
+_FOR_PYTHON = ", or open it with open_image(..., max_pixels=...)"
+_SHOWN = 40
+
+
+class Inputs:
+    """Prepares pictures and texts in threads of its own, so that the event loop stays free."""
+
+    def __init__(self, processor: Processor, *, max_pixels: int) -> None:
+        """Starts no thread yet.
+
+        Args:
+            processor: The model's.
+            max_pixels: Of one picture.
+        """
+        self._processor, self._max_pixels = processor, max_pixels
+        self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="inputs")
+
+    async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
+        """Decodes pictures and brings them to the model's size.
+
+        Args:
+            sources: Data URIs.
+            param: Field of the request that they come from.
+
+        Raises:
+            ApiError: One is no such thing, cannot be read or is too large.
+        """
+        loop = asyncio.get_running_loop()
+        jobs = [
+            loop.run_in_executor(self._threads, self._image, source, f"{param}.{number}" if len(sources) > 1 else param)
+            for number, source in enumerate(sources)
+        ]
+        try:
+            return await asyncio.gather(*jobs)
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
+        """Tokenises texts.
+
+        Raises:
+            ApiError: One is too long.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._texts, texts, param, truncate)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _image(self, source: str, param: str) -> Resized:
+        try:
+            return self._processor.prepare(self._content(source), max_pixels=self._max_pixels)
+        except (ValueError, OSError) as error:
+            message = str(error).removesuffix(_FOR_PYTHON)
+            raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image") from error
+
+    def _content(self, source: str) -> bytes:
+        if found := _DATA_URI.match(source):
+            try:
+                return base64.b64decode(source[found.end() :], validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
+        shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
+        raise ValueError(
+            f"a picture is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths and other URLs are "
+            "never read"
+        )
+
+    def _texts(self, texts: Sequence[str], param: str, truncate: bool) -> list[Tokens]:
+        longest = max(texts, key=len)
+        if len(longest) > MAX_CHARACTERS:
+            raise ApiError(
+                400, f"{param}: a text has {len(longest)} characters, the limit is {MAX_CHARACTERS}", param=param
+            )
+        try:
+            return [tuple(ids) for ids in self._processor.token_ids(texts, truncate=truncate)]
+        except ValueError as error:
+            message = str(error).replace("pass truncate=True", 'send "truncate": true')
+            raise ApiError(400, f"{param}: {message}", param=param) from error

@@ -1,0 +1,90 @@
+"""What the server has and how it is: `GET /v1/models`, `/health` and `/ready`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.schemas import errors, json_of
+from bridgetower.serve.service import Served
+
+router = APIRouter(tags=["server"])
+
+
+Use = Literal["embeddings", "match", "fill-mask", "answer"]
+
+
+class Model(BaseModel):
+    """A model, with more about it than OpenAI's API tells."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When the server started, in seconds since 1970.")
+    owned_by: Literal["bridgetower"] = "bridgetower"
+    fingerprint: str = Field(description="Names what the vectors depend on.")
+    image_size: int = Field(description="Side that pictures are brought to, in pixels.")
+    max_tokens: int = Field(description="Longest text.")
+    uses: list[Use] = Field(description="What it has heads for.")
+
+
+class Models(BaseModel):
+    """The one model."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/v1/models", response_model=Models, responses=errors(401))
+async def models(service: Served) -> Response:
+    """List the model."""
+    return json_of(Models(data=[_model(service)]))
+
+
+@router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
+async def model(name: str, service: Served) -> Response:
+    """Describe the model."""
+    service.check_name(name)
+    return json_of(_model(service))
+
+
+@router.get("/health", response_model=Status)
+async def health() -> Response:
+    """Whether the process answers."""
+    return json_of(Status())
+
+
+@router.get("/ready", response_model=Status, responses=errors(503))
+async def ready(service: Served) -> Response:
+    """Whether it answers for the model: not before its first computation, and not while it shuts down."""
+    if not service.ready:
+        raise ApiError(
+            503, "the model is not ready; try again in a second", code="not_ready", headers={"Retry-After": "1"}
+        )
+    return json_of(Status())
+
+
+def _model(service: Served) -> Model:
+    config, network = service.predictor.processor.config, service.predictor.model
+    heads: dict[Use, object] = {
+        "embeddings": network.itc_head,
+        "match": network.itm_head,
+        "fill-mask": network.mlm_head,
+        "answer": network.vqa_head,
+    }
+    return Model(
+        id=service.name,
+        created=service.started,
+        fingerprint=service.predictor.fingerprint,
+        image_size=config.image_size,
+        max_tokens=config.max_length,
+        uses=[name for name, head in heads.items() if head is not None],
+    )

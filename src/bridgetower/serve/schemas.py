@@ -1,0 +1,87 @@
+"""What all requests and responses share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
+from fastapi import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
+    "TkSuQmCC"
+)
+"""A red square, for examples."""
+
+
+class Body(BaseModel):
+    """A request; a field that would be ignored is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="Name of the model, as `/v1/models` has it; the only one if left out.")
+    user: str | None = Field(None, description="Taken for the sake of OpenAI's clients; nothing is done with it.")
+
+
+class Usage(BaseModel):
+    """What a request took: positions that the towers read, those of padding not counted."""
+
+    prompt_tokens: int = Field(description="Tokens of texts, and for each picture its patches and one more.")
+    total_tokens: int = Field(description="The same: nothing is generated.")
+
+    @classmethod
+    def of(cls, tokens: int) -> Usage:
+        """Returns the usage of a request that read so many."""
+        return cls(prompt_tokens=tokens, total_tokens=tokens)
+
+
+class Error(BaseModel):
+    """An error, as OpenAI's API reports it."""
+
+    class Details(BaseModel):
+        """What went wrong."""
+
+        message: str = Field(description="One line: given, expected, what to do.")
+        type: str
+        param: str | None = Field(description="The field of the request.")
+        code: str | None = Field(description="For programs.")
+
+    error: Details
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the responses of a route that may fail like this, for OpenAPI."""
+    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
+
+
+_REASONS = {
+    400: "The request is not valid.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model.",
+    408: "The request was not sent in time.",
+    413: "The body is too large, or there are too many items.",
+    429: "The queue is full; `Retry-After` says when to come back.",
+    503: "It took too long, or the server is not ready.",
+}
+
+COMPUTING = errors(400, 401, 404, 408, 413, 429, 503)
+"""Errors of every route that asks the model."""
+
+
+def _several(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
+Texts = Annotated[
+    list[str], Field(min_length=1), BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], Len(1)])
+]
+"""A string or several, as a list."""
+
+Modality = Literal["text", "image"]
+Truncate = Annotated[bool, Field(description="Cut texts that are too long instead of refusing them.")]
+
+
+def json_of(content: BaseModel) -> Response:
+    """Returns a response that is already what its route declares, so that it is not checked once more."""
+    return Response(content.model_dump_json(), media_type="application/json")

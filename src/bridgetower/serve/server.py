@@ -1,0 +1,82 @@
+"""Runs the application: listens, logs where, and finishes what was taken in when it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+
+import uvicorn
+
+from bridgetower.serve.app import build_app
+from bridgetower.serve.config import ServeConfig, is_loopback
+from bridgetower.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
+_KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Takes the port, before anything that takes time.
+
+    Raises:
+        ValueError: Other machines could reach the server, and there is no API key.
+        OSError: The port is in use, or the host is no address of this machine.
+    """
+    if config.api_key is None and not is_loopback(config.host):
+        raise ValueError(
+            f"host {config.host} can be reached from other machines; set an API key, or serve at 127.0.0.1"
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen at {config.host}, port {config.port}: {error.strerror}; choose another"
+        ) from error
+
+
+def serve(service: Service, listener: socket.socket) -> None:
+    """Serves until the process gets SIGTERM or Ctrl-C, then finishes what it has taken in.
+
+    Args:
+        service: The model.
+        listener: From `listen`.
+    """
+    server_of(service).run(sockets=[listener])
+
+
+def server_of(service: Service) -> uvicorn.Server:
+    """Returns what serves a model once it is run."""
+    config = uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(service.config.timeout) + 1,
+    )
+    return _Server(config, service)
+
+
+class _Server(uvicorn.Server):
+    """Says in the log what happens."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            place = f"[{host}]" if ":" in host else host
+            logger.info("serving %s at http://%s:%d", self._service.name, place, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
+        await super().shutdown(sockets)
+        logger.info("stopped")

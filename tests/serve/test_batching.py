@@ -1,0 +1,158 @@
+"""Batches of several requests, turns, room, and an end that finishes what was taken in."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from bridgetower.serve.batching import Batcher, QueueFullError
+
+
+class Doubling:
+    """Doubles numbers while its gate is open; keeps the batches that it saw."""
+
+    def __init__(self, *, gate: bool = True) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        if gate:
+            self.gate.set()
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.batches.append(list(numbers))
+        assert self.gate.wait(10)
+        if -1 in numbers:
+            raise ValueError("minus one")
+        return [2 * number for number in numbers]
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+async def seen(doubling: Doubling, count: int = 1) -> None:
+    while len(doubling.batches) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_requests_that_come_together_are_computed_together() -> None:
+    async def test() -> None:
+        doubling = Doubling(gate=False)
+        batcher = Batcher(doubling, max_batch=8, queue=100)
+        first = asyncio.create_task(batcher.submit([1]))
+        await seen(doubling)
+        others = [asyncio.create_task(batcher.submit([number, number + 1])) for number in (10, 20, 30)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        assert await first == [2]
+        assert await asyncio.gather(*others) == [[20, 22], [40, 42], [60, 62]]
+        assert [len(batch) for batch in doubling.batches] == [1, 6]
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_large_request_takes_turns_with_small_ones() -> None:
+    async def test() -> None:
+        doubling, finished = Doubling(gate=False), []
+        batcher = Batcher(doubling, max_batch=4, queue=200)
+
+        async def submit(name: str, numbers: list[int]) -> list[int]:
+            results = await batcher.submit(numbers)
+            finished.append(name)
+            return results
+
+        large = asyncio.create_task(submit("large", list(range(100))))
+        await seen(doubling)
+        small = [asyncio.create_task(submit("small", [1000 + number])) for number in range(2)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        assert await large == list(range(0, 200, 2))
+        assert [await task for task in small] == [[2000], [2002]]
+        assert finished == ["small", "small", "large"]
+        assert {1000, 1001} <= set(doubling.batches[1])
+        assert all(len(batch) == 4 for batch in doubling.batches[:25])
+        await batcher.close()
+
+    run(test)
+
+
+def test_no_more_is_admitted_than_the_queue_takes() -> None:
+    async def test() -> None:
+        batcher = Batcher(Doubling(), max_batch=4, queue=10)
+        with batcher.admission(7):
+            assert batcher.admitted == 7
+            with pytest.raises(QueueFullError, match="try again in") as caught, batcher.admission(4):
+                pass
+            assert caught.value.retry_after >= 1
+            with batcher.admission(3):
+                assert batcher.admitted == 10
+        assert batcher.admitted == 0
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_failed_batch_fails_its_requests_and_no_others() -> None:
+    async def test() -> None:
+        batcher = Batcher(Doubling(), max_batch=4, queue=100)
+        with pytest.raises(ValueError, match="minus one"):
+            await batcher.submit([1, -1, 2, 3, 4, 5, 6])
+        assert batcher.alive
+        assert await batcher.submit([3]) == [6]
+        await batcher.close()
+
+    run(test)
+
+
+def test_what_a_client_no_longer_waits_for_is_not_computed() -> None:
+    async def test() -> None:
+        doubling = Doubling(gate=False)
+        batcher = Batcher(doubling, max_batch=2, queue=100)
+        first = asyncio.create_task(batcher.submit([1, 2]))
+        await seen(doubling)
+        left = asyncio.create_task(batcher.submit([100] * 50))
+        kept = asyncio.create_task(batcher.submit([5]))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        assert await first == [2, 4]
+        assert await kept == [10]
+        assert doubling.batches == [[1, 2], [5]]
+        await batcher.close()
+
+    run(test)
+
+
+def test_closing_finishes_what_was_submitted() -> None:
+    async def test() -> None:
+        doubling = Doubling(gate=False)
+        batcher = Batcher(doubling, max_batch=2, queue=100)
+        tasks = [asyncio.create_task(batcher.submit([number] * 5)) for number in range(3)]
+        await seen(doubling)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        doubling.gate.set()
+        assert await asyncio.gather(*tasks) == [[0] * 5, [2] * 5, [4] * 5]
+        await closing
+        assert not batcher.alive
+
+    run(test)
+
+
+def test_batches_are_observed() -> None:
+    async def test() -> None:
+        observed: list[tuple[int, float]] = []
+        batcher = Batcher(
+            Doubling(), max_batch=2, queue=9, observe=lambda size, seconds: observed.append((size, seconds))
+        )
+        await batcher.submit([1, 2, 3])
+        assert [size for size, _ in observed] == [2, 1]
+        assert all(seconds > 0 for _, seconds in observed)
+        assert await batcher.submit([]) == []
+        await batcher.close()
+
+    run(test)

@@ -1,0 +1,136 @@
+"""A batch of every kind of item gives what the predictor's own methods give, each picture and text encoded once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bridgetower.answering import Choice
+from bridgetower.predictor import FilledWord, Predictor, load
+from bridgetower.processor import Resized
+from bridgetower.serve.forward import Item, Outcome, Tokens, compute
+from served import PNGS, TEXTS
+
+MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
+
+
+def prepared(predictor: Predictor, texts: Sequence[str] = TEXTS) -> tuple[list[Resized], list[Tokens]]:
+    images = [predictor.processor.prepare(content) for content in PNGS]
+    return images, [tuple(ids) for ids in predictor.processor.token_ids(texts)]
+
+
+def items_of(predictor: Predictor) -> list[Item]:
+    """Vectors of pictures, texts and pairs, matches and filled masks, mixed."""
+    images, texts = prepared(predictor)
+    _, masked = prepared(predictor, MASKED)
+    rows = []
+    for number, image in enumerate(images):
+        rows += [
+            Item(image=image),
+            Item(ids=texts[number]),
+            Item(kind="match", image=image, ids=texts[number]),
+            Item(kind="fill_mask", image=image, ids=masked[number], top=number + 1),
+            Item(image=image, ids=texts[number]),
+            Item(kind="match", image=image, ids=texts[0]),
+        ]
+    return rows
+
+
+def expected_of(predictor: Predictor) -> list[Any]:
+    """What the predictor's methods say, one input at a time."""
+    rows: list[Any] = []
+    for number, content in enumerate(PNGS):
+        rows += [
+            predictor.embed_images(content)[0],
+            predictor.embed_texts(TEXTS[number])[0],
+            float(predictor.match(content, TEXTS[number])),
+            predictor.fill_mask(content, MASKED[number], top=number + 1),
+            predictor.embed_pairs(content, TEXTS[number])[0],
+            float(predictor.match(content, TEXTS[0])),
+        ]
+    return rows
+
+
+def assert_same(outcomes: Sequence[Outcome], expected: Sequence[Any]) -> None:
+    for outcome, wanted in zip(outcomes, expected, strict=True):
+        if isinstance(wanted, list):
+            assert len(outcome) == len(wanted)  # type: ignore[arg-type]
+            for words, others in zip(outcome, wanted, strict=True):  # type: ignore[arg-type]
+                assert [word.word for word in words] == [word.word for word in others]
+                pairs = zip(words, others, strict=True)
+                assert all(word.probability == pytest.approx(other.probability, abs=1e-5) for word, other in pairs)
+        else:
+            torch.testing.assert_close(torch.as_tensor(outcome), torch.as_tensor(wanted), atol=1e-5, rtol=0)
+
+
+def test_a_mixed_batch_is_the_direct_calls(predictor: Predictor) -> None:
+    assert_same(compute(predictor, items_of(predictor)), expected_of(predictor))
+
+
+def test_any_part_and_order_of_the_batch(predictor: Predictor) -> None:
+    items, expected = items_of(predictor), expected_of(predictor)
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 5, 11):
+        numbers = torch.randperm(len(items), generator=generator)[:size].tolist()
+        outcomes = compute(predictor, [items[number] for number in numbers])
+        assert_same(outcomes, [expected[number] for number in numbers])
+
+
+def test_control_a_swapped_pair_is_noticed(predictor: Predictor) -> None:
+    items, expected = items_of(predictor), expected_of(predictor)
+    images, _ = prepared(predictor)
+    items[2] = Item(kind="match", image=images[1], ids=items[2].ids)
+    with pytest.raises(AssertionError):
+        assert_same(compute(predictor, items), expected)
+
+
+def test_each_picture_and_text_is_encoded_once(predictor: Predictor) -> None:
+    counts = {"vision": 0, "text": 0}
+
+    def counting(name: str) -> Callable[..., None]:
+        def count(module: object, inputs: tuple[Tensor, ...], output: object) -> None:
+            counts[name] += len(inputs[0])
+
+        return count
+
+    towers = {"vision": predictor.model.vision, "text": predictor.model.text}
+    hooks = [tower.register_forward_hook(counting(name)) for name, tower in towers.items()]
+    compute(predictor, items_of(predictor))
+    for hook in hooks:
+        hook.remove()
+    assert counts == {"vision": 3, "text": 6}
+
+
+def test_answers(answering_checkpoint: Path) -> None:
+    predictor = load(answering_checkpoint, device="cpu")
+    images, texts = prepared(predictor)
+    items = [
+        Item(kind="answer", image=image, ids=ids, top=top)
+        for image, ids, top in zip(images, texts, (1, 3, 5), strict=True)
+    ]
+    outcomes = compute(predictor, items)
+    for outcome, content, text, top in zip(outcomes, PNGS, TEXTS, (1, 3, 5), strict=True):
+        expected = predictor.answer(content, text, top=top)
+        assert isinstance(outcome, list)
+        assert [choice.label for choice in outcome if isinstance(choice, Choice)] == [one.label for one in expected]
+        probabilities = [choice.probability for choice in outcome if isinstance(choice, Choice)]
+        assert probabilities == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def test_exported_parts(exported: Path, predictor: Predictor) -> None:
+    engine = load(exported, engine="onnxruntime")
+    assert_same(compute(engine, items_of(engine)), expected_of(predictor))
+
+
+def test_more_masks_than_are_ranked_at_once(predictor: Predictor) -> None:
+    images, _ = prepared(predictor)
+    (ids,) = prepared(predictor, ["<mask>" * 20])[1]
+    outcomes = compute(predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images * 2])
+    assert [len(outcome) for outcome in outcomes if isinstance(outcome, list)] == [20] * 6
+    (masks,) = [predictor.fill_mask(PNGS[1], "<mask>" * 20, top=1)]
+    first = [words[0] for words in outcomes[4]]  # type: ignore[union-attr, index]
+    assert all(isinstance(word, FilledWord) for word in first)
+    assert [word.word for word in first] == [words[0].word for words in masks]

@@ -1,0 +1,117 @@
+"""How much is read, how long it may take, and what becomes of requests whose clients leave."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bridgetower.predictor import Predictor
+from served import TEXTS, Running, error_of, held_up, started, until
+
+PATH = "/v1/embeddings"
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def small(predictor: Predictor) -> Iterator[Running]:
+    """A server that gives little: bodies of 1 MiB, 8 items, 2 seconds."""
+    with started(predictor, max_body=1, max_items=4, queue=8, timeout=2.0) as found:
+        yield found
+
+
+def connect(running: Running) -> socket.socket:
+    return socket.create_connection(running.address, timeout=20)
+
+
+def request(body: bytes, *, length: int | None = None) -> bytes:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+def status(connection: socket.socket) -> int:
+    return int(connection.recv(4096).split()[1])
+
+
+class TestSize:
+    def test_a_body_that_is_announced_too_large_is_not_read(self, small: Running) -> None:
+        with connect(small) as connection:
+            connection.sendall(request(b"", length=MIB + 1))
+            assert status(connection) == 413
+
+    def test_a_body_that_turns_out_too_large(self, small: Running) -> None:
+        def parts() -> Iterator[bytes]:
+            for _ in range(40):
+                yield b" " * 65536
+
+        error = error_of(small.client.post(PATH, content=parts()), 413)
+        assert f"larger than {MIB} bytes" in error["message"]
+
+    def test_the_largest_body(self, small: Running) -> None:
+        body = json.dumps({"input": "a"}).encode()
+        headers = {"Content-Type": "application/json"}
+        assert small.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
+        error_of(small.client.post(PATH, content=body + b" " * (MIB - len(body) + 1), headers=headers), 413)
+
+    def test_bodies_that_arrive_together_share_a_limit(self, small: Running) -> None:
+        connections = [connect(small) for _ in range(9)]
+        for connection in connections:
+            connection.sendall(request(b" " * (MIB - 10), length=MIB))
+        statuses = {status(connections[number]) for number in range(9)}
+        assert statuses <= {429, 408}
+        assert 429 in statuses
+        for connection in connections:
+            connection.close()
+        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+class TestTime:
+    def test_a_slow_upload_ends(self, small: Running) -> None:
+        with connect(small) as connection:
+            connection.sendall(request(b'{"inp', length=100))
+            begin = time.monotonic()
+            assert status(connection) == 408
+            assert 1.5 < time.monotonic() - begin < 10
+
+    def test_no_answer_in_time(self, small: Running, predictor: Predictor) -> None:
+        with held_up(predictor):
+            response = small.client.post(PATH, json={"input": "a"})
+            error = error_of(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+            assert "no answer within 2 s" in error["message"]
+        until(lambda: small.service.batcher.admitted == 0)
+        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+class TestQueue:
+    def test_full(self, small: Running, predictor: Predictor) -> None:
+        with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(small.client.post, PATH, json={"input": [TEXTS[0]] * 4}) for _ in range(2)]
+            until(lambda: small.service.batcher.admitted == 8)
+            response = small.client.post(PATH, json={"input": "a"})
+            error = error_of(response, 429)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+            assert int(response.headers["retry-after"]) >= 1
+            gate.set()
+            assert [answer.result().status_code for answer in waiting] == [200, 200]
+        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+
+    def test_a_client_that_leaves_makes_room(self, small: Running, predictor: Predictor) -> None:
+        body = json.dumps({"input": [TEXTS[0]] * 4}).encode()
+        with held_up(predictor):
+            connections = [connect(small), connect(small)]
+            for connection in connections:
+                connection.sendall(request(body))
+            until(lambda: small.service.batcher.admitted == 8)
+            connections[1].close()
+            until(lambda: small.service.batcher.admitted == 4)
+            connections[0].close()
+            until(lambda: small.service.batcher.admitted == 0)
+
+    def test_a_client_that_leaves_while_it_sends(self, small: Running) -> None:
+        with connect(small) as connection:
+            connection.sendall(request(b'{"inp', length=100))
+        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+        assert small.service.batcher.admitted == 0

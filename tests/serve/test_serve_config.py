@@ -1,0 +1,35 @@
+"""Settings that cannot work are refused with what to do."""
+
+import pytest
+
+from bridgetower.serve.config import ServeConfig, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch": 0}, "max_batch is 0; expected more than 0"),
+        ({"timeout": -1.0}, "timeout is -1.0"),
+        ({"port": 65536}, "port is 65536; expected 0 to 65535"),
+        ({"api_key": ""}, "API key is empty"),
+        ({"api_key": "schlüssel"}, "cannot be sent"),
+        ({"queue": 10}, "always be refused; raise queue or lower max_items"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, float | str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ServeConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_key_is_not_shown() -> None:
+    assert "secret" not in repr(ServeConfig(api_key="secret"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_addresses_of_this_machine(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
+def test_addresses_that_others_reach(host: str) -> None:
+    assert not is_loopback(host)

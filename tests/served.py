@@ -1,0 +1,121 @@
+"""Pictures and texts for a server, the server itself in a thread, and its errors taken apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from bridgetower.predictor import Predictor
+from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.server import listen, server_of
+from bridgetower.serve.service import Service
+
+TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
+
+
+def png(seed: int, width: int = 24, height: int = 30) -> bytes:
+    """The file of a picture of noise."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def uri(content: bytes) -> str:
+    """A picture as requests hold it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+PNGS = [png(seed) for seed in range(3)]
+URIS = [uri(content) for content in PNGS]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs.
+
+    Attributes:
+        client: Of it.
+        service: Behind it.
+        server: That can be told to stop.
+        thread: That it runs in.
+    """
+
+    client: httpx.Client
+    service: Service
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.client.base_url.host, self.client.base_url.port or 0
+
+
+@contextmanager
+def started(predictor: Predictor, **settings: Any) -> Iterator[Running]:
+    """Serves a model on a free port."""
+    config = ServeConfig(port=0, **settings)
+    with listen(config) as listener:
+        service = Service(predictor, config)
+        server = server_of(service)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=address, timeout=30) as client:
+                until(lambda: server.started or not thread.is_alive())
+                yield Running(client, service, server, thread)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def running(predictor: Predictor, **settings: Any) -> Iterator[httpx.Client]:
+    """Serves a model on a free port and lends a client."""
+    with started(predictor, **settings) as found:
+        yield found.client
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error in a response, which must have OpenAI's form and one line."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    (content,) = response.json().items()
+    assert content[0] == "error"
+    assert content[1].keys() == {"message", "type", "param", "code"}
+    assert "\n" not in content[1]["message"]
+    assert "Traceback" not in response.text
+    return dict(content[1])
+
+
+@contextmanager
+def held_up(predictor: Predictor) -> Iterator[threading.Event]:
+    """Lets the text tower wait until the event that is lent is set."""
+    gate = threading.Event()
+    hook = predictor.model.text.word_embedding.register_forward_pre_hook(lambda *_: gate.wait(20) and None)
+    try:
+        yield gate
+    finally:
+        gate.set()
+        hook.remove()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that another thread does."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -1,0 +1,87 @@
+"""`bridgetower serve` as a process: it says where it is, takes the key from the environment, ends on a signal."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bridgetower.cli.serve import KEY
+from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.server import listen
+
+PLACE = re.compile(r"serving (\S+) at (http://\S+)")
+
+
+@contextmanager
+def process(*arguments: str, key: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """Starts the command and lends the process, the name of the model and its address."""
+    environment = os.environ | ({} if key is None else {KEY: key})
+    command = [sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr is not None
+            lines = []
+            for line in running.stderr:
+                lines.append(line)
+                if found := PLACE.search(line):
+                    break
+            else:
+                pytest.fail("".join(lines))
+            yield running, found[1], found[2]
+        finally:
+            running.kill()
+
+
+def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
+    with process("--model", str(tiny_checkpoint), "--name", "tiny", key="secret") as (running, name, address):
+        assert name == "tiny"
+        assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).status_code == 401
+        headers = {"Authorization": "Bearer secret"}
+        answer = httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}, headers=headers)
+        assert len(answer.json()["data"]) == 1
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=20)
+        assert running.returncode == -signal.SIGTERM
+        assert "stopping: 0 items are finished first" in errors
+        assert errors.rstrip().endswith("stopped")
+        assert "Traceback" not in errors
+
+
+def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:
+    with process("--model", str(tiny_checkpoint)) as (running, _, _):
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=20)
+        assert running.returncode == 128 + signal.SIGINT
+        assert errors.rstrip().endswith("bridgetower: interrupted")
+        assert "Traceback" not in errors
+
+
+@pytest.fixture
+def usual_log() -> Iterator[None]:
+    """Puts back afterwards what the command does to the log of its process."""
+    handlers = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("usual_log")
+def test_what_cannot_be_served(
+    refused: Callable[..., str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
+    assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
+    assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
+    with listen(ServeConfig(port=0)) as listener:
+        port = listener.getsockname()[1]
+        assert f"cannot listen at 127.0.0.1, port {port}" in refused(
+            "serve", "--model", tiny_checkpoint, "--port", port
+        )
