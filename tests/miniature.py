@@ -4,9 +4,12 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from rows import png
 
 
 def jpeg(number: int, *, size: tuple[int, int] = (12, 9)) -> bytes:
@@ -79,3 +82,156 @@ def _karpathy_image(number: int, name: str, split: str, captions: Sequence[str])
         "sentences": sentences,
         "sentids": [sentence["sentid"] for sentence in sentences],
     }
+
+
+ANSWERS = ("yes", "no", "2")
+"""First choices in `write_vqav2` that are frequent enough for the vocabulary, in order of appearance."""
+
+_QUESTIONS_PER_PICTURE = 4
+_VQA_PICTURES = {
+    "train2014": range(9, 16),
+    "val2014": range(42, 47),
+    "test2015": range(1, 4),
+    "test-dev2015": range(1, 3),
+}
+
+
+def write_vqav2(folder: Path) -> None:
+    """Writes pictures and questions of VQAv2; the fourth question about each has a rare answer."""
+    for subset, numbers in _VQA_PICTURES.items():
+        year = subset.replace("test-dev", "test")
+        questions, annotations = [], []
+        for number in numbers:
+            write(folder / year / coco_name(number, year), jpeg(number))
+            for place in range(_QUESTIONS_PER_PICTURE):
+                key = {"image_id": number, "question_id": 1000 * number + place}
+                questions.append({**key, "question": f"What is number {place} of {number}?"})
+                annotations.append({**key, **_vqa_annotation(number, place)})
+        task = {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subset, "license": {}}
+        write(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", {**task, "questions": questions})
+        if not subset.startswith("test"):
+            annotations.reverse()  # nothing says that both files have one order
+            annotations.sort(key=lambda annotation: annotation["image_id"])
+            write(folder / f"v2_mscoco_{subset}_annotations.json", {**task, "annotations": annotations})
+
+
+def _vqa_annotation(number: int, place: int) -> dict[str, Any]:
+    choice = ("2", "Yes", "no.", f"the umbrella {number}")[place]
+    said = [choice] * 7 + ["The  dog", "dont know", choice.lower()]
+    return {
+        "question_type": "what is",
+        "answer_type": ("number", "yes/no", "yes/no", "other")[place],
+        "multiple_choice_answer": choice,
+        "answers": [
+            {"answer": answer, "answer_confidence": "maybe", "answer_id": n} for n, answer in enumerate(said, start=1)
+        ],
+    }
+
+
+def write_visual_genome(folder: Path) -> None:
+    """Writes pictures of Visual Genome with regions and questions; 2 is in COCO's train, 3 in val, 4 in restval.
+
+    Karpathy's file is that of `write_coco`; picture 6 has neither region nor question.
+    """
+    coco_ids = {1: None, 2: 57870, 3: 522418, 4: 318219, 5: 999_999, 6: None}
+    pictures, regions, questions = [], [], []
+    for number, coco_id in coco_ids.items():
+        part = "VG_100K_2" if number % 2 else "VG_100K"
+        write(folder / "images" / part / f"{number}.jpg", jpeg(number))
+        url = f"https://cs.stanford.edu/people/rak248/{part}/{number}.jpg"
+        pictures.append(
+            {"width": 12, "url": url, "height": 9, "image_id": number, "coco_id": coco_id, "flickr_id": None}
+        )
+        said = range(0 if number == 6 else 3)
+        regions.append({"id": number, "regions": [_region(number, place) for place in said]})
+        questions.append(
+            {"id": number, "qas": [_vg_question(number, place) for place in range(0 if number == 6 else 8)]}
+        )
+    write(folder / "image_data.json", pictures)
+    write(folder / "annotations" / "region_descriptions.json", regions)
+    write(folder / "annotations" / "question_answers.json", questions)
+
+
+def _region(number: int, place: int) -> dict[str, Any]:
+    phrase = ("the clock is green ", "shade is along the street", " ")[place]
+    box = {"width": 5 + place, "height": 4, "x": place, "y": 1}
+    return {"region_id": 10 * number + place, **box, "image_id": number, "phrase": phrase}
+
+
+def _vg_question(number: int, place: int) -> dict[str, Any]:
+    question, answer = (
+        ("Is it red?", "Yes."),
+        ("How many?", "Two."),
+        ("What is it?", "A tree trunk."),  # not in the vocabulary
+        ("Is it red?", "yes"),  # again
+        ("Is it day?", "Yes."),
+        ("Is it day?", "No."),  # another answer
+        ("How many?", "Several."),  # another answer, but not in the vocabulary
+        ("Is it  red?", "No"),  # another question
+    )[place]
+    return {
+        "a_objects": [],
+        "question": question,
+        "image_id": number,
+        "qa_id": 1_000_000 + 100 * number + place,
+        "answer": answer,
+        "q_objects": [],
+    }
+
+
+def write_snli_ve(folder: Path) -> None:
+    """Writes two pictures per split of SNLI-VE with five statements each."""
+    labels = ("neutral", "contradiction", "entailment", "entailment", "neutral")
+    first = 3416050480
+    for split in ("train", "dev", "test"):
+        rows = []
+        for picture in (first, first + 1):
+            write(folder / "flickr30k-images" / f"{picture}.jpg", jpeg(picture % 1000))
+            rows += [
+                {
+                    "annotator_labels": [label],
+                    "captionID": f"{picture}.jpg#{n % 2}",
+                    "gold_label": label,
+                    "pairID": f"{picture}.jpg#{n % 2}r{n}{label[0]}",
+                    "sentence1": "The man on the bike is smiling.",
+                    "sentence1_parse": "(ROOT)",
+                    "sentence2": f"Statement {n} about {picture}. ",
+                    "Flickr30K_ID": str(picture),
+                }
+                for n, label in enumerate(labels)
+            ]
+        first += 10
+        write_lines(folder / f"snli_ve_{split}.jsonl", rows)
+
+
+def write_nlvr2(folder: Path) -> None:
+    """Writes three pairs per split of NLVR2 in the folders of its archives; some `.png` hold a JPEG."""
+    for split in ("train", "dev", "test1", "test2"):
+        rows: list[dict[str, Any]] = []
+        for number in range(3):
+            pair = f"{split}-{10 * number}-0"
+            directory = 7 + number
+            place = folder / "images" / "train" / str(directory) if split == "train" else folder / split
+            write(place / f"{pair}-img0.png", png(number))
+            write(place / f"{pair}-img1.png", jpeg(number) if number == 1 else png(number + 50))
+            for sentence in range(2):
+                row: dict[str, Any] = {
+                    "identifier": f"{pair}-{sentence}",
+                    "sentence": f"Statement {sentence} about {pair}.",
+                    "label": str(sentence == number % 2),
+                    "left_url": "https://example.org/l.jpg",
+                    "right_url": "https://example.org/r.jpg",
+                    "writer": 1,
+                    "validation": {"4": "True"},
+                    "synset": "dog",
+                    "query": "dogs3",
+                }
+                if split == "train":
+                    row["directory"] = directory
+                if split == "test2":
+                    del row["label"]
+                rows.append(row)
+        write_lines(folder / "nlvr2" / "data" / f"{split}.json", rows)
+        if split in ("dev", "test1"):
+            for part, chosen in (("balanced", rows[:2]), ("unbalanced", rows[2:])):
+                write_lines(folder / "nlvr2" / "data" / part / f"{part}_{split}.json", chosen)

@@ -8,12 +8,41 @@ import pytest
 
 from bridgetower import cli
 from bridgetower.data.prepare import SETS
-from miniature import write_coco, write_flickr30k
+from bridgetower.data.vocabulary import write_vocabulary
+from miniature import (
+    ANSWERS,
+    write_coco,
+    write_flickr30k,
+    write_nlvr2,
+    write_snli_ve,
+    write_visual_genome,
+    write_vqav2,
+)
+
+
+def write_vgqa(folder: Path) -> None:
+    """Writes Visual Genome and what VG-QA takes besides."""
+    write_visual_genome(folder)
+    write_coco(folder)
+    write_vocabulary(folder, ANSWERS)
+
 
 LAYOUTS = {
     "coco": (write_coco, {"train": 7, "validation": 2, "test": 2}),
     "flickr30k": (write_flickr30k, {"train": 3, "validation": 1, "test": 2}),
+    "vqav2": (write_vqav2, {"train": 7, "validation": 5, "test": 3, "test-dev": 2}),
+    "vgqa": (write_vgqa, {"train": 4}),
+    "snli-ve": (write_snli_ve, {"train": 2, "validation": 2, "test": 2}),
+    "nlvr2": (write_nlvr2, {"train": 3, "validation": 3, "test1": 3}),
 }
+
+
+NOT_NEEDED = {
+    "region_descriptions.json",
+    *("7", "8", "9", "test2.json", "balanced_dev.json", "unbalanced_dev.json"),
+    *("balanced_test1.json", "unbalanced_test1.json"),
+}
+"""Files and folders of the miniatures that the help of a set does not name."""
 
 
 def test_every_set_is_here() -> None:
@@ -24,7 +53,8 @@ def test_every_set_is_here() -> None:
 def test_prepares(name: str, run: Callable[..., list[Any]], tmp_path: Path) -> None:
     write, splits = LAYOUTS[name]
     write(tmp_path / "originals")
-    (printed,) = run("prepare", name, "--source", tmp_path / "originals", "--out", tmp_path / "set")
+    options = ("--answers", tmp_path / "originals") if name == "vgqa" else ()
+    (printed,) = run("prepare", name, "--source", tmp_path / "originals", "--out", tmp_path / "set", *options)
     assert printed == {"written": str(tmp_path / "set"), "splits": splits}
 
 
@@ -32,13 +62,11 @@ def test_prepares(name: str, run: Callable[..., list[Any]], tmp_path: Path) -> N
 def test_help_names_the_files(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         cli.main(["prepare", name, "--help"])
-    text = "".join(capsys.readouterr().out.split())
-    write, _ = LAYOUTS[name]
+    text = capsys.readouterr().out
+    write = write_visual_genome if name == "vgqa" else LAYOUTS[name][0]
     write(tmp_path)
-    for annotation in tmp_path.rglob("*.json*"):
-        assert annotation.name in text
-    for folder in {picture.parent.name for picture in tmp_path.rglob("*.jpg")}:
-        assert folder in text
+    expected = {path.parent.name if path.suffix in (".jpg", ".png") else path.name for path in tmp_path.rglob("*.*")}
+    assert [word for word in expected - NOT_NEEDED if word not in text] == []
 
 
 def test_scenes(run: Callable[..., list[Any]], tmp_path: Path) -> None:

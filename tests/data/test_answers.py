@@ -71,6 +71,8 @@ def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers() -> None:
     answers = ["Two", "2", "2.", "three", "a few", "the 2", "no idea", "3", "2", "2"]
     assert soft_targets(answers, {"2", "3", "few"}) == {"2": 1.0, "3": 0.6, "few": 0.3}
     assert soft_targets(answers, {"blue"}) == {}
+    assert soft_targets(["Two."], {"2"}) == {"2": 1.0}
+    assert soft_targets(["two", "few"], {"2"}) == {"2": 0.3}
 
 
 def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:

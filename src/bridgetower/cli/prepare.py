@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import PairsConfig, PrepareConfig
+from bridgetower.data.config import PairsConfig, PrepareConfig, VgqaConfig
 from bridgetower.data.scenes.config import ScenesConfig
 
 if TYPE_CHECKING:
@@ -96,8 +96,10 @@ def pairs(
 def coco(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """COCO captions in Karpathy's splits.
 
-    SOURCE holds dataset_coco.json (or karpathy/dataset_coco.json), train2014/COCO_train2014_000000000009.jpg … and
-    val2014/COCO_val2014_000000000042.jpg …
+    SOURCE holds:
+      dataset_coco.json (or in karpathy/)
+      train2014/COCO_train2014_000000000009.jpg …
+      val2014/COCO_val2014_000000000042.jpg …
     """
     _original("coco", source, out, options)
 
@@ -106,9 +108,69 @@ def coco(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
 def flickr30k(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """Flickr30k captions in Karpathy's splits.
 
-    SOURCE holds dataset_flickr30k.json (or karpathy/dataset_flickr30k.json) and flickr30k-images/1000092795.jpg …
+    SOURCE holds:
+      dataset_flickr30k.json (or in karpathy/)
+      flickr30k-images/1000092795.jpg …
     """
     _original("flickr30k", source, out, options)
+
+
+@app.command
+def vqav2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
+    """VQAv2, with the answers of every annotator and answers.json, the vocabulary.
+
+    SOURCE holds (JSON files here or in vqav2/):
+      v2_OpenEnded_mscoco_train2014_questions.json
+      v2_OpenEnded_mscoco_val2014_questions.json
+      v2_OpenEnded_mscoco_test2015_questions.json
+      v2_OpenEnded_mscoco_test-dev2015_questions.json
+      v2_mscoco_train2014_annotations.json
+      v2_mscoco_val2014_annotations.json
+      train2014/COCO_train2014_000000000009.jpg …
+      val2014/COCO_val2014_000000000042.jpg …
+      test2015/COCO_test2015_000000000001.jpg …
+    """
+    _original("vqav2", source, out, options)
+
+
+@app.command
+def vgqa(*, source: Source, out: Out, options: Annotated[VgqaConfig, arg(name="")]) -> None:
+    """Questions of Visual Genome as further training data of VQAv2.
+
+    SOURCE holds:
+      question_answers.json and image_data.json (or in annotations/)
+      images/VG_100K/2.jpg … and images/VG_100K_2/1.jpg …
+      dataset_coco.json (or in karpathy/, or where --karpathy says)
+
+    Example: bridgetower prepare vgqa --source vg --answers data/vqav2 --karpathy coco/dataset_coco.json --out data/vgqa
+    """
+    _original("vgqa", source, out, options)
+
+
+@app.command(name="snli-ve")
+def snli_ve(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
+    """SNLI-VE, statements about pictures of Flickr30k.
+
+    SOURCE holds:
+      snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl (or in snli_ve/)
+      flickr30k-images/1000092795.jpg …
+    """
+    _original("snli-ve", source, out, options)
+
+
+@app.command
+def nlvr2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
+    """NLVR2, statements about two pictures.
+
+    By --splits also test2, balanced-validation, balanced-test1, unbalanced-validation and unbalanced-test1.
+
+    SOURCE holds:
+      nlvr2/data/train.json, dev.json, test1.json (or in data/ or nlvr/nlvr2/data/)
+      images/train/0/train-10108-0-img0.png …
+      dev/dev-0-0-img0.png … (or in images/)
+      test1/test1-0-0-img0.png … (or in images/)
+    """
+    _original("nlvr2", source, out, options)
 
 
 def _packaged(name: Literal["emoji", "flags", "flag-questions"], out: Path, seed: int) -> None:

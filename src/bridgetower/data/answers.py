@@ -70,12 +70,15 @@ def answer_score(count: int) -> float:
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
     """Returns the score of each normalised answer that the vocabulary has, in order of first appearance.
 
+    The answer of a single person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
+
     Args:
         answers: What the annotators said, as they said it.
         vocabulary: Normalised answers that can be chosen.
     """
     counts = Counter(map(normalise_answer, answers))
-    return {answer: answer_score(count) for answer, count in counts.items() if answer in vocabulary}
+    scores = {answer: 1.0 if counts.total() == 1 else answer_score(count) for answer, count in counts.items()}
+    return {answer: score for answer, score in scores.items() if answer in vocabulary}
 
 
 def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUNT) -> Sequence[str]:

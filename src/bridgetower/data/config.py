@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 Captions = Literal["all", "one"]
@@ -10,6 +11,7 @@ Augmentation = Literal["none", "affine"]
 RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
 CaptionsFrom = Literal["text", "folder"]
+KarpathySplit = Literal["restval", "val", "test"]
 GlueName = Literal["cola", "mrpc", "sst-2", "qqp", "sts-b", "rte", "qnli", "mnli"]
 
 
@@ -139,7 +141,7 @@ class PrepareConfig:
     """How a set is prepared from its original files.
 
     Attributes:
-        splits: Splits to prepare; empty prepares all that the set has.
+        splits: Splits to prepare; empty prepares the usual ones.
         max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
             out; they are named in `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
@@ -159,10 +161,6 @@ class PrepareConfig:
     def settings(self) -> dict[str, object]:
         """All that decides the content of the dataset, beside the source."""
         return {"splits": list(self.splits), "shard_rows": self.shard_rows}
-
-    def wants(self, split: str) -> bool:
-        """Whether a split is to be prepared."""
-        return not self.splits or split in self.splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +208,32 @@ class PairsConfig:
     def settings(self) -> dict[str, object]:
         """All that decides the content of the dataset, beside the source and the seed."""
         return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_bad", "num_workers")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VgqaConfig(PrepareConfig):
+    """How VG-QA is prepared from its original files.
+
+    Attributes:
+        splits: Splits to prepare; empty prepares the usual ones.
+        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
+            out; they are named in `dataset.json`.
+        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check pictures.
+        answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
+        karpathy: File dataset_coco.json, if it is not in the source.
+        leave_out: Splits of Karpathy whose pictures are left out. Add restval if you evaluate on VQAv2's validation
+            split, which has these pictures too.
+    """
+
+    answers: Path
+    karpathy: Path | None = None
+    leave_out: tuple[KarpathySplit, ...] = ("val", "test")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the content of the dataset, beside the source."""
+        return {**super().settings, "leave_out": list(self.leave_out)}
 
 
 def _check_work(max_bad: int, shard_rows: int, num_workers: int) -> None:

@@ -26,6 +26,7 @@ _TABLES = """
     CREATE TABLE pictures (number INTEGER PRIMARY KEY, image_id TEXT, split TEXT, place TEXT, packed TEXT, stamps TEXT,
         UNIQUE (image_id, split));
     CREATE TABLE texts (picture INTEGER, text TEXT);
+    CREATE TABLE seen (key TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE bad (message TEXT);
     CREATE TABLE left_out (reason TEXT, name TEXT);
     BEGIN;
@@ -117,6 +118,10 @@ class Listing:
         """The splits that a picture was added to."""
         rows = self._database.execute("SELECT split FROM pictures WHERE image_id = ?", [image_id])
         return [split for (split,) in rows]
+
+    def is_new(self, key: str) -> bool:
+        """Whether this is asked of a key for the first time."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", [key]).rowcount == 1
 
     def bad(self, message: str) -> None:
         """Counts something that cannot be used."""

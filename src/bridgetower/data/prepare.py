@@ -3,18 +3,23 @@
 from pathlib import Path
 from typing import Literal
 
-from bridgetower.data import emoji, flag_questions, flags, karpathy, pairs
+from bridgetower.data import emoji, flag_questions, flags, pairs
 from bridgetower.data.config import PairsConfig, PrepareConfig
 from bridgetower.data.folders import write_collection, write_listed
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.listing import new_listing
-from bridgetower.data.originals import Originals
+from bridgetower.data.published.karpathy import COCO, FLICKR30K
+from bridgetower.data.published.nlvr2 import NLVR2
+from bridgetower.data.published.originals import Originals
+from bridgetower.data.published.snli_ve import SNLI_VE
+from bridgetower.data.published.vgqa import VGQA
+from bridgetower.data.published.vqav2 import VQAV2
 from bridgetower.data.records import sha256_of
 from bridgetower.data.scenes.collect import collect as collect_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
 
-SETS = {each.name: each for each in (karpathy.COCO, karpathy.FLICKR30K)}
+SETS = {each.name: each for each in (COCO, FLICKR30K, VQAV2, VGQA, SNLI_VE, NLVR2)}
 
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
 
@@ -83,12 +88,15 @@ def prepare_set(
             holds something else.
     """
     made, source, config = SETS[name], Path(source), config or PrepareConfig()
+    if type(config) is not made.config:
+        raise ValueError(f"{name} takes a {made.config.__name__}, given is a {type(config).__name__}")
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; give the folder with the original files of {name}")
-    unknown = [split for split in config.splits if split not in made.splits]
+    known = (*made.splits, *made.more_splits)
+    unknown = [split for split in config.splits if split not in known]
     if unknown:
-        raise ValueError(f"{name} has no split {', '.join(unknown)}; it has {', '.join(made.splits)}")
-    originals = Originals(folder=source, progress=progress)
+        raise ValueError(f"{name} has no split {', '.join(unknown)}; it has {', '.join(known)}")
+    originals = Originals(folder=source, splits=config.splits or made.splits, progress=progress)
     with new_listing(made.kind) as listing:
         try:
             made.list(originals, listing, config)

@@ -6,7 +6,7 @@ from typing import Any
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.listing import Listing
-from bridgetower.data.originals import Originals, OriginalSet
+from bridgetower.data.published.originals import Originals, OriginalSet
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 _PROTOCOL = "every caption in its order, repeated ones included, without spaces at its ends"
@@ -19,7 +19,7 @@ def _list(name: str, originals: Originals, listing: Listing, config: PrepareConf
         split = _SPLITS.get(image["split"])
         if split is None:
             listing.bad(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
-        elif config.wants(split):
+        elif originals.wants(split):
             picture = originals.picture(f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}")
             listing.add(image["filename"], [picture], _captions(image, listing), split=split)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.listing import new_listing
-from bridgetower.data.originals import Originals
 from bridgetower.data.prepare import prepare_set
+from bridgetower.data.published.originals import Originals
 from miniature import write, write_coco
 
 
 @pytest.fixture
 def originals(tmp_path: Path) -> Originals:
-    return Originals(folder=tmp_path)
+    return Originals(folder=tmp_path, splits=("train",))
 
 
 class TestAnnotation:

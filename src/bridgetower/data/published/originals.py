@@ -24,20 +24,24 @@ class OriginalSet:
     Attributes:
         name: What it is called.
         kind: What its rows hold.
-        splits: The splits that it has.
+        splits: The splits that are prepared unless others are asked for.
+        more_splits: Further ones that it has.
         split_rule: How pictures are given to them, in words.
         protocol: What else was decided about the originals, in words.
         licences: Licence of each part.
+        config: What says how it is prepared.
         list: Reads the annotations and lists pictures and texts.
     """
 
     name: str
     kind: Kind
     splits: Sequence[str]
+    more_splits: Sequence[str] = ()
     split_rule: str
     protocol: str
     licences: Mapping[str, str]
-    list: Callable[[Originals, Listing, PrepareConfig], None]
+    config: type[PrepareConfig] = PrepareConfig
+    list: Callable[[Originals, Listing, Any], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +50,33 @@ class Originals:
 
     Attributes:
         folder: The folder.
+        splits: The splits that are wanted.
         progress: Whether to show how far a file is read.
         used: The annotation files that were found.
     """
 
     folder: Path
+    splits: Sequence[str]
     progress: bool = False
     used: list[Path] = field(default_factory=list)
 
-    def annotation(self, listing: Listing, *places: str) -> Path | None:
+    def wants(self, split: str) -> bool:
+        """Whether a split is to be prepared."""
+        return split in self.splits
+
+    def annotation(self, listing: Listing, *places: str, needed: bool = True) -> Path | None:
         """The first of several places where an annotation file may lie; none is counted as bad.
 
         Args:
             listing: What counts it.
             places: Paths in the folder; the first is the one to name.
+            needed: Whether it is bad that there is none.
         """
         found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
-        if found is None:
-            listing.bad(f"no file {' or '.join(places)} in {self.folder}")
-        else:
+        if found:
             self.used.append(found)
+        elif needed:
+            listing.bad(f"no file {' or '.join(places)} in {self.folder}")
         return found
 
     def picture(self, *places: str) -> FilePicture:

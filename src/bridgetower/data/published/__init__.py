@@ -1,0 +1,1 @@
+"""Sets as their authors publish them: original files to listed pictures and texts."""

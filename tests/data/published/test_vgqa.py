@@ -1,0 +1,79 @@
+"""VG-QA from Visual Genome's files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.config import PrepareConfig, VgqaConfig
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.splits import read_split
+from bridgetower.data.vocabulary import read_vocabulary, write_vocabulary
+from miniature import jpeg, write_coco, write_visual_genome
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_visual_genome(tmp_path / "vg")
+    write_coco(tmp_path / "coco")
+    return tmp_path / "vg"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> VgqaConfig:
+    (tmp_path / "vqa").mkdir()
+    write_vocabulary(tmp_path / "vqa", ("yes", "no", "2"))
+    return VgqaConfig(answers=tmp_path / "vqa", karpathy=tmp_path / "coco" / "dataset_coco.json")
+
+
+def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
+    info = prepare_set("vgqa", source, tmp_path / "out", config)
+    assert read_split(tmp_path / "out", "train", kind="vqa").column("image_id") == ["1", "2", "4", "5"]
+    assert info.left_out["picture in COCO's val or test split"] == ["3"]
+    wider = prepare_set("vgqa", source, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
+    assert read_split(tmp_path / "wider", "train", kind="vqa").column("image_id") == ["1", "2", "5"]
+    assert wider.settings["leave_out"] == ["restval", "val", "test"]
+
+
+def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
+    info = prepare_set("vgqa", source, tmp_path / "out", config)
+    row = read_split(tmp_path / "out", "train", kind="vqa").row(0)
+    assert row["image"] == {"bytes": jpeg(1), "path": "1.jpg"}
+    asked = [(question["question_id"], question["question"], question["answers"]) for question in row["questions"]]
+    assert asked == [
+        (1_000_100, "Is it red?", ["Yes."]),
+        (1_000_101, "How many?", ["Two."]),
+        (1_000_107, "Is it  red?", ["No"]),
+    ]
+    assert info.splits["train"].texts == 12
+    assert {reason: len(names) for reason, names in info.left_out.items()} == {
+        "answer not in the vocabulary": 8,
+        "question that was asked before": 4,
+        "question with several answers": 8,
+        "picture in COCO's val or test split": 1,
+    }
+    assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
+
+
+def test_sources_are_named(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
+    (tmp_path / "coco" / "dataset_coco.json").rename(source / "dataset_coco.json")
+    info = prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=None))
+    assert info.sources.keys() == {
+        "answers.json",
+        "dataset_coco.json",
+        "image_data.json",
+        "question_answers.json",
+        "vg",
+    }
+
+
+def test_missing_files(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
+    (source / "image_data.json").unlink()
+    with pytest.raises(ValueError, match=r"no file image_data\.json or annotations/image_data\.json"):
+        prepare_set("vgqa", source, tmp_path / "out", config)
+    with pytest.raises(ValueError, match=r"no file dataset_coco\.json or karpathy"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=None))
+    with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, answers=source))
+    with pytest.raises(ValueError, match="vgqa takes a VgqaConfig, given is a PrepareConfig"):
+        prepare_set("vgqa", source, tmp_path / "out", PrepareConfig())
