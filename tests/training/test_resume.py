@@ -83,15 +83,15 @@ class TestData:
         stop_at(4, out, config=moved)
         shutil.rmtree(folder)
         share = shapes.NUM_HELD_OUT / shapes.NUM_PICTURES
-        other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
-        prepare_pairs(pictures / "shapes.csv", folder, other)
+        same = PairsConfig(test_fraction=share, validation_fraction=share)
+        prepare_pairs(pictures / "shapes.csv", folder, replace(same, seed=1))
         before = snapshot(out)
         message = rf"result: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}; .*/validation\.parquet was"
         with pytest.raises(ValueError, match=message):
             train(moved, out, resume=True, progress=False)
         assert snapshot(out) == before
         shutil.rmtree(folder)
-        shapes.prepare_shapes(pictures, folder)
+        prepare_pairs(pictures / "shapes.csv", folder, same)
         assert train(moved, out, resume=True, progress=False) == finished[1]
 
 
