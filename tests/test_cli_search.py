@@ -1,5 +1,7 @@
 """The verbs of search: JSON lines for scripts, tables for readers, one line for user errors."""
 
+import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,9 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
+from bridgetower.demo.folder import FOLDER, held_out_index, held_out_pictures, trained_model
+from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 
@@ -121,3 +126,51 @@ class TestSearch:
         assert "where is 'wide'" in refused("search", index, "red", "--where", "wide")
         assert "no index at" in refused("search", tmp_path / "none.lance", "red")
         assert "has no suffix" in refused("search", index, "red", "--sheet", tmp_path / "hits")
+
+
+class TestWithoutADownload:
+    """Where the demo has run, its model and its index are the defaults."""
+
+    @pytest.fixture
+    def demo(self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
+        write_held_out({"shapes": tiny_dataset}, held_out_pictures(FOLDER))
+        index_held_out(held_out_pictures(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
+        return tmp_path
+
+    def test_search(
+        self, run: Callable[..., list[Any]], demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            hits = run("search", "red circle on black")
+        assert "no index is given: using bridgetower-demo/held-out.lance, which the demo made" in caplog.text
+        assert run("search", held_out_index(FOLDER), "red circle on black") == hits
+        assert len(run("search", "--image", hits[0]["file"], "--top", 3)) == 3
+        demo.joinpath(FOLDER).rename(tmp_path / "moved")
+        moved = run("search", "moved/held-out.lance", "red circle on black")
+        assert [hit["path"] for hit in moved] == [hit["path"] for hit in hits]
+        assert moved[0]["file"].startswith("moved/held-out/shapes/")
+
+    def test_index_and_explain(
+        self, run: Callable[..., list[Any]], demo: Path, photos: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            run("index", photos, "--out", "photos.lance")
+            run("explain", photos / "red.png", "a red bar", "--out", "map.png")
+        said = "no --model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained"
+        assert caplog.text.count(said) == 2
+        assert len(run("search", "photos.lance", "red")) == 3
+
+    def test_without_either_two_commands_help(
+        self, refused: Callable[..., str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for command, help_ in (
+            (("search", "red"), "`bridgetower index PHOTOS --out photos.lance --model MODEL`"),
+            (("index", photos, "--out", "a.lance"), f"`bridgetower index {photos} --out a.lance --model MODEL`"),
+            (("explain", photos / "red.png", "a", "--out", "b.png"), "`bridgetower explain IMAGE TEXT --out map.png"),
+        ):
+            message = refused(*command)
+            assert "run `bridgetower demo`, which" in message
+            assert help_ in message

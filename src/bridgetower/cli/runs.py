@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from bridgetower.cli.options import Recipe
 from bridgetower.cli.output import emit, headline
+from bridgetower.demo.folder import FOLDER, held_out_index
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import RECIPES
@@ -71,21 +72,22 @@ def _with_towers(run: RunConfig, vision: VisionTowerName | None, text: TextTower
 
 def demo(
     *,
-    out: Path = Path("bridgetower-demo"),
+    out: Path = FOLDER,
     minutes: float = 10.0,
     seeds: int = 1,
 ) -> None:
     """Pre-train small models on real pictures and compare them: the whole way, on two CPU cores.
 
     Prepares emoji and flags, trains a nano BridgeTower and the METER baseline at equal steps, evaluates both on
-    held-out concepts and countries, writes report.html and results.json. Run again, it continues where it was cut off.
+    held-out concepts and countries, writes report.html and results.json, and makes an index of the held-out pictures
+    for `bridgetower search`. Run again, it continues where it was cut off.
 
     Args:
         out: Folder for everything.
         minutes: About how long one seed takes on two cores; scales the number of training steps.
         seeds: Trainings of each model; more give a spread.
     """
-    from bridgetower.demo import run_demo
+    from bridgetower.demo.run import run_demo
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.parallel import LostProcessError
 
@@ -97,4 +99,5 @@ def demo(
     except LostProcessError as lost:
         print(f"bridgetower: {lost}", file=sys.stderr)
         raise SystemExit(1) from None
-    emit({"report": str(out / "report.html"), "results": str(out / "results.json"), **headline(results.summary())})
+    written = {"report": out / "report.html", "results": out / "results.json", "index": held_out_index(out)}
+    emit({name: str(path) for name, path in written.items()} | headline(results.summary()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from bridgetower.cli.defaults import index_or_demo, model_or_demo
 from bridgetower.cli.options import AS_USUAL, Loading, Model
 from bridgetower.cli.output import emit, emit_lines
 from bridgetower.search.config import IndexConfig
@@ -22,7 +23,7 @@ def index(
     source: Positional[Path],
     *,
     out: str,
-    model: Model,
+    model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = AS_USUAL,
 ) -> None:
@@ -39,18 +40,19 @@ def index(
         source: Folder, perhaps with a NAME.txt of captions beside NAME.jpg, or CSV, TSV or JSON lines.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
-        model: What to load.
+        model: What to load; default: what the demo trained.
         options: How.
         loading: How the model is loaded.
     """
     from bridgetower.search.build import build_index
 
-    report = build_index(source, out, loading.load(model), options, progress=sys.stderr.isatty())
+    chosen = model_or_demo(model, f"bridgetower index {source} --out {out}")
+    report = build_index(source, out, loading.load(chosen), options, progress=sys.stderr.isatty())
     emit({"index": out, **asdict(report)})
 
 
 def search(
-    index: Positional[str],
+    index: Positional[str | None] = None,
     text: Positional[str | None] = None,
     *,
     image: Path | None = None,
@@ -72,11 +74,12 @@ def search(
     JSON line per hit, {"rank", "path", "file", "cosine", "probability", "width", "height", "captions"}; a table on a
     terminal.
 
-    Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
+    Examples: bridgetower search "a red flag"
+              bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"
 
     Args:
-        index: What `bridgetower index` made.
+        index: What `bridgetower index` made, its name ending in .lance; default: what the demo made.
         text: What should be seen.
         image: Picture that the hits should be like; with a text, both count equally in finding candidates.
         top: Hits to show.
@@ -96,7 +99,9 @@ def search(
     from bridgetower.search.searcher import Searcher
     from bridgetower.search.sheet import write_sheet
 
-    opened = Index(index, root=root)
+    if index is not None and text is None and not index.endswith(".lance"):
+        index, text = None, index
+    opened = Index(index_or_demo(index), root=root)
     searcher = Searcher(opened, loading.load(model or opened.model))
     hits = searcher.search(
         text,

@@ -8,6 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from bridgetower.cli.defaults import model_or_demo
 from bridgetower.cli.options import AS_USUAL, Loading, Model
 from bridgetower.cli.output import emit, emit_lines
 
@@ -140,7 +141,7 @@ def explain(
     text: Positional[str],
     *,
     out: Path,
-    model: Model,
+    model: Model | None = None,
     loading: Loading = AS_USUAL,
     truncate: bool = False,
 ) -> None:
@@ -155,7 +156,7 @@ def explain(
         image: Picture file.
         text: A text about it.
         out: Picture file to draw into.
-        model: What to load.
+        model: What to load; default: what the demo trained.
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
     """
@@ -163,7 +164,8 @@ def explain(
     from bridgetower.analysis.attention_picture import draw_explanation
     from bridgetower.lettering import write_picture
 
-    found = look(loading.load(model), str(image), text, truncate=truncate)
+    chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png")
+    found = look(loading.load(chosen), str(image), text, truncate=truncate)
     write_picture(out, draw_explanation(found))
     emit(
         {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.demo import MINUTES, demo_config, run_demo
+from bridgetower.demo.run import MINUTES, demo_config, run_demo
 from bridgetower.files import locked
 from bridgetower.model.presets import meter
 from bridgetower.training.recipes import RECIPES

@@ -1,4 +1,4 @@
-"""The main job end to end: prepare real pictures, pre-train two models, evaluate, compare, report."""
+"""The main job end to end: prepare real pictures, pre-train two models, evaluate, compare, report, index."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from bridgetower.analysis.results import ARMS, Arm, DemoDataset, DemoResults, De
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepare import prepare
+from bridgetower.demo.folder import held_out_index, held_out_pictures, run_folder, trained_model
+from bridgetower.demo.held_out import index_held_out, write_held_out
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
@@ -45,8 +47,9 @@ SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: bool = True) -> DemoResults:
     """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `pictures/` (some held-out ones), `results.json`, `report.html` and
-    `demo.json`, the settings and the time that calls have taken so far. Both arms are tested with their last
+    The folder gets `data/`, `runs/ARM-SEED/`, `pictures/` (some held-out ones), `held-out/` (all of them) and
+    `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the settings and the time that
+    calls have taken so far. Both arms are tested with their last
     checkpoint: the best one on validation could be of a phase in which the fusion encoder has not been trained yet.
 
     Args:
@@ -85,6 +88,8 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
     )
     results.write(out / "results.json")
     _report(out, results, predictors["bridgetower"])
+    write_held_out({name: out / "data" / name for name in DATASETS}, held_out_pictures(out))
+    index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
     return results
 
 
@@ -96,11 +101,6 @@ def demo_config(out: Path, arm: Arm, seed: int, minutes: float) -> RunConfig:
     folders = tuple(str(out / "data" / name) for name in DATASETS)
     data = replace(recipe.data, folders=folders, repeats=REPEATS)
     return replace(recipe, data=data, seed=seed, max_steps=steps, evaluate_every=every, checkpoint_every=every)
-
-
-def run_folder(out: Path, arm: Arm, seed: int) -> Path:
-    """Folder of one training."""
-    return out / "runs" / f"{arm}-{seed}"
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], fl
 
 
 def _trained(out: Path, arm: Arm, seed: int) -> Predictor:
-    return load(run_folder(out, arm, seed) / "last", device="cpu")
+    return load(trained_model(out, arm, seed), device="cpu")
 
 
 def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:

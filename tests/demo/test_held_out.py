@@ -1,0 +1,41 @@
+"""The held-out pictures as files with captions, and their index."""
+
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.splits import read_split
+from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.index import Index
+from bridgetower.search.searcher import Searcher
+from folders import snapshot
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+def test_every_test_picture_with_its_captions(tiny_dataset: Path, tmp_path: Path) -> None:
+    write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
+    rows = read_split(tiny_dataset, "test")
+    for row in map(rows.row, range(len(rows))):
+        picture = tmp_path / "held-out" / "shapes" / row["image"]["path"]
+        assert picture.read_bytes() == row["image"]["bytes"]
+        assert picture.with_suffix(".txt").read_text().splitlines() == row["captions"]
+    assert len(list(tmp_path.rglob("*.png"))) == len(rows) == 9
+    before = snapshot(tmp_path)
+    write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
+    assert snapshot(tmp_path) == before
+
+
+def test_the_index_is_of_the_model_at_hand(
+    tiny_dataset: Path, tiny_checkpoint: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
+    uri = tmp_path / "held-out.lance"
+    for model in (predictor, load(tiny_checkpoint, image_size=40, device="cpu"), predictor):
+        index_held_out(tmp_path / "held-out", uri, model)
+        assert Index(uri).info.fingerprint == model.fingerprint
+        assert len(Searcher(uri, model).search("red circle on black")) == 9
