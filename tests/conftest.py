@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,24 @@ def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset:
 
 
 @pytest.fixture(scope="session")
+def few_parts(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` with the matching head only, so that there are few parts to export."""
+    from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+
+    checkpoint, folder = read_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("few") / "model"
+    config = checkpoint.config.override({"heads.itc": None, "heads.mlm": False})
+    tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(("itc_", "mlm_"))}
+    write_checkpoint(replace(checkpoint, config=config, tensors=tensors), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` with its exported parts."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     from bridgetower.checkpoints import read_checkpoint
-    from bridgetower.engines import write_exported
+    from bridgetower.engines.folder import write_exported
 
     folder = tmp_path_factory.mktemp("exported") / "model"
     write_exported(read_checkpoint(tiny_checkpoint), folder)

@@ -13,7 +13,7 @@ import shapes
 from bridgetower.answering import Choice
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
-from bridgetower.engines import TorchEngine
+from bridgetower.engines.engine import TorchEngine
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.snli_ve import SnliVeTask

@@ -59,6 +59,25 @@ class TestUsing:
         vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
         assert [row["embedding"] for row in rows] == vectors
 
+    def test_other_engines(
+        self, run: Callable[..., list[Any]], refused: Callable[..., str], exported: Path, files: list[Path]
+    ) -> None:
+        commands = [
+            ["embed", exported, "--images", *files, "--texts", "red bar"],
+            ["match", exported, "--images", *files, "--texts", "red bar", "a circle"],
+            ["fill-mask", exported, "--images", files[0], "--texts", "a <mask> bar", "--top", 1],
+        ]
+        for command in commands:
+            plain, *others = (run(*command, "--engine", engine) for engine in ("torch", "onnxruntime", "openvino"))
+            for rows in others:
+                for row, expected in zip(rows, plain, strict=True):
+                    assert row.get("embedding") == pytest.approx(expected.get("embedding"), abs=2e-5)
+                    assert row.get("probability") == pytest.approx(expected.get("probability"), abs=2e-5)
+                    assert [word["word"] for word in row.get("words", [])] == [
+                        word["word"] for word in expected.get("words", [])
+                    ]
+        assert "engine torch has no int8" in refused(*commands[0], "--precision", "int8")
+
     def test_embed_pairs_to_a_file(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
     ) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import bridgetower
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines import TorchEngine
+from bridgetower.engines.config import EngineName
+from bridgetower.engines.engine import TorchEngine
 from bridgetower.predictor import Predictor, load
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
@@ -326,8 +327,12 @@ class TestErrors:
 
 
 class TestEngines:
-    def test_give_the_same_results(self, exported: Path, predictor: Predictor, files: list[Path]) -> None:
-        other = load(exported, engine="onnxruntime")
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    def test_give_the_same_results(
+        self, exported: Path, predictor: Predictor, files: list[Path], engine: EngineName
+    ) -> None:
+        pytest.importorskip(engine)
+        other = load(exported, engine=engine)
         assert not isinstance(other.engine, TorchEngine)
         calls: list[Callable[[Predictor], Tensor]] = [
             lambda model: model.embed_images(files, batch_size=2),
@@ -341,12 +346,10 @@ class TestEngines:
         ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
 
-    def test_another_image_size_is_another_export(
-        self, tiny_checkpoint: Path, files: list[Path], tmp_path: Path
-    ) -> None:
+    def test_another_image_size_is_another_export(self, few_parts: Path, files: list[Path], tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
-        other = load(tiny_checkpoint, engine="onnxruntime", cache=tmp_path, image_size=40)
-        expected = load(tiny_checkpoint, device="cpu", image_size=40).match(files, TEXTS)
+        other = load(few_parts, engine="onnxruntime", cache=tmp_path, image_size=40)
+        expected = load(few_parts, device="cpu", image_size=40).match(files, TEXTS)
         torch.testing.assert_close(other.match(files, TEXTS), expected, atol=2e-5, rtol=0)
 
 

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from bridgetower.answering import Answering, PairHead
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
-from bridgetower.engines import Engine, EngineChoice, EngineName, Precision, is_exported
+from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.engine import Engine
+from bridgetower.engines.start import EngineChoice
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
@@ -67,9 +69,10 @@ def load(
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
         device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
-        precision: `fp32`, or `bf16` for about half the time on hardware that has it.
-        engine: `torch`, or `onnxruntime`, which runs exported parts on the CPU. A source that was not exported is
-            exported once, to `cache`.
+        precision: `fp32`; `bf16` (engines `torch` and `openvino`) and `int8` (engine `onnxruntime`) take less time on
+            hardware that has them, and give other numbers.
+        engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
+            exported is exported once, to `cache`.
         cache: Folder of such exports; None is `~/.cache/bridgetower`.
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
         answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
@@ -89,11 +92,10 @@ def load(
         overrides=overrides,
         dtype=choice.dtype,
     )
-    if image_size in (None, checkpoint.config.vision.image_size) and is_exported(Path(source)):
-        return Predictor(checkpoint, choice.start(checkpoint, Path(source)))
+    unchanged = image_size in (None, checkpoint.config.vision.image_size)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
-    return Predictor(checkpoint, choice.start(checkpoint))
+    return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None))
 
 
 class Predictor(Answering):

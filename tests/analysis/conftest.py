@@ -8,7 +8,7 @@ import torch
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.engines import TorchEngine
+from bridgetower.engines.engine import TorchEngine
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower

@@ -9,7 +9,7 @@ import torch
 from bridgetower.analysis.masked_examples import mask_examples, telling_word
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
-from bridgetower.engines import TorchEngine
+from bridgetower.engines.engine import TorchEngine
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from shapes import COLOURS

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
-from bridgetower.engines.onnx_graphs import write_graph
+from bridgetower.engines.onnx_graphs import write_graph, write_int8_graph
 from bridgetower.engines.parts import make_part, part_names
 from bridgetower.model.presets import meter
 
@@ -38,6 +38,16 @@ def _export(name: str, folder: Path) -> Path:
 def bridges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the parts of a model that has all of them."""
     return _export("bridges", tmp_path_factory.mktemp("bridges") / "model")
+
+
+@pytest.fixture(scope="session")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the parts of a model that has few of them, in int8."""
+    model, folder = tiny.build(CONFIGS["all-else"]), tmp_path_factory.mktemp("int8") / "model"
+    write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
+    for part in part_names(model.config):
+        write_int8_graph(make_part(model, part), folder / f"{part}.onnx")
+    return folder
 
 
 @pytest.fixture(scope="session", params=CONFIGS)

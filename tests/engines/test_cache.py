@@ -13,8 +13,8 @@ from bridgetower.engines.folder import is_exported
 
 
 @pytest.fixture
-def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    return read_checkpoint(tiny_checkpoint)
+def checkpoint(few_parts: Path) -> Checkpoint:
+    return read_checkpoint(few_parts)
 
 
 def test_exports_once_in_float32_and_says_so(
@@ -24,11 +24,11 @@ def test_exports_once_in_float32_and_says_so(
     left.mkdir()
     checkpoint = replace(checkpoint, tensors={name: tensor.half() for name, tensor in checkpoint.tensors.items()})
     with caplog.at_level(logging.INFO, logger="bridgetower"):
-        folder = cached_export(checkpoint, tmp_path)
-        assert cached_export(checkpoint, tmp_path) == folder
+        folder = cached_export(checkpoint, tmp_path, "onnx-int8")
+        assert cached_export(checkpoint, tmp_path, "onnx-int8") == folder
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
     assert f"exporting it for this engine, once, to {folder}" in line
-    assert is_exported(folder)
+    assert is_exported(folder, "onnx-int8")
     assert not left.exists()
     assert {tensor.dtype for tensor in read_checkpoint(folder).tensors.values()} == {torch.float32}
 

@@ -7,17 +7,22 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines import EngineChoice, TorchEngine, packages
+from bridgetower.engines import packages
+from bridgetower.engines.config import EngineName
+from bridgetower.engines.engine import TorchEngine
 from bridgetower.engines.parts_engine import PartsEngine
+from bridgetower.engines.start import EngineChoice
 
 
 class TestChoice:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime"),
-            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
-            ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch"),
+            ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
+            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16, int8"),
+            ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
+            ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
+            ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),
             ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
             ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
             ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
@@ -43,8 +48,11 @@ class TestStart:
         assert isinstance(choice.start(read_checkpoint(exported), exported), PartsEngine)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_missing_package(self, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(packages, "is_installed", lambda name: name != "onnxruntime")
-        message = r"package onnxruntime is not installed; run: pip install 'bridgetower\[onnx\]'"
+    @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+    def test_a_missing_package(
+        self, exported: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
+    ) -> None:
+        monkeypatch.setattr(packages, "is_installed", lambda package: package != name)
+        message = rf"package {name} is not installed; run: pip install 'bridgetower\[{extra}\]'"
         with pytest.raises(FileNotFoundError, match=message):
-            EngineChoice(engine="onnxruntime").start(read_checkpoint(exported), exported)
+            EngineChoice(engine=name).start(read_checkpoint(exported), exported)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridgetower.checkpoints import read_checkpoint, update_weights
-from bridgetower.engines import folder, is_exported, write_exported
-from bridgetower.engines.folder import MANIFEST, check_exported
+from bridgetower.engines import folder
+from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
 from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
 from tiny import equal
 
@@ -28,14 +28,17 @@ class TestWriting:
         assert ours.config == source.config
         assert equal(ours.tensors, source.tensors)
         assert ours.processor is not None
-        assert is_exported(exported)
-        assert not is_exported(tiny_checkpoint)
+        assert is_exported(exported, "onnx")
+        assert not is_exported(exported, "onnx-int8")
+        assert not is_exported(tiny_checkpoint, "onnx")
         check_exported(exported)
 
     def test_states_the_largest_differences(self, exported: Path) -> None:
         differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]
-        assert len(differences) == 6
-        assert all(0 <= difference < 2e-5 for difference in differences.values())
+        assert differences.keys() == {"onnxruntime", "openvino"}
+        for parts in differences.values():
+            assert len(parts) == 6
+            assert all(0 <= difference < 2e-5 for difference in parts.values())
 
     def test_refuses_a_folder_in_use(self, exported: Path, tiny_checkpoint: Path) -> None:
         with pytest.raises(FileExistsError, match="is not empty; choose another name"):
@@ -44,8 +47,10 @@ class TestWriting:
     def test_leaves_nothing_where_an_engine_differs(
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(folder, "TOLERANCE", 1e-12)
-        with pytest.raises(ValueError, match=r"part image differs from the model by .*; expected at most 1e-12"):
+        monkeypatch.setitem(folder.TOLERANCES, "onnx", 1e-12)
+        with pytest.raises(
+            ValueError, match=r"part image in onnxruntime differs from the model by .*; expected at most 1e-12"
+        ):
             write_exported(read_checkpoint(tiny_checkpoint), tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
 
@@ -70,7 +75,7 @@ class TestDamage:
             ("text.onnx", Path.unlink, "text.onnx is missing; export the model again"),
             ("export.json", _other_version, "was exported as version 9; this release reads 1"),
             ("export.json", _cut, "is not valid JSON"),
-            ("model.safetensors", _half, "is not laid out as when its parts were exported"),
+            ("model.safetensors", _half, "is not what its parts were exported of"),
         ],
     )
     def test_is_refused(self, copied: Path, name: str, damage: Callable[[Path], None], message: str) -> None:

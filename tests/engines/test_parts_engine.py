@@ -9,24 +9,25 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
+from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.parts_engine import PartsEngine
+from bridgetower.engines.runner import make_runner
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.model.config import ModelConfig
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+for package in ("onnxruntime", "openvino"):
+    pytest.importorskip(package)
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
-def opened(folder: Path) -> PartsEngine:
-    return PartsEngine(read_checkpoint(folder).model(), OnnxRuntimeRunner(folder))
+def opened(folder: Path, name: EngineName = "onnxruntime", precision: Precision = "fp32") -> PartsEngine:
+    return PartsEngine(read_checkpoint(folder).model(), make_runner(name, folder, precision))
 
 
-@pytest.fixture(scope="module")
-def engine(parts: Path) -> PartsEngine:
-    return opened(parts)
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def engine(parts: Path, request: pytest.FixtureRequest) -> PartsEngine:
+    return opened(parts, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,27 @@ class TestEquality:
         right, wrong = with_all.fuse(image, text).pooled, with_all.fuse(image, unmasked).pooled
         torch.testing.assert_close(right[0], wrong[0], **CLOSE)
         assert tiny.off(right[1], wrong[1]) > 1e-3
+
+
+class TestCoarse:
+    """Precisions that trade exactness for speed: near the model, but not equal."""
+
+    @torch.inference_mode()
+    def test_bfloat16(self, bridges: Path) -> None:
+        self._near(opened(bridges, "openvino", "bf16"), 0.1)
+
+    @torch.inference_mode()
+    def test_int8(self, int8: Path) -> None:
+        self._near(opened(int8), 0.15)
+
+    def _near(self, engine: PartsEngine, limit: float) -> None:
+        lengths = [5, 3, 4, 9]
+        ours = outputs(engine, lengths, padded=False)
+        expected = outputs(engine.model, lengths, padded=False)
+        for name, wanted in expected.items():
+            scale = wanted.abs().max()
+            assert tiny.off(ours[name], wanted) < limit * scale, name
+        assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
 
 
 class TestRefusals:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit_lines
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def answer(
     questions: tuple[str, ...],
     top: int = 5,
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
     json: bool = False,
 ) -> None:
@@ -57,7 +57,7 @@ def entail(
     images: tuple[Path, ...],
     statements: tuple[str, ...],
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
     json: bool = False,
 ) -> None:
@@ -91,7 +91,7 @@ def reason(
     images_2: tuple[Path, ...],
     statements: tuple[str, ...],
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
     json: bool = False,
 ) -> None:

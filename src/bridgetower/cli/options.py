@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
+from bridgetower.engines.config import EngineName, Precision
 from bridgetower.training.recipes import RECIPES
 
 Recipe = tyro.extras.subcommand_type_from_defaults(
@@ -18,14 +19,13 @@ Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """How a model is loaded.
+class SourceOptions:
+    """What is loaded.
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
         image_size: Resize the position embeddings to this many pixels.
         device: Such as cpu or cuda:0; default: a GPU if there is one.
-        precision: bf16 takes about half the time on hardware that has it.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
     """
@@ -33,7 +33,6 @@ class LoadOptions:
     revision: str | None = None
     image_size: int | None = None
     device: str | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
     tokenizer: Path | None = None
     answers: Path | None = None
 
@@ -44,5 +43,34 @@ class LoadOptions:
         return load(model, **vars(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(SourceOptions):
+    """How a model is loaded.
+
+    Attributes:
+        precision: bf16 takes about half the time on hardware that has it.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SourceOptions):
+    """How a model is loaded, and what runs it.
+
+    Attributes:
+        precision: bf16 (engines torch and openvino) and int8 (engine onnxruntime) take less time on hardware that has
+            them, and give other numbers.
+        engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
+        cache: Folder of such exports; default: ~/.cache/bridgetower.
+    """
+
+    precision: Precision = "fp32"
+    engine: EngineName = "torch"
+    cache: Path | None = None
+
+
 Loading = Annotated[LoadOptions, arg(name="")]
 AS_USUAL = LoadOptions()
+Running = Annotated[RunOptions, arg(name="")]
+PLAIN_RUN = RunOptions()

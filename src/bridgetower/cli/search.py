@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.defaults import index_or_demo, model_or_demo
-from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit, emit_lines
 from bridgetower.search.config import IndexConfig
 
@@ -25,7 +25,7 @@ def index(
     out: str,
     model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
 ) -> None:
     """Make pictures findable by text: their vectors in an index, which `bridgetower search` looks through.
 
@@ -64,7 +64,7 @@ def search(
     root: Path | None = None,
     sheet: Path | None = None,
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
     json: bool = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from bridgetower.cli.defaults import model_or_demo
-from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.options import AS_USUAL, PLAIN_RUN, Loading, Model, Running
 from bridgetower.cli.output import emit, emit_lines
 
 
@@ -21,7 +21,7 @@ def embed(
     pairs: bool = False,
     out: Path | None = None,
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
     """Turn images, texts or pairs into vectors.
@@ -69,7 +69,7 @@ def match(
     texts: tuple[str, ...],
     all_pairs: bool = False,
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
     """Say how well images and texts belong together.
@@ -106,7 +106,7 @@ def fill_mask(
     texts: tuple[str, ...],
     top: int = 5,
     batch_size: int = 32,
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
     """Fill masked words of texts about pictures.

@@ -3,62 +3,72 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.engines.onnx_graphs import layout, write_graph
-from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
+from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
+from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
+from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, flat, make_part, part_names
-from bridgetower.engines.runner import Runner
+from bridgetower.engines.runner import Runner, make_runner
 from bridgetower.files import new_folder, read_json, write_json
 
 MANIFEST = "export.json"
-TOLERANCE = 1e-4
-
-_WEIGHTS = "model.safetensors"
 VERSION = 1
 
+_WEIGHTS = "model.safetensors"
 
-def write_exported(checkpoint: Checkpoint, folder: Path, *, progress: bool = False) -> dict[str, float]:
+
+def write_exported(
+    checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
+) -> dict[str, dict[str, float]]:
     """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ.
 
     Args:
         checkpoint: What to export.
         folder: New or empty.
+        form: Of the parts.
         progress: Show a bar.
 
     Returns:
-        Part → largest difference of its outputs, as a share of their largest value where that is above one.
+        Engine → part → largest difference of its outputs, as a share of their largest value where that is above one;
+        for every engine that is installed and runs the form.
 
     Raises:
         FileExistsError: The folder holds something else.
         FileNotFoundError: Packages are not installed.
-        ValueError: An engine's outputs differ from the model's.
+        ValueError: An engine's outputs differ from the model's by more than the form's tolerance.
     """
+    require("onnxscript", extra="onnx")
+    engines = dict(_engines(form))
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
-        model, runner = read_checkpoint(temporary).model(), OnnxRuntimeRunner(temporary)
+        model = read_checkpoint(temporary).model()
+        runners = {engine: make_runner(engine, temporary, precision) for engine, precision in engines.items()}
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(checkpoint.config)
-        differences: dict[str, float] = {}
         for name in track(names, "parts", console=Console(stderr=True)) if progress else names:
             part = make_part(model, name)
-            write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
-            differences[name] = _compared(part, runner)
-        write_json(temporary / MANIFEST, _manifest(temporary, differences))
+            if form == "onnx":
+                write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
+            else:
+                write_int8_graph(part, temporary / f"{name}.onnx")
+            for engine, runner in runners.items():
+                differences[engine][name] = _compared(part, engine, runner, TOLERANCES[form])
+        write_json(temporary / MANIFEST, _manifest(temporary, form, names, differences))
     return differences
 
 
-def is_exported(folder: Path) -> bool:
-    """Whether a folder holds exported parts."""
-    return (folder / MANIFEST).is_file()
+def is_exported(folder: Path, form: Form) -> bool:
+    """Whether a folder holds exported parts of a form."""
+    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("form") == form
 
 
 def check_exported(folder: Path) -> None:
@@ -77,20 +87,40 @@ def check_exported(folder: Path) -> None:
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if _digest(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
-    if layout(folder / _WEIGHTS) != manifest["layout"]:
-        raise ValueError(f"{folder / _WEIGHTS} is not laid out as when its parts were exported; export it again")
+    if _fingerprint(folder, manifest["form"]) != manifest["weights"]:
+        raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
 
 
-def _manifest(folder: Path, differences: Mapping[str, float]) -> dict[str, Any]:
+def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
+    """Yields the installed engines that run a form, and the precision in which they are to give the model's numbers."""
+    able: dict[EngineName, Precision] = {}
+    for (engine, precision), runs in FORMS.items():
+        if runs == form:
+            able.setdefault(engine, precision)
+    installed = {engine: precision for engine, precision in able.items() if is_installed(engine)}
+    if not installed:
+        require(*able, extra="onnx")
+    yield from installed.items()
+
+
+def _manifest(
+    folder: Path, form: Form, names: Iterable[str], differences: Mapping[str, Mapping[str, float]]
+) -> dict[str, object]:
     return {
         "version": VERSION,
-        "layout": layout(folder / _WEIGHTS),
-        "parts": {name: _digest(folder / f"{name}.onnx") for name in differences},
-        "largest_difference": dict(differences),
+        "form": form,
+        "weights": _fingerprint(folder, form),
+        "parts": {name: _digest(folder / f"{name}.onnx") for name in names},
+        "largest_difference": differences,
     }
 
 
-def _compared(part: Part, runner: Runner) -> float:
+def _fingerprint(folder: Path, form: Form) -> str:
+    """Returns what ties the parts to the weights: where these lie for graphs that read them there, else their bytes."""
+    return layout(folder / _WEIGHTS) if form == "onnx" else _digest(folder / _WEIGHTS)
+
+
+def _compared(part: Part, engine: str, runner: Runner, tolerance: float) -> float:
     """Returns how far an engine's outputs are from the model's, over examples of several sizes."""
     largest = 0.0
     for inputs in part.examples():
@@ -100,13 +130,14 @@ def _compared(part: Part, runner: Runner) -> float:
         for output, wanted in zip(outputs, expected, strict=True):
             off = (torch.from_numpy(output) - wanted).abs().max() / wanted.abs().max().clamp(min=1)
             largest = max(largest, float(off))
-    if not largest <= TOLERANCE:
+    if not largest <= tolerance:
         raise ValueError(
-            f"part {part.name} differs from the model by {largest:.1e}; expected at most {TOLERANCE:.0e}: "
-            "use engine torch"
+            f"part {part.name} in {engine} differs from the model by {largest:.1e}; expected at most "
+            f"{tolerance:.0e}: use engine torch"
         )
     return largest
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,13 +1,15 @@
-"""Parts as ONNX graphs that hold no weights: these stay in the checkpoint's safetensors file beside them.
+"""Parts as ONNX graphs: in float32 without weights, in int8 with their own.
 
 ONNX lets a graph name a range of bytes in another file as a tensor, and a safetensors file is such ranges after a
-header. So all parts of a model share one copy of its weights, in a file that this package loads as any checkpoint.
+header. So the float32 parts of a model share one copy of its weights, in a file that this package loads as any
+checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ _PREFIX = "model."  # of the names of a part's parameters
 
 
 def write_graph(part: Part, path: Path, weights: Path) -> None:
-    """Writes a part as an ONNX graph.
+    """Writes a part as an ONNX graph of float32.
 
     Args:
         part: What to write.
@@ -36,28 +38,51 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
     require("onnxscript", extra="onnx")
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript.optimizer import optimize_ir
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own parts
-        program: Any = torch.onnx.export(
-            part.exported(),
-            dynamo=True,
-            verbose=False,
-            optimize=False,  # it would turn weights round, and store them so in the graph; engines do it in memory
-            opset_version=_OPSET,
-            input_names=list(part.input_names),
-            output_names=list(part.output_names),
-        )
+    model = _converted(part, optimize=False).model
+    optimize_ir(model, should_fold=lambda node: False if _reads_weights(node) else None)
     ranges = tensor_ranges(weights)
-    for name, value in program.model.graph.initializers.items():
+    for name, value in model.graph.initializers.items():
         if name.startswith(_PREFIX):
             offset, length = ranges[name.removeprefix(_PREFIX)]
             value.const_value = ir.ExternalTensor(
                 weights.name, offset, length, value.dtype, shape=value.shape, name=name, base_dir=weights.parent
             )
-    ClearMetadataAndDocStringPass()(program.model)  # it names files of this machine
+    ClearMetadataAndDocStringPass()(model)  # it names files of this machine
     with replacing(path) as temporary:
-        ir.save(program.model, temporary)
+        ir.save(model, temporary)
+
+
+def write_int8_graph(part: Part, path: Path) -> None:
+    """Writes a part with linear layers in int8, weights included.
+
+    Weights get a scale per output channel; inputs are scaled when the part runs, by their largest and smallest value
+    (ONNX Runtime's dynamic quantisation). Attention, norms and embeddings stay in float32.
+
+    Args:
+        part: What to write.
+        path: Of the graph.
+
+    Raises:
+        FileNotFoundError: The packages for it are not installed.
+    """
+    require("onnxscript", "onnxruntime", extra="onnx")
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    program = _converted(part, optimize=True)  # only weights that stand beside their product are found
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # or it asks for just that
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
+        program.save(Path(scratch) / "part.onnx", external_data=True)
+        quantize_dynamic(
+            Path(scratch) / "part.onnx",
+            temporary,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
 
 
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
@@ -74,6 +99,25 @@ def layout(weights: Path) -> str:
     """Returns a fingerprint of what graphs take for granted of a weights file: names, formats, shapes and places."""
     header, first = _header(weights)
     return hashlib.sha256(json.dumps([first, header], sort_keys=True).encode()).hexdigest()
+
+
+def _converted(part: Part, *, optimize: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        return torch.onnx.export(
+            part.exported(),
+            dynamo=True,
+            verbose=False,
+            optimize=optimize,
+            opset_version=_OPSET,
+            input_names=list(part.input_names),
+            output_names=list(part.output_names),
+        )
+
+
+def _reads_weights(node: Any) -> bool:
+    """Whether a node of a graph has a weight among its inputs; computed in advance, it would be stored in the graph."""
+    return any(value is not None and value.is_initializer() for value in node.inputs)
 
 
 def _header(weights: Path) -> tuple[dict[str, Any], int]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.cache import cached_export
+from bridgetower.engines.config import ENGINES, FORMS, PRECISIONS, EngineName, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
-from bridgetower.engines.folder import check_exported
-from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
+from bridgetower.engines.folder import check_exported, is_exported
 from bridgetower.engines.packages import require
 from bridgetower.engines.parts_engine import PartsEngine
+from bridgetower.engines.runner import make_runner
 
-EngineName = Literal["torch", "onnxruntime"]
-Precision = Literal["fp32", "bf16"]
-
-ENGINES: dict[EngineName, tuple[Precision, ...]] = {"torch": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
 CACHE = Path.home() / ".cache" / "bridgetower"
 
 
@@ -28,7 +25,7 @@ class EngineChoice:
     """How a model is to be run.
 
     Attributes:
-        engine: What computes: `torch`, or `onnxruntime` with exported parts.
+        engine: What computes: `torch`, or `onnxruntime` and `openvino` with exported parts.
         precision: What it computes in.
         device: Of engine `torch`, such as `cpu` or `cuda:0`; None takes a GPU if there is one.
         cache: Folder where checkpoints that were not exported are exported to when another engine first needs it.
@@ -41,12 +38,11 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         """Checks that there is such an engine, in this precision, on this device."""
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine is {self.engine!r}; expected one of {', '.join(ENGINES)}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(get_args(Precision))}")
-        if self.precision not in ENGINES[self.engine]:
-            able = [name for name, precisions in ENGINES.items() if self.precision in precisions]
+        for what, value, known in (("engine", self.engine, ENGINES), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise ValueError(f"{what} is {value!r}; expected one of {', '.join(known)}")
+        if (self.engine, self.precision) not in FORMS:
+            able = [engine for engine, precision in FORMS if precision == self.precision]
             raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")
         if self.engine != "torch" and self.device not in (None, "cpu", torch.device("cpu")):
             raise ValueError(f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there")
@@ -55,25 +51,31 @@ class EngineChoice:
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are to be read in."""
-        return torch.bfloat16 if self.engine == "torch" and self.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.form is None and self.precision == "bf16" else torch.float32
+
+    @property
+    def form(self) -> Form | None:
+        """Of the parts that are run; None if the model itself is."""
+        return FORMS[self.engine, self.precision]
 
     def start(self, checkpoint: Checkpoint, folder: Path | None = None) -> Engine:
         """Returns the engine of a checkpoint.
 
         Args:
             checkpoint: With weights in `dtype`.
-            folder: Where it was read from, if that holds its exported parts.
+            folder: Where it was read from, if it is as it was there; exported parts are looked for in it.
 
         Raises:
             FileNotFoundError: A package or a part is missing.
             ValueError: A part is damaged, or an export for the cache differs from the model.
         """
-        if self.engine == "torch":
+        if self.form is None:
             return TorchEngine(checkpoint.model(), find_device(self.device), self.dtype)
-        require("onnxruntime", extra="onnx")
-        folder = folder or cached_export(checkpoint, self.cache)
+        require(self.engine, extra="openvino" if self.engine == "openvino" else "onnx")
+        if folder is None or not is_exported(folder, self.form):
+            folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
         check_exported(folder)
-        return PartsEngine(read_checkpoint(folder).model(), OnnxRuntimeRunner(folder))
+        return PartsEngine(read_checkpoint(folder).model(), make_runner(self.engine, folder, self.precision))
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

@@ -1,0 +1,25 @@
+"""What there is to choose: engines, precisions, and the form of parts that each of them runs; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+EngineName = Literal["torch", "onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+Form = Literal["onnx", "onnx-int8"]
+
+# None: the model itself, no exported parts.
+FORMS: dict[tuple[EngineName, Precision], Form | None] = {
+    ("torch", "fp32"): None,
+    ("torch", "bf16"): None,
+    ("onnxruntime", "fp32"): "onnx",
+    ("onnxruntime", "int8"): "onnx-int8",
+    ("openvino", "fp32"): "onnx",
+    ("openvino", "bf16"): "onnx",
+}
+ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+
+# Largest difference from the model that an export may have, as a share of an output's largest value where that is
+# above one. That of int8 only tells a broken export from a whole one.
+TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2}
