@@ -83,15 +83,15 @@ class TestData:
         stop_at(4, out, config=moved)
         shutil.rmtree(folder)
         share = shapes.NUM_HELD_OUT / shapes.NUM_PICTURES
-        same = PairsConfig(test_fraction=share, validation_fraction=share)
-        prepare_pairs(pictures / "shapes.csv", folder, replace(same, seed=1))
+        other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
+        prepare_pairs(pictures / "shapes.csv", folder, other)
         before = snapshot(out)
         message = rf"result: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}; .*/validation\.parquet was"
         with pytest.raises(ValueError, match=message):
             train(moved, out, resume=True, progress=False)
         assert snapshot(out) == before
         shutil.rmtree(folder)
-        prepare_pairs(pictures / "shapes.csv", folder, same)
+        shapes.prepare_shapes(pictures, folder)
         assert train(moved, out, resume=True, progress=False) == finished[1]
 
 

@@ -10,7 +10,7 @@ from bridgetower.data.config import PairsConfig, PrepareConfig
 from bridgetower.data.info import INFO_FILE, DatasetInfo, SplitInfo, read_info, write_info
 from bridgetower.data.listing import Listing, check_bad
 from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
-from bridgetower.data.shards import Shard, Written, plan_shards, write_shards
+from bridgetower.data.shards import Shard, Written, forget_attempts, plan_shards, write_shards
 from bridgetower.data.splits import parquet_files, parquet_path
 from bridgetower.data.vocabulary import write_vocabulary
 from bridgetower.files import locked, remove_leftovers
@@ -100,6 +100,7 @@ def _complete(out: Path, info: DatasetInfo, vocabulary: Sequence[str]) -> Datase
     if vocabulary:
         write_vocabulary(out, vocabulary)
     write_info(out, info)
+    forget_attempts(out)
     return info
 
 

@@ -1,7 +1,6 @@
 """Rows of a prepared set, one picture (or picture pair) each, and how they are written to Parquet."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MARK = b"bridgetower"  # schema metadata key: tells our own Parquet files from a user's
-_NOTES = b"bridgetower.notes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +188,7 @@ def write_split(
     kind: Kind = "captions",
     columns: Mapping[str, Any] | None = None,
     row_group_bytes: int = 2**20,
-    notes: Callable[[], Mapping[str, object]] | None = None,
+    before: Callable[[SplitInfo], None] | None = None,
     may_be_empty: bool = False,
 ) -> SplitInfo:
     """Writes `records` to one Parquet file, atomically, holding one row group in memory at a time.
@@ -201,7 +199,7 @@ def write_split(
         kind: What the rows hold.
         columns: `datasets` feature of each further column; the records' `extra` must have exactly these.
         row_group_bytes: Picture bytes after which a row group is closed; all of a group are read to get one of them.
-        notes: Asked after the last record for what `read_notes` is to return.
+        before: Told what the file holds before it gets its name.
         may_be_empty: Whether no record is no error.
 
     Returns:
@@ -226,29 +224,17 @@ def write_split(
                     _check_record(record, seen, kind, further)
                     num_texts += len(record.texts)
                 writer.write_table(pa.Table.from_pylist([record.row() for record in group], schema=schema))
-            if notes:
-                writer.add_key_value_metadata({_NOTES.decode(): json.dumps(notes())})
         if not seen and not may_be_empty:
             raise ValueError(f"no record to write to {path}; a split needs at least one picture, or no file at all")
-        digest = sha256_of(temporary)
-    return SplitInfo(images=len(seen), texts=num_texts, files={path.name: digest})
+        info = SplitInfo(images=len(seen), texts=num_texts, files={path.name: sha256_of(temporary)})
+        if before:
+            before(info)
+    return info
 
 
 def is_own_parquet(path: Path) -> bool:
     """Whether `path` was written by `write_split` and may be replaced."""
     return _MARK in (read_schema(Path(path)).metadata or {})
-
-
-def read_notes(path: Path) -> dict[str, Any]:
-    """What `write_split` was told to note; nothing if it was not, or the file is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        content = pq.read_metadata(path).metadata or {}
-    except pa.ArrowInvalid:
-        return {}
-    return dict(json.loads(content.get(_NOTES, b"{}")))
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,17 +19,18 @@ from bridgetower.data.records import (
     QuestionRecord,
     Record,
     StatementRecord,
-    read_notes,
     sha256_of,
     write_split,
 )
 from bridgetower.data.splits import shard_paths
+from bridgetower.files import read_json, write_json
 from bridgetower.processor import open_image
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 _AHEAD_PER_WORKER = 8  # pictures in flight
+_NOTES = ".notes.json"
 _RECORDS: Mapping[Kind, type[PictureRecord]] = {
     "captions": Record,
     "vqa": QuestionRecord,
@@ -111,19 +112,31 @@ def write_shards(
     return written
 
 
+def forget_attempts(out: Path) -> None:
+    """Removes what `write_shards` notes for another attempt; the files of a complete set need none."""
+    for path in out.glob(f".*{_NOTES}"):
+        path.unlink()
+
+
+def _notes_path(shard: Shard) -> Path:
+    """Of a file beside the shard: in it, the fingerprint would give the same pictures another digest."""
+    return shard.path.with_name(f".{shard.path.stem}{_NOTES}")
+
+
 def _finished(shard: Shard) -> Written | None:
-    notes = read_notes(shard.path) if shard.path.is_file() else {}
-    if notes.get("fingerprint") != shard.fingerprint:
+    path = _notes_path(shard)
+    if not (shard.path.is_file() and path.is_file()):
         return None
-    info = SplitInfo(images=notes["images"], texts=notes["texts"], files={shard.path.name: sha256_of(shard.path)})
-    return Written(info=info, bad=tuple(notes["bad"]))
+    notes = read_json(path)
+    info = SplitInfo(**notes["info"])
+    same = notes["fingerprint"] == shard.fingerprint and info.files == {shard.path.name: sha256_of(shard.path)}
+    return Written(info=info, bad=tuple(notes["bad"])) if same else None
 
 
 def _write(
     listing: Listing, shard: Shard, pool: ThreadPoolExecutor, num_workers: int, progress: Callable[[int], None]
 ) -> Written:
     bad: list[str] = []
-    counts = {"images": 0, "texts": 0}
 
     def good() -> Iterator[PictureRecord]:
         entries = listing.entries(shard.split, shard.start, shard.count)
@@ -131,18 +144,13 @@ def _write(
             progress(1)
             if isinstance(loaded, str):
                 bad.append(loaded)
-                continue
-            counts["images"] += 1
-            counts["texts"] += len(loaded.texts)
-            yield loaded
+            else:
+                yield loaded
 
-    info = write_split(
-        shard.path,
-        good(),
-        kind=listing.kind,
-        notes=lambda: {"fingerprint": shard.fingerprint, **counts, "bad": bad},
-        may_be_empty=True,
-    )
+    def note(info: SplitInfo) -> None:
+        write_json(_notes_path(shard), {"fingerprint": shard.fingerprint, "info": asdict(info), "bad": bad})
+
+    info = write_split(shard.path, good(), kind=listing.kind, before=note, may_be_empty=True)
     return Written(info=info, bad=tuple(bad))
 
 
