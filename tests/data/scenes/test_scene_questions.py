@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from bridgetower.data.scenes.questions import TOPICS, draw_question, draw_two_nouns
+from bridgetower.data.scenes.asked import draw_asked
+from bridgetower.data.scenes.questions import TOPICS, draw_two_nouns
 from bridgetower.data.scenes.scene import LEVELS, Scene, Shape
 
 
@@ -46,7 +47,7 @@ def test_answers_of_a_scene():
     for topic in TOPICS:
         generator = random.Random(topic)
         for _ in range(5000):
-            question = draw_question(topic, generator, LEVELS["easy"])
+            question = draw_asked(TOPICS, topic, generator, LEVELS["easy"])
             found[question.text] = question.answer(SCENE)
     assert {text: found[text] for text in ANSWERS} == ANSWERS
 
@@ -55,14 +56,13 @@ def test_answers_of_a_scene():
 def test_answers_may_be_given(topic):
     generator = random.Random(0)
     for _ in range(200):
-        question = draw_question(topic, generator, LEVELS["hard"])
-        assert question.topic == topic
+        question = draw_asked(TOPICS, topic, generator, LEVELS["hard"])
         assert question.answer(SCENE) in {None, *question.answers}
 
 
 def test_sizes_are_named_now_and_then_where_there_are_several():
     generator = random.Random(0)
-    texts = Counter("small" in draw_question("exists", generator, LEVELS["medium"]).text for _ in range(800))
+    texts = Counter("small" in draw_asked(TOPICS, "exists", generator, LEVELS["medium"]).text for _ in range(800))
     assert 60 < texts[True] < 140
 
 
@@ -75,4 +75,4 @@ def test_two_nouns_never_name_the_same_shape():
 
 def test_unknown_topic_is_an_error():
     with pytest.raises(ValueError, match="no topic 'weight'; topics are exists, colour"):
-        draw_question("weight", random.Random(0), LEVELS["easy"])
+        draw_asked(TOPICS, "weight", random.Random(0), LEVELS["easy"])

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from bridgetower.data.kinds import LABELS
+from bridgetower.data.scenes.asked import draw_asked
 from bridgetower.data.scenes.scene import LEVELS, Scene, Shape
-from bridgetower.data.scenes.statements import LABELS, TOPICS, draw_statement
+from bridgetower.data.scenes.statements import TOPICS
 
-CONTRADICTION, NEUTRAL, ENTAILMENT = LABELS
+CONTRADICTION, NEUTRAL, ENTAILMENT = LABELS["snli-ve"]
 
 
 def shape(kind, colour, x, y):
@@ -38,13 +40,12 @@ def test_labels_of_a_scene():
     for topic in TOPICS:
         generator = random.Random(topic)
         for _ in range(5000):
-            statement = draw_statement(topic, generator, LEVELS["easy"])
-            assert statement.topic == topic
-            assert statement.answers == LABELS
+            statement = draw_asked(TOPICS, topic, generator, LEVELS["easy"])
+            assert statement.answers == LABELS["snli-ve"]
             found[statement.text] = statement.answer(OPEN), statement.answer(COVERED)
     assert {text: found[text] for text in LABEL} == LABEL
 
 
 def test_unknown_topic_is_an_error():
     with pytest.raises(ValueError, match="no topic 'weight'; topics are exists, all"):
-        draw_statement("weight", random.Random(0), LEVELS["easy"])
+        draw_asked(TOPICS, "weight", random.Random(0), LEVELS["easy"])

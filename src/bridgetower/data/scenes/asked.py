@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,18 +19,38 @@ class Asked(Generic[Pictures]):
     """A question or statement with its exact answer for any picture.
 
     Attributes:
-        topic: What it is about, such as "count"; figures are given by topic.
         text: The words.
         answers: What may be answered; each is drawn equally often.
         nouns: Descriptions in the text.
         answer: The answer for a picture (or pair of pictures); None where the text does not fit the picture.
     """
 
-    topic: str
     text: str
     answers: Sequence[str]
     nouns: Sequence[Noun]
     answer: Callable[[Pictures], str | None]
+
+
+Maker = Callable[[random.Random, Level], Asked[Pictures]]
+
+
+def draw_asked(
+    makers: Mapping[str, Maker[Pictures]], topic: str, generator: random.Random, level: Level
+) -> Asked[Pictures]:
+    """Draws a question or statement of a topic.
+
+    Args:
+        makers: What draws those of each topic.
+        topic: One of them.
+        generator: Source of chance.
+        level: How rich scenes are.
+
+    Raises:
+        ValueError: If the topic is unknown.
+    """
+    if topic not in makers:
+        raise ValueError(f"no topic {topic!r}; topics are {', '.join(makers)}")
+    return makers[topic](generator, level)
 
 
 def scene_for(asked: Asked[Scene], answer: str, generator: random.Random, level: Level, *, curtains: bool) -> Scene:

@@ -9,7 +9,7 @@ from bridgetower.data.info import DatasetInfo
 from bridgetower.data.kinds import Kind, Question, Statement
 from bridgetower.data.records import Collection, PairRecord, PictureRecord, QuestionRecord, Record, StatementRecord
 from bridgetower.data.scenes import pair_statements, questions, statements
-from bridgetower.data.scenes.asked import scene_for, scenes_for
+from bridgetower.data.scenes.asked import draw_asked, scene_for, scenes_for
 from bridgetower.data.scenes.captions import caption
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.scenes.drawing import png
@@ -63,8 +63,8 @@ def _captioned(config: ScenesConfig, level: Level, generator: random.Random, spl
 def _questioned(
     config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int
 ) -> QuestionRecord:
-    topic = questions.TOPICS[number % len(questions.TOPICS)]
-    asked = questions.draw_question(topic, generator, level)
+    topic = _topic(questions.TOPICS, number)
+    asked = draw_asked(questions.TOPICS, topic, generator, level)
     answer = generator.choice(asked.answers)
     scene = scene_for(asked, answer, generator, level, curtains=False)
     question = Question(
@@ -79,8 +79,8 @@ def _questioned(
 
 
 def _stated(config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int) -> StatementRecord:
-    topic = statements.TOPICS[number % len(statements.TOPICS)]
-    asked = statements.draw_statement(topic, generator, level)
+    topic = _topic(statements.TOPICS, number)
+    asked = draw_asked(statements.TOPICS, topic, generator, level)
     label = generator.choice(asked.answers)
     scene = scene_for(asked, label, generator, level, curtains=True)
     name = f"{split}-{number}"
@@ -93,8 +93,8 @@ def _stated(config: ScenesConfig, level: Level, generator: random.Random, split:
 
 
 def _paired(config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int) -> PairRecord:
-    topic = pair_statements.TOPICS[number % len(pair_statements.TOPICS)]
-    asked = pair_statements.draw_pair_statement(topic, generator, level)
+    topic = _topic(pair_statements.TOPICS, number)
+    asked = draw_asked(pair_statements.TOPICS, topic, generator, level)
     label = generator.choice(asked.answers)
     left, right = scenes_for(asked, label, generator, level)
     name = f"{split}-{number}"
@@ -107,6 +107,11 @@ def _paired(config: ScenesConfig, level: Level, generator: random.Random, split:
         # As NLVR2 has them: split, set of pictures, pair, sentence.
         statements=(Statement(statement_id=f"{split}-{number}-0-{_PAIR_TOPIC[topic]}", text=asked.text, label=label),),
     )
+
+
+def _topic(topics: Mapping[str, object], number: int) -> str:
+    """Topics take turns."""
+    return tuple(topics)[number % len(topics)]
 
 
 def _vocabulary(level: Level) -> tuple[str, ...]:

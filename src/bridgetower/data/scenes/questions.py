@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
-from bridgetower.data.scenes.asked import Asked
+from bridgetower.data.scenes.asked import Asked, Maker
 from bridgetower.data.scenes.scene import RELATIONS, Level, Noun, Relation, Scene, holds
-
-TOPICS = ("exists", "colour", "count", "relation")
 
 _YES_NO = ("no", "yes")
 HIGHEST_COUNT = 4
-
-
-def draw_question(topic: str, generator: random.Random, level: Level) -> Asked[Scene]:
-    """Draws a question of a topic.
-
-    Raises:
-        ValueError: If the topic is unknown.
-    """
-    match topic:
-        case "exists":
-            return _exists(generator, level)
-        case "colour":
-            return _colour(generator, level)
-        case "count":
-            return _count(generator, level)
-        case "relation":
-            return _where(generator, level) if generator.random() < 0.5 else _relation(generator, level)
-    raise ValueError(f"no topic {topic!r}; topics are {', '.join(TOPICS)}")
 
 
 def draw_noun(generator: random.Random, level: Level, *, kind: bool = True, colour: bool = True) -> Noun:
@@ -59,7 +40,6 @@ def draw_two_nouns(generator: random.Random, level: Level) -> tuple[Noun, Noun]:
 def _exists(generator: random.Random, level: Level) -> Asked[Scene]:
     noun = draw_noun(generator, level)
     return Asked(
-        topic="exists",
         text=f"is there {noun.with_article}?",
         answers=_YES_NO,
         nouns=(noun,),
@@ -74,15 +54,12 @@ def _colour(generator: random.Random, level: Level) -> Asked[Scene]:
         shape = scene.only(noun)
         return shape.colour if shape else None
 
-    return Asked(
-        topic="colour", text=f"what colour is the {noun}?", answers=level.colours, nouns=(noun,), answer=answer
-    )
+    return Asked(text=f"what colour is the {noun}?", answers=level.colours, nouns=(noun,), answer=answer)
 
 
 def _count(generator: random.Random, level: Level) -> Asked[Scene]:
     noun = draw_partial_noun(generator, level)
     return Asked(
-        topic="count",
         text=f"how many {noun.plural} are there?",
         answers=tuple(str(number) for number in range(HIGHEST_COUNT + 1)),
         nouns=(noun,),
@@ -91,6 +68,10 @@ def _count(generator: random.Random, level: Level) -> Asked[Scene]:
 
 
 def _relation(generator: random.Random, level: Level) -> Asked[Scene]:
+    return generator.choice((_placed, _where))(generator, level)
+
+
+def _placed(generator: random.Random, level: Level) -> Asked[Scene]:
     first, second = draw_two_nouns(generator, level)
     relation = generator.choice(RELATIONS)
 
@@ -100,7 +81,6 @@ def _relation(generator: random.Random, level: Level) -> Asked[Scene]:
         return None if held is None else _YES_NO[held]
 
     return Asked(
-        topic="relation",
         text=f"is the {first} {relation} the {second}?",
         answers=_YES_NO,
         nouns=(first, second),
@@ -116,7 +96,6 @@ def _where(generator: random.Random, level: Level) -> Asked[Scene]:
         return _kind_beside(scene, noun, relation)
 
     return Asked(
-        topic="relation",
         text=f"which shape is {relation} the {noun}?",
         answers=level.kinds,
         nouns=(noun,),
@@ -132,3 +111,6 @@ def _kind_beside(scene: Scene, noun: Noun, relation: Relation) -> str | None:
     held = [(holds(relation, shape, target), shape.kind) for shape in scene.shapes if shape is not target]
     beside = [kind for holding, kind in held if holding]
     return beside[0] if len(beside) == 1 and all(holding is not None for holding, _ in held) else None
+
+
+TOPICS: Mapping[str, Maker[Scene]] = {"exists": _exists, "colour": _colour, "count": _count, "relation": _relation}

@@ -1,35 +1,19 @@
-"""Statements about a scene that is covered in part: it entails them, contradicts them, or leaves them open."""
+"""Statements about a scene that is covered in part: it entails them, contradicts them, or leaves them open.
+
+What a curtain covers may hold anything.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
-from bridgetower.data.scenes.asked import Asked
+from bridgetower.data.kinds import LABELS
+from bridgetower.data.scenes.asked import Asked, Maker
 from bridgetower.data.scenes.questions import draw_noun, draw_partial_noun, draw_two_nouns
 from bridgetower.data.scenes.scene import RELATIONS, Level, Noun, Scene, holds
 
-TOPICS = ("exists", "all", "count", "relation")
-LABELS = ("contradiction", "neutral", "entailment")
-
-_CONTRADICTION, _NEUTRAL, _ENTAILMENT = LABELS
-
-
-def draw_statement(topic: str, generator: random.Random, level: Level) -> Asked[Scene]:
-    """Draws a statement of a topic; what a curtain covers may hold anything.
-
-    Raises:
-        ValueError: If the topic is unknown.
-    """
-    match topic:
-        case "exists":
-            return _exists(generator, level)
-        case "all":
-            return _all(generator, level)
-        case "count":
-            return _count(generator, level)
-        case "relation":
-            return _relation(generator, level)
-    raise ValueError(f"no topic {topic!r}; topics are {', '.join(TOPICS)}")
+_CONTRADICTION, _NEUTRAL, _ENTAILMENT = LABELS["snli-ve"]
 
 
 def _exists(generator: random.Random, level: Level) -> Asked[Scene]:
@@ -40,7 +24,7 @@ def _exists(generator: random.Random, level: Level) -> Asked[Scene]:
             return _ENTAILMENT
         return _NEUTRAL if scene.curtain else _CONTRADICTION
 
-    return Asked(topic="exists", text=f"there is {noun.with_article}.", answers=LABELS, nouns=(noun,), answer=answer)
+    return Asked(text=f"there is {noun.with_article}.", answers=LABELS["snli-ve"], nouns=(noun,), answer=answer)
 
 
 def _all(generator: random.Random, level: Level) -> Asked[Scene]:
@@ -56,7 +40,7 @@ def _all(generator: random.Random, level: Level) -> Asked[Scene]:
             return _CONTRADICTION
         return _NEUTRAL if scene.curtain else _ENTAILMENT
 
-    return Asked(topic="all", text=text, answers=LABELS, nouns=(noun,), answer=answer)
+    return Asked(text=text, answers=LABELS["snli-ve"], nouns=(noun,), answer=answer)
 
 
 def _count(generator: random.Random, level: Level) -> Asked[Scene]:
@@ -71,7 +55,7 @@ def _count(generator: random.Random, level: Level) -> Asked[Scene]:
         return _NEUTRAL if scene.curtain else _ENTAILMENT
 
     text = f"there {verb} exactly {('one', 'two', 'three')[number - 1]} {name}."
-    return Asked(topic="count", text=text, answers=LABELS, nouns=(noun,), answer=answer)
+    return Asked(text=text, answers=LABELS["snli-ve"], nouns=(noun,), answer=answer)
 
 
 def _relation(generator: random.Random, level: Level) -> Asked[Scene]:
@@ -89,9 +73,11 @@ def _relation(generator: random.Random, level: Level) -> Asked[Scene]:
         return None if held is None else (_ENTAILMENT if held else _CONTRADICTION)
 
     return Asked(
-        topic="relation",
         text=f"the {first} is {relation} the {second}.",
-        answers=LABELS,
+        answers=LABELS["snli-ve"],
         nouns=(first, second),
         answer=answer,
     )
+
+
+TOPICS: Mapping[str, Maker[Scene]] = {"exists": _exists, "all": _all, "count": _count, "relation": _relation}
