@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from tyro.conf import Fixed, Suppress
 
@@ -27,6 +27,7 @@ Figure = Literal[
     "pearson_correlation",
     "spearman_correlation",
 ]
+"""Figures of an evaluation; `figures` of a task are those by which its best checkpoint can be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class PretrainingConfig:
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
+
     kind: Annotated[Literal["pretraining"], Fixed, Suppress] = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -91,11 +94,6 @@ class PretrainingConfig:
             raise ValueError(
                 f"negatives_from is {self.negatives_from!r}; expected one of {', '.join(get_args(NegativesFrom))}"
             )
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
     @property
     def contrasts(self) -> list[str]:
@@ -121,6 +119,8 @@ class RankingConfig:
         itm: Weight of the matching loss beside it; 0 does not compute it.
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ("rsum", "one_stage_rsum")
+
     kind: Annotated[Literal["ranking"], Fixed, Suppress] = "ranking"
     false_texts: int = 15
     itm: float = 1.0
@@ -129,11 +129,6 @@ class RankingConfig:
         """Checks the number of texts and the weight."""
         if self.false_texts < 1 or self.itm < 0:
             raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("rsum", "one_stage_rsum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +141,8 @@ class VqaConfig:
             gave an answer of the vocabulary, as the official code does. Both train without them.
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ("vqa_score",)
+
     kind: Annotated[Literal["vqa"], Fixed, Suppress] = "vqa"
     protocol: Protocol = "honest"
 
@@ -153,11 +150,6 @@ class VqaConfig:
         """Checks the protocol."""
         if self.protocol not in get_args(Protocol):
             raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("vqa_score",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +160,9 @@ class SnliVeConfig:
         kind: Tells the task in a saved run; no option of the command.
     """
 
-    kind: Annotated[Literal["snli-ve"], Fixed, Suppress] = "snli-ve"
+    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
 
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("accuracy",)
+    kind: Annotated[Literal["snli-ve"], Fixed, Suppress] = "snli-ve"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +173,9 @@ class Nlvr2Config:
         kind: Tells the task in a saved run; no option of the command.
     """
 
-    kind: Annotated[Literal["nlvr2"], Fixed, Suppress] = "nlvr2"
+    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
 
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("accuracy",)
+    kind: Annotated[Literal["nlvr2"], Fixed, Suppress] = "nlvr2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +187,8 @@ class CifarConfig:
         num_classes: 10, or 100.
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
+
     kind: Annotated[Literal["cifar"], Fixed, Suppress] = "cifar"
     num_classes: Literal[10, 100] = 10
 
@@ -208,11 +196,6 @@ class CifarConfig:
         """Checks the number of classes."""
         if self.num_classes not in (10, 100):
             raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen."""
-        return ("accuracy",)
 
 
 @dataclass(frozen=True, kw_only=True)
