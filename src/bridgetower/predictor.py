@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from bridgetower.answering import Answering, PairHead
@@ -28,6 +26,7 @@ from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, Enco
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized
+from bridgetower.progress import counted
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
@@ -438,5 +437,4 @@ def _batches(count: int, size: int, progress: bool) -> Iterator[slice]:
     if size < 1:
         raise ValueError(f"batch_size is {size}; expected at least 1")
     starts = range(0, count, size)
-    shown = track(starts, "batches", console=Console(stderr=True)) if progress and len(starts) > 1 else starts
-    return (slice(start, start + size) for start in shown)
+    return (slice(start, start + size) for start in counted(starts, "batches", shown=progress and len(starts) > 1))

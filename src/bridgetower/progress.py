@@ -43,10 +43,10 @@ def count_bars(*, shown: bool) -> Progress:
     return _bars(MofNCompleteColumn(), RateColumn(), shown=shown)
 
 
-def counted(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
-    """Yields the items under a bar with their rate."""
+def counted(items: Iterable[T], description: str, *, shown: bool, total: int | None = None) -> Iterator[T]:
+    """Yields the items under a bar with their rate; their number is `total`, or their length if they have one."""
     with count_bars(shown=shown) as bars:
-        yield from bars.track(items, description=description)
+        yield from bars.track(items, total=total, description=description)
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
@@ -18,6 +16,7 @@ from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
 from bridgetower.files import new_folder, read_json, write_json
+from bridgetower.progress import counted
 
 MANIFEST = "export.json"
 VERSION = 1
@@ -54,7 +53,7 @@ def write_exported(
         runners = {engine: make_runner(engine, temporary, precision) for engine, precision in engines.items()}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(checkpoint.config)
-        for name in track(names, "parts", console=Console(stderr=True)) if progress else names:
+        for name in counted(names, "exporting parts", shown=progress):
             part = make_part(model, name)
             if form == "onnx":
                 write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)

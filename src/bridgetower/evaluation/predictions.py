@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bridgetower.data.sampling import BatchKey, Examples
 from bridgetower.distributed import gather_by_id, rank, world_size
+from bridgetower.progress import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +77,7 @@ def _predict(
     own = range(rank(), len(examples), world_size())
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
-    if progress and rank() == 0:
-        console = Console(stderr=True)
-        loader = track(loader, "predicting", total=len(keys), console=console, show_speed=True)
+    loader = counted(loader, "predicting batches", shown=progress and rank() == 0, total=len(keys))
     device = next(task.parameters()).device
     parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Resized
+from bridgetower.progress import count_bars
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, held
 from bridgetower.search.pictures import Decoded, Known, Listed, Listing, Pictures, decode, known_as, list_pictures
@@ -117,7 +115,7 @@ class _Update:
         rows: list[IndexedRow] = []
         copies: list[tuple[str, Listed]] = []
         written = time.monotonic()
-        with _bar(progress and bool(self.wanted)) as bar:
+        with count_bars(shown=progress and bool(self.wanted)) as bar:
             task = bar.add_task("embedding", total=len(self.wanted))
             for batch in decode(pictures, self.config):
                 decoded = batch.unpacked()
@@ -230,17 +228,3 @@ def _check_bad(source: str | Path, report: IndexReport, max_bad: int) -> None:
         f"{source} has {len(bad)} bad pictures, allowed are {max_bad} (max_bad); the other {report.pictures} are in "
         f"the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
     )
-
-
-class _Rate(ProgressColumn):
-    """Pictures per second."""
-
-    def render(self, task: Task) -> Text:
-        """Returns the rate over the last seconds."""
-        return Text("" if task.speed is None else f"{task.speed:.0f} pictures/s")
-
-
-def _bar(shown: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
