@@ -12,6 +12,7 @@ import torch
 from bridgetower.engines.config import Precision
 from bridgetower.engines.packages import require
 from bridgetower.engines.parts import PartName
+from bridgetower.engines.signal_stack import kept_signal_stack
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -47,6 +48,7 @@ class OpenVinoRunner:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": self._hint,
         }
-        compiled = openvino.Core().compile_model(self._folder / f"{part}.onnx", "CPU", settings)
+        with kept_signal_stack():
+            compiled = openvino.Core().compile_model(self._folder / f"{part}.onnx", "CPU", settings)
         self._compiled[part] = compiled
         return compiled
