@@ -21,11 +21,24 @@ PLACE = re.compile(r"serving (\S+) at (http://\S+)")
 
 
 @contextmanager
+def heard(number: signal.Signals) -> Iterator[None]:
+    """Lets processes that are started here hear a signal, even if a job in the background was told to ignore it."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
 def process(*arguments: str, key: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
     command = [sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with (
+        heard(signal.SIGINT),
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running,
+    ):
         try:
             assert running.stderr is not None
             lines = []
