@@ -38,11 +38,17 @@ class TestReplacing:
     def test_new_content_appears_only_at_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "er" / "a.bin"
         with replacing(path) as temporary:
-            assert temporary.parent == path.parent
-            assert temporary.suffix == ".bin"
+            assert temporary.parent.parent == path.parent
+            assert temporary.name == "a.bin"
             temporary.write_bytes(b"new")
             assert not path.exists()
         assert contents(path.parent) == {"a.bin": b"new"}
+
+    def test_temporary_files_of_a_library_go_too(self, tmp_path: Path) -> None:
+        with replacing(tmp_path / "a.bin") as temporary:
+            (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
+            temporary.write_bytes(b"new")
+        assert contents(tmp_path) == {"a.bin": b"new"}
 
     @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
@@ -86,7 +92,7 @@ class TestReplacing:
         monkeypatch.setattr(os, "fsync", fsync)
         write_bytes(path, b"new")
         (temporary, named), (folder, renamed) = synced
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         assert (named, renamed) == (False, True)
         assert folder == tmp_path
 
@@ -141,17 +147,18 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
     if child == 0:
         with replacing(tmp_path / "a.bin") as temporary:
             temporary.write_bytes(b"half")
+            (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
-    assert len(contents(tmp_path)) == 3
+    assert len(list(tmp_path.iterdir())) == 3
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "missing")
     assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
 
 
-def test_the_name_that_a_temporary_file_was_to_get(tmp_path: Path) -> None:
+def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
     with replacing(tmp_path / "run.json") as temporary:
-        assert intended_name(temporary) == "run.json" != temporary.name
+        assert intended_name(temporary.parent) == "run.json" != temporary.parent.name
     for name in ("run.json", ".lock", "a.partial-b"):
         assert intended_name(tmp_path / name) == name
 

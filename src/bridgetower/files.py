@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_MARK = ".partial-"  # in the name of every temporary file
+_MARK = ".partial-"  # in the name of every temporary folder
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`.
+    """Yields a temporary path on the disk of `path`; on success it is synced and renamed to `path`.
 
-    On any error, a full disk included, the temporary file is removed and `path` stays as it was. Only a killed process
-    leaves it behind; see `remove_leftovers`.
+    It lies in a temporary folder beside `path`, where libraries may have temporary files of their own. On any error, a
+    full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
+    `remove_leftovers`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}{_MARK}", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
+    temporary = folder / path.name
     try:
         yield temporary
         _sync(temporary)
@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def intended_name(path: Path) -> str:
-    """Returns the name of a file, or the one that it was to get if it is a temporary file of `replacing`."""
+    """Returns the name of a file, or the one that was to be written if it is a temporary folder of `replacing`."""
     name, mark, _ = path.name.partition(_MARK)
     return name.removeprefix(".") if mark and name.startswith(".") else path.name
 
