@@ -158,6 +158,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
 
 def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
     with replacing(tmp_path / "run.json") as temporary:
+        temporary.write_text("{}")
         assert intended_name(temporary.parent) == "run.json" != temporary.parent.name
     for name in ("run.json", ".lock", "a.partial-b"):
         assert intended_name(tmp_path / name) == name
