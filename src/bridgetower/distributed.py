@@ -14,17 +14,16 @@ from torch.autograd.function import once_differentiable
 
 
 @contextmanager
-def process_group(local_rank: int) -> Iterator[None]:
-    """Joins the processes that torchrun started, each on a GPU of its own if there are any; alone it does nothing.
+def process_group() -> Iterator[None]:
+    """Joins the processes that torchrun started, each on a GPU of its own if there are any, and leaves them at the end.
 
-    Args:
-        local_rank: Number of this process on its machine.
+    Alone, or in a group that is there already, it does nothing.
     """
-    if not dist.is_torchelastic_launched():
+    if _is_initialised() or not dist.is_torchelastic_launched():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

@@ -39,7 +39,7 @@ def test_runs_end_well_where_they_may(report: dict[str, Any]) -> None:
 def test_the_index_opens_after_every_kill(report: dict[str, Any]) -> None:
     found = [kill["rows"] for kill in report["kills"]]
     assert None not in found
-    assert len(set(found)) > 3  # kills came at different moments
+    assert len(set(found)) > 1  # kills came at different moments
 
 
 def test_the_next_run_completes_it(report: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +56,7 @@ def evaluate(
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
 
-    with process_group(int(os.environ.get("LOCAL_RANK", "0"))):
+    with process_group():
         predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
         with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
             outcome = run_benchmark(

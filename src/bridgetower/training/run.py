@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
+from bridgetower.distributed import process_group
 from bridgetower.files import intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import RunConfig
@@ -48,11 +49,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
             processes; data that does not fit; or a model setting that `init` would ignore.
         FloatingPointError: A loss or a gradient is not finite.
     """
-    fabric = make_fabric(config)
-    if fabric.global_rank == 0:
-        _check_folder(out, resume=resume)
-    with locked(out) if fabric.global_rank == 0 else nullcontext():
-        return _train(config, out, fabric, resume=resume, progress=progress)
+    with process_group():
+        fabric = make_fabric(config)
+        if fabric.global_rank == 0:
+            _check_folder(out, resume=resume)
+        with locked(out) if fabric.global_rank == 0 else nullcontext():
+            return _train(config, out, fabric, resume=resume, progress=progress)
 
 
 def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progress: bool) -> dict[str, float]:
