@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +30,20 @@ class Choice:
     probability: float
 
 
+class Options(TypedDict, total=False):
+    """What every use of a head can be told besides.
+
+    Attributes:
+        batch_size: Texts at once; 32 unless given.
+        truncate: Cut texts that are too long instead of refusing them.
+        progress: Show a bar.
+    """
+
+    batch_size: int
+    truncate: bool
+    progress: bool
+
+
 class Answering(ABC):
     """What a loaded model can say about pictures and texts, by names of classes; `Predictor` is one."""
 
@@ -44,35 +58,18 @@ class Answering(ABC):
         images: ImageLike | Sequence[ImageLike],
         texts: str | Sequence[str],
         images_2: ImageLike | Sequence[ImageLike] | None = None,
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        **options: Unpack[Options],
     ) -> Float[Tensor, "n k"]:
         """Returns the probability of every class of a head for each text with its image."""
 
     @overload
     def answer(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
-        self,
-        images: ImageLike,
-        questions: str,
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: ImageLike, questions: str, *, top: int = 5, **options: Unpack[Options]
     ) -> list[Choice]: ...
 
     @overload
     def answer(
-        self,
-        images: Sequence[ImageLike],
-        questions: Sequence[str],
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: Sequence[ImageLike], questions: Sequence[str], *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[Choice]]: ...
 
     def answer(
@@ -81,18 +78,14 @@ class Answering(ABC):
         questions: str | Sequence[str],
         *,
         top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        **options: Unpack[Options],
     ) -> list[Choice] | list[list[Choice]]:
         """Returns the `top` likeliest answers to each question about its image.
 
         Args:
             images, questions: Image n goes with question n.
             top: Answers per question.
-            batch_size: Questions at once.
-            truncate: Cut longer questions instead of refusing them.
-            progress: Show a bar.
+            **options: See `Options`.
 
         Returns:
             The answers, likeliest first; for a sequence of questions, a list of that per question.
@@ -101,51 +94,30 @@ class Answering(ABC):
             ValueError: A model without VQA head or without the names of its answers, `top` below 1, different numbers
                 of images and questions, or unreadable ones.
         """
-        names = self._names("vqa", top)
-        probabilities = self.class_probabilities(
-            "vqa", images, questions, batch_size=batch_size, truncate=truncate, progress=progress
-        )
-        chosen = choices(probabilities, names, top)
+        if top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        names = self.class_names("vqa")
+        chosen = choices(self.class_probabilities("vqa", images, questions, **options), names, top)
         return chosen[0] if isinstance(questions, str) else chosen
 
     @overload
     def entail(  # type: ignore[overload-overlap]
-        self,
-        images: ImageLike,
-        statements: str,
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: ImageLike, statements: str, **options: Unpack[Options]
     ) -> list[Choice]: ...
 
     @overload
     def entail(
-        self,
-        images: Sequence[ImageLike],
-        statements: Sequence[str],
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: Sequence[ImageLike], statements: Sequence[str], **options: Unpack[Options]
     ) -> list[list[Choice]]: ...
 
     def entail(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        statements: str | Sequence[str],
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: ImageLike | Sequence[ImageLike], statements: str | Sequence[str], **options: Unpack[Options]
     ) -> list[Choice] | list[list[Choice]]:
         """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it.
 
         Args:
             images, statements: Image n goes with statement n.
-            batch_size: Statements at once.
-            truncate: Cut longer statements instead of refusing them.
-            progress: Show a bar.
+            **options: See `Options`.
 
         Returns:
             The three judgements, likeliest first; for a sequence of statements, a list of that per statement.
@@ -153,23 +125,13 @@ class Answering(ABC):
         Raises:
             ValueError: A model without SNLI-VE head, different numbers of images and statements, or unreadable ones.
         """
-        names = self._names("snli_ve")
-        probabilities = self.class_probabilities(
-            "snli_ve", images, statements, batch_size=batch_size, truncate=truncate, progress=progress
-        )
-        chosen = choices(probabilities, names)
+        names = self.class_names("snli_ve")
+        chosen = choices(self.class_probabilities("snli_ve", images, statements, **options), names)
         return chosen[0] if isinstance(statements, str) else chosen
 
     @overload
     def reason(  # type: ignore[overload-overlap]
-        self,
-        images: ImageLike,
-        images_2: ImageLike,
-        statements: str,
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: ImageLike, images_2: ImageLike, statements: str, **options: Unpack[Options]
     ) -> list[Choice]: ...
 
     @overload
@@ -178,10 +140,7 @@ class Answering(ABC):
         images: Sequence[ImageLike],
         images_2: Sequence[ImageLike],
         statements: Sequence[str],
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        **options: Unpack[Options],
     ) -> list[list[Choice]]: ...
 
     def reason(
@@ -189,18 +148,13 @@ class Answering(ABC):
         images: ImageLike | Sequence[ImageLike],
         images_2: ImageLike | Sequence[ImageLike],
         statements: str | Sequence[str],
-        *,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        **options: Unpack[Options],
     ) -> list[Choice] | list[list[Choice]]:
         """Returns whether each statement about two images is true.
 
         Args:
             images, images_2, statements: The left image n and the right image n go with statement n.
-            batch_size: Statements at once.
-            truncate: Cut longer statements instead of refusing them.
-            progress: Show a bar.
+            **options: See `Options`.
 
         Returns:
             `False` and `True`, likeliest first; for a sequence of statements, a list of that per statement.
@@ -208,17 +162,9 @@ class Answering(ABC):
         Raises:
             ValueError: A model without NLVR2 head, different numbers of images and statements, or unreadable ones.
         """
-        names = self._names("nlvr2")
-        probabilities = self.class_probabilities(
-            "nlvr2", images, statements, images_2, batch_size=batch_size, truncate=truncate, progress=progress
-        )
-        chosen = choices(probabilities, names)
+        names = self.class_names("nlvr2")
+        chosen = choices(self.class_probabilities("nlvr2", images, statements, images_2, **options), names)
         return chosen[0] if isinstance(statements, str) else chosen
-
-    def _names(self, head: PairHead, top: int = 1) -> tuple[str, ...]:
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        return self.class_names(head)
 
 
 def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:

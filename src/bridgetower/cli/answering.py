@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
@@ -13,7 +13,7 @@ from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit_lines
 
 if TYPE_CHECKING:
-    from bridgetower.answering import Choice
+    from bridgetower.answering import Choice, Options
 
 
 def answer(
@@ -45,10 +45,8 @@ def answer(
         json: Print JSON on a terminal too.
     """
     predictor, names = loading.load(model), list(map(str, images))
-    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
-    chosen = predictor.answer(names, questions, top=top, **options)
-    given = [{"image": name, "question": text} for name, text in zip(names, questions, strict=True)]
-    _emit(given, "answers", chosen, json=json)
+    chosen = predictor.answer(names, questions, top=top, **_options(batch_size, truncate))
+    _emit({"image": names, "question": questions}, "answers", chosen, json=json)
 
 
 def entail(
@@ -78,10 +76,8 @@ def entail(
         json: Print JSON on a terminal too.
     """
     predictor, names = loading.load(model), list(map(str, images))
-    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
-    chosen = predictor.entail(names, statements, **options)
-    given = [{"image": name, "statement": text} for name, text in zip(names, statements, strict=True)]
-    _emit(given, "judgements", chosen, json=json)
+    chosen = predictor.entail(names, statements, **_options(batch_size, truncate))
+    _emit({"image": names, "statement": statements}, "judgements", chosen, json=json)
 
 
 def reason(
@@ -113,23 +109,26 @@ def reason(
         json: Print JSON on a terminal too.
     """
     predictor, left, right = loading.load(model), list(map(str, images)), list(map(str, images_2))
-    options: dict[str, Any] = {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
-    chosen = predictor.reason(left, right, statements, **options)
-    rows = zip(left, right, statements, strict=True)
-    given = [{"image": first, "image_2": second, "statement": text} for first, second, text in rows]
-    _emit(given, "judgements", chosen, json=json)
+    chosen = predictor.reason(left, right, statements, **_options(batch_size, truncate))
+    _emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
 
 
-def _emit(given: Sequence[dict[str, str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool) -> None:
+def _options(batch_size: int, truncate: bool) -> Options:
+    return {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
+
+
+def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool) -> None:
+    """Prints what was chosen beside what was given, one row each."""
+    rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     if json or not sys.stdout.isatty():
         emit_lines(
-            row | {name: [vars(choice) for choice in choices]} for row, choices in zip(given, chosen, strict=True)
+            row | {name: [vars(choice) for choice in choices]} for row, choices in zip(rows, chosen, strict=True)
         )
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*given[0], name)
-    for row, choices in zip(given, chosen, strict=True):
+    table = Table(*given, name)
+    for row, choices in zip(rows, chosen, strict=True):
         table.add_row(*row.values(), "\n".join(f"{choice.label}  {choice.probability:.3f}" for choice in choices))
     Console().print(table)
