@@ -155,6 +155,15 @@ class TestUpdate:
             build()
         assert len(Index(photos.parent / "photos.lance")) == 6
 
+    def test_groups_on_request(self, build: Build, photos: Path) -> None:
+        uri = photos.parent / "photos.lance"
+        build()
+        assert not Index(uri).is_approximate
+        build(ann=True)
+        (photos / "00.png").unlink()
+        build()
+        assert Index(uri).is_approximate
+
 
 class TestBadPictures:
     def test_are_named_and_left_out_as_far_as_allowed(self, build: Build, photos: Path, tmp_path: Path) -> None:

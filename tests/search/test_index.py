@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lancedb
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bridgetower.search.index import Index, held
 from bridgetower.search.pictures import Listed
@@ -103,6 +105,50 @@ def test_tidies_many_small_pieces(make: Make) -> None:
     untouched = pieces()
     index.tidy()
     assert pieces() == untouched
+
+
+class TestApproximate:
+    @pytest.fixture
+    def vectors(self) -> torch.Tensor:
+        return F.normalize(torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    @pytest.fixture
+    def index(self, make: Make, vectors: torch.Tensor) -> Index:
+        index = make()
+        index.put([replace(row(f"{number:03}"), image_vector=vector) for number, vector in enumerate(vectors)])
+        return index
+
+    def test_finds_nearly_the_same(self, index: Index, vectors: torch.Tensor) -> None:
+        def found(exact: bool) -> list[list[str]]:
+            return [[one.path for one in index.nearest(vector, 10, exact=exact)] for vector in vectors[:40]]
+
+        expected = [[f"{number:03}" for number in near] for near in (vectors[:40] @ vectors.T).topk(10).indices]
+        assert not index.is_approximate
+        assert found(exact=False) == expected
+        index.approximate()
+        assert index.is_approximate
+        assert Index(index.uri).is_approximate
+        assert found(exact=True) == expected
+        hits = [len(set(one) & set(other)) for one, other in zip(found(exact=False), expected, strict=True)]
+        assert sum(hits) / 400 > 0.9
+
+    def test_goes_on_with_what_is_written_later(self, index: Index) -> None:
+        index.approximate()
+        new = torch.tensor([1.0, 0.0, 0.0])
+        index.put([replace(row("new"), image_vector=new)])
+        assert index.nearest(new, 1)[0].path == "new"
+        index.put([replace(row(f"more{number}"), image_vector=new) for number in range(100)])
+        index.tidy()
+        index.remove(["new"])
+        found = index.nearest(new, 100)
+        assert {one.path for one in found} == {f"more{number}" for number in range(100)}
+        assert index.is_approximate
+
+    def test_few_rows(self, make: Make) -> None:
+        index = make()
+        index.put([row("a.png")])
+        index.approximate()
+        assert index.nearest(torch.ones(3), 5)[0].path == "a.png"
 
 
 def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ def search(
     rerank: int | None = None,
     where: str | None = None,
     against: Literal["images", "captions", "pairs"] = "images",
+    exact: bool = False,
     model: Model | None = None,
     root: Path | None = None,
     sheet: Path | None = None,
@@ -87,6 +88,7 @@ def search(
         where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
         against: What the query is compared with: the pictures, their captions, or both together, which takes a text and
             a picture.
+        exact: Compare the query with every vector, even if the index was made with --ann.
         model: What to load; default: the model that the index was made with.
         root: Folder of the pictures, if it is elsewhere now.
         sheet: Also draw the hits into this picture file.
@@ -110,6 +112,7 @@ def search(
         rerank=rerank,
         where=where,
         against=against,
+        exact=exact,
         truncate=truncate,
         batch_size=batch_size,
     )

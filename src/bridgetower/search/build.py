@@ -130,6 +130,8 @@ class _Update:
         self.index.remove(self.removed)
         if self.wanted or self.removed:
             self.index.tidy(len(self.changed) + len(self.removed))
+        if self.config.ann and not self.index.is_approximate:
+            self.index.approximate()
 
     def _write(self, rows: Sequence[IndexedRow], copies: Sequence[tuple[str, Listed]]) -> None:
         if rows:

@@ -16,6 +16,7 @@ class IndexConfig:
         caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
         captions_from: "folder" takes the name of the folder that a picture is in as its caption.
         truncate: Cut captions that are too long; otherwise their picture counts as bad.
+        ann: Also group the vectors, so that searches in large sets are quicker; they may then miss some of the nearest.
         max_bad: Number of pictures that may be left out because they cannot be read; each is named.
         batch_size: Pictures embedded at once.
         num_workers: Processes that decode pictures; None starts one per core where that pays off.
@@ -26,6 +27,7 @@ class IndexConfig:
     caption_column: str | None = None
     captions_from: CaptionsFrom = "text"
     truncate: bool = False
+    ann: bool = False
     max_bad: int = 0
     batch_size: int = 32
     num_workers: int | None = None

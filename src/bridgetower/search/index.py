@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,12 +32,15 @@ from bridgetower.search.table import (
 
 try:
     import lancedb
+    from lancedb.index import IvfSq
 except ModuleNotFoundError as error:
     raise FileNotFoundError("LanceDB is not installed; run pip install 'bridgetower[search]'") from error
 
 _SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
+_PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py tells what it costs and what it misses
+_REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 
 _Item = TypeVar("_Item")
@@ -169,6 +173,7 @@ class Index:
         *,
         column: VectorColumn = "image_vector",
         where: str | None = None,
+        exact: bool = False,
     ) -> list[Found]:
         """Returns the pictures whose vector has the largest cosine with a given one, that first.
 
@@ -177,11 +182,16 @@ class Index:
             count: How many; fewer if there are no more.
             column: Which vectors; of several of one picture the nearest counts.
             where: A condition on the other columns in SQL, such as `width > 800`.
+            exact: Compare every vector, even where `approximate` was called.
 
         Raises:
             ValueError: The condition is none.
         """
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
+        # Where there are no partitions, these two change nothing.
+        query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(len(self)))).refine_factor(_REFINED)
+        if exact:
+            query = query.bypass_vector_index()
         if where is not None:
             query = query.where(where, prefilter=True)
         try:
@@ -220,6 +230,21 @@ class Index:
             with _written(self.uri):
                 self._table.delete(_is_one_of(chunk))
 
+    def approximate(self) -> None:
+        """Groups the pictures' vectors, so that searches compare only those of the groups nearest to the query.
+
+        Pictures that are written later are compared one by one until the table is tidied. Vectors of captions and of
+        pairs are always compared one by one.
+        """
+        config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)))
+        with _written(self.uri):
+            self._table.create_index("image_vector", config=config, replace=True)
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether `approximate` was called."""
+        return bool(self._table.list_indices())
+
     def tidy(self, num_replaced: int = 0) -> None:
         """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
 
@@ -227,7 +252,8 @@ class Index:
             num_replaced: Rows that were deleted or replaced since it was tidied.
         """
         fragments = self._table.stats()["fragment_stats"]["num_fragments"]
-        if fragments > _MAX_FRAGMENTS or 10 * num_replaced > len(self):
+        ungrouped = sum(self._table.index_stats(index.name).num_unindexed_rows for index in self._table.list_indices())
+        if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, ungrouped) > len(self):
             with _written(self.uri):
                 self._table.optimize(cleanup_older_than=_KEPT)
 
@@ -278,6 +304,10 @@ def _written(uri: str) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """Of LanceDB's message, without the place in its own sources."""
     return re.sub(r", /\S+\.rs:\d+:\d+$", "", str(error).partition("\n")[0])
+
+
+def _num_partitions(num_rows: int) -> int:
+    return max(1, round(num_rows**0.5))
 
 
 def _is_one_of(paths: Collection[str]) -> str:

@@ -90,6 +90,7 @@ class Searcher:
         rerank: int | None = None,
         where: str | None = None,
         against: Against = "images",
+        exact: bool = False,
         truncate: bool = False,
         batch_size: int = 32,
     ) -> list[Hit]:
@@ -108,6 +109,7 @@ class Searcher:
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
             against: What the query is compared with: the pictures, their captions, or both together, which needs text
                 and image.
+            exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Pictures matched at once.
 
@@ -118,7 +120,7 @@ class Searcher:
         rerank = self._checked(text, image, top, rerank, against)
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
-        found = self.index.nearest(vector, count, column=_COLUMNS[against], where=where)
+        found = self.index.nearest(vector, count, column=_COLUMNS[against], where=where, exact=exact)
         matched: list[tuple[Found, float | None]] = []
         if text is not None and rerank:
             matched = self._matched(text, found[:rerank], truncate, batch_size)
