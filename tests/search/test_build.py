@@ -164,6 +164,14 @@ class TestUpdate:
         build()
         assert Index(uri).is_approximate
 
+    def test_by_uri(self, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
+        uri = f"file://{tmp_path}/in/a/store.lance"  # stands for s3:// and the like, which take the same way
+        assert build_index(photos, uri, predictor).added == 6
+        (photos / "00.png").unlink()
+        assert counts(build_index(photos, uri, predictor)) == (5, 0, 0, 1, 0)
+        assert Index(uri).root == photos
+        assert len(Index(tmp_path / "in" / "a" / "store.lance")) == 5
+
 
 class TestBadPictures:
     def test_are_named_and_left_out_as_far_as_allowed(self, build: Build, photos: Path, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ class TestConditions:
         assert names(hits) == [hit.path for hit in everything if hit.path < "10.png"]
         assert len(searcher.search(TEXT, top=3, where="path < '10.png'")) == 3
         assert searcher.search(TEXT, where="width > 800") == []
+        assert len(searcher.search(TEXT, where="mtime > timestamp '2024-06-01'")) == 10
         captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
         assert names(captioned) == ["00.png"]
 

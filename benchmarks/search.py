@@ -1,0 +1,212 @@
+"""Figures of search: python benchmarks/search.py --parts recall million update; prints tables and lines of JSON.
+
+`recall`: how often the two stages find a held-out picture by its fullest caption, with the model and the index that
+`bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
+`update`: the time of a run over unchanged pictures against that of the first run.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from bridgetower.demo.folder import FOLDER, held_out_index, trained_model
+from bridgetower.evaluation.metrics import RECALL_KS
+from bridgetower.search.build import build_index
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index
+from bridgetower.search.pictures import Listed
+from bridgetower.search.searcher import Searcher
+from bridgetower.search.table import IndexedRow
+
+PARTS = ["recall", "million", "update"]
+WIDTH = 256  # numbers in a vector, as the published models have
+CHUNK = 20_000  # rows of a commit
+PER_CENTRE = 100  # generated vectors
+QUERIES = 200
+WARM_UP = 20
+TOP = 10
+Row = dict[str, Any]
+
+
+def recall() -> Iterator[Row]:
+    """Share of held-out pictures among the first k for their own fullest caption, by set and stage."""
+    searcher = Searcher(held_out_index(FOLDER))
+    pictures = searcher.index.listed().values()
+    for name in ("emoji", "flags"):
+        own = [picture for picture in pictures if picture.path.startswith(f"{name}/")]
+        where = f"path LIKE '{name}/%'"
+        for stage, rerank in (("nearest vectors", 0), ("16 reranked", 16), ("64 reranked", 64)):
+            ranks = [_rank(searcher, picture, rerank, where) for picture in own]
+            found = {f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in RECALL_KS}
+            yield {"set": name, "stage": stage, "pictures": len(own), **found}
+        yield {
+            "set": name,
+            "stage": "chance",
+            "pictures": len(own),
+            **{f"recall_at_{k}": k / len(own) for k in RECALL_KS},
+        }
+
+
+def _rank(searcher: Searcher, picture: Listed, rerank: int, where: str) -> int:
+    text = picture.captions[0]
+    hits = searcher.search(text, top=max(RECALL_KS), rerank=rerank, where=where, truncate=True)
+    return next((rank for rank, hit in enumerate(hits, start=1) if hit.path == picture.path), len(hits) + 1)
+
+
+def generated(count: int, num_centres: int, seed: int) -> torch.Tensor:
+    """Vectors around centres: cosine 0.71 with the centre, the rest in all directions."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = _unit(torch.randn(num_centres, WIDTH, generator=torch.Generator().manual_seed(0)))
+    chosen = torch.randint(num_centres, (count,), generator=generator)
+    return _unit(centres[chosen] + _unit(torch.randn(count, WIDTH, generator=generator)))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def million(count: int) -> Iterator[Row]:
+    """Builds an index of generated vectors and searches in it, exactly and approximately."""
+    with tempfile.TemporaryDirectory() as place:
+        uri = Path(place) / "generated.lance"
+        yield {"what": f"write {count} rows", **_alone(_write, uri, count)}
+        yield {"what": "exact search", **_alone(_search, uri, True)}
+        yield {"what": "group the vectors", **_alone(_group, uri)}
+        yield {"what": "approximate search", **_alone(_search, uri, False)}
+        size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
+        yield {"what": "on disk", "mib": round(size / 2**20)}
+
+
+def _write(uri: Path, count: int) -> Row:
+    index = Index.create(
+        uri, fingerprint="generated", model="none", root=uri.parent, image_width=WIDTH, pair_width=WIDTH
+    )
+    nothing = torch.empty(0, WIDTH)
+    for start in range(0, count, CHUNK):
+        vectors = generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start)
+        index.put(
+            [
+                IndexedRow(
+                    picture=Listed(path=f"{number:09}.jpg", size=1, mtime=1),
+                    **{"digest": f"{number:064x}", "width": 640, "height": 480},
+                    **{"image_vector": vector, "text_vectors": nothing, "pair_vectors": nothing},
+                )
+                for number, vector in enumerate(vectors, start=start)
+            ]
+        )
+    index.tidy()
+    return {}
+
+
+def _group(uri: Path) -> Row:
+    Index(uri).approximate()
+    return {}
+
+
+def _search(uri: Path, exact: bool) -> Row:
+    index, seconds, hits = Index(uri), [], []
+    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(index) // PER_CENTRE, seed=-1)):
+        started = time.perf_counter()
+        found = index.nearest(vector, TOP, exact=exact)
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+            if not exact:
+                best = {one.path for one in index.nearest(vector, TOP, exact=True)}
+                hits.append(len(best & {one.path for one in found}) / TOP)
+    cuts = statistics.quantiles(seconds, n=100)
+    times = {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}
+    return times if exact else {**times, "recall_at_10": round(statistics.fmean(hits), 4)}
+
+
+def _alone(work: Callable[..., Row], *arguments: Any) -> Row:
+    """Does some work in a process of its own; adds its seconds, and how far its memory rose in MiB."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, work, arguments).result()
+
+
+def _measured(work: Callable[..., Row], arguments: Sequence[Any]) -> Row:
+    before, started = _memory("VmRSS"), time.perf_counter()
+    row = work(*arguments)
+    return {**row, "seconds": round(time.perf_counter() - started, 1), "mib": round(_memory("VmHWM") - before)}
+
+
+def _memory(name: str) -> float:
+    """MiB of this process: `VmRSS` now, `VmHWM` at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def update(count: int) -> Iterator[Row]:
+    """Indexes generated photos with the demo's model, then once more, then after one percent of them has changed."""
+    with tempfile.TemporaryDirectory() as place:
+        photos, uri = Path(place) / "photos", Path(place) / "photos.lance"
+        photos.mkdir()
+        for number in range(count):
+            _photo(number).save(photos / f"{number:06}.jpg")
+        first = _timed(photos, uri)
+        yield {"what": f"first run over {count} pictures", **first}
+        again = _timed(photos, uri)
+        yield {"what": "again, nothing changed", **again, "share": round(again["seconds"] / first["seconds"], 4)}
+        for number in range(count // 100):
+            _photo(count + number).save(photos / f"{number:06}.jpg")
+        some = _timed(photos, uri)
+        yield {"what": "again, 1 % changed", **some, "share": round(some["seconds"] / first["seconds"], 4)}
+
+
+def _photo(number: int) -> Image.Image:
+    """A soft picture of 640 x 480 with some detail, another for each number."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (640, 480), Image.Resampling.BICUBIC
+    )
+    detail = rng.integers(-12, 13, (480, 640, 1), dtype=np.int16)
+    return Image.fromarray((np.asarray(coarse, dtype=np.int16) + detail).clip(0, 255).astype(np.uint8))
+
+
+def _timed(photos: Path, uri: Path) -> Row:
+    report = build_index(photos, uri, trained_model(FOLDER), IndexConfig())
+    return {"embedded": report.added + report.changed, "seconds": round(report.seconds, 2)}
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Prints a table, then a line of JSON per row."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*names, title=title)
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in names))
+    Console().print(table)
+    for row in rows:
+        print(json.dumps({"benchmark": title, **row}), flush=True)
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`")
+    parser.add_argument("--pictures", type=int, default=10_000, help="of `update`")
+    given = parser.parse_args()
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "recall": recall,
+        "million": lambda: million(given.vectors),
+        "update": lambda: update(given.pictures),
+    }
+    for part in given.parts:
+        show(part, list(parts[part]()))
+
+
+if __name__ == "__main__":
+    main()
