@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
 from bridgetower.data.splits import read_split
 from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
@@ -39,3 +43,19 @@ def test_the_index_is_of_the_model_at_hand(
         index_held_out(tmp_path / "held-out", uri, model)
         assert Index(uri).info.fingerprint == model.fingerprint
         assert len(Searcher(uri, model).search("red circle on black")) == 9
+
+
+def test_a_search_ranks_as_the_evaluation_does(tiny_dataset: Path, predictor: Predictor, tmp_path: Path) -> None:
+    write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
+    index_held_out(tmp_path / "held-out", tmp_path / "held-out.lance", predictor)
+    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
+    result = evaluate_retrieval(predictor.model, images, RetrievalConfig(max_captions=1))
+    rows = read_split(tiny_dataset, "test")
+    paths = [f"shapes/{rows.row(number)['image']['path']}" for number in range(len(rows))]
+    searcher = Searcher(tmp_path / "held-out.lance", predictor)
+    orders = []
+    for text, cosines in zip(images.texts(1)[0], result.similarity.T, strict=True):
+        hits = searcher.search(text, top=len(paths), rerank=0)
+        assert [hit.path for hit in hits] == [paths[number] for number in cosines.argsort(descending=True)]
+        orders.append(tuple(hit.path for hit in hits))
+    assert len(set(orders)) > 1  # the control: the order is not the same for any text
