@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
+    "bridgetower.model.attention",
     "bridgetower.model.bridgetower",
+    "bridgetower.model.dropout",
     "bridgetower.model.encodings",
     "bridgetower.model.fusion",
     "bridgetower.model.heads",
     "bridgetower.model.init",
     "bridgetower.model.layers",
+    "bridgetower.model.linear",
     "bridgetower.model.text",
     "bridgetower.model.vision",
     "bridgetower.tasks.losses",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +82,17 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
 
 
 def _flops(forward: Callable[[], object]) -> int:
-    # The counter does not know the CPU's fused attention and would count it as nothing; written out as two matrix
-    # products it is counted on every device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # The counter does not know oneDNN's product and would count it as nothing.
+    formulas = {torch.ops.mkldnn._linear_pointwise: _product_flops} if torch.backends.mkldnn.is_available() else {}
+    # Nor every fused attention of GPUs; written out as two products it is counted on every device.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         forward()
     return counter.get_total_flops()
+
+
+def _product_flops(rows: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    """Operations of rows · weightᵀ."""
+    return 2 * prod(rows) * weight[0]
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from bridgetower.model.heads import (
     TextHead,
 )
 from bridgetower.model.layers import Pooler
+from bridgetower.model.linear import Linear
 from bridgetower.model.outputs import TowerOutputs
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
@@ -322,7 +323,7 @@ class BridgeTower(nn.Module):
 
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
+    return nn.ModuleList(Linear(tower_size, fusion_size) for _ in range(count))
 
 
 def _classifier(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import BridgeKind, FusionConfig
+from bridgetower.model.dropout import dropout
 from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention
 from bridgetower.model.recomputation import Output, P, recomputed
 
@@ -119,7 +119,7 @@ class FusionLayer(nn.Module):
         return self.self_attention_norm(hidden[:, :num_queries] + self._drop(attended))
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.dropout, self.training)
+        return dropout(hidden, self.dropout, self.training)
 
 
 class FusionEncoder(nn.Module):

@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from bridgetower.model.attention import attend
 from bridgetower.model.config import Activation
+from bridgetower.model.dropout import dropout
+from bridgetower.model.linear import Linear, linear
 
 
 class SelfAttention(nn.Module):
@@ -14,8 +17,8 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.out = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
 
     def forward(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
@@ -25,10 +28,10 @@ class SelfAttention(nn.Module):
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         else:
             width = hidden.shape[-1]
-            query = F.linear(hidden[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
-            key, value = F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        dropout = self.dropout if self.training else 0.0
-        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
+            query = linear(hidden[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
+            key, value = linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        rate = self.dropout if self.training else 0.0
+        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=rate))
 
 
 class CrossAttention(nn.Module):
@@ -37,9 +40,9 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.out = nn.Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key_value = Linear(hidden_size, 2 * hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
 
     def forward(
         self, hidden: Float[Tensor, "b q d"], other: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None = None
@@ -52,8 +55,8 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """Attends with the outputs of the layers `query` and `key_value`."""
         key, value = key_value.chunk(2, dim=-1)
-        dropout = self.dropout if self.training else 0.0
-        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout))
+        rate = self.dropout if self.training else 0.0
+        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=rate))
 
 
 class FeedForward(nn.Module):
@@ -61,8 +64,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.up = Linear(hidden_size, intermediate_size)
+        self.down = Linear(intermediate_size, hidden_size)
         self.activation = activation
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
@@ -115,7 +118,7 @@ class PostNormLayer(nn.Module):
         return self.mlp_norm(hidden + self._drop(self.mlp(hidden)))
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.dropout, self.training)
+        return dropout(hidden, self.dropout, self.training)
 
 
 class Pooler(nn.Module):
@@ -123,33 +126,13 @@ class Pooler(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
         """Reads the first position only."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-def attend(
-    query: Float[Tensor, "b q d"],
-    key: Float[Tensor, "b m d"],
-    value: Float[Tensor, "b m d"],
-    *,
-    num_heads: int,
-    mask: Bool[Tensor, "b m"] | None,
-    dropout: float,
-) -> Float[Tensor, "b q d"]:
-    """Scaled dot-product attention over `num_heads` heads; keys where `mask` is False get no weight."""
-    query, key, value = (_split_heads(tensor, num_heads) for tensor in (query, key, value))
-    attention_mask = None if mask is None else mask[:, None, None, :]
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-    return context.transpose(1, 2).flatten(2)
-
-
 def quick_gelu(hidden: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x·σ(1.702x), the GELU approximation that CLIP was trained with."""
     return hidden * torch.sigmoid(1.702 * hidden)
-
-
-def _split_heads(hidden: Float[Tensor, "b l d"], num_heads: int) -> Float[Tensor, "b h l e"]:
-    return hidden.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, L, D/H]

@@ -1,11 +1,11 @@
 """The text tower: token ids to the hidden states of the layers that are read."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig
+from bridgetower.model.dropout import dropout
 from bridgetower.model.layers import PostNormLayer
 from bridgetower.model.recomputation import recomputed
 
@@ -63,7 +63,7 @@ class TextTower(nn.Module):
             )
         hidden = self.word_embedding(input_ids) + self.token_type_embedding.weight[0]
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(input_ids)))
-        return F.dropout(hidden, self.config.dropout, self.training)
+        return dropout(hidden, self.config.dropout, self.training)
 
     def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
         """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: the column."""

@@ -1,0 +1,83 @@
+"""Products in oneDNN against those of PyTorch: values, gradients, and where they stay PyTorch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiny
+from bridgetower.model.linear import Linear, in_onednn, linear
+
+ATOL = 1e-5
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(output: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, leaves, random(*output.shape, seed=9))
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 5, 24), (2, 3, 4, 24)], ids=str)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
+    hidden, weight = random(*shape).requires_grad_(), random(10, 24, seed=1).requires_grad_()
+    bias = random(10, seed=2).requires_grad_() if biased else None
+    leaves = [hidden, weight] if bias is None else [hidden, weight, bias]
+    ours, theirs = linear(hidden, weight, bias), F.linear(hidden, weight, bias)
+    assert in_onednn(hidden, weight)
+    assert tiny.off(ours, theirs) < ATOL
+    for one, other in zip(gradients(ours, leaves), gradients(theirs, leaves), strict=True):
+        assert tiny.off(one, other) < ATOL
+
+
+def test_parts_of_tensors() -> None:
+    """Operands that are not dense: the first tokens of each text, the first rows of a weight, a transposed gradient."""
+    hidden, weight = random(3, 6, 24).requires_grad_(), random(30, 24, seed=1).requires_grad_()
+    ours, theirs = (product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear))
+    assert tiny.off(ours, theirs) < ATOL
+    for one, other in zip(gradients(ours, [hidden, weight]), gradients(theirs, [hidden, weight]), strict=True):
+        assert tiny.off(one, other) < ATOL
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2], ids=["input", "weight", "bias"])
+def test_frozen_parts_get_no_gradient(frozen: int) -> None:
+    leaves = [random(4, 8), random(6, 8, seed=1), random(6, seed=2)]
+    for number, leaf in enumerate(leaves):
+        leaf.requires_grad_(number != frozen)
+    linear(*leaves).sum().backward()
+    assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
+
+
+def test_control_a_transposed_weight_is_another_product() -> None:
+    hidden, weight = random(3, 8), random(8, 8, seed=1)
+    assert tiny.off(linear(hidden, weight.T, None), F.linear(hidden, weight)) > 0.1
+
+
+class TestElsewhere:
+    """Where oneDNN is not asked, the results are PyTorch's own."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+    def test_other_number_formats(self, dtype: torch.dtype) -> None:
+        layer, hidden = Linear(8, 6).to(dtype), random(3, 8).to(dtype)
+        assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
+
+    def test_autocast(self) -> None:
+        layer, hidden = Linear(8, 6), random(3, 8)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(hidden)
+        assert output.dtype == torch.bfloat16
+
+    def test_no_rows(self) -> None:
+        layer = Linear(8, 6)
+        output = layer(random(0, 5, 8))
+        assert output.shape == (0, 5, 6)
+        output.sum().backward()
+        assert layer.weight.grad is not None
+        assert not layer.weight.grad.any()
+
+    def test_graphs_hold_plain_products(self) -> None:
+        graph = torch.export.export(Linear(8, 6), (random(3, 8),)).graph
+        calls = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+        assert calls == ["aten.linear.default"]
