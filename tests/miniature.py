@@ -2,11 +2,14 @@
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from rows import png
@@ -235,3 +238,71 @@ def write_nlvr2(folder: Path) -> None:
         if split in ("dev", "test1"):
             for part, chosen in (("balanced", rows[:2]), ("unbalanced", rows[2:])):
                 write_lines(folder / "nlvr2" / "data" / part / f"{part}_{split}.json", chosen)
+
+
+def links(count: int) -> list[tuple[str, str]]:
+    """Returns links with captions; the last two links end in one file name, and the third has no caption."""
+    names = [f"http://static.example.org/{number // 3}/{1000 + number}_o.jpg" for number in range(count - 1)]
+    names.append(names[-1].replace("static", "farm4"))
+    return [(url, "" if number == 2 else f"shade {number} , of many ") for number, url in enumerate(names)]
+
+
+def write_cc3m(folder: Path) -> None:
+    """Writes CC3M's lists, and pictures of some lines named after them as the official code has them."""
+    rows = links(8)
+    write(folder / "Train_GCC-training.tsv", "".join(f"{caption}\t{url}\n" for url, caption in rows))
+    write(folder / "Validation_GCC-1.1.0-Validation.tsv", "a hill\thttp://other.example.org/1.jpg\n")
+    for number in (0, 2, 3, 6):
+        write(folder / "train_image" / f"{number}.jpg", jpeg(number))
+    write(folder / "val_image" / "0", jpeg(50))
+
+
+def write_sbu(folder: Path) -> None:
+    """Writes SBU's list, and pictures of some links named after their ends."""
+    rows = links(8)
+    columns = {"image_urls": [url for url, _ in rows], "captions": [caption for _, caption in rows]}
+    write(folder / "sbu-captions-all.json", {**columns, "user_ids": ["x"] * len(rows)})
+    for number in (0, 2, 3, 6):
+        write(folder / "SBU" / f"{1000 + number}_o.jpg", jpeg(number))
+
+
+def write_shards(folder: Path, rows: Sequence[tuple[str, str]], *, per_shard: int = 3) -> None:
+    """Writes tar shards as img2dataset does, with its tables and counts beside; every fourth download failed."""
+    for shard, start in enumerate(range(0, len(rows), per_shard)):
+        samples = list(_downloads(rows[start : start + per_shard], shard, start))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
+            for sample in samples:
+                content = sample.pop("jpg")
+                if content is None:
+                    continue
+                details = json.dumps(sample, indent=4)
+                members = {"jpg": content, "txt": sample["caption"].encode(), "json": details.encode()}
+                for ending, content in members.items():
+                    member = tarfile.TarInfo(f"{sample['key']}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        pq.write_table(pa.Table.from_pylist(samples), folder / f"{shard:05d}.parquet")
+        write(folder / f"{shard:05d}_stats.json", {"count": len(samples), "failed_to_download": 1})
+
+
+def write_tables(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Writes a Parquet file as img2dataset does, in row groups of three."""
+    samples = list(_downloads(rows, 0, 0))
+    texts = [{**sample, "txt": sample["caption"] if sample["jpg"] else None} for sample in samples]
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(texts), folder / "00000.parquet", row_group_size=3)
+
+
+def _downloads(rows: Sequence[tuple[str, str]], shard: int, start: int) -> Iterator[dict[str, Any]]:
+    for place, (url, caption) in enumerate(rows):
+        failed = (start + place) % 4 == 3
+        yield {
+            "url": url,
+            "caption": caption,
+            "key": f"{shard:05d}{place:04d}",
+            "status": "failed_to_download" if failed else "success",
+            "error_message": "HTTP Error 404: Not Found" if failed else None,
+            "width": None if failed else 12,
+            "jpg": None if failed else jpeg(start + place),
+        }

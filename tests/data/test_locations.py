@@ -1,22 +1,30 @@
 """Where pictures are: what is packed is unpacked, and a change shows."""
 
+import tarfile
 from pathlib import Path
 
 import datasets
 import pytest
 
-from bridgetower.data.locations import CellPicture, FilePicture, Picture, unpacked
+from bridgetower.data.locations import CellPicture, FilePicture, Picture, TarPicture, unpacked
 from rows import png
 
 
-@pytest.fixture(params=["file", "cell"])
+@pytest.fixture(params=["file", "tar", "cell", "copied cell"])
 def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Picture:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").write_bytes(png(5))
     datasets.Dataset.from_dict({"img": [png(1), png(5)]}).to_parquet(str(tmp_path / "t.parquet"))
     if request.param == "file":
         return FilePicture(root=tmp_path, name="sub/a.png")
-    return CellPicture(table=tmp_path / "t.parquet", column="img", row=1, name="digest", file_name="a.png")
+    if request.param == "tar":
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            archive.add(tmp_path / "sub" / "a.png", "sub/a.png")
+        with tarfile.open(tmp_path / "x.tar") as archive:
+            member = archive.getmember("sub/a.png")
+        return TarPicture(archive=tmp_path / "x.tar", member="sub/a.png", offset=member.offset_data, size=member.size)
+    group = 0 if request.param == "cell" else None
+    return CellPicture(table=tmp_path / "t.parquet", column="img", group=group, row=1, name="x", file_name="a.png")
 
 
 def test_packed_and_unpacked(picture: Picture) -> None:
@@ -24,6 +32,13 @@ def test_packed_and_unpacked(picture: Picture) -> None:
     assert unpacked(picture.packed()) == picture
     assert unpacked(picture.packed()).read() == png(5)
     assert picture.file_name == "a.png"
+
+
+def test_stamp_of_an_archive(tmp_path: Path) -> None:
+    first, second = (TarPicture(archive=tmp_path / "x.tar", member="a", offset=place, size=1) for place in (0, 512))
+    assert first.stamp is None
+    (tmp_path / "x.tar").write_bytes(b"1" * 1024)
+    assert first.stamp != second.stamp
 
 
 def test_stamp_of_a_file(tmp_path: Path) -> None:

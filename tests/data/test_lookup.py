@@ -3,13 +3,15 @@
 from bridgetower.data.lookup import Lookup
 
 
-def test_values_come_back_and_are_gone_once_taken() -> None:
+def test_values_come_back_and_what_was_not_taken_is_known() -> None:
     with Lookup() as lookup:
         lookup["b"] = {"x": ["ü", 1, None]}
         lookup["a"] = 0
-        assert list(lookup) == ["b", "a"]
-        assert lookup.get("b") == lookup.pop("b") == {"x": ["ü", 1, None]}
-        assert lookup.pop("b") is None
+        assert lookup.get("b") == lookup.get("b") == {"x": ["ü", 1, None]}
+        assert list(lookup.untaken()) == ["b", "a"]
+        assert lookup.take("b") == lookup.take("b") == {"x": ["ü", 1, None]}
+        assert list(lookup.untaken()) == ["a"]
+        assert lookup.get("c") is lookup.take("c") is None
         lookup["a"] = 2
-        assert lookup.get("a") == 2
-        assert list(lookup) == ["a"]
+        assert lookup.take("a") == 2
+        assert list(lookup.untaken()) == []

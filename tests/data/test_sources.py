@@ -10,6 +10,7 @@ from PIL import Image
 
 from bridgetower.data.locations import FilePicture
 from bridgetower.data.sources import Row, read_rows
+from miniature import links, write_shards
 
 
 def png(colour: str) -> bytes:
@@ -70,17 +71,6 @@ class TestTables:
         assert [picture.read() for picture in pictures] == [png("red"), png("blue"), png("red")]
         assert pictures[0].name == pictures[2].name != pictures[1].name  # by content, not by the path they share
         assert {picture.file_name for picture in pictures} == {"x.png"}
-
-    def test_the_copy_of_a_parquet_file_is_announced(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        cache, table = folder / "cache", folder / "data.parquet"
-        datasets.Dataset.from_dict({"img": [png("red")], "text": ["r"]}).to_parquet(str(table))
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
-        with caplog.at_level("INFO"):
-            rows(table)
-        assert f"{table} is copied to {cache} unless" in caplog.text
-        assert len(list(cache.rglob("*.arrow"))) == 1
 
     def test_parquet_with_plain_binary(self, folder: Path) -> None:
         table = folder / "data.parquet"
@@ -165,7 +155,7 @@ class TestFolders:
 
     def test_options_that_would_be_ignored(self, folder: Path) -> None:
         (folder / "data.csv").write_text("image,caption\n")
-        with pytest.raises(ValueError, match="is a folder, which has no columns"):
+        with pytest.raises(ValueError, match="is a folder or archive, which has no columns"):
             rows(folder, caption_column="text")
         with pytest.raises(ValueError, match="captions from folder names need a folder"):
             rows(folder / "data.csv", captions_from="folder")
@@ -181,3 +171,24 @@ def test_stamp_follows_the_file(folder: Path) -> None:
     assert row.picture.stamp == before
     (folder / "red.png").write_bytes(png("green") + b" ")
     assert row.picture.stamp != before
+
+
+class TestShards:
+    def test_one_or_a_folder_of_them(self, tmp_path: Path) -> None:
+        write_shards(tmp_path / "shards", links(8))
+        expected = [
+            (f"0000{n // 3}.tar/0000{n // 3}000{n % 3}.jpg", (f"shade {n} , of many" if n != 2 else "",), None)
+            for n in (0, 1, 2, 4, 5, 6)
+        ]
+        assert rows(tmp_path / "shards") == expected
+        assert rows(tmp_path / "shards" / "00001.tar") == expected[3:5]
+        assert next(read_rows(tmp_path / "shards")).place == "000000000 in 00000.tar"
+
+    def test_a_folder_with_pictures_is_one_of_pictures(self, folder: Path) -> None:
+        write_shards(folder, links(2))
+        assert [name for name, _, _ in rows(folder)] == ["red.png", "sub/blue.png"]
+
+    def test_have_no_columns(self, tmp_path: Path) -> None:
+        write_shards(tmp_path, links(2))
+        with pytest.raises(ValueError, match="has no columns; leave the column names out"):
+            rows(tmp_path / "00000.tar", caption_column="text")

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import PairsConfig, PrepareConfig, VgqaConfig
+from bridgetower.data.config import PairsConfig, PrepareConfig, VgConfig, VgqaConfig
 from bridgetower.data.scenes.config import ScenesConfig
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def pairs(
     Example: bridgetower prepare pairs photos.csv --out data/photos
 
     Args:
-        source: CSV, TSV, JSON lines or Parquet with picture and caption columns, or a folder of pictures.
+        source: CSV, TSV, JSON lines or Parquet with picture and caption columns, a folder of pictures, or tar shards as
+            img2dataset writes them: one, or a folder of them.
         out: Folder of the data set.
         options: How the source is read and split.
     """
@@ -113,6 +114,43 @@ def flickr30k(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None
       flickr30k-images/1000092795.jpg …
     """
     _original("flickr30k", source, out, options)
+
+
+@app.command
+def vg(*, source: Source, out: Out, options: Annotated[VgConfig, arg(name="")] = VgConfig()) -> None:  # noqa: B008 - frozen
+    """Visual Genome, the descriptions of regions as captions.
+
+    SOURCE holds:
+      region_descriptions.json (or in annotations/)
+      images/VG_100K/2.jpg … and images/VG_100K_2/1.jpg … (or without images/)
+      with --leave-out also: image_data.json (or in annotations/)
+      with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy says)
+    """
+    _original("vg", source, out, options)
+
+
+@app.command
+def cc3m(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
+    """Conceptual Captions 3M, as much of it as you have; by --splits also validation.
+
+    SOURCE holds:
+      Train_GCC-training.tsv (or in utils/), and for validation Validation_GCC-1.1.0-Validation.tsv
+      what img2dataset wrote, in any folder: 00000.tar … (--output_format webdataset) or 00000.parquet … (parquet)
+      or pictures named after the lines of the list, from 0: train_image/0.jpg …, val_image/0.jpg …
+    """
+    _original("cc3m", source, out, options)
+
+
+@app.command
+def sbu(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
+    """SBU captions, as much of them as you have.
+
+    SOURCE holds:
+      sbu-captions-all.json
+      what img2dataset wrote, in any folder: 00000.tar … (--output_format webdataset) or 00000.parquet … (parquet)
+      or pictures named after the ends of their links: SBU/4385058960_b0f291553e.jpg …
+    """
+    _original("sbu", source, out, options)
 
 
 @app.command

@@ -211,7 +211,31 @@ class PairsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VgqaConfig(PrepareConfig):
+class VgConfig(PrepareConfig):
+    """How Visual Genome's regions are prepared from their original files.
+
+    Attributes:
+        splits: Splits to prepare; empty prepares the usual ones.
+        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
+            out; they are named in `dataset.json`.
+        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check pictures.
+        karpathy: File dataset_coco.json, if it is not in the source.
+        leave_out: Splits of Karpathy whose pictures are left out, so that no pre-training sees pictures that COCO is
+            evaluated on. The paper kept all.
+    """
+
+    karpathy: Path | None = None
+    leave_out: tuple[KarpathySplit, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the content of the dataset, beside the source."""
+        return {**super().settings, "leave_out": list(self.leave_out)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VgqaConfig(VgConfig):
     """How VG-QA is prepared from its original files.
 
     Attributes:
@@ -220,20 +244,14 @@ class VgqaConfig(PrepareConfig):
             out; they are named in `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check pictures.
-        answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
         karpathy: File dataset_coco.json, if it is not in the source.
         leave_out: Splits of Karpathy whose pictures are left out. Add restval if you evaluate on VQAv2's validation
             split, which has these pictures too.
+        answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
     """
 
-    answers: Path
-    karpathy: Path | None = None
     leave_out: tuple[KarpathySplit, ...] = ("val", "test")
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """All that decides the content of the dataset, beside the source."""
-        return {**super().settings, "leave_out": list(self.leave_out)}
+    answers: Path
 
 
 def _check_work(max_bad: int, shard_rows: int, num_workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a picture's bytes are: in a file, or in a cell of a Parquet file."""
+"""Where a picture's bytes are: in a file, a tar archive, or a cell of a Parquet file."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 class Picture(Protocol):
@@ -69,13 +71,66 @@ class FilePicture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TarPicture:
+    """A picture in an uncompressed tar archive.
+
+    Attributes:
+        archive: The archive.
+        member: Path of the member in it.
+        offset: Where its content starts, in bytes.
+        size: Its length in bytes.
+    """
+
+    tag: ClassVar[str] = "tar"
+
+    archive: Path
+    member: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Name of the archive and path of the member."""
+        return f"{self.archive.name}/{self.member}"
+
+    @property
+    def file_name(self) -> str:
+        """Name to store it under."""
+        return Path(self.member).name
+
+    @property
+    def stamp(self) -> str | None:
+        """Size and time of change of the archive, and the place in it; None if there is no such file."""
+        archive = stamp_of(self.archive)
+        return archive and f"{archive} {self.offset} {self.size}"
+
+    def read(self) -> bytes:
+        """The member's content.
+
+        Raises:
+            ValueError: If the archive ends before.
+        """
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise ValueError(f"{self.archive} ends in the middle of {self.member}; copy it again")
+        return content
+
+    def packed(self) -> str:
+        """All that `unpacked` needs."""
+        return _packed(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellPicture:
     """A picture in a cell of a Parquet file.
 
     Attributes:
         table: The file.
         column: The column.
-        row: Number of its row.
+        group: Number of its row group; None to read a copy of the file.
+        row: Number of its row in the group, or in the copy.
         name: Digest of the content.
         file_name: Name to store it under.
     """
@@ -84,6 +139,7 @@ class CellPicture:
 
     table: Path
     column: str
+    group: int | None
     row: int
     name: str
     file_name: str
@@ -95,8 +151,12 @@ class CellPicture:
 
     def read(self) -> bytes:
         """The cell's content."""
-        content = cell_bytes(opened_table(self.table)[self.column][self.row])
-        assert content is not None  # a cell without bytes became a FilePicture
+        if self.group is None:
+            value = opened_table(self.table)[self.column][self.row]
+        else:
+            value = group_column(self.table, self.column, self.group)[self.row].as_py()
+        content = cell_bytes(value)
+        assert content is not None  # a cell without bytes is no picture
         return content
 
     def packed(self) -> str:
@@ -104,14 +164,14 @@ class CellPicture:
         return _packed(self)
 
 
-_KINDS: Sequence[type[FilePicture] | type[CellPicture]] = (FilePicture, CellPicture)
+_KINDS: Sequence[type[FilePicture] | type[TarPicture] | type[CellPicture]] = (FilePicture, TarPicture, CellPicture)
 
 
 def unpacked(content: str) -> Picture:
     """The picture of which `content` is the packed form."""
     tag, fields = json.loads(content)
     made_of = {kind.tag: kind for kind in _KINDS}[tag]
-    paths = {name: Path(value) for name, value in fields.items() if name in ("root", "table")}
+    paths = {name: Path(value) for name, value in fields.items() if name in ("root", "archive", "table")}
     return made_of(**{**fields, **paths})
 
 
@@ -120,13 +180,17 @@ def stamp_of(path: Path) -> str | None:
     return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else None
 
 
+@lru_cache(maxsize=4)
+def group_column(path: Path, column: str, group: int) -> Any:
+    """A column of a row group of a Parquet file; the last ones are kept, since pictures are asked for in order."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(0)
+
+
 @lru_cache(maxsize=64)
 def opened_table(path: Path) -> Any:
-    """A Parquet file as a `datasets.Dataset` whose pictures are bytes and path.
-
-    It is copied to the cache of `datasets` first, unless it was already, and the copy stays there: a file from
-    elsewhere may have all its rows in one group, so that no single row could be read without the memory for all.
-    """
+    """A Parquet file as a `datasets.Dataset` whose pictures are bytes and path, through a copy of the file."""
     import datasets
 
     dataset = datasets.Dataset.from_parquet(str(path))
@@ -142,5 +206,5 @@ def cell_bytes(value: object) -> bytes | None:
     return content if isinstance(content, bytes) else None
 
 
-def _packed(picture: FilePicture | CellPicture) -> str:
+def _packed(picture: FilePicture | TarPicture | CellPicture) -> str:
     return json.dumps([picture.tag, vars(picture)], default=str)

@@ -21,7 +21,7 @@ class Lookup:
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA cache_size = -{_CACHE_KIB};"
-            "CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT); BEGIN;"
+            "CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT, taken INTEGER DEFAULT 0); BEGIN;"
         )
         return self
 
@@ -31,18 +31,18 @@ class Lookup:
         self._database.close()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?)", [key, json.dumps(value)])
-
-    def __iter__(self) -> Iterator[str]:
-        return (key for (key,) in self._database.execute("SELECT key FROM entries ORDER BY rowid"))
+        self._database.execute("INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", [key, json.dumps(value)])
 
     def get(self, key: str) -> Any:
         """The value of a key; None if there is none."""
         found = self._database.execute("SELECT value FROM entries WHERE key = ?", [key]).fetchone()
         return json.loads(found[0]) if found else None
 
-    def pop(self, key: str) -> Any:
-        """The value of a key, which is then gone; None if there is none."""
-        value = self.get(key)
-        self._database.execute("DELETE FROM entries WHERE key = ?", [key])
-        return value
+    def take(self, key: str) -> Any:
+        """The value of a key, which then counts as taken; None if there is none."""
+        self._database.execute("UPDATE entries SET taken = 1 WHERE key = ?", [key])
+        return self.get(key)
+
+    def untaken(self) -> Iterator[str]:
+        """The keys that were never taken, in the order in which they were set."""
+        return (key for (key,) in self._database.execute("SELECT key FROM entries WHERE NOT taken ORDER BY rowid"))

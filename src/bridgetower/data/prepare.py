@@ -9,17 +9,19 @@ from bridgetower.data.folders import write_collection, write_listed
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.listing import new_listing
 from bridgetower.data.published.karpathy import COCO, FLICKR30K
+from bridgetower.data.published.links import CC3M, SBU
 from bridgetower.data.published.nlvr2 import NLVR2
 from bridgetower.data.published.originals import Originals
 from bridgetower.data.published.snli_ve import SNLI_VE
 from bridgetower.data.published.vgqa import VGQA
+from bridgetower.data.published.visual_genome import VG
 from bridgetower.data.published.vqav2 import VQAV2
 from bridgetower.data.records import sha256_of
 from bridgetower.data.scenes.collect import collect as collect_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
 
-SETS = {each.name: each for each in (COCO, FLICKR30K, VQAV2, VGQA, SNLI_VE, NLVR2)}
+SETS = {each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, SNLI_VE, NLVR2)}
 
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
 

@@ -1,9 +1,7 @@
-"""Rows of pictures and captions as a user keeps them: a CSV, JSON-lines or Parquet table, or a folder of pictures."""
+"""Rows of pictures and captions as a user keeps them: a table, a folder of pictures, or tar shards."""
 
 import csv
-import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.config import CaptionsFrom
-from bridgetower.data.locations import CellPicture, FilePicture, Picture, cell_bytes, opened_table
+from bridgetower.data.locations import IMAGE_SUFFIXES, CellPicture, FilePicture, Picture
+from bridgetower.data.tables import parquet_rows
+from bridgetower.data.tars import tar_samples
 
-IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img")
+IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
 SPLIT_COLUMN = "split"
 CAPTIONS_FILE = "captions.txt"
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -29,9 +28,7 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 _CAPTION_NUMBER = re.compile(r"#\d+$")  # Flickr lists write "1000092795.jpg#0"
-_DIGEST_LETTERS = 32
-
-logger = logging.getLogger(__name__)
+TAR_SUFFIX = ".tar"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +57,10 @@ def read_rows(
 ) -> Iterator[Row]:
     """Reads which pictures and captions a source names; no picture file is opened.
 
-    A Parquet source is copied to the cache of `datasets` first, and the copy stays there: a file from elsewhere may
-    have all its rows in one group, so that no single row could be read without the memory for all.
-
     Args:
         source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file with an image and a caption column (and perhaps a split
-            column), or a folder of pictures with a `captions.txt` or a text file of the same name beside each picture.
+            column); a folder of pictures with a `captions.txt` or a text file of the same name beside each picture; or
+            a `.tar` file or a folder of them, in which members of one key are a picture and its caption.
         image_column: Name of the column with paths or, in Parquet, picture bytes; None looks for the usual names.
         caption_column: Name of the column with a caption or a list of captions; None looks for the usual names.
         captions_from: "folder" takes the name of the folder that a picture is in as its caption.
@@ -79,15 +74,18 @@ def read_rows(
         raise FileNotFoundError(
             f"no file or folder {source}; give a table of pictures and captions, or a folder of both"
         )
+    is_tar = source.suffix.lower() == TAR_SUFFIX
+    if (source.is_dir() or is_tar) and (image_column or caption_column):
+        raise ValueError(f"{source} is a folder or archive, which has no columns; leave the column names out")
     if source.is_dir():
-        if image_column or caption_column:
-            raise ValueError(f"{source} is a folder, which has no columns; leave the column names out")
         return _rows_of_folder(source, captions_from)
     if captions_from == "folder":
         raise ValueError(f"captions from folder names need a folder of pictures; {source} is a file")
+    if is_tar:
+        return _rows_of_shards([source])
     read = _READERS.get(source.suffix.lower())
     if read is None:
-        raise ValueError(f"{source} is none of {', '.join(_READERS)} and no folder; convert it to one of these")
+        raise ValueError(f"{source} is none of {', '.join((*_READERS, TAR_SUFFIX))} and no folder; convert it to one")
     return _rows_of_table(source, read(source), image_column, caption_column)
 
 
@@ -157,43 +155,12 @@ def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
         yield cells
 
 
-def _read_parquet(source: Path) -> Iterator[Mapping[str, Any]]:
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        pq.read_schema(source)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source} is no Parquet file ({error}); write it again") from error
-    cache = datasets.config.HF_DATASETS_CACHE
-    logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", source, cache)
-    dataset = opened_table(source)
-    for number, row in enumerate(dataset):
-        yield {name: _cell(source, name, number, value) for name, value in row.items()}
-
-
-def _cell(source: Path, column: str, row: int, value: object) -> object:
-    """Replaces picture bytes by where they are, and a picture that is only a path by the path."""
-    content, path = cell_bytes(value), _cell_path(value)
-    if content is None:
-        return value if path is None else path
-    digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
-    name = Path(path).name if path else digest
-    return CellPicture(table=source, column=column, row=row, name=digest, file_name=name)
-
-
-def _cell_path(value: object) -> str | None:
-    path = value.get("path") if isinstance(value, dict) else None
-    return path if isinstance(path, str) else None
-
-
 _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
+    ".parquet": parquet_rows,
 }
 
 
@@ -202,13 +169,29 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "text" and listed.is_file():
         yield from _rows_of_list(listed)
         return
+    shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
+    if shards and captions_from == "text" and not any(map(_is_picture, folder.iterdir())):
+        yield from _rows_of_shards(shards)
+        return
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if _is_picture(path):
                 name = path.relative_to(folder)
                 captions = _folder_caption(name) if captions_from == "folder" else _sidecar_captions(path)
                 yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _rows_of_shards(shards: Iterable[Path]) -> Iterator[Row]:
+    for shard in shards:
+        for sample in tar_samples(shard):
+            place = f"{sample.key} in {shard.name}"
+            picture = sample.picture or FilePicture(root=shard.parent, name=f"{shard.name}/{sample.key}")
+            yield Row(picture=picture, captions=(sample.caption,), place=place)
 
 
 def _folder_caption(name: Path) -> tuple[str, ...]:

@@ -104,19 +104,30 @@ class Originals:
         if item is None:
             raise ValueError(f"{path} has no {prefix.removesuffix('.item')} list; check that it is the right file")
 
+    def text_lines(self, path: Path) -> Iterator[str]:
+        """Reads the lines of a text file.
+
+        Raises:
+            ValueError: If it is not UTF-8.
+        """
+        with reading(path, shown=self.progress) as file:
+            try:
+                yield from (line.decode() for line in file)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
+
     def lines(self, path: Path) -> Iterator[Mapping[str, Any]]:
         """Reads a file with a JSON object per line.
 
         Raises:
             ValueError: If a line holds something else.
         """
-        with reading(path, shown=self.progress) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_object(path, number, line)
+        for number, line in enumerate(self.text_lines(path), start=1):
+            if line.strip():
+                yield _json_object(path, number, line)
 
 
-def _json_object(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+def _json_object(path: Path, number: int, line: str) -> Mapping[str, Any]:
     try:
         content = json.loads(line)
     except ValueError as error:

@@ -9,7 +9,7 @@ from bridgetower.data.config import VgqaConfig
 from bridgetower.data.kinds import Question
 from bridgetower.data.listing import Listing
 from bridgetower.data.published.originals import Originals, OriginalSet
-from bridgetower.data.published.visual_genome import annotation_of, picture_of, pictures_in_coco
+from bridgetower.data.published.visual_genome import annotation_of, leave_out, picture_of, pictures_in_coco
 from bridgetower.data.vocabulary import ANSWERS_FILE, read_vocabulary
 
 
@@ -17,12 +17,12 @@ def _list(originals: Originals, listing: Listing, config: VgqaConfig) -> None:
     listing.vocabulary = read_vocabulary(config.answers)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(listing.vocabulary)
-    left_out = pictures_in_coco(originals, listing, config.karpathy, config.leave_out)
+    held_out = pictures_in_coco(originals, listing, config)
     path = annotation_of(originals, listing, "question_answers.json")
     for picture in originals.items(path, "item") if path else ():
         image_id = picture.get("id", picture.get("image_id"))
-        if image_id in left_out:
-            listing.leave_out(f"picture in COCO's {' or '.join(config.leave_out)} split", str(image_id))
+        if image_id in held_out:
+            leave_out(listing, image_id, config)
         else:
             questions = list(_usable(picture["qas"], known, listing))
             listing.add(str(image_id), [picture_of(originals, image_id)], questions, split="train")

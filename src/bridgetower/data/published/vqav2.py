@@ -21,7 +21,7 @@ def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None
         missing = [split for split in _ANNOTATED if not _read(originals, listing, split, annotations, first_choices)]
         for split in (split for split in _SUBSETS if originals.wants(split) and split not in missing):
             _list_questions(originals, listing, split, annotations)
-        for key in annotations:
+        for key in annotations.untaken():
             listing.bad(f"annotation of {key} has no question")
     if missing:
         listing.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
@@ -49,7 +49,7 @@ def _list_questions(originals: Originals, listing: Listing, split: str, annotati
         if not listing.is_new(key):
             listing.bad(f"{key} comes twice")
             continue
-        annotation = annotations.pop(key) if split in _ANNOTATED else {"image_id": question["image_id"]}
+        annotation = annotations.take(key) if split in _ANNOTATED else {"image_id": question["image_id"]}
         if annotation is None:
             listing.bad(f"{key} has no annotation")
         elif annotation.pop("image_id") != question["image_id"]:

@@ -1,0 +1,86 @@
+"""Tar shards: what belongs to one key is one sample, and damage is named."""
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.tars import tar_samples
+from miniature import jpeg, links, write_shards
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_as_img2dataset_writes_them(tmp_path: Path) -> None:
+    rows = links(8)
+    write_shards(tmp_path, rows, per_shard=8)
+    samples = list(tar_samples(tmp_path / "00000.tar"))
+    assert [sample.key for sample in samples] == [f"00000000{n}" for n in (0, 1, 2, 4, 5, 6)]
+    assert [sample.details["url"] for sample in samples] == [rows[n][0] for n in (0, 1, 2, 4, 5, 6)]
+    assert samples[3].caption == samples[3].text == "shade 4 , of many"
+    picture = samples[3].picture
+    assert picture is not None
+    assert picture.read() == jpeg(4)
+    assert (picture.name, picture.file_name) == ("00000.tar/000000004.jpg", "000000004.jpg")
+
+
+def test_parts_of_a_sample(tmp_path: Path) -> None:
+    members = {
+        "a/0.json": b'{"caption": "of the details"}',
+        "a/0.JPG": b"first",
+        "a/0.png": b"second",
+        "a/1.seg.png": b"not a picture of its own",
+        "a/1.txt": "ünder \n".encode(),
+        "b/1.webp": b"another key",
+    }
+    samples = list(tar_samples(write_tar(tmp_path / "x.tar", members)))
+    assert [(sample.key, sample.caption) for sample in samples] == [
+        ("a/0", "of the details"),
+        ("a/1", "ünder"),
+        ("b/1", ""),
+    ]
+    assert [sample.picture and sample.picture.read() for sample in samples] == [b"first", None, b"another key"]
+
+
+def test_many_members_are_not_kept(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {f"{n}.{ending}": b"1" for n in range(500) for ending in ("jpg", "txt")})
+    assert len(list(tar_samples(tmp_path / "x.tar"))) == 500
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt in .*x\.tar is not UTF-8"),
+        ("a.json", b"{", r"a\.json in .*x\.tar is not valid JSON"),
+        ("a.json", b"[]", r"a\.json in .*x\.tar holds a list; expected a JSON object"),
+    ],
+)
+def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(tar_samples(write_tar(tmp_path / "x.tar", {name: content})))
+
+
+def test_a_shard_that_is_cut_off(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": b"1" * 2000, "b.jpg": b"2" * 2000})
+    *_, last = tar_samples(path)
+    os.truncate(path, 4000)
+    assert last.picture is not None
+    with pytest.raises(ValueError, match=r"x\.tar ends in the middle of b\.jpg; copy it again"):
+        last.picture.read()
+    for size in (4000, 2700):
+        os.truncate(path, size)
+        with pytest.raises(ValueError, match=r"x\.tar is no tar archive, or cut off"):
+            list(tar_samples(path))
+    path.write_bytes(b"no archive" * 100)
+    with pytest.raises(ValueError, match=r"x\.tar is no tar archive, or cut off"):
+        list(tar_samples(path))
