@@ -20,6 +20,7 @@ from miniature import (
     write_visual_genome,
     write_vqav2,
 )
+from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
 
 
 def write_vgqa(folder: Path) -> None:
@@ -72,6 +73,16 @@ def test_help_names_the_files(name: str, capsys: pytest.CaptureFixture[str], tmp
     write(tmp_path)
     expected = {path.parent.name if path.suffix in (".jpg", ".png") else path.name for path in tmp_path.rglob("*.*")}
     assert [word for word in expected - NOT_NEEDED if word not in text] == []
+
+
+def test_arrow(run: Callable[..., list[Any]], tmp_path: Path) -> None:
+    write_nlvr2_arrow(tmp_path / "arrows")
+    write_vg_arrow(tmp_path / "arrows")
+    printed = run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path / "out")
+    assert printed == [
+        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": 2}},
+        {"written": str(tmp_path / "out" / "nlvr2"), "splits": {"train": 2, "validation": 2, "test1": 2}},
+    ]
 
 
 def test_scenes(run: Callable[..., list[Any]], tmp_path: Path) -> None:

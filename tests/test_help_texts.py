@@ -5,7 +5,15 @@ from dataclasses import fields
 
 import pytest
 
-from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, PrepareConfig, VgConfig, VgqaConfig
+from bridgetower.data.config import (
+    ArrowConfig,
+    DataConfig,
+    MaskingConfig,
+    PairsConfig,
+    PrepareConfig,
+    VgConfig,
+    VgqaConfig,
+)
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import IndexConfig
@@ -13,7 +21,7 @@ from bridgetower.serve.config import ServeConfig
 
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
-    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, VgConfig, VgqaConfig),
+    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, VgConfig, VgqaConfig, ArrowConfig),
     *(RetrievalConfig, IndexConfig, ServeConfig),
 ]
 

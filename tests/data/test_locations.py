@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from bridgetower.data.locations import CellPicture, FilePicture, Picture, TarPicture, unpacked
+from bridgetower.data.locations import CellPicture, FilePicture, Picture, SpanPicture, unpacked
 from rows import png
 
 
@@ -22,7 +22,7 @@ def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Picture:
             archive.add(tmp_path / "sub" / "a.png", "sub/a.png")
         with tarfile.open(tmp_path / "x.tar") as archive:
             member = archive.getmember("sub/a.png")
-        return TarPicture(archive=tmp_path / "x.tar", member="sub/a.png", offset=member.offset_data, size=member.size)
+        return SpanPicture(file=tmp_path / "x.tar", member="sub/a.png", offset=member.offset_data, size=member.size)
     group = 0 if request.param == "cell" else None
     return CellPicture(table=tmp_path / "t.parquet", column="img", group=group, row=1, name="x", file_name="a.png")
 
@@ -35,7 +35,7 @@ def test_packed_and_unpacked(picture: Picture) -> None:
 
 
 def test_stamp_of_an_archive(tmp_path: Path) -> None:
-    first, second = (TarPicture(archive=tmp_path / "x.tar", member="a", offset=place, size=1) for place in (0, 512))
+    first, second = (SpanPicture(file=tmp_path / "x.tar", member="a", offset=place, size=1) for place in (0, 512))
     assert first.stamp is None
     (tmp_path / "x.tar").write_bytes(b"1" * 1024)
     assert first.stamp != second.stamp

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import PairsConfig, PrepareConfig, VgConfig, VgqaConfig
+from bridgetower.data.config import ArrowConfig, PairsConfig, PrepareConfig, VgConfig, VgqaConfig
 from bridgetower.data.scenes.config import ScenesConfig
 
 if TYPE_CHECKING:
@@ -209,6 +209,27 @@ def nlvr2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
       test1/test1-0-0-img0.png … (or in images/)
     """
     _original("nlvr2", source, out, options)
+
+
+@app.command
+def arrow(*, source: Source, out: Out, options: Annotated[ArrowConfig, arg(name="")] = ArrowConfig()) -> None:  # noqa: B008 - frozen
+    """ViLT-style Arrow files, as the official code reads them: each set becomes a folder in --out.
+
+    SOURCE holds files of some of these sets, .arrow each:
+      coco: coco_caption_karpathy_{train,restval,val,test}
+      flickr30k: f30k_caption_karpathy_{train,val,test}
+      cc3m: conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0
+      sbu: sbu_0 … 8
+      vg: vg
+      vqav2: vqav2_{train,val,test,test-dev}, those that end in _fix first
+      vgqa, vgqa-coco: vgqa_{train,val}, vgqa_coco_{train,val}
+      snli-ve: snli_{train,dev,test}
+      nlvr2: nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}
+    """
+    from bridgetower.data.prepare import prepare_arrow
+
+    for name, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
+        _report(out / name, info)
 
 
 def _packaged(name: Literal["emoji", "flags", "flag-questions"], out: Path, seed: int) -> None:

@@ -254,6 +254,22 @@ class VgqaConfig(VgConfig):
     answers: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArrowConfig(PrepareConfig):
+    """How ViLT-style Arrow files are prepared.
+
+    Attributes:
+        splits: Splits to prepare; empty prepares the usual ones.
+        max_bad: Number of missing or broken pictures, missing files and unusable entries that each set may leave out;
+            they are named in `dataset.json`.
+        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check pictures.
+        sets: Sets to prepare; empty prepares all of which there is a file.
+    """
+
+    sets: tuple[str, ...] = ()
+
+
 def _check_work(max_bad: int, shard_rows: int, num_workers: int) -> None:
     if max_bad < 0 or shard_rows < 1 or num_workers < 1:
         raise ValueError(

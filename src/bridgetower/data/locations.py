@@ -1,4 +1,4 @@
-"""Where a picture's bytes are: in a file, a tar archive, or a cell of a Parquet file."""
+"""Where a picture's bytes are: in a file of its own, in a piece of a larger one, or in a cell of a Parquet file."""
 
 import json
 from collections.abc import Sequence
@@ -71,27 +71,27 @@ class FilePicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TarPicture:
-    """A picture in an uncompressed tar archive.
+class SpanPicture:
+    """A picture that lies in one piece in a larger file, such as an uncompressed tar archive.
 
     Attributes:
-        archive: The archive.
-        member: Path of the member in it.
+        file: The larger file.
+        member: What the picture is called in it.
         offset: Where its content starts, in bytes.
         size: Its length in bytes.
     """
 
-    tag: ClassVar[str] = "tar"
+    tag: ClassVar[str] = "span"
 
-    archive: Path
+    file: Path
     member: str
     offset: int
     size: int
 
     @property
     def name(self) -> str:
-        """Name of the archive and path of the member."""
-        return f"{self.archive.name}/{self.member}"
+        """Name of the larger file and of the picture in it."""
+        return f"{self.file.name}/{self.member}"
 
     @property
     def file_name(self) -> str:
@@ -100,21 +100,21 @@ class TarPicture:
 
     @property
     def stamp(self) -> str | None:
-        """Size and time of change of the archive, and the place in it; None if there is no such file."""
-        archive = stamp_of(self.archive)
-        return archive and f"{archive} {self.offset} {self.size}"
+        """Size and time of change of the larger file, and the place in it; None if there is no such file."""
+        whole = stamp_of(self.file)
+        return whole and f"{whole} {self.offset} {self.size}"
 
     def read(self) -> bytes:
-        """The member's content.
+        """The picture's content.
 
         Raises:
-            ValueError: If the archive ends before.
+            ValueError: If the larger file ends before.
         """
-        with self.archive.open("rb") as file:
+        with self.file.open("rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise ValueError(f"{self.archive} ends in the middle of {self.member}; copy it again")
+            raise ValueError(f"{self.file} ends in the middle of {self.member}; copy it again")
         return content
 
     def packed(self) -> str:
@@ -164,14 +164,14 @@ class CellPicture:
         return _packed(self)
 
 
-_KINDS: Sequence[type[FilePicture] | type[TarPicture] | type[CellPicture]] = (FilePicture, TarPicture, CellPicture)
+_KINDS: Sequence[type[FilePicture] | type[SpanPicture] | type[CellPicture]] = (FilePicture, SpanPicture, CellPicture)
 
 
 def unpacked(content: str) -> Picture:
     """The picture of which `content` is the packed form."""
     tag, fields = json.loads(content)
     made_of = {kind.tag: kind for kind in _KINDS}[tag]
-    paths = {name: Path(value) for name, value in fields.items() if name in ("root", "archive", "table")}
+    paths = {name: Path(value) for name, value in fields.items() if name in ("root", "file", "table")}
     return made_of(**{**fields, **paths})
 
 
@@ -206,5 +206,5 @@ def cell_bytes(value: object) -> bytes | None:
     return content if isinstance(content, bytes) else None
 
 
-def _packed(picture: FilePicture | TarPicture | CellPicture) -> str:
+def _packed(picture: FilePicture | SpanPicture | CellPicture) -> str:
     return json.dumps([picture.tag, vars(picture)], default=str)

@@ -1,17 +1,19 @@
 """Prepares dataset folders: published sets from their files, sets of packages, generated scenes, a user's pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from bridgetower.data import emoji, flag_questions, flags, pairs
-from bridgetower.data.config import PairsConfig, PrepareConfig
+from bridgetower.data.config import ArrowConfig, PairsConfig, PrepareConfig
 from bridgetower.data.folders import write_collection, write_listed
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.listing import new_listing
+from bridgetower.data.published.arrow import ARROW_SETS
 from bridgetower.data.published.karpathy import COCO, FLICKR30K
 from bridgetower.data.published.links import CC3M, SBU
 from bridgetower.data.published.nlvr2 import NLVR2
-from bridgetower.data.published.originals import Originals
+from bridgetower.data.published.originals import Originals, OriginalSet
 from bridgetower.data.published.snli_ve import SNLI_VE
 from bridgetower.data.published.vgqa import VGQA
 from bridgetower.data.published.visual_genome import VG
@@ -89,34 +91,87 @@ def prepare_set(
         ValueError: If the name or a split is unknown, an annotation file cannot be read, too much is bad, or `out`
             holds something else.
     """
-    made, source, config = SETS[name], Path(source), config or PrepareConfig()
+    made, config = SETS[name], config or PrepareConfig()
     if type(config) is not made.config:
         raise ValueError(f"{name} takes a {made.config.__name__}, given is a {type(config).__name__}")
-    if not source.is_dir():
-        raise FileNotFoundError(f"no folder {source}; give the folder with the original files of {name}")
     known = (*made.splits, *made.more_splits)
     unknown = [split for split in config.splits if split not in known]
     if unknown:
         raise ValueError(f"{name} has no split {', '.join(unknown)}; it has {', '.join(known)}")
+    _check_folder(source, f"the original files of {name}")
+    return _prepare_original(made, Path(source), Path(out), config, progress)
+
+
+def prepare_arrow(
+    source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
+) -> dict[str, DatasetInfo]:
+    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`.
+
+    Args:
+        source: Folder with the files.
+        out: Folder of the dataset folders, which are called like the sets.
+        config: Which sets and splits, and how much may be bad.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Returns:
+        What was written, by set.
+
+    Raises:
+        FileNotFoundError: If the source is missing, or has no file of a set.
+        ValueError: If a set or a split is unknown, a file cannot be read, too much is bad, or a folder in `out` holds
+            something else.
+    """
+    source, config = Path(source), config or ArrowConfig()
+    _check_folder(source, "ViLT-style Arrow files")
+    names = [each.name for each in ARROW_SETS]
+    unknown = [name for name in config.sets if name not in names]
+    if unknown:
+        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(names)}")
+    found = [each for each in ARROW_SETS if (each.name in config.sets if config.sets else each.any_in(source))]
+    known = [split for each in found for split in (*each.stems, *each.more_stems)]
+    if not found or not set(config.splits) <= set(known):
+        raise FileNotFoundError(
+            f"{source} has no Arrow file of {', '.join(config.sets or names)} with splits "
+            f"{', '.join(config.splits) or 'of these'}; names are as the official code writes them"
+        )
+    prepared = {}
+    for each in found:
+        wanted = [split for split in config.splits if split in (*each.stems, *each.more_stems)]
+        if wanted or not config.splits:
+            own = replace(config, splits=tuple(wanted))
+            prepared[each.name] = _prepare_original(each.original(), source, Path(out) / each.name, own, progress)
+    return prepared
+
+
+def _check_folder(source: Path, what: str) -> None:
+    if not Path(source).is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with {what}")
+
+
+def _prepare_original(made: OriginalSet, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
     originals = Originals(folder=source, splits=config.splits or made.splits, progress=progress)
     with new_listing(made.kind) as listing:
         try:
             made.list(originals, listing, config)
         except (KeyError, TypeError) as error:  # of the content of an annotation file
-            raise ValueError(f"{originals.used[-1]} is not as published ({error!r}); check that it is right") from error
+            place = (originals.used or originals.large)[-1]
+            raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
         listing.finish()
         info = DatasetInfo(
-            name=name,
+            name=made.name,
             kind=made.kind,
             seed=0,
             split_rule=made.split_rule,
             protocol=made.protocol,
-            sources={path.name: sha256_of(path) for path in originals.used},
+            sources={
+                **{path.name: sha256_of(path) for path in originals.used},
+                **{path.name: f"{path.stat().st_size} bytes" for path in originals.large},
+            },
             licences=made.licences,
             settings=config.settings,
             left_out=listing.left_out(),
         )
-        return write_listed(listing, source, Path(out), info, config, progress=progress)
+        return write_listed(listing, source, out, info, config, progress=progress)
 
 
 def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *, progress: bool = True) -> DatasetInfo:

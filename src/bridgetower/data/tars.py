@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bridgetower.data.locations import IMAGE_SUFFIXES, TarPicture
+from bridgetower.data.locations import IMAGE_SUFFIXES, SpanPicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Sample:
     """
 
     key: str
-    picture: TarPicture | None
+    picture: SpanPicture | None
     text: str
     details: Mapping[str, Any]
 
@@ -64,12 +64,12 @@ def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample(path: Path, archive: tarfile.TarFile, key: str, members: Iterator[tarfile.TarInfo]) -> Sample:
-    picture: TarPicture | None = None
+    picture: SpanPicture | None = None
     text, details = "", dict[str, Any]()
     for member in members:
         ending = _key_and_ending(member.name)[1]
         if ending in IMAGE_SUFFIXES and picture is None:
-            picture = TarPicture(archive=path, member=member.name, offset=member.offset_data, size=member.size)
+            picture = SpanPicture(file=path, member=member.name, offset=member.offset_data, size=member.size)
         elif ending == ".txt":
             text = _read(path, archive, member).strip()
         elif ending == ".json":

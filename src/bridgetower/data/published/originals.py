@@ -53,12 +53,14 @@ class Originals:
         splits: The splits that are wanted.
         progress: Whether to show how far a file is read.
         used: The annotation files that were found.
+        large: Files with pictures in them that were found, too large to be read for a digest.
     """
 
     folder: Path
     splits: Sequence[str]
     progress: bool = False
     used: list[Path] = field(default_factory=list)
+    large: list[Path] = field(default_factory=list)
 
     def wants(self, split: str) -> bool:
         """Whether a split is to be prepared."""
