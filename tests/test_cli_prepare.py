@@ -61,7 +61,8 @@ def test_prepares(name: str, run: Callable[..., list[Any]], tmp_path: Path) -> N
     write(tmp_path / "originals")
     options = ("--answers", tmp_path / "originals") if name == "vgqa" else ()
     (printed,) = run("prepare", name, "--source", tmp_path / "originals", "--out", tmp_path / "set", *options)
-    assert printed == {"written": str(tmp_path / "set"), "splits": splits}
+    assert printed["written"] == str(tmp_path / "set")
+    assert printed["splits"] == splits
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -80,8 +81,12 @@ def test_arrow(run: Callable[..., list[Any]], tmp_path: Path) -> None:
     write_vg_arrow(tmp_path / "arrows")
     printed = run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path / "out")
     assert printed == [
-        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": 2}},
-        {"written": str(tmp_path / "out" / "nlvr2"), "splits": {"train": 2, "validation": 2, "test1": 2}},
+        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": 2}, "left_out": {}},
+        {
+            "written": str(tmp_path / "out" / "nlvr2"),
+            "splits": {"train": 2, "validation": 2, "test1": 2},
+            "left_out": {},
+        },
     ]
 
 

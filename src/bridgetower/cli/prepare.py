@@ -245,4 +245,5 @@ def _original(name: str, source: Path, out: Path, options: PrepareConfig) -> Non
 
 
 def _report(out: Path, info: DatasetInfo) -> None:
-    emit({"written": str(out), "splits": {split: part.images for split, part in info.splits.items()}})
+    splits = {split: part.images for split, part in info.splits.items()}
+    emit({"written": str(out), "splits": splits, "left_out": info.left_out_counts()})

@@ -53,7 +53,8 @@ class DatasetInfo:
         licences: Licence of each part.
         settings: Everything else that decides the content.
         splits: Counts and digests of each split's files; none before the files are written.
-        left_out: Names of what was left out, by reason.
+        left_out: Names of what was left out, by reason; of very many the first.
+        num_left_out: How many there are, of reasons that do not name all.
     """
 
     format: int = FORMAT
@@ -67,6 +68,7 @@ class DatasetInfo:
     settings: Mapping[str, object]
     splits: Mapping[str, SplitInfo] = field(default_factory=dict)
     left_out: Mapping[str, Sequence[str]]
+    num_left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the version, the kind and the names of the splits."""
@@ -77,6 +79,10 @@ class DatasetInfo:
         if self.kind not in KINDS:
             raise ValueError(f"dataset {self.name!r} is of kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         check_split_names(self.splits)
+
+    def left_out_counts(self) -> dict[str, int]:
+        """Number of things that were left out, by reason."""
+        return {reason: self.num_left_out.get(reason, len(names)) for reason, names in self.left_out.items()}
 
 
 def write_info(folder: Path, info: DatasetInfo) -> None:

@@ -168,14 +168,17 @@ class Listing:
         return [message for (message,) in self._database.execute("SELECT message FROM bad LIMIT ?", [limit])]
 
     def left_out(self) -> dict[str, list[str]]:
-        """Names of what is not taken, by reason; of many the first, then how many there are more."""
-        counts = self._database.execute("SELECT reason, count(*) FROM left_out GROUP BY reason ORDER BY min(rowid)")
-        return {reason: self._names(reason, count) for reason, count in counts.fetchall()}
-
-    def _names(self, reason: str, count: int) -> list[str]:
+        """Names of what is not taken, by reason; of many the first."""
         chosen = "SELECT name FROM left_out WHERE reason = ? LIMIT ?"
-        names = [name for (name,) in self._database.execute(chosen, [reason, _MAX_NAMED])]
-        return [*names, *([f"and {count - _MAX_NAMED:,} more"] if count > _MAX_NAMED else [])]
+        return {
+            reason: [name for (name,) in self._database.execute(chosen, [reason, _MAX_NAMED])]
+            for reason in self.num_left_out()
+        }
+
+    def num_left_out(self) -> dict[str, int]:
+        """Number of things that are not taken, by reason."""
+        counted = "SELECT reason, count(*) FROM left_out GROUP BY reason ORDER BY min(rowid)"
+        return dict(self._database.execute(counted).fetchall())
 
     def counts(self) -> dict[str, int]:
         """Number of pictures in each split."""

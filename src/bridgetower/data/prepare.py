@@ -170,6 +170,7 @@ def _prepare_original(made: OriginalSet, source: Path, out: Path, config: Prepar
             licences=made.licences,
             settings=config.settings,
             left_out=listing.left_out(),
+            num_left_out=listing.num_left_out(),
         )
         return write_listed(listing, source, out, info, config, progress=progress)
 

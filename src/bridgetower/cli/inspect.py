@@ -1,0 +1,94 @@
+"""The verb that looks at a prepared data set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from bridgetower.cli.output import emit
+
+if TYPE_CHECKING:
+    from bridgetower.data.inspection import Report, SplitReport
+
+
+def inspect(
+    folder: Positional[Path],
+    *,
+    sheet: Path | None = None,
+    num_samples: int = 8,
+    seed: int = 0,
+    check: bool = False,
+    json: bool = False,
+) -> None:
+    """Say what a prepared data set holds, beside what is published, and draw samples of it.
+
+    Prints a table on a terminal, else a line of JSON.
+
+    Example: bridgetower inspect data/coco --sheet coco.png
+
+    Args:
+        folder: Of the data set.
+        sheet: Picture file to draw samples of every split into, with their texts.
+        num_samples: Of each split.
+        seed: Of the choice of samples.
+        check: Compare every file with its digest too; reads all pictures.
+        json: Print JSON on a terminal too.
+    """
+    from bridgetower.data.inspection import inspect as read_report
+    from bridgetower.data.overview import write_overview
+
+    progress = sys.stderr.isatty()
+    report = read_report(folder, check=check, progress=progress)
+    if sheet is not None:
+        write_overview(folder, sheet, num_samples=num_samples, seed=seed)
+    if json or not sys.stdout.isatty():
+        emit(_as_json(report, sheet))
+    else:
+        _print_tables(report)
+
+
+def _as_json(report: Report, sheet: Path | None) -> dict[str, Any]:
+    info = report.info
+    return {
+        **{"name": info.name, "kind": info.kind, "split_rule": info.split_rule, "protocol": info.protocol},
+        "splits": {name: _split_as_json(split) for name, split in report.splits.items()},
+        "left_out": info.left_out_counts(),
+        "sheet": None if sheet is None else str(sheet),
+    }
+
+
+def _split_as_json(split: SplitReport) -> dict[str, Any]:
+    published = None if split.published is None else vars(split.published)
+    counts = {"images": split.images, "texts": split.texts, "published": published}
+    return {**counts, "bytes": split.size, "words": vars(split.words), "classes": dict(split.classes)}
+
+
+def _print_tables(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    info, console = report.info, Console()
+    console.print(f"[bold]{info.name}[/bold] ({info.kind}): {info.split_rule}", highlight=False)
+    if info.protocol:
+        console.print(info.protocol, highlight=False)
+    table = Table("split", "pictures", "texts", "words: median, longest", "published by")
+    for name, split in report.splits.items():
+        published = split.published
+        images, texts = (None, None) if published is None else (published.images, published.texts)
+        counts = _of(split.images, images), _of(split.texts, texts)
+        source = "" if published is None else published.source
+        table.add_row(name, *counts, f"{split.words.median}, {split.words.longest}", source)
+    console.print(table)
+    for name, split in report.splits.items():
+        if split.classes:
+            classes = ", ".join(f"{label} {count:,}" for label, count in split.classes.items())
+            console.print(f"{name}: {classes}", highlight=False)
+    for reason, count in info.left_out_counts().items():
+        console.print(f"left out, {reason}: {count:,}", highlight=False)
+
+
+def _of(count: int, published: int | None) -> str:
+    return f"{count:,}" if published is None else f"{count:,} of {published:,}"
