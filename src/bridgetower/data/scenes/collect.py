@@ -45,6 +45,12 @@ def collect(config: ScenesConfig) -> Collection:
     )
 
 
+def topic_of(statement_id: str) -> str:
+    """Returns the topic of a statement of a set, about one scene or two."""
+    last = statement_id.rpartition("-")[2]
+    return tuple(pair_statements.TOPICS)[int(last)] if last.isdigit() else last
+
+
 def _records(config: ScenesConfig, split: str, count: int) -> Iterator[PictureRecord]:
     make, level = _MAKERS[config.kind], LEVELS[config.level]
     for number in range(count):

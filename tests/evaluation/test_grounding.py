@@ -1,0 +1,84 @@
+"""What a model sees and what its words alone give, on generated scenes, counted here a second time."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.prepare import prepare_scenes
+from bridgetower.data.scenes.collect import topic_of
+from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.data.splits import read_split
+from bridgetower.evaluation.grounding import ALL, Judged, JudgedKind, judge
+from bridgetower.predictor import Predictor, load
+
+NUM_TEST = 24
+
+
+@pytest.fixture(scope="module")
+def predictor(answering_checkpoint: Path) -> Predictor:
+    return load(answering_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
+def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[JudgedKind, Judged]:
+    kind: JudgedKind = request.param
+    config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
+    prepare_scenes(folder / kind, config, progress=False)
+    return kind, judge(predictor, kind, folder / kind, topic_of=topic_of, batch_size=5)
+
+
+def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) -> str:
+    match kind:
+        case "vqa":
+            return predictor.answer(pictures[0], text, top=1, truncate=True)[0].label
+        case "snli-ve":
+            return predictor.entail(pictures[0], text, truncate=True)[0].label
+        case _:
+            return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
+
+
+def test_own_and_other_pictures(judged: tuple[JudgedKind, Judged], predictor: Predictor, folder: Path) -> None:
+    kind, found = judged
+    rows = read_split(folder / kind, "test", kind=kind)
+    columns = ["image", "image_2"] if kind == "nlvr2" else ["image"]
+    pictures = [[rows.row(number)[column]["bytes"] for column in columns] for number in range(NUM_TEST)]
+    own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.told)]
+    others = [
+        answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
+        for number, one in enumerate(found.told)
+    ]
+    assert list(found.answers) == own
+    for topic, grounding in found.groundings.items():
+        chosen = [number for number, one in enumerate(found.told) if topic in (one.topic, ALL)]
+        assert grounding.number == len(chosen) == (NUM_TEST if topic == ALL else NUM_TEST // 4)
+        for share, answers in ((grounding.model, own), (grounding.other_picture, others)):
+            right = sum(answers[number] == found.told[number].answer for number in chosen)
+            assert share == pytest.approx(right / len(chosen))
+
+
+def test_words_alone(judged: tuple[JudgedKind, Judged], folder: Path) -> None:
+    kind, found = judged
+    rows = read_split(folder / kind, "train", kind=kind)
+    name = "answers" if kind == "vqa" else "label"
+    said = [rows.row(number)["questions" if kind == "vqa" else "statements"][0] for number in range(40)]
+    counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
+    commonest = min(counts, key=lambda one: (-counts[one], one))
+    right = sum(one.answer == commonest for one in found.told)
+    assert found.groundings[ALL].majority == pytest.approx(right / NUM_TEST)
+    assert 0 <= found.groundings[ALL].text_only <= 1
+    assert len(found.groundings) == 5
+
+
+def test_statements_without_topics(predictor: Predictor, folder: Path, judged: tuple[JudgedKind, Judged]) -> None:
+    kind, found = judged
+    if kind == "vqa":
+        assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}
+    else:
+        plain = judge(predictor, kind, folder / kind)
+        assert plain.groundings == {ALL: found.groundings[ALL]}
