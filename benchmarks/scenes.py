@@ -1,0 +1,187 @@
+"""What models learn on generated scenes: python benchmarks/scenes.py vqa --out scenes-vqa.
+
+Trains BridgeTower, METER and METER with BridgeTower's LayerNorms at equal steps with several seeds, then answers the
+test split with the last checkpoint of each. Fixed beforehand: the number of steps, that of the recipe, and the figure,
+the share of right answers. Writes results.json and curves.png and prints a table. The same command continues what was
+cut off.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from bridgetower.analysis.results import spread
+from bridgetower.data.prepare import prepare_scenes
+from bridgetower.data.scenes.collect import topic_of
+from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.evaluation.grounding import Grounding, JudgedKind, judge
+from bridgetower.files import write_bytes, write_json
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.presets import meter, meter_with_norms
+from bridgetower.predictor import load
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.parallel import train_all
+from bridgetower.training.recipes import RECIPES
+
+ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {
+    "BridgeTower": lambda model: model,
+    "METER": meter,
+    "METER with LayerNorms": meter_with_norms,
+}
+INKS = ("#0072b2", "#d55e00", "#009e73")
+LINES = ("-", "--", "-.")
+EVALUATIONS = 12  # of each run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learnt.
+
+    Attributes:
+        kind: Of the set.
+        recipe: Its numbers.
+        figure: Of the validation split.
+        unit: What makes it a share.
+    """
+
+    kind: JudgedKind
+    recipe: str
+    figure: str
+    unit: float
+
+
+TASKS = {
+    "vqa": Task(kind="vqa", recipe="scenes-vqa", figure="vqa_score", unit=0.01),
+    "nlvr2": Task(kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy", unit=1),
+    "snli-ve": Task(kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy", unit=1),
+}
+
+
+def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunConfig]:
+    """The runs of a task, by arm and seed; those of one seed differ in the model alone."""
+    recipe = RECIPES[TASKS[name].recipe]
+    steps = given.steps or recipe.max_steps
+    every = max(1, steps // EVALUATIONS)
+    base = replace(
+        recipe,
+        data=replace(recipe.data, folders=(str(given.out / "data"),)),
+        max_steps=steps,
+        batch_size=given.batch_size or recipe.batch_size,
+        evaluate_every=every,
+        checkpoint_every=every,
+    )
+    return {
+        (arm, seed): replace(base, model=change(base.model), seed=seed)
+        for seed in range(given.seeds)
+        for arm, change in ARMS.items()
+    }
+
+
+def curve(folder: Path, task: Task) -> dict[int, float]:
+    """The share of right answers on the validation split, by step."""
+    return {int(line["step"]): line[task.figure] * task.unit for line in read_metrics(folder, "validation")}
+
+
+def measured(name: str, runs: Mapping[tuple[str, int], Path], data: Path) -> dict[str, Any]:
+    """Curves, times and test figures of all runs, by arm; the order within an arm is that of the seeds."""
+    task, found = TASKS[name], {}
+    for arm in ARMS:
+        folders = [folder for (one, _), folder in runs.items() if one == arm]
+        curves = [curve(folder, task) for folder in folders]
+        judged = [
+            judge(load(folder / "last", device="cpu"), task.kind, data, topic_of=topic_of).groundings
+            for folder in folders
+        ]
+        found[arm] = {
+            "curve": {step: spread([one[step] for one in curves]) for step in curves[0]},
+            "seconds": [sum(line["seconds"] for line in read_metrics(folder, "train")) for folder in folders],
+            "test": {topic: _spreads([one[topic] for one in judged]) for topic in judged[0]},
+        }
+    return found
+
+
+def _spreads(groundings: list[Grounding]) -> dict[str, Any]:
+    columns = [asdict(one) for one in groundings]
+    names = [name for name in columns[0] if name != "number"]
+    return {"number": columns[0]["number"], **{name: spread([one[name] for one in columns]) for name in names}}
+
+
+def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
+    """Draws the learning curves: the mean over seeds, a band from the lowest to the highest, and the words alone."""
+    with matplotlib.rc_context({"font.size": 11}):
+        drawing = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = drawing.add_subplot()
+        for (arm, found), ink, line in zip(arms.items(), INKS, LINES, strict=True):
+            steps, values = list(found["curve"]), [point["values"] for point in found["curve"].values()]
+            axes.plot(steps, [sum(each) / len(each) for each in values], line, color=ink, linewidth=2, label=arm)
+            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
+        words = next(iter(arms.values()))["test"]["overall"]["text_only"]["mean"]
+        axes.axhline(words, color="#555555", linestyle=":", label="the words alone (test)")
+        axes.set(xlabel="optimiser steps", ylabel="right answers, validation", title=title)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(loc="lower right")
+        temporary = path.with_suffix(".new.png")
+        drawing.savefig(temporary, dpi=110)
+        write_bytes(path, temporary.read_bytes())
+        temporary.unlink()
+
+
+def table(arms: Mapping[str, Any]) -> str:
+    """The test figures by topic, in Markdown."""
+    first = next(iter(arms))
+    beside = {"other picture": "other_picture", "words alone": "text_only", "commonest answer": "majority"}
+    lines = [
+        f"| topic | examples | {' | '.join(arms)} | {first}, other picture | words alone | commonest answer |",
+        "|" + "---|" * (5 + len(arms)),
+    ]
+    for topic in arms[first]["test"]:
+        own = [_plain(found["test"][topic]["model"]) for found in arms.values()]
+        controls = [_plain(arms[first]["test"][topic][name]) for name in beside.values()]
+        lines.append(f"| {topic} | {arms[first]['test'][topic]['number']} | {' | '.join([*own, *controls])} |")
+    return "\n".join(lines)
+
+
+def _plain(one: Mapping[str, Any]) -> str:
+    return f"{one['mean']:.3f}" + (f" ± {one['std']:.3f}" if one["std"] else "")
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and results")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="default: those of the recipe")
+    parser.add_argument("--batch-size", type=int, help="default: that of the recipe")
+    parser.add_argument("--num-train", type=int, default=100_000, help="training scenes")
+    parser.add_argument("--num-validation", type=int, default=1_000, help="validation scenes")
+    parser.add_argument("--num-test", type=int, default=4_000, help="test scenes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepares, trains, measures, draws and prints."""
+    given = parsed()
+    task, data = TASKS[given.task], given.out / "data"
+    counts = {name: getattr(given, name) for name in ("num_train", "num_validation", "num_test")}
+    prepare_scenes(data, ScenesConfig(kind=task.kind, side=60, **counts))
+    runs = configs(given.task, given)
+    folders = {(arm, seed): given.out / "runs" / f"{arm.replace(' ', '-')}-{seed}" for arm, seed in runs}
+    train_all({folders[run]: config for run, config in runs.items()})
+    arms = measured(given.task, folders, data)
+    steps = next(iter(runs.values())).max_steps
+    write_json(given.out / "results.json", {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms})
+    draw(arms, f"{given.task}, {given.seeds} seeds", given.out / "curves.png")
+    print(table(arms))
+    print(json.dumps({"steps": steps, "seconds": {arm: found["seconds"] for arm, found in arms.items()}}))
+
+
+if __name__ == "__main__":
+    main()
