@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 
 from bridgetower.predictor import Predictor
+from bridgetower.search.searcher import Searcher
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen, server_of
 from bridgetower.serve.service import Service
@@ -64,11 +65,11 @@ class Running:
 
 
 @contextmanager
-def started(predictor: Predictor, **settings: Any) -> Iterator[Running]:
+def started(predictor: Predictor, searcher: Searcher | None = None, **settings: Any) -> Iterator[Running]:
     """Serves a model on a free port."""
     config = ServeConfig(port=0, **settings)
     with listen(config) as listener:
-        service = Service(predictor, config)
+        service = Service(predictor, config, searcher)
         server = server_of(service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -83,9 +84,9 @@ def started(predictor: Predictor, **settings: Any) -> Iterator[Running]:
 
 
 @contextmanager
-def running(predictor: Predictor, **settings: Any) -> Iterator[httpx.Client]:
+def running(predictor: Predictor, searcher: Searcher | None = None, **settings: Any) -> Iterator[httpx.Client]:
     """Serves a model on a free port and lends a client."""
-    with started(predictor, **settings) as found:
+    with started(predictor, searcher, **settings) as found:
         yield found.client
 
 

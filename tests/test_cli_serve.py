@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import httpx
 import pytest
 
 from bridgetower.cli.serve import KEY
+from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen
+from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
 
@@ -68,6 +71,26 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
         assert "Traceback" not in errors
 
 
+def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
+    slow = ("--max-batch", "1")
+    with process("--model", str(tiny_checkpoint), *slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=30)
+        while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
+            assert not asked.done()
+        running.send_signal(signal.SIGTERM)
+        assert len(asked.result().json()["data"]) == 1024
+        _, errors = running.communicate(timeout=20)
+        assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
+
+
+def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    build_index(write_pictures(tmp_path), tmp_path / "shapes.lance", str(tiny_checkpoint))
+    with process("--index", str(tmp_path / "shapes.lance")) as (_, name, address):
+        assert name == str(tiny_checkpoint)
+        answer = httpx.post(f"{address}/v1/search", json={"query": "red bar", "top": 3})
+        assert len(answer.json()["data"]) == 3
+
+
 def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:
     with process("--model", str(tiny_checkpoint)) as (running, _, _):
         running.send_signal(signal.SIGINT)
@@ -87,9 +110,11 @@ def usual_log() -> Iterator[None]:
 
 @pytest.mark.usefixtures("usual_log")
 def test_what_cannot_be_served(
-    refused: Callable[..., str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert "run `bridgetower demo`, which trains one" in refused("serve", "--port", "0")
     assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
     assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import httpx
 
     from bridgetower.predictor import Predictor
+    from bridgetower.search.searcher import Searcher
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +22,23 @@ def predictor(tiny_checkpoint: Path) -> "Predictor":
 
 
 @pytest.fixture(scope="session")
-def client(predictor: "Predictor") -> Iterator["httpx.Client"]:
+def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -> "Searcher":
+    """An index of 45 pictures of shapes and their captions."""
+    from bridgetower.search.build import build_index
+    from bridgetower.search.searcher import Searcher
+    from shapes import write_pictures
+
+    folder = tmp_path_factory.mktemp("indexed")
+    build_index(write_pictures(folder), folder / "shapes.lance", predictor)
+    return Searcher(folder / "shapes.lance", predictor)
+
+
+@pytest.fixture(scope="session")
+def client(predictor: "Predictor", searcher: "Searcher") -> Iterator["httpx.Client"]:
     """Of a server with the usual settings."""
     from served import running
 
-    with running(predictor, name="tiny") as client:
+    with running(predictor, searcher, name="tiny") as client:
         yield client
 
 

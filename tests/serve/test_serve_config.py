@@ -1,5 +1,7 @@
 """Settings that cannot work are refused with what to do."""
 
+from typing import Any
+
 import pytest
 
 from bridgetower.serve.config import ServeConfig, is_loopback
@@ -13,12 +15,13 @@ from bridgetower.serve.config import ServeConfig, is_loopback
         ({"port": 65536}, "port is 65536; expected 0 to 65535"),
         ({"api_key": ""}, "API key is empty"),
         ({"api_key": "schlüssel"}, "cannot be sent"),
+        ({"allow_host": ("https://example.org",)}, "expected a name such as images.example.org"),
         ({"queue": 10}, "always be refused; raise queue or lower max_items"),
     ],
 )
-def test_impossible_settings(settings: dict[str, float | str], message: str) -> None:
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ServeConfig(**settings)  # type: ignore[arg-type]
+        ServeConfig(**settings)
 
 
 def test_the_key_is_not_shown() -> None:

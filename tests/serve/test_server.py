@@ -20,6 +20,13 @@ def test_other_machines_only_with_a_key(host: str) -> None:
         assert listener.getsockname()[0] == host
 
 
+def test_answers_are_not_held_back() -> None:
+    with listen(ServeConfig(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        accepted.close()
+
+
 def test_a_port_that_is_taken() -> None:
     with listen(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]

@@ -6,48 +6,76 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.defaults import index_or_demo, model_or_demo
+from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions
 from bridgetower.serve.config import ServeConfig
+
+if TYPE_CHECKING:
+    from bridgetower.serve.service import Service
 
 KEY = "BRIDGETOWER_API_KEY"
 
 
 def serve(
     *,
-    model: Model,
+    model: Model | None = None,
+    index: str | None = None,
+    root: Path | None = None,
     options: Annotated[ServeConfig, arg(name="")] = ServeConfig(),  # noqa: B008 - frozen
-    loading: Loading = AS_USUAL,
+    loading: Running = PLAIN_RUN,
 ) -> None:
-    """Answer other programs over HTTP: embeddings as OpenAI's API has them.
+    """Answer other programs over HTTP: embeddings as in OpenAI's API, reranking, search, matching, answers.
 
     Requests that come together are computed together, whatever they ask for. When more wait than the queue takes,
     further ones get status 429 and are told when to come back. On SIGTERM or Ctrl-C what was taken in is finished
     first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the
     machine sees it. The description of all requests, with examples, is at /openapi.json.
 
-    Examples: bridgetower serve --model MODEL
+    Examples: bridgetower serve
+              bridgetower serve --index photos.lance
               curl http://127.0.0.1:8000/v1/embeddings --json '{"input": "two dogs in the snow"}'
 
     Args:
-        model: What to load.
+        model: What to load; default: the model that the index was made with, or without an index what the demo
+            trained, together with the index that it made.
+        index: What `bridgetower index` made, for searches; default: none.
+        root: Folder of the index's pictures, if it is elsewhere now.
         options: How it is served.
         loading: How the model is loaded.
     """
     from bridgetower.engines.packages import require
 
-    require("fastapi", "uvicorn", extra="serve")
+    require("fastapi", "uvicorn", "prometheus_client", extra="serve")
     from bridgetower.serve.server import listen
     from bridgetower.serve.server import serve as run
-    from bridgetower.serve.service import Service
 
     _log_with_time()
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
     with listen(config) as listener:
-        run(Service(loading.load(model), config), listener)
+        run(_service(model, index, root, config, loading), listener)
+
+
+def _service(
+    model: str | None, index: str | None, root: Path | None, config: ServeConfig, loading: RunOptions
+) -> Service:
+    """Loads what is served."""
+    from bridgetower.serve.service import Service
+
+    if model is None and index is None:
+        model, index = model_or_demo(None, "bridgetower serve"), index_or_demo(None)
+    if index is None:
+        return Service(loading.load(model or ""), config)
+    from bridgetower.search.index import Index
+    from bridgetower.search.searcher import Searcher
+
+    opened = Index(index, root=root)
+    searcher = Searcher(opened, loading.load(model or opened.model))
+    return Service(searcher.predictor, config, searcher)
 
 
 def _log_with_time() -> None:

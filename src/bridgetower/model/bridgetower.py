@@ -236,9 +236,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no masked-language head.
         """
-        if self.mlm_head is None:
-            raise ValueError("this model has no masked-language (MLM) head; load a checkpoint with one")
-        logits: Tensor = self.mlm_head(hidden)
+        logits: Tensor = self.masked_language_head()(hidden)
         return logits
 
     def rank_scores(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
@@ -280,6 +278,16 @@ class BridgeTower(nn.Module):
                 "or fine-tune one"
             )
         return head
+
+    def masked_language_head(self) -> MlmHead:
+        """Returns the head that fills masked words.
+
+        Raises:
+            ValueError: The model has none.
+        """
+        if self.mlm_head is None:
+            raise ValueError("this model has no masked-language (MLM) head; load a checkpoint with one")
+        return self.mlm_head
 
     def matching_head(self) -> ItmHead:
         """Returns the matching head.

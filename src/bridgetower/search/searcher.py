@@ -26,11 +26,12 @@ Against = Literal["images", "captions", "pairs"]
 RERANK = 64
 """Candidates that are matched by default."""
 
-_COLUMNS: dict[Against, VectorColumn] = {
+COLUMNS: dict[Against, VectorColumn] = {
     "images": "image_vector",
     "captions": "text_vectors",
     "pairs": "pair_vectors",
 }
+"""Where the vectors are that a query is compared with."""
 
 logger = logging.getLogger(__name__)
 
@@ -117,20 +118,24 @@ class Searcher:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
                 head, `pairs` without text and image, the condition is none, or none of the candidates can be opened.
         """
-        rerank = self._checked(text, image, top, rerank, against)
+        rerank = self.num_candidates(text, image, top, rerank, against)
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
-        found = self.index.nearest(vector, count, column=_COLUMNS[against], where=where, exact=exact)
+        found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
         matched: list[tuple[Found, float | None]] = []
         if text is not None and rerank:
             matched = self._matched(text, found[:rerank], truncate, batch_size)
         ranked = [*matched, *((one, None) for one in found[rerank:])]
-        return [self._hit(one, probability) for one, probability in ranked[:top]]
+        return [self.hit(one, probability) for one, probability in ranked[:top]]
 
-    def _checked(
+    def num_candidates(
         self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
     ) -> int:
-        """Returns how many candidates to match."""
+        """Returns how many candidates to match; see `search` for the arguments.
+
+        Raises:
+            ValueError: They do not go together.
+        """
         if text is None and image is None:
             raise ValueError("nothing to search for; give a text, an image or both")
         if top < 1 or (rerank or 0) < 0:
@@ -154,22 +159,27 @@ class Searcher:
             return self.predictor.embed_pairs(image, text, truncate=truncate)[0]
         vectors = [] if image is None else [self.predictor.embed_images(image)]
         vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
-        return F.normalize(torch.cat(vectors).mean(dim=0), dim=0)
+        return mean_vector(torch.cat(vectors))
 
     def _matched(
         self, text: str, found: Sequence[Found], truncate: bool, batch_size: int
     ) -> list[tuple[Found, float | None]]:
         """Sorts candidates by their probability; those that cannot be opened are left out."""
-        opened = self._opened(found)
+        opened = self.opened(found)
         probabilities: list[float] = []
         for start in range(0, len(opened), batch_size):
             images = [image for _, image in opened[start : start + batch_size]]
             scores = self.predictor.match(images, [text], all_pairs=True, batch_size=batch_size, truncate=truncate)
             probabilities += scores[:, 0].tolist()
-        pairs = [(one, probability) for (one, _), probability in zip(opened, probabilities, strict=True)]
-        return [*sorted(pairs, key=lambda pair: -pair[1])]
+        return likeliest_first([one for one, _ in opened], probabilities)
 
-    def _opened(self, found: Sequence[Found]) -> list[tuple[Found, Resized]]:
+    def opened(self, found: Sequence[Found]) -> list[tuple[Found, Resized]]:
+        """Returns candidates with their pictures; those that cannot be opened are left out.
+
+        Raises:
+            ValueError: None can be opened.
+        """
+
         def opened(one: Found) -> Resized | Exception:
             try:
                 return self.predictor.processor.prepare(self._file(one))
@@ -195,7 +205,8 @@ class Searcher:
     def _file(self, one: Found) -> Path:
         return self.index.root / one.path
 
-    def _hit(self, one: Found, probability: float | None) -> Hit:
+    def hit(self, one: Found, probability: float | None) -> Hit:
+        """Returns what was found in a row of the index."""
         return Hit(
             path=one.path,
             file=self._file(one),
@@ -205,3 +216,14 @@ class Searcher:
             height=one.height,
             captions=tuple(one.captions),
         )
+
+
+def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
+    """Returns the vector that stands for several: their mean, brought to length one."""
+    return F.normalize(vectors.mean(dim=0), dim=0)
+
+
+def likeliest_first(found: Sequence[Found], probabilities: Sequence[float]) -> list[tuple[Found, float | None]]:
+    """Returns candidates with the probabilities that they match the text, sorted by these."""
+    order = sorted(range(len(found)), key=lambda number: -probabilities[number])
+    return [(found[number], probabilities[number]) for number in order]

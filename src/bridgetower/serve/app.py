@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 import bridgetower
-from bridgetower.serve import embeddings, models
+from bridgetower.serve import embeddings, models, pairs, rerank
 from bridgetower.serve.access import OPEN, Access
-from bridgetower.serve.errors import add_handlers
+from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.limits import Limits
+from bridgetower.serve.metrics import Counting
 from bridgetower.serve.service import Service
 
 _MIB = 2**20
@@ -35,14 +36,31 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for routes in (embeddings, models):
+    for routes in (embeddings, rerank, pairs, models):
         app.include_router(routes.router)
+    app.include_router(_search(service))
     add_handlers(app)
     config = service.config
     app.add_middleware(Limits, prefix="/v1/", max_body=config.max_body * _MIB, timeout=config.timeout)
     app.add_middleware(Access, api_key=config.api_key, host=config.host)
+    app.add_middleware(Counting, metrics=service.metrics)
     _describe_errors(app, with_key=config.api_key is not None)
     return app
+
+
+def _search(service: Service) -> APIRouter:
+    """Returns the route of searches, or one that says that there is nothing to search."""
+    if service.searcher is not None:
+        from bridgetower.serve import search  # takes a second, and another extra
+
+        return search.router
+    router = APIRouter()
+
+    @router.post("/v1/search", include_in_schema=False)
+    async def no_index() -> None:
+        raise ApiError(404, "this server has no index; start it with --index", code="no_index")
+
+    return router
 
 
 def _describe_errors(app: FastAPI, *, with_key: bool) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, fields
+
+_HOST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,36 +18,43 @@ class ServeConfig:
         port: To listen at; 0 takes a free one.
         api_key: What clients must send as `Authorization: Bearer KEY`; None lets in everyone who reaches the port.
         name: What clients call the model; None is what was loaded.
-        max_batch: Most items (a picture, a text or a pair) computed at once.
+        max_batch: Most items (a picture, a text or a pair) computed at once; None is 16 on a CPU, where more at once
+            take as long in turn, and 64 on a GPU.
         queue: Most items taken in and not yet answered; more are refused with status 429.
         timeout: Seconds after which a request is given up, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest picture, in millions of pixels.
         max_items: Most items in one request.
+        allow_host: Hosts from which pictures are fetched when a request has a URL, with :port unless it is the usual
+            one; by default none.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
     name: str | None = None
-    max_batch: int = 32
+    max_batch: int | None = None
     queue: int = 2048
     timeout: float = 60.0
     max_body: int = 32
     max_pixels: int = 40
     max_items: int = 1024
+    allow_host: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
         positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items")
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name in positive and not value > 0:
+            if item.name in positive and value is not None and not value > 0:
                 raise ValueError(f"{item.name} is {value}; expected more than 0")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}; expected 0 to 65535")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
+        for host in self.allow_host:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"allow_host has {host!r}; expected a name such as images.example.org, or name:port")
         if self.queue < self.max_items:
             raise ValueError(
                 f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Item
-from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Modality, Texts, Truncate, Usage, json_of
-from bridgetower.serve.service import Served, Service
+from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Listed, Modality, Texts, Truncate, Usage, json_of
+from bridgetower.serve.service import Served
 
 router = APIRouter(tags=["embeddings"])
 
@@ -139,13 +138,8 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class EmbeddingsResponse(BaseModel):
+class EmbeddingsResponse(Listed[Embedding]):
     """A vector of length one for every input, in their order."""
-
-    object: Literal["list"] = "list"
-    data: list[Embedding]
-    model: str
-    usage: Usage
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, responses=COMPUTING)
@@ -160,7 +154,7 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     joint = bool(pictures and words)
     with service.admission(1 if joint else len(pictures) + len(words), param, body.model):
         if not joint:
-            _check_comparable(service)
+            service.check_use("embeddings")
         images = await service.inputs.images(pictures, param)
         texts = await service.inputs.texts(words, param, truncate=body.truncate) if words else []
         if joint:
@@ -171,7 +165,6 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     data = [
         Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
         for number, vector in enumerate(vectors)
-        if isinstance(vector, Tensor)
     ]
     usage = Usage.of(service.tokens(images, texts))
     return json_of(EmbeddingsResponse(data=data, model=service.name, usage=usage))
@@ -181,10 +174,3 @@ def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float
     if encoding == "float":
         return list(vector.tolist())
     return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-
-
-def _check_comparable(service: Service) -> None:
-    try:
-        service.predictor.model.contrastive_head()
-    except ValueError as error:
-        raise ApiError(400, str(error), code="unsupported_by_model") from error

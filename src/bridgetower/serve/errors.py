@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -66,6 +65,11 @@ def queue_full(error: QueueFullError) -> ApiError:
     return ApiError(429, message, headers={"Retry-After": str(error.retry_after)})
 
 
+def failure() -> ApiError:
+    """Returns what a client is told when the server itself failed; the reason is for the log."""
+    return ApiError(500, "the server failed; its log has the reason", code="internal_error")
+
+
 def add_handlers(app: FastAPI) -> None:
     """Makes every error of an application one of these."""
 
@@ -84,9 +88,8 @@ def add_handlers(app: FastAPI) -> None:
         return _invalid(error.errors()).response()
 
     async def failed(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed: %r", request.method, request.url.path, error)
-        phrase = HTTPStatus.INTERNAL_SERVER_ERROR.phrase
-        return ApiError(500, f"{phrase}; the server's log has the reason", code="internal_error").response()
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return failure().response()
 
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(QueueFullError, full)

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bridgetower.answering import Choice, choices
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.bridgetower import EncodeRead
+from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.predictor import FilledWord, Predictor, classified, matched, unit
 from bridgetower.processor import Resized
 
@@ -50,50 +51,55 @@ class Item:
 def compute(predictor: Predictor, items: Sequence[Item]) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns.
 
-    All pictures are encoded in one run of the vision tower, all texts in one of the text tower, and all pairs are fused
-    together, those with masks apart: there something else is read.
+    What is fused is encoded in one run of each tower and fused together, those with masks apart, as something else is
+    read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read.
     """
-    batch = _Batch(predictor, items)
+    batch = _Batch(predictor)
 
     def given(numbers: Sequence[int]) -> list[Item]:
         return [items[number] for number in numbers]
 
     return _assembled(
-        [item.kind if item.kind == "fill_mask" else (item.image is None, item.ids is None) for item in items],
+        ["pairs" if item.is_pair else "images" if item.ids is None else "texts" for item in items],
         {
-            (False, True): lambda numbers: batch.image_vectors(given(numbers)),
-            (True, False): lambda numbers: batch.text_vectors(given(numbers)),
-            (False, False): lambda numbers: batch.read_pooled(given(numbers)),
-            "fill_mask": lambda numbers: batch.filled(given(numbers)),
+            "pairs": lambda numbers: batch.pairs(given(numbers)),
+            "images": lambda numbers: batch.image_vectors(given(numbers)),
+            "texts": lambda numbers: batch.text_vectors(given(numbers)),
         },
     )
 
 
 class _Batch:
-    """The encodings of a batch, and what is read of them."""
+    """What is computed of a batch."""
 
-    def __init__(self, predictor: Predictor, items: Sequence[Item]) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         self.predictor, self.engine, self.model = predictor, predictor.engine, predictor.model
-        read: Literal["layers", "cls"] = "layers" if any(item.is_pair for item in items) else "cls"
-        self.images, pictures = _distinct(item.image for item in items)
-        self.texts, ids = _distinct(item.ids for item in items)
-        if pictures:
-            pixels = predictor.processor.normalise(torch.stack([picture.pixels for picture in pictures]))
-            self.image = self.engine.encode_image(pixels, read=read)
-        if ids:
-            text = predictor.processor.pad(ids)
-            self.text = self.engine.encode_text(text.input_ids, text.attention_mask, read=read)
 
     def image_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
-        cls = Encoded((), self.image.cls)[self._rows(self.images, (item.image for item in items))]
-        return unit(self.model.image_embeds(cls))
+        image, rows = self._images(items, "cls")
+        return unit(self.model.image_embeds(image))[rows.cpu()]
 
     def text_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
-        cls = Encoded((), self.text.cls)[self._rows(self.texts, (item.ids for item in items))]
-        return unit(self.model.text_embeds(cls))
+        text, rows = self._texts(items, "cls")
+        return unit(self.model.text_embeds(text))[rows.cpu()]
 
-    def read_pooled(self, items: Sequence[Item]) -> list[Outcome]:
-        pooled = self.engine.fuse(*self._pairs(items)).pooled
+    def pairs(self, items: Sequence[Item]) -> list[Outcome]:
+        image, image_rows = self._images(items, "layers")
+        text, text_rows = self._texts(items, "layers")
+        image, text = self.engine.start_image(image), self.engine.start_text(text)  # shared by the pairs of each
+
+        def fused(numbers: list[int], read: Literal["pooled", "text"]) -> Fused:
+            return self.engine.fuse(image[image_rows[numbers]], text[text_rows[numbers]], read)
+
+        return _assembled(
+            [item.kind == "fill_mask" for item in items],
+            {
+                False: lambda numbers: self._pooled(fused(numbers, "pooled").pooled, [items[n] for n in numbers]),
+                True: lambda numbers: self._filled(fused(numbers, "text").text, [items[n] for n in numbers]),
+            },
+        )
+
+    def _pooled(self, pooled: Tensor, items: Sequence[Item]) -> list[Outcome]:
         return _assembled(
             [item.kind for item in items],
             {
@@ -103,8 +109,7 @@ class _Batch:
             },
         )
 
-    def filled(self, items: Sequence[Item]) -> list[Outcome]:
-        hidden = self.engine.fuse(*self._pairs(items), read="text").text
+    def _filled(self, hidden: Tensor, items: Sequence[Item]) -> list[Outcome]:
         mask = self.predictor.processor.mask_token_id
         places = [
             (row, column) for row, item in enumerate(items) for column, id_ in enumerate(item.ids or ()) if id_ == mask
@@ -122,18 +127,18 @@ class _Batch:
         ranked = choices(probabilities, self.predictor.class_names("vqa"), max(item.top for item in items))
         return [answers[: item.top] for answers, item in zip(ranked, items, strict=True)]
 
-    def _pairs(self, items: Sequence[Item]) -> tuple[Encoded, Encoded]:
-        """Returns the picture and the text of each pair; what the first fusion layer computes of one is shared."""
-        image_rows, images = _distinct(item.image for item in items)
-        text_rows, texts = _distinct(item.ids for item in items)
-        image = self.engine.start_image(self.image[self._rows(self.images, images)])
-        text = self.engine.start_text(self.text[self._rows(self.texts, texts)])
-        rows = self._rows(image_rows, (item.image for item in items))
-        columns = self._rows(text_rows, (item.ids for item in items))
-        return image[rows], text[columns]
+    def _images(self, items: Sequence[Item], read: EncodeRead) -> tuple[Encoded, Int[Tensor, " n"]]:
+        """Returns the different pictures of items, encoded, and the row of each item."""
+        pictures, rows = _distinct([item.image for item in items])
+        pixels = self.predictor.processor.normalise(torch.stack([picture.pixels for picture in pictures]))
+        return self.engine.encode_image(pixels, read=read), torch.tensor(rows, device=self.engine.device)
 
-    def _rows(self, numbers: dict[int, int], sources: Iterable[object]) -> Int[Tensor, " n"]:
-        return torch.tensor([numbers[id(source)] for source in sources], device=self.engine.device)
+    def _texts(self, items: Sequence[Item], read: EncodeRead) -> tuple[Encoded, Int[Tensor, " n"]]:
+        """Returns the different texts of items, encoded, and the row of each item."""
+        ids, rows = _distinct([item.ids for item in items])
+        text = self.predictor.processor.pad(ids)
+        encoded = self.engine.encode_text(text.input_ids, text.attention_mask, read=read)
+        return encoded, torch.tensor(rows, device=self.engine.device)
 
 
 def _assembled(
@@ -147,7 +152,8 @@ def _assembled(
     return [outcomes[number] for number in range(len(keys))]
 
 
-def _distinct(sources: Iterable[_Source | None]) -> tuple[dict[int, int], list[_Source]]:
-    """Returns the different objects, and the number of each by its identity."""
+def _distinct(sources: Sequence[_Source | None]) -> tuple[list[_Source], list[int]]:
+    """Returns the different objects, and the number of each source's among them."""
     found = {id(source): source for source in sources if source is not None}
-    return {key: number for number, key in enumerate(found)}, list(found.values())
+    numbers = {key: number for number, key in enumerate(found)}
+    return list(found.values()), [numbers[id(source)] for source in sources]

@@ -13,11 +13,15 @@ from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor, Resized
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Tokens
+from bridgetower.serve.remote import RemotePictures
 
 MAX_CHARACTERS = 20_000
 """Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
 
+_AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
+
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
+_URL = re.compile(r"https?://", re.IGNORECASE)
 _FOR_PYTHON = ", or open it with open_image(..., max_pixels=...)"
 _SHOWN = 40
 
@@ -25,21 +29,22 @@ _SHOWN = 40
 class Inputs:
     """Prepares pictures and texts in threads of its own, so that the event loop stays free."""
 
-    def __init__(self, processor: Processor, *, max_pixels: int) -> None:
+    def __init__(self, processor: Processor, *, max_pixels: int, remote: RemotePictures | None = None) -> None:
         """Starts no thread yet.
 
         Args:
             processor: The model's.
             max_pixels: Of one picture.
+            remote: Fetches pictures at URLs; None: no URL is read.
         """
-        self._processor, self._max_pixels = processor, max_pixels
+        self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="inputs")
 
     async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
         """Decodes pictures and brings them to the model's size.
 
         Args:
-            sources: Data URIs.
+            sources: Data URIs, or URLs where they are allowed.
             param: Field of the request that they come from.
 
         Raises:
@@ -62,6 +67,8 @@ class Inputs:
         Raises:
             ApiError: One is too long.
         """
+        if sum(map(len, texts)) <= _AT_ONCE:
+            return self._texts(texts, param, truncate)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._texts, texts, param, truncate)
 
     def close(self) -> None:
@@ -81,10 +88,12 @@ class Inputs:
                 return base64.b64decode(source[found.end() :], validate=True)
             except (binascii.Error, ValueError) as error:
                 raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
+        if self._remote is not None and _URL.match(source):
+            return self._remote.fetch(source)
         shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
         raise ValueError(
-            f"a picture is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths and other URLs are "
-            "never read"
+            f"a picture is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths are never read, and "
+            "URLs only at hosts that the server was told to allow"
         )
 
     def _texts(self, texts: Sequence[str], param: str, truncate: bool) -> list[Tokens]:
@@ -98,3 +107,8 @@ class Inputs:
         except ValueError as error:
             message = str(error).replace("pass truncate=True", 'send "truncate": true')
             raise ApiError(400, f"{param}: {message}", param=param) from error
+
+
+def is_picture(source: str) -> bool:
+    """Whether a string is the data URI of a picture, damaged or not, and not a text."""
+    return _DATA_URI.match(source) is not None

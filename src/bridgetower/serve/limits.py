@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridgetower.serve.errors import ApiError
+from bridgetower.serve.errors import ApiError, failure
+
+logger = logging.getLogger(__name__)
 
 _BODIES = 8  # of the largest size that are held at once
 
@@ -45,7 +48,8 @@ class Limits:
 
     async def _answered(self, scope: Scope, body: bytearray, receive: Receive, send: Send) -> ApiError | None:
         """Answers a request; returns an error if nothing was sent yet."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
         try:
             async with asyncio.timeout_at(deadline):
                 if not await self._read(Headers(scope=scope), body, receive):
@@ -54,23 +58,29 @@ class Limits:
             return ApiError(408, f"the request was not sent within {self._timeout:g} s; send less, or faster")
         except ApiError as error:
             return error
-        started = _Started(send)
-        answering = asyncio.ensure_future(self._app(scope, _replay(bytes(body)), started))
-        leaving = asyncio.ensure_future(_left(receive))
+        return await self._in_time(scope, bytes(body), receive, _Started(send), deadline)
+
+    async def _in_time(
+        self, scope: Scope, body: bytes, receive: Receive, send: _Started, deadline: float
+    ) -> ApiError | None:
+        """Lets the application answer; it is cancelled at the deadline, and when the client leaves."""
+        left = False
         try:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if answering.done():
-                    answering.result()
-        except TimeoutError:
-            if not started.value:
-                return ApiError(
-                    503, f"no answer within {self._timeout:g} s; try again later", headers={"Retry-After": "10"}
-                )
-        finally:
-            answering.cancel()
-            leaving.cancel()
-            await asyncio.wait((answering, leaving))
+            async with asyncio.timeout_at(deadline) as limit:
+                watching = asyncio.ensure_future(_end_when_left(receive, limit))
+                try:
+                    await self._app(scope, _replay(body), send)
+                finally:
+                    left = watching.done()
+                    watching.cancel()
+        except Exception as error:
+            if left or send.started:
+                return None
+            if isinstance(error, TimeoutError) and limit.expired():
+                message = f"no answer within {self._timeout:g} s; try again later"
+                return ApiError(503, message, headers={"Retry-After": "10"})
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            return failure()
         return None
 
     async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> bool:
@@ -80,7 +90,7 @@ class Limits:
             ApiError: It is too large, or too many others are being read.
         """
         announced = headers.get("content-length", "0")
-        self._check(int(announced) if announced.isdigit() else 0)
+        self._check(int(announced) if announced.isdecimal() else 0)
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -112,10 +122,10 @@ class _Started:
     """Sends, and knows whether anything was sent."""
 
     def __init__(self, send: Send) -> None:
-        self._send, self.value = send, False
+        self._send, self.started = send, False
 
     async def __call__(self, message: Message) -> None:
-        self.value = True
+        self.started = True
         await self._send(message)
 
 
@@ -132,6 +142,7 @@ def _replay(body: bytes) -> Receive:
     return receive
 
 
-async def _left(receive: Receive) -> None:
+async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    limit.reschedule(asyncio.get_running_loop().time())

@@ -1,20 +1,19 @@
-"""What the server has and how it is: `GET /v1/models`, `/health` and `/ready`."""
+"""What the server has and how it is: `GET /v1/models`, `/health`, `/ready` and `/metrics`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
+from starlette.responses import PlainTextResponse
 
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import errors, json_of
-from bridgetower.serve.service import Served
+from bridgetower.serve.service import Served, Use
 
 router = APIRouter(tags=["server"])
-
-
-Use = Literal["embeddings", "match", "fill-mask", "answer"]
 
 
 class Model(BaseModel):
@@ -72,19 +71,19 @@ async def ready(service: Served) -> Response:
     return json_of(Status())
 
 
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
+async def metrics(service: Served) -> Response:
+    """Return figures for Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
 def _model(service: Served) -> Model:
-    config, network = service.predictor.processor.config, service.predictor.model
-    heads: dict[Use, object] = {
-        "embeddings": network.itc_head,
-        "match": network.itm_head,
-        "fill-mask": network.mlm_head,
-        "answer": network.vqa_head,
-    }
+    config = service.predictor.processor.config
     return Model(
         id=service.name,
         created=service.started,
         fingerprint=service.predictor.fingerprint,
         image_size=config.image_size,
         max_tokens=config.max_length,
-        uses=[name for name, head in heads.items() if head is not None],
+        uses=service.uses(),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
 from fastapi import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from bridgetower.serve.errors import ApiError
 
 PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
@@ -34,6 +36,18 @@ class Usage(BaseModel):
     def of(cls, tokens: int) -> Usage:
         """Returns the usage of a request that read so many."""
         return cls(prompt_tokens=tokens, total_tokens=tokens)
+
+
+_Entry = TypeVar("_Entry")
+
+
+class Listed(BaseModel, Generic[_Entry]):
+    """A response with an entry per input."""
+
+    object: Literal["list"] = "list"
+    data: list[_Entry]
+    model: str = Field(description="That answered.")
+    usage: Usage
 
 
 class Error(BaseModel):
@@ -78,10 +92,25 @@ Texts = Annotated[
 ]
 """A string or several, as a list."""
 
+Pictures = Annotated[Texts, Field(description="Data URI of a picture, or several.")]
 Modality = Literal["text", "image"]
+Top = Annotated[int, Field(ge=1, le=100)]
 Truncate = Annotated[bool, Field(description="Cut texts that are too long instead of refusing them.")]
+
+
+def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
+    """Returns which picture goes with which text: the first with the first, or every one with every one.
+
+    Raises:
+        ApiError: Their numbers differ.
+    """
+    if all_pairs:
+        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
+    if len(images) != len(texts):
+        raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
+    return [(number, number) for number in range(len(images))]
 
 
 def json_of(content: BaseModel) -> Response:
     """Returns a response that is already what its route declares, so that it is not checked once more."""
-    return Response(content.model_dump_json(), media_type="application/json")
+    return Response(content.model_dump_json(exclude_none=True), media_type="application/json")

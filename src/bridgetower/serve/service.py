@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 from fastapi import Depends, Request
@@ -17,10 +17,17 @@ from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item, Outcome, Tokens, compute
+from bridgetower.serve.forward import Item, Tokens, compute
 from bridgetower.serve.inputs import Inputs
+from bridgetower.serve.metrics import Metrics
+from bridgetower.serve.remote import RemotePictures
 
-_MEGA = 1_000_000
+if TYPE_CHECKING:
+    from bridgetower.search.searcher import Searcher
+
+Use = Literal["embeddings", "match", "fill-mask", "answer"]
+
+_MEGA, _MIB = 1_000_000, 2**20
 
 
 class Service:
@@ -28,30 +35,39 @@ class Service:
 
     Attributes:
         predictor: The model.
+        searcher: The model together with an index, if there is one.
         config: How it is served.
         name: What clients call it.
         started: When, in seconds since 1970.
+        metrics: Figures about all requests.
         inputs: Prepares pictures and texts.
-        ready: Whether it has computed anything yet and still does.
     """
 
-    def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
-        self.predictor, self.config = predictor, config
+    def __init__(self, predictor: Predictor, config: ServeConfig, searcher: Searcher | None = None) -> None:
+        self.predictor, self.searcher, self.config = predictor, searcher, config
         self.name, self.started = config.name or predictor.source, int(time.time())
-        self.inputs = Inputs(predictor.processor, max_pixels=config.max_pixels * _MEGA)
-        self._batcher: Batcher[Item, Outcome] | None = None
+        self.metrics = Metrics()
+        remote = RemotePictures(config.allow_host, max_bytes=config.max_body * _MIB, timeout=config.timeout)
+        self.inputs = Inputs(
+            predictor.processor, max_pixels=config.max_pixels * _MEGA, remote=remote if config.allow_host else None
+        )
+        self._batcher: Batcher[Item, Any] | None = None
         self._warm = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Computes while the block runs; at its end, what was taken in is finished."""
         self._batcher = Batcher(
-            partial(compute, self.predictor), max_batch=self.config.max_batch, queue=self.config.queue
+            partial(compute, self.predictor),
+            max_batch=self.config.max_batch or (16 if self.predictor.device.type == "cpu" else 64),
+            queue=self.config.queue,
+            observe=self.metrics.observe_batch,
         )
         await asyncio.gather(
             self._batcher.submit(self._first_items()),
             asyncio.to_thread(lambda: self.predictor.fingerprint),  # takes a while for large models, and is kept
         )
+        self.metrics.watch(self.name, self.predictor.fingerprint, lambda: self.batcher.admitted)
         self._warm = True
         try:
             yield
@@ -66,7 +82,7 @@ class Service:
         return self._warm and self.batcher.alive
 
     @property
-    def batcher(self) -> Batcher[Item, Outcome]:
+    def batcher(self) -> Batcher[Item, Any]:
         """The queue."""
         if self._batcher is None:
             raise RuntimeError("the service does not run; use it within running()")
@@ -102,11 +118,82 @@ class Service:
             message = f"model is {model!r}; this server has {self.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
+    def uses(self) -> list[Use]:
+        """Returns what the model has heads for."""
+        return [use for use in get_args(Use) if self._lacking(use) is None]
+
+    def check_use(self, use: Use) -> None:
+        """Checks that the model has a head for something.
+
+        Raises:
+            ApiError: It has none.
+        """
+        if lacking := self._lacking(use):
+            raise ApiError(400, lacking, code="unsupported_by_model")
+
+    async def pairs(
+        self,
+        kind: Literal["match", "answer", "fill_mask"],
+        images: Sequence[str],
+        texts: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        *,
+        params: tuple[str, str] = ("images", "texts"),
+        top: int = 1,
+        truncate: bool = False,
+    ) -> tuple[list[Any], int]:
+        """Computes pairs of pictures and texts.
+
+        Args:
+            kind: What of them.
+            images: As requests hold them.
+            texts: Likewise.
+            pairs: Numbers of picture and text.
+            params: Fields that pictures and texts come from.
+            top: Answers, or words per mask.
+            truncate: Cut texts that are too long.
+
+        Returns:
+            What `forward.compute` has of each pair, and the tokens that were read.
+
+        Raises:
+            ApiError: An input cannot be used.
+        """
+        pictures = await self.inputs.images(images, params[0])
+        words = await self.inputs.texts(texts, params[1], truncate=truncate)
+        if kind == "fill_mask":
+            self._check_masks(words, params[1])
+        items = [Item(kind=kind, image=pictures[image], ids=words[text], top=top) for image, text in pairs]
+        return await self.batcher.submit(items), self.tokens(pictures, words)
+
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
         """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""
         vision = self.predictor.model.config.vision
         per_image = (vision.image_size // vision.patch_size) ** 2 + 1
         return len(images) * per_image + sum(map(len, texts))
+
+    def _check_masks(self, texts: Sequence[Tokens], param: str) -> None:
+        for number, ids in enumerate(texts):
+            if self.predictor.processor.mask_token_id not in ids:
+                mask = self.predictor.processor.mask_token
+                raise ApiError(
+                    400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param
+                )
+
+    def _lacking(self, use: Use) -> str | None:
+        """What a model lacks for a use."""
+        model = self.predictor.model
+        heads: dict[Use, Callable[[], object]] = {
+            "embeddings": model.contrastive_head,
+            "match": model.matching_head,
+            "fill-mask": model.masked_language_head,
+            "answer": lambda: self.predictor.class_names("vqa"),
+        }
+        try:
+            heads[use]()
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _first_items(self) -> list[Item]:
         """What a model computes before its first request: a pair, which runs all of it but the heads."""

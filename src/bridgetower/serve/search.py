@@ -1,0 +1,129 @@
+"""`POST /v1/search`: pictures of the index, in two stages as `bridgetower search` finds them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, likeliest_first, mean_vector
+from bridgetower.search.table import Found
+from bridgetower.serve.conditions import check_condition
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.forward import Item, Tokens
+from bridgetower.serve.schemas import COMPUTING, Body, Listed, Top, Truncate, Usage, json_of
+from bridgetower.serve.service import Served, Service
+
+router = APIRouter(tags=["search"])
+logger = logging.getLogger(__name__)
+
+
+class SearchRequest(Body):
+    """A text, a picture or both, and which pictures to look through."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}]}
+    )
+
+    query: str | None = Field(None, description="What should be seen.")
+    image: str | None = Field(None, description="Data URI of a picture that the hits should be like.")
+    top: Top = 10
+    rerank: int | None = Field(
+        None, ge=0, le=256, description=f"Candidates that are matched with the text; {RERANK} if left out."
+    )
+    where: str | None = Field(
+        None, description="Condition in SQL on path, size, mtime, width, height and captions, without functions."
+    )
+    against: Against = Field("images", description="What the query is compared with.")
+    exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
+    truncate: Truncate = False
+
+    @field_validator("where")
+    @classmethod
+    def _harmless(cls, given: str | None) -> str | None:
+        if given is not None:
+            check_condition(given)
+        return given
+
+
+class Picture(BaseModel):
+    """A picture that was found."""
+
+    rank: int
+    path: str = Field(description="As the index has it.")
+    cosine: float = Field(description="Of the query's vector and the picture's.")
+    probability: float | None = Field(None, description="That text and picture match; only of what was matched.")
+    width: int
+    height: int
+    captions: list[str]
+
+
+class SearchResponse(Listed[Picture]):
+    """Pictures, the likeliest match first, then the nearest."""
+
+
+@router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
+async def search(body: SearchRequest, service: Served) -> Response:
+    """Find pictures of the index by a text, by a picture, or by both."""
+    searcher = service.searcher
+    assert searcher is not None, "the route is there only with an index"
+    try:
+        rerank = searcher.num_candidates(body.query, body.image, body.top, body.rerank, body.against)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
+    given = sum(part is not None for part in (body.query, body.image))
+    with service.admission(given + rerank, "rerank", body.model):
+        hits, tokens = await _found(body, service, searcher, rerank)
+    data = [
+        Picture(rank=rank, **{name: getattr(hit, name) for name in Picture.model_fields if name != "rank"})
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+
+
+async def _found(body: SearchRequest, service: Service, searcher: Searcher, rerank: int) -> tuple[list[Hit], int]:
+    """Does what `Searcher.search` does, but computes in the batches of all requests."""
+    images = [] if body.image is None else await service.inputs.images([body.image], "image")
+    texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
+    if body.against == "pairs":
+        items = [Item(image=images[0], ids=texts[0])]
+    else:
+        items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
+    vector = mean_vector(torch.stack(await service.batcher.submit(items)))
+    try:
+        found = await asyncio.to_thread(
+            searcher.index.nearest,
+            vector,
+            max(body.top, rerank),
+            column=COLUMNS[body.against],
+            where=body.where,
+            exact=body.exact,
+        )
+    except ValueError as error:
+        raise ApiError(400, str(error), param="where") from error
+    matched, tokens = await _matched(service, searcher, found[:rerank], texts)
+    ranked = [*matched, *((one, None) for one in found[rerank:])][: body.top]
+    return [searcher.hit(one, probability) for one, probability in ranked], service.tokens(images, texts) + tokens
+
+
+async def _matched(
+    service: Service, searcher: Searcher, found: list[Found], texts: list[Tokens]
+) -> tuple[list[tuple[Found, float | None]], int]:
+    """Returns candidates with their probabilities, likeliest first, and the tokens that were read of them."""
+    if not found:
+        return [], 0
+    try:
+        opened = await asyncio.to_thread(searcher.opened, found)
+    except ValueError as error:
+        logger.error("search: %s", error)
+        message = "none of the pictures that were found can be opened where the index has them; send rerank 0"
+        raise ApiError(404, message, code="no_pictures") from error
+    items = [Item(kind="match", image=image, ids=texts[0]) for _, image in opened]
+    probabilities: list[Any] = await service.batcher.submit(items)
+    return likeliest_first([one for one, _ in opened], probabilities), service.tokens(
+        [image for _, image in opened], []
+    )

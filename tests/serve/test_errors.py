@@ -1,0 +1,64 @@
+"""Errors have one form, tell no more than they should, and a failure of the server does not end it."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from bridgetower.predictor import Predictor
+from served import error_of, running
+
+
+def test_unknown_paths_and_methods(client: httpx.Client) -> None:
+    assert error_of(client.get("/v1/other"), 404)["message"] == "GET /v1/other: Not Found"
+    error = error_of(client.get("/v1/embeddings"), 405)
+    assert error["code"] == "method_not_allowed"
+    assert error_of(client.post("/", json={}), 404)["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "Field required"),
+        (b"{", "not valid JSON"),
+        (b'{"input": "a"', "not valid JSON"),
+        (b"[" * 100_000, "JSON|parsing"),
+        (b'{"input": ' + b"9" * 5000 + b"}", "parsing|valid"),
+        (b'{"input": "\xff"}', "parsing|valid|UTF-8"),
+        (b"null", "valid dictionary|required"),
+        (b"[]", "valid dictionary"),
+        (b'"text"', "valid dictionary"),
+    ],
+)
+def test_bodies_that_are_no_requests(client: httpx.Client, content: bytes, words: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    message = error_of(client.post("/v1/embeddings", content=content, headers=headers), 400)["message"]
+    assert any(word in message for word in words.split("|")), message
+
+
+def test_json_under_another_name(client: httpx.Client) -> None:
+    response = client.post("/v1/embeddings", content=b'{"input": "a"}', headers={"Content-Type": "text/plain"})
+    error_of(response, 400)
+
+
+def test_a_failure_is_logged_and_tells_nothing(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret of the inside")
+
+    with running(predictor) as client, caplog.at_level(logging.ERROR):
+        hook = predictor.model.text.word_embedding.register_forward_pre_hook(fail)
+        try:
+            error = error_of(client.post("/v1/embeddings", json={"input": "a"}), 500)
+        finally:
+            hook.remove()
+        assert error["code"] == "internal_error"
+        assert "secret" not in error["message"]
+        assert "secret of the inside" in caplog.text
+        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+
+
+def test_half_a_surrogate_pair_comes_back_escaped(refused: Callable[..., dict[str, Any]]) -> None:
+    error = refused("/v1/embeddings", 404, input="a", model="\ud800")
+    assert "this server has 'tiny'" in error["message"]

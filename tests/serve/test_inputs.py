@@ -1,0 +1,61 @@
+"""Pictures and texts of requests, prepared as the predictor prepares its own."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.predictor import Predictor
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_picture
+from served import PNGS, TEXTS, URIS, png, uri
+
+
+@pytest.fixture
+def inputs(predictor: Predictor) -> Iterator[Inputs]:
+    found = Inputs(predictor.processor, max_pixels=2000)
+    yield found
+    found.close()
+
+
+def test_as_the_predictor_prepares_them(inputs: Inputs, predictor: Predictor) -> None:
+    images = asyncio.run(inputs.images(URIS, "images"))
+    for image, content in zip(images, PNGS, strict=True):
+        expected = predictor.processor.prepare(content)
+        assert torch.equal(image.pixels, expected.pixels)
+        assert (image.width, image.height) == (expected.width, expected.height)
+    texts = asyncio.run(inputs.texts(TEXTS, "texts", truncate=False))
+    assert [list(ids) for ids in texts] == predictor.processor.token_ids(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: Predictor, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(PNGS[0])).save(stream, kind)
+    source = f"DATA:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
+    (image,) = asyncio.run(inputs.images([source], "images"))
+    assert torch.equal(image.pixels, predictor.processor.prepare(stream.getvalue()).pixels)
+
+
+def test_too_many_pixels(inputs: Inputs) -> None:
+    with pytest.raises(ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$") as caught:
+        asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))
+    assert (caught.value.status, caught.value.param) == (400, "images.1")
+    assert len(asyncio.run(inputs.images([uri(png(0, 50, 40))], "images"))) == 1
+
+
+def test_too_many_characters(inputs: Inputs) -> None:
+    with pytest.raises(ApiError, match=f"{MAX_CHARACTERS + 1} characters"):
+        asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
+    ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
+    assert len(ids) == 24
+
+
+def test_what_counts_as_a_picture() -> None:
+    assert is_picture(URIS[0])
+    assert is_picture("data:image/svg+xml;base64,")
+    assert not any(map(is_picture, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))

@@ -1,0 +1,148 @@
+"""URLs: only hosts that are allowed, only public addresses, no redirects, limits on what comes."""
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from bridgetower.predictor import Predictor
+from bridgetower.serve.remote import RemotePictures, is_public
+from served import PNGS, error_of, running
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """A picture, and what a host may do instead of sending one."""
+
+    def do_GET(self) -> None:
+        if self.path == "/a.png?size=1":
+            self._send(PNGS[0])
+        elif self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/a.png?size=1")
+            self.end_headers()
+        elif self.path == "/endless":
+            self._send(b"x" * 300_000)
+        elif self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(20):
+                self.wfile.write(b"x")
+                time.sleep(0.2)
+        elif self.path == "/garbage":
+            self.wfile.write(b"garbage\r\n\r\n")
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Keeps the tests quiet."""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[str]:
+    """Host and port of a server of pictures."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def remote(place: str) -> RemotePictures:
+    """What may connect to this machine, as tests must."""
+    port = place.rpartition(":")[2]
+    hosts = [place, f"localhost:{port}"]
+    return RemotePictures(hosts, max_bytes=200_000, timeout=1.0, may_connect=lambda address: address.is_loopback)
+
+
+def test_a_picture(remote: RemotePictures, place: str) -> None:
+    for url in (f"http://{place}/a.png?size=1", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}/a.png?size=1#part"):
+        assert remote.fetch(url) == PNGS[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/moved", "status 302; redirects are not followed"),
+        ("/other", "status 404$"),
+        ("/", "status 404$"),
+        ("", "status 404$"),
+        ("?a", "status 404$"),
+        ("/endless", "larger than 200000 bytes"),
+        ("/slow", "did not arrive within 1 s"),
+        ("/garbage", "does not answer in HTTP"),
+    ],
+)
+def test_what_a_host_may_do_instead(remote: RemotePictures, place: str, path: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        remote.fetch(f"http://{place}{path}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.png",
+        "http://127.0.0.1/a.png",
+        "http://127.0.0.1:1/a.png",
+        "http://user@{place}/a.png",
+        "http://{place}@example.org/a.png",
+        "http://{place}.example.org/a.png",
+        "https:///a.png",
+        "http://[::1/a.png",
+        "http://{place}/a b",
+        "http://{place}/\r\nHost: other",
+        "http://{place}/ä.png",
+    ],
+)
+def test_other_hosts_and_odd_urls(remote: RemotePictures, place: str, url: str) -> None:
+    with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
+        remote.fetch(url.format(place=place))
+
+
+def test_a_name_that_leads_to_this_machine(place: str) -> None:
+    remote = RemotePictures([place], max_bytes=200_000, timeout=1.0)
+    with pytest.raises(ValueError, match="at an address that is not public"):
+        remote.fetch(f"http://{place}/a.png?size=1")
+
+
+def test_a_name_that_leads_nowhere() -> None:
+    remote = RemotePictures(["nowhere.invalid"], max_bytes=9, timeout=1.0)
+    with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
+        remote.fetch("https://nowhere.invalid/a.png")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
+        *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
+        *("64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
+    with running(predictor, allow_host=(place,)) as client:
+        for url, words in (
+            (f"http://{place}/a.png?size=1", "not public"),
+            ("http://example.org/a.png", "not fetched from 'example.org'"),
+            ("file:///etc/passwd", "expected a data URI"),
+        ):
+            body = {"input": url, "modality": "image"}
+            error = error_of(client.post("/v1/embeddings", json=body), 400)
+            assert words in error["message"]
+            assert error["code"] == "invalid_image"

@@ -1,0 +1,77 @@
+"""Reranking by matching and by cosine, equal to the direct calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from bridgetower.predictor import Predictor
+from served import PNGS, TEXTS, URIS
+
+PATH = "/v1/rerank"
+Post = Callable[..., Any]
+
+
+def check(answer: dict[str, Any], scores: Tensor, scored_by: str) -> None:
+    """Every document once, the best first, with these scores."""
+    results = answer["results"]
+    assert answer["scored_by"] == scored_by
+    assert [row["index"] for row in results] == scores.argsort(descending=True).tolist()
+    expected = scores.sort(descending=True).values.tolist()
+    assert [row["relevance_score"] for row in results] == pytest.approx(expected, abs=1e-5)
+
+
+def test_pictures_for_a_text(post: Post, predictor: Predictor) -> None:
+    expected = predictor.match(PNGS, TEXTS[:1], all_pairs=True)[:, 0]
+    check(post(PATH, query=TEXTS[0], documents=[{"image": uri} for uri in URIS]), expected, "matching")
+    check(post(PATH, query={"text": TEXTS[0]}, documents=URIS), expected, "matching")
+
+
+def test_texts_for_a_picture(post: Post, predictor: Predictor) -> None:
+    expected = predictor.match(PNGS[:1], TEXTS, all_pairs=True)[0]
+    check(post(PATH, query=URIS[0], documents=TEXTS), expected, "matching")
+    check(post(PATH, query={"image": URIS[0]}, documents=[{"text": text} for text in TEXTS]), expected, "matching")
+
+
+def test_texts_for_a_text(post: Post, predictor: Predictor) -> None:
+    vectors = predictor.embed_texts(["a red bar", *TEXTS])
+    check(post(PATH, query="a red bar", documents=TEXTS), vectors[1:] @ vectors[0], "cosine")
+
+
+def test_pictures_for_a_picture(post: Post, predictor: Predictor) -> None:
+    vectors = predictor.embed_images(PNGS)
+    answer = post(PATH, query=URIS[0], documents=URIS)
+    check(answer, vectors @ vectors[0], "cosine")
+    assert answer["results"][0] == {"index": 0, "relevance_score": pytest.approx(1)}
+
+
+def test_the_first_few_with_their_documents(post: Post) -> None:
+    answer = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)
+    first, second = answer["results"]
+    assert first == {"index": 0, "relevance_score": pytest.approx(1), "document": {"text": TEXTS[0]}}
+    assert second["document"] == {"text": TEXTS[second["index"]]}
+    assert len(post(PATH, query="a", documents=TEXTS, top_n=99)["results"]) == 3
+
+
+def test_usage(post: Post, predictor: Predictor) -> None:
+    tokens = sum(map(len, predictor.processor.token_ids(TEXTS)))
+    assert post(PATH, query=TEXTS[0], documents=TEXTS[1:])["usage"]["total_tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"query": "a", "documents": []}, "at least 1"),
+        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "texts and pictures, whose scores cannot be compared"),
+        ({"query": "a", "documents": [{}]}, "expected either text or image"),
+        ({"query": "a", "documents": [{"text": "a", "image": URIS[0]}]}, "expected either text or image"),
+        ({"query": "a", "documents": [7]}, "documents.0"),
+        ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
+        ({"documents": ["a"]}, "query"),
+        ({"query": "a", "documents": [{"image": "/etc/passwd"}]}, "expected a data URI"),
+        ({"query": "a", "documents": ["red circle " * 50]}, "the limit is 24"),
+    ],
+)
+def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
+    assert words in refused(PATH, **body)["message"]

@@ -1,0 +1,95 @@
+"""Search over HTTP finds what the searcher finds, and reads nothing but what the index has."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.predictor import Predictor
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Hit, Searcher
+from served import PNGS, URIS, error_of, running
+from shapes import write_pictures
+
+PATH = "/v1/search"
+Post = Callable[..., Any]
+
+
+def check(answer: dict[str, Any], hits: list[Hit]) -> None:
+    data = answer["data"]
+    assert [row["rank"] for row in data] == list(range(1, len(hits) + 1))
+    assert [row["path"] for row in data] == [hit.path for hit in hits]
+    for row, hit in zip(data, hits, strict=True):
+        assert row["cosine"] == pytest.approx(hit.cosine, abs=1e-5)
+        assert row.get("probability") == (hit.probability and pytest.approx(hit.probability, abs=1e-5))
+        assert (row["width"], row["height"], tuple(row["captions"])) == (hit.width, hit.height, hit.captions)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rerank": 0},
+        {"rerank": 5},
+        {"exact": True, "top": 3},
+        {"top": 20, "rerank": 12, "where": "path > '20.png'"},
+        {"against": "captions", "rerank": 3},
+        {"where": "array_has(captions, 'red bar on black')"},
+        {"where": "width > 1000"},
+    ],
+)
+def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> None:
+    check(post(PATH, query="red circle", **settings), searcher.search("red circle", **settings))
+
+
+def test_a_picture_and_both(post: Post, searcher: Searcher) -> None:
+    check(post(PATH, image=URIS[0]), searcher.search(image=PNGS[0]))
+    check(post(PATH, query="red bar", image=URIS[0]), searcher.search("red bar", PNGS[0]))
+    together = {"against": "pairs", "rerank": 4}
+    check(post(PATH, query="red bar", image=URIS[0], **together), searcher.search("red bar", PNGS[0], **together))
+
+
+def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None:
+    text = len(predictor.processor.token_ids(["red bar"])[0])
+    assert post(PATH, query="red bar", rerank=0)["usage"]["total_tokens"] == text
+    assert post(PATH, query="red bar", rerank=4)["usage"]["total_tokens"] == text + 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "nothing to search for"),
+        ({"query": "a", "top": 0}, "top"),
+        ({"query": "a", "rerank": 257}, "rerank"),
+        ({"image": URIS[0], "rerank": 3}, "matched with a text"),
+        ({"query": "a", "against": "pairs"}, "both a text and an image"),
+        ({"query": "a", "where": "nothing > 3"}, "'nothing' is not allowed"),
+        ({"query": "a", "where": "width >"}, "where is 'width >'"),
+        ({"query": "a", "where": "width > 'a'"}, "where is"),
+        ({"image": "/etc/passwd"}, "expected a data URI"),
+        ({"query": "red circle " * 30}, "the limit is 24"),
+    ],
+)
+def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
+    message = refused(PATH, **body)["message"]
+    assert words in message
+    assert ".rs" not in message
+
+
+def test_no_index(predictor: Predictor) -> None:
+    with running(predictor) as client:
+        error = error_of(client.post(PATH, json={"query": "a"}), 404)
+        assert error["code"] == "no_index"
+        assert PATH not in client.get("/openapi.json").json()["paths"]
+
+
+def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:
+    build_index(write_pictures(tmp_path), tmp_path / "gone.lance", predictor)
+    for picture in tmp_path.glob("*.png"):
+        picture.unlink()
+    with running(predictor, Searcher(tmp_path / "gone.lance", predictor)) as client:
+        error = error_of(client.post(PATH, json={"query": "a"}), 404)
+        assert error["code"] == "no_pictures"
+        assert str(tmp_path) not in error["message"]
+        assert len(client.post(PATH, json={"query": "a", "rerank": 0}).json()["data"]) == 10

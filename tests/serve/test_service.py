@@ -1,0 +1,71 @@
+"""The model behind a queue: when it is ready, what it can do, what it counts."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bridgetower.predictor import Predictor, load
+from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.service import Service
+from served import TEXTS, URIS
+
+
+def test_ready_while_it_runs(predictor: Predictor) -> None:
+    async def test() -> None:
+        service = Service(predictor, ServeConfig())
+        assert not service.ready
+        with pytest.raises(RuntimeError, match="the service does not run"):
+            service.batcher.admitted  # noqa: B018 - raises
+        async with service.running():
+            assert service.ready
+        assert not service.ready
+
+    asyncio.run(test())
+
+
+def test_named_after_its_source_unless_told(predictor: Predictor) -> None:
+    assert Service(predictor, ServeConfig()).name == predictor.source
+    assert Service(predictor, ServeConfig(name="mine")).name == "mine"
+
+
+def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -> None:
+    assert Service(predictor, ServeConfig()).uses() == ["embeddings", "match", "fill-mask"]
+    answering = Service(load(answering_checkpoint, device="cpu"), ServeConfig())
+    assert answering.uses() == ["answer"]
+    answering.check_use("answer")
+    with pytest.raises(ApiError, match="no matching") as caught:
+        answering.check_use("match")
+    assert caught.value.code == "unsupported_by_model"
+
+
+def test_admission(predictor: Predictor) -> None:
+    async def test() -> None:
+        service = Service(predictor, ServeConfig(name="tiny", max_items=3))
+        async with service.running():
+            with service.admission(3, "input", "tiny"):
+                assert service.batcher.admitted == 3
+            with pytest.raises(ApiError, match="4 items, the limit is 3"), service.admission(4, "input", None):
+                pass
+            with pytest.raises(ApiError, match="this server has 'tiny'"), service.admission(1, "input", "other"):
+                pass
+            assert service.batcher.admitted == 0
+
+    asyncio.run(test())
+
+
+def test_pairs_are_the_direct_calls(predictor: Predictor) -> None:
+    async def test() -> None:
+        service = Service(predictor, ServeConfig(max_batch=2))
+        async with service.running():
+            outcomes, tokens = await service.pairs("match", URIS[:2], TEXTS, [(1, 2), (0, 0), (1, 0)])
+            images = await service.inputs.images(URIS[:2], "images")
+        expected = predictor.match(images, TEXTS, all_pairs=True)
+        assert outcomes == pytest.approx(
+            [float(expected[1, 2]), float(expected[0, 0]), float(expected[1, 0])], abs=1e-5
+        )
+        ids = predictor.processor.token_ids(TEXTS)
+        assert tokens == service.tokens(images, list(map(tuple, ids))) == 2 * 5 + sum(map(len, ids))
+
+    asyncio.run(test())
