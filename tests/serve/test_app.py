@@ -1,6 +1,10 @@
-"""The description of the API."""
+"""The description of the API, and requests made up from it."""
+
+from collections import Counter
+from typing import Any
 
 import httpx
+import pytest
 
 from bridgetower.predictor import Predictor
 from bridgetower.serve.app import build_app
@@ -27,3 +31,36 @@ def test_nothing_is_loaded_from_elsewhere(client: httpx.Client) -> None:
 def test_two_applications_are_apart(predictor: Predictor) -> None:
     first, second = (build_app(Service(predictor, ServeConfig(name=name))) for name in ("one", "two"))
     assert (first.state.service.name, second.state.service.name) == ("one", "two")
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_made_up_requests(client: httpx.Client, mode: str) -> None:
+    """What the description allows, and what it does not: answers are as described, none is a failure of the server."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi import checks
+
+    held = [
+        schemathesis.checks.not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+        checks.negative_data_rejection,
+        checks.unsupported_method,
+    ]
+    routes: Counter[str] = Counter()
+    usual = settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    for result in schemathesis.openapi.from_url(f"{client.base_url}/openapi.json").get_all_operations():
+        operation = result.ok()
+        if mode == "negative" and operation.method == "get":
+            continue  # nothing to send
+
+        @settings(usual, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+        def answered(case: Any) -> None:
+            case.call_and_validate(checks=held)
+            routes[case.operation.path] += 1
+
+        answered()
+    assert routes["/v1/embeddings"] == 20
+    assert len(routes) == (11 if mode == "positive" else 6)

@@ -1,0 +1,88 @@
+"""Clients that people use: OpenAI's package, LangChain's embeddings, curl."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openai
+import pytest
+import torch
+
+from bridgetower.predictor import Predictor
+from served import TEXTS, URIS, Running, held_up, started, until
+
+KEY = "secret"
+
+
+@pytest.fixture(scope="module")
+def server(predictor: Predictor) -> Iterator[Running]:
+    with started(predictor, name="tiny", api_key=KEY, queue=8, max_items=8) as found:
+        yield found
+
+
+@pytest.fixture
+def address(server: Running) -> str:
+    return str(server.client.base_url.join("/v1"))
+
+
+@pytest.fixture
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=address, api_key=KEY, max_retries=0)
+
+
+class TestOpenai:
+    def test_embeddings(self, client: openai.OpenAI, predictor: Predictor) -> None:
+        expected = predictor.embed_texts(TEXTS)
+        for options in ({}, {"encoding_format": "float"}):  # by itself the client asks for base64
+            answer = client.embeddings.create(model="tiny", input=TEXTS, **options)  # type: ignore[call-overload]
+            torch.testing.assert_close(
+                torch.tensor([row.embedding for row in answer.data]), expected, atol=1e-5, rtol=0
+            )
+            assert answer.usage.prompt_tokens > 0
+
+    def test_pictures(self, client: openai.OpenAI) -> None:
+        answer = client.embeddings.create(model="tiny", input=URIS[0], extra_body={"modality": "image"})
+        assert len(answer.data[0].embedding) == 8
+
+    def test_models(self, client: openai.OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        assert client.models.retrieve("tiny").owned_by == "bridgetower"
+
+    def test_errors_have_their_classes(self, client: openai.OpenAI, address: str) -> None:
+        with pytest.raises(openai.BadRequestError, match="not trained for shortened vectors"):
+            client.embeddings.create(model="tiny", input="a", dimensions=4)
+        with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
+            client.embeddings.create(model="other", input="a")
+        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+            openai.OpenAI(base_url=address, api_key="other").embeddings.create(model="tiny", input="a")
+        with pytest.raises(openai.APIStatusError, match="9 items, the limit is 8"):
+            client.embeddings.create(model="tiny", input=["a"] * 9)
+
+    def test_it_comes_back_when_the_queue_was_full(self, server: Running, address: str, predictor: Predictor) -> None:
+        patient = openai.OpenAI(base_url=address, api_key=KEY, max_retries=5)
+        with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
+            first = pool.submit(patient.embeddings.create, model="tiny", input=["a"] * 8)
+            until(lambda: server.service.batcher.admitted == 8)
+            second = pool.submit(patient.embeddings.create, model="tiny", input=["b"] * 8)
+            until(lambda: b'status="429"' in server.service.metrics.text())
+            gate.set()
+            assert [len(answer.result().data) for answer in (first, second)] == [8, 8]
+
+
+def test_langchain(address: str, predictor: Predictor) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    embeddings = langchain.OpenAIEmbeddings(
+        base_url=address, api_key=KEY, model="tiny", check_embedding_ctx_length=False, chunk_size=2
+    )
+    expected = predictor.embed_texts(TEXTS).numpy()
+    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(embeddings.embed_query(TEXTS[1]), expected[1], atol=1e-5)
+
+
+def test_curl(address: str) -> None:
+    command = ["curl", "--silent", "--fail", f"{address}/embeddings", "-H", f"Authorization: Bearer {KEY}"]
+    body = ["-H", "Content-Type: application/json", "-d", json.dumps({"input": "a bar"})]
+    done = subprocess.run([*command, *body], capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)["data"][0]["embedding"]) == 8
