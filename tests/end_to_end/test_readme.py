@@ -4,9 +4,12 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,26 @@ def run(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+@contextmanager
+def served(command: str, folder: Path) -> Iterator[None]:
+    """Runs a command that serves until the commands after it have run."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        shlex.split(command), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            said = []
+            for line in server.stderr:
+                said.append(line)
+                if "serving" in line:
+                    break
+            else:
+                pytest.fail("".join(said))
+            yield
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +76,13 @@ def test_readme_has_commands():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page, workplace):
-    for language, text in blocks(page):
-        interpreter = [sys.executable] if language == "python" else ["bash", "-euo", "pipefail"]
-        run([*interpreter, "-c", text], workplace)
+    with ExitStack() as servers:
+        for language, text in blocks(page):
+            if text.startswith("bridgetower serve"):
+                servers.enter_context(served(text, workplace))
+                continue
+            interpreter = [sys.executable] if language == "python" else ["bash", "-euo", "pipefail"]
+            run([*interpreter, "-c", text], workplace)
 
 
 class TestDemo:
