@@ -204,6 +204,7 @@ class TestData:
         (half,), (full,) = run(*command, "--precision", "bf16"), run(*command)
         assert half.keys() == full.keys()
         assert half["chance_rsum"] == full["chance_rsum"]
+        assert half["fingerprint"] == full["fingerprint"]
 
     def test_data_errors(
         self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path

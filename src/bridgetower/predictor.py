@@ -126,7 +126,7 @@ class Predictor(Answering):
 
     @property
     def model(self) -> BridgeTower:
-        """The network in PyTorch, in evaluation mode."""
+        """The network in PyTorch, in evaluation mode; once used on a CPU, its weights are packed."""
         return self.engine.model
 
     @property

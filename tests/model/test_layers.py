@@ -88,6 +88,15 @@ class TestFeedForward:
         expected = layer.down(exact if activation == "gelu" else up / (1 + torch.exp(-1.702 * up)))
         assert tiny.off(layer(hidden), expected) < ATOL
 
+    @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+    def test_without_gradients_it_is_the_same_in_less_memory(self, activation: str) -> None:
+        layer, hidden = made(FeedForward(WIDTH, 20, activation)), random(2, 5, WIDTH)
+        given = hidden.clone()
+        with torch.inference_mode():
+            ours = layer(hidden)
+        assert tiny.off(ours, layer(hidden)) < ATOL
+        assert torch.equal(hidden, given)
+
     def test_quick_gelu_is_an_approximation(self) -> None:
         values = torch.linspace(-4, 4, 50, dtype=torch.float64)
         assert 1e-3 < tiny.off(quick_gelu(values), F.gelu(values)) < 0.03

@@ -1,4 +1,4 @@
-"""Products in oneDNN against those of PyTorch: values, gradients, and where they stay PyTorch's."""
+"""Products in oneDNN against those of PyTorch: values, gradients, packed weights, and where they stay PyTorch's."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from bridgetower.model.linear import Linear, in_onednn, linear
+from bridgetower.model.linear import Linear, in_onednn, linear, pack_weights
 
 ATOL = 1e-5
 
@@ -81,3 +81,75 @@ class TestElsewhere:
         graph = torch.export.export(Linear(8, 6), (random(3, 8),)).graph
         calls = [str(node.target) for node in graph.nodes if node.op == "call_function"]
         assert calls == ["aten.linear.default"]
+
+
+class TestPacked:
+    """Weights in the order in which oneDNN reads them."""
+
+    @staticmethod
+    def made(dtype: torch.dtype = torch.float32) -> tuple[Linear, Linear]:
+        """A layer, and the same one packed."""
+        plain, packed = (tiny.off_defaults(Linear(24, 10)).to(dtype) for _ in range(2))
+        pack_weights(packed)
+        return plain, packed
+
+    @pytest.mark.parametrize("shape", [(24,), (1, 24), (2, 5, 24), (0, 24), (2, 0, 24)], ids=str)
+    def test_values(self, shape: tuple[int, ...]) -> None:
+        plain, packed = self.made()
+        assert packed.is_packed
+        assert not plain.is_packed
+        with torch.inference_mode():
+            ours = packed(random(*shape))
+        assert ours.shape == plain(random(*shape)).shape
+        torch.testing.assert_close(ours, F.linear(random(*shape), plain.weight, plain.bias), atol=ATOL, rtol=0)
+
+    def test_gradients_of_inputs(self) -> None:
+        plain, packed = self.made()
+        hidden = random(2, 5, 24).requires_grad_()
+        (ours,), (theirs,) = (gradients(layer(hidden), [hidden]) for layer in (packed, plain))
+        assert tiny.off(ours, theirs) < ATOL
+
+    def test_bfloat16_is_as_near_to_float32_as_pytorch_is(self) -> None:
+        plain, packed = self.made(torch.bfloat16)
+        hidden = random(50, 24).bfloat16()
+        exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
+        ours = packed(hidden)
+        assert ours.dtype == torch.bfloat16
+        assert tiny.off(ours.double(), exact) < 2 * tiny.off(plain(hidden).double(), exact)
+
+    @pytest.mark.parametrize("autocast", [True, False])
+    def test_bfloat16_products_of_a_float32_model(self, autocast: bool) -> None:
+        """What autocast does, with the weights cast once."""
+        plain, packed = self.made()
+        pack_weights(packed, torch.bfloat16)
+        hidden = random(2, 5, 24)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = plain(hidden)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            ours = packed(hidden)
+        assert ours.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, expected)
+        assert not torch.equal(ours.float(), plain(hidden))
+
+    def test_state_dict_is_what_it_was(self) -> None:
+        plain, packed = self.made()
+        ours, theirs = packed.state_dict(), plain.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def test_control_packing_is_of_these_weights(self) -> None:
+        plain, packed = self.made()
+        with torch.no_grad():
+            plain.weight.add_(0.1)
+        assert tiny.off(packed(random(3, 24)), plain(random(3, 24))) > 0.01
+
+    def test_nothing_stays_of_what_was_loaded(self) -> None:
+        layer = Linear(24, 10)
+        loaded = {parameter.data_ptr() for parameter in layer.parameters()}
+        pack_weights(layer)
+        assert layer.bias.data_ptr() not in loaded
+
+    def test_other_number_formats_are_left_alone(self) -> None:
+        layer = Linear(24, 10).double()
+        pack_weights(layer)
+        assert not layer.is_packed

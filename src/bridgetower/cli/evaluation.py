@@ -55,9 +55,11 @@ def evaluate(
 
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
+    from bridgetower.model.linear import pack_weights
 
     with process_group():
         predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
+        pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
         with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
             outcome = run_benchmark(
                 predictor, benchmark, data, split, options, num_workers=num_workers, progress=sys.stderr.isatty()

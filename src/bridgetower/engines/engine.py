@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import Read
+from bridgetower.model.linear import pack_weights
 
 
 class Engine(Protocol):
@@ -54,6 +56,8 @@ class Engine(Protocol):
 class TorchEngine:
     """The model itself, on any device.
 
+    On a CPU, weights are packed when they are first used: loading reads none of them, and takes no second copy.
+
     Attributes:
         model: In evaluation mode, on the device, in the number format that it computes in.
         device: Where it is.
@@ -70,11 +74,16 @@ class TorchEngine:
         self.model = model.to(device, dtype).requires_grad_(False)
         self.device, self._dtype = device, dtype
 
+    @cached_property
+    def _packed(self) -> BridgeTower:
+        pack_weights(self.model)
+        return self.model
+
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
     ) -> Encoded:
         """See `BridgeTower.encode_image`."""
-        return self.model.encode_image(pixel_values.to(self.device, self._dtype), token_type, read=read)
+        return self._packed.encode_image(pixel_values.to(self.device, self._dtype), token_type, read=read)
 
     def encode_text(
         self,
@@ -85,16 +94,16 @@ class TorchEngine:
     ) -> Encoded:
         """See `BridgeTower.encode_text`."""
         mask = None if attention_mask is None else attention_mask.to(self.device)
-        return self.model.encode_text(input_ids.to(self.device), mask, read=read)
+        return self._packed.encode_text(input_ids.to(self.device), mask, read=read)
 
     def start_image(self, image: Encoded) -> Encoded:
         """See `BridgeTower.start_image`."""
-        return self.model.start_image(image)
+        return self._packed.start_image(image)
 
     def start_text(self, text: Encoded) -> Encoded:
         """See `BridgeTower.start_text`."""
-        return self.model.start_text(text)
+        return self._packed.start_text(text)
 
     def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
         """See `BridgeTower.fuse`."""
-        return self.model.fuse(image, text, read)
+        return self._packed.fuse(image, text, read)

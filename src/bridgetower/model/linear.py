@@ -16,21 +16,58 @@ from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """x·Wᵀ + b."""
+    """x·Wᵀ + b, with a weight that can be packed for inference."""
 
     def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:  # noqa: A002 - torch's name
         """Applies the layer to the last axis."""
         return linear(input, self.weight, self.bias)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight is stored as oneDNN reads it; no rows can be taken of such a weight."""
+        return self.weight.is_mkldnn
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Stores the weight in `dtype`, in the order in which oneDNN reads it; for inference on a CPU."""
+        dense = _dense(self.weight.detach()).to(dtype)
+        self.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(dense, None), requires_grad=False)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = _dense(destination[prefix + "weight"])
+
+
+def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Packs the weights of linear layers for inference, if oneDNN computes with them on this processor.
+
+    The state dict stays what it was. Each weight is packed in place of the one before; every other parameter is copied,
+    so that nothing holds on to a file that weights were mapped from. Under autocast, products stay in the number format
+    of the packed weight.
+
+    Args:
+        model: Elsewhere than on a CPU it is left as it is.
+        dtype: In which to compute the products, float32 or bfloat16; None is that of the weights.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear) and _computes(module.weight.device, dtype or module.weight.dtype):
+            module.pack(dtype or module.weight.dtype)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "cpu" and not parameter.is_mkldnn:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
 
 def linear(
     hidden: Float[Tensor, "*n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
 ) -> Float[Tensor, "*n o"]:
-    """Returns hidden · weightᵀ + bias, like `torch.nn.functional.linear`."""
-    if in_onednn(hidden, weight):
-        output: Tensor = _OneDnn.apply(hidden, weight, bias)  # type: ignore[no-untyped-call]
-        return output
-    return F.linear(hidden, weight, bias)
+    """Returns hidden · weightᵀ + bias, like `torch.nn.functional.linear`; the weight may be packed."""
+    if weight.is_mkldnn:
+        hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
+    elif not in_onednn(hidden, weight):
+        return F.linear(hidden, weight, bias)
+    if not torch.is_grad_enabled():
+        return _product(hidden, weight, bias)
+    output: Tensor = _OneDnn.apply(hidden, weight, bias)  # type: ignore[no-untyped-call]
+    return output
 
 
 def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
@@ -45,9 +82,19 @@ def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(rows: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None) -> Tensor:
-    """Returns rows · weightᵀ + bias from oneDNN, which takes both operands dense, also transposed."""
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+def _computes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes products in a number format there."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns hidden · weightᵀ + bias from oneDNN, which is slow on operands that are neither dense nor transposed."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows = rows if rows.T.is_contiguous() else rows.contiguous()
+    output = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return output.view(*hidden.shape[:-1], weight.shape[0])
 
 
 class _OneDnn(torch.autograd.Function):
@@ -55,23 +102,21 @@ class _OneDnn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = _rows(hidden)
-        ctx.save_for_backward(rows, weight)
-        return product(rows, weight, bias).view(*hidden.shape[:-1], len(weight))
+        ctx.save_for_backward(hidden, weight)
+        return _product(hidden, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        rows, weight = ctx.saved_tensors
-        gradient = _rows(gradients[0])
+        hidden, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
         to_hidden, to_weight, to_bias = ctx.needs_input_grad
         return (
-            product(gradient, weight.T).view(*gradients[0].shape[:-1], -1) if to_hidden else None,
-            product(gradient.T, rows.T) if to_weight else None,
+            _product(gradient, _dense(weight).T).view(hidden.shape) if to_hidden else None,
+            _product(gradient.T, hidden.reshape(-1, hidden.shape[-1]).contiguous().T) if to_weight else None,
             gradient.sum(dim=0) if to_bias else None,
         )
 
 
-def _rows(hidden: Tensor) -> Tensor:
-    """All axes but the last as one; dense, as oneDNN is slow on anything else."""
-    return hidden.reshape(-1, hidden.shape[-1]).contiguous()
+def _dense(weight: Tensor) -> Tensor:
+    return weight.to_dense() if weight.is_mkldnn else weight

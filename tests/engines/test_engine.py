@@ -1,0 +1,63 @@
+"""The engine that is the model itself: packed weights give the model's own numbers."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+import tiny
+from bridgetower.engines.engine import TorchEngine
+from bridgetower.model.bridgetower import IMAGE, BridgeTower
+from bridgetower.model.encodings import Fused
+from bridgetower.model.fusion import Read
+from bridgetower.model.linear import Linear
+
+CPU = torch.device("cpu")
+
+
+def made(dtype: torch.dtype = torch.float32) -> tuple[BridgeTower, TorchEngine]:
+    """A model, and an engine with the same weights."""
+    return tiny.build().to(dtype), TorchEngine(tiny.build(), CPU, dtype)
+
+
+def packed(engine: TorchEngine) -> set[bool]:
+    return {module.is_packed for module in engine.model.modules() if isinstance(module, Linear)}
+
+
+def fused(model: BridgeTower | TorchEngine, read: Read, dtype: torch.dtype = torch.float32) -> Fused:
+    pixel_values = tiny.images(3).to(dtype)
+    image, text = model.encode_image(pixel_values, IMAGE), model.encode_text(*tiny.texts([5, 3, 4]))
+    return model.fuse(model.start_image(image), model.start_text(text), read)
+
+
+@pytest.mark.parametrize("read", get_args(Read))
+@torch.inference_mode()
+def test_fused(read: Read) -> None:
+    model, engine = made()
+    assert packed(engine) == {False}
+    ours, theirs = fused(engine, read), fused(model, read)
+    assert packed(engine) == {True}
+    for name in ("pooled", "text", "image"):
+        if getattr(theirs, f"_{name}", None) is not None:
+            assert tiny.off(getattr(ours, name), getattr(theirs, name)) < 1e-5
+
+
+@torch.inference_mode()
+def test_cls() -> None:
+    model, engine = made()
+    pixel_values = tiny.images(3)
+    ours, theirs = (each.encode_image(pixel_values, IMAGE, read="cls").cls for each in (engine, model))
+    assert tiny.off(ours, theirs) < 1e-5
+
+
+@torch.inference_mode()
+def test_bfloat16_is_as_near_to_float32_as_the_model_is() -> None:
+    exact = fused(made()[0], "pooled").pooled
+    model, engine = made(torch.bfloat16)
+    ours, theirs = (fused(each, "pooled", torch.bfloat16).pooled.float() for each in (engine, model))
+    assert tiny.off(ours, exact) < 2 * tiny.off(theirs, exact)
+
+
+def test_control_the_numbers_are_of_these_weights() -> None:
+    engine = TorchEngine(tiny.build(seed=1), CPU)
+    assert tiny.off(fused(engine, "pooled").pooled, fused(made()[0], "pooled").pooled) > 0.01
