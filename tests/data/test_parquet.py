@@ -56,6 +56,27 @@ class TestRows:
         assert pickle.loads(pickle.dumps(rows)).row(7) == rows.row(7)
 
 
+class TestKept:
+    @pytest.fixture(params=[False, True])
+    def kept(self, folder: Path, request: pytest.FixtureRequest) -> ParquetRows:
+        kept = ParquetRows([folder / "train.parquet"], keep=True)
+        return pickle.loads(pickle.dumps(kept)) if request.param else kept
+
+    def test_the_same_rows(self, kept: ParquetRows, rows: ParquetRows) -> None:
+        for number in (7, 6, 49, 7):
+            assert kept.row(number) == rows.row(number)
+            assert kept.row(number, ["image_id"]) == {"image_id": f"id-{number}"}
+
+    def test_a_group_is_read_once(self, kept: ParquetRows) -> None:
+        before = pa.total_allocated_bytes()
+        kept.row(4)
+        once = pa.total_allocated_bytes() - before
+        assert once > 2 * SIZE
+        for _ in range(3):
+            kept.row(5)
+        assert pa.total_allocated_bytes() - before == once
+
+
 class TestNoCopy:
     def test_in_memory(self, folder: Path) -> None:
         before = pa.total_allocated_bytes()

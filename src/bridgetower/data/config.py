@@ -40,7 +40,7 @@ class DataConfig:
         max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
         num_workers: Processes that decode; 0 decodes in the main process.
-        cache: Keep decoded pictures in memory; for sets that fit.
+        cache: Keep what was read, and the decoded pictures, in memory; for sets that fit.
     """
 
     folders: tuple[str, ...] = ()

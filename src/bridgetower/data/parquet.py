@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ class ParquetRows:
 
     `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
     small row groups, as `bridgetower.data.records.write_split` writes them: 1 MiB takes about as long to read as a
-    tenth of decoding a photo.
+    tenth of decoding a photo. For small sets of small pictures that is much: `keep` keeps what was read.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, keep: bool = False) -> None:
+        """Opens the files.
+
+        Args:
+            paths: Of the files.
+            keep: Keep every row group that was read in memory.
+        """
         import pyarrow.parquet as pq
 
-        self.paths = tuple(paths)
+        self.paths, self._keep = tuple(paths), keep
+        self._kept: dict[tuple[int, Sequence[str] | None], Any] = {}
         self._files = [pq.ParquetFile(path, memory_map=True) for path in self.paths]
         contents = [file.metadata for file in self._files]
         self._groups = [
@@ -31,8 +39,8 @@ class ParquetRows:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __reduce__(self) -> tuple[type[ParquetRows], tuple[Sequence[Path]]]:
-        return ParquetRows, (self.paths,)  # worker processes map the files themselves
+    def __reduce__(self) -> tuple[partial[ParquetRows], tuple[Sequence[Path]]]:
+        return partial(ParquetRows, keep=self._keep), (self.paths,)  # worker processes map the files themselves
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Returns a row, counted from 0 over all files: the named columns, or all of them.
@@ -44,10 +52,18 @@ class ParquetRows:
             raise IndexError(f"row {number} of {', '.join(map(str, self.paths))}; there are {len(self)}")
         place = bisect_right(self._ends, number)
         start = self._ends[place - 1] if place else 0
+        row: dict[str, Any] = self._group(place, columns).slice(number - start, 1).to_pylist()[0]
+        return row
+
+    def _group(self, place: int, columns: Sequence[str] | None) -> Any:
+        key = place, None if columns is None else tuple(columns)
+        if key in self._kept:
+            return self._kept[key]
         file, group = self._groups[place]
         table = self._files[file].read_row_group(group, columns=columns, use_threads=False)
-        row: dict[str, Any] = table.slice(number - start, 1).to_pylist()[0]
-        return row
+        if self._keep:
+            self._kept[key] = table
+        return table
 
     def stream(self, name: str) -> Iterator[Any]:
         """Yields one column of all rows, one row group in memory at a time."""

@@ -132,7 +132,8 @@ class Pictures:
         return content
 
     def _open(self, folder: Path) -> ParquetRows:
-        return ParquetRows([path for split in self.splits for path in read_split(folder, split, kind=self.kind).paths])
+        paths = [path for split in self.splits for path in read_split(folder, split, kind=self.kind).paths]
+        return ParquetRows(paths, keep=self.config.cache)
 
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
         if not self.config.has_views:
