@@ -1,4 +1,4 @@
-"""Questions and statements about generated scenes, with the nano model from nothing."""
+"""Questions and statements about generated scenes, with a shallow nano model from nothing: minutes on one core."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from bridgetower.training.config import OptimizerConfig, RunConfig
 NUM_ANSWERS = 14
 """Of the level `easy`; `medium` has 18, `hard` 22."""
 
+_MODEL = replace(NANO, vision=replace(NANO.vision, patch_size=12, num_layers=2), text=replace(NANO.text, num_layers=2))
 _HEADS = HeadsConfig(mlm=False, itm=False)
 
 SCENES_VQA = RunConfig(
@@ -18,13 +19,13 @@ SCENES_VQA = RunConfig(
     source="this project: for sets of `bridgetower prepare scenes` of the level easy; of others, set model.heads.vqa "
     "to the number of their answers",
     task=VqaConfig(),
-    model=replace(NANO, heads=replace(_HEADS, vqa=NUM_ANSWERS)),
+    model=replace(_MODEL, heads=replace(_HEADS, vqa=NUM_ANSWERS)),
     optimizer=OptimizerConfig(
-        lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
+        lr=5e-4, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
     ),
     data=DataConfig(max_length=32, cache=True),
-    batch_size=128,
-    max_steps=2_400,
+    batch_size=64,
+    max_steps=2_000,
     precision="bf16",
     evaluate_every=200,
     checkpoint_every=400,
@@ -36,7 +37,7 @@ SCENES_SNLI_VE = replace(
     recipe="scenes-snli-ve",
     source="this project: for sets of `bridgetower prepare scenes --kind snli-ve`",
     task=SnliVeConfig(),
-    model=replace(NANO, heads=replace(_HEADS, snli_ve=True)),
+    model=replace(_MODEL, heads=replace(_HEADS, snli_ve=True)),
     select_by="accuracy",
 )
 
@@ -45,5 +46,5 @@ SCENES_NLVR2 = replace(
     recipe="scenes-nlvr2",
     source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`",
     task=Nlvr2Config(),
-    model=replace(NANO, heads=replace(_HEADS, nlvr2=True), fusion=replace(NANO.fusion, num_token_types=3)),
+    model=replace(_MODEL, heads=replace(_HEADS, nlvr2=True), fusion=replace(_MODEL.fusion, num_token_types=3)),
 )
