@@ -13,6 +13,7 @@ import torch
 
 from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import (
+    cache_folder,
     intended_name,
     locked,
     new_folder,
@@ -255,3 +256,11 @@ def test_space_is_required_before_something_is_written(small_disk: Callable[[int
     require_space(disk, 2**15, "some files")
     with pytest.raises(OSError, match=r"some files take 3\.0 GiB, but the disk of .* has 0\.0 GiB left; make room or"):
         require_space(disk, 3 * 2**30, "some files")
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "bridgetower"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "bridgetower"

@@ -18,8 +18,8 @@ def rows_of(numbers: range) -> dict[str, list[Tensor]]:
     return {"words": words, "number": [torch.tensor([n]) for n in numbers]}
 
 
-def written(folder: Path, num_rows: int = 7, rows_per_file: int = 3) -> RowFiles:
-    files = RowFiles(folder, "set", num_rows=num_rows, rows_per_file=rows_per_file)
+def written(folder: Path, num_rows: int = 7, rows_per_part: int = 3) -> RowFiles:
+    files = RowFiles(folder, "set", num_rows=num_rows, rows_per_part=rows_per_part)
     for number in files.missing():
         files.write(number, rows_of(files.rows_of(number)))
     return files
@@ -32,17 +32,17 @@ def check(files: RowFiles, rows: list[int]) -> None:
         assert all(torch.equal(one, other[field][0]) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("rows_per_file", [1, 3, 7, 100])
-def test_rows_come_back_in_any_order_and_as_often_as_wanted(tmp_path: Path, rows_per_file: int) -> None:
-    files = written(tmp_path, rows_per_file=rows_per_file)
+@pytest.mark.parametrize("rows_per_part", [1, 3, 7, 100])
+def test_rows_come_back_in_any_order_and_as_often_as_wanted(tmp_path: Path, rows_per_part: int) -> None:
+    files = written(tmp_path, rows_per_part=rows_per_part)
     check(files, [6, 0, 3, 3, 2])
     check(files, [])
     assert len(files) == 7
-    assert len(list(tmp_path.iterdir())) == -(-7 // rows_per_file)
+    assert len(list(tmp_path.iterdir())) == -(-7 // rows_per_part)
 
 
 def test_what_is_missing_is_told_and_nothing_else_written(tmp_path: Path) -> None:
-    files = RowFiles(tmp_path, "set", num_rows=7, rows_per_file=3)
+    files = RowFiles(tmp_path, "set", num_rows=7, rows_per_part=3)
     assert files.missing() == [0, 1, 2]
     assert [list(files.rows_of(number)) for number in files.missing()] == [[0, 1, 2], [3, 4, 5], [6]]
     files.write(1, rows_of(files.rows_of(1)))
@@ -60,7 +60,7 @@ def test_another_process_maps_for_itself(tmp_path: Path) -> None:
 
 def test_mappings_are_dropped_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "_MOST_MAPPED", 20)
-    files = written(tmp_path, rows_per_file=1)
+    files = written(tmp_path, rows_per_part=1)
     for row in range(7):
         check(files, [row])
         assert len(files._mapped) <= 4
@@ -71,7 +71,7 @@ def test_mappings_are_dropped_after_a_while(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_full_disk_leaves_no_half_file(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(64)
-    files = RowFiles(disk / "rows", "set", num_rows=2, rows_per_file=1)
+    files = RowFiles(disk / "rows", "set", num_rows=2, rows_per_part=1)
     files.write(0, {"words": [torch.zeros(100, 10)]})
     with pytest.raises(OSError, match=r"set-00001\.safetensors could not be written .*; make room on the disk"):
         files.write(1, {"words": [torch.zeros(10000, 10)]})

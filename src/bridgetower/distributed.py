@@ -48,6 +48,12 @@ def world_size() -> int:
     return dist.get_world_size() if _is_initialised() else 1
 
 
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if _is_initialised():
+        dist.barrier()
+
+
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
     """Concatenates a tensor of every process along the first axis, by rank; the tensor itself in a single process.
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """Returns the folder for what can be made again: in `XDG_CACHE_HOME`, or in `.cache` of the home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridgetower"
+
+
 def require_empty(folder: Path) -> None:
     """Checks that nothing would be overwritten.
 
@@ -97,6 +102,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of the values of `now` that differ from those of `before`, which may lack some."""
+    for name in now:
+        if isinstance(now[name], dict) and isinstance(before.get(name), dict):
+            yield from differences(before[name], now[name], f"{prefix}{name}.")
+        elif now[name] != before.get(name):
+            yield prefix + name
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Callable[[str, list[int]], RowFiles]:
     """Writes rows of some lengths; each token holds its row, its place, its layer."""
 
     def write(name: str, lengths: list[int]) -> RowFiles:
-        files = RowFiles(tmp_path, name, num_rows=len(lengths), rows_per_file=5)
+        files = RowFiles(tmp_path, name, num_rows=len(lengths), rows_per_part=5)
         for number in files.missing():
             rows = [torch.zeros(lengths[row], LAYERS, WIDTH) for row in files.rows_of(number)]
             for row, values in zip(files.rows_of(number), rows, strict=True):

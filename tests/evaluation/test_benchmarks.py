@@ -125,10 +125,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="are for retrieval; leave them out for nlvr2"):
             measure("nlvr2", "validation", candidates=3)
 
-    def test_workers_of_retrieval(self, predictor: Predictor, tiny_dataset: Path) -> None:
-        with pytest.raises(ValueError, match="num_workers is 2, but retrieval decodes in the main process"):
-            evaluate(predictor, "retrieval", [tiny_dataset], "test", RetrievalConfig(), num_workers=2)
-
     @pytest.mark.parametrize("benchmark", ["vqav2", "snli-ve", "nlvr2"])
     def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: Any, benchmark: Benchmark) -> None:
         folder = sets["vqa" if benchmark == "vqav2" else benchmark]

@@ -14,7 +14,6 @@ from bridgetower.evaluation.metrics import (
     RetrievalRecalls,
     chance_recalls,
     fold_recalls,
-    itm_accuracy,
     retrieval_recalls,
     topk_candidates,
     two_stage_scores,
@@ -291,20 +290,3 @@ class TestFolds:
         scores, owners = make_case()
         with pytest.raises(ValueError, match=f"folds of {fold_size}"):
             fold_recalls(scores, owners, fold_size=fold_size)
-
-
-class TestItmAccuracy:
-    def test_share_of_right_pairs(self):
-        logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [0.0, 3.0], [1.0, 1.0]])
-        assert itm_accuracy(logits, torch.tensor([0, 1, 0, 0])) == 0.75
-        assert itm_accuracy(logits.flip(1), torch.tensor([0, 1, 0, 1])) == 0.25
-
-    def test_errors(self):
-        with pytest.raises(ValueError, match="2 of 4 logits are NaN"):
-            itm_accuracy(torch.tensor([[torch.nan, torch.nan], [0.0, 1.0]]), torch.tensor([0, 1]))
-        with pytest.raises(ValueError, match="1 labels are neither"):
-            itm_accuracy(torch.zeros(2, 2), torch.tensor([0, 2]))
-        with pytest.raises(ValueError, match="for 0 labels"):
-            itm_accuracy(torch.zeros(0, 2), torch.tensor([], dtype=torch.long))
-        with pytest.raises(ValueError, match="logits are"):
-            itm_accuracy(torch.zeros(2, 3), torch.tensor([0, 1]))

@@ -1,6 +1,5 @@
 """Retrieval evaluation against a brute-force one that scores every pair with the whole model."""
 
-import logging
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -15,6 +14,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
+from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
@@ -128,31 +128,62 @@ class TestBruteForce:
 
 
 class TestMemory:
-    def test_blocks_change_nothing(
-        self, tiny_model: BridgeTower, images: CaptionImages, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def seen(self, model: BridgeTower) -> dict[str, int]:
+        """Counts what the towers encode from now on."""
         seen = {"vision": 0, "text": 0}
 
         def count(name: str, output: Tensor) -> None:
             seen[name] += len(output)
 
-        tiny_model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
-        tiny_model.text.register_forward_hook(lambda module, inputs, output: count("text", output[-1]))
-        caplog.set_level(logging.INFO)
-        config = RetrievalConfig(candidates=3, batch_size=2)
+        model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
+        model.text.register_forward_hook(lambda module, inputs, output: count("text", output[-1]))
+        return seen
+
+    def total_gib(self, model: BridgeTower, images: CaptionImages) -> float:
+        config = model.config
+        ids = images.processor.token_ids(images.texts()[0])
+        tokens = config.vision.num_tokens * len(images) + sum(map(len, ids))
+        return tokens * (config.fusion.num_handed_layers + 4) * config.fusion.hidden_size * 4 / 2**30
+
+    def test_files_give_the_same_bits(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        total, seen = self.total_gib(tiny_model, images), self.seen(tiny_model)
+        config = RetrievalConfig(candidates=3, batch_size=2, memory_gib=1.001 * total)
         whole, accuracy = evaluate_retrieval(tiny_model, images, config), evaluate_matching(tiny_model, images, config)
         once = dict(seen)
-        assert not caplog.records
-        small = replace(config, memory_gib=1e-9)  # blocks of one batch
-        blocks = evaluate_retrieval(tiny_model, images, small)
-        assert seen["vision"] - once["vision"] == 2 * len(images)
-        assert seen["text"] - once["text"] > 2 * once["text"]
-        assert "encoded more than once, in blocks of 2 and 2: memory_gib is 1e-09" in caplog.text
-        assert blocks.figures() == whole.figures()
-        torch.testing.assert_close(blocks.similarity, whole.similarity, atol=1e-6, rtol=0)
-        assert blocks.itm is not None
-        torch.testing.assert_close(blocks.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
+        small = replace(config, memory_gib=0.999 * total)
+        made: list[str] = []
+        tiny_model.fusion.register_forward_hook(
+            lambda *_: made.extend(path.name for folder in tmp_path.glob("bridgetower-*") for path in folder.iterdir())
+        )
+        files = evaluate_retrieval(tiny_model, images, small)
+        assert {name[:-18] for name in made} == {"images", "texts"}
+        assert list(tmp_path.iterdir()) == []
+        assert seen == {name: count + count // 2 for name, count in once.items()}
+        assert files.figures() == whole.figures()
+        assert torch.equal(files.similarity, whole.similarity)
+        assert files.itm is not None
+        assert whole.itm is not None
+        assert torch.equal(files.itm.nan_to_num(), whole.itm.nan_to_num())
         assert evaluate_matching(tiny_model, images, small) == accuracy
+
+    def test_one_image_at_a_time_gives_the_same_figures(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        config = RetrievalConfig(candidates=3, batch_size=4)
+        whole = evaluate_retrieval(tiny_model, images, config)
+        found = evaluate_retrieval(tiny_model, images, replace(config, memory_gib=1e-9))
+        assert found.figures() == whole.figures()
+        assert found.itm is not None
+        assert whole.itm is not None
+        torch.testing.assert_close(found.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
+
+    def test_workers_change_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        config = RetrievalConfig(candidates=3, batch_size=4)
+        one, two = (evaluate_retrieval(tiny_model, images, config, Means(num_workers=number)) for number in (0, 2))
+        assert torch.equal(one.similarity, two.similarity)
+        assert one.figures() == two.figures()
 
 
 class TestAllPairs:

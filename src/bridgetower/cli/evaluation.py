@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import AS_USUAL, Loading, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
 from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.files import cache_folder
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
     num_workers: int = 0,
+    work: Path | None = None,
     loading: Loading = AS_USUAL,
     out: Path | None = None,
     json: bool = False,
@@ -46,11 +48,15 @@ def evaluate(
         data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
-        num_workers: Processes that decode pictures, for all but retrieval; 0 decodes in the main one.
+        num_workers: Processes that decode pictures; 0 decodes in the main one.
+        work: Folder for what retrieval has so far, and for encodings that do not fit into --memory-gib; in the user's
+            cache if none is given. Killed, the same command continues; at the end it is emptied.
         loading: How the model is loaded.
         out: Folder for what is found out.
         json: Print JSON on a terminal too.
     """
+    if work is not None and benchmark != "retrieval":
+        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
     import torch
 
     from bridgetower.distributed import process_group, rank
@@ -62,7 +68,14 @@ def evaluate(
         pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
         with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
             outcome = run_benchmark(
-                predictor, benchmark, data, split, options, num_workers=num_workers, progress=sys.stderr.isatty()
+                predictor,
+                benchmark,
+                data,
+                split,
+                options,
+                work=work or cache_folder() / "evaluations",
+                num_workers=num_workers,
+                progress=sys.stderr.isatty(),
             )
         first = rank() == 0
     if not first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from bridgetower.engines.folder import check_exported, is_exported
 from bridgetower.engines.packages import require
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runner import make_runner
-
-CACHE = Path.home() / ".cache" / "bridgetower"
+from bridgetower.files import cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class EngineChoice:
     engine: EngineName = "torch"
     precision: Precision = "fp32"
     device: str | torch.device | None = None
-    cache: Path = CACHE
+    cache: Path = field(default_factory=cache_folder)
 
     def __post_init__(self) -> None:
         """Checks that there is such an engine, in this precision, on this device."""

@@ -21,6 +21,7 @@ from bridgetower.evaluation.figures import question_figures, question_scores, st
 from bridgetower.evaluation.outcome import Outcome, nlvr2_submission, vqa_submission
 from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+from bridgetower.evaluation.scoring import Means
 from bridgetower.evaluation.single_tower import evaluate_cifar, evaluate_glue
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.nlvr2 import Nlvr2Task
@@ -37,6 +38,7 @@ def evaluate(
     split: str,
     config: RetrievalConfig,
     *,
+    work: Path | None = None,
     num_workers: int = 0,
     progress: bool = False,
 ) -> Outcome:
@@ -48,8 +50,9 @@ def evaluate(
         folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
         split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
+        work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
         num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show a bar.
+        progress: Show bars.
 
     Raises:
         FileNotFoundError: A folder or its split is missing.
@@ -58,13 +61,12 @@ def evaluate(
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if benchmark != "retrieval" and others != RetrievalConfig():
         raise ValueError(f"candidates, folds, captions and memory are for retrieval; leave them out for {benchmark}")
-    if benchmark == "retrieval" and num_workers:
-        raise ValueError(f"num_workers is {num_workers}, but retrieval decodes in the main process; leave it out")
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers)
     options = {"batch_size": config.batch_size, "num_workers": num_workers, "progress": progress}
     match benchmark:
         case "retrieval":
-            return _retrieval(predictor, CaptionImages(data, split, predictor.processor), config)
+            means = Means(work=work, num_workers=num_workers, progress=progress)
+            return _retrieval(predictor, CaptionImages(data, split, predictor.processor), config, means)
         case "vqav2":
             names, read = predictor.class_names("vqa"), "test" if split == "test-dev" else split
             answerable = config.protocol == "paper" and not read.startswith("test")
@@ -82,12 +84,12 @@ def evaluate(
             return evaluate_glue(predictor, benchmark, _one(folders), split, options)
 
 
-def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalConfig) -> Outcome:
+def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalConfig, means: Means) -> Outcome:
     model = predictor.model
     if model.itc_head is None:
-        figures = evaluate_all_pairs(model, images, config)
+        figures = evaluate_all_pairs(model, images, config, means)
     else:
-        figures = evaluate_retrieval(model, images, config).figures()
+        figures = evaluate_retrieval(model, images, config, means).figures()
     texts, _ = images.texts(config.max_captions)
     return Outcome(figures=figures, counts={"num_images": len(images), "num_texts": len(texts)})
 

@@ -23,8 +23,7 @@ class RetrievalConfig:
         fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
             COCO 1k: 1000. None ranks the whole set.
         batch_size: Items, pairs or examples at once.
-        memory_gib: Memory for encodings, on the model's device. Where they do not fit, they are made block by block,
-            more than once.
+        memory_gib: Memory for encodings. Where they do not fit, they are kept in memory-mapped files.
     """
 
     candidates: int = 128

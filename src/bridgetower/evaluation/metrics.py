@@ -216,21 +216,6 @@ def two_stage_scores(
     )
 
 
-def itm_accuracy(logits: Float[Tensor, "b 2"], labels: Int[Tensor, " b"]) -> float:
-    """Share of pairs whose larger logit is the label's; 1 is a match, equal logits predict 0.
-
-    Raises:
-        ValueError: NaN logits, labels other than 0 and 1, no pairs, shapes that do not fit.
-    """
-    if logits.shape != (len(labels), 2) or len(labels) == 0:
-        raise ValueError(f"logits are {list(logits.shape)} for {len(labels)} labels; expected [b, 2] with b ≥ 1")
-    _check_not_nan(logits, "logits")
-    strangers = int(((labels != 0) & (labels != 1)).sum())
-    if strangers:
-        raise ValueError(f"{strangers} labels are neither 0 nor 1; expected 1 for a match and 0 otherwise")
-    return (logits.argmax(dim=1) == labels).double().mean().item()
-
-
 class _Places(NamedTuple):
     """Where the best own item of each query stands; all fields are [queries]."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,23 +10,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
-from bridgetower.distributed import gather_by_id, rank, world_size
-from bridgetower.evaluation.blocks import BlockEncoder
+from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import (
     RetrievalRecalls,
     chance_recalls,
     fold_recalls,
-    itm_accuracy,
     retrieval_recalls,
     topk_candidates,
     two_stage_scores,
 )
+from bridgetower.evaluation.scoring import AS_USUAL, Means, Scores, pair_scorer
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
 from bridgetower.tasks.config import Protocol
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,7 @@ class RetrievalResult:
 
 @torch.inference_mode()
 def evaluate_retrieval(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
 ) -> RetrievalResult:
     """Ranks all images for every caption and all captions for every image, or those of its fold.
 
@@ -73,20 +68,17 @@ def evaluate_retrieval(
     """
     _check_folds(images, config)
     model.contrastive_head()
-    texts, text_image_index = images.texts(config.max_captions)
-    image, text = _encoders(model, images, texts, config, device)
-    width = model.config.heads.itc_size
-    _, image_embeds = gather_by_id(_own_rows(len(images)), image.vectors(model.image_embeds, width))
-    similarity = image_embeds @ text.vectors(model.text_embeds, width).T
-    itm = two_stage = accuracy = None
-    if model.itm_head is not None:
-        sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
-        controls = _control_pairs(text_image_index, len(images))
-        logits = _pair_logits(model, image, text, sides[0] | sides[1] | controls, config.batch_size)
-        itm = logits[..., 1]
-        ranked = two_stage_scores(itm, *sides, protocol=config.protocol)
-        two_stage = _recalls(ranked[0], text_image_index, config, ranked[1])
-        accuracy = _control_accuracy(logits, controls, text_image_index)
+    itm = two_stage = matched = None
+    with pair_scorer(model, images, config, means) as pairs:
+        similarity, text_image_index = pairs.similarity(), pairs.text_image_index
+        if model.itm_head is not None:
+            sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
+            controls = _control_pairs(text_image_index, len(images))
+            scores = pairs.score(sides[0] | sides[1] | controls)
+            itm = scores.match
+            ranked = two_stage_scores(itm, *sides, protocol=config.protocol)
+            two_stage = _recalls(ranked[0], text_image_index, config, ranked[1])
+            matched = _control_accuracy(scores, controls, text_image_index)
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
@@ -94,14 +86,14 @@ def evaluate_retrieval(
         itc_recalls=_recalls(similarity, text_image_index, config),
         two_stage_recalls=two_stage,
         chance=_chance(text_image_index, len(images), config),
-        itm_accuracy=accuracy,
+        itm_accuracy=matched,
         protocol=config.protocol,
     )
 
 
 @torch.inference_mode()
 def evaluate_matching(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
 ) -> float:
     """Accuracy of matching on each caption with its own picture and with a random other one (the same at every call).
 
@@ -111,16 +103,14 @@ def evaluate_matching(
         ValueError: The model has no matching head, or a picture cannot be decoded.
     """
     model.matching_head()
-    texts, text_image_index = images.texts(config.max_captions)
-    image, text = _encoders(model, images, texts, config, device)
-    controls = _control_pairs(text_image_index, len(images))
-    logits = _pair_logits(model, image, text, controls, config.batch_size)
-    return _control_accuracy(logits, controls, text_image_index)
+    with pair_scorer(model, images, config, means) as pairs:
+        controls = _control_pairs(pairs.text_image_index, len(images))
+        return _control_accuracy(pairs.score(controls), controls, pairs.text_image_index)
 
 
 @torch.inference_mode()
 def evaluate_all_pairs(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, *, device: torch.device | None = None
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
 ) -> dict[str, float]:
     """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
 
@@ -136,41 +126,14 @@ def evaluate_all_pairs(
     if model.rank_head is None:
         model.matching_head()
     head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
-    texts, text_image_index = images.texts(config.max_captions)
-    image, text = _encoders(model, images, texts, config, device)
     size = config.fold_size or len(images)
-    wanted = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
-    scores = _pair_logits(model, image, text, wanted, config.batch_size, head)[..., 1]
+    with pair_scorer(model, images, config, means) as pairs:
+        text_image_index = pairs.text_image_index
+        wanted = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
+        scores = pairs.score(wanted, head).match
     one_stage = _recalls(scores, text_image_index, config)
     chance = _chance(text_image_index, len(images), config)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
-
-
-def score_pairs(
-    model: BridgeTower,
-    image: Encoded,
-    text: Encoded,
-    wanted: Bool[Tensor, "i t"],
-    batch_size: int,
-    head: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, "i t 2"]:
-    """Returns the matching logits of the wanted pairs, NaN elsewhere; encodings are shared, never recomputed.
-
-    Args:
-        model: Fuses the pairs.
-        image, text: Encodings.
-        wanted: Pairs to score.
-        batch_size: Pairs at once.
-        head: Gives the logits of a pooled output; None takes the matching head.
-    """
-    head = head or model.itm_logits
-    logits = torch.full((*wanted.shape, 2), torch.nan)
-    pairs = wanted.nonzero()
-    for start in range(0, len(pairs), batch_size):
-        rows, columns = pairs[start : start + batch_size].unbind(dim=1)
-        pooled = model.fuse(image[rows.to(image.cls.device)], text[columns.to(text.cls.device)], read="pooled").pooled
-        logits[rows, columns] = head(pooled).float().cpu()
-    return logits
 
 
 def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
@@ -181,23 +144,6 @@ def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
         return torch.stack([torch.zeros_like(scores), scores], dim=1)
 
     return logits
-
-
-def _pair_logits(
-    model: BridgeTower,
-    image: BlockEncoder,
-    text: BlockEncoder,
-    wanted: Bool[Tensor, "i t"],
-    batch_size: int,
-    head: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, "i t 2"]:
-    """Scores this process's images with `score_pairs`, block by block, and puts the rows of all processes together."""
-    own_rows = _own_rows(len(wanted))
-    own = torch.full((len(own_rows), wanted.shape[1], 2), torch.nan)
-    for rows, images in image.blocks():
-        for columns, texts in text.blocks():
-            own[rows, columns] = score_pairs(model, images, texts, wanted[own_rows[rows], columns], batch_size, head)
-    return gather_by_id(own_rows, own)[1]
 
 
 def _candidates(
@@ -247,11 +193,6 @@ def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
         raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
 
 
-def _own_rows(num_images: int) -> Int[Tensor, " n"]:
-    """Images that this process encodes."""
-    return torch.arange(rank(), num_images, world_size())
-
-
 def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     """Each text with its own image and with one other, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
@@ -262,52 +203,10 @@ def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool
     return pairs
 
 
-def _control_accuracy(
-    logits: Float[Tensor, "i t 2"], controls: Bool[Tensor, "i t"], text_image_index: Int[Tensor, " t"]
-) -> float:
-    return itm_accuracy(logits[controls], _is_own(text_image_index, len(logits))[controls].long())
+def _control_accuracy(scores: Scores, controls: Bool[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> float:
+    own = _is_own(text_image_index, len(controls))
+    return accuracy(scores.accepted[controls].long(), own[controls].long())
 
 
 def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     return torch.arange(num_images)[:, None] == text_image_index[None]
-
-
-def _encoders(
-    model: BridgeTower,
-    images: CaptionImages,
-    texts: Sequence[str],
-    config: RetrievalConfig,
-    device: torch.device | None,
-) -> tuple[BlockEncoder, BlockEncoder]:
-    """Encoders of this process's images and of all texts; each may hold half of the memory."""
-    cls_only = model.itm_head is None and model.rank_head is None
-    place, model_config, own_rows = device or next(model.parameters()).device, model.config, _own_rows(len(images))
-
-    def encode_images(rows: Sequence[int]) -> Encoded:
-        pixel_values = images.pixel_values(own_rows[rows].tolist()).to(place)
-        if cls_only:
-            return model.encode_image(pixel_values, read="cls")
-        return model.start_image(model.encode_image(pixel_values))
-
-    def encode_texts(rows: Sequence[int]) -> Encoded:
-        batch = images.processor.texts([texts[row] for row in rows], truncate=True)
-        mask = None if batch.attention_mask is None else batch.attention_mask.to(place)
-        if cls_only:
-            return model.encode_text(batch.input_ids.to(place), mask, read="cls")
-        return model.start_text(model.encode_text(batch.input_ids.to(place), mask))
-
-    tensors = model_config.fusion.num_handed_layers + 4  # a start holds four times the width
-    token_bytes = tensors * model_config.fusion.hidden_size * next(model.parameters()).element_size()
-    room = config.memory_gib * 2**30 / 2 / token_bytes  # in tokens
-    lengths = model_config.vision.num_tokens, images.processor.config.max_length
-    sizes = [max(config.batch_size, int(room / length)) for length in lengths]
-    encoders = (
-        BlockEncoder(encode_images, len(own_rows), block_size=sizes[0], batch_size=config.batch_size),
-        BlockEncoder(encode_texts, len(texts), block_size=sizes[1], batch_size=config.batch_size),
-    )
-    if len(own_rows) > sizes[0] or len(texts) > sizes[1]:
-        _LOG.info(
-            "%d images and %d texts are encoded more than once, in blocks of %d and %d: memory_gib is %g",
-            *(len(own_rows), len(texts), *sizes, config.memory_gib),
-        )
-    return encoders

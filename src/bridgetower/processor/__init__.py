@@ -2,6 +2,7 @@
 
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image
+from bridgetower.processor.loading import loaded
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch
 from bridgetower.processor.tokenizer import load_tokenizer, train_tokenizer
@@ -15,6 +16,7 @@ __all__ = [
     "Resized",
     "TextBatch",
     "load_tokenizer",
+    "loaded",
     "open_image",
     "train_tokenizer",
 ]

@@ -20,20 +20,18 @@ from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.data.frozen import TOKENS, FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.pictures import Pictures
 from bridgetower.distributed import rank, world_size
-from bridgetower.files import read_json, remove_leftovers, require_space, write_json
+from bridgetower.files import require_space
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
-from bridgetower.rows import FILE_BYTES, RowFiles
+from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
 from bridgetower.training.config import RunConfig
 from bridgetower.training.loop import Fabric
-from bridgetower.training.start import differences
 from bridgetower.training.work import Work
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "towers"
-_CONTENT = "content.json"
 _BATCH = 32  # pictures or texts at once
 
 
@@ -64,7 +62,7 @@ def frozen_examples(
     assert work.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared pictures
     folder, (train, held_out) = out / FOLDER, work.pictures
     if rank() == 0:
-        _claim(folder, _content(config, model, work, train.processor))
+        claim_rows(folder, _content(config, model, work, train.processor))
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -128,7 +126,7 @@ class _Towers:
         return nullcontext() if dtype == torch.float32 else self.fabric.autocast()
 
     def _files(self, name: str, num_rows: int, row_bytes: int) -> RowFiles:
-        return RowFiles(self.folder, name, num_rows=num_rows, rows_per_file=max(1, FILE_BYTES // row_bytes))
+        return RowFiles(self.folder, name, num_rows=num_rows, rows_per_part=max(1, FILE_BYTES // row_bytes))
 
     def _fill(self, files: RowFiles, row_bytes: int, compute: Callable[[list[range]], Iterator[Tensor]]) -> None:
         """Writes the files that are missing; each process writes its share."""
@@ -146,7 +144,7 @@ class _Towers:
                 for output in islice(outputs, len(rows)):
                     tokens.append(output.clone())
                     bars.advance(bar)
-                files.write(rows.start // files.rows_per_file, {TOKENS: tokens})
+                files.write(rows.start // files.rows_per_part, {TOKENS: tokens})
         self.fabric.barrier()
 
 
@@ -167,7 +165,7 @@ def _content(config: RunConfig, model: BridgeTower, work: Work, processor: Proce
     """What decides the files."""
     tensors = model.state_dict()
     towers = {name: tensors[name] for name in tensors if name.startswith(("vision.", "text."))}
-    return {
+    content = {
         "towers": exact_fingerprint(towers),
         "layers": [list(model.config.vision_layers), list(model.config.text_layers)],
         "preprocessing": fingerprint(model.config, {}, processor),
@@ -175,22 +173,5 @@ def _content(config: RunConfig, model: BridgeTower, work: Work, processor: Proce
         "views": {"number": config.frozen_views, "seed": config.seed, "precision": config.precision},
         "settings": {"data": config.data, "task": config.task},
     }
-
-
-def _claim(folder: Path, content: dict[str, Any]) -> None:
-    """Notes what the files are computed from, or checks that they were computed from the same.
-
-    Raises:
-        ValueError: They were not.
-    """
-    path, content = folder / _CONTENT, json.loads(json.dumps(content, default=asdict))
-    if not path.exists():
-        write_json(path, content)
-        return
-    remove_leftovers(folder)
-    changed = list(differences(read_json(path), content))
-    if changed:
-        raise ValueError(
-            f"{folder} was computed with other values of {', '.join(changed)}; put them back as they were, or remove "
-            "the folder to compute it anew"
-        )
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict))
+    return plain

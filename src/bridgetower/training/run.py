@@ -8,14 +8,14 @@ from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import process_group
-from bridgetower.files import intended_name, locked, read_json, remove_leftovers, write_json
+from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
 from bridgetower.training.parts import Parts
-from bridgetower.training.start import differences, starting_checkpoint
+from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
 from bridgetower.training.work import Work, plan
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.sampling import derive_seed
+from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.init import init_weights
@@ -40,15 +39,6 @@ def starting_checkpoint(config: RunConfig) -> Checkpoint:
     if config.data.max_length > longest:
         raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
     return checkpoint
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of the values in nested dictionaries that differ."""
-    for name in now:
-        if isinstance(now[name], dict) and isinstance(before[name], dict):
-            yield from differences(before[name], now[name], f"{prefix}{name}.")
-        elif now[name] != before[name]:
-            yield prefix + name
 
 
 def _initial(config: RunConfig, init: str) -> Checkpoint:

@@ -1,0 +1,199 @@
+"""Scores survive a kill, come in batches of like length, and are kept under the name of what decides them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bridgetower.evaluation.scoring as scoring_module
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+from bridgetower.evaluation.scoring import Means, pair_scorer
+from bridgetower.files import locked
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.processor import Processor
+
+CONFIG = RetrievalConfig(candidates=4, batch_size=3)
+PATIENCE = 60.0
+
+# Evaluates with few pairs per part, and waits before every batch of pairs, so that there is time to kill it.
+SLOW = """
+import sys, time
+from bridgetower import cli
+import bridgetower.evaluation.scoring as scoring
+from bridgetower.model.fusion import FusionEncoder
+scoring.PAIRS_PER_PART = 8
+original = FusionEncoder.forward
+def slow(*arguments, **options):
+    time.sleep(float(sys.argv[1]))
+    return original(*arguments, **options)
+FusionEncoder.forward = slow
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_module, "PAIRS_PER_PART", 8)
+
+
+class StoppedError(Exception):
+    """What stops an evaluation in the middle."""
+
+
+def stop_after(model: BridgeTower, batches: int) -> Any:
+    """Lets the model fail after so many batches of pairs."""
+    seen: list[int] = []
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        seen.append(len(output[0]))
+        if len(seen) > batches:
+            raise StoppedError
+
+    return model.fusion.register_forward_hook(count)
+
+
+class TestBatches:
+    def test_pairs_of_like_length_are_scored_together(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        lengths: list[list[int]] = []
+
+        def note(module: Any, inputs: tuple[Any, ...]) -> None:
+            mask, width = inputs[2], inputs[1][0].shape[1]
+            lengths.append([width] * len(inputs[1][0]) if mask is None else mask.sum(dim=1).tolist())
+
+        tiny_model.fusion.register_forward_pre_hook(note)
+        evaluate_retrieval(tiny_model, images, replace(CONFIG, candidates=100))
+        flat = [length for batch in lengths for length in batch]
+        assert flat == sorted(flat)
+        assert len(set(flat)) > 2
+        assert max(map(len, lengths)) == CONFIG.batch_size
+
+    def test_texts_are_encoded_with_few_pads(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        widths: list[int] = []
+        tiny_model.text.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
+        evaluate_retrieval(tiny_model, images, CONFIG)
+        ids = images.processor.token_ids(images.texts()[0])
+        in_order = [max(map(len, ids[start : start + 3])) for start in range(0, len(ids), 3)]
+        assert sum(widths) < sum(in_order)
+        assert widths == sorted(widths)
+
+
+@pytest.mark.usefixtures("small_parts")
+class TestWork:
+    @pytest.mark.parametrize("memory_gib", [8.0, 1e-6])
+    def test_continues_where_it_stopped(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, memory_gib: float
+    ) -> None:
+        config, means = replace(CONFIG, memory_gib=memory_gib), Means(work=tmp_path)
+        expected = evaluate_retrieval(tiny_model, images, config)
+        pairs = int((~expected.itm.isnan()).sum()) if expected.itm is not None else 0
+        hook = stop_after(tiny_model, 12)
+        with pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, images, config, means)
+        hook.remove()
+        (folder,) = tmp_path.iterdir()
+        kept = len(list(folder.glob("process-0/scores-*")))
+        assert kept >= 2
+        seen: list[int] = []
+        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
+        found = evaluate_retrieval(tiny_model, images, config, means)
+        assert sum(seen) < pairs
+        assert found.figures() == expected.figures()
+        assert torch.equal(found.similarity, expected.similarity)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_another_model_or_setting_starts_on_its_own(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
+    ) -> None:
+        hook = stop_after(tiny_model, 7)
+        for config in (CONFIG, replace(CONFIG, candidates=3)):
+            with pytest.raises(StoppedError):
+                evaluate_retrieval(tiny_model, images, config, Means(work=tmp_path))
+        with torch.no_grad():
+            assert tiny_model.itm_head is not None
+            tiny_model.itm_head.fc.bias += 1e-7
+        with pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+        hook.remove()
+        assert len(list(tmp_path.iterdir())) == 3
+        evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_scores_of_other_pairs_are_not_taken(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
+    ) -> None:
+        with pair_scorer(tiny_model, images, CONFIG, Means(work=tmp_path)) as pairs, torch.inference_mode():
+            wanted = torch.arange(len(images))[:, None] == pairs.text_image_index[None]
+            own, others = pairs.score(wanted).match, pairs.score(~wanted).match
+        assert torch.equal(own.isnan(), ~wanted)
+        assert torch.equal(others.isnan(), wanted)
+
+    def test_one_stage_too(self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path) -> None:
+        expected = evaluate_all_pairs(tiny_model, images, CONFIG)
+        hook = stop_after(tiny_model, 9)
+        with pytest.raises(StoppedError):
+            evaluate_all_pairs(tiny_model, images, CONFIG, Means(work=tmp_path))
+        hook.remove()
+        assert evaluate_all_pairs(tiny_model, images, CONFIG, Means(work=tmp_path)) == expected
+
+    def test_the_same_evaluation_twice_at_a_time(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
+    ) -> None:
+        hook = stop_after(tiny_model, 1)
+        with pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+        hook.remove()
+        (folder,) = tmp_path.iterdir()
+        with locked(folder), pytest.raises(FileExistsError, match="another process works in"):
+            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+
+
+def test_scores_that_are_not_numbers(tiny_model: BridgeTower, images: CaptionImages) -> None:
+    tiny_model.matching_head().register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    with pytest.raises(ValueError, match=r"\d+ of \d+ pairs have a score that is NaN"):
+        evaluate_retrieval(tiny_model, images, CONFIG)
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_gives_the_same_figures(
+    tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
+    command += ["--batch-size", "3", "--memory-gib", "1e-6", "--device", "cpu", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(seconds: str, work: Path) -> subprocess.Popen[str]:
+        arguments = [sys.executable, "-c", SLOW, seconds, *command, "--work", str(work)]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    whole = start("0", tmp_path / "whole")
+    killed, work = start("0.2", tmp_path / "work"), tmp_path / "work"
+    deadline = time.monotonic() + PATIENCE
+    while len(list(work.glob("*/process-0/scores-*"))) < 2 and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    scores = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/scores-*")}
+    assert len(scores) >= 2
+    again = start("0", work)
+    outputs = [process.communicate(timeout=PATIENCE) for process in (whole, again)]
+    assert [process.returncode for process in (whole, again)] == [0, 0], outputs
+    figures: list[dict[str, Tensor]] = [json.loads(out) for out, _ in outputs]
+    assert figures[0] == figures[1]
+    assert list(work.iterdir()) == []
