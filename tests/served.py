@@ -66,8 +66,8 @@ class Running:
 
 @contextmanager
 def started(predictor: Predictor, searcher: Searcher | None = None, **settings: Any) -> Iterator[Running]:
-    """Serves a model on a free port."""
-    config = ServeConfig(port=0, **settings)
+    """Serves a model on a free port, without the page unless it is asked for."""
+    config = ServeConfig(port=0, **{"page": False, **settings})
     with listen(config) as listener:
         service = Service(predictor, config, searcher)
         server = server_of(service)

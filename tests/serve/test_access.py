@@ -1,5 +1,6 @@
 """The API key, and the names that a server without one answers to."""
 
+import base64
 from collections.abc import Iterator
 
 import httpx
@@ -12,25 +13,64 @@ KEY = "sesame open"
 BODY = {"input": "a bar"}
 
 
+def basic(password: str, name: str = "") -> str:
+    """What a browser sends of a name and a password."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
 @pytest.fixture(scope="module")
 def locked(predictor: Predictor) -> Iterator[httpx.Client]:
     with running(predictor, api_key=KEY) as client:
         yield client
 
 
-@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer sesame", f"Basic {KEY}", f"Bearer {KEY}!", KEY])
+WRONG = [
+    None,
+    "",
+    "Bearer",
+    "Bearer sesame",
+    f"Bearer {KEY}!",
+    KEY,
+    basic("sesame"),
+    "Basic",
+    f"Basic {KEY}",
+    "Basic /w==",
+]
+
+
+@pytest.mark.parametrize("given", [*WRONG, basic(KEY)])
 def test_wrong_keys(locked: httpx.Client, given: str | None) -> None:
     headers = {} if given is None else {"Authorization": given}
-    for method, path in (
-        ("POST", "/v1/embeddings"),
-        ("GET", "/v1/models"),
-        ("GET", "/openapi.json"),
-        ("GET", "/other"),
-    ):
+    for method, path in (("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("GET", "/v1/other")):
         response = locked.request(method, path, headers=headers, json=BODY if method == "POST" else None)
         error = error_of(response, 401)
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_a_browser_is_asked_for_a_password(locked: httpx.Client, given: str | None) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    for path in ("/", "/openapi.json", "/metrics", "/other"):
+        response = locked.get(path, headers=headers)
+        assert error_of(response, 401)["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"].startswith("Basic realm=")
+
+
+def test_the_key_as_a_password(locked: httpx.Client) -> None:
+    for given in (basic(KEY), basic(KEY, "me").replace("Basic", "basic")):
+        assert locked.get("/metrics", headers={"Authorization": given}).status_code == 200
+
+
+def test_what_other_sites_make_a_browser_send(locked: httpx.Client, client: httpx.Client) -> None:
+    place = client.base_url.netloc.decode()
+    for origin in ("https://evil.example", "null", "http://localhost:1", f"http://{place}.evil.example"):
+        error = error_of(client.post("/v1/embeddings", json=BODY, headers={"Origin": origin}), 403)
+        assert error["code"] == "other_site"
+        error_of(locked.get("/metrics", headers={"Origin": origin, "Authorization": basic(KEY)}), 403)
+        headers = {"Origin": origin, "Authorization": f"Bearer {KEY}"}  # no browser adds this by itself
+        assert locked.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
+    assert client.post("/v1/embeddings", json=BODY, headers={"Origin": f"http://{place}"}).status_code == 200
 
 
 def test_the_right_key(locked: httpx.Client) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bridgetower.analysis.attention import Attention, explain
 from bridgetower.answering import Choice
 from bridgetower.predictor import FilledWord, Predictor, load
 from bridgetower.processor import Resized
@@ -118,6 +119,19 @@ def test_answers(answering_checkpoint: Path) -> None:
         assert [choice.label for choice in outcome if isinstance(choice, Choice)] == [one.label for one in expected]
         probabilities = [choice.probability for choice in outcome if isinstance(choice, Choice)]
         assert probabilities == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def test_attention_among_others(predictor: Predictor) -> None:
+    images, texts = prepared(predictor)
+    looks = [Item(kind="attention", image=image, ids=ids) for image, ids in zip(images, texts, strict=True)]
+    outcomes = compute(predictor, [looks[0], *items_of(predictor), *looks[1:]])
+    for outcome, content, text in zip([outcomes[0], *outcomes[-2:]], PNGS, TEXTS, strict=True):
+        expected = explain(predictor, content, text)
+        assert isinstance(outcome, Attention)
+        assert outcome.words == expected.words
+        torch.testing.assert_close(outcome.maps, expected.maps, atol=1e-6, rtol=0)
+        assert outcome.probability == pytest.approx(expected.probability, abs=1e-6)
+    assert_same(outcomes[1:-2], expected_of(predictor))
 
 
 def test_exported_parts(exported: Path, predictor: Predictor) -> None:

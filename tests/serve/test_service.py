@@ -4,12 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 
+from bridgetower.analysis.attention import explain
 from bridgetower.predictor import Predictor, load
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.service import Service
-from served import TEXTS, URIS
+from served import PNGS, TEXTS, URIS
 
 
 def test_ready_while_it_runs(predictor: Predictor) -> None:
@@ -67,5 +69,20 @@ def test_pairs_are_the_direct_calls(predictor: Predictor) -> None:
         )
         ids = predictor.processor.token_ids(TEXTS)
         assert tokens == service.tokens(images, list(map(tuple, ids))) == 2 * 5 + sum(map(len, ids))
+
+    asyncio.run(test())
+
+
+def test_an_explanation_is_the_direct_call(predictor: Predictor) -> None:
+    async def test() -> None:
+        service = Service(predictor, ServeConfig())
+        async with service.running():
+            found = await service.explanation(URIS[0], TEXTS[0])
+            with pytest.raises(ApiError, match="no word"):
+                await service.explanation(URIS[0], "<mask>")
+        expected = explain(predictor, PNGS[0], TEXTS[0])
+        torch.testing.assert_close(found.maps, expected.maps, atol=1e-6, rtol=0)
+        assert found.view.tobytes() == expected.view.tobytes()
+        assert (found.text, found.words) == (TEXTS[0], expected.words)
 
     asyncio.run(test())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -17,35 +17,43 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.predictor import Predictor
-from bridgetower.processor import ImageLike, Processor
+from bridgetower.processor import ImageLike, Processor, Resized
 
 _VIEW_SIDE = 480  # pixels, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explanation:
+class Attention:
     """What each word of a text looks at in a picture, layer by layer.
 
     Attributes:
-        text: As given.
         words: Of the text; a word of several tokens is their mean.
         maps: Attention of each word over the patches, mean over the heads, renormalised so that each map sums to 1:
             [layers, words, rows, columns].
         prefix_shares: What went to the image's class token instead (and to a distillation token) before the maps were
             renormalised: [layers, words].
         probability: That picture and text match; None for a model without matching head.
-        view: The part of the picture that the model sees, in its proportions.
     """
 
-    text: str
     words: tuple[str, ...]
     maps: Float[Tensor, "k w r c"] = field(repr=False)
     prefix_shares: Float[Tensor, "k w"] = field(repr=False)
     probability: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(Attention):
+    """Attention together with what it is of.
+
+    Attributes:
+        text: As given.
+        view: The part of the picture that the model sees, in its proportions.
+    """
+
+    text: str
     view: Image.Image = field(repr=False)
 
 
-@torch.inference_mode()
 def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool = False) -> Explanation:
     """Looks into the cross-attention from the text stream to the image stream.
 
@@ -61,11 +69,28 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
     Raises:
         ValueError: The text has no word or is too long, or the picture cannot be used.
     """
+    processor = predictor.processor
+    (ids,) = processor.token_ids([text], truncate=truncate)
+    found = attention_of(predictor, processor.prepare(image), ids)
+    return Explanation(text=text, view=view_of(processor, image), **vars(found))
+
+
+@torch.inference_mode()
+def attention_of(predictor: Predictor, image: Resized, ids: Sequence[int]) -> Attention:
+    """Does the part of `explain` that needs the model.
+
+    Args:
+        predictor: The loaded model.
+        image: The prepared picture.
+        ids: Of the text.
+
+    Raises:
+        ValueError: The text has no word.
+    """
     model, processor = predictor.model, predictor.processor
-    ids = processor.token_ids([text], truncate=truncate)[0]
-    words, tokens = _words(processor, ids)
+    words, tokens = words_of(processor, ids)
     parameter = next(model.parameters())
-    pixel_values = processor.images([image]).to(parameter.device, parameter.dtype)
+    pixel_values = processor.normalise(image.pixels[None]).to(parameter.device, parameter.dtype)
     encoded_image = model.encode_image(pixel_values)
     encoded_text = model.encode_text(processor.pad([ids]).input_ids.to(parameter.device))
     weights, pooled = cross_attention(model, encoded_image, encoded_text)
@@ -73,13 +98,11 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // model.config.vision.patch_size
     maps = patches / patches.sum(dim=-1, keepdim=True)
-    return Explanation(
-        text=text,
+    return Attention(
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),
         probability=None if model.itm_head is None else float(model.itm_logits(pooled).float().softmax(dim=-1)[0, 1]),
-        view=_view(processor, image),
     )
 
 
@@ -126,8 +149,12 @@ def _outputs(layers: list[FusionLayer]) -> Iterator[list[tuple[Tensor, Tensor]]]
     outputs += [(caught[number, "query"], caught[number, "key_value"]) for number in range(len(layers))]
 
 
-def _words(processor: Processor, ids: list[int]) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Groups tokens to words; returns each word and the positions of its tokens."""
+def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Groups tokens to words; returns each word and the positions of its tokens.
+
+    Raises:
+        ValueError: There is no word.
+    """
     positions: list[list[int]] = []
     for position, token in enumerate(ids):
         if token in processor.special_ids:
@@ -147,7 +174,7 @@ def _of_words(attention: Float[Tensor, "k l p"], positions: list[list[int]]) -> 
     return torch.stack([attention[:, places].mean(dim=1) for places in positions], dim=1)
 
 
-def _view(processor: Processor, image: ImageLike) -> Image.Image:
+def view_of(processor: Processor, image: ImageLike) -> Image.Image:
     """The square that the model sees of a picture, with as many pixels as are pleasant to look at."""
     config = processor.config
     factor = -(-_VIEW_SIDE // config.image_size)

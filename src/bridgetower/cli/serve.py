@@ -34,7 +34,7 @@ def serve(
     Requests that come together are computed together, whatever they ask for. When more wait than the queue takes,
     further ones get status 429 and are told when to come back. On SIGTERM or Ctrl-C what was taken in is finished
     first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the
-    machine sees it. The description of all requests, with examples, is at /openapi.json.
+    machine sees it. The description of all requests, with examples, is at /openapi.json; a page for people is at /.
 
     Examples: bridgetower serve
               bridgetower serve --index photos.lance

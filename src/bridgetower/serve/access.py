@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 
@@ -9,6 +10,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bridgetower.serve.errors import ApiError
+
+API = "/v1/"
+"""Begins the paths that programs ask."""
 
 OPEN = frozenset({"/health", "/ready"})
 """Paths that tell nothing and need no key."""
@@ -19,8 +23,10 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 class Access:
     """Turns away who has not the key, before anything else of a request is read.
 
-    A server without a key answers only to requests for this machine by one of its own names. Otherwise a page in a
-    browser on it could ask for a name of its own that it has pointed here (DNS rebinding).
+    A browser has no key to send but asks for a password, which is the key. It would send it for any other site too, and
+    reach a server without a key on its own machine; so what another site makes it send is refused, and a server without
+    a key answers only to requests for this machine by one of its own names (another name may have been pointed here:
+    DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, host: str) -> None:
@@ -29,24 +35,54 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on or refuses it."""
-        if scope["type"] != "lifespan" and scope["path"] not in OPEN and (error := self._error(Headers(scope=scope))):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+        elif error := self._error(Headers(scope=scope), scope["path"]):
             await error.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
-    def _error(self, headers: Headers) -> ApiError | None:
+    def _error(self, headers: Headers, path: str) -> ApiError | None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if self._key is not None and scheme.lower() == "bearer" and self._is_key(given.strip()):
+            return None
+        if not _from_here(headers):
+            return ApiError(403, "this server answers no other site's pages", code="other_site")
         if self._key is None:
             return None if _name(headers.get("host", "")) in self._names else _wrong_name()
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(_digest(given.strip()), self._key):
+        if path.startswith(API):
+            message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
+            return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        if scheme.lower() == "basic" and self._is_key(_password(given.strip())):
             return None
-        message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
-        return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        message = "the API key is missing or wrong; give it as the password, with any name"
+        return ApiError(
+            401, message, headers={"WWW-Authenticate": 'Basic realm="BridgeTower: the password is the key"'}
+        )
+
+    def _is_key(self, given: str) -> bool:
+        return self._key is not None and hmac.compare_digest(_digest(given), self._key)
 
 
 def _digest(key: str) -> bytes:
     """Of one length, so that comparing takes the same time for any key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _password(credentials: str) -> str:
+    """The password in what a browser sends."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
+def _from_here(headers: Headers) -> bool:
+    """Whether no browser says that another site's page has sent a request."""
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
 
 
 def _name(host: str) -> str:

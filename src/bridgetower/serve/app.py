@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import bridgetower
+from bridgetower.engines.packages import is_installed
 from bridgetower.serve import embeddings, models, pairs, rerank
-from bridgetower.serve.access import OPEN, Access
+from bridgetower.serve.access import API, OPEN, Access
 from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.limits import Limits
 from bridgetower.serve.metrics import Counting
 from bridgetower.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 _MIB = 2**20
 
 
 def build_app(service: Service) -> FastAPI:
     """Returns the application around a service; the service runs while the application does."""
+    page = _page(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), page.router.lifespan_context(page) if page else nullcontext():
             yield
 
     app = FastAPI(
@@ -40,12 +46,35 @@ def build_app(service: Service) -> FastAPI:
         app.include_router(routes.router)
     app.include_router(_search(service))
     add_handlers(app)
+    if page:
+        app.router.default = _either(page, app.router.default)
     config = service.config
-    app.add_middleware(Limits, prefix="/v1/", max_body=config.max_body * _MIB, timeout=config.timeout)
+    app.add_middleware(Limits, max_body=config.max_body * _MIB, timeout=config.timeout)
     app.add_middleware(Access, api_key=config.api_key, host=config.host)
     app.add_middleware(Counting, metrics=service.metrics)
     _describe_errors(app, with_key=config.api_key is not None)
     return app
+
+
+def _page(service: Service) -> FastAPI | None:
+    """Returns the page for people, if it is wanted and can be had."""
+    if not service.config.page:
+        return None
+    if not is_installed("gradio"):
+        logger.info("no page at /: it needs pip install 'bridgetower[page]'")
+        return None
+    from bridgetower.serve.page.mount import page_app  # takes seconds, and another extra
+
+    return page_app(service)
+
+
+def _either(page: ASGIApp, not_found: ASGIApp) -> ASGIApp:
+    """Returns what answers where the API has no route: the page, but not under the API's own prefix."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await (not_found if scope["path"].startswith(API) else page)(scope, receive, send)
+
+    return answer
 
 
 def _search(service: Service) -> APIRouter:

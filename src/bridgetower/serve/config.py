@@ -27,6 +27,7 @@ class ServeConfig:
         max_items: Most items in one request.
         allow_host: Hosts from which pictures are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
+        page: Show a page for people at /, if the extra `page` is installed.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +41,7 @@ class ServeConfig:
     max_pixels: int = 40
     max_items: int = 1024
     allow_host: tuple[str, ...] = ()
+    page: bool = True
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""

@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from bridgetower.analysis.attention import Attention, attention_of
 from bridgetower.answering import Choice, choices
 from bridgetower.model.bridgetower import EncodeRead
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.predictor import FilledWord, Predictor, classified, matched, unit
 from bridgetower.processor import Resized
 
-Kind = Literal["embedding", "match", "answer", "fill_mask"]
+Kind = Literal["embedding", "match", "answer", "fill_mask", "attention"]
 Tokens = tuple[int, ...]
-Outcome = Tensor | float | list[Choice] | list[list[FilledWord]]
+Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
 
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
 
@@ -30,7 +31,8 @@ class Item:
     """One thing to be computed.
 
     Attributes:
-        kind: An `embedding` is of the picture, the text or both; every other kind takes both.
+        kind: An `embedding` is of the picture, the text or both; every other kind takes both. The text of a `fill_mask`
+            has a mask, that of an `attention` a word.
         image: The picture. One object in several items is encoded once.
         ids: The text's token ids, likewise.
         top: Answers, or words per mask.
@@ -42,9 +44,13 @@ class Item:
     top: int = 1
 
     @property
-    def is_pair(self) -> bool:
-        """Whether picture and text are fused."""
-        return self.image is not None and self.ids is not None
+    def part(self) -> Literal["images", "texts", "pairs", "attention"]:
+        """What has to be run for it."""
+        if self.image is None:
+            return "texts"
+        if self.ids is None:
+            return "images"
+        return "attention" if self.kind == "attention" else "pairs"
 
 
 @torch.inference_mode()
@@ -52,7 +58,8 @@ def compute(predictor: Predictor, items: Sequence[Item]) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns.
 
     What is fused is encoded in one run of each tower and fused together, those with masks apart, as something else is
-    read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read.
+    read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read. Attention is
+    looked at pair by pair.
     """
     batch = _Batch(predictor)
 
@@ -60,11 +67,12 @@ def compute(predictor: Predictor, items: Sequence[Item]) -> list[Outcome]:
         return [items[number] for number in numbers]
 
     return _assembled(
-        ["pairs" if item.is_pair else "images" if item.ids is None else "texts" for item in items],
+        [item.part for item in items],
         {
             "pairs": lambda numbers: batch.pairs(given(numbers)),
             "images": lambda numbers: batch.image_vectors(given(numbers)),
             "texts": lambda numbers: batch.text_vectors(given(numbers)),
+            "attention": lambda numbers: batch.attention(given(numbers)),
         },
     )
 
@@ -98,6 +106,13 @@ class _Batch:
                 True: lambda numbers: self._filled(fused(numbers, "text").text, [items[n] for n in numbers]),
             },
         )
+
+    def attention(self, items: Sequence[Item]) -> list[Outcome]:
+        return [
+            attention_of(self.predictor, item.image, item.ids)
+            for item in items
+            if item.image is not None and item.ids is not None
+        ]
 
     def _pooled(self, pooled: Tensor, items: Sequence[Item]) -> list[Outcome]:
         return _assembled(

@@ -9,6 +9,9 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
+
+from bridgetower.analysis.attention import view_of
 from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor, Resized
 from bridgetower.serve.errors import ApiError
@@ -70,6 +73,10 @@ class Inputs:
         if sum(map(len, texts)) <= _AT_ONCE:
             return self._texts(texts, param, truncate)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._texts, texts, param, truncate)
+
+    def view(self, source: str) -> Image.Image:
+        """Returns the part of a picture that the model sees; the picture must be one that `images` has taken."""
+        return view_of(self._processor, self._content(source))
 
     def close(self) -> None:
         """Ends the threads."""

@@ -14,30 +14,33 @@ from bridgetower.serve.errors import ApiError, failure
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_BODY = ("GET", "HEAD")
 _BODIES = 8  # of the largest size that are held at once
 
 
 class Limits:
-    """Reads the body of a request to the API within limits, then lets the application answer it in time.
+    """Reads the body of a request within limits, then lets the application answer it in time.
+
+    Requests without a body are passed on as they are: what they ask for takes no time, or is the page's stream of
+    events, which lasts.
 
     A request whose client leaves is dropped: what it still waits for is not computed.
     """
 
-    def __init__(self, app: ASGIApp, *, prefix: str, max_body: int, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, timeout: float) -> None:
         """Wraps an application.
 
         Args:
             app: What answers.
-            prefix: Of the paths that are limited.
             max_body: Bytes of one body.
             timeout: Seconds for a whole request.
         """
-        self._app, self._prefix, self._max_body, self._timeout = app, prefix, max_body, timeout
+        self._app, self._max_body, self._timeout = app, max_body, timeout
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or says why not."""
-        if scope["type"] != "http" or not scope["path"].startswith(self._prefix):
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
             await self._app(scope, receive, send)
             return
         body = bytearray()

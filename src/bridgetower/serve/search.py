@@ -69,20 +69,30 @@ class SearchResponse(Listed[Picture]):
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find pictures of the index by a text, by a picture, or by both."""
+    hits, tokens = await found(body, service)
+    data = [
+        Picture(rank=rank, **{name: getattr(hit, name) for name in Picture.model_fields if name != "rank"})
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+
+
+async def found(body: SearchRequest, service: Service) -> tuple[list[Hit], int]:
+    """Returns what a search finds, and the tokens that were read for it.
+
+    Raises:
+        ApiError: The request cannot be met.
+        QueueFullError: There is no room.
+    """
     searcher = service.searcher
-    assert searcher is not None, "the route is there only with an index"
+    assert searcher is not None, "searches are there only with an index"
     try:
         rerank = searcher.num_candidates(body.query, body.image, body.top, body.rerank, body.against)
     except ValueError as error:
         raise ApiError(400, str(error)) from error
     given = sum(part is not None for part in (body.query, body.image))
     with service.admission(given + rerank, "rerank", body.model):
-        hits, tokens = await _found(body, service, searcher, rerank)
-    data = [
-        Picture(rank=rank, **{name: getattr(hit, name) for name in Picture.model_fields if name != "rank"})
-        for rank, hit in enumerate(hits, start=1)
-    ]
-    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+        return await _found(body, service, searcher, rerank)
 
 
 async def _found(body: SearchRequest, service: Service, searcher: Searcher, rerank: int) -> tuple[list[Hit], int]:
@@ -95,7 +105,7 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
-        found = await asyncio.to_thread(
+        nearest = await asyncio.to_thread(
             searcher.index.nearest,
             vector,
             max(body.top, rerank),
@@ -105,8 +115,8 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
-    matched, tokens = await _matched(service, searcher, found[:rerank], texts)
-    ranked = [*matched, *((one, None) for one in found[rerank:])][: body.top]
+    matched, tokens = await _matched(service, searcher, nearest[:rerank], texts)
+    ranked = [*matched, *((one, None) for one in nearest[rerank:])][: body.top]
     return [searcher.hit(one, probability) for one, probability in ranked], service.tokens(images, texts) + tokens
 
 

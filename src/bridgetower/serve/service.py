@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import torch
 from fastapi import Depends, Request
 
+from bridgetower.analysis.attention import Explanation, words_of
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
@@ -165,6 +166,26 @@ class Service:
             self._check_masks(words, params[1])
         items = [Item(kind=kind, image=pictures[image], ids=words[text], top=top) for image, text in pairs]
         return await self.batcher.submit(items), self.tokens(pictures, words)
+
+    async def explanation(self, image: str, text: str) -> Explanation:
+        """Looks where the words of a text look in a picture, as `analysis.attention.explain` does.
+
+        Args:
+            image: As requests hold it.
+            text: What is said of it.
+
+        Raises:
+            ApiError: An input cannot be used.
+        """
+        (picture,) = await self.inputs.images([image], "image")
+        (ids,) = await self.inputs.texts([text], "text", truncate=False)
+        try:
+            words_of(self.predictor.processor, ids)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="text") from error
+        (attention,) = await self.batcher.submit([Item(kind="attention", image=picture, ids=ids)])
+        view = await asyncio.to_thread(self.inputs.view, image)
+        return Explanation(text=text, view=view, **vars(attention))
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
         """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""

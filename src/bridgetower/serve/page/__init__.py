@@ -1,0 +1,1 @@
+"""The page for people at `/`; the only place that knows Gradio."""
