@@ -10,21 +10,20 @@ from typing import Any
 import pytest
 import torch
 from fitting import KINDS
+from freezing import prepared, recomputed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.frozen import FrozenExamples, StoredOutputs, StoredViews, key_ids
+from bridgetower.data.frozen import StoredViews
 from bridgetower.data.sampling import BatchKey
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.training.config import RunConfig
-from bridgetower.training.frozen import FOLDER, frozen_examples
-from bridgetower.training.loop import make_fabric
+from bridgetower.training.frozen import FOLDER
 from bridgetower.training.run import train
-from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.work import Work, plan
+from bridgetower.training.work import Work
 from folders import same_weights, snapshot
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
@@ -44,33 +43,6 @@ def all_runs(runs: dict[str, RunConfig], tiny_dataset: Path, tiny_checkpoint: Pa
         kind: replace(run, freeze_towers=True, frozen_views=3)
         for kind, run in (runs | {"pretraining": captions}).items()
     }
-
-
-def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, Work, FrozenExamples]:
-    """Model, work and examples of a run as `train` makes them."""
-    out.mkdir(exist_ok=True)
-    checkpoint = starting_checkpoint(config)
-    model = checkpoint.model().train()
-    work = plan(config, checkpoint, model)
-    return model, work, frozen_examples(config, model, work, out, make_fabric(config), progress=False)
-
-
-def recomputed(batch: Any, work: Work, examples: FrozenExamples) -> Any:
-    """The same batch with pixels and token ids."""
-    pictures, processor = work.pictures[0], work.pictures[0].processor
-    frozen, pictures.frozen = pictures.frozen, None
-    assert frozen is not None
-    assert examples.texts is not None
-    keys = {row: key for key, row in examples.texts._row_of.items()}
-    values: dict[str, Tensor] = {}
-    for name, value in vars(batch).items():
-        if isinstance(value, StoredViews):
-            places = [frozen.place(row) for row in value.rows]
-            values[name] = torch.cat([pictures.views([image], draws, column) for image, column, draws in places])
-        elif isinstance(value, StoredOutputs):
-            values[name] = processor.pad([key_ids(keys[row]).tolist() for row in value.rows]).input_ids
-    pictures.frozen = frozen
-    return replace(batch, **values)
 
 
 def step(model: BridgeTower, work: Work, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -111,6 +111,7 @@ class RunConfig:
             It is computed once and kept in the run's folder.
         frozen_views: With `freeze_towers`, views of each picture that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
+        align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
         max_steps: Optimiser steps; give either this or `max_epochs`.
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Of the forward pass; weights and optimiser stay in float32.
@@ -141,6 +142,7 @@ class RunConfig:
     checkpoint_activations: tuple[Part, ...] = ()
     freeze_towers: bool = False
     frozen_views: int = 1
+    align_first: int = 0
     max_steps: int | None = None
     max_epochs: int | None = None
     precision: Precision = "fp32"
@@ -211,6 +213,10 @@ class RunConfig:
             raise ValueError(f"frozen_views is {self.frozen_views}; expected at least 1")
         if self.frozen_views > 1 and not self.freeze_towers:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
+        if self.align_first < 0 or (self.align_first and not self.freeze_towers):
+            raise ValueError(f"align_first is {self.align_first}; expected at least 0, and 0 without freeze_towers")
+        if self.align_first and not isinstance(self.task, PretrainingConfig):
+            raise ValueError(f"align_first compares pictures with captions; leave it out for {self.task.kind}")
         ignored = [part for part in self.checkpoint_activations if part != "fusion"]
         if self.freeze_towers and ignored:
             raise ValueError(

@@ -10,6 +10,7 @@ from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import process_group
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.training.alignment import align_projections
 from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
@@ -68,6 +69,8 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     work = plan(config, checkpoint, model)
     if config.freeze_towers:
         work = replace(work, examples=frozen_examples(config, model, work, out, fabric, progress=progress))
+    if config.align_first and not (out / STATE).exists():  # the state holds what came of it
+        align_projections(config, model, work.examples, fabric, progress=progress)
     parts = _parts(config, checkpoint, model, work)
     figures = fit(parts, fabric, out, resume=resume, progress=progress)
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.

@@ -1,0 +1,118 @@
+"""Projections aligned by ITC before the fusion encoder learns to read them: `align_first`."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.sampling import Examples, StepSampler, derive_seed
+from bridgetower.distributed import rank
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.progress import step_bars
+from bridgetower.tasks.losses import info_nce
+from bridgetower.training.config import RunConfig
+from bridgetower.training.loop import Fabric
+
+logger = logging.getLogger(__name__)
+
+LR = 1e-2
+"""Learning rate of AdamW at the first step; it falls linearly to 0. Nothing else is trained, so nothing is upset."""
+
+
+class Alignment(nn.Module):
+    """ITC of what the projections hand to the fusion encoder: one contrast for each tower layer that is handed over.
+
+    An image or a text is the mean of its projected tokens, since it is tokens that cross-attention compares. As with
+    the contrastive head (paper, section "Pre-training Objectives"), the temperature is learnt and starts at 0.07.
+    """
+
+    def __init__(self, model: BridgeTower) -> None:
+        super().__init__()
+        self.model = model
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
+        """Returns the mean of the contrastive losses of all handed layers."""
+        images = self.model.encode_image(batch.pixel_values)
+        texts = self.model.encode_text(batch.input_ids, batch.attention_mask)
+        losses = []
+        for image, text in zip(images.layers, texts.layers, strict=True):
+            features = _mean(image, images.mask), _mean(text, texts.mask)
+            losses.append(
+                info_nce(features, batch.image_index, features, batch.image_index, logit_scale=self.log_scale.exp())
+            )
+        return torch.stack(losses).mean()
+
+    def trained(self) -> list[nn.Parameter]:
+        """Returns what is trained: the projections of both towers, and the temperature."""
+        projections = self.model.image_projections, self.model.text_projections
+        return [self.log_scale, *(weight for module in projections for weight in module.parameters())]
+
+
+def align_projections(
+    config: RunConfig, model: BridgeTower, examples: Examples, fabric: Fabric, *, progress: bool
+) -> None:
+    """Trains the projections of frozen towers by ITC, and nothing else, for `config.align_first` steps.
+
+    What comes out depends on the config and the data alone, so a run that was killed before its first checkpoint does
+    the same again. Every process does all of it.
+
+    Args:
+        config: Of the run.
+        model: With frozen towers, on its device; its projections are changed.
+        examples: Captions with stored outputs of the towers.
+        fabric: From `make_fabric`.
+        progress: Show a bar.
+    """
+    task = Alignment(model).to(fabric.device)
+    parameters = task.trained()
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+    first = last = math.nan
+    with step_bars(shown=progress and rank() == 0) as bars:
+        bar = bars.add_task("aligning projections", total=config.align_first, figures="")
+        for step, batch in enumerate(_batches(config, examples)):
+            optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
+            with fabric.autocast():
+                loss: Tensor = task(batch.to(fabric.device))
+            gradients = torch.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            last = loss.item()
+            first = last if step == 0 else first
+            bars.update(bar, advance=1, figures=f"itc {last:.3f}")
+    for parameter in parameters:
+        parameter.grad = None
+    logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
+
+
+def _batches(config: RunConfig, examples: Examples) -> DataLoader[CaptionBatch]:
+    sampler = StepSampler(
+        len(examples),
+        batch_size=config.batch_size,
+        micro_batches=1,
+        steps=range(config.align_first),
+        seed=derive_seed(config.seed, "alignment"),
+    )
+    loader: DataLoader[CaptionBatch] = DataLoader(
+        examples,  # type: ignore[arg-type]  # a Dataset in all but name
+        sampler=sampler,
+        batch_size=None,
+        num_workers=config.data.num_workers,
+    )
+    return loader
+
+
+def _mean(tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None) -> Tensor:
+    """Returns the L2-normalised mean over the tokens that are not padding, [b, d]."""
+    if mask is None:
+        return F.normalize(tokens.mean(dim=1), dim=-1)
+    weights = mask[..., None].to(tokens.dtype)
+    return F.normalize((tokens * weights).sum(dim=1), dim=-1)

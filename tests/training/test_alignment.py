@@ -1,0 +1,127 @@
+"""Projections are aligned, they alone, with the gradients of towers that are asked, and the same again after a kill."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freezing import prepared, recomputed
+from torch import Tensor
+
+import shapes
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.sampling import BatchKey
+from bridgetower.tasks.config import PretrainingConfig, RankingConfig
+from bridgetower.training.alignment import Alignment, align_projections
+from bridgetower.training.config import RunConfig
+from bridgetower.training.loop import make_fabric
+from bridgetower.training.run import train
+from folders import same_weights
+
+BATCH = BatchKey(tuple(range(6)), 3)
+
+
+@pytest.fixture
+def config(tiny_dataset: Path, tiny_checkpoint: Path) -> RunConfig:
+    return shapes.run_config(
+        tiny_dataset,
+        init=str(tiny_checkpoint),
+        task=PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),)),
+        freeze_towers=True,
+        frozen_views=2,
+        align_first=5,
+        checkpoint_every=2,
+    )
+
+
+def gradients(task: Alignment, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and what it says of every parameter."""
+    task.zero_grad(set_to_none=True)
+    loss = task(batch)
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+
+
+class TestLoss:
+    def test_is_that_of_towers_that_are_asked(self, config: RunConfig, tmp_path: Path) -> None:
+        model, work, examples = prepared(config, tmp_path)
+        model.eval()  # towers that are asked in training draw dropout
+        task, batch = Alignment(model), examples[BATCH]
+        loss, found = gradients(task, batch)
+        expected = gradients(task, recomputed(batch, work, examples))
+        assert abs(float(loss - expected[0])) < 1e-6
+        assert found.keys() == expected[1].keys()
+        assert all(torch.allclose(found[name], expected[1][name], atol=1e-6) for name in found)
+        assert {id(value) for value in task.trained()} <= {id(value) for name, value in task.named_parameters()}
+        assert not any(".vision." in name or ".text." in name or ".fusion." in name for name in found)
+
+    def test_padding_does_not_count(self, config: RunConfig, tmp_path: Path) -> None:
+        model, _, examples = prepared(config, tmp_path)
+        batch: Any = examples[BATCH]
+        assert batch.attention_mask is not None
+        ids = torch.randint(5, 50, batch.attention_mask.shape, generator=torch.Generator().manual_seed(0))
+        plain = replace(batch, input_ids=ids)
+        other = replace(batch, input_ids=ids.where(batch.attention_mask.bool(), ids + 1))
+        control = replace(batch, input_ids=ids.where(~batch.attention_mask.bool(), ids + 1))
+        task = Alignment(model.eval())
+        with torch.no_grad():
+            assert torch.allclose(task(plain), task(other), atol=1e-6)
+            assert not torch.allclose(task(plain), task(control), atol=1e-4)
+
+
+class TestAligning:
+    def test_only_the_projections_change_and_the_loss_falls(self, config: RunConfig, tmp_path: Path) -> None:
+        model, _, examples = prepared(config, tmp_path)
+        before, batch = {name: value.clone() for name, value in model.state_dict().items()}, examples[BATCH]
+        with torch.no_grad():
+            untrained = Alignment(model)(batch)
+        align_projections(replace(config, align_first=30), model, examples, make_fabric(config), progress=False)
+        with torch.no_grad():
+            assert Alignment(model)(batch) < untrained - 0.1
+        changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+        assert changed == {"image_projections", "text_projections"}
+        assert all(value.grad is None for value in model.parameters())
+
+    def test_in_half_precision(self, config: RunConfig, tmp_path: Path) -> None:
+        config = replace(config, precision="bf16")
+        model, _, examples = prepared(config, tmp_path)
+        before = model.image_projections[0].weight.clone()
+        align_projections(config, model, examples, make_fabric(config), progress=False)
+        assert model.image_projections[0].weight.dtype == torch.float32
+        assert not model.image_projections[0].weight.equal(before)
+
+
+class TestRun:
+    def test_begins_with_aligned_projections(self, config: RunConfig, tmp_path: Path) -> None:
+        train(config, tmp_path / "aligned", progress=False)
+        train(replace(config, align_first=0), tmp_path / "not", progress=False)
+        losses = [
+            json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+            for name in ("aligned", "not")
+        ]
+        assert losses[0] != losses[1]
+
+    @pytest.mark.parametrize("step", [1, 4])  # before the first checkpoint, and after it
+    def test_stopped_and_continued_it_ends_with_the_same_bits(
+        self, config: RunConfig, stop_at: Callable[..., None], tmp_path: Path, step: int
+    ) -> None:
+        figures = train(config, tmp_path / "whole", progress=False)
+        stop_at(step, tmp_path / "run", config=config)
+        assert train(config, tmp_path / "run", resume=True, progress=False) == figures
+        assert same_weights(tmp_path / "run" / "last", tmp_path / "whole" / "last")
+        towers = [read_checkpoint(path).tensors for path in (Path(str(config.init)), tmp_path / "run" / "last")]
+        assert all(towers[0][name].equal(towers[1][name]) for name in towers[0] if name.startswith("vision."))
+
+
+class TestConfig:
+    @pytest.mark.parametrize("changes", [{"align_first": -1}, {"freeze_towers": False, "frozen_views": 1}])
+    def test_needs_frozen_towers(self, config: RunConfig, changes: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"align_first is -?\d; expected at least 0, and 0 without freeze_towers"):
+            replace(config, **changes)
+
+    def test_needs_captions(self, config: RunConfig) -> None:
+        with pytest.raises(ValueError, match="align_first compares pictures with captions; leave it out for ranking"):
+            replace(config, task=RankingConfig())
