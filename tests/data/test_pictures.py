@@ -39,3 +39,14 @@ def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processo
 def test_another_kind(folder: Path, tiny_processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"has no column questions; .* use a set of kind vqa"):
         Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, kind="vqa")
+
+
+def test_sets_that_are_only_trained_on(folder: Path, tiny_processor: Processor) -> None:
+    data = DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1, 3))
+    both = Pictures(data, ("train", "validation"), tiny_processor, kind="nlvr2")
+    assert len(both) == 13 + 8
+    assert both.image_ids[13:] == both.image_ids[:8]
+    assert [both.repeats(image) for image in (0, 12, 13, 20)] == [1, 1, 3, 3]
+    assert len(Pictures(data.as_evaluated(), "validation", tiny_processor, kind="nlvr2")) == 5
+    with pytest.raises(ValueError, match="expected one positive number each"):
+        DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1,))

@@ -7,27 +7,36 @@ from typing import Any
 
 import pytest
 
-import asked
 import miniature
 import originals
+from bridgetower import cli
 from bridgetower.data.glue import GLUE
 from bridgetower.tasks.config import GLUE_FIGURES
 from bridgetower.training.recipes import RECIPES as ALL_RECIPES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
 STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
-RECIPES = {
-    "vqav2-base": ("vqa", "vqav2", ("--model.heads.vqa", len(asked.ANSWERS))),
-    "vqav2-base-no-pretraining": ("vqa", "vqav2", ("--model.heads.vqa", len(asked.ANSWERS))),
-    "snli-ve": ("snli-ve", "snli-ve", ()),
-    "nlvr2": ("nlvr2", "nlvr2", ()),
-}
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sets")
-    return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+    """VQAv2, VG-QA, SNLI-VE and NLVR2, prepared from miniatures of their original files."""
+    folder = tmp_path_factory.mktemp("published")
+    writers = {
+        "vqav2": miniature.write_vqav2,
+        "vgqa": miniature.write_visual_genome,
+        "snli-ve": miniature.write_snli_ve,
+        "nlvr2": miniature.write_nlvr2,
+    }
+    for name, write in writers.items():
+        write(folder / "originals" / name)
+    miniature.write_coco(folder / "originals" / "vgqa")
+    splits = {"nlvr2": ("--splits", "train", "validation", "test1", "test2")}
+    splits["vgqa"] = ("--answers", str(folder / "vqav2"))
+    for name in writers:
+        source = ("--source", str(folder / "originals" / name))
+        cli.main(["prepare", name, *source, "--out", str(folder / name), *splits.get(name, ())])
+    return {name: folder / name for name in writers}
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +47,82 @@ def original_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return originals.write_glue(folder)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_train_evaluate_submit(
-    run: Callable[..., list[Any]], tiny_checkpoint: Path, sets: dict[str, Path], tmp_path: Path, recipe: str
-) -> None:
-    kind, benchmark, heads = RECIPES[recipe]
-    train = ["train", recipe, "--init", tiny_checkpoint, "--data.folders", sets[kind], "--out", tmp_path / "run"]
-    (trained,) = run(*train, *SMALL, *STEPS, *heads)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 3 if kind != "nlvr2" else 2))
-    evaluate = ["evaluate", tmp_path / "run" / "last", benchmark, "--data", sets[kind]]
-    (report,) = run(*evaluate, "--split", "validation", "--out", tmp_path / "validation")
-    assert json.loads((tmp_path / "validation" / "metrics.json").read_text()) == report
-    assert (report["benchmark"], report["split"], report["protocol"]) == (benchmark, "validation", "honest")
-    figure = "vqa_score" if kind == "vqa" else "accuracy"
-    assert report[figure] == pytest.approx(trained[figure])
-    (report,) = run(*evaluate, "--split", "test", "--out", tmp_path / "test")
-    assert figure not in report
-    rows = (tmp_path / "test" / "predictions.jsonl").read_text().splitlines()
-    assert len(rows) == report["num_questions" if kind == "vqa" else "num_statements"]
-    submission = {"vqa": "submission.json", "nlvr2": "submission.csv"}.get(kind)
-    assert {path.name for path in (tmp_path / "test").iterdir()} == {
-        "metrics.json",
-        "predictions.jsonl",
-        *([submission] if submission else []),
-    }
+class Work:
+    """What the commands make of a recipe: a trained model, and what evaluations of it print and leave."""
+
+    def __init__(self, run: Callable[..., list[Any]], checkpoint: Path, folder: Path) -> None:
+        self.run, self.checkpoint, self.folder = run, checkpoint, folder
+
+    def train(self, recipe: str, data: Path, *options: object) -> dict[str, Any]:
+        train = ["train", recipe, "--init", self.checkpoint, "--data.folders", data, "--out", self.folder / "run"]
+        (figures,) = self.run(*train, *SMALL, *STEPS, *options)
+        lines = [json.loads(line) for line in (self.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line["kind"] == "train"][:2] == [1, 2]
+        return figures
+
+    def evaluate(self, benchmark: str, data: Path, split: str, *options: object) -> tuple[dict[str, Any], list[str]]:
+        """The report, and the names of the files beside `metrics.json`."""
+        out = self.folder / f"{split}{len(options)}"
+        command = ["evaluate", self.folder / "run" / "last", benchmark, "--data", data, "--split", split, "--out", out]
+        (report,) = self.run(*command, *options)
+        assert json.loads((out / "metrics.json").read_text()) == report
+        assert (report["benchmark"], report["split"]) == (benchmark, split)
+        return report, sorted(path.name for path in out.iterdir() if path.name != "metrics.json")
+
+    def lines(self, split: str, file: str) -> list[str]:
+        return (self.folder / f"{split}0" / file).read_text().splitlines()
+
+
+@pytest.fixture
+def work(run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, sets: dict[str, Path]) -> Work:
+    return Work(run, tiny_checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["vqav2-base", "vqav2-base-no-pretraining"])
+def test_vqav2(work: Work, sets: dict[str, Path], recipe: str) -> None:
+    trained = work.train(recipe, sets["vqav2"], "--model.heads.vqa", 3, "--data.train-only", sets["vgqa"])
+    report, files = work.evaluate("vqav2", sets["vqav2"], "validation")
+    assert report["vqa_score"] == pytest.approx(trained["vqa_score"])
+    assert (report["num_questions"], report["protocol"]) == (20, "honest")
+    paper, _ = work.evaluate("vqav2", sets["vqav2"], "validation", "--protocol", "paper")
+    assert (paper["num_questions"], paper["protocol"]) == (15, "paper")
+    assert paper["vqa_score"] == pytest.approx(report["vqa_score"] * 20 / 15, abs=0.01)
+    for split in ("test", "test-dev"):
+        report, files = work.evaluate("vqav2", sets["vqav2"], split)
+        assert files == ["predictions.jsonl", "submission.json"]
+        assert "vqa_score" not in report
+        rows = json.loads("".join(work.lines(split, "submission.json")))
+        assert sorted(row["question_id"] for row in rows) == [1000 * n + place for n in (1, 2, 3) for place in range(4)]
+        assert {row["answer"] for row in rows} <= set(miniature.ANSWERS)
+
+
+def test_vqav2_as_in_the_paper(work: Work, sets: dict[str, Path]) -> None:
+    splits = ("--data.train-splits", "train", "validation", "--task.protocol", "paper")
+    trained = work.train("vqav2-base", sets["vqav2"], "--model.heads.vqa", 3, *splits)
+    report, _ = work.evaluate("vqav2", sets["vqav2"], "validation", "--protocol", "paper")
+    assert report["vqa_score"] == pytest.approx(trained["vqa_score"])
+
+
+def test_snli_ve(work: Work, sets: dict[str, Path]) -> None:
+    trained = work.train("snli-ve", sets["snli-ve"], "--batch-size", 4, "--micro-batch-size", 2)
+    report, files = work.evaluate("snli-ve", sets["snli-ve"], "validation")
+    assert report["accuracy"] == pytest.approx(trained["accuracy"])
+    report, files = work.evaluate("snli-ve", sets["snli-ve"], "test")
+    assert (report["num_statements"], files) == (10, ["predictions.jsonl"])
+
+
+def test_nlvr2(work: Work, sets: dict[str, Path]) -> None:
+    trained = work.train("nlvr2", sets["nlvr2"], "--batch-size", 3, "--micro-batch-size", 3)
+    report, _ = work.evaluate("nlvr2", sets["nlvr2"], "validation")
+    figures = ("accuracy", "consistency")
+    assert [report[name] for name in figures] == pytest.approx([trained[name] for name in figures])
+    for split, has_labels in (("test1", True), ("test2", False)):
+        report, files = work.evaluate("nlvr2", sets["nlvr2"], split)
+        assert ("accuracy" in report) is has_labels
+        assert files == ["predictions.jsonl", "submission.csv"]
+        rows = [line.split(",") for line in work.lines(split, "submission.csv")]
+        assert [name for name, _ in rows] == [f"{split}-{n}-0-{sentence}" for n in (0, 10, 20) for sentence in (0, 1)]
+        assert {label for _, label in rows} <= {"True", "False"}
 
 
 @pytest.mark.parametrize(

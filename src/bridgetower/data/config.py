@@ -21,7 +21,10 @@ class DataConfig:
 
     Attributes:
         folders: Prepared data sets; their pairs are mixed.
-        repeats: How often each folder's pairs occur in an epoch, one number per folder; empty repeats each once.
+        train_only: Further prepared sets of which the split `train` is trained on; nothing of them is evaluated, and of
+            questions the answers to choose from are not theirs (VG-QA).
+        repeats: How often each folder's examples occur in an epoch, one number per folder, those of `train_only` last;
+            empty repeats each once.
         train_splits: Splits of the folders to train on, joined.
         validation_split: Split of the folders to evaluate on.
         captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
@@ -44,6 +47,7 @@ class DataConfig:
     """
 
     folders: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
     repeats: tuple[int, ...] = ()
     train_splits: tuple[str, ...] = ("train",)
     validation_split: str = "validation"
@@ -62,8 +66,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the repeats, the choices and the counts."""
-        if self.repeats and (len(self.repeats) != len(self.folders) or min(self.repeats) < 1):
-            raise ValueError(f"repeats {self.repeats} for folders {self.folders}; expected one positive number each")
+        trained = (*self.folders, *self.train_only)
+        if self.repeats and (len(self.repeats) != len(trained) or min(self.repeats) < 1):
+            raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
         if self.captions not in get_args(Captions) or self.augmentation not in get_args(Augmentation):
@@ -90,7 +95,7 @@ class DataConfig:
     def as_evaluated(self) -> DataConfig:
         """Returns the settings without what varies or repeats training examples."""
         views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}
-        return replace(self, repeats=(), augmentation="none", word_dropout=0.0, **views)
+        return replace(self, train_only=(), repeats=(), augmentation="none", word_dropout=0.0, **views)
 
     def _check_views(self) -> None:
         if self.rand_augment not in get_args(RandAugment):

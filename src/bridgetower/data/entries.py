@@ -35,9 +35,10 @@ class Entries:
             * pictures.repeats(image)
         ]
         if not places:
+            folders = ", ".join(str(folder) for folder, _ in pictures.sources)
+            unfit = "" if keep is None else " is fit for this"
             raise ValueError(
-                f"no example in split {', '.join(pictures.splits)} of {', '.join(pictures.config.folders)}"
-                f"{'' if keep is None else ' is fit for this'}; choose another split"
+                f"no example in split {', '.join(pictures.splits)} of {folders}{unfit}; choose another split"
             )
         self._places = torch.tensor(places)
 

@@ -27,6 +27,7 @@ class Pictures:
     """The pictures of one or more splits of several prepared folders, and where what is said about them lies.
 
     Attributes:
+        sources: Each folder, with the splits that are read of it.
         frozen: What a frozen image tower said of them, which `views` and `pixel_values` then return; None: pixels.
     """
 
@@ -49,7 +50,9 @@ class Pictures:
             raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
         self.config, self.processor, self.kind = config, processor, kind
         self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
-        self.records = [self._open(Path(folder)) for folder in config.folders]
+        self.sources = [(Path(folder), self.splits) for folder in config.folders]
+        self.sources += [(Path(folder), ("train",)) for folder in config.train_only]
+        self.records = [self._open(*source) for source in self.sources]
         self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
         self.image_ids: list[str] = [name for records in self.records for name in records.column("image_id")]
         self.frozen: FrozenPictures | None = None
@@ -66,10 +69,10 @@ class Pictures:
             ValueError: It does not name the split.
         """
         return {
-            str(Path(folder) / name): digest
-            for folder in self.config.folders
-            for split in self.splits
-            for name, digest in split_digests(Path(folder), split).items()
+            str(folder / name): digest
+            for folder, splits in self.sources
+            for split in splits
+            for name, digest in split_digests(folder, split).items()
         }
 
     def repeats(self, image: int) -> int:
@@ -131,8 +134,8 @@ class Pictures:
         content: bytes = self.records[folder].row(row, [column])[column]["bytes"]
         return content
 
-    def _open(self, folder: Path) -> ParquetRows:
-        paths = [path for split in self.splits for path in read_split(folder, split, kind=self.kind).paths]
+    def _open(self, folder: Path, splits: Sequence[str]) -> ParquetRows:
+        paths = [path for split in splits for path in read_split(folder, split, kind=self.kind).paths]
         return ParquetRows(paths, keep=self.config.cache)
 
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
@@ -147,5 +150,5 @@ class Pictures:
         try:
             yield
         except ValueError as error:
-            folder = self.config.folders[self.rows[image][0]]
+            folder, _ = self.sources[self.rows[image][0]]
             raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error

@@ -201,6 +201,7 @@ class RunConfig:
                 "data.random_crop, flip or rand_augment": self.data.has_views,
                 "data.augmentation": self.data.augmentation != DataConfig.augmentation,
                 "data.repeats": bool(self.data.repeats),
+                "data.train_only": bool(self.data.train_only),
                 "data.cache": self.data.cache,
                 "freeze_towers": self.freeze_towers,
             }
