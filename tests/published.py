@@ -59,13 +59,13 @@ class ClipBlocks(nn.Module):
 
 
 class ClipVisual(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(WIDTH))
         self.positional_embedding = nn.Parameter(torch.empty(17, WIDTH))
         self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.transformer = ClipBlocks(WIDTH, 3)
+        self.transformer = ClipBlocks(WIDTH, depth)
         self.proj = nn.Parameter(torch.empty(WIDTH, 20))
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ class ClipVisual(nn.Module):
 class Clip(nn.Module):
     """CLIP with OpenAI's names: both sides, and the three numbers that its archives keep as buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
-        self.visual, self.transformer = ClipVisual(), ClipBlocks(64, 1)
+        self.visual, self.transformer = ClipVisual(depth), ClipBlocks(64, 1)
         self.token_embedding, self.ln_final = nn.Embedding(30, 64), nn.LayerNorm(64)
         self.positional_embedding = nn.Parameter(torch.empty(7, 64))
         self.text_projection = nn.Parameter(torch.empty(64, 20))
@@ -104,9 +104,9 @@ class Clip(nn.Module):
         return self.logit_scale.exp() * self.visual(pixels) @ texts.T
 
 
-def openai(path: Path, *, jit: bool) -> Published:
+def openai(path: Path, *, jit: bool, depth: int = 3) -> Published:
     """CLIP in half precision, as OpenAI publishes it: traced, or its state dict."""
-    clip = tiny.off_defaults(Clip()).eval()
+    clip = tiny.off_defaults(Clip(depth)).eval()
     if jit:
         traced = torch.jit.trace(clip, (PIXELS, torch.zeros(2, 7, dtype=torch.long)))
         traced.half().save(path)
@@ -115,13 +115,13 @@ def openai(path: Path, *, jit: bool) -> Published:
     return Published(path, clip.half().float().visual.hidden)
 
 
-def timm_vit(path: Path, *, distilled: bool = False) -> Published:
+def timm_vit(path: Path, *, distilled: bool = False, depth: int = 3) -> Published:
     """A ViT of timm or, distilled, a DeiT, in the wrapper of DeiT's own files."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
     build: Any = VisionTransformerDistilled if distilled else VisionTransformer
-    model = build(img_size=32, patch_size=8, embed_dim=192, depth=3, num_heads=3, mlp_ratio=2, num_classes=5)
+    model = build(img_size=32, patch_size=8, embed_dim=192, depth=depth, num_heads=3, mlp_ratio=2, num_classes=5)
     tiny.off_defaults(model).eval()
     torch.save({"model": model.state_dict()}, path)
 
