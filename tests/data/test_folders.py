@@ -112,7 +112,7 @@ class TestComplete:
 
     def test_of_other_settings_is_refused(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
-        with pytest.raises(ValueError, match="holds a dataset with another sources, splits"):
+        with pytest.raises(ValueError, match="holds a dataset that differs in sources, splits"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
 
     def test_a_damaged_file_is_written_again(self, coco: Path, tmp_path: Path) -> None:

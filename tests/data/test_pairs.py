@@ -62,11 +62,15 @@ class TestListRows:
         listed(listing, root, rows)
         assert listing.bad_messages() == [
             "row of 01.png: empty caption of '01.png'",
-            "row of 02.png: empty caption of '02.png'",
+            "row of 02.png: no caption of '02.png'",
             "row of 00.png: empty caption of '00.png'",
             "row of none.png: no file 'none.png'",
         ]
         assert captions(listing) == {"00.png": ("fine", "also fine")}
+
+    def test_pictures_without_any_caption(self, listing: Listing, root: Path) -> None:
+        with pytest.raises(ValueError, match=r"pictures but no captions; expected captions\.txt in it or a \.txt file"):
+            list_rows(root, [row(root, "00.png"), row(root, "01.png")], listing)
 
     def test_refuses_contradicting_splits(self, listing: Listing, root: Path) -> None:
         rows = [row(root, "00.png", "a", split="train"), row(root, "00.png", "b", split="test")]

@@ -71,9 +71,9 @@ class TestSets:
     def test_other_settings_are_refused(self, tmp_path: Path) -> None:
         prepare("flags", tmp_path)
         before = snapshot(tmp_path)
-        with pytest.raises(ValueError, match="another seed; choose another folder or delete it"):
+        with pytest.raises(ValueError, match="differs in seed; choose another folder or delete it"):
             prepare("flags", tmp_path, seed=1)
-        with pytest.raises(ValueError, match="another num_test;"):
+        with pytest.raises(ValueError, match="differs in num_test;"):
             prepare("flags", tmp_path, num_test=10)
         with pytest.raises(ValueError, match="another name, sources"):
             prepare("emoji", tmp_path)
@@ -135,7 +135,7 @@ class TestPairs:
         prepare_pairs(table, tmp_path / "out", PairsConfig(num_workers=1))
         assert snapshot(tmp_path / "out") == before
         table.write_text(table.read_text() + "\n0.png,one more")
-        with pytest.raises(ValueError, match="holds a dataset with another sources"):
+        with pytest.raises(ValueError, match="holds a dataset that differs in sources"):
             prepare_pairs(table, tmp_path / "out")
 
     def test_the_set_is_not_complete_when_something_is_bad(self, table: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ class TestGenerated:
         before = snapshot(tmp_path)
         assert prepare_scenes(tmp_path, config) == info
         assert snapshot(tmp_path) == before
-        with pytest.raises(ValueError, match="another level"):
+        with pytest.raises(ValueError, match="differs in level"):
             prepare_scenes(tmp_path, replace(config, level="hard"))
 
     def test_flag_questions(self, tmp_path: Path) -> None:

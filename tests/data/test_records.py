@@ -163,3 +163,5 @@ class TestSplit:
         datasets.Dataset.from_dict({"a": [1]}).to_parquet(str(tmp_path / "other.parquet"))
         assert is_own_parquet(tmp_path / "train.parquet")
         assert not is_own_parquet(tmp_path / "other.parquet")
+        (tmp_path / "none.parquet").write_text("not one at all")
+        assert not is_own_parquet(tmp_path / "none.parquet")

@@ -129,7 +129,7 @@ def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) 
     for single in singles:
         with pytest.raises(ValueError, match=r"one image .*pass \[image\]"):
             processor.images(single)
-    with pytest.raises(ValueError, match="image 1: the 1 image bytes is not an image"):
+    with pytest.raises(ValueError, match="image 1: the 1 image bytes cannot be read as an image"):
         processor.images([photo(4, 5), b"x"])
     with pytest.raises(FileNotFoundError, match="no image file"):
         processor.images([tmp_path / "nothing.png"])

@@ -182,7 +182,7 @@ class TestBadPictures:
         report = build(max_bad=2)
         assert counts(report) == (4, 0, 0, 2, 0)
         assert "no file '01.png'" in report.bad[0]
-        assert report.bad[1].startswith("'00.png': it is not an image that can be read")
+        assert report.bad[1].startswith("'00.png': it cannot be read as an image")
         assert build(max_bad=2).bad == report.bad
 
     def test_more_than_allowed_are_an_error_once_the_others_are_in(
@@ -192,7 +192,7 @@ class TestBadPictures:
             (photos / f"bad{number}.jpg").write_text("not a picture")
         with pytest.raises(ValueError, match=r"12 bad pictures, allowed are 11 \(max_bad\); the other 6 are in the"):
             build(max_bad=11)
-        with pytest.raises(ValueError, match=r"'bad0\.jpg': it is not .* and 2 more$"):
+        with pytest.raises(ValueError, match=r"'bad0\.jpg': it cannot .* and 2 more$"):
             build()
         assert sorted(rows(tmp_path)) == NAMES
 

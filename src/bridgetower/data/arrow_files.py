@@ -12,16 +12,19 @@ if TYPE_CHECKING:
 _ROWS = 1000  # that are read at once, without their pictures
 
 
-def arrow_rows(path: Path, images: Sequence[str], columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def arrow_rows(
+    path: Path, images: Sequence[str], columns: Sequence[str], lists: Sequence[str] = ()
+) -> Iterator[Mapping[str, Any]]:
     """Reads the rows of a file; pictures become `SpanPicture`, or None where there is none.
 
     Args:
         path: An uncompressed file in Arrow's IPC file format.
         images: Columns of picture bytes.
         columns: Other columns to read.
+        lists: Those of them that hold a list in each row.
 
     Raises:
-        ValueError: If it is no such file, or a column is missing.
+        ValueError: If it is no such file, a column is missing, or one holds something else.
     """
     import pyarrow as pa
 
@@ -32,10 +35,22 @@ def arrow_rows(path: Path, images: Sequence[str], columns: Sequence[str]) -> Ite
             missing = [name for name in (*images, *columns) if name not in reader.schema.names]
             if missing:
                 raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.schema.names)}")
+            flat = [name for name in lists if not _holds_lists(reader.schema.field(name).type)]
+            if flat:
+                types = ", ".join(str(reader.schema.field(name).type) for name in flat)
+                raise ValueError(f"{path} has {types} in column {', '.join(flat)}; expected a list in each row")
             for number in range(reader.num_record_batches):
                 yield from _batch_rows(path, content, reader.get_batch(number), images, columns)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Arrow IPC file ({error}); copy it again") from error
+        raise ValueError(
+            f"{path} is no Arrow IPC file ({error}); copy it again, or write it in the file format"
+        ) from error
+
+
+def _holds_lists(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _batch_rows(

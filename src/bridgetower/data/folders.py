@@ -132,7 +132,7 @@ def _finished(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
     differing = [key for key in expected if there.get(key) != expected[key]]
     if differing:
         raise ValueError(
-            f"{out} holds a dataset with another {', '.join(differing)}; choose another folder or delete it"
+            f"{out} holds a dataset that differs in {', '.join(differing)}; choose another folder or delete it"
         )
     digests = {out / name: digest for split in info.splits.values() for name, digest in split.files.items()}
     if all(path.is_file() and sha256_of(path) == digest for path, digest in digests.items()):

@@ -231,9 +231,10 @@ def check_bad(source: Path, messages: Sequence[str], max_bad: int, *, count: int
     """
     count = len(messages) if count is None else count
     if count > max_bad:
+        what = "entry or picture" if count == 1 else "entries or pictures"
         more = f" and {count - MAX_NAMED_BAD} more" if count > MAX_NAMED_BAD else ""
         raise ValueError(
-            f"{source} has {count} bad entries or pictures, allowed are {max_bad} (max_bad): "
+            f"{source} has {count} bad {what}, allowed are {max_bad} (max_bad): "
             f"{' | '.join(messages[:MAX_NAMED_BAD])}{more}"
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.listing import Listing
-from bridgetower.data.sources import Row
+from bridgetower.data.sources import CAPTIONS_FILE, Row
 from bridgetower.data.splits import split_rank, split_sizes
 
 _FEWEST_SPLIT = 3  # pictures: one each for train, validation and test
@@ -16,17 +16,24 @@ def list_rows(source: Path, rows: Iterable[Row], listing: Listing) -> None:
     """Brings the rows about each picture together.
 
     Raises:
-        ValueError: If a picture is in two splits.
+        ValueError: If a picture is in two splits, or no picture has a caption.
     """
+    any_row = any_caption = False
     for row in rows:
+        any_row, any_caption = True, any_caption or bool(row.captions)
         name, split = row.picture.name, row.split or ""
         stripped = [caption.strip() for caption in row.captions]
         if not all(stripped) or not stripped:
-            listing.bad(f"{row.place}: empty caption of {name!r}")
+            listing.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
         others = [other for other in listing.splits_of(name) if other and split and other != split]
         if others:
             raise ValueError(f"{source}, {row.place}: {name!r} is in {split} and in {others[0]}; give it one split")
         listing.add(name, [row.picture], [caption for caption in stripped if caption], split=split, place=row.place)
+    if any_row and not any_caption:
+        raise ValueError(
+            f"{source} has pictures but no captions; expected {CAPTIONS_FILE} in it or a .txt file beside each; "
+            "or give the table that has them, or captions_from folder"
+        )
 
 
 def split_pictures(source: Path, listing: Listing, config: PairsConfig) -> str:

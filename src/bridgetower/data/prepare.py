@@ -25,6 +25,8 @@ from bridgetower.data.sources import read_rows
 
 SETS = {each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, SNLI_VE, NLVR2)}
 
+_FEW = 5  # files of a wrong folder that are named
+
 _COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
 
 
@@ -129,10 +131,17 @@ def prepare_arrow(
         raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(names)}")
     found = [each for each in ARROW_SETS if (each.name in config.sets if config.sets else each.any_in(source))]
     known = [split for each in found for split in (*each.stems, *each.more_stems)]
-    if not found or not set(config.splits) <= set(known):
+    if not found:
+        there = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
-            f"{source} has no Arrow file of {', '.join(config.sets or names)} with splits "
-            f"{', '.join(config.splits) or 'of these'}; names are as the official code writes them"
+            f"{source} has {', '.join(there[:_FEW]) or 'no file'}{', …' if len(there) > _FEW else ''}; expected Arrow "
+            "files as the official code names them, such as coco_caption_karpathy_train.arrow"
+        )
+    strange = [split for split in config.splits if split not in known]
+    if strange:
+        raise ValueError(
+            f"no split {', '.join(strange)} of {', '.join(each.name for each in found)}; splits are "
+            f"{', '.join(dict.fromkeys(known))}"
         )
     prepared = {}
     for each in found:

@@ -234,7 +234,10 @@ def write_split(
 
 def is_own_parquet(path: Path) -> bool:
     """Whether `path` was written by `write_split` and may be replaced."""
-    return _MARK in (read_schema(Path(path)).metadata or {})
+    try:
+        return _MARK in (read_schema(Path(path)).metadata or {})
+    except ValueError:  # no Parquet file, whatever its name says
+        return False
 
 
 def sha256_of(path: Path) -> str:

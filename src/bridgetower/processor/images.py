@@ -99,7 +99,7 @@ def _decode(stream: IO[bytes], name: str, size: int, max_pixels: int, background
         Image.init()  # Image.open(formats=…) fails on names without a loaded plugin; AVIF came with Pillow 11.3.
         image = Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that can be read; expected one of {', '.join(_FORMATS)}") from error
+        raise ValueError(f"{name} cannot be read as an image; expected one of {', '.join(_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} exceeds the limit of {max_pixels} pixels: {error}; shrink it first") from error
     except _DECODE_ERRORS as error:

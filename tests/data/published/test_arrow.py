@@ -210,13 +210,23 @@ class TestStatements:
                 prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), splits=("validation",)))
 
 
+def test_a_text_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
+    """Else each of its letters would be a caption."""
+    write_arrow_file(tmp_path / "vg.arrow", [{"image": jpeg(1), "caption": "a cat", "image_id": "1"}])
+    with pytest.raises(ValueError, match=r"vg\.arrow has large_string in column caption; expected a list in each row"):
+        prepare_arrow(tmp_path, tmp_path / "out")
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with ViLT-style Arrow files"):
         prepare_arrow(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="has no Arrow file of coco, flickr30k"):
+    with pytest.raises(FileNotFoundError, match="has no file; expected Arrow files as the official code names them"):
         prepare_arrow(tmp_path, tmp_path / "out")
+    write_arrow_file(tmp_path / "other" / "data-00000-of-00001.arrow", [{"image": jpeg(1), "caption": ["a"]}])
+    with pytest.raises(FileNotFoundError, match=r"has data-00000-of-00001\.arrow; expected Arrow files as the"):
+        prepare_arrow(tmp_path / "other", tmp_path / "out")
     with pytest.raises(ValueError, match="no set called coc; sets are coco, flickr30k"):
         prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(sets=("coc",)))
     write_vg_arrow(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"has no Arrow file of .* with splits test"):
+    with pytest.raises(ValueError, match="no split test of vg; splits are train"):
         prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(splits=("test",)))

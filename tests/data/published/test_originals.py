@@ -40,7 +40,7 @@ class TestItems:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ('{"images": [{"id": 1}, {"id"', "is not valid JSON"),
+            ('{"images": [{"id": 1}, {"id"', r"is not valid JSON \(.*\); copy it again$"),
             ("<html>", "is not valid JSON"),
             ('{"annotations": [1]}', "has no images list; check that it is the right file"),
             ('{"images": []}', "has no images list"),

@@ -110,7 +110,8 @@ def _list(files: ArrowSet, originals: Originals, listing: Listing, config: Prepa
 
 
 def _list_file(files: ArrowSet, reading: Reading, path: Path, split: str) -> None:
-    for number, row in enumerate(arrow_rows(path, files.images, files.columns)):
+    lists = [column for column in files.columns if column != files.image_id]
+    for number, row in enumerate(arrow_rows(path, files.images, files.columns, lists)):
         name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
         pictures = [row[column] for column in files.images]
         place = f"{path.name}, row {number}"

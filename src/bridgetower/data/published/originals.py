@@ -102,7 +102,8 @@ class Originals:
                 for item in ijson.items(file, prefix, use_float=True):
                     yield item
             except ijson.JSONError as error:
-                raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+                what = str(error).partition("\n")[0]  # the rest draws where in the file it is
+                raise ValueError(f"{path} is not valid JSON ({what}); copy it again") from error
         if item is None:
             raise ValueError(f"{path} has no {prefix.removesuffix('.item')} list; check that it is the right file")
 
