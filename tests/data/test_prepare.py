@@ -75,7 +75,7 @@ class TestSets:
             prepare("flags", tmp_path, seed=1)
         with pytest.raises(ValueError, match="differs in num_test;"):
             prepare("flags", tmp_path, num_test=10)
-        with pytest.raises(ValueError, match="another name, sources"):
+        with pytest.raises(ValueError, match="differs in name, sources"):
             prepare("emoji", tmp_path)
         assert snapshot(tmp_path) == before
 

@@ -6,7 +6,6 @@ several processes share out is tested in tests/distributed: here each command ru
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import miniature
 import official
 import originals
 from bridgetower.training.recipes import RECIPES
+from pages import commands
 from published import openai, timm_vit, transformers_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
@@ -37,19 +37,6 @@ SMALL = (
     "--evaluate-every 0"
 )
 NARROW = " ".join(f"--model.fusion.{name} 16" for name in ("hidden-size", "num-heads", "intermediate-size"))
-PRINTING = """
-bridgetower() { printf '%s\\t' "$@"; echo; }
-torchrun() { test "$1 $2 $3 $4" = "--nproc-per-node 8 -m bridgetower"; shift 4; bridgetower "$@"; }
-set -euo pipefail
-"""
-
-
-def commands() -> list[list[str]]:
-    """The arguments of `bridgetower` in each command of the page, as a shell runs them."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    script = PRINTING + "".join(blocks)
-    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
-    return [line.rstrip("\t").split("\t") for line in printed.splitlines()]
 
 
 def made_small(command: list[str]) -> list[str]:
@@ -116,7 +103,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -
 @pytest.mark.slow
 def test_every_command(run: Callable[..., list[Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    for command in once_per_sweep(commands()):
+    for command in once_per_sweep(commands(PAGE)):
         printed = run(*made_small(command))
         if command[0] == "train":
             assert json.loads((workplace / printed[0]["run"] / "run.json").read_text())["recipe"] == command[1]
@@ -127,6 +114,6 @@ def test_every_command(run: Callable[..., list[Any]], workplace: Path, monkeypat
 
 
 def test_every_recipe_of_the_paper_is_on_the_page() -> None:
-    named = {command[1] for command in commands() if command[0] == "train"}
+    named = {command[1] for command in commands(PAGE) if command[0] == "train"}
     published = {name for name in RECIPES if not name.startswith(("pretrain-nano", "scenes"))}
     assert published - named == {"pretrain-base-itc"}  # of the authors' later work

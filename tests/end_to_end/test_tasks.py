@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import miniature
+import miniature_arrow
 import originals
 from bridgetower import cli
 from bridgetower.data.glue import GLUE
@@ -16,6 +17,8 @@ from bridgetower.training.recipes import RECIPES as ALL_RECIPES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
 STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
+FEW = ("--max-epochs", "None", "--max-steps", 2)
+FEWEST = ("--batch-size", 2, "--micro-batch-size", 1)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +179,67 @@ def test_single_towers(
     files = {path.name for path in (tmp_path / "test").iterdir()}
     expected = submission if benchmark != "mnli" else "MNLI-m.tsv"
     assert files == {"metrics.json", "predictions.jsonl", *([expected] if expected else [])}
+
+
+def pretrain(run: Callable[..., list[Any]], checkpoint: Path, data: Path, folder: Path) -> None:
+    """Two steps on a set, and retrieval on a split that it has."""
+    split = "validation" if (data / "validation.parquet").exists() else "train"
+    train = ["train", "pretrain-base", "--init", checkpoint, "--data.folders", data, "--out", folder / "run"]
+    run(
+        *train,
+        *SMALL,
+        *STEPS,
+        *FEW,
+        "--batch-size",
+        2,
+        "--micro-batch-size",
+        2,
+        "--data.captions",
+        "one",
+        "--data.validation-split",
+        split,
+    )
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
+    evaluate = ["evaluate", folder / "run" / "last", "retrieval", "--data", data, "--split", split]
+    (report,) = run(*evaluate, "--out", folder / "found")
+    assert json.loads((folder / "found" / "metrics.json").read_text()) == report
+
+
+@pytest.mark.parametrize("name", ["coco", "flickr30k", "vg", "cc3m", "sbu"])
+def test_pretraining(run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    getattr(miniature, "write_visual_genome" if name == "vg" else f"write_{name}")(tmp_path / "originals")
+    run("prepare", name, "--source", tmp_path / "originals", "--out", tmp_path / "set")
+    pretrain(run, tiny_checkpoint, tmp_path / "set", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def arrow_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every set that the official code reads from Arrow files, prepared from them."""
+    folder = tmp_path_factory.mktemp("arrow")
+    for name in ("coco", "flickr30k", "cc3m", "sbu", "vg", "vqav2", "vgqa", "snli_ve", "nlvr2"):
+        getattr(miniature_arrow, f"write_{name}_arrow")(folder / "arrows")
+    cli.main(["prepare", "arrow", "--source", str(folder / "arrows"), "--out", str(folder / "sets")])
+    return folder / "sets"
+
+
+class TestArrow:
+    @pytest.mark.parametrize("name", ["coco", "flickr30k", "cc3m", "sbu", "vg"])
+    def test_captions(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, arrow_sets: Path, tmp_path: Path, name: str
+    ) -> None:
+        pretrain(run, tiny_checkpoint, arrow_sets / name, tmp_path)
+
+    def test_vqav2(self, work: Work, arrow_sets: Path) -> None:
+        further = ("--data.train-only", arrow_sets / "vgqa", arrow_sets / "vgqa-coco", "--model.heads.vqa", 4)
+        work.train("vqav2-base", arrow_sets / "vqav2", *further, *FEW, *FEWEST)
+        work.evaluate("vqav2", arrow_sets / "vqav2", "validation")
+        _, files = work.evaluate("vqav2", arrow_sets / "vqav2", "test")
+        assert files == ["predictions.jsonl", "submission.json"]
+
+    @pytest.mark.parametrize(("name", "test"), [("snli-ve", "test"), ("nlvr2", "test1")])
+    def test_statements(self, work: Work, arrow_sets: Path, name: str, test: str) -> None:
+        work.train(name, arrow_sets / name, *FEW, *FEWEST)
+        for split in ("validation", test):
+            report, _ = work.evaluate(name, arrow_sets / name, split)
+            assert 0 <= report["accuracy"] <= 1

@@ -1,0 +1,19 @@
+"""Commands of documentation pages that need files which are not here: blocks marked `sh`."""
+
+import re
+import subprocess
+from pathlib import Path
+
+_PRINTING = """
+bridgetower() { printf '%s\\t' "$@"; echo; }
+torchrun() { test "$1 $2 $3 $4" = "--nproc-per-node 8 -m bridgetower"; shift 4; bridgetower "$@"; }
+set -euo pipefail
+"""
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of `bridgetower` in each command of a page, in order; a shell expands its loops."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    script = _PRINTING + "".join(blocks)
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    return [line.rstrip("\t").split("\t") for line in printed.splitlines()]
