@@ -1,9 +1,10 @@
-"""What models learn on generated scenes: python benchmarks/scenes.py vqa --out scenes-vqa.
+"""What models learn on generated scenes and on flags: python benchmarks/scenes.py vqa --out scenes-vqa.
 
 Trains BridgeTower, METER and METER with BridgeTower's LayerNorms at equal steps with several seeds, then answers the
 test split with the last checkpoint of each. Fixed beforehand: the number of steps, that of the recipe, and the figure,
 the share of right answers. Writes results.json and curves.png and prints a table. The same command continues what was
-cut off.
+cut off. Questions about flags start from the models that have learnt to answer about scenes:
+python benchmarks/scenes.py flags --init-from scenes-vqa --out flags.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.results import spread
-from bridgetower.data.prepare import prepare_scenes
+from bridgetower.data.prepare import prepare, prepare_scenes
 from bridgetower.data.scenes.collect import topic_of
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.evaluation.grounding import Grounding, JudgedKind, judge
@@ -35,8 +36,7 @@ ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {
     "METER": meter,
     "METER with LayerNorms": meter_with_norms,
 }
-INKS = ("#0072b2", "#d55e00", "#009e73")
-LINES = ("-", "--", "-.")
+STYLES = dict(zip(ARMS, (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-.")), strict=True))
 EVALUATIONS = 12  # of each run
 
 
@@ -61,6 +61,7 @@ TASKS = {
     "vqa": Task(kind="vqa", recipe="scenes-vqa", figure="vqa_score", unit=0.01),
     "nlvr2": Task(kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy", unit=1),
     "snli-ve": Task(kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy", unit=1),
+    "flags": Task(kind="vqa", recipe="flag-questions", figure="vqa_score", unit=0.01),
 }
 
 
@@ -78,10 +79,20 @@ def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunCo
         checkpoint_every=every,
     )
     return {
-        (arm, seed): replace(base, model=change(base.model), seed=seed)
+        (arm, seed): replace(
+            base,
+            model=ARMS[arm](base.model),
+            init=str(run_folder(given.init_from, arm, seed) / "last") if given.init_from else None,
+            seed=seed,
+        )
         for seed in range(given.seeds)
-        for arm, change in ARMS.items()
+        for arm in given.arms
     }
+
+
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    """Where a run lies."""
+    return out / "runs" / f"{arm.replace(' ', '-')}-{seed}"
 
 
 def curve(folder: Path, task: Task) -> dict[int, float]:
@@ -92,7 +103,7 @@ def curve(folder: Path, task: Task) -> dict[int, float]:
 def measured(name: str, runs: Mapping[tuple[str, int], Path], data: Path) -> dict[str, Any]:
     """Curves, times and test figures of all runs, by arm; the order within an arm is that of the seeds."""
     task, found = TASKS[name], {}
-    for arm in ARMS:
+    for arm in dict.fromkeys(arm for arm, _ in runs):
         folders = [folder for (one, _), folder in runs.items() if one == arm]
         curves = [curve(folder, task) for folder in folders]
         judged = [
@@ -118,7 +129,8 @@ def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
     with matplotlib.rc_context({"font.size": 11}):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
-        for (arm, found), ink, line in zip(arms.items(), INKS, LINES, strict=True):
+        for arm, found in arms.items():
+            ink, line = STYLES[arm]
             steps, values = list(found["curve"]), [point["values"] for point in found["curve"].values()]
             axes.plot(steps, [sum(each) / len(each) for each in values], line, color=ink, linewidth=2, label=arm)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
@@ -158,6 +170,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and results")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--init-from", type=Path, help="folder of another task whose last models are started from")
     parser.add_argument("--steps", type=int, help="default: those of the recipe")
     parser.add_argument("--batch-size", type=int, help="default: that of the recipe")
     parser.add_argument("--num-train", type=int, default=100_000, help="training scenes")
@@ -169,16 +183,19 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Prepares, trains, measures, draws and prints."""
     given = parsed()
-    task, data = TASKS[given.task], given.out / "data"
+    data = given.out / "data"
     counts = {name: getattr(given, name) for name in ("num_train", "num_validation", "num_test")}
-    prepare_scenes(data, ScenesConfig(kind=task.kind, side=60, **counts))
+    if given.task == "flags":
+        prepare("flag-questions", data)
+    else:
+        prepare_scenes(data, ScenesConfig(kind=given.task, side=60, **counts))
     runs = configs(given.task, given)
-    folders = {(arm, seed): given.out / "runs" / f"{arm.replace(' ', '-')}-{seed}" for arm, seed in runs}
+    folders = {run: run_folder(given.out, *run) for run in runs}
     train_all({folders[run]: config for run, config in runs.items()})
     arms = measured(given.task, folders, data)
     steps = next(iter(runs.values())).max_steps
     write_json(given.out / "results.json", {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms})
-    draw(arms, f"{given.task}, {given.seeds} seeds", given.out / "curves.png")
+    draw(arms, f"{given.task}, {given.seeds} seed{'s' * (given.seeds > 1)}", given.out / "curves.png")
     print(table(arms))
     print(json.dumps({"steps": steps, "seconds": {arm: found["seconds"] for arm, found in arms.items()}}))
 

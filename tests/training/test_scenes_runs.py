@@ -1,12 +1,13 @@
-"""Recipes for generated scenes fit the sets that are prepared, and train."""
+"""Recipes for generated scenes and flags fit the sets that are prepared, and train."""
 
 from dataclasses import replace
 
 import pytest
 
 from bridgetower.data.kinds import Kind
-from bridgetower.data.prepare import prepare_scenes
+from bridgetower.data.prepare import prepare, prepare_scenes
 from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.data.vocabulary import read_vocabulary
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.recipes import RECIPES
 from bridgetower.training.run import train
@@ -28,3 +29,8 @@ def test_two_steps(tmp_path, kind: Kind):
     train(config, tmp_path / "run", progress=False)
     (line,) = read_metrics(tmp_path / "run", "validation")
     assert 0 <= line[recipe.select_by] <= 100
+
+
+def test_answers_about_flags(tmp_path):
+    prepare("flag-questions", tmp_path, progress=False)
+    assert len(read_vocabulary(tmp_path)) == RECIPES["flag-questions"].model.heads.vqa

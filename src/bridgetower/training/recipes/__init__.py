@@ -9,7 +9,7 @@ from bridgetower.training.recipes.pretraining import (
     PRETRAIN_NANO_METER_NORMS,
 )
 from bridgetower.training.recipes.retrieval import RETRIEVAL_COCO, RETRIEVAL_FLICKR30K, RETRIEVAL_FLICKR30K_RANKING
-from bridgetower.training.recipes.scenes import SCENES_NLVR2, SCENES_SNLI_VE, SCENES_VQA
+from bridgetower.training.recipes.scenes import FLAG_QUESTIONS, SCENES_NLVR2, SCENES_SNLI_VE, SCENES_VQA
 from bridgetower.training.recipes.single_tower import CIFAR, GLUE
 from bridgetower.training.recipes.statements import NLVR2, SNLI_VE
 from bridgetower.training.recipes.vqa import (
@@ -45,6 +45,7 @@ RECIPES = {
         SCENES_VQA,
         SCENES_SNLI_VE,
         SCENES_NLVR2,
+        FLAG_QUESTIONS,
         *_FINE_TUNING,
     )
 }

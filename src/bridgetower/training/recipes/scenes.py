@@ -1,4 +1,4 @@
-"""Questions and statements about generated scenes, with a shallow nano model from nothing: minutes on one core."""
+"""Questions and statements about generated scenes and flags, with a shallow nano model: minutes on one core."""
 
 from dataclasses import replace
 
@@ -10,6 +10,8 @@ from bridgetower.training.config import OptimizerConfig, RunConfig
 
 NUM_ANSWERS = 14
 """Of the level `easy`; `medium` has 18, `hard` 22."""
+
+NUM_FLAG_ANSWERS = 17
 
 _MODEL = replace(NANO, vision=replace(NANO.vision, patch_size=12, num_layers=2), text=replace(NANO.text, num_layers=2))
 _HEADS = HeadsConfig(mlm=False, itm=False)
@@ -30,6 +32,18 @@ SCENES_VQA = RunConfig(
     evaluate_every=200,
     checkpoint_every=400,
     select_by="vqa_score",
+)
+
+FLAG_QUESTIONS = replace(
+    SCENES_VQA,
+    recipe="flag-questions",
+    source="this project: for `bridgetower prepare flag-questions`, from a model that has learnt about scenes",
+    model=replace(_MODEL, heads=replace(_HEADS, vqa=NUM_FLAG_ANSWERS)),
+    optimizer=replace(SCENES_VQA.optimizer, lr=3e-4),
+    data=replace(SCENES_VQA.data, augmentation="affine"),
+    max_steps=240,
+    evaluate_every=40,
+    checkpoint_every=80,
 )
 
 SCENES_SNLI_VE = replace(
