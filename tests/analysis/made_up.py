@@ -5,9 +5,19 @@ from typing import Any
 
 from PIL import Image
 
+from bridgetower.analysis.answer_examples import AnswerExample
 from bridgetower.analysis.examples import Direction, Hit, SearchExample
 from bridgetower.analysis.masked_examples import Guess, MaskExample
-from bridgetower.analysis.results import PARTS, Arm, CurvePoint, DemoDataset, DemoResults, DemoRun, ModelCost
+from bridgetower.analysis.results import (
+    PARTS,
+    Arm,
+    CurvePoint,
+    DemoAnswers,
+    DemoDataset,
+    DemoResults,
+    DemoRun,
+    ModelCost,
+)
 from bridgetower.predictor import FilledWord
 
 STAGES = ("itc", "two_stage", "chance")
@@ -55,6 +65,17 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
     )
 
 
+def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
+    """Returns figures of answers, alike for two topics."""
+    figures = {"number": 500, "model": right, "other_picture": 0.5, "text_only": 0.55, "majority": 0.45}
+    return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": figures, "overall": {**figures, "number": 1000}})
+
+
+def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:
+    """Returns a question with its answers."""
+    return AnswerExample(picture=png(5), question=question, answer=answer, given=given)
+
+
 def results(*runs: DemoRun, **changes: Any) -> DemoResults:
     """Returns results of the runs given, or of three seeds of both arms where bridges help a little and clearly."""
     ours = [run("bridgetower", seed, 130.0 + seed) for seed in range(3)]
@@ -65,6 +86,7 @@ def results(*runs: DemoRun, **changes: Any) -> DemoResults:
         "datasets": (dataset(),),
         "runs": runs or (*ours, *theirs),
         "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
+        "answers": (answers(), answers("meter", right=0.625)),
         "versions": {"python": "3.11"},
         "seconds_total": 3900.0,
     }

@@ -15,7 +15,7 @@ from bridgetower.analysis.report import render_report, write_report
 from bridgetower.analysis.results import DemoResults
 
 VOID = {"meta", "img", "br"}
-SECTIONS = ("curves", "retrieval", "searches", "hidden-words", "cost", "basis")
+SECTIONS = ("curves", "retrieval", "searches", "hidden-words", "answers", "cost", "basis")
 
 
 class Page(HTMLParser):
@@ -54,6 +54,7 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
     values: dict[str, Any] = {
         "searches": {"shapes": searches},
         "masks": [made_up.mask()],
+        "answers": [made_up.answer(), made_up.answer(given="blue")],
         "examples_from": "BridgeTower, seed 0",
     }
     return render_report(results or made_up.results(), **{**values, **changes})
@@ -91,6 +92,12 @@ class TestContent:
             "Does it look at the picture?",
             "60 %",
             "0.05 %",
+            "Questions answered right, in percent",
+            "overall (1\u202f000)",
+            "62.5",
+            "the question alone",
+            "✓ red",
+            "✗ blue; right is red",
             "GFLOPs per pair",
             "13.3",  # 0.5 + 0.25 + 12.5 and a little for the heads
             "4.25",
@@ -152,6 +159,12 @@ class TestVariants:
         assert "Hidden words were not measured" in page.text
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 
+    def test_without_questions(self) -> None:
+        page = Page(report(made_up.results(answers=())))
+        assert tuple(section["id"] for section in page.all("section")) == tuple(
+            name for name in SECTIONS if name != "answers"
+        )
+
     def test_without_matching_head(self) -> None:
         figures = {
             name: value for name, value in made_up.figures().items() if not name.startswith(("two_stage", "itm"))
@@ -163,7 +176,7 @@ class TestVariants:
         assert "METER, two-stage" not in page.text
 
     def test_without_curves_examples_and_costs(self) -> None:
-        page = Page(report(made_up.results(made_up.run(curve=()), costs=()), searches={}, masks=[]))
+        page = Page(report(made_up.results(made_up.run(curve=()), costs=()), searches={}, masks=[], answers=[]))
         assert "The runs were not evaluated while they trained." in page.text
         assert page.all("svg") == []
 
@@ -206,6 +219,7 @@ class TestEscaping:
                 ]
             },
             masks=[made_up.mask(bad, bad, bad)],
+            answers=[made_up.answer(bad, bad, bad), made_up.answer(bad, bad, "red")],
             examples_from=bad,
         )
         page = Page(html)
@@ -231,7 +245,7 @@ class TestAccessibility:
 
     def test_tables_have_captions_and_heads(self, html: str, page: Page) -> None:
         tables = len(page.all("table"))
-        assert tables == len(page.all("caption")) == 5
+        assert tables == len(page.all("caption")) == 6
         assert all(head.get("scope") for head in page.all("th"))
 
     def test_ids_are_unique_and_labels_exist(self, page: Page) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower.demo.answers import answering_config
+from bridgetower.demo.folder import trained_model
 from bridgetower.demo.run import MINUTES, demo_config, run_demo
 from bridgetower.files import locked
 from bridgetower.model.presets import meter
@@ -25,6 +27,13 @@ def test_minutes_scale_the_steps():
     assert demo_config(OUT, "meter", 0, MINUTES).max_steps == recipe.max_steps
     assert demo_config(OUT, "meter", 0, MINUTES / 2).max_steps == recipe.max_steps // 2
     assert demo_config(OUT, "meter", 0, 1e-6).max_steps >= 1
+
+
+def test_questions_are_learnt_from_the_pretrained_model_of_each_arm():
+    ours, theirs = (answering_config(OUT, arm, 3, 60) for arm in ("bridgetower", "meter"))
+    assert theirs == replace(ours, init=theirs.init)
+    assert ours.init == str(trained_model(OUT, "bridgetower", 3)) != theirs.init
+    assert (ours.max_steps, ours.seed) == (60, 3)
 
 
 @pytest.mark.parametrize(("minutes", "seeds"), [(0, 1), (-1, 1), (1, 0)])

@@ -91,6 +91,8 @@ class TestDemo:
         assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
         assert {name for run in results["runs"] for name in run["test"]} == {"emoji", "flags"}
         assert len({run["steps"] for run in results["runs"]}) == 1
+        assert [answers["arm"] for answers in results["answers"]] == ["bridgetower", "meter"]
+        assert set(results["answers"][0]["topics"]) == {"exists", "colour", "count", "relation", "overall"}
 
     def test_leaves_one_page_without_outside_links(self, workplace):
         page = (workplace / "bridgetower-demo" / "report.html").read_text()

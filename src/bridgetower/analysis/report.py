@@ -9,14 +9,21 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from bridgetower.analysis.answer_examples import AnswerExample
 from bridgetower.analysis.charts import learning_curve
 from bridgetower.analysis.examples import SearchExample
 from bridgetower.analysis.findings import matching_finding, method, picture_finding, retrieval_finding
 from bridgetower.analysis.formats import ARM_NAMES, count, duration, listing, number
 from bridgetower.analysis.markup import Section, bar, definitions, heading, paragraph
 from bridgetower.analysis.masked_examples import MaskExample
-from bridgetower.analysis.report_examples import mask_cards, search_cards
-from bridgetower.analysis.report_tables import cost_tables, hidden_words_table, matching_table, recall_table
+from bridgetower.analysis.report_examples import answer_cards, mask_cards, search_cards
+from bridgetower.analysis.report_tables import (
+    answers_table,
+    cost_tables,
+    hidden_words_table,
+    matching_table,
+    recall_table,
+)
 from bridgetower.analysis.results import DemoDataset, DemoResults
 from bridgetower.files import write_text
 
@@ -28,6 +35,7 @@ def write_report(
     results: DemoResults,
     searches: Mapping[str, Sequence[SearchExample]],
     masks: Sequence[MaskExample],
+    answers: Sequence[AnswerExample] = (),
     *,
     examples_from: str,
 ) -> None:
@@ -38,15 +46,17 @@ def write_report(
         results: Everything measured.
         searches: Data set → its example searches.
         masks: Captions with a hidden word.
+        answers: Questions about scenes with what the model answers.
         examples_from: The model that made the examples, such as "BridgeTower, seed 0".
     """
-    write_text(path, render_report(results, searches, masks, examples_from=examples_from))
+    write_text(path, render_report(results, searches, masks, answers, examples_from=examples_from))
 
 
 def render_report(
     results: DemoResults,
     searches: Mapping[str, Sequence[SearchExample]],
     masks: Sequence[MaskExample],
+    answers: Sequence[AnswerExample] = (),
     *,
     examples_from: str,
 ) -> str:
@@ -56,6 +66,7 @@ def render_report(
         _retrieval(results),
         _searches(searches, examples_from),
         _hidden_words(results, masks, examples_from),
+        *([_answers(results, answers, examples_from)] if results.answers else []),
         _cost(results),
         _basis(results),
     ]
@@ -168,6 +179,26 @@ def _hidden_words(results: DemoResults, masks: Sequence[MaskExample], examples_f
         + mask_cards(masks)
     )
     return Section(name="hidden-words", title="Hidden words", body=body)
+
+
+def _answers(results: DemoResults, examples: Sequence[AnswerExample], examples_from: str) -> Section:
+    intro = (
+        f"After pre-training, each model learnt from {count(results.answers[0].steps)} batches of questions about "
+        "generated scenes, and is asked about scenes that it has not seen. Each answer to a question is right equally "
+        "often, so that the question alone says little: what that gives stands below, and what the model says when it "
+        "is shown the picture of another question."
+    )
+    chosen = (
+        f"By {examples_from}: of each topic the first test questions that it answers right, and the first that it does "
+        "not."
+    )
+    body = (
+        paragraph(intro)
+        + answers_table(results)
+        + heading("Examples", 3)
+        + (paragraph(chosen) + answer_cards(examples) if examples else paragraph("No examples."))
+    )
+    return Section(name="answers", title="Questions about scenes", body=body)
 
 
 def _seeds(results: DemoResults, several: str) -> str:

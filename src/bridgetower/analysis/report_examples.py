@@ -1,10 +1,11 @@
-"""Examples of the report: searches as strips of pictures, hidden words beside a right and a wrong picture."""
+"""Examples of the report: searches as strips of pictures, hidden words beside two pictures, questions with answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
+from bridgetower.analysis.answer_examples import AnswerExample
 from bridgetower.analysis.examples import Hit, SearchExample
 from bridgetower.analysis.formats import number, ordinal, percent
 from bridgetower.analysis.markup import bar, heading, paragraph, picture
@@ -29,6 +30,11 @@ def mask_cards(examples: Sequence[MaskExample]) -> str:
     if not examples:
         return paragraph("No examples: these models have no masked-language head, or no caption has a word to hide.")
     return f'<div class="cards">{"".join(map(_mask_card, examples))}</div>'
+
+
+def answer_cards(examples: Sequence[AnswerExample]) -> str:
+    """Returns the questions with their pictures and what the model answers."""
+    return f'<div class="cards">{"".join(map(_answer_card, examples))}</div>'
 
 
 def _search_card(example: SearchExample) -> str:
@@ -118,4 +124,16 @@ def _candidate(candidate: FilledWord, truth: str) -> str:
     return (
         f'<li class="{style}"><span class="word">{escape(candidate.word)}{mark}</span>'
         f"{bar(candidate.probability)}<span>{shown}</span></li>"
+    )
+
+
+def _answer_card(example: AnswerExample) -> str:
+    if example.is_right:
+        said = f'<p class="place found">✓ {escape(example.given)}</p>'
+    else:
+        said = f'<p class="place">✗ {escape(example.given)}; right is <b>{escape(example.answer)}</b></p>'
+    shown = picture(example.picture, "scene")
+    return (
+        f'<figure class="card answer">{shown}<div><figcaption class="query">{escape(example.question)}</figcaption>'
+        f"{said}</div></figure>"
     )

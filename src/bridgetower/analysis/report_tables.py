@@ -1,11 +1,11 @@
-"""Tables of the report: recall, matching, hidden words and cost."""
+"""Tables of the report: recall, matching, hidden words, answers and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bridgetower.analysis.findings import interval, picture_gain, picture_reading
-from bridgetower.analysis.formats import ARM_NAMES, MINUS, NO_VALUE, duration, gflops, mean_std, millions, number
+from bridgetower.analysis.formats import ARM_NAMES, MINUS, NO_VALUE, count, duration, gflops, mean_std, millions, number
 from bridgetower.analysis.markup import Row, paragraph, table
 from bridgetower.analysis.results import PARTS, Arm, DemoResults, ModelCost, Spread, spread
 
@@ -68,6 +68,23 @@ def hidden_words_table(results: DemoResults) -> str:
     return table("Hidden words found, in percent", columns, rows)
 
 
+def answers_table(results: DemoResults) -> str:
+    """Returns how many questions of each topic are answered right, with the picture and without."""
+    topics = list(results.answers[0].topics)
+    rows = [
+        Row(header=f"{ARM_NAMES[arm]}, {title}", cells=_answer_cells(results, topics, arm, figure), style=style)
+        for figure, title, style in (("model", "right picture", ""), ("other_picture", "another picture", "quiet"))
+        for arm in results.arms
+    ]
+    rows += [
+        Row(header=title, cells=_answer_cells(results, topics, results.arms[0], figure), style="quiet")
+        for figure, title in (("text_only", "the question alone"), ("majority", "the commonest answer"))
+    ]
+    counts = results.answers[0].topics
+    columns = ["who answers", *(f"{topic} ({count(int(counts[topic]['number']))})" for topic in topics)]
+    return table("Questions answered right, in percent", columns, rows)
+
+
 def cost_tables(results: DemoResults) -> str:
     """Returns size, operations and times of the models."""
     rows = [
@@ -99,6 +116,11 @@ def _recall_cells(figures: Mapping[str, Spread], stage: str, *, sign: bool = Fal
     names = [f"{stage}_{direction}_r{k}" for direction in DIRECTIONS for k in KS]
     cells = [mean_std(figures[name], scale=100, sign=sign) for name in names]
     return [*cells, mean_std(figures[f"{stage}_rsum"], sign=sign)]
+
+
+def _answer_cells(results: DemoResults, topics: Sequence[str], arm: Arm, figure: str) -> list[str]:
+    own = [answers for answers in results.answers if answers.arm == arm]
+    return [mean_std(spread([answers.topics[topic][figure] for answers in own]), scale=100) for topic in topics]
 
 
 def _hidden_words_row(results: DemoResults, dataset: str, arm: Arm, gain: Spread) -> Row:

@@ -20,6 +20,9 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 REQUIRED = frozenset({"rsum", "chance_rsum"})
 """Test figures that every run has on every data set."""
 
+ANSWER_FIGURES = frozenset({"number", "model", "other_picture", "text_only", "majority"})
+"""What is known of the answers to the questions of a topic."""
+
 PARTS = ("image tower", "text tower", "fusion encoder", "heads")
 
 
@@ -115,6 +118,31 @@ class ModelCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoAnswers:
+    """How a pre-trained model answers questions about generated scenes after it has learnt from others.
+
+    Attributes:
+        steps: Of that learning.
+        topics: Topic → `number` of test questions, and shares answered right: by the `model`, by it with the picture of
+            another question (`other_picture`), by the words alone (`text_only`), by the commonest answer (`majority`).
+    """
+
+    arm: Arm
+    seed: int
+    steps: int
+    topics: dict[str, dict[str, float]]
+
+    def __post_init__(self) -> None:
+        """Checks the arm and what is known of each topic."""
+        _check_arm(self.arm)
+        for topic, figures in self.topics.items():
+            if figures.keys() != ANSWER_FIGURES:
+                raise ValueError(
+                    f"answers on {topic} have {sorted(figures)}; expected {', '.join(sorted(ANSWER_FIGURES))}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoDataset:
     """A data set that the models were trained and tested on.
 
@@ -159,6 +187,7 @@ class DemoResults:
         datasets: What was trained and tested on.
         runs: One per arm and seed, all of equal length and measured alike.
         costs: One per arm.
+        answers: One per arm and seed; none if no questions were asked.
         versions: Of Python and the libraries.
         seconds_total: Time of the whole, preparation included.
     """
@@ -169,6 +198,7 @@ class DemoResults:
     datasets: tuple[DemoDataset, ...]
     runs: tuple[DemoRun, ...]
     costs: tuple[ModelCost, ...]
+    answers: tuple[DemoAnswers, ...] = ()
     versions: dict[str, str]
     seconds_total: float
 

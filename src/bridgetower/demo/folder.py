@@ -18,6 +18,11 @@ def trained_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
     return run_folder(out, arm, seed) / "last"
 
 
+def answering_folder(out: Path, arm: str, seed: int) -> Path:
+    """Folder of the training in which a pre-trained model learns to answer questions."""
+    return out / "runs" / f"{arm}-{seed}-answers"
+
+
 def held_out_pictures(out: Path) -> Path:
     """Folder of the pictures that no training saw, as files with their captions beside them."""
     return out / "held-out"

@@ -1,16 +1,17 @@
-"""The main job end to end: prepare real pictures, pre-train two models, evaluate, compare, report, index."""
+"""The main job end to end: prepare pictures, pre-train two models, fine-tune, evaluate, compare, report, index."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
+from bridgetower.analysis.answer_examples import AnswerExample
 from bridgetower.analysis.examples import SearchExample, search_examples
 from bridgetower.analysis.masked_examples import MaskExample, mask_examples
 from bridgetower.analysis.profile import model_cost
@@ -19,7 +20,14 @@ from bridgetower.analysis.results import ARMS, Arm, DemoDataset, DemoResults, De
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepare import prepare
-from bridgetower.demo.folder import held_out_index, held_out_pictures, run_folder, trained_model
+from bridgetower.demo.answers import (
+    answer_figures,
+    answering_config,
+    judged_answers,
+    prepare_questions,
+    scene_examples,
+)
+from bridgetower.demo.folder import answering_folder, held_out_index, held_out_pictures, run_folder, trained_model
 from bridgetower.demo.held_out import index_held_out, write_held_out
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
@@ -47,10 +55,12 @@ SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: bool = True) -> DemoResults:
     """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `pictures/` (some held-out ones), `held-out/` (all of them) and
-    `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the settings and the time that
-    calls have taken so far. Both arms are tested with their last
-    checkpoint: the best one on validation could be of a phase in which the fusion encoder has not been trained yet.
+    Then each of them learns to answer questions about generated scenes, in as many steps again.
+
+    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-answers/`, `pictures/` (some held-out ones), `held-out/`
+    (all of them) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the settings
+    and the time that calls have taken so far. Both arms are tested with their last checkpoint: the best one on
+    validation could be of a phase in which the fusion encoder has not been trained yet.
 
     Args:
         out: Folder for everything.
@@ -75,28 +85,38 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
     datasets = [DemoDataset.of(prepare(name, out / "data" / name, progress=progress)) for name in DATASETS]
     configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
     train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
+    steps = demo_steps(minutes)
+    prepare_questions(out, minutes, progress=progress)
+    train_all({answering_folder(out, *run): answering_config(out, *run, steps) for run in configs}, progress=progress)
+    judged = {run: judged_answers(out, *run) for run in configs}
     runs = [_tested(out, arm, seed, config) for (arm, seed), config in configs.items()]
     predictors = {arm: _trained(out, arm, 0) for arm in ARMS}
     results = DemoResults(
         command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
-        settings={"minutes": minutes, "seeds": seeds, "steps": runs[0].steps, "device": "cpu"},
+        settings={"minutes": minutes, "seeds": seeds, "steps": steps, "device": "cpu"},
         datasets=tuple(datasets),
         runs=tuple(runs),
         costs=tuple(model_cost(predictors[arm].model, TEXT_LENGTH, arm=arm) for arm in ARMS),
+        answers=answer_figures(judged, steps),
         versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
         seconds_total=seconds(),
     )
     results.write(out / "results.json")
-    _report(out, results, predictors["bridgetower"])
+    _report(out, results, predictors["bridgetower"], scene_examples(out, judged["bridgetower", 0]))
     write_held_out({name: out / "data" / name for name in DATASETS}, held_out_pictures(out))
     index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
     return results
 
 
+def demo_steps(minutes: float) -> int:
+    """Steps of each training."""
+    return max(2, round((RECIPES[RECIPE_OF["bridgetower"]].max_steps or 0) * minutes / MINUTES))
+
+
 def demo_config(out: Path, arm: Arm, seed: int, minutes: float) -> RunConfig:
     """Returns the run of one arm: its recipe on both data sets, steps scaled to `minutes`."""
     recipe = RECIPES[RECIPE_OF[arm]]
-    steps = max(2, round((recipe.max_steps or 0) * minutes / MINUTES))
+    steps = demo_steps(minutes)
     every = max(MIN_INTERVAL, -(-steps // EVALUATIONS))
     folders = tuple(str(out / "data" / name) for name in DATASETS)
     data = replace(recipe.data, folders=folders, repeats=REPEATS)
@@ -153,7 +173,7 @@ def _images(predictor: Predictor, folder: Path) -> CaptionImages:
     return CaptionImages(DataConfig(folders=(str(folder),), cache=True), "test", predictor.processor)
 
 
-def _report(out: Path, results: DemoResults, predictor: Predictor) -> None:
+def _report(out: Path, results: DemoResults, predictor: Predictor, answers: Sequence[AnswerExample]) -> None:
     evaluation = RECIPES[RECIPE_OF["bridgetower"]].evaluation
     searches: dict[str, list[SearchExample]] = {}
     masks: list[MaskExample] = []
@@ -164,4 +184,4 @@ def _report(out: Path, results: DemoResults, predictor: Predictor) -> None:
         masks += mask_examples(predictor, images, count=MASKS)
         for number in range(min(PICTURES, len(images))):
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
-    write_report(out / "report.html", results, searches, masks, examples_from="BridgeTower, seed 0")
+    write_report(out / "report.html", results, searches, masks, answers, examples_from="BridgeTower, seed 0")
