@@ -183,10 +183,10 @@ def _hidden_words(results: DemoResults, masks: Sequence[MaskExample], examples_f
 
 def _answers(results: DemoResults, examples: Sequence[AnswerExample], examples_from: str) -> Section:
     intro = (
-        f"After pre-training, each model learnt from {count(results.answers[0].steps)} batches of questions about "
-        "generated scenes, and is asked about scenes that it has not seen. Each answer to a question is right equally "
-        "often, so that the question alone says little: what that gives stands below, and what the model says when it "
-        "is shown the picture of another question."
+        "After pre-training, each model learnt from questions about generated scenes for "
+        f"{count(results.answers[0].steps)} steps, and is asked about scenes that it has not seen. Every possible "
+        "answer to a question is right equally often, so that the question alone says little: what it gives stands "
+        "below, and what the model says when it is shown the picture of another question."
     )
     chosen = (
         f"By {examples_from}: of each topic the first test questions that it answers right, and the first that it does "

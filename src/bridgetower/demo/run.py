@@ -45,6 +45,7 @@ RECIPE_OF: dict[Arm, str] = {"bridgetower": "pretrain-nano", "meter": "pretrain-
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 REPEATS = (1, 6)  # there are twenty times fewer pairs of flags than of emoji
 MINUTES = 10.0  # about what the recipes' own number of steps takes for both arms and one seed, on 2 cores
+STEPS_OF_ANSWERS = 2  # for each step of pre-training; they are a quarter as dear
 EVALUATIONS = 6  # during each training, but no more often than
 MIN_INTERVAL = 20  # steps
 TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
@@ -55,7 +56,7 @@ SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: bool = True) -> DemoResults:
     """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
 
-    Then each of them learns to answer questions about generated scenes, in as many steps again.
+    Then each of them learns to answer questions about generated scenes.
 
     The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-answers/`, `pictures/` (some held-out ones), `held-out/`
     (all of them) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the settings
@@ -85,7 +86,7 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
     datasets = [DemoDataset.of(prepare(name, out / "data" / name, progress=progress)) for name in DATASETS]
     configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
     train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
-    steps = demo_steps(minutes)
+    steps = STEPS_OF_ANSWERS * demo_steps(minutes)
     prepare_questions(out, minutes, progress=progress)
     train_all({answering_folder(out, *run): answering_config(out, *run, steps) for run in configs}, progress=progress)
     judged = {run: judged_answers(out, *run) for run in configs}
@@ -93,7 +94,7 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
     predictors = {arm: _trained(out, arm, 0) for arm in ARMS}
     results = DemoResults(
         command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
-        settings={"minutes": minutes, "seeds": seeds, "steps": steps, "device": "cpu"},
+        settings={"minutes": minutes, "seeds": seeds, "steps": runs[0].steps, "device": "cpu"},
         datasets=tuple(datasets),
         runs=tuple(runs),
         costs=tuple(model_cost(predictors[arm].model, TEXT_LENGTH, arm=arm) for arm in ARMS),
@@ -109,7 +110,7 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
 
 
 def demo_steps(minutes: float) -> int:
-    """Steps of each training."""
+    """Steps of each pre-training."""
     return max(2, round((RECIPES[RECIPE_OF["bridgetower"]].max_steps or 0) * minutes / MINUTES))
 
 
