@@ -78,6 +78,9 @@ class TestReadSplit:
         write_split(tmp_path / "test.parquet", [record(2)])
         with pytest.raises(FileNotFoundError, match=r"no split 'validation' in .*; there: train, test"):
             read_split(tmp_path, "validation")
+        (tmp_path / "originals").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"originals; there: none, since it is not a set that `bridgetower"):
+            read_split(tmp_path / "originals", "train")
 
     def test_says_what_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no dataset folder"):

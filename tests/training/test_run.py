@@ -111,8 +111,10 @@ class TestWhatIsLeft:
         assert first.pop("time") != second.pop("time")
         assert first == second
 
-    def test_epochs(self, config: RunConfig, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("micro_batch_size", [16, 4])
+    def test_epochs(self, config: RunConfig, tmp_path: Path, micro_batch_size: int) -> None:
         epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, evaluate_every=0)
+        epochs = replace(epochs, micro_batch_size=micro_batch_size)
         train(epochs, tmp_path / "run", progress=False)
         processor = read_checkpoint(tmp_path / "run").processor
         assert processor is not None

@@ -58,7 +58,8 @@ def split_files(folder: Path, split: str) -> list[Path]:
     files = [path for path in present if split_of_file(path) == split]
     if not files:
         there = ordered_splits({split_of_file(path) for path in present})
-        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {', '.join(there) or 'none'}")
+        splits = ", ".join(there) or "none, since it is not a set that `bridgetower prepare` wrote"
+        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {splits}")
     shard = _SHARD.fullmatch(files[0].stem)
     expected = shard_paths(folder, split, int(shard["count"])) if shard else [files[0]]
     missing = [path.name for path in expected if path not in files]
