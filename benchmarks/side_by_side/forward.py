@@ -1,0 +1,189 @@
+"""Matching one pair, and eight: our engines beside transformers eager, compiled, in ONNX Runtime and in OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional import spearman_corrcoef
+
+from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.engine import Engine
+from bridgetower.files import replacing
+from side_by_side.machine import peak_gib
+from side_by_side.products import recorded, seconds_alone
+from side_by_side.rows import Row
+from side_by_side.setting import Setting
+from side_by_side.timing import alternate
+
+TOKENS = 16
+EAGER = "transformers eager"
+OURS: dict[Precision, tuple[EngineName, ...]] = {
+    "fp32": ("torch", "onnxruntime", "openvino"),
+    "bf16": ("torch", "openvino"),
+    "int8": ("onnxruntime",),
+}
+PLAIN: dict[Precision, float] = {"fp32": 1.3, "bf16": 2.4}
+BEST: dict[Precision, float] = {"fp32": 1.4, "bf16": 2.8, "int8": 3.5}
+Way = Callable[[], Tensor]
+
+
+@torch.no_grad()
+def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
+    """One row for plain PyTorch and one for the best of our engines beside eager, one beside the best peer."""
+    inputs = setting.inputs(batch, TOKENS)
+    names = OURS[precision][:1] if setting.quick else OURS[precision]  # an export takes longer than the rest
+    engines = {f"ours {name}": setting.engine(name, precision) for name in names}
+    ours = {name: ours_of(engine, inputs) for name, engine in engines.items()}
+    theirs = peers(setting, precision, inputs)
+    exact = theirs[EAGER]()
+    timings = {
+        name: timing.seconds for name, timing in alternate(ours | theirs, repetitions=setting.repetitions).items()
+    }
+    off = {name: float((way() - exact).abs().max()) for name, way in (ours | theirs).items()}
+    best = min(ours, key=timings.__getitem__)
+    peer = min(theirs, key=timings.__getitem__)
+    name = f"itm forward, {precision}, batch {batch}"
+    details = {"seconds": timings, "max_diff": off}
+
+    def row(what: str, way: str, against: str, target: float | None, **more: Any) -> Row:
+        seconds = {"ours_s": timings[way], "peer_s": timings[against]}
+        return Row(name=f"{name}: {what}", ours=way, peer=against, target=target, max_diff=off[way], **seconds, **more)
+
+    if precision in PLAIN:
+        products = recorded(ours["ours torch"])
+        alone = seconds_alone(products.products)
+        rates = {
+            "gflops": products.flops / timings["ours torch"] / 1e9,
+            "products_gflops": products.flops / alone / 1e9,
+            "share": alone / timings["ours torch"],
+        }
+        yield row("plain torch", "ours torch", EAGER, PLAIN[precision], peak_gib=peak_gib(), details=details, **rates)
+    yield row("best of ours", best, EAGER, BEST[precision], details=details)
+    if precision in PLAIN:
+        yield row("best of ours, best of theirs", best, peer, 1.0)
+
+
+def rank_row(setting: Setting) -> Iterator[Row]:
+    """Spearman's correlation of the scores of all pairs of 20 pictures and 10 texts, int8 with float32."""
+    images, texts = (3, 4) if setting.quick else (20, 10)
+    inputs = setting.inputs(texts, TOKENS, images)
+    scores = {
+        precision: all_pairs(setting.engine(name, precision), inputs)
+        for name, precision in (("torch", "fp32"), ("onnxruntime", "int8"))
+    }
+    correlation = float(spearman_corrcoef(scores["int8"], scores["fp32"]))
+    yield Row(
+        name=f"int8 against fp32, {images * texts} pairs",
+        ours="ours onnxruntime int8",
+        peer="ours torch fp32",
+        unit="rank correlation",
+        ours_s=correlation,
+        peer_s=1.0,
+        max_diff=float((scores["fp32"] - scores["int8"]).abs().max()),
+        details={"target_correlation": 0.99, "spread_of_scores": float(scores["fp32"].std())},
+    )
+
+
+@torch.no_grad()
+def all_pairs(engine: Engine, inputs: dict[str, Tensor]) -> Tensor:
+    """Returns the difference of the two logits of every picture with every text."""
+    image, text = engine.encode_image(inputs["pixel_values"]), engine.encode_text(inputs["input_ids"])
+    rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).T
+    logits = [
+        engine.model.itm_logits(engine.fuse(image[rows[part]], text[columns[part]]).pooled)
+        for part in torch.arange(len(rows)).split(10)
+    ]
+    return torch.cat(logits).float().diff(dim=-1).squeeze(-1)
+
+
+def ours_of(engine: Engine, inputs: dict[str, Tensor]) -> Way:
+    """Matching with one of our engines; a text without padding has no mask."""
+
+    def match() -> Tensor:
+        image, text = engine.encode_image(inputs["pixel_values"]), engine.encode_text(inputs["input_ids"])
+        return engine.model.itm_logits(engine.fuse(image, text).pooled).float()
+
+    return match
+
+
+def peers(setting: Setting, precision: Precision, inputs: dict[str, Tensor]) -> dict[str, Way]:
+    """What there is of transformers: always its eager float32, and others of the same precision."""
+    model = setting.theirs()
+    ways = {EAGER: lambda: model(**inputs).logits}
+    if precision == "int8":
+        return ways
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    typed = setting.theirs().to(dtype)
+    given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+    if precision == "bf16":
+        ways["transformers eager bf16"] = lambda: typed(**given).logits.float()
+    if setting.quick:
+        return ways
+    ways[f"transformers compiled {precision}"] = _compiled(typed, given)
+    graph = setting.cache / f"{setting.name}-itm.onnx"
+    if not graph.exists():
+        _export(model, inputs, graph)
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    if precision == "fp32":
+        ways["transformers in onnxruntime"] = _in_onnxruntime(graph, arrays)
+    ways[f"transformers in openvino {precision}"] = _in_openvino(graph, precision, arrays)
+    return ways
+
+
+def _compiled(model: nn.Module, inputs: dict[str, Tensor]) -> Way:
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    compiled: Any = torch.compile(model)
+
+    return lambda: compiled(**inputs).logits.float()
+
+
+class _Logits(nn.Module):
+    """transformers' model from tensors to logits, as an exporter wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
+        ).logits
+        return logits
+
+
+def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    given = tuple(torch.cat([tensor, tensor]) for tensor in inputs.values())  # a batch of one would be taken as fixed
+    program = torch.onnx.export(
+        _Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=({0: batch},) * len(given)
+    )
+    with replacing(graph) as temporary:
+        program.save(temporary, external_data=False)
+
+
+def _in_onnxruntime(graph: Path, arrays: dict[str, np.ndarray]) -> Way:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(session.run(None, arrays)[0])
+
+
+def _in_openvino(graph: Path, precision: Precision, arrays: dict[str, np.ndarray]) -> Way:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+    }
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    return lambda: torch.from_numpy(compiled(arrays)[0].copy())

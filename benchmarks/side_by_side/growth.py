@@ -1,0 +1,117 @@
+"""How the time of matching grows with batch, text length, image size and candidates, beside the operations it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridgetower.engines.engine import TorchEngine
+from bridgetower.files import replacing
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.init import init_weights
+from bridgetower.model.presets import BASE, NANO
+from side_by_side.products import recorded
+from side_by_side.rows import Row
+from side_by_side.setting import Setting
+from side_by_side.timing import alternate
+
+TOKENS = 16
+SIZES: dict[str, tuple[int, ...]] = {
+    "pairs at once": (1, 2, 4, 8),
+    "tokens of the text": (8, 64, 256, 512),
+    "pixels of a side": (144, 288, 432, 576),
+    "encoded images for one text": (4, 8, 16, 32),
+}
+QUICK: dict[str, tuple[int, ...]] = {
+    "pairs at once": (1, 2),
+    "tokens of the text": (8, 16),
+    "pixels of a side": (60, 80),
+    "encoded images for one text": (2, 4),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Seconds and operations at one size."""
+
+    size: int
+    seconds: float
+    flops: int
+
+
+@torch.no_grad()
+def growth(setting: Setting) -> dict[str, list[Point]]:
+    """Measures every axis."""
+    return {
+        axis: [_point(setting, axis, size) for size in sizes]
+        for axis, sizes in (QUICK if setting.quick else SIZES).items()
+    }
+
+
+def growth_rows(curves: dict[str, list[Point]]) -> Iterator[Row]:
+    """One row per axis: the seconds of the largest size, and those that its operations would take at the best rate."""
+    for axis, points in curves.items():
+        best = max(point.flops / point.seconds for point in points)
+        yield Row(
+            name=f"growth with {axis}, {points[0].size} to {points[-1].size}",
+            ours="ours torch fp32",
+            peer="operations at the best rate of the curve",
+            ours_s=points[-1].seconds,
+            peer_s=points[-1].flops / best,
+            gflops=points[-1].flops / points[-1].seconds / 1e9,
+            details={"points": [vars(point) for point in points]},
+        )
+
+
+def plot(curves: dict[str, list[Point]], path: Path) -> None:
+    """Draws seconds beside the line of operations at the best rate of each curve."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+    for axis, (name, points) in zip(axes.flat, curves.items(), strict=True):
+        sizes = [point.size for point in points]
+        best = max(point.flops / point.seconds for point in points)
+        axis.plot(
+            sizes, [point.flops / best for point in points], "--", color="tab:gray", label="operations / best rate"
+        )
+        axis.plot(sizes, [point.seconds for point in points], "o-", color="tab:blue", label="measured")
+        axis.set(xlabel=name, ylabel="seconds", xticks=sizes, xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _point(setting: Setting, axis: str, size: int) -> Point:
+    way = _way(setting, axis, size)
+    seconds = alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"].seconds
+    return Point(size, seconds, recorded(way).flops)
+
+
+def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:
+    config = NANO if setting.quick else BASE
+    if axis == "pixels of a side":
+        config = config.override({"vision.image_size": size})
+    model = BridgeTower(config)
+    init_weights(model, torch.Generator().manual_seed(0))
+    engine = TorchEngine(model.eval(), torch.device("cpu"))
+    pairs = 1 if axis in ("tokens of the text", "pixels of a side") else size
+    side = config.vision.image_size
+    pixels = torch.randn(pairs, 3, side, side, generator=torch.Generator().manual_seed(0))
+    texts, length = (1 if axis == "encoded images for one text" else pairs), size if "tokens" in axis else TOKENS
+    ids = torch.randint(5, config.text.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0))
+    stored: Any = engine.start_image(engine.encode_image(pixels)) if texts < pairs else None
+
+    def match() -> Tensor:
+        text = engine.encode_text(ids)
+        if stored is not None:
+            return engine.fuse(stored, engine.start_text(text)[torch.zeros(pairs, dtype=torch.long)]).pooled
+        return engine.fuse(engine.encode_image(pixels), text).pooled
+
+    return match

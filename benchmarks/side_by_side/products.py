@@ -1,0 +1,144 @@
+"""The machine's rate: the matrix products of a computation by themselves, each in the fastest way there is here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from side_by_side.rows import Row
+from side_by_side.setting import Setting
+
+ONEDNN = torch.ops.mkldnn._linear_pointwise
+TURNS = 3
+COLD = 128 * 2**20  # bytes of operands that are in use in turn, so that none waits in a cache
+
+
+@dataclass(frozen=True)
+class Product:
+    """`batch` products of [m, k] and [k, n] with operands of `dtype`."""
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-add."""
+        return 2 * self.batch * self.m * self.k * self.n
+
+
+class Recorder(TorchDispatchMode):
+    """Counts the matrix products that run while it is active, those of backward passes included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Counter[Product] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Looks at one operation and runs it."""
+        product = _product(func, args)
+        if product is not None and product.flops:
+            self.products[product] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def flops(self) -> int:
+        """Of all products."""
+        return sum(product.flops * count for product, count in self.products.items())
+
+
+def recorded(computation: Callable[[], object]) -> Recorder:
+    """Returns the products of a computation."""
+    with Recorder() as recorder:
+        computation()
+    return recorder
+
+
+def seconds_alone(products: Counter[Product]) -> float:
+    """Returns how long the products take one after the other, each in the fastest way that is known for it."""
+    return sum(count * _fastest(product) for product, count in products.items())
+
+
+def _product(func: Any, args: Any) -> Product | None:
+    packet = func.overloadpacket
+    if packet in (torch.ops.aten.mm, torch.ops.aten.bmm):
+        first, second = args[0], args[1]
+    elif packet in (torch.ops.aten.addmm, torch.ops.aten.baddbmm):
+        first, second = args[1], args[2]
+    elif packet is ONEDNN:
+        rows, weight = args[0], args[1]
+        return Product(1, prod(rows.shape[:-1]), rows.shape[-1], weight.shape[0], rows.dtype)
+    elif packet in (torch.ops.aten.convolution, torch.ops.aten.mkldnn_convolution):
+        pixels, weight = args[0], args[1]
+        rows, columns = (size // kernel for size, kernel in zip(pixels.shape[2:], weight.shape[2:], strict=True))
+        places = len(pixels) * rows * columns
+        return Product(1, places, prod(weight.shape[1:]), weight.shape[0], pixels.dtype)
+    else:
+        return None
+    batch = first.shape[0] if first.ndim == 3 else 1
+    return Product(batch, first.shape[-2], first.shape[-1], second.shape[-1], first.dtype)
+
+
+@torch.no_grad()
+def _fastest(product: Product) -> float:
+    ways = [_pytorch] if product.batch > 1 else [_pytorch, _packed]
+    return min(_best_seconds(*way(product)) for way in ways)
+
+
+def _pytorch(product: Product) -> tuple[Callable[[Any], Tensor], list[Any]]:
+    first = torch.randn(product.batch, product.m, product.k).to(product.dtype)
+    operands = [torch.randn(product.batch, product.k, product.n).to(product.dtype) for _ in range(_copies(product))]
+    if product.batch == 1:
+        rows = first[0]
+        return lambda operand: torch.mm(rows, operand[0]), operands
+    return lambda operand: torch.bmm(first, operand), operands
+
+
+def _packed(product: Product) -> tuple[Callable[[Any], Tensor], list[Any]]:
+    rows = torch.randn(product.m, product.k).to(product.dtype)
+    weights = [torch.randn(product.n, product.k).to(product.dtype) for _ in range(_copies(product))]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, product.m) for weight in weights]
+    return lambda weight: ONEDNN(rows, weight, None, "none", [], ""), packed
+
+
+def _copies(product: Product) -> int:
+    size = product.batch * product.k * product.n * product.dtype.itemsize
+    return max(1, min(64, COLD // max(size, 1)))
+
+
+def _best_seconds(run: Callable[[Any], Tensor], operands: list[Any]) -> float:
+    """Seconds of one product, the least of several turns through all operands."""
+    turns = []
+    for _ in range(TURNS):
+        start = time.perf_counter()
+        for operand in operands:
+            run(operand)
+        turns.append((time.perf_counter() - start) / len(operands))
+    return min(turns)
+
+
+def product_rows(setting: Setting) -> Iterator[Row]:
+    """Rates of a product of the base model, in oneDNN and as PyTorch computes it by default."""
+    m, k, n = (32, 32, 64) if setting.quick else (325, 768, 3072)
+    for dtype in (torch.float32, torch.bfloat16):
+        product = Product(1, m, k, n, dtype)
+        ours, plain = _best_seconds(*_packed(product)), _best_seconds(*_pytorch(product))
+        yield Row(
+            name=f"product [{m}, {k}] · [{k}, {n}], {str(dtype).removeprefix('torch.')}",
+            ours="oneDNN, packed",
+            peer="torch.mm",
+            ours_s=ours,
+            peer_s=plain,
+            gflops=product.flops / ours / 1e9,
+            details={"torch_mm_gflops": product.flops / plain / 1e9},
+        )

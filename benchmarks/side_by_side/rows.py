@@ -1,0 +1,55 @@
+"""What a benchmark says: one row per comparison."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One of our ways beside one of a peer's.
+
+    Attributes:
+        name: What is compared.
+        ours: Which of our ways.
+        peer: Which way of the peer.
+        ours_s, peer_s: Median seconds.
+        target: What `ratio` is to reach; None if the row is for information.
+        max_diff: Largest difference of the outputs.
+        unit: Of ours and the peer's value, where it is not seconds.
+        gflops: Matrix products of our way, in 1e9 operations per second.
+        products_gflops: The same products alone, one after the other: the machine's rate.
+        share: Of that rate.
+        peak_gib: Highest resident memory of the process that measured, in GiB.
+        details: Seconds of every way, by name, and what else was measured.
+    """
+
+    name: str
+    ours: str
+    peer: str
+    ours_s: float
+    peer_s: float
+    target: float | None = None
+    max_diff: float | None = None
+    unit: str = "s"
+    gflops: float | None = None
+    products_gflops: float | None = None
+    share: float | None = None
+    peak_gib: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """How many times the peer needs what we need."""
+        return self.peer_s / self.ours_s if self.ours_s else math.inf
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached."""
+        return None if self.target is None else self.ratio >= self.target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the row as JSON holds it."""
+        return {**asdict(self), "ratio": self.ratio, "reached": self.reached}

@@ -1,0 +1,179 @@
+"""Training steps beside the official way of composing them, of transformers' modules; and the memory they take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.tasks.losses import itc_loss
+from bridgetower.tasks.matching import random_pairs
+from bridgetower.tasks.pretraining import PretrainingTask
+from side_by_side.machine import peak_gib
+from side_by_side.products import recorded, seconds_alone
+from side_by_side.rows import Row
+from side_by_side.setting import Setting
+from side_by_side.timing import alternate
+
+TOKENS, PADDED, MASKED = 14, 50, 2  # of a caption, as the official code pads it, and hidden ones
+BATCH = 4
+OFFICIAL = "official step of transformers' modules"
+
+
+class Ours:
+    """Our step."""
+
+    def __init__(self, setting: Setting, phase: Phase) -> None:
+        self.batch = batch_of(setting)
+        self.module = PretrainingTask(setting.ours_for_training(), PretrainingConfig(phases=(phase,)))
+
+    def losses(self) -> dict[str, Tensor]:
+        """Of the phase."""
+        return self.module(self.batch).parts
+
+
+class Official:
+    """A pass for each objective, texts padded to a fixed length, logits of every position."""
+
+    def __init__(self, setting: Setting, phase: Phase) -> None:
+        self.batch, self.phase = batch_of(setting), phase
+        self.module = setting.theirs_for_training()
+        padding = setting.config.text_config.pad_token_id
+        self.ids = _widened(self.batch.input_ids, padding)
+        self.masked = _widened(self.batch.masked_input_ids, padding)
+        self.labels = _widened(self.batch.mlm_labels, -100)
+        self.mask = (torch.arange(PADDED) < TOKENS).long().expand(BATCH, -1)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Source: official `compute_mlm`, `compute_itm` and, for ITC, towers that run for themselves."""
+        model, batch = self.module.model, self.batch
+        backbone = model.bridgetower
+        masked = backbone(self.masked, self.mask, pixel_values=batch.pixel_values)
+        logits = model.mlm_score(masked.text_features)
+        pairs = random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
+        matched = backbone(self.ids, self.mask, pixel_values=batch.pixel_values[pairs.image_rows])
+        losses = {
+            "mlm": F.cross_entropy(logits.flatten(0, 1), self.labels.flatten()),
+            "itm": F.cross_entropy(self.module.itm(matched.pooler_output), pairs.labels),
+        }
+        if self.phase.itc:
+            text = backbone.text_model(self.ids, self.mask).last_hidden_state[:, 0]
+            image = backbone.vision_model(batch.pixel_values)[-1][:, 0]
+            head = self.module.itc
+            vectors = F.normalize(head.image(image), dim=-1), F.normalize(head.text(text), dim=-1)
+            losses["itc"] = itc_loss(*vectors, batch.image_index, head.logit_scale())
+        return losses
+
+
+def step(side: Ours | Official, half: bool = False) -> None:
+    """Forward and backward, without the optimiser."""
+    side.module.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        total = torch.stack(list(side.losses().values())).sum()
+    total.backward()
+
+
+def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
+    """Both precisions of ours beside the official way in float32."""
+    phase = Phase(itc=1.0 if contrast else 0.0)
+    ours, official = Ours(setting, phase), Official(setting, phase)
+    off = _difference(ours, official)
+    ways: dict[str, Callable[[], object]] = {
+        "ours fp32": lambda: step(ours),
+        "ours bf16": lambda: step(ours, half=True),
+        OFFICIAL: lambda: step(official),
+        f"{OFFICIAL}, bf16": lambda: step(official, half=True),
+    }
+    timings = alternate(ways, repetitions=min(3, setting.repetitions), warmup=1)
+    seconds = {name: timing.seconds for name, timing in timings.items()}
+    names = "mlm + itm + itc" if contrast else "mlm + itm"
+    for precision, target in (("fp32", 2.1 if contrast else 1.7), ("bf16", None if contrast else 2.8)):
+        rates: dict[str, Any] = {}
+        if precision == "fp32":
+            products = recorded(lambda: step(ours))
+            alone = seconds_alone(products.products)
+            rates = {
+                "gflops": products.flops / seconds["ours fp32"] / 1e9,
+                "products_gflops": products.flops / alone / 1e9,
+                "share": alone / seconds["ours fp32"],
+            }
+        yield Row(
+            name=f"training step {names}, {precision}, {BATCH} pairs",
+            ours=f"ours {precision}",
+            peer=OFFICIAL,
+            ours_s=seconds[f"ours {precision}"],
+            peer_s=seconds[OFFICIAL],
+            target=target,
+            max_diff=off if precision == "fp32" else None,
+            details={"seconds": seconds},
+            **rates,
+        )
+
+
+def memory_row(setting: Setting) -> Iterator[Row]:
+    """Highest memory of a process that runs two steps; each way in a process of its own."""
+    peaks = {side: _peak(setting, side) for side in ("ours", "theirs")}
+    yield Row(
+        name=f"peak memory of a training step, {BATCH} pairs",
+        ours="ours fp32",
+        peer=OFFICIAL,
+        ours_s=peaks["ours"],
+        peer_s=peaks["theirs"],
+        unit="GiB",
+        target=1 / 0.6,
+    )
+
+
+def measure_memory(setting: Setting, side: str) -> None:
+    """Runs two steps of one way and prints the highest memory of the process."""
+    way = (Ours if side == "ours" else Official)(setting, Phase())
+    for _ in range(2):
+        step(way)
+    print(json.dumps(peak_gib()))
+
+
+def _difference(ours: Ours, official: Official) -> float:
+    """Returns how far the losses are apart without dropout."""
+    for side in (ours, official):
+        side.module.eval()
+    with torch.no_grad():
+        mine, theirs = ours.losses(), official.losses()
+    for side in (ours, official):
+        side.module.train()
+    return max(float((mine[name] - theirs[name]).abs()) for name in theirs)
+
+
+def _peak(setting: Setting, side: str) -> float:
+    command = [sys.executable, "run.py", "--measure-memory", side, "--cache", setting.cache.resolve()]
+    command += ["--threads", str(torch.get_num_threads()), *(["--quick"] if setting.quick else [])]
+    folder = Path(__file__).parent.parent
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return float(json.loads(result.stdout.splitlines()[-1]))
+
+
+def batch_of(setting: Setting) -> CaptionBatch:
+    """Captions of `TOKENS` tokens, `MASKED` of them hidden."""
+    inputs = setting.inputs(BATCH, TOKENS)
+    ids = inputs["input_ids"]
+    hidden = torch.arange(TOKENS).expand(BATCH, -1) % (TOKENS // MASKED) == 1
+    return CaptionBatch(
+        pixel_values=inputs["pixel_values"],
+        input_ids=ids,
+        attention_mask=None,
+        masked_input_ids=torch.where(hidden, setting.config.text_config.vocab_size - 1, ids),
+        mlm_labels=torch.where(hidden, ids, -100),
+        image_index=torch.arange(BATCH),
+    )
+
+
+def _widened(ids: Tensor, fill: int) -> Tensor:
+    return F.pad(ids, (0, PADDED - ids.shape[1]), value=fill)
