@@ -78,6 +78,14 @@ class TestUsing:
                     ]
         assert "engine torch has no int8" in refused(*commands[0], "--precision", "int8")
 
+    def test_embed_with_processes_that_decode(
+        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, files: list[Path]
+    ) -> None:
+        command = ["embed", tiny_checkpoint, "--images", *files, "--device", "cpu", "--fast-decode"]
+        assert run(*command, "--num-workers", 2) == run(*command)
+        pairs = refused(*command, "--texts", "a", "b", "--pairs", "--num-workers", 2)
+        assert "num_workers 2 would be ignored with pairs" in pairs
+
     def test_embed_pairs_to_a_file(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
     ) -> None:

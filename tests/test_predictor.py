@@ -121,6 +121,12 @@ class TestResults:
         for one, other in zip(results(32), results(size), strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
+    def test_processes_that_decode_change_nothing(self, predictor: Predictor, files: list[Path]) -> None:
+        given: list[Any] = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
+        alone = predictor.embed_images(given, batch_size=2)
+        assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
+        assert torch.equal(alone[0], alone[-1])
+
     def test_all_pairs_are_pair_by_pair(self, predictor: Predictor, files: list[Path]) -> None:
         texts = [*TEXTS, "yellow"]
         scores = predictor.match(files, texts, all_pairs=True)
@@ -302,17 +308,20 @@ class TestErrors:
                 call()
             assert len(call(truncate=True)) == 3
 
-    def test_unreadable_pictures_are_numbered(self, predictor: Predictor, files: list[Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_unreadable_pictures_are_numbered(
+        self, predictor: Predictor, files: list[Path], tmp_path: Path, num_workers: int
+    ) -> None:
         (tmp_path / "empty.png").write_bytes(b"")
         (tmp_path / "text.png").write_text("no picture")
         (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-200])
         for name, message in {"empty.png": "empty", "text.png": "text.png", "cut.png": "cut off or damaged"}.items():
             with pytest.raises(ValueError, match=rf"image 3: .*{message}"):
-                predictor.embed_images([*files, tmp_path / name], batch_size=2)
+                predictor.embed_images([*files, tmp_path / name], batch_size=2, num_workers=num_workers)
         with pytest.raises(ValueError, match=r"image 2: .*5 image bytes"):
             predictor.match([*files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
         with pytest.raises(FileNotFoundError, match="no image file at"):
-            predictor.embed_images(tmp_path / "nothing.png")
+            predictor.embed_images(tmp_path / "nothing.png", num_workers=num_workers)
 
     @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
     def test_a_picture_of_a_hundred_megapixels(self, predictor: Predictor) -> None:
@@ -354,6 +363,15 @@ class TestEngines:
 
 
 class TestLoad:
+    def test_fast_decoding_is_another_preprocessing(
+        self, tiny_checkpoint: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        fast = load(tiny_checkpoint, device="cpu", fast_decode=True)
+        assert fast.fingerprint != predictor.fingerprint
+        Image.radial_gradient("L").resize((600, 400)).save(tmp_path / "large.jpg")
+        off = (fast.embed_images(tmp_path / "large.jpg") - predictor.embed_images(tmp_path / "large.jpg")).abs()
+        assert 0 < off.max() < 0.05
+
     def test_public_name(self, tiny_checkpoint: Path) -> None:
         predictor = bridgetower.load(tiny_checkpoint)
         assert predictor.source == str(tiny_checkpoint)

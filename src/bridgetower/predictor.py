@@ -25,7 +25,7 @@ from bridgetower.engines.start import EngineChoice
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
-from bridgetower.processor import ImageLike, Processor, Resized
+from bridgetower.processor import ImageLike, Processor, Resized, loaded
 from bridgetower.progress import counted
 
 Images = ImageLike | Sequence[ImageLike]
@@ -59,6 +59,7 @@ def load(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    fast_decode: bool = False,
 ) -> Predictor:
     """Loads a model for use.
 
@@ -76,6 +77,8 @@ def load(
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
         answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
         overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
+        fast_decode: Decode large JPEG files at reduced scale, which changes pixels a little; a model that was trained
+            so does it anyway.
 
     Raises:
         FileNotFoundError: Nothing is there, or the engine's packages are not installed.
@@ -94,6 +97,8 @@ def load(
     unchanged = image_size in (None, checkpoint.config.vision.image_size)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
+    if fast_decode:
+        checkpoint = checkpoint.decoding_fast()
     return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None))
 
 
@@ -135,16 +140,29 @@ class Predictor(Answering):
         return self.engine.device
 
     @torch.inference_mode()
-    def embed_images(self, images: Images, *, batch_size: int = 32, progress: bool = False) -> Float[Tensor, "n c"]:
+    def embed_images(
+        self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+    ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of texts.
+
+        Args:
+            images: One or several.
+            batch_size: Images at once.
+            num_workers: Processes that decode while others are encoded; 0 decodes in this one.
+            progress: Show a bar.
 
         Raises:
             ValueError: No images, an unreadable one, or a model without contrastive head.
         """
         self.model.contrastive_head()
         given = _images(images)
-        batches = _batches(len(given), batch_size, progress)
-        vectors = [self.model.image_embeds(self._encode_images(given, batch, read="cls")) for batch in batches]
+        numbered = list(enumerate(given))
+        items = [numbered[batch] for batch in _batches(len(given), batch_size, False)]
+        decoded = loaded(self.processor.resize_numbered, items, num_workers=num_workers)
+        vectors = [
+            self.model.image_embeds(self._encode(given[batch], self.processor.normalise(next(decoded)), read="cls"))
+            for batch in _batches(len(given), batch_size, progress)
+        ]
         return unit(torch.cat(vectors))
 
     @torch.inference_mode()
@@ -374,14 +392,25 @@ class Predictor(Answering):
     def _encode_images(
         self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers", *, token_type: int = IMAGE
     ) -> Encoded:
-        """Encodes one batch of images; an object that comes several times is encoded once."""
+        """Decodes and encodes one batch of images."""
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        first = {id(image): number for number, image in reversed(list(enumerate(images[batch])))}
+        return self._encode(images[batch], pixel_values, read, token_type=token_type)
+
+    def _encode(
+        self,
+        images: Sequence[ImageLike],
+        pixel_values: Float[Tensor, "b 3 h w"],
+        read: EncodeRead = "layers",
+        *,
+        token_type: int = IMAGE,
+    ) -> Encoded:
+        """Encodes images that were decoded; an object that comes several times is encoded once."""
+        first = {id(image): number for number, image in reversed(list(enumerate(images)))}
         kept = sorted(first.values())
         encoded = self.engine.encode_image(pixel_values[kept], token_type, read=read)
-        if len(kept) == len(images[batch]):
+        if len(kept) == len(images):
             return encoded
-        rows = [kept.index(first[id(image)]) for image in images[batch]]
+        rows = [kept.index(first[id(image)]) for image in images]
         return encoded[torch.tensor(rows, device=self.device)]
 
     def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:

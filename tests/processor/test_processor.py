@@ -40,6 +40,22 @@ def test_saved_and_loaded_processors_are_equal(tokenizer: Tokenizer, photo: Phot
     assert sorted(path.name for path in tmp_path.iterdir()) == ["processor.json", "tokenizer.json"]
 
 
+@pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
+def test_fast_decoding(profile: Any, photo: Photo, tmp_path: Path) -> None:
+    config = ProcessorConfig(profile=profile, image_size=48, max_length=20, fast_decode=True)
+    fast, full = Processor(config, None), Processor(replace(config, fast_decode=False), None)
+    large, small = tmp_path / "large.jpg", tmp_path / "small.jpg"
+    photo(400, 600).save(large, quality=95)
+    photo(180, 180).save(small, quality=95)  # half of it is less than twice the size that is needed
+    assert torch.equal(fast.resize(small), full.resize(small))
+    off = (fast.resize(large).int() - full.resize(large).int()).abs()
+    assert 0 < off.float().mean() < 2
+    assert off.max() < 32
+    assert (fast.prepare(large).width, fast.prepare(large).height) == (600, 400)
+    fast.save(tmp_path)
+    assert Processor.load(tmp_path).config.fast_decode
+
+
 def test_a_processor_without_tokenizer_stays_without(config: ProcessorConfig, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("left over")
     Processor(config, None).save(tmp_path)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from bridgetower.processor import Processor, ProcessorConfig, open_image
+from bridgetower.processor.images import open_reduced
 
 Photo = Callable[[int, int], Image.Image]
 
@@ -161,6 +162,41 @@ def test_transparent_value_of_16_bit_grey() -> None:
     image.info["transparency"] = 257
     assert _array(image)[0, :, 0].tolist() == GREY_16_AS_8
     assert _array(image, background=WHITE)[0, :, 0].tolist() == [0, 0, 1, 255, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(None, (400, 240)), (121, (400, 240)), (120, (200, 120)), (9, (50, 30))]
+)
+def test_a_jpeg_is_decoded_at_the_least_scale_that_is_large_enough(
+    photo: Photo, side: int | None, expected: tuple[int, int]
+) -> None:
+    content = _bytes(photo(240, 400), "JPEG")
+    image, size = open_reduced(content, side)
+    assert image.size == expected
+    assert size == (400, 240)
+    if side in (None, 121):
+        assert np.array_equal(np.asarray(image), _array(content))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_reduced_picture_tells_how_large_it_was(photo: Photo, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image, size = open_reduced(_bytes(photo(241, 242), "JPEG", exif=exif), 30)
+    assert size == ((241, 242) if orientation == 6 else (242, 241))
+    assert image.size == (31, 31)
+
+
+def test_other_files_and_objects_are_opened_in_full(photo: Photo) -> None:
+    picture = photo(240, 400)
+    for source in (_bytes(picture, "PNG"), picture, np.array(picture)):
+        image, size = open_reduced(source, 9)
+        assert image.size == size == (400, 240)
+
+
+def test_the_limit_is_on_the_full_picture(photo: Photo) -> None:
+    with pytest.raises(ValueError, match="400x240 = 96000 pixels, the limit is 90000"):
+        open_reduced(_bytes(photo(240, 400), "JPEG"), 9, max_pixels=90_000)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -193,3 +193,12 @@ def profile_of(checkpoint: Checkpoint) -> str:
 def replace_config(checkpoint: Checkpoint, values: ProcessorConfig) -> Processor:
     assert checkpoint.processor is not None
     return Processor(values, checkpoint.processor.tokenizer)
+
+
+@pytest.mark.parametrize("has_init", [True, False])
+def test_fast_decoding_travels_with_the_model(config: RunConfig, has_init: bool) -> None:
+    run = replace(config, data=replace(config.data, fast_decode=True), init=config.init if has_init else None)
+    for start, expected in ((run, True), (replace(run, data=config.data), False)):
+        processor = starting_checkpoint(start).processor
+        assert processor is not None
+        assert processor.config.fast_decode is expected

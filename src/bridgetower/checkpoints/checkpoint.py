@@ -78,6 +78,13 @@ class Checkpoint:
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
+    def decoding_fast(self) -> Checkpoint:
+        """Returns the checkpoint with `fast_decode` in its preprocessing."""
+        processor = self.processor
+        if processor is None:
+            return self
+        return replace(self, processor=Processor(replace(processor.config, fast_decode=True), processor.tokenizer))
+
     def with_token_types(self, count: int) -> Checkpoint:
         """Returns the checkpoint with at least so many token types; new ones start as the last one is.
 

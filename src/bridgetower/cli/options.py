@@ -28,6 +28,7 @@ class SourceOptions:
         device: Such as cpu or cuda:0; default: a GPU if there is one.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
+        fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
     """
 
     revision: str | None = None
@@ -35,6 +36,7 @@ class SourceOptions:
     device: str | None = None
     tokenizer: Path | None = None
     answers: Path | None = None
+    fast_decode: bool = False
 
     def load(self, model: str) -> Any:
         """Returns the `bridgetower.predictor.Predictor` of a model."""

@@ -21,6 +21,7 @@ def embed(
     pairs: bool = False,
     out: Path | None = None,
     batch_size: int = 32,
+    num_workers: int = 0,
     loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
@@ -37,6 +38,7 @@ def embed(
         pairs: Embed image n together with text n instead of each alone.
         out: Write the lines to this file instead of standard output.
         batch_size: Inputs at once.
+        num_workers: Processes that decode pictures while others are encoded; 0 decodes in the main one. Not for pairs.
         loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
@@ -44,6 +46,8 @@ def embed(
     options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
     rows: list[dict[str, Any]] = []
     names = [str(image) for image in images]
+    if pairs and num_workers:
+        raise ValueError(f"num_workers {num_workers} would be ignored with pairs; leave it out")
     if pairs:
         vectors = predictor.embed_pairs(names, texts, truncate=truncate, **options)
         rows = [
@@ -54,7 +58,7 @@ def embed(
         if not names and not texts:
             raise ValueError("nothing to embed; give --images FILE … or --texts TEXT …")
         if names:
-            vectors = predictor.embed_images(names, **options).tolist()
+            vectors = predictor.embed_images(names, num_workers=num_workers, **options).tolist()
             rows += [{"image": image, "embedding": vector} for image, vector in zip(names, vectors, strict=True)]
         if texts:
             vectors = predictor.embed_texts(texts, truncate=truncate, **options).tolist()

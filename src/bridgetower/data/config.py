@@ -42,6 +42,8 @@ class DataConfig:
             checkpoint's own, and is `official-pretrain` for a new model.
         max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
+        fast_decode: Decode large JPEG files at reduced scale, which is faster and changes pixels a little; the trained
+            model keeps to it. Pictures that are varied from their files on are decoded in full.
         num_workers: Processes that decode; 0 decodes in the main process.
         cache: Keep what was read, and the decoded pictures, in memory; for sets that fit.
     """
@@ -61,6 +63,7 @@ class DataConfig:
     profile: OfficialProfile | None = None
     max_length: int = 50
     background: tuple[int, int, int] | None = None
+    fast_decode: bool = False
     num_workers: int = 0
     cache: bool = False
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
 from bridgetower.processor.text import (
     SpecialIds,
     SpecialTokens,
@@ -117,9 +117,7 @@ class Processor:
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
         if len(images) == 0:
             raise ValueError("no images given; expected at least one")
-        return self.normalise(
-            torch.stack([self._numbered(number, image) for number, image in enumerate(images, first)])
-        )
+        return self.normalise(torch.stack([self.resize_numbered(item) for item in enumerate(images, first)]))
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
         """Opens one picture and brings it to the model's size: all that comes before `normalise`.
@@ -146,9 +144,10 @@ class Processor:
             if list(image.pixels.shape) != expected:
                 raise ValueError(f"a picture was prepared as {list(image.pixels.shape)}; this model takes {expected}")
             return image
-        opened = open_image(image, max_pixels=max_pixels, background=self.config.background)
-        pixels = transforms.resize(opened, self.config)
-        return Resized(pixels=pixels, width=opened.width, height=opened.height)
+        opened, (width, height) = open_reduced(
+            image, self.config.decoded_side, max_pixels=max_pixels, background=self.config.background
+        )
+        return Resized(pixels=transforms.resize(opened, self.config), width=width, height=height)
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized pictures to (v/255 - mean) / std; `images` is this after `resize`.
@@ -301,7 +300,14 @@ class Processor:
     def _special_ids(self) -> SpecialIds:
         return _present(self._ids)
 
-    def _numbered(self, number: int, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
+    def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
+        """Returns `resize` of a picture that comes with its number, which errors name.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: The picture cannot be used.
+        """
+        number, image = item
         try:
             return self.resize(image)
         except ValueError as error:

@@ -58,7 +58,12 @@ def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> Processor
     data = config.data
     if data.profile is not None:  # the other two belong to transformers' profile
         values = replace(values, profile=data.profile, shortest_edge=None, size_divisor=None)
-    return replace(values, max_length=data.max_length, background=data.background or values.background)
+    return replace(
+        values,
+        max_length=data.max_length,
+        background=data.background or values.background,
+        fast_decode=data.fast_decode or values.fast_decode,
+    )
 
 
 def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
@@ -154,6 +159,7 @@ def _processor(config: RunConfig, towers: Towers) -> Processor:
         image_size=config.image_size or config.model.vision.image_size,
         max_length=config.data.max_length,
         background=config.data.background,
+        fast_decode=config.data.fast_decode,
     )
     values = towers.with_normalisation(values)
     tokenizer = towers.tokenizer(config.tokenizer)
