@@ -78,7 +78,7 @@ def test_grey_and_transparent_tensors() -> None:
         (3, "given as int"),
         (None, "given as NoneType"),
         (b"", "empty"),
-        (b"<html>not found</html>", "not an image"),
+        (b"<html>not found</html>", "cannot be read as an image"),
     ],
 )
 def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:
@@ -289,7 +289,7 @@ def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
 
 
 def test_a_script_disguised_as_a_picture_is_not_run() -> None:
-    with pytest.raises(ValueError, match="not an image"):
+    with pytest.raises(ValueError, match="cannot be read as an image"):
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 

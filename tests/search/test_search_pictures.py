@@ -108,7 +108,7 @@ class TestDecoding:
         assert (photos / "03.png").stat().st_size < 100_000
         found = decoded(photos, predictor)
         reasons = [found[f"{number:02}.png"].problem for number in range(4)]
-        for reason, expected in zip(reasons, ("cut off", "empty", "not an image", "limit"), strict=True):
+        for reason, expected in zip(reasons, ("cut off", "empty", "cannot be read as an image", "limit"), strict=True):
             assert reason is not None
             assert expected in reason
             assert reason.startswith("it ")

@@ -80,10 +80,10 @@ class TestPictures:
     def test_damaged_pictures_are_numbered(self, refused: Post) -> None:
         for damaged, words in {
             URIS[0][:-400]: "cut off or damaged",
-            URIS[0][:60]: "not an image|damaged|padding",
+            URIS[0][:60]: "cannot be read as an image|damaged|padding",
             "data:image/png;base64,????": "base64 of a data URI is damaged",
             "data:image/png;base64,": "empty",
-            "data:image/png;base64,bm8gcGljdHVyZQ==": "not an image that can be read",
+            "data:image/png;base64,bm8gcGljdHVyZQ==": "cannot be read as an image",
         }.items():
             error = refused(PATH, input=[URIS[1], damaged], modality="image")
             assert error["param"] == "input.1"
