@@ -137,6 +137,13 @@ class TestPacked:
         assert list(ours) == list(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
+    def test_in_inference_mode(self) -> None:
+        model = tiny.build()
+        with torch.inference_mode():
+            pack_weights(model)
+        assert not any(parameter.is_inference() for parameter in model.parameters())
+        tiny.build(seed=1).load_state_dict(model.state_dict(), assign=True)
+
     def test_control_packing_is_of_these_weights(self) -> None:
         plain, packed = self.made()
         with torch.no_grad():

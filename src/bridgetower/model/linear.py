@@ -37,6 +37,7 @@ class Linear(nn.Linear):
         destination[prefix + "weight"] = _dense(destination[prefix + "weight"])
 
 
+@torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
 def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Packs the weights of linear layers for inference, if oneDNN computes with them on this processor.
 
