@@ -25,6 +25,7 @@ from side_by_side.retrieval import rerank_row, retrieval_rows
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.startup import startup_row
+from side_by_side.timing import CLOCKS, Clock
 from side_by_side.training import measure_memory, memory_row, step_rows
 
 from bridgetower.files import write_json
@@ -60,9 +61,15 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG file for the plot of cost growth")
     parser.add_argument("--cache", type=Path, default=Path("benchmark-cache"), help="folder of models and exports")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="processor: where others are busy; 1 thread"
+    )
     parser.add_argument("--measure-memory", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.clock == "processor" and options.threads != 1:
+        parser.error("--clock processor adds up what threads take; give --threads 1 with it")
     torch.set_num_threads(options.threads)
+    Clock.name = options.clock
     options.cache.mkdir(parents=True, exist_ok=True)
     setting = Setting(options.quick, options.cache)
     if options.measure_memory:
@@ -110,7 +117,13 @@ def _each_in_a_process(options: argparse.Namespace) -> list[dict[str, object]]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.json"
             command = [sys.executable, __file__, "--only", name, "--json", file, "--cache", options.cache]
-            command += ["--threads", str(options.threads), *(["--plot", options.plot] if options.plot else [])]
+            command += [
+                "--threads",
+                str(options.threads),
+                "--clock",
+                options.clock,
+                *(["--plot", options.plot] if options.plot else []),
+            ]
             subprocess.run(command, check=True)
             rows += json.loads(file.read_text())
     return rows

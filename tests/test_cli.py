@@ -35,6 +35,7 @@ VERBS = (
     "search",
     "serve",
     "convert",
+    "profile",
     "prepare",
     "evaluate",
     "train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
+from side_by_side.timing import Clock
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
 TURNS = 3
@@ -120,10 +120,10 @@ def _best_seconds(run: Callable[[Any], Tensor], operands: list[Any]) -> float:
     """Seconds of one product, the least of several turns through all operands."""
     turns = []
     for _ in range(TURNS):
-        start = time.perf_counter()
+        start = Clock.now()
         for operand in operands:
             run(operand)
-        turns.append((time.perf_counter() - start) / len(operands))
+        turns.append((Clock.now() - start) / len(operands))
     return min(turns)
 
 

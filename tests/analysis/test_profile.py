@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from bridgetower.analysis.profile import flops_by_part, model_cost, parameters_by_part
+from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, model_cost, parameters_by_part
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
 
@@ -89,6 +89,13 @@ def test_model_cost() -> None:
     assert cost.parameters_by_part == parameters_by_part(model)
     assert cost.milliseconds_per_pair > 0
     assert model.training
+
+
+def test_milliseconds_of_each_part() -> None:
+    times = milliseconds_by_part(tiny.build(), LENGTH, repeats=3, warmup=1)
+    assert times.keys() == expected_flops(tiny.CONFIG, LENGTH).keys()
+    assert all(times[part] > 0 for part in ("image tower", "text tower", "heads"))
+    assert times["fusion encoder"] >= 0
 
 
 def test_model_without_matching_head_is_refused() -> None:

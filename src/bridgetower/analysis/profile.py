@@ -36,8 +36,7 @@ def model_cost(
     Raises:
         ValueError: The model has no matching head, or the numbers are too small.
     """
-    if text_length < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
+    _check(text_length, repeats, warmup)
     training = model.training
     model.eval()
     try:
@@ -96,17 +95,60 @@ def _product_flops(rows: torch.Size, weight: torch.Size, *_: object, **__: objec
 
 
 @torch.inference_mode()
+def milliseconds_by_part(
+    model: BridgeTower, text_length: int, *, repeats: int = 10, warmup: int = 3, seed: int = 0
+) -> dict[str, float]:
+    """Returns the median time of each part in matching one pair; the parts are those of `flops_by_part`.
+
+    The fusion encoder's time is what a pass takes beyond the towers and the head.
+
+    Args:
+        model: With a matching head, in evaluation mode.
+        text_length: Tokens of the text, start and end included.
+        repeats: Timed passes of each part, in turn.
+        warmup: Passes before them.
+        seed: Of the random inputs.
+
+    Raises:
+        ValueError: The model has no matching head, or the numbers are too small.
+    """
+    _check(text_length, repeats, warmup)
+    head = _matching_head(model)
+    pixels, ids = _inputs(model, text_length, seed)
+    pooled = model(pixels, ids, read="pooled").pooled
+    passes: tuple[Callable[[], object], ...] = (
+        lambda: model.vision(pixels, model.config.vision_layers),
+        lambda: model.text(ids, None, model.config.text_layers),
+        lambda: model(pixels, ids, read="pooled"),
+        lambda: head(pooled),
+    )
+    rounds = [[_timed(forward, pixels.device) for forward in passes] for _ in range(warmup + repeats)]
+    image, text, backbone, heads = (statistics.median(times) for times in zip(*rounds[warmup:], strict=True))
+    return dict(zip(PARTS, (image, text, max(0.0, backbone - image - text), heads), strict=True))
+
+
+@torch.inference_mode()
 def _milliseconds(model: BridgeTower, text_length: int, repeats: int, warmup: int, seed: int) -> float:
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length, seed)
-    seconds = []
-    for _ in range(warmup + repeats):
-        _wait(pixels.device)
-        start = time.perf_counter()
-        head(model(pixels, ids, read="pooled").pooled)
-        _wait(pixels.device)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds[warmup:])
+    times = [
+        _timed(lambda: head(model(pixels, ids, read="pooled").pooled), pixels.device) for _ in range(warmup + repeats)
+    ]
+    return statistics.median(times[warmup:])
+
+
+def _timed(forward: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one pass."""
+    _wait(device)
+    start = time.perf_counter()
+    forward()
+    _wait(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _check(text_length: int, repeats: int, warmup: int) -> None:
+    if text_length < 1 or repeats < 1 or warmup < 0:
+        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
 
 
 def _inputs(model: BridgeTower, text_length: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from bridgetower.cli import answering, evaluation, files, inspect, prepare, runs, search, serve, use
+from bridgetower.cli import answering, evaluation, files, inspect, prepare, profile, runs, search, serve, use
 from bridgetower.cli.output import with_options
 
 app = tyro.extras.SubcommandApp()
@@ -26,6 +26,7 @@ app.command(name="search")(search.search)
 app.command(name="serve")(serve.serve)
 app.command(name="convert")(files.convert)
 app.command(name="inspect")(inspect.inspect)
+app.command(name="profile")(profile.profile)
 app.command(prepare.app, name="prepare", help="Make a data set: prepared Parquet files and dataset.json.")
 app.command(name="train")(runs.train)
 app.command(name="evaluate")(evaluation.evaluate)

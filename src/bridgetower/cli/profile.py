@@ -1,0 +1,117 @@
+"""The verb that says what a model costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from bridgetower.cli.options import Model
+from bridgetower.cli.output import emit
+
+if TYPE_CHECKING:
+    from bridgetower.model.config import ModelConfig
+
+Preset = Literal["base", "large", "nano"]
+Costs = dict[str, dict[str, dict[str, float]]]
+
+_COLUMNS = {"parameters": ("parameters [M]", 1e6), "flops": ("GFLOP", 1e9), "milliseconds": ("ms", 1.0)}
+
+
+def profile(
+    *,
+    preset: Preset | None = None,
+    model: Model | None = None,
+    text_length: int = 16,
+    image_size: int | None = None,
+    repeats: int = 10,
+    threads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a model costs, part by part, beside METER: parameters, floating-point operations, time.
+
+    One picture is matched with one text, on the CPU, with random weights of the model's architecture. METER is the same
+    model fed from the last tower layers only, without bridges. Operations are two per multiply-add, of matrix products
+    and convolutions. On a terminal it prints a table, else one line of JSON: {"model", "image_size", "text_length",
+    "costs": {"bridgetower": {"parameters": {part: …}, "flops": {…}, "milliseconds": {…}}, "meter": …}}.
+
+    Example: bridgetower profile --preset nano
+
+    Args:
+        preset: A published architecture, or the small one; default base.
+        model: A model instead, of which the architecture is read.
+        text_length: Tokens of the text, start and end included.
+        image_size: Pixels; default: the model's own.
+        repeats: Timed passes of each part, of which the median counts.
+        threads: Of the processor; default: as many as PyTorch takes.
+        json: Print JSON on a terminal too.
+    """
+    if preset is not None and model is not None:
+        raise ValueError(f"preset {preset} and model {model}; give one of them")
+    import torch
+
+    from bridgetower.model.presets import meter
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = _architecture(preset, model).override({"heads.itm": True})
+    if image_size is not None:
+        config = config.override({"vision.image_size": image_size})
+    arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
+    costs = {name: _cost(arm, text_length, repeats) for name, arm in arms.items()}
+    about = {
+        "model": model or preset or "base",
+        "image_size": config.vision.image_size,
+        "text_length": text_length,
+    }
+    if json or not sys.stdout.isatty():
+        emit({**about, "costs": costs})
+        return
+    _show(f"{about['model']}: {about['image_size']} px, {text_length} tokens, one pair", costs)
+
+
+def _architecture(preset: Preset | None, model: str | None) -> ModelConfig:
+    from bridgetower.checkpoints import read_checkpoint
+    from bridgetower.model.presets import BASE, LARGE, NANO
+
+    if model is not None:
+        return read_checkpoint(model).config
+    return {"base": BASE, "large": LARGE, "nano": NANO}[preset or "base"]
+
+
+def _cost(config: ModelConfig, text_length: int, repeats: int) -> dict[str, dict[str, float]]:
+    import torch
+
+    from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, parameters_by_part
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.model.init import init_weights
+    from bridgetower.model.linear import pack_weights
+
+    network = BridgeTower(config).eval()
+    init_weights(network, torch.Generator().manual_seed(0))
+    parameters, flops = parameters_by_part(network), flops_by_part(network, text_length)
+    pack_weights(network)  # as it is when it is used
+    return {
+        "parameters": dict(parameters),
+        "flops": dict(flops),
+        "milliseconds": milliseconds_by_part(network, text_length, repeats=repeats),
+    }
+
+
+def _show(title: str, costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", title=title)
+    for arm in costs:
+        for name, _ in _COLUMNS.values():
+            table.add_column(f"{arm}\n{name}", justify="right")
+    parts = list(next(iter(costs.values()))["parameters"])
+    for part in [*parts, "total"]:
+        cells = [
+            (sum(values.values()) if part == "total" else values[part]) / unit
+            for cost in costs.values()
+            for values, unit in ((cost[figure], unit) for figure, (_, unit) in _COLUMNS.items())
+        ]
+        table.add_row(part, *(f"{cell:.2f}" for cell in cells))
+    Console().print(table)
