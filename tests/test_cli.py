@@ -36,6 +36,7 @@ VERBS = (
     "serve",
     "convert",
     "profile",
+    "export",
     "prepare",
     "evaluate",
     "train",
@@ -158,6 +159,16 @@ class TestUsing:
         assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
         assert read_checkpoint(tmp_path / "larger").config.vision.image_size == 40
         assert len(run("embed", tmp_path / "larger", "--images", *files)) == 2
+
+    @pytest.mark.parametrize(("form", "engines"), [("onnx", {"onnxruntime", "openvino"}), ("torch-export", {"torch"})])
+    def test_export(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, form: str, engines: set[str]
+    ) -> None:
+        (written,) = run("export", tiny_checkpoint, tmp_path / "exported", "--format", form, "--image-size", 40)
+        assert written["format"] == form
+        assert written["largest_difference_by_part"].keys() == engines
+        assert written["largest_difference"] < 2e-5
+        assert load(tmp_path / "exported").model.config.vision.image_size == 40
 
     def test_convert_without_the_contrastive_head(
         self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, tmp_path: Path

@@ -6,7 +6,7 @@ from typing import Literal
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
-Form = Literal["onnx", "onnx-int8"]
+Form = Literal["onnx", "onnx-int8", "torch-export"]
 
 # None: the model itself, no exported parts.
 FORMS: dict[tuple[EngineName, Precision], Form | None] = {
@@ -22,4 +22,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 
 # Largest difference from the model that an export may have, as a share of an output's largest value where that is
 # above one. That of int8 only tells a broken export from a whole one.
-TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2}
+TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2, "torch-export": 1e-4}
+
+SUFFIXES: dict[Form, str] = {"onnx": "onnx", "onnx-int8": "onnx", "torch-export": "pt2"}
+"""Of the file of a part."""

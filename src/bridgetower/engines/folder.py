@@ -1,19 +1,21 @@
-"""Exported folders: a checkpoint with a graph per part beside it, compared with the model before it gets its name."""
+"""Exported folders: a checkpoint with a file per part beside it, compared with the model before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
+from bridgetower.engines.config import FORMS, SUFFIXES, TOLERANCES, EngineName, Form, Precision
 from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
 from bridgetower.engines.packages import is_installed, require
-from bridgetower.engines.parts import Part, flat, make_part, part_names
+from bridgetower.engines.parts import Part, PartName, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
 from bridgetower.files import new_folder, read_json, write_json
 from bridgetower.progress import counted
@@ -22,6 +24,9 @@ MANIFEST = "export.json"
 VERSION = 1
 
 _WEIGHTS = "model.safetensors"
+
+Run = Callable[[Part, Sequence[Any]], Sequence[Tensor]]
+"""Computes the outputs of a part from its arguments."""
 
 
 def write_exported(
@@ -37,30 +42,25 @@ def write_exported(
 
     Returns:
         Engine → part → largest difference of its outputs, as a share of their largest value where that is above one;
-        for every engine that is installed and runs the form.
+        for every engine that is installed and runs the form. `torch-export` is read back and run by torch.
 
     Raises:
         FileExistsError: The folder holds something else.
         FileNotFoundError: Packages are not installed.
         ValueError: An engine's outputs differ from the model's by more than the form's tolerance.
     """
-    require("onnxscript", extra="onnx")
-    engines = dict(_engines(form))
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
         model = read_checkpoint(temporary).model()
-        runners = {engine: make_runner(engine, temporary, precision) for engine, precision in engines.items()}
-        differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
-        names = part_names(checkpoint.config)
+        runs = dict(_runs(form, temporary))
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in runs}
+        names = _names(checkpoint, form)
         for name in counted(names, "exporting parts", shown=progress):
             part = make_part(model, name)
-            if form == "onnx":
-                write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
-            else:
-                write_int8_graph(part, temporary / f"{name}.onnx")
-            for engine, runner in runners.items():
-                differences[engine][name] = _compared(part, engine, runner, TOLERANCES[form])
+            _write(part, temporary, form)
+            for engine, run in runs.items():
+                differences[engine][name] = _compared(part, engine, run, TOLERANCES[form])
         write_json(temporary / MANIFEST, _manifest(temporary, form, names, differences))
     return differences
 
@@ -81,13 +81,51 @@ def check_exported(folder: Path) -> None:
     if manifest.get("version") != VERSION:
         raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
     for name, digest in manifest["parts"].items():
-        path = folder / f"{name}.onnx"
+        path = folder / f"{name}.{SUFFIXES[manifest['form']]}"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if _digest(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
     if _fingerprint(folder, manifest["form"]) != manifest["weights"]:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
+
+
+def _names(checkpoint: Checkpoint, form: Form) -> tuple[PartName, ...]:
+    """Returns the parts to write; those of a CLS alone only where parts share their weights."""
+    names = part_names(checkpoint.config)
+    return tuple(name for name in names if not name.endswith("_cls")) if form == "torch-export" else names
+
+
+def _write(part: Part, folder: Path, form: Form) -> None:
+    path = folder / f"{part.name}.{SUFFIXES[form]}"
+    match form:
+        case "onnx":
+            write_graph(part, path, folder / _WEIGHTS)
+        case "onnx-int8":
+            write_int8_graph(part, path)
+        case "torch-export":
+            torch.export.save(part.exported(), path)
+
+
+def _runs(form: Form, folder: Path) -> Iterator[tuple[str, Run]]:
+    """Yields what runs the parts of a folder, and its name."""
+    if form == "torch-export":
+        yield "torch", lambda part, inputs: _program(folder, part)(*inputs)
+        return
+    require("onnxscript", extra="onnx")
+    for engine, precision in _engines(form):
+        yield engine, _run_by(make_runner(engine, folder, precision))
+
+
+def _program(folder: Path, part: Part) -> Any:
+    return torch.export.load(folder / f"{part.name}.{SUFFIXES['torch-export']}").module()
+
+
+def _run_by(runner: Runner) -> Run:
+    def run(part: Part, inputs: Sequence[Any]) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in runner.run(part.name, [value.numpy() for value in flat(inputs)])]
+
+    return run
 
 
 def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
@@ -109,7 +147,7 @@ def _manifest(
         "version": VERSION,
         "form": form,
         "weights": _fingerprint(folder, form),
-        "parts": {name: _digest(folder / f"{name}.onnx") for name in names},
+        "parts": {name: _digest(folder / f"{name}.{SUFFIXES[form]}") for name in names},
         "largest_difference": differences,
     }
 
@@ -119,15 +157,14 @@ def _fingerprint(folder: Path, form: Form) -> str:
     return layout(folder / _WEIGHTS) if form == "onnx" else _digest(folder / _WEIGHTS)
 
 
-def _compared(part: Part, engine: str, runner: Runner, tolerance: float) -> float:
+def _compared(part: Part, engine: str, run: Run, tolerance: float) -> float:
     """Returns how far an engine's outputs are from the model's, over examples of several sizes."""
     largest = 0.0
     for inputs in part.examples():
         with torch.no_grad():
-            expected = part.module(*inputs)
-        outputs = runner.run(part.name, [tensor.numpy() for tensor in flat(inputs)])
+            expected, outputs = part.module(*inputs), run(part, inputs)
         for output, wanted in zip(outputs, expected, strict=True):
-            off = (torch.from_numpy(output) - wanted).abs().max() / wanted.abs().max().clamp(min=1)
+            off = (output - wanted).abs().max() / wanted.abs().max().clamp(min=1)
             largest = max(largest, float(off))
     if not largest <= tolerance:
         raise ValueError(
