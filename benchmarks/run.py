@@ -57,6 +57,7 @@ def main() -> None:
     names = [*MEASURES, GROWTH]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: everything)")
     parser.add_argument("--quick", action="store_true", help="tiny models, once: does it run, are the outputs equal?")
+    parser.add_argument("--plain", action="store_true", help="PyTorch as it is, of both sides: no export, no compiler")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG file for the plot of cost growth")
     parser.add_argument("--cache", type=Path, default=Path("benchmark-cache"), help="folder of models and exports")
@@ -71,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     Clock.name = options.clock
     options.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(options.quick, options.cache)
+    setting = Setting(options.quick, options.cache, options.plain or options.quick)
     if options.measure_memory:
         measure_memory(setting, options.measure_memory)
         return
@@ -117,13 +118,9 @@ def _each_in_a_process(options: argparse.Namespace) -> list[dict[str, object]]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.json"
             command = [sys.executable, __file__, "--only", name, "--json", file, "--cache", options.cache]
-            command += [
-                "--threads",
-                str(options.threads),
-                "--clock",
-                options.clock,
-                *(["--plot", options.plot] if options.plot else []),
-            ]
+            command += ["--threads", str(options.threads), "--clock", options.clock]
+            command += ["--plain"] if options.plain else []
+            command += ["--plot", options.plot] if options.plot else []
             subprocess.run(command, check=True)
             rows += json.loads(file.read_text())
     return rows

@@ -36,7 +36,7 @@ Way = Callable[[], Tensor]
 def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
     """One row for plain PyTorch and one for the best of our engines beside eager, one beside the best peer."""
     inputs = setting.inputs(batch, TOKENS)
-    names = OURS[precision][:1] if setting.quick else OURS[precision]  # an export takes longer than the rest
+    names = OURS[precision][:1] if setting.plain else OURS[precision]
     engines = {f"ours {name}": setting.engine(name, precision) for name in names}
     ours = {name: ours_of(engine, inputs) for name, engine in engines.items()}
     theirs = peers(setting, precision, inputs)
@@ -122,7 +122,7 @@ def peers(setting: Setting, precision: Precision, inputs: dict[str, Tensor]) -> 
     given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
     if precision == "bf16":
         ways["transformers eager bf16"] = lambda: typed(**given).logits.float()
-    if setting.quick:
+    if setting.plain:
         return ways
     ways[f"transformers compiled {precision}"] = _compiled(typed, given)
     graph = setting.cache / f"{setting.name}-itm.onnx"

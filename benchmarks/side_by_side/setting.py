@@ -45,10 +45,12 @@ class Setting:
     Attributes:
         quick: Tiny models, each way once.
         cache: Folder in which models and their exports are kept from one run to the next.
+        plain: Leave out what has to be exported or compiled first, of both sides.
     """
 
     quick: bool
     cache: Path
+    plain: bool
 
     @property
     def repetitions(self) -> int:

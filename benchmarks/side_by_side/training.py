@@ -75,11 +75,11 @@ class Official:
 
 
 def step(side: Ours | Official, half: bool = False) -> None:
-    """Forward and backward, without the optimiser."""
-    side.module.zero_grad(set_to_none=True)
+    """Forward and backward, without the optimiser; no gradient stays in memory for the other way to carry."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         total = torch.stack(list(side.losses().values())).sum()
     total.backward()
+    side.module.zero_grad(set_to_none=True)
 
 
 def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:

@@ -56,6 +56,7 @@ def load(
     precision: Precision = "fp32",
     engine: EngineName = "torch",
     cache: str | Path | None = None,
+    compile: bool = False,  # noqa: A002 - as torch calls it
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -74,6 +75,8 @@ def load(
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
             exported is exported once, to `cache`.
         cache: Folder of such exports; None is `~/.cache/bridgetower`.
+        compile: With engine `torch`: let `torch.compile` make kernels at the first use, which takes minutes and a C++
+            compiler.
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
         answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
         overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
@@ -85,7 +88,7 @@ def load(
         ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device or engine.
     """
     place = {} if cache is None else {"cache": Path(cache)}
-    choice = EngineChoice(engine=engine, precision=precision, device=device, **place)
+    choice = EngineChoice(engine=engine, precision=precision, device=device, compile=compile, **place)
     checkpoint = read_checkpoint(
         source,
         revision=revision,

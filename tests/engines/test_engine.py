@@ -1,5 +1,10 @@
 """The engine that is the model itself: packed weights give the model's own numbers."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -61,3 +66,38 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is() -> None:
 def test_control_the_numbers_are_of_these_weights() -> None:
     engine = TorchEngine(tiny.build(seed=1), CPU)
     assert tiny.off(fused(engine, "pooled").pooled, fused(made()[0], "pooled").pooled) > 0.01
+
+
+# Without the checks of shapes that the tests put around every function, which no graph can hold. Compiles, then uses
+# texts of other lengths in batches of other sizes.
+COMPILED = """
+import json
+import torch
+from torch._dynamo.utils import counters
+import tiny
+from bridgetower.engines.engine import TorchEngine
+
+model, engine = tiny.build(), TorchEngine(tiny.build(), torch.device("cpu"), compiler="aot_eager")
+graphs, off = [], []
+with torch.inference_mode():
+    for lengths in ([5, 3], [7, 4], [2, 6, 8, 8], [9, 1, 3, 5, 6]):
+        pixel_values, texts = tiny.images(len(lengths)), tiny.texts(lengths)
+        ours, theirs = (
+            each.fuse(each.encode_image(pixel_values, 1), each.encode_text(*texts)) for each in (engine, model)
+        )
+        off.append(tiny.off(ours.pooled, theirs.pooled))
+        graphs.append(counters["stats"]["unique_graphs"])
+print(json.dumps([graphs, sum(counters["graph_break"].values()), max(off)]))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_without_graph_breaks_and_once_for_all_lengths() -> None:
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    command = [sys.executable, "-c", COMPILED]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    graphs, breaks, off = json.loads(result.stdout.splitlines()[-1])
+    assert graphs == [3] * 4  # of image, text and fusion
+    assert breaks == 0
+    assert off < 1e-5

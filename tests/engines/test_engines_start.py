@@ -25,6 +25,7 @@ class TestChoice:
             ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),
             ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
             ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
+            ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
             ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
         ],
     )

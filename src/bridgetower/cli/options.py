@@ -65,11 +65,13 @@ class RunOptions(SourceOptions):
             them, and give other numbers.
         engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
         cache: Folder of such exports; default: ~/.cache/bridgetower.
+        compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
     """
 
     precision: Precision = "fp32"
     engine: EngineName = "torch"
     cache: Path | None = None
+    compile: bool = False
 
 
 Loading = Annotated[LoadOptions, arg(name="")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -63,27 +65,40 @@ class TorchEngine:
         device: Where it is.
     """
 
-    def __init__(self, model: BridgeTower, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: BridgeTower,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        compiler: str | None = None,
+    ) -> None:
         """Moves the model.
 
         Args:
             model: As `Checkpoint.model` returns it.
             device: Where to compute.
             dtype: What to compute in.
+            compiler: Backend of `torch.compile` for encoding and fusing, one graph each for any batch and text length;
+                it is then asked when they are first called, and the weights stay as they are. None compiles nothing.
         """
         self.model = model.to(device, dtype).requires_grad_(False)
-        self.device, self._dtype = device, dtype
+        self.device, self._dtype, self._compiler = device, dtype, compiler
 
     @cached_property
-    def _packed(self) -> BridgeTower:
-        pack_weights(self.model)
-        return self.model
+    def _calls(self) -> _Calls:
+        model = self.model
+        if self._compiler is not None:
+            compile_call = partial(torch.compile, backend=self._compiler, dynamic=True, fullgraph=True)
+            return _Calls(*map(compile_call, (model.encode_image, model.encode_text, model.fuse)))
+        pack_weights(model)
+        return _Calls(model.encode_image, model.encode_text, model.fuse)
 
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
     ) -> Encoded:
         """See `BridgeTower.encode_image`."""
-        return self._packed.encode_image(pixel_values.to(self.device, self._dtype), token_type, read=read)
+        return self._calls.encode_image(pixel_values.to(self.device, self._dtype), token_type, read=read)
 
     def encode_text(
         self,
@@ -94,16 +109,25 @@ class TorchEngine:
     ) -> Encoded:
         """See `BridgeTower.encode_text`."""
         mask = None if attention_mask is None else attention_mask.to(self.device)
-        return self._packed.encode_text(input_ids.to(self.device), mask, read=read)
+        return self._calls.encode_text(input_ids.to(self.device), mask, read=read)
 
     def start_image(self, image: Encoded) -> Encoded:
         """See `BridgeTower.start_image`."""
-        return self._packed.start_image(image)
+        return self.model.start_image(image)
 
     def start_text(self, text: Encoded) -> Encoded:
         """See `BridgeTower.start_text`."""
-        return self._packed.start_text(text)
+        return self.model.start_text(text)
 
     def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
         """See `BridgeTower.fuse`."""
-        return self._packed.fuse(image, text, read)
+        return self._calls.fuse(image, text, read)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """What computes, as the model has it or compiled."""
+
+    encode_image: Callable[..., Encoded]
+    encode_text: Callable[..., Encoded]
+    fuse: Callable[..., Fused]

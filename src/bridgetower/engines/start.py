@@ -28,12 +28,14 @@ class EngineChoice:
         precision: What it computes in.
         device: Of engine `torch`, such as `cpu` or `cuda:0`; None takes a GPU if there is one.
         cache: Folder where checkpoints that were not exported are exported to when another engine first needs it.
+        compile: Whether engine `torch` has `torch.compile` make kernels, which takes minutes and a C++ compiler.
     """
 
     engine: EngineName = "torch"
     precision: Precision = "fp32"
     device: str | torch.device | None = None
     cache: Path = field(default_factory=cache_folder)
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Checks that there is such an engine, in this precision, on this device."""
@@ -43,6 +45,8 @@ class EngineChoice:
         if (self.engine, self.precision) not in FORMS:
             able = [engine for engine, precision in FORMS if precision == self.precision]
             raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")
+        if self.engine != "torch" and self.compile:
+            raise ValueError(f"engine {self.engine} is not compiled; use engine torch with compile=True")
         if self.engine != "torch" and self.device not in (None, "cpu", torch.device("cpu")):
             raise ValueError(f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there")
         find_device(self.device)
@@ -69,7 +73,9 @@ class EngineChoice:
             ValueError: A part is damaged, or an export for the cache differs from the model.
         """
         if self.form is None:
-            return TorchEngine(checkpoint.model(), find_device(self.device), self.dtype)
+            return TorchEngine(
+                checkpoint.model(), find_device(self.device), self.dtype, compiler="inductor" if self.compile else None
+            )
         require(self.engine, extra="openvino" if self.engine == "openvino" else "onnx")
         if folder is None or not is_exported(folder, self.form):
             folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())

@@ -74,12 +74,12 @@ def linear(
 def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to compute a product: float32 on a CPU, in an ordinary run and not while a graph is taken."""
     return (
-        hidden.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()  # first: what follows would cut the graph
+        and hidden.dtype == weight.dtype == torch.float32
         and hidden.device.type == weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and hidden.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
