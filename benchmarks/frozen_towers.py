@@ -1,4 +1,4 @@
-"""Seconds of a training step with frozen towers against the same step with towers that run.
+"""Processor seconds of a training step with frozen towers against the same step with towers that run, on one thread.
 
     python benchmarks/frozen_towers.py
 
@@ -69,7 +69,7 @@ def batches(examples: Examples, size: int) -> Iterator[Batch]:
 
 
 def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str, repeats: int) -> float:
-    """Builds the run in one of the three ways and returns the median time of a step."""
+    """Builds the run in one of the three ways and returns the median processor time of a step."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
     work = plan(config, checkpoint, model)
@@ -92,19 +92,19 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     )
     source, times = batches(work.examples, config.batch_size), []
     for step in range(repeats + 1):
-        started = time.perf_counter()
+        started = time.process_time()
         run_step(fabric, task, parts, optimizer, source, step)
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return statistics.median(times[1:])
 
 
-def measure(folder: Path, name: str, repeats: int) -> list[dict[str, object]]:
+def measure(folder: Path, name: str, phases: list[str], repeats: int) -> list[dict[str, object]]:
     """Returns the rows of one model."""
     model, batch_size = MODELS[name]
     rows = []
     data = DataConfig(folders=(str(folder / "set"),), max_length=50)
-    for phase_name, phase in PHASES.items():
-        task = PretrainingConfig(phases=(phase,))
+    for phase_name in phases:
+        task = PretrainingConfig(phases=(PHASES[phase_name],))
         config = RunConfig(
             task=task,
             model=model,
@@ -127,17 +127,19 @@ def main() -> None:
     """Measures, prints a table and, if asked to, writes a JSON list."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--phases", nargs="+", choices=list(PHASES), default=list(PHASES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     print(f"{'':48}{'':12}{'all':>8}{'frozen':>8}{'files':>8}{'all/files':>11}{'frozen/files':>14}")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_set(folder, PICTURES)
         for model in options.models:
-            for row in measure(folder, model, options.repeats):
+            for row in measure(folder, model, options.phases, options.repeats):
                 rows.append(row)
                 print(
                     f"{row['name']:48}{row['objectives']:12}{row['all']:8.3f}{row['frozen']:8.3f}{row['files']:8.3f}"
