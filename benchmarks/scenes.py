@@ -138,7 +138,7 @@ def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
         axes.axhline(words, color="#555555", linestyle=":", label="the words alone (test)")
         axes.set(xlabel="optimiser steps", ylabel="right answers, validation", title=title)
         axes.grid(visible=True, alpha=0.3)
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
         temporary = path.with_suffix(".new.png")
         drawing.savefig(temporary, dpi=110)
         write_bytes(path, temporary.read_bytes())
