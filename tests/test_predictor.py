@@ -80,6 +80,13 @@ class TestInputs:
         assert vectors.shape == (3, 8)
         torch.testing.assert_close(predictor.embed_texts(TEXTS[1]), vectors[1:2], atol=1e-5, rtol=0)
 
+    def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor: Predictor) -> None:
+        texts = [TEXTS[2], "red", TEXTS[0], "blue", "a bar", TEXTS[2] + " and a bar"]
+        vectors = predictor.embed_texts(texts, batch_size=2)
+        alone = torch.cat([predictor.embed_texts(text) for text in texts])
+        torch.testing.assert_close(vectors, alone, atol=1e-5, rtol=0)
+        assert torch.cdist(alone, alone).add(torch.eye(len(texts))).min() > 1e-3, "so another order would show"
+
     def test_single_and_list_of_pairs(self, predictor: Predictor, files: list[Path]) -> None:
         vectors, scores = predictor.embed_pairs(files, TEXTS), predictor.match(files, TEXTS)
         assert vectors.shape == (3, 16)

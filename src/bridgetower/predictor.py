@@ -184,10 +184,12 @@ class Predictor(Answering):
             ValueError: No texts, one that is too long, or a model without contrastive head.
         """
         self.model.contrastive_head()
-        ids = self.processor.token_ids(_texts(texts), truncate=truncate)
+        given = self.processor.token_ids(_texts(texts), truncate=truncate)
+        order = sorted(range(len(given)), key=lambda row: len(given[row]))  # so that batches hold little padding
+        ids = [given[row] for row in order]
         batches = _batches(len(ids), batch_size, progress)
         vectors = [self.model.text_embeds(self._encode_texts(ids, batch, read="cls")) for batch in batches]
-        return unit(torch.cat(vectors))
+        return unit(torch.cat(vectors))[torch.tensor(order).argsort()]
 
     @torch.inference_mode()
     def embed_pairs(
