@@ -61,6 +61,8 @@ def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
 
 def _bars(*figures: ProgressColumn, shown: bool) -> Progress:
     console = Console(stderr=True)
+    hidden = not (shown and console.is_terminal)
+    console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -68,5 +70,5 @@ def _bars(*figures: ProgressColumn, shown: bool) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not (shown and console.is_terminal),
+        disable=hidden,
     )
