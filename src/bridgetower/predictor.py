@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bridgetower.answering import Answering, PairHead
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
-from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
-from bridgetower.engines.start import EngineChoice
+from bridgetower.engines.start import EngineChoice, chosen_engine
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
@@ -54,7 +54,7 @@ def load(
     image_size: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
-    engine: EngineName = "torch",
+    engine: EngineRequest = "torch",
     cache: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
     tokenizer: str | Path | None = None,
@@ -73,7 +73,7 @@ def load(
         precision: `fp32`; `bf16` (engines `torch` and `openvino`) and `int8` (engine `onnxruntime`) take less time on
             hardware that has them, and give other numbers.
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
-            exported is exported once, to `cache`.
+            exported is exported once, to `cache`. `auto` takes the fastest that is installed, as docs/engines.md tells.
         cache: Folder of such exports; None is `~/.cache/bridgetower`.
         compile: With engine `torch`: let `torch.compile` make kernels at the first use, which takes minutes and a C++
             compiler.
@@ -88,7 +88,8 @@ def load(
         ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device or engine.
     """
     place = {} if cache is None else {"cache": Path(cache)}
-    choice = EngineChoice(engine=engine, precision=precision, device=device, compile=compile, **place)
+    chosen = chosen_engine(engine, precision, device)
+    choice = EngineChoice(engine=chosen, precision=precision, device=device, compile=compile, **place)
     checkpoint = read_checkpoint(
         source,
         revision=revision,

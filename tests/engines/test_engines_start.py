@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines import packages
-from bridgetower.engines.config import EngineName
+from bridgetower.engines import packages, start
+from bridgetower.engines.config import FASTEST, FORMS, PRECISIONS, EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.engines.parts_engine import PartsEngine
-from bridgetower.engines.start import EngineChoice
+from bridgetower.engines.start import EngineChoice, chosen_engine
 
 
 class TestChoice:
@@ -36,6 +36,23 @@ class TestChoice:
     def test_of_a_number_format(self) -> None:
         assert EngineChoice(precision="bf16").dtype == torch.bfloat16
         assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
+
+
+class TestAuto:
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    def test_takes_the_first_that_is_installed(self, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
+        able = FASTEST[precision]
+        assert {(engine, precision) for engine in able} <= FORMS.keys()
+        assert chosen_engine("auto", precision, "cpu") == able[0]
+        monkeypatch.setattr(start, "is_installed", lambda package: package == able[-1])
+        assert chosen_engine("auto", precision, "cpu") == able[-1]
+
+    def test_takes_torch_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(start, "find_device", lambda device: torch.device("cuda"))
+        assert chosen_engine("auto", "fp32", None) == "torch"
+
+    def test_leaves_other_engines_as_they_are(self) -> None:
+        assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
 
 
 class TestStart:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.training.recipes import RECIPES
 
 Recipe = tyro.extras.subcommand_type_from_defaults(
@@ -64,12 +64,13 @@ class RunOptions(SourceOptions):
         precision: bf16 (engines torch and openvino) and int8 (engine onnxruntime) take less time on hardware that has
             them, and give other numbers.
         engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
+            auto takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; default: ~/.cache/bridgetower.
         compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
     """
 
     precision: Precision = "fp32"
-    engine: EngineName = "torch"
+    engine: EngineRequest = "torch"
     cache: Path | None = None
     compile: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
+EngineRequest = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
 Form = Literal["onnx", "onnx-int8", "torch-export"]
 
@@ -17,6 +18,13 @@ FORMS: dict[tuple[EngineName, Precision], Form | None] = {
     ("openvino", "fp32"): "onnx",
     ("openvino", "bf16"): "onnx",
 }
+FASTEST: dict[Precision, tuple[EngineName, ...]] = {
+    "fp32": ("openvino", "onnxruntime", "torch"),
+    "bf16": ("openvino", "torch"),
+    "int8": ("onnxruntime",),
+}
+"""Engines from the fastest on a CPU to the slowest, as they were measured: see docs/engines.md."""
+
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 

@@ -10,10 +10,10 @@ import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.cache import cached_export
-from bridgetower.engines.config import ENGINES, FORMS, PRECISIONS, EngineName, Form, Precision
+from bridgetower.engines.config import ENGINES, FASTEST, FORMS, PRECISIONS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.engines.folder import check_exported, is_exported
-from bridgetower.engines.packages import require
+from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runner import make_runner
 from bridgetower.files import cache_folder
@@ -81,6 +81,25 @@ class EngineChoice:
             folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
         check_exported(folder)
         return PartsEngine(read_checkpoint(folder).model(), make_runner(self.engine, folder, self.precision))
+
+
+def chosen_engine(engine: EngineRequest, precision: Precision, device: str | torch.device | None) -> EngineName:
+    """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed.
+
+    Args:
+        engine: An engine, or `auto`.
+        precision: To compute in.
+        device: None takes a GPU if there is one.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if engine != "auto":
+        return engine
+    able = FASTEST.get(precision, ("torch",))
+    if "torch" in able and find_device(device).type != "cpu":
+        return "torch"
+    return next((name for name in able if is_installed(name)), able[0])
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
