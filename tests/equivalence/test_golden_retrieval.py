@@ -7,7 +7,6 @@ import torch
 from recompute import handed_layers
 
 from bridgetower.evaluation.metrics import NON_CANDIDATE_SCORE, retrieval_recalls, topk_candidates, two_stage_scores
-from bridgetower.evaluation.retrieval import score_pairs
 from golden import case, check, wrong
 
 STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official code, one result
@@ -40,9 +39,18 @@ def sides(recorded, similarity):
     return [topk_candidates(similarity, recorded.meta["k_test"], dim=dim) for dim in (1, 0)]
 
 
+def score_pairs(model, image, text, wanted, batch_size):
+    """Matching logits of the wanted pairs, NaN elsewhere."""
+    logits = torch.full((*wanted.shape, 2), torch.nan)
+    for pairs in wanted.nonzero().split(batch_size):
+        rows, columns = pairs.unbind(dim=1)
+        logits[rows, columns] = model.itm_logits(model.fuse(image[rows], text[columns], read="pooled").pooled)
+    return logits
+
+
 @pytest.fixture(scope="module")
 def itm(recorded, model, encoded, sides):
-    """Match logit of the candidate pairs, scored in batches as the evaluation does."""
+    """Match logit of the candidate pairs, scored in batches."""
     batch_size = recorded.meta["config"]["per_gpu_eval_batchsize_text"]
     return score_pairs(model, *encoded, sides[0] | sides[1], batch_size)[..., 1]
 

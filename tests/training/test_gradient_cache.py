@@ -72,8 +72,9 @@ def as_a_whole(phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference, of large gradients as a share of their largest value."""
     assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+    return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1)) for name in one)
 
 
 @pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
