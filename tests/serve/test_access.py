@@ -1,6 +1,7 @@
 """The API key, and the names that a server without one answers to."""
 
 import base64
+import hmac
 from collections.abc import Iterator
 
 import httpx
@@ -55,6 +56,18 @@ def test_a_browser_is_asked_for_a_password(locked: httpx.Client, given: str | No
         response = locked.get(path, headers=headers)
         assert error_of(response, 401)["code"] == "invalid_api_key"
         assert response.headers["www-authenticate"].startswith("Basic realm=")
+
+
+def test_keys_are_compared_in_constant_time(locked: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append((one, other)) or compare(one, other))
+    keys = ["s", KEY[:-1], KEY + "!", KEY * 100, KEY]
+    for key in keys:
+        locked.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert len(compared) == len(keys)
+    assert {len(part) for pair in compared for part in pair} == {32}
+    assert [one == other for one, other in compared] == [False] * 4 + [True]
 
 
 def test_the_key_as_a_password(locked: httpx.Client) -> None:

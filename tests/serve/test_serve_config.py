@@ -24,6 +24,12 @@ def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
         ServeConfig(**settings)
 
 
+def test_nothing_is_open_by_default() -> None:
+    config = ServeConfig()
+    assert is_loopback(config.host)
+    assert config.allow_host == ()
+
+
 def test_the_key_is_not_shown() -> None:
     assert "secret" not in repr(ServeConfig(api_key="secret"))
 

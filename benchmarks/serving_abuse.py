@@ -1,0 +1,216 @@
+"""Minutes of valid, malformed, oversized, slow and abandoned requests: python benchmarks/serving_abuse.py --minutes 10.
+
+Some are made up from the description of the API, and some go to the page.
+
+It fails unless no answer has a status from 500 on but 503, every valid request is answered with what the model says
+when it is called directly, memory stays where it is, and the server ends cleanly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from serving_bad import BadThing, bad_things
+from serving_client import (
+    Connection,
+    Reply,
+    Server,
+    bridgetower_serve,
+    data_uri,
+    picture,
+    request_bytes,
+    running,
+    text,
+    write_nano,
+)
+
+from bridgetower.predictor import Predictor, load
+
+LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout", "10", "--max-pixels", "4")
+GOOD, BAD = 24, 24  # clients
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Found:
+    """What happened.
+
+    Attributes:
+        statuses: Answers by what was sent and status.
+        wrong: Valid requests whose answer was not the model's.
+        memory: Bytes of the server, every second.
+    """
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Valid:
+    """A request, and the numbers that it must be answered with."""
+
+    request: bytes
+    numbers: Callable[[Any], list[float]]
+    expected: list[float]
+
+
+def valid_requests(model: Predictor) -> list[Valid]:
+    """Returns requests of every kind with what the predictor says itself."""
+    generator = torch.Generator().manual_seed(1)
+    texts = [text(generator, 3 + number % 9) for number in range(40)]
+    files = [picture(generator, 32 + 32 * (number % 4)) for number in range(40)]
+    uris = [data_uri(file) for file in files]
+
+    def vectors(answer: Any) -> list[float]:
+        return [value for row in answer["data"] for value in row["embedding"]]
+
+    made = []
+    for n in range(40):
+        some = slice(n, n + 1 + n % 7)
+        body: dict[str, Any] = {"input": texts[some]}
+        made.append(("/v1/embeddings", body, vectors, model.embed_texts(texts[some])))
+        body = {"input": uris[some], "modality": "image"}
+        made.append(("/v1/embeddings", body, vectors, model.embed_images(files[some])))
+        parts = [{"type": "image_url", "image_url": {"url": uris[n]}}, {"type": "text", "text": texts[n]}]
+        body = {"messages": [{"role": "user", "content": parts}]}
+        made.append(("/v1/embeddings", body, vectors, model.embed_pairs(files[n], texts[n])))
+        body = {"images": uris[some], "texts": texts[n], "all_pairs": True}
+        scores = model.match(files[some], [texts[n]], all_pairs=True)
+        made.append(("/v1/match", body, lambda answer: [row["probability"] for row in answer["data"]], scores))
+        body = {"query": texts[n], "documents": uris[some]}
+        made.append(("/v1/rerank", body, _by_index, scores))
+        masked = f"{texts[n]} <mask>"
+        words = model.fill_mask(files[n], masked, top=3)[0]
+        body = {"images": uris[n], "texts": masked, "top": 3}
+        made.append(("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words])))
+    return [
+        Valid(request_bytes(path, body), numbers, expected.flatten().tolist()) for path, body, numbers, expected in made
+    ]
+
+
+def _by_index(answer: Any) -> list[float]:
+    rows = sorted(answer["results"], key=lambda row: row["index"])
+    return [row["relevance_score"] for row in rows]
+
+
+def _words(answer: Any) -> list[float]:
+    return [word["probability"] for word in answer["data"][0]["masks"][0]]
+
+
+async def good_client(server: Server, requests: list[Valid], found: Found, until: float, seed: int) -> None:
+    """Sends valid requests, comes back when told to, and checks every answer."""
+    choice, connection = random.Random(seed), Connection(server)
+    while time.monotonic() < until:
+        valid = choice.choice(requests)
+        reply = await connection.send(valid.request)
+        found.statuses["valid", reply.status] += 1
+        if reply.status in (429, 503):
+            await asyncio.sleep(choice.random() * float(reply.headers["retry-after"]))
+        elif reply.status != 200 or _differs(valid, reply):
+            found.wrong.append(f"{reply.status} {reply.body[:200]!r}")
+        await asyncio.sleep(choice.random() * 0.05)
+    connection.close()
+
+
+def _differs(valid: Valid, reply: Reply) -> bool:
+    numbers = valid.numbers(reply.json())
+    pairs = zip(numbers, valid.expected, strict=False)
+    return len(numbers) != len(valid.expected) or any(abs(one - other) > TOLERANCE for one, other in pairs)
+
+
+async def bad_client(server: Server, things: Mapping[str, BadThing], found: Found, until: float, seed: int) -> None:
+    """Does one bad thing after the other."""
+    choice = random.Random(seed)
+    while time.monotonic() < until:
+        name = choice.choice(list(things))
+        connection = Connection(server)
+        try:
+            reply = await asyncio.wait_for(things[name](connection, choice), 30)
+            found.statuses[name, 0 if reply is None else reply.status] += 1
+        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            found.statuses[name, 0] += 1  # cut off, as who behaves like this may be
+        connection.close()
+        await asyncio.sleep(choice.random() * 0.05)
+
+
+async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
+    """Runs all clients and watches the memory."""
+    things = bad_things(server)
+    found, until = Found(), time.monotonic() + seconds
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            found.memory.append(server.memory())
+            await asyncio.sleep(1)
+
+    good = (good_client(server, requests, found, until, seed) for seed in range(GOOD))
+    bad = (bad_client(server, things, found, until, GOOD + seed) for seed in range(BAD))
+    await asyncio.gather(watch(), *good, *bad)
+    return found
+
+
+def verdict(found: Found, log: str, growth: float) -> dict[str, Any]:
+    """Returns the figures, and what is wrong with them.
+
+    Memory is compared from the third tenth of the time on, when everything has been used.
+    """
+    tenth = max(1, len(found.memory) // 10)
+    early, late = statistics.median(found.memory[2 * tenth : 3 * tenth]), statistics.median(found.memory[-tenth:])
+    failures = {key: number for key, number in found.statuses.items() if key[1] >= 500 and key[1] != 503}
+    problems = []
+    if failures:
+        problems.append(f"answers that are failures of the server: {failures}")
+    if found.wrong:
+        problems.append(f"{len(found.wrong)} valid requests not answered as the model answers: {found.wrong[:3]}")
+    if late > growth * early:
+        problems.append(f"memory grew from {early} to {late} bytes")
+    if "Traceback" in log or " ERROR " in log:
+        problems.append("the log has failures")
+    if not log.rstrip().endswith("stopped"):
+        problems.append("the server did not stop as it should")
+    return {
+        "valid_answered": found.statuses["valid", 200],
+        "valid_told_to_come_back": found.statuses["valid", 429] + found.statuses["valid", 503],
+        "statuses": {f"{name} {status}": number for (name, status), number in sorted(found.statuses.items())},
+        "memory_mib": {"early": early / 2**20, "late": late / 2**20, "most": max(found.memory) / 2**20},
+        "problems": problems,
+    }
+
+
+def main() -> None:
+    """Runs, prints what happened and, if asked to, writes it as JSON; exit code 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--growth", type=float, default=1.05, help="of memory that is taken for none")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, log = write_nano(folder / "nano"), folder / "log"
+        requests = valid_requests(load(model, device="cpu"))
+        with running(log, *bridgetower_serve(model, *LIMITS)) as server:
+            found = asyncio.run(abuse(server, requests, 60 * options.minutes))
+        figures = {"minutes": options.minutes, **verdict(found, log.read_text(), options.growth)}
+    for row, number in figures["statuses"].items():
+        print(f"{row:24}{number:9}")
+    print(json.dumps({name: value for name, value in figures.items() if name != "statuses"}, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+    raise SystemExit(1 if figures["problems"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The measurements of the server run and say what they are made to say, for seconds instead of minutes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for package in ("schemathesis", "gradio"):
+    pytest.importorskip(package)
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, out: Path, *options: str) -> Any:
+    command = [sys.executable, f"benchmarks/{script}", *options, "--json", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_abuse(tmp_path: Path) -> None:
+    found = run("serving_abuse.py", tmp_path / "abuse.json", "--minutes", "0.1", "--growth", "2")
+    assert found["problems"] == []
+    assert found["valid_answered"] > 20
+    kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
+    assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
+
+
+@pytest.mark.slow
+def test_throughput(tmp_path: Path) -> None:
+    options = ["--kinds", "texts", "--clients", "8", "--seconds", "0.5", "--rounds", "1"]
+    rows = run("serving.py", tmp_path / "serving.json", *options)
+    assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
