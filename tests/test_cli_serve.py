@@ -117,6 +117,7 @@ def test_what_cannot_be_served(
     assert "run `bridgetower demo`, which trains one" in refused("serve", "--port", "0")
     assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
     assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
+    assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
     with listen(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]

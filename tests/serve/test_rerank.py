@@ -10,6 +10,7 @@ from bridgetower.predictor import Predictor
 from served import PNGS, TEXTS, URIS
 
 PATH = "/v1/rerank"
+BROKEN = "data:image/png;base64,iVBORw0KGgo="
 Post = Callable[..., Any]
 
 
@@ -75,3 +76,17 @@ def test_usage(post: Post, predictor: Predictor) -> None:
 )
 def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
     assert words in refused(PATH, **body)["message"]
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "param"),
+    [
+        (URIS[0], [URIS[0], BROKEN], "documents.1"),
+        (BROKEN, URIS, "query"),
+        ("a", ["a", "red circle " * 50], "documents"),
+        ("red circle " * 50, TEXTS, "query"),
+    ],
+    ids=["picture", "query picture", "text", "query text"],
+)
+def test_what_is_wrong_is_named(refused: Post, query: str, documents: list[str], param: str) -> None:
+    assert refused(PATH, query=query, documents=documents)["param"].startswith(param)

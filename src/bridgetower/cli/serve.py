@@ -69,6 +69,8 @@ def _service(
     if model is None and index is None:
         model, index = model_or_demo(None, "bridgetower serve"), index_or_demo(None)
     if index is None:
+        if root is not None:
+            raise ValueError(f"root is {root}, where an index's pictures are, but there is no index; add --index")
         return Service(loading.load(model or ""), config)
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher

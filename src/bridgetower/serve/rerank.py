@@ -134,12 +134,16 @@ async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], 
 
 
 async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], int]:
-    contents = [body.query.content, *(document.content for document in body.documents)]
+    query, documents = [body.query.content], [document.content for document in body.documents]
     if body.query.modality == "text":
-        texts = await service.inputs.texts(contents, "documents", truncate=body.truncate)
+        cut = body.truncate
+        texts = [
+            *await service.inputs.texts(query, "query", truncate=cut),
+            *await service.inputs.texts(documents, "documents", truncate=cut),
+        ]
         items, tokens = [Item(ids=ids) for ids in texts], service.tokens([], texts)
     else:
-        images = await service.inputs.images(contents, "documents")
+        images = [*await service.inputs.images(query, "query"), *await service.inputs.images(documents, "documents")]
         items, tokens = [Item(image=image) for image in images], service.tokens(images, [])
-    query, *documents = await service.batcher.submit(items)
-    return [float(query @ document) for document in documents], tokens
+    first, *vectors = await service.batcher.submit(items)
+    return [float(first @ vector) for vector in vectors], tokens

@@ -189,9 +189,7 @@ class Service:
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
         """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""
-        vision = self.predictor.model.config.vision
-        per_image = (vision.image_size // vision.patch_size) ** 2 + 1
-        return len(images) * per_image + sum(map(len, texts))
+        return len(images) * self.predictor.model.config.vision.num_tokens + sum(map(len, texts))
 
     def _check_masks(self, texts: Sequence[Tokens], param: str) -> None:
         for number, ids in enumerate(texts):
