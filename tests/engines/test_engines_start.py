@@ -44,8 +44,12 @@ class TestAuto:
         able = FASTEST[precision]
         assert {(engine, precision) for engine in able} <= FORMS.keys()
         assert chosen_engine("auto", precision, "cpu") == able[0]
-        monkeypatch.setattr(start, "is_installed", lambda package: package == able[-1])
+        monkeypatch.setattr(start, "is_installed", lambda package: package in ("onnxscript", able[-1]))
         assert chosen_engine("auto", precision, "cpu") == able[-1]
+
+    def test_takes_none_that_could_not_export(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(start, "is_installed", lambda package: package != "onnxscript")
+        assert chosen_engine("auto", "fp32", "cpu") == "torch"
 
     def test_takes_torch_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(start, "find_device", lambda device: torch.device("cuda"))

@@ -99,7 +99,8 @@ def chosen_engine(engine: EngineRequest, precision: Precision, device: str | tor
     able = FASTEST.get(precision, ("torch",))
     if "torch" in able and find_device(device).type != "cpu":
         return "torch"
-    return next((name for name in able if is_installed(name)), able[0])
+    exporting = is_installed("onnxscript")  # other engines export what was not exported
+    return next((name for name in able if name == "torch" or (exporting and is_installed(name))), able[0])
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
