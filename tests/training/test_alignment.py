@@ -93,6 +93,13 @@ class TestAligning:
         assert model.image_projections[0].weight.dtype == torch.float32
         assert not model.image_projections[0].weight.equal(before)
 
+    def test_a_loss_that_is_not_finite_stops_it(self, config: RunConfig, tmp_path: Path) -> None:
+        model, _, examples = prepared(config, tmp_path)
+        with torch.no_grad():
+            next(iter(model.image_projections.parameters())).fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match="loss of aligning is nan at step 1"):
+            align_projections(config, model, examples, make_fabric(config), progress=False)
+
 
 class TestRun:
     def test_begins_with_aligned_projections(self, config: RunConfig, tmp_path: Path) -> None:

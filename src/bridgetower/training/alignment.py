@@ -81,11 +81,13 @@ def align_projections(
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
             with fabric.autocast():
                 loss: Tensor = task(batch.to(fabric.device))
+            last = loss.item()
+            if not math.isfinite(last):
+                raise FloatingPointError(f"loss of aligning is {last} at step {step + 1}; leave out align_first")
             gradients = torch.autograd.grad(loss, parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            last = loss.item()
             first = last if step == 0 else first
             bars.update(bar, advance=1, figures=f"itc {last:.3f}")
     for parameter in parameters:
