@@ -10,6 +10,7 @@ from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
 
 LENGTH = 7
+WITH_VQA = tiny.CONFIG.override({"heads.vqa": 5})
 
 
 def tower(tokens: int, width: int, intermediate: int, layers: int) -> int:
@@ -78,6 +79,12 @@ def test_parameters_add_up() -> None:
     itc = 12 * (tiny.CONFIG.vision.hidden_size + tiny.CONFIG.text.hidden_size + 2) + 1
     assert parts["heads"] == mlm + itc + 2 * width * 2 + 2
     assert parts["image tower"] == sum(parameter.numel() for parameter in model.vision.parameters())
+
+
+def test_a_downstream_head_is_a_head() -> None:
+    plain, asked = (parameters_by_part(tiny.build(config)) for config in (tiny.CONFIG, WITH_VQA))
+    assert asked["fusion encoder"] == plain["fusion encoder"]
+    assert asked["heads"] > plain["heads"]
 
 
 def test_model_cost() -> None:

@@ -55,7 +55,7 @@ def model_cost(
 def parameters_by_part(model: BridgeTower) -> dict[str, int]:
     """Returns numbers of parameters; what is neither tower nor head belongs to the fusion encoder."""
     towers = {"image tower": _parameters(model.vision), "text tower": _parameters(model.text)}
-    heads = sum(_parameters(head) for head in (model.mlm_head, model.itm_head, model.itc_head) if head is not None)
+    heads = sum(_parameters(child) for name, child in model.named_children() if name.endswith("_head"))
     fusion = _parameters(model) - sum(towers.values()) - heads
     return {**towers, "fusion encoder": fusion, "heads": heads}
 

@@ -76,5 +76,5 @@ def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tupl
 def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their pictures and answers."""
     rows = read_split(scenes_folder(out), "test", kind="vqa")
-    pictures = [rows.row(number)["image"]["bytes"] for number in range(len(rows))]
+    pictures = [image["bytes"] for image in rows.stream("image")]
     return answer_examples(judged, pictures, count=EXAMPLES)

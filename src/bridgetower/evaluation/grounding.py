@@ -133,7 +133,7 @@ def _examples(
     predictor: Predictor, kind: JudgedKind, folder: Path, split: str
 ) -> tuple[VqaQuestions | Statements, Sequence[str]]:
     """The examples of a split, and the names of the model's answers."""
-    pictures = Pictures(DataConfig(folders=(str(folder),)), split, predictor.processor, kind=kind)
+    pictures = Pictures(DataConfig(folders=(str(folder),), cache=True), split, predictor.processor, kind=kind)
     if kind == "vqa":
         names = predictor.class_names("vqa")
         return VqaQuestions(pictures, names), names
