@@ -151,7 +151,7 @@ def check_search(page: Any, searcher: Searcher) -> None:
     """Text and condition find what the searcher finds, with thumbnails and both scores."""
     panel = page.get_by_role("tabpanel").locator("visible=true")
     panel.get_by_text("Options").click()
-    panel.get_by_label("Condition").fill("path < '20.png'")
+    panel.get_by_label("Where").fill("path < '20.png'")
     panel.get_by_label("What should be seen").fill(TEXT)
     panel.get_by_label("What should be seen").press("Enter")
     cards = panel.locator(".bt-cards li")

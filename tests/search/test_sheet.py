@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridgetower.processor import open_image, open_reduced
 from bridgetower.search.searcher import Hit
 from bridgetower.search.sheet import TILE, contact_sheet, write_sheet
 
@@ -55,6 +56,21 @@ def test_names_and_texts_of_any_kind(hits: list[Hit], tmp_path: Path) -> None:
     sheet = contact_sheet([awkward, missing], text="line\nbreak " * 100, image=hits[2].file)
     assert sheet.width == usual.width
     assert places(sheet, (0, 0, 255))[0] == 96 * 69  # the query picture fills the height
+
+
+def test_photos_are_not_decoded_in_full(hits: list[Hit], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
+    sheet = contact_sheet([replace(hits[0], file=tmp_path / "photo.jpg", probability=None)])
+
+    def shown(image: Image.Image) -> bool:
+        tile = np.asarray(image.resize((TILE, TILE), Image.Resampling.LANCZOS))
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(sheet), (TILE, 1, 3))
+        columns = np.argwhere((windows[..., 0, :] == tile[:, 0]).all(axis=(2, 3, 4)))
+        return len(columns) == 1
+
+    assert shown(open_reduced(tmp_path / "photo.jpg", TILE)[0])
+    assert not shown(open_image(tmp_path / "photo.jpg"))
 
 
 def test_no_hits() -> None:

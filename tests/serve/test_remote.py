@@ -1,10 +1,14 @@
 """URLs: only hosts that are allowed, only public addresses, no redirects, limits on what comes."""
 
 import ipaddress
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +120,42 @@ def test_a_name_that_leads_nowhere() -> None:
     remote = RemotePictures(["nowhere.invalid"], max_bytes=9, timeout=1.0)
     with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
         remote.fetch("https://nowhere.invalid/a.png")
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Port of a server of pictures that speaks TLS as localhost, and its certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes certificates, is not installed")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    name = ("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run([*command.split(), *name], check=True, capture_output=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield str(server.server_port), certificate
+        server.shutdown()
+
+
+def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    port, certificate = encrypted
+    hosts = [f"localhost:{port}", f"127.0.0.1:{port}"]
+
+    def remote() -> RemotePictures:
+        return RemotePictures(hosts, max_bytes=200_000, timeout=5.0, may_connect=lambda address: address.is_loopback)
+
+    with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
+        remote().fetch(f"https://localhost:{port}/a.png?size=1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    trusting = remote()
+    assert trusting.fetch(f"https://localhost:{port}/a.png?size=1") == PNGS[0]
+    with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
+        trusting.fetch(f"https://127.0.0.1:{port}/a.png?size=1")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert trusting.fetch(f"https://localhost:{port}/a.png?size=1") == PNGS[0]  # certificates are read once, not again
 
 
 @pytest.mark.parametrize(

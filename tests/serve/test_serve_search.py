@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
+from bridgetower.search.index import Index
+from bridgetower.search.pictures import Listed
 from bridgetower.search.searcher import Hit, Searcher
+from bridgetower.search.table import IndexedRow
 from served import PNGS, URIS, error_of, running
 from shapes import write_pictures
 
@@ -32,7 +37,6 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
         {},
         {"rerank": 0},
         {"rerank": 5},
-        {"exact": True, "top": 3},
         {"top": 20, "rerank": 12, "where": "path > '20.png'"},
         {"against": "captions", "rerank": 3},
         {"where": "array_has(captions, 'red bar on black')"},
@@ -41,6 +45,62 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
 )
 def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> None:
     check(post(PATH, query="red circle", **settings), searcher.search("red circle", **settings))
+
+
+def test_exact_compares_what_an_approximate_search_leaves_out(predictor: Predictor, tmp_path: Path) -> None:
+    searcher = Searcher(grouped_index(predictor, tmp_path), predictor)
+    texts = ["red circle", "a bar", "blue", "a square on grey"]
+
+    def expected(exact: bool) -> list[list[Hit]]:
+        return [searcher.search(text, top=50, rerank=0, exact=exact) for text in texts]
+
+    assert expected(exact=True) != expected(exact=False)
+    with running(predictor, searcher) as client:
+        for exact in (True, False):
+            for text, hits in zip(texts, expected(exact), strict=True):
+                body = {"query": text, "top": 50, "rerank": 0, "exact": exact}
+                check(client.post(PATH, json=body).json(), hits)
+
+
+def grouped_index(predictor: Predictor, folder: Path) -> Index:
+    """An index of generated vectors in groups, of which a search leaves most out."""
+    vectors = F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    index = Index.create(
+        folder / "generated.lance",
+        fingerprint=predictor.fingerprint,
+        model=predictor.source,
+        root=folder,
+        image_width=8,
+        pair_width=16,
+    )
+    none = {"text_vectors": torch.empty(0, 8), "pair_vectors": torch.empty(0, 16)}
+    index.put(
+        [
+            IndexedRow(
+                picture=Listed(path=f"{number:03}.png", size=1, mtime=0),
+                digest=f"{number}",
+                width=1,
+                height=1,
+                image_vector=vector,
+                **none,
+            )
+            for number, vector in enumerate(vectors)
+        ]
+    )
+    index.approximate()
+    return index
+
+
+def test_no_more_is_matched_than_a_request_may_have(predictor: Predictor, searcher: Searcher) -> None:
+    with running(predictor, searcher, max_items=9, queue=9) as client:
+        answer = client.post(PATH, json={"query": "red bar"}).json()
+        check(answer, searcher.search("red bar", rerank=8))
+        together = client.post(PATH, json={"query": "red bar", "image": URIS[0]}).json()
+        check(together, searcher.search("red bar", PNGS[0], rerank=7))
+        error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
+        assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
+    with running(predictor, searcher, max_items=1, queue=1) as client:
+        check(client.post(PATH, json={"query": "red bar"}).json(), searcher.search("red bar", rerank=0))
 
 
 def test_a_picture_and_both(post: Post, searcher: Searcher) -> None:

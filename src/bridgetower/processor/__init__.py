@@ -1,7 +1,7 @@
 """Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image, open_reduced
 from bridgetower.processor.loading import loaded
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch
@@ -18,5 +18,6 @@ __all__ = [
     "load_tokenizer",
     "loaded",
     "open_image",
+    "open_reduced",
     "train_tokenizer",
 ]

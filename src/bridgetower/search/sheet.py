@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from bridgetower.lettering import BLUE, FAINT, GROUND, PAPER, Pen, write_picture
-from bridgetower.processor import ImageLike, open_image
+from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.searcher import Hit
 
 COLUMNS = 5
@@ -80,9 +80,10 @@ def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int,
 def _draw_picture(sheet: Image.Image, source: ImageLike, place: tuple[int, int], side: int) -> None:
     ground = Image.new("RGB", (side, side), GROUND)
     try:
-        picture = ImageOps.contain(open_image(source, background=GROUND), (side, side), Image.Resampling.LANCZOS)
+        opened, _ = open_reduced(source, side, background=GROUND)
     except (ValueError, OSError):
         Pen(ground).line("cannot be opened", 12, side / 2, width=side - 24, ink=FAINT)
     else:
+        picture = ImageOps.contain(opened, (side, side), Image.Resampling.LANCZOS)
         ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     sheet.paste(ground, place)

@@ -85,7 +85,7 @@ def add_handlers(app: FastAPI) -> None:
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     async def invalid(request: Request, error: Any) -> Response:
-        return _invalid(error.errors()).response()
+        return invalid_request(error.errors()).response()
 
     async def failed(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -98,10 +98,10 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, failed)
 
 
-def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Returns the first of pydantic's complaints, with the field that it is about."""
+def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Returns the first of pydantic's complaints about a request, with the field that it is about."""
     problem = problems[0]
-    place = [str(part) for part in problem["loc"][1:]]
+    place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
     param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None

@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection
+from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import SplitResult, urlsplit
 
@@ -82,8 +83,13 @@ class RemotePictures:
         host = parts.hostname or ""
         address = self._address(host, port)
         if parts.scheme.lower() == "https":
-            return _PinnedHttps(host, port, address, self._timeout)
+            return _PinnedHttps(host, port, address, self._timeout, self._tls)
         return _Pinned(host, port, address, self._timeout)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """What certificates are checked with; reading those of the system takes longer than many a picture."""
+        return ssl.create_default_context()
 
     def _address(self, host: str, port: int) -> str:
         """Returns an address of a host, having checked all of them."""
@@ -131,10 +137,9 @@ class _Pinned(HTTPConnection):
 class _PinnedHttps(HTTPSConnection):
     """The same; the certificate must be that of the name."""
 
-    def __init__(self, host: str, port: int, address: str, timeout: float) -> None:
-        self._tls = ssl.create_default_context()
-        super().__init__(host, port, timeout=timeout, context=self._tls)
-        self._pinned = address
+    def __init__(self, host: str, port: int, address: str, timeout: float, tls: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=timeout, context=tls)
+        self._pinned, self._tls = address, tls
 
     def connect(self) -> None:
         plain = socket.create_connection((self._pinned, self.port), self.timeout)

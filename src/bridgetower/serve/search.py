@@ -33,7 +33,10 @@ class SearchRequest(Body):
     image: str | None = Field(None, description="Data URI of a picture that the hits should be like.")
     top: Top = 10
     rerank: int | None = Field(
-        None, ge=0, le=256, description=f"Candidates that are matched with the text; {RERANK} if left out."
+        None,
+        ge=0,
+        le=256,
+        description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves.",
     )
     where: str | None = Field(
         None, description="Condition in SQL on path, size, mtime, width, height and captions, without functions."
@@ -91,6 +94,8 @@ async def found(body: SearchRequest, service: Service) -> tuple[list[Hit], int]:
     except ValueError as error:
         raise ApiError(400, str(error)) from error
     given = sum(part is not None for part in (body.query, body.image))
+    if body.rerank is None:
+        rerank = max(0, min(rerank, service.config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model):
         return await _found(body, service, searcher, rerank)
 

@@ -60,11 +60,6 @@ def test_maps_of_every_word_and_layer() -> None:
     assert "Matches" not in markup.maps(explanation(("red", "bar"), probability=None))
 
 
-def test_thumbnails_keep_their_proportions() -> None:
-    assert markup.thumbnail(Image.new("RGB", (1000, 500))).size == (360, 180)
-    assert markup.thumbnail(Image.new("RGB", (20, 10))).size == (20, 10)
-
-
 def explanation(words: tuple[str, str], probability: float | None = 0.25) -> Explanation:
     """Maps of three layers and two words over four patches."""
     return Explanation(

@@ -117,7 +117,7 @@ def _search(service: Service, actions: Actions) -> None:
             with gr.Accordion("Options", open=False):
                 top = gr.Slider(1, _MOST_HITS, value=12, step=1, label="Pictures to show")
                 where = gr.Textbox(
-                    label="Condition, in SQL on path, size, mtime, width, height and captions",
+                    label="Where: a condition in SQL on path, size, mtime, width, height and captions",
                     placeholder="width > 800",
                 )
             button = gr.Button("Search", variant="primary")

@@ -15,7 +15,6 @@ from bridgetower.analysis.formats import number, percent
 from bridgetower.analysis.markup import bar, picture
 
 _TILE = 176  # pixels of a heat map
-_THUMBNAIL = 360
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +89,6 @@ def maps(explanation: Explanation) -> str:
         "decides about the match."
     )
     return about + "".join(sections)
-
-
-def thumbnail(image: Image.Image) -> Image.Image:
-    """Returns a picture made small."""
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    return small
 
 
 def _card(card: Card) -> str:
