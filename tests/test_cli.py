@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import bridgetower
 import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
@@ -79,6 +81,29 @@ class TestUsing:
                         word["word"] for word in expected.get("words", [])
                     ]
         assert "engine torch has no int8" in refused(*commands[0], "--precision", "int8")
+
+    def test_without_a_model_that_of_the_demo(
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        tiny_checkpoint: Path,
+        files: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        commands = [
+            ("embed", "--texts", "a red bar"),
+            ("match", "--images", files[0], "--texts", "a red bar"),
+            ("fill-mask", "--images", files[0], "--texts", "a <mask> bar"),
+        ]
+        for verb, *given in commands:
+            assert f"run `bridgetower demo`, which trains one, or name one with `bridgetower {verb} MODEL " in refused(
+                verb, *given
+            )
+        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
+        for verb, *given in commands:
+            assert run(verb, *given) == run(verb, tiny_checkpoint, *given)
 
     def test_embed_with_processes_that_decode(
         self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, files: list[Path]

@@ -158,7 +158,7 @@ class TestWithoutADownload:
         with caplog.at_level(logging.INFO):
             run("index", photos, "--out", "photos.lance")
             run("explain", photos / "red.png", "a red bar", "--out", "map.png")
-        said = "no --model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained"
+        said = "no model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained"
         assert caplog.text.count(said) == 2
         assert len(run("search", "photos.lance", "red")) == 3
 
@@ -169,7 +169,10 @@ class TestWithoutADownload:
         for command, help_ in (
             (("search", "red"), "`bridgetower index PHOTOS --out photos.lance --model MODEL`"),
             (("index", photos, "--out", "a.lance"), f"`bridgetower index {photos} --out a.lance --model MODEL`"),
-            (("explain", photos / "red.png", "a", "--out", "b.png"), "`bridgetower explain IMAGE TEXT --out map.png"),
+            (
+                ("explain", photos / "red.png", "a", "--out", "b.png"),
+                "`bridgetower explain IMAGE TEXT --out map.png --model MODEL`",
+            ),
         ):
             message = refused(*command)
             assert "run `bridgetower demo`, which" in message

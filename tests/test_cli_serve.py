@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from bridgetower.cli.serve import KEY
+from bridgetower.cli.options import PLAIN_RUN
+from bridgetower.cli.serve import KEY, service
+from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_pictures, trained_model
+from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen
+from bridgetower.serve.service import Service
+from served import PNGS, URIS
 from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
@@ -91,6 +99,72 @@ def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path) -> Non
         assert len(answer.json()["data"]) == 3
 
 
+def test_questions_are_answered_by_a_second_model(tiny_checkpoint: Path, answering_checkpoint: Path) -> None:
+    models = ("--model", str(tiny_checkpoint), "--answer-model", str(answering_checkpoint))
+    with process(*models) as (_, name, address):
+        assert name == str(tiny_checkpoint)
+        answer = httpx.post(f"{address}/v1/answer", json={"images": URIS[0], "questions": "which colour?"}).json()
+        assert answer["model"] == str(answering_checkpoint)
+        expected = load(answering_checkpoint, device="cpu").answer(PNGS[0], "which colour?")
+        assert [row["label"] for row in answer["data"][0]["answers"]] == [choice.label for choice in expected]
+        assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).json()["model"] == name
+
+
+class TestWithoutADownload:
+    """Where the demo has run, its models and its index are the defaults."""
+
+    @pytest.fixture
+    def demo(
+        self,
+        tiny_dataset: Path,
+        tiny_checkpoint: Path,
+        answering_checkpoint: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Path:
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
+        shutil.copytree(answering_checkpoint, answering_model(FOLDER))
+        write_held_out({"shapes": tiny_dataset}, held_out_pictures(FOLDER))
+        index_held_out(held_out_pictures(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
+        return tmp_path
+
+    @pytest.mark.usefixtures("demo")
+    def test_serves_all_that_the_demo_left(self) -> None:
+        question = {"images": URIS[0], "questions": "which colour?"}
+        for options in ((), ("--index", str(held_out_index(FOLDER)))):
+            with process(*options) as (running, name, address):
+                assert name == "bridgetower-demo/runs/bridgetower-0/last"
+                answer = httpx.post(f"{address}/v1/answer", json=question).json()
+                assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
+                assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
+                running.send_signal(signal.SIGTERM)
+                running.communicate(timeout=20)
+
+    @pytest.mark.usefixtures("demo", "usual_log")
+    def test_says_which_models_it_takes(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO):
+            assert service_of().answering.name == "bridgetower-demo/runs/bridgetower-0-answers/last"
+        for said in (
+            "no model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained",
+            "no index is given: using bridgetower-demo/held-out.lance, which the demo made",
+            "no model to answer questions is given: using bridgetower-demo/runs/bridgetower-0-answers/last, which",
+        ):
+            assert said in caplog.text
+
+    def test_a_model_of_ones_own_is_served_alone(self, demo: Path, tiny_checkpoint: Path) -> None:
+        assert [model.name for model in service_of(model=str(tiny_checkpoint)).models] == [str(tiny_checkpoint)]
+        answering = str(answering_model(FOLDER))
+        assert [model.name for model in service_of(model=answering, answer_model=answering).models] == [answering]
+        shutil.rmtree(demo / answering)
+        assert len(service_of().models) == 1
+
+
+def service_of(**settings: Any) -> Service:
+    """What the command would serve."""
+    return service(ServeConfig(), PLAIN_RUN, **settings)
+
+
 def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:
     with process("--model", str(tiny_checkpoint)) as (running, _, _):
         running.send_signal(signal.SIGINT)
@@ -119,6 +193,8 @@ def test_what_cannot_be_served(
     assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
     assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
+    useless = ("serve", "--model", tiny_checkpoint, "--answer-model", tiny_checkpoint, "--port", "0")
+    assert "cannot answer questions: this model has no vqa head" in refused(*useless)
     with listen(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
         assert f"cannot listen at 127.0.0.1, port {port}" in refused(

@@ -12,7 +12,7 @@ from bridgetower.analysis.attention import Attention, explain
 from bridgetower.answering import Choice
 from bridgetower.predictor import FilledWord, Predictor, load
 from bridgetower.processor import Resized
-from bridgetower.serve.forward import Item, Outcome, Tokens, compute
+from bridgetower.serve.forward import Item, Outcome, Tokens, compute, compute_with
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
@@ -148,3 +148,16 @@ def test_more_masks_than_are_ranked_at_once(predictor: Predictor) -> None:
     first = [words[0] for words in outcomes[4]]  # type: ignore[union-attr, index]
     assert all(isinstance(word, FilledWord) for word in first)
     assert [word.word for word in first] == [words[0].word for words in masks]
+
+
+def test_answers_of_another_model(predictor: Predictor, answering_checkpoint: Path) -> None:
+    answering = load(answering_checkpoint, device="cpu")
+    (image, *_), (text, *_) = prepared(predictor)
+    asked = Item(kind="answer", image=image, ids=text, top=2)
+    items = [asked, Item(image=image, ids=text), asked, Item(kind="match", image=image, ids=text)]
+    first, joint, second, match = compute_with(predictor, answering, items)
+    (expected,) = compute(answering, [asked])
+    assert first == second
+    assert [choice.label for choice in first] == [choice.label for choice in expected]  # type: ignore[union-attr]
+    assert_same([joint, match], compute(predictor, [items[1], items[3]]))
+    assert compute_with(answering, answering, items[:2])[0] == first

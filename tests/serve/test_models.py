@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 
 from bridgetower.predictor import Predictor, load
-from served import error_of, running
+from served import PNGS, URIS, error_of, running
 
 
-def test_the_one_model(client: httpx.Client, predictor: Predictor) -> None:
+def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
     listed = client.get("/v1/models").json()
     (model,) = listed["data"]
     assert listed["object"] == "list"
@@ -29,6 +29,27 @@ def test_a_model_is_named_after_its_source(answering_checkpoint: Path) -> None:
         assert model["uses"] == ["answer"]
         assert client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
         assert client.get(f"/v1/models/{model['id']}").json() == model
+
+
+def test_two_models(predictor: Predictor, answering_checkpoint: Path) -> None:
+    answering, name = load(answering_checkpoint, device="cpu"), str(answering_checkpoint)
+    with running(predictor, answering=answering, name="tiny") as client:
+        first, second = client.get("/v1/models").json()["data"]
+        assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask"])
+        assert (second["id"], second["uses"]) == (name, ["answer"])
+        assert second["fingerprint"] == answering.fingerprint != first["fingerprint"]
+        assert client.get(f"/v1/models/{name}").json() == second
+        assert client.get("/v1/models/tiny").json() == first
+        question = {"images": URIS[0], "questions": "which colour?", "top": 2}
+        for named in ({}, {"model": name}):
+            answer = client.post("/v1/answer", json=question | named).json()
+            assert answer["model"] == name
+            expected = answering.answer(PNGS[0], "which colour?", top=2)
+            labels = [choice["label"] for choice in answer["data"][0]["answers"]]
+            assert labels == [choice.label for choice in expected]
+        message = error_of(client.post("/v1/answer", json=question | {"model": "tiny"}), 404)["message"]
+        assert message == f"model is 'tiny'; this server has '{name}' for this"
+        error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
 
 
 def test_another_model(client: httpx.Client) -> None:

@@ -33,13 +33,34 @@ def test_named_after_its_source_unless_told(predictor: Predictor) -> None:
 
 
 def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -> None:
-    assert Service(predictor, ServeConfig()).uses() == ["embeddings", "match", "fill-mask"]
+    service = Service(predictor, ServeConfig())
+    assert service.models == [service.main]
+    assert service.uses(service.main) == ["embeddings", "match", "fill-mask"]
+    with pytest.raises(ApiError, match=r"no vqa head .* name it with --answer-model when the server is started$"):
+        service.check_use("answer")
     answering = Service(load(answering_checkpoint, device="cpu"), ServeConfig())
-    assert answering.uses() == ["answer"]
+    assert answering.uses(answering.main) == ["answer"]
     answering.check_use("answer")
     with pytest.raises(ApiError, match="no matching") as caught:
         answering.check_use("match")
     assert caught.value.code == "unsupported_by_model"
+
+
+def test_questions_have_a_model_of_their_own(predictor: Predictor, answering_checkpoint: Path) -> None:
+    answering = load(answering_checkpoint, device="cpu")
+    service = Service(predictor, ServeConfig(name="tiny"), answering=answering)
+    assert [model.name for model in service.models] == ["tiny", str(answering_checkpoint)]
+    assert [service.uses(model) for model in service.models] == [["embeddings", "match", "fill-mask"], ["answer"]]
+
+    async def test() -> None:
+        async with service.running():
+            (choices, *_), _ = await service.pairs("answer", URIS[:1], TEXTS[:1], [(0, 0)], top=3)
+            (score,), _ = await service.pairs("match", URIS[:1], TEXTS[:1], [(0, 0)])
+        expected = answering.answer(PNGS[0], TEXTS[0], top=3)
+        assert [choice.label for choice in choices] == [choice.label for choice in expected]
+        assert score == pytest.approx(float(predictor.match(PNGS[0], TEXTS[0])), abs=1e-5)
+
+    asyncio.run(test())
 
 
 def test_admission(predictor: Predictor) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from bridgetower.cli.defaults import answering_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit_lines
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def answer(
-    model: Positional[Model],
+    model: Positional[Model | None] = None,
     *,
     images: tuple[Path, ...],
     questions: tuple[str, ...],
@@ -32,10 +33,11 @@ def answer(
     Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
     first; a table on a terminal. Each probability is of that answer alone: they do not sum to one.
 
-    Example: bridgetower answer MODEL --images cat.jpg --questions "what colour is the cat?"
+    Examples: bridgetower answer MODEL --images cat.jpg --questions "what colour is the cat?"
+              bridgetower answer --images bridgetower-demo/pictures/scene-1.png --questions "is there a circle?"
 
     Args:
-        model: What to load; an official .ckpt needs --answers.
+        model: What to load; an official .ckpt needs --answers. Default: what the demo trained to answer questions.
         images: Picture files.
         questions: Questions; question n is about image n.
         top: Answers per question.
@@ -44,7 +46,8 @@ def answer(
         truncate: Cut questions that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
-    predictor, names = loading.load(model), list(map(str, images))
+    found = answering_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT")
+    predictor, names = loading.load(found), list(map(str, images))
     chosen = predictor.answer(names, questions, top=top, **_options(batch_size, truncate))
     _emit({"image": names, "question": questions}, "answers", chosen, json=json)
 

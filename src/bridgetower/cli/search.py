@@ -46,7 +46,7 @@ def index(
     """
     from bridgetower.search.build import build_index
 
-    chosen = model_or_demo(model, f"bridgetower index {source} --out {out}")
+    chosen = model_or_demo(model, f"bridgetower index {source} --out {out} --model MODEL")
     report = build_index(source, out, loading.load(chosen), options, progress=sys.stderr.isatty())
     emit({"index": out, **asdict(report)})
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from bridgetower.cli.defaults import index_or_demo, model_or_demo
+from bridgetower.cli.defaults import demo_answering, index_or_demo, model_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions
 from bridgetower.serve.config import ServeConfig
 
 if TYPE_CHECKING:
+    from bridgetower.predictor import Predictor
     from bridgetower.serve.service import Service
 
 KEY = "BRIDGETOWER_API_KEY"
@@ -26,10 +27,13 @@ def serve(
     model: Model | None = None,
     index: str | None = None,
     root: Path | None = None,
+    answer_model: Model | None = None,
     options: Annotated[ServeConfig, arg(name="")] = ServeConfig(),  # noqa: B008 - frozen
     loading: Running = PLAIN_RUN,
 ) -> None:
     """Answer other programs over HTTP: embeddings as in OpenAI's API, reranking, search, matching, answers.
+
+    Few models can both find pictures and answer questions about them; so a second one may be served for the questions.
 
     Requests that come together are computed together, whatever they ask for. When more wait than the queue takes,
     further ones get status 429 and are told when to come back. On SIGTERM or Ctrl-C what was taken in is finished
@@ -45,6 +49,8 @@ def serve(
             trained, together with the index that it made.
         index: What `bridgetower index` made, for searches; default: none.
         root: Folder of the index's pictures, if it is elsewhere now.
+        answer_model: What answers questions; default: the model itself if it has learnt to, or without --model what the
+            demo trained for it. --revision, --image-size, --tokenizer and --answers are not for this one.
         options: How it is served.
         loading: How the model is loaded.
     """
@@ -57,27 +63,53 @@ def serve(
     _log_with_time()
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
     with listen(config) as listener:
-        run(_service(model, index, root, config, loading), listener)
+        run(service(config, loading, model=model, index=index, root=root, answer_model=answer_model), listener)
 
 
-def _service(
-    model: str | None, index: str | None, root: Path | None, config: ServeConfig, loading: RunOptions
+def service(
+    config: ServeConfig,
+    loading: RunOptions,
+    *,
+    model: str | None = None,
+    index: str | None = None,
+    root: Path | None = None,
+    answer_model: str | None = None,
 ) -> Service:
-    """Loads what is served."""
+    """Returns what `serve` serves; see there for the arguments."""
     from bridgetower.serve.service import Service
 
+    chosen, searcher = model, None
     if model is None and index is None:
-        model, index = model_or_demo(None, "bridgetower serve"), index_or_demo(None)
+        chosen, index = model_or_demo(None, "bridgetower serve --model MODEL"), index_or_demo(None)
     if index is None:
         if root is not None:
             raise ValueError(f"root is {root}, where an index's pictures are, but there is no index; add --index")
-        return Service(loading.load(model or ""), config)
-    from bridgetower.search.index import Index
-    from bridgetower.search.searcher import Searcher
+        predictor = loading.load(chosen or "")
+    else:
+        from bridgetower.search.index import Index
+        from bridgetower.search.searcher import Searcher
 
-    opened = Index(index, root=root)
-    searcher = Searcher(opened, loading.load(model or opened.model))
-    return Service(searcher.predictor, config, searcher)
+        opened = Index(index, root=root)
+        searcher = Searcher(opened, loading.load(chosen or opened.model))
+        predictor = searcher.predictor
+    if answer_model is None and model is None and predictor.model.vqa_head is None:
+        answer_model = demo_answering()
+    return Service(predictor, config, searcher, _answering(answer_model, predictor, loading))
+
+
+def _answering(answer_model: str | None, predictor: Predictor, loading: RunOptions) -> Predictor | None:
+    """Loads what answers questions, unless the model itself does."""
+    if answer_model is None:
+        return None
+    if answer_model == predictor.source:
+        answering = predictor
+    else:
+        answering = replace(loading, revision=None, image_size=None, tokenizer=None, answers=None).load(answer_model)
+    try:
+        answering.class_names("vqa")
+    except ValueError as error:
+        raise ValueError(f"answer_model {answer_model} cannot answer questions: {error}") from error
+    return None if answering is predictor else answering
 
 
 def _log_with_time() -> None:

@@ -14,7 +14,7 @@ from bridgetower.cli.output import emit, emit_lines
 
 
 def embed(
-    model: Positional[Model],
+    model: Positional[Model | None] = None,
     *,
     images: tuple[Path, ...] = (),
     texts: tuple[str, ...] = (),
@@ -32,7 +32,7 @@ def embed(
     Example: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
 
     Args:
-        model: What to load.
+        model: What to load; default: what the demo trained.
         images: Picture files.
         texts: Texts.
         pairs: Embed image n together with text n instead of each alone.
@@ -42,7 +42,7 @@ def embed(
         loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
-    predictor = loading.load(model)
+    predictor = loading.load(model_or_demo(model, "bridgetower embed MODEL --texts TEXT"))
     options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
     rows: list[dict[str, Any]] = []
     names = [str(image) for image in images]
@@ -67,7 +67,7 @@ def embed(
 
 
 def match(
-    model: Positional[Model],
+    model: Positional[Model | None] = None,
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -83,7 +83,7 @@ def match(
     Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
 
     Args:
-        model: What to load.
+        model: What to load; default: what the demo trained.
         images: Picture files.
         texts: Texts; text n goes with image n.
         all_pairs: Score every image with every text.
@@ -91,7 +91,7 @@ def match(
         loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
-    predictor = loading.load(model)
+    predictor = loading.load(model_or_demo(model, "bridgetower match MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
     scores = predictor.match(
         names, texts, all_pairs=all_pairs, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
@@ -104,7 +104,7 @@ def match(
 
 
 def fill_mask(
-    model: Positional[Model],
+    model: Positional[Model | None] = None,
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -120,7 +120,7 @@ def fill_mask(
     Example: bridgetower fill-mask MODEL --images cat.jpg --texts "a <mask> on a sofa"
 
     Args:
-        model: What to load.
+        model: What to load; default: what the demo trained.
         images: Picture files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
@@ -128,7 +128,7 @@ def fill_mask(
         loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
-    predictor = loading.load(model)
+    predictor = loading.load(model_or_demo(model, "bridgetower fill-mask MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
     filled = predictor.fill_mask(
         names, texts, top=top, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
@@ -168,7 +168,7 @@ def explain(
     from bridgetower.analysis.attention_picture import draw_explanation
     from bridgetower.lettering import write_picture
 
-    chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png")
+    chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png --model MODEL")
     found = look(loading.load(chosen), str(image), text, truncate=truncate)
     write_picture(out, draw_explanation(found))
     emit(

@@ -11,7 +11,7 @@ from bridgetower.analysis.results import Arm, DemoAnswers
 from bridgetower.data.prepare import prepare_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.splits import read_split
-from bridgetower.demo.folder import answering_folder, trained_model
+from bridgetower.demo.folder import answering_model, trained_model
 from bridgetower.evaluation.grounding import Judged, judge
 from bridgetower.predictor import load
 from bridgetower.training.config import RunConfig
@@ -56,7 +56,7 @@ def answering_config(out: Path, arm: Arm, seed: int, steps: int) -> RunConfig:
 
 def judged_answers(out: Path, arm: Arm, seed: int) -> Judged:
     """Answers the test questions with the last checkpoint."""
-    predictor = load(answering_folder(out, arm, seed) / "last", device="cpu")
+    predictor = load(answering_model(out, arm, seed), device="cpu")
     return judge(predictor, "vqa", scenes_folder(out))
 
 

@@ -23,6 +23,11 @@ def answering_folder(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}-answers"
 
 
+def answering_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
+    """Folder of the last checkpoint of such a training."""
+    return answering_folder(out, arm, seed) / "last"
+
+
 def held_out_pictures(out: Path) -> Path:
     """Folder of the pictures that no training saw, as files with their captions beside them."""
     return out / "held-out"

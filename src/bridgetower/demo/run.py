@@ -58,10 +58,10 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
 
     Then each of them learns to answer questions about generated scenes.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-answers/`, `pictures/` (some held-out ones), `held-out/`
-    (all of them) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the settings
-    and the time that calls have taken so far. Both arms are tested with their last checkpoint: the best one on
-    validation could be of a phase in which the fusion encoder has not been trained yet.
+    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-answers/`, `pictures/` (some held-out ones and some
+    scenes), `held-out/` (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and
+    `demo.json`, the settings and the time that calls have taken so far. Both arms are tested with their last
+    checkpoint: the best one on validation could be of a phase in which the fusion encoder has not been trained yet.
 
     Args:
         out: Folder for everything.
@@ -185,4 +185,6 @@ def _report(out: Path, results: DemoResults, predictor: Predictor, answers: Sequ
         masks += mask_examples(predictor, images, count=MASKS)
         for number in range(min(PICTURES, len(images))):
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
+    for number, answer in enumerate(answers[:PICTURES]):
+        write_bytes(out / "pictures" / f"scene-{number + 1}.png", answer.picture)
     write_report(out / "report.html", results, searches, masks, answers, examples_from="BridgeTower, seed 0")

@@ -77,6 +77,16 @@ def compute(predictor: Predictor, items: Sequence[Item]) -> list[Outcome]:
     )
 
 
+def compute_with(predictor: Predictor, answering: Predictor, items: Sequence[Item]) -> list[Outcome]:
+    """Returns what `compute` returns, with the answers of another model, or of the same."""
+
+    def computed(model: Predictor) -> Callable[[list[int]], list[Outcome]]:
+        return lambda numbers: compute(model, [items[number] for number in numbers])
+
+    models = [answering if item.kind == "answer" else predictor for item in items]
+    return _assembled(models, {model: computed(model) for model in (predictor, answering)})
+
+
 class _Batch:
     """What is computed of a batch."""
 

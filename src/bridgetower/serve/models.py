@@ -11,7 +11,8 @@ from starlette.responses import PlainTextResponse
 
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import errors, json_of
-from bridgetower.serve.service import Served, Use
+from bridgetower.serve.served_model import ServedModel, Use
+from bridgetower.serve.service import Served, Service
 
 router = APIRouter(tags=["server"])
 
@@ -26,11 +27,11 @@ class Model(BaseModel):
     fingerprint: str = Field(description="Names what the vectors depend on.")
     image_size: int = Field(description="Side that pictures are brought to, in pixels.")
     max_tokens: int = Field(description="Longest text.")
-    uses: list[Use] = Field(description="What it has heads for.")
+    uses: list[Use] = Field(description="What it is asked for.")
 
 
 class Models(BaseModel):
-    """The one model."""
+    """The model, and perhaps a second one that answers questions."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -44,15 +45,18 @@ class Status(BaseModel):
 
 @router.get("/v1/models", response_model=Models, responses=errors(401))
 async def models(service: Served) -> Response:
-    """List the model."""
-    return json_of(Models(data=[_model(service)]))
+    """List what is served: one model, or two if questions have one of their own."""
+    return json_of(Models(data=[_described(service, model) for model in service.models]))
 
 
 @router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
 async def model(name: str, service: Served) -> Response:
-    """Describe the model."""
-    service.check_name(name)
-    return json_of(_model(service))
+    """Describe a model."""
+    for served in service.models:
+        if served.name == name:
+            return json_of(_described(service, served))
+    has = " and ".join(repr(served.name) for served in service.models)
+    raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
 
 
 @router.get("/health", response_model=Status)
@@ -77,13 +81,13 @@ async def metrics(service: Served) -> Response:
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _model(service: Served) -> Model:
-    config = service.predictor.processor.config
+def _described(service: Service, model: ServedModel) -> Model:
+    config = model.predictor.processor.config
     return Model(
-        id=service.name,
+        id=model.name,
         created=service.started,
-        fingerprint=service.predictor.fingerprint,
+        fingerprint=model.predictor.fingerprint,
         image_size=config.image_size,
         max_tokens=config.max_length,
-        uses=service.uses(),
+        uses=service.uses(model),
     )

@@ -129,7 +129,7 @@ async def answer(body: AnswerRequest, service: Served) -> Response:
     """Answer questions about pictures, with a model that was fine-tuned on VQA."""
     service.check_use("answer")
     pairs = paired(body.images, body.questions)
-    with service.admission(len(pairs), "images", body.model):
+    with service.admission(len(pairs), "images", body.model, service.answering):
         outcomes, tokens = await service.pairs(
             "answer",
             *(body.images, body.questions, pairs),
@@ -141,7 +141,7 @@ async def answer(body: AnswerRequest, service: Served) -> Response:
         Answers(index=number, answers=[Answer(**vars(choice)) for choice in choices])
         for number, choices in enumerate(outcomes)
     ]
-    return json_of(AnswerResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+    return json_of(AnswerResponse(data=data, model=service.answering.name, usage=Usage.of(tokens)))
 
 
 @router.post("/v1/fill-mask", response_model=FillMaskResponse, responses=COMPUTING)

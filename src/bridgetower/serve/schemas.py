@@ -22,7 +22,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="Name of the model, as `/v1/models` has it; the only one if left out.")
+    model: str | None = Field(
+        None, description="Name of the model, as `/v1/models` has it; the one that serves it if left out."
+    )
     user: str | None = Field(None, description="Taken for the sake of OpenAI's clients; nothing is done with it.")
 
 

@@ -1,15 +1,14 @@
-"""What the routes ask for: a served model, its queue and what prepares inputs for it."""
+"""What the routes ask for: one model or two, and the queue before them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import torch
 from fastapi import Depends, Request
 
 from bridgetower.analysis.attention import Explanation, words_of
@@ -18,55 +17,91 @@ from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item, Tokens, compute
+from bridgetower.serve.forward import Item, Outcome, Tokens, compute_with
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
 from bridgetower.serve.remote import RemotePictures
+from bridgetower.serve.served_model import ServedModel, Use
 
 if TYPE_CHECKING:
     from bridgetower.search.searcher import Searcher
-
-Use = Literal["embeddings", "match", "fill-mask", "answer"]
 
 _MEGA, _MIB = 1_000_000, 2**20
 
 
 class Service:
-    """A model behind a queue.
+    """A model behind a queue, and perhaps a second one that answers questions.
 
     Attributes:
-        predictor: The model.
+        main: The model.
+        answering: What answers questions: another model, or the same.
         searcher: The model together with an index, if there is one.
         config: How it is served.
-        name: What clients call it.
         started: When, in seconds since 1970.
         metrics: Figures about all requests.
-        inputs: Prepares pictures and texts.
     """
 
-    def __init__(self, predictor: Predictor, config: ServeConfig, searcher: Searcher | None = None) -> None:
-        self.predictor, self.searcher, self.config = predictor, searcher, config
-        self.name, self.started = config.name or predictor.source, int(time.time())
+    def __init__(
+        self,
+        predictor: Predictor,
+        config: ServeConfig,
+        searcher: Searcher | None = None,
+        answering: Predictor | None = None,
+    ) -> None:
+        """Computes nothing yet.
+
+        Args:
+            predictor: The model.
+            config: How it is served.
+            searcher: The model together with an index.
+            answering: Answers questions; None: the model itself, if it can.
+        """
+        self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
         remote = RemotePictures(config.allow_host, max_bytes=config.max_body * _MIB, timeout=config.timeout)
-        self.inputs = Inputs(
-            predictor.processor, max_pixels=config.max_pixels * _MEGA, remote=remote if config.allow_host else None
-        )
+
+        def served(name: str | None, predictor: Predictor) -> ServedModel:
+            allowed = remote if config.allow_host else None
+            inputs = Inputs(predictor.processor, max_pixels=config.max_pixels * _MEGA, remote=allowed)
+            return ServedModel(name=name or predictor.source, predictor=predictor, inputs=inputs)
+
+        self.main = served(config.name, predictor)
+        self.answering = self.main if answering is None else served(None, answering)
         self._batcher: Batcher[Item, Any] | None = None
         self._warm = False
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The model, and the second one if there is one."""
+        return [self.main] if self.answering is self.main else [self.main, self.answering]
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.main.name
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model."""
+        return self.main.predictor
+
+    @property
+    def inputs(self) -> Inputs:
+        """Prepares pictures and texts for the model."""
+        return self.main.inputs
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Computes while the block runs; at its end, what was taken in is finished."""
         self._batcher = Batcher(
-            partial(compute, self.predictor),
+            self._compute,
             max_batch=self.config.max_batch or (16 if self.predictor.device.type == "cpu" else 64),
             queue=self.config.queue,
             observe=self.metrics.observe_batch,
         )
         await asyncio.gather(
             self._batcher.submit(self._first_items()),
-            asyncio.to_thread(lambda: self.predictor.fingerprint),  # takes a while for large models, and is kept
+            asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
         )
         self.metrics.watch(self.name, self.predictor.fingerprint, lambda: self.batcher.admitted)
         self._warm = True
@@ -75,7 +110,8 @@ class Service:
         finally:
             self._warm = False
             await self._batcher.close()
-            self.inputs.close()
+            for model in self.models:
+                model.inputs.close()
 
     @property
     def ready(self) -> bool:
@@ -90,46 +126,44 @@ class Service:
         return self._batcher
 
     @contextmanager
-    def admission(self, count: int, param: str, model: str | None) -> Iterator[None]:
+    def admission(self, count: int, param: str, name: str | None, model: ServedModel | None = None) -> Iterator[None]:
         """Keeps room for the items of a request.
 
         Args:
             count: Pictures, texts or pairs.
             param: Field of the request that they come from.
-            model: That the request names.
+            name: Of the model that the request is for.
+            model: That computes them; None: the main one.
 
         Raises:
             ApiError: There are too many, or the request is for another model.
             QueueFullError: There is no room now.
         """
-        self.check_name(model)
+        expected = (model or self.main).name
+        if name not in (None, expected):
+            message = f"model is {name!r}; this server has {expected!r}" + (" for this" if len(self.models) > 1 else "")
+            raise ApiError(404, message, param="model", code="model_not_found")
         if count > self.config.max_items:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
         with self.batcher.admission(count):
             yield
 
-    def check_name(self, model: str | None) -> None:
-        """Checks that a request is for this model.
+    def model_for(self, use: Use) -> ServedModel:
+        """Returns the model that serves a use."""
+        return self.answering if use == "answer" else self.main
 
-        Raises:
-            ApiError: It is not.
-        """
-        if model not in (None, self.name):
-            message = f"model is {model!r}; this server has {self.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-
-    def uses(self) -> list[Use]:
-        """Returns what the model has heads for."""
-        return [use for use in get_args(Use) if self._lacking(use) is None]
+    def uses(self, model: ServedModel) -> list[Use]:
+        """Returns what a model is used for."""
+        return [use for use in get_args(Use) if self.model_for(use) is model and model.lacking(use) is None]
 
     def check_use(self, use: Use) -> None:
-        """Checks that the model has a head for something.
+        """Checks that there is a model with a head for something.
 
         Raises:
-            ApiError: It has none.
+            ApiError: There is none.
         """
-        if lacking := self._lacking(use):
+        if lacking := self.model_for(use).lacking(use):
             raise ApiError(400, lacking, code="unsupported_by_model")
 
     async def pairs(
@@ -160,12 +194,13 @@ class Service:
         Raises:
             ApiError: An input cannot be used.
         """
-        pictures = await self.inputs.images(images, params[0])
-        words = await self.inputs.texts(texts, params[1], truncate=truncate)
+        model = self.answering if kind == "answer" else self.main
+        pictures = await model.inputs.images(images, params[0])
+        words = await model.inputs.texts(texts, params[1], truncate=truncate)
         if kind == "fill_mask":
             self._check_masks(words, params[1])
         items = [Item(kind=kind, image=pictures[image], ids=words[text], top=top) for image, text in pairs]
-        return await self.batcher.submit(items), self.tokens(pictures, words)
+        return await self.batcher.submit(items), model.tokens(pictures, words)
 
     async def explanation(self, image: str, text: str) -> Explanation:
         """Looks where the words of a text look in a picture, as `analysis.attention.explain` does.
@@ -188,8 +223,8 @@ class Service:
         return Explanation(text=text, view=view, **vars(attention))
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
-        """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""
-        return len(images) * self.predictor.model.config.vision.num_tokens + sum(map(len, texts))
+        """Returns how many positions the model's towers read."""
+        return self.main.tokens(images, texts)
 
     def _check_masks(self, texts: Sequence[Tokens], param: str) -> None:
         for number, ids in enumerate(texts):
@@ -199,27 +234,13 @@ class Service:
                     400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param
                 )
 
-    def _lacking(self, use: Use) -> str | None:
-        """What a model lacks for a use."""
-        model = self.predictor.model
-        heads: dict[Use, Callable[[], object]] = {
-            "embeddings": model.contrastive_head,
-            "match": model.matching_head,
-            "fill-mask": model.masked_language_head,
-            "answer": lambda: self.predictor.class_names("vqa"),
-        }
-        try:
-            heads[use]()
-        except ValueError as error:
-            return str(error)
-        return None
+    def _compute(self, items: Sequence[Item]) -> list[Outcome]:
+        return compute_with(self.main.predictor, self.answering.predictor, items)
 
     def _first_items(self) -> list[Item]:
-        """What a model computes before its first request: a pair, which runs all of it but the heads."""
-        side = self.predictor.processor.config.image_size
-        image = Resized(pixels=torch.zeros(3, side, side, dtype=torch.uint8), width=side, height=side)
-        processor = self.predictor.processor
-        return [Item(image=image, ids=(processor.bos_token_id, processor.eos_token_id))]
+        """What is computed before the first request."""
+        answering = [] if self.answering is self.main else [replace(self.answering.pair(), kind="answer")]
+        return [self.main.pair(), *answering]
 
 
 async def _served(request: Request) -> Service:

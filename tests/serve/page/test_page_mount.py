@@ -94,6 +94,19 @@ def test_a_button_asks_the_model(client: httpx.Client) -> None:
     assert 'class="bt-ranking"' in answer["data"][0]
 
 
+def test_questions_have_a_model_of_their_own(
+    client: httpx.Client, predictor: Predictor, answering_checkpoint: Path
+) -> None:
+    assert "no vqa head" in json.dumps(config(client))
+    answering = load(answering_checkpoint, device="cpu")
+    with started(predictor, answering=answering, page=True) as found:
+        assert f"Here {answering_checkpoint} answers." in json.dumps(config(found.client))
+        path = upload(found.client, PNGS[0]).json()[0]
+        answer = ask(found.client, "Ask", [file(path), "which colour?"])
+        likeliest = answering.answer(PNGS[0], "which colour?", top=1)[0].label
+        assert f'<tbody><tr><th scope="row">{likeliest}</th>' in answer["data"][0]
+
+
 def test_the_model_is_asked_in_batches_of_all(running: Running) -> None:
     before = running.service.metrics.text()
     ask(running.client, "Search", ["red bar", None, 3, ""])

@@ -18,7 +18,8 @@ import gradio as gr
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.page import markup
 from bridgetower.serve.page.actions import Actions
-from bridgetower.serve.service import Service, Use
+from bridgetower.serve.served_model import Use
+from bridgetower.serve.service import Service
 
 _MOST_HITS = 48
 _SESSIONS = 32  # of which Gradio keeps what was shown
@@ -135,6 +136,8 @@ def _fields(tab: Tab, service: Service) -> None:
         except ApiError as error:
             gr.HTML(markup.note(f"Not with this model: {error.message}."))
             return
+        if (model := service.model_for(tab.use)) is not service.main:
+            gr.HTML(markup.note(f"Here {model.name} answers."))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
             picture = _picture("Picture")
