@@ -335,12 +335,16 @@ class TestUserErrors:
         assert "nothing to embed; give --images" in refused("embed", tiny_checkpoint)
         assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
         assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
-        assert "2 images and 1 texts" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
+        assert "2 images and 1 texts; expected one text per image, or --all-pairs to match" in refused(
+            "match", tiny_checkpoint, "--images", *files, "--texts", "a"
+        )
+        assert "2 images and 1 texts; expected one text per image" in refused(
+            "embed", tiny_checkpoint, "--images", *files, "--texts", "a", "--pairs"
+        )
         assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a")
         too_long = refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
         assert "the limit is 24" in too_long
         assert "pass --truncate to cut it" in too_long
-        assert "--all-pairs" in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a")
         assert "device is 'gpu'" in refused("embed", tiny_checkpoint, "--texts", "a", "--device", "gpu")
         assert "is not empty" in refused("convert", tiny_checkpoint, files[0].parent, "--to", "bridgetower")
 
@@ -423,6 +427,15 @@ class TestHelp:
         assert caught.value.code == 0
         text = capsys.readouterr().out
         assert all(name in text for name in (VERBS if not verb else ("Example",) if len(verb) == 1 else ("--out",)))
+
+    def test_entries_are_whole(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "250")
+        with pytest.raises(SystemExit):
+            cli.main(["search", "--help"])
+        text = capsys.readouterr().out
+        assert "[INDEX.lance] [TEXT]" in text
+        assert "or both together, which takes a text and a picture. (default: images)" in text
+        assert 'Examples: bridgetower search "a red flag"\n          bridgetower search photos.lance' in text
 
     def test_loads_no_heavy_package(self) -> None:
         script = "\n".join(

@@ -63,6 +63,15 @@ class TestIndex:
             "index", tmp_path / "nowhere", "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint
         )
 
+    def test_no_model_is_loaded_for_what_is_wrong_anyway(
+        self, refused: Callable[..., str], photos: Path, tmp_path: Path
+    ) -> None:
+        model = ("--model", tmp_path / "no-model")
+        assert "no-model" in refused("index", photos, "--out", tmp_path / "photos.lance", *model)
+        assert "is no name for an index" in refused("index", photos, "--out", tmp_path / "photos", *model)
+        (tmp_path / "none").mkdir()
+        assert "names no picture" in refused("index", tmp_path / "none", "--out", tmp_path / "a.lance", *model)
+
 
 class TestSearch:
     @pytest.fixture
@@ -112,9 +121,26 @@ class TestSearch:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main(["search", str(index), "red"])
         table = capsys.readouterr().out
-        assert "all red | [bold]wine" in table
+        assert "all red (and 1 more)" in table
         assert table.count(" %") == 3
         assert run("search", index, "red", "--json")[0]["rank"] == 1
+        cli.main(["search", str(index), "red", "--where", "width > 999"])
+        assert capsys.readouterr().out == "No picture meets the condition.\n"
+
+    def test_captions_are_no_markup(
+        self,
+        run: Callable[..., list[Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tiny_checkpoint: Path,
+        photos: Path,
+        tmp_path: Path,
+    ) -> None:
+        (photos / "red.txt").write_text("[bold]wine\n")
+        run("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        cli.main(["search", str(tmp_path / "photos.lance"), "red"])
+        assert "[bold]wine" in capsys.readouterr().out
 
     def test_errors(
         self, refused: Callable[..., str], index: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path

@@ -236,7 +236,12 @@ class Predictor(Answering):
             ValueError: A model without matching head, different numbers without `all_pairs`, or unreadable inputs.
         """
         self.model.matching_head()
-        given, words = (_images(images), _texts(texts)) if all_pairs else _pairs(images, texts)
+        given, words = _images(images), _texts(texts)
+        if not all_pairs and len(given) != len(words):
+            raise ValueError(
+                f"{len(given)} images and {len(words)} texts; expected one text per image, or all_pairs=True to match "
+                "every image with every text"
+            )
         ids = self.processor.token_ids(words, truncate=truncate)
         batches = _batches(len(given), batch_size, progress)
         if not all_pairs:
@@ -455,10 +460,7 @@ def _texts(texts: Texts) -> list[str]:
 def _pairs(images: Images, texts: Texts) -> tuple[list[ImageLike], list[str]]:
     some_images, some_texts = _images(images), _texts(texts)
     if len(some_images) != len(some_texts):
-        raise ValueError(
-            f"{len(some_images)} images and {len(some_texts)} texts; expected one text per image "
-            "(or match(..., all_pairs=True) for every combination)"
-        )
+        raise ValueError(f"{len(some_images)} images and {len(some_texts)} texts; expected one text per image")
     return some_images, some_texts
 
 

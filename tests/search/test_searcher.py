@@ -115,12 +115,17 @@ class TestConditions:
         with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, digest, width"):
             searcher.search(TEXT, where=where)
 
+    def test_complaints_are_short(self, searcher: Searcher) -> None:
+        with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
+            searcher.search(TEXT, where="widdth > 800")
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
             ({}, "nothing to search for"),
-            ({"text": "a", "top": 0}, "top is 0"),
-            ({"text": "a", "rerank": -1}, "rerank -1"),
+            ({"text": "a", "top": 0}, "top is 0; expected at least 1$"),
+            ({"text": "a", "rerank": -1}, "rerank is -1; expected at least 0$"),
+            ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
             ({"text": "a", "against": "pairs"}, "needs both a text and an image"),
             ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),
             ({"image": "00.png", "rerank": 5}, "pictures are matched with a text"),

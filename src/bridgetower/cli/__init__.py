@@ -6,32 +6,37 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tyro
 
 from bridgetower.cli import answering, evaluation, files, inspect, prepare, profile, runs, search, serve, use
-from bridgetower.cli.output import with_options
+from bridgetower.cli.output import with_options, with_whole_entries
+
+VERBS: dict[str, Callable[..., None]] = {
+    "embed": use.embed,
+    "match": use.match,
+    "fill-mask": use.fill_mask,
+    "answer": answering.answer,
+    "entail": answering.entail,
+    "reason": answering.reason,
+    "explain": use.explain,
+    "index": search.index,
+    "search": search.search,
+    "serve": serve.serve,
+    "convert": files.convert,
+    "inspect": inspect.inspect,
+    "profile": profile.profile,
+    "export": files.export,
+    "train": runs.train,
+    "evaluate": evaluation.evaluate,
+    "demo": runs.demo,
+}
 
 app = tyro.extras.SubcommandApp()
-app.command(name="embed")(use.embed)
-app.command(name="match")(use.match)
-app.command(name="fill-mask")(use.fill_mask)
-app.command(name="answer")(answering.answer)
-app.command(name="entail")(answering.entail)
-app.command(name="reason")(answering.reason)
-app.command(name="explain")(use.explain)
-app.command(name="index")(search.index)
-app.command(name="search")(search.search)
-app.command(name="serve")(serve.serve)
-app.command(name="convert")(files.convert)
-app.command(name="inspect")(inspect.inspect)
-app.command(name="profile")(profile.profile)
-app.command(name="export")(files.export)
+for name, verb in VERBS.items():
+    app.command(name=name)(with_whole_entries(verb))
 app.command(prepare.app, name="prepare", help="Make a data set: prepared Parquet files and dataset.json.")
-app.command(name="train")(runs.train)
-app.command(name="evaluate")(evaluation.evaluate)
-app.command(name="demo")(runs.demo)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from bridgetower.cli.defaults import answering_or_demo
-from bridgetower.cli.options import PLAIN_RUN, Model, Running
+from bridgetower.cli.options import PLAIN_RUN, Model, ModelOrDemo, Running
 from bridgetower.cli.output import emit_lines
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def answer(
-    model: Positional[Model | None] = None,
+    model: ModelOrDemo = None,
     *,
     images: tuple[Path, ...],
     questions: tuple[str, ...],

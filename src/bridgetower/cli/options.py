@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.training.recipes import RECIPES
@@ -16,6 +16,7 @@ Recipe = tyro.extras.subcommand_type_from_defaults(
     RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False
 )
 Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
+ModelOrDemo = Annotated[Positional[Model | None], arg(metavar="[MODEL]")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,20 @@
-"""What the command line writes to standard output: JSON lines, or a table for a reader at a terminal."""
+"""What the command line shows: JSON lines, or a table for a reader at a terminal; errors and help in its terms."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bridgetower.files import write_text
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
+
+_Verb = TypeVar("_Verb", bound=Callable[..., None])
 
 _STAGES = {"itc": "contrastive", "two_stage": "after matching", "one_stage": "all pairs", "chance": "chance"}
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
@@ -74,6 +76,12 @@ def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[
 def with_options(message: str) -> str:
     """Names options as they are typed: --truncate, where Python callers read truncate=True."""
     return re.sub(r"\b([a-z_]+)=True\b", lambda found: "--" + found[1].replace("_", "-"), message)
+
+
+def with_whole_entries(verb: _Verb) -> _Verb:
+    """Joins the lines of each entry under "Args", which the help would break where they break in the source."""
+    verb.__doc__ = re.sub(r"\n {12}(?=\S)", " ", verb.__doc__ or "")
+    return verb
 
 
 def _line(value: object) -> str:

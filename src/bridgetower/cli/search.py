@@ -47,13 +47,13 @@ def index(
     from bridgetower.search.build import build_index
 
     chosen = model_or_demo(model, f"bridgetower index {source} --out {out} --model MODEL")
-    report = build_index(source, out, loading.load(chosen), options, progress=sys.stderr.isatty())
+    report = build_index(source, out, lambda: loading.load(chosen), options, progress=sys.stderr.isatty())
     emit({"index": out, **asdict(report)})
 
 
 def search(
-    index: Positional[str | None] = None,
-    text: Positional[str | None] = None,
+    index: Annotated[Positional[str | None], arg(metavar="[INDEX.lance]")] = None,
+    text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None,
     *,
     image: Path | None = None,
     top: int = 10,
@@ -129,11 +129,15 @@ def _show(hits: Sequence[Hit]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    if not hits:
+        Console().print("No picture meets the condition.")
+        return
     table = Table("", "picture", "match", "cosine", "pixels", "captions")
     for rank, hit in enumerate(hits, start=1):
         match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
         size = f"{hit.width}x{hit.height}"
-        names = Text(hit.path), Text(" | ".join(hit.captions))  # brackets in them are no markup
+        more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
+        names = Text(hit.path), Text("".join(hit.captions[:1]) + more)  # brackets in them are no markup
         table.add_row(str(rank), names[0], match, f"{hit.cosine:.3f}", size, names[1])
     for column in table.columns[2:5]:
         column.justify = "right"

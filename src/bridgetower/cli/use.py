@@ -9,12 +9,12 @@ from typing import Any
 from tyro.conf import Positional
 
 from bridgetower.cli.defaults import model_or_demo
-from bridgetower.cli.options import AS_USUAL, PLAIN_RUN, Loading, Model, Running
+from bridgetower.cli.options import AS_USUAL, PLAIN_RUN, Loading, Model, ModelOrDemo, Running
 from bridgetower.cli.output import emit, emit_lines
 
 
 def embed(
-    model: Positional[Model | None] = None,
+    model: ModelOrDemo = None,
     *,
     images: tuple[Path, ...] = (),
     texts: tuple[str, ...] = (),
@@ -67,7 +67,7 @@ def embed(
 
 
 def match(
-    model: Positional[Model | None] = None,
+    model: ModelOrDemo = None,
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -104,7 +104,7 @@ def match(
 
 
 def fill_mask(
-    model: Positional[Model | None] = None,
+    model: ModelOrDemo = None,
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from bridgetower.progress import count_bars
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, held
 from bridgetower.search.pictures import Decoded, Known, Listed, Listing, Pictures, decode, known_as, list_pictures
-from bridgetower.search.places import Uri
+from bridgetower.search.places import Uri, split
 from bridgetower.search.table import IndexedRow
 
 _MAX_NAMED = 10  # bad pictures spelt out in an error
@@ -48,7 +48,7 @@ class IndexReport:
 def build_index(
     source: str | Path,
     out: Uri,
-    model: Predictor | str | Path,
+    model: Predictor | str | Path | Callable[[], Predictor],
     config: IndexConfig | None = None,
     *,
     storage_options: Mapping[str, str] | None = None,
@@ -63,7 +63,7 @@ def build_index(
         source: A folder of pictures, perhaps with a text file of captions beside each, or a table of pictures and
             captions (CSV, TSV, JSON lines).
         out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
-        model: A loaded model, or what to load.
+        model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How.
         storage_options: Settings of an object store.
         progress: Show a bar, if standard error is a terminal.
@@ -75,8 +75,11 @@ def build_index(
             head, or more than `max_bad` pictures cannot be used; the others are in the index then.
     """
     started, config = time.perf_counter(), config or IndexConfig()
+    split(out)  # refuses what is no name for an index
     listing = list_pictures(Path(source), config)
-    predictor = model if isinstance(model, Predictor) else load(model)
+    listed = time.perf_counter()
+    predictor = _loaded(model)
+    started += time.perf_counter() - listed
     predictor.model.contrastive_head()
     with held(out):
         index = _opened(out, predictor, listing.root, storage_options)
@@ -94,6 +97,12 @@ def build_index(
     )
     _check_bad(source, report, config.max_bad)
     return report
+
+
+def _loaded(model: Predictor | str | Path | Callable[[], Predictor]) -> Predictor:
+    if isinstance(model, str | Path):
+        return load(model)
+    return model if isinstance(model, Predictor) else model()
 
 
 class _Update:

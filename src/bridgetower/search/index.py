@@ -199,7 +199,7 @@ class Index:
         except (ValueError, RuntimeError) as error:
             if where is None:
                 raise
-            raise ValueError(f"where is {where!r}: {_first_line(error)}; columns are {', '.join(ABOUT)}") from error
+            raise ValueError(f"where is {where!r}: {_complaint(error)}; columns are {', '.join(ABOUT)}") from error
         found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in ABOUT}) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
@@ -304,6 +304,11 @@ def _written(uri: str) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """Of LanceDB's message, without the place in its own sources."""
     return re.sub(r", /\S+\.rs:\d+:\d+$", "", str(error).partition("\n")[0])
+
+
+def _complaint(error: Exception) -> str:
+    """Of LanceDB's message about a condition, without the kind of the error and without the columns of vectors."""
+    return re.sub(r"^Invalid input, |Schema error: |\. Valid fields are .*", "", _first_line(error))
 
 
 def _num_partitions(num_rows: int) -> int:

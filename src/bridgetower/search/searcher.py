@@ -138,8 +138,12 @@ class Searcher:
         """
         if text is None and image is None:
             raise ValueError("nothing to search for; give a text, an image or both")
-        if top < 1 or (rerank or 0) < 0:
-            raise ValueError(f"top is {top}, rerank {rerank}; expected at least 1 and at least 0")
+        if text is not None and not text.strip():
+            raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
+        if top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        if rerank is not None and rerank < 0:
+            raise ValueError(f"rerank is {rerank}; expected at least 0")
         if against not in get_args(Against):
             raise ValueError(f"against is {against!r}; expected one of {', '.join(get_args(Against))}")
         if against == "pairs" and (text is None or image is None):
