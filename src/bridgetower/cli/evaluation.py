@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import AS_USUAL, Loading, Model
+from bridgetower.cli.options import AS_USUAL, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
 from bridgetower.evaluation.config import Benchmark, RetrievalConfig
 from bridgetower.files import cache_folder
+
+if TYPE_CHECKING:
+    from bridgetower.evaluation.outcome import Outcome
+    from bridgetower.predictor import Predictor
 
 
 def evaluate(
@@ -57,26 +63,20 @@ def evaluate(
     """
     if work is not None and benchmark != "retrieval":
         raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
-    import torch
-
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
-    from bridgetower.model.linear import pack_weights
 
-    with process_group():
-        predictor = replace(loading, precision="fp32").load(model)  # bf16: of the computation, scores stay in float32
-        pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
-        with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=loading.precision == "bf16"):
-            outcome = run_benchmark(
-                predictor,
-                benchmark,
-                data,
-                split,
-                options,
-                work=work or cache_folder() / "evaluations",
-                num_workers=num_workers,
-                progress=sys.stderr.isatty(),
-            )
+    with process_group(), _loaded(model, loading) as predictor:
+        outcome = run_benchmark(
+            predictor,
+            benchmark,
+            data,
+            split,
+            options,
+            work=work or cache_folder() / "evaluations",
+            num_workers=num_workers,
+            progress=sys.stderr.isatty(),
+        )
         first = rank() == 0
     if not first:
         return
@@ -93,8 +93,26 @@ def evaluate(
         outcome.write(out, about)
     if json or not sys.stdout.isatty():
         emit(outcome.report(about))
-        return
-    title = f"{predictor.source}: {split} of {', '.join(map(str, data))}"
+    else:
+        _show(f"{predictor.source}: {split} of {', '.join(map(str, data))}", benchmark, outcome)
+
+
+@contextmanager
+def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
+    """Lends a model that computes in the precision that is wanted, while scores stay in float32."""
+    import torch
+
+    from bridgetower.model.linear import pack_weights
+
+    bf16 = loading.precision == "bf16"
+    predictor = replace(loading, precision="fp32").load(model)
+    pack_weights(predictor.model, torch.bfloat16 if bf16 else None)
+    with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=bf16):
+        yield predictor
+
+
+def _show(title: str, benchmark: Benchmark, outcome: Outcome) -> None:
+    """Prints the figures as a table."""
     if benchmark == "retrieval":
         emit_table(title, outcome.figures)
     else:

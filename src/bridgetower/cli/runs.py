@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from bridgetower.cli.options import Recipe
 from bridgetower.cli.output import emit, headline
-from bridgetower.demo.folder import FOLDER, held_out_index
+from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.training.config import RunConfig
 from bridgetower.training.recipes import RECIPES
@@ -79,8 +79,9 @@ def demo(
     """Pre-train small models on real pictures and compare them: the whole way, on two CPU cores.
 
     Prepares emoji and flags, trains a nano BridgeTower and the METER baseline at equal steps, evaluates both on
-    held-out concepts and countries, writes report.html and results.json, and makes an index of the held-out pictures
-    for `bridgetower search`. Run again, it continues where it was cut off.
+    held-out concepts and countries, teaches both to answer questions about scenes, writes report.html and results.json,
+    and makes an index of the held-out pictures. Other commands use its models and its index where none is given. Run
+    again, it continues where it was cut off.
 
     Args:
         out: Folder for everything.
@@ -99,5 +100,11 @@ def demo(
     except LostProcessError as lost:
         print(f"bridgetower: {lost}", file=sys.stderr)
         raise SystemExit(1) from None
-    written = {"report": out / "report.html", "results": out / "results.json", "index": held_out_index(out)}
+    written = {
+        "report": out / "report.html",
+        "results": out / "results.json",
+        "model": trained_model(out),
+        "answering_model": answering_model(out),
+        "index": held_out_index(out),
+    }
     emit({name: str(path) for name, path in written.items()} | headline(results.summary()))

@@ -62,7 +62,7 @@ def build_page(service: Service) -> gr.Blocks:
             use="answer",
             action=actions.ask,
             label="Question",
-            example="what colour is the flag?",
+            example="how many circles are there?",
             button="Ask",
         ),
         Tab(
