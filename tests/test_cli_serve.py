@@ -197,6 +197,6 @@ def test_what_cannot_be_served(
     assert "cannot answer questions: this model has no vqa head" in refused(*useless)
     with listen(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
-        assert f"cannot listen at 127.0.0.1, port {port}" in refused(
+        assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another" in refused(
             "serve", "--model", tiny_checkpoint, "--port", port
         )

@@ -21,6 +21,9 @@ from bridgetower.serve.remote import RemotePictures
 MAX_CHARACTERS = 20_000
 """Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
 
+OR_CUT = ', or send "truncate": true to cut it'
+"""Ends what is said of a text that is too long."""
+
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
@@ -112,7 +115,7 @@ class Inputs:
         try:
             return [tuple(ids) for ids in self._processor.token_ids(texts, truncate=truncate)]
         except ValueError as error:
-            message = str(error).replace("pass truncate=True", 'send "truncate": true')
+            message = str(error).replace(", or pass truncate=True to cut it", OR_CUT)
             raise ApiError(400, f"{param}: {message}", param=param) from error
 
 

@@ -34,9 +34,8 @@ def listen(config: ServeConfig) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family)
     except OSError as error:
-        raise OSError(
-            f"cannot listen at {config.host}, port {config.port}: {error.strerror}; choose another"
-        ) from error
+        reason = str(error.strerror).partition(" (while attempting")[0]  # Python names the address again
+        raise OSError(f"cannot listen at {config.host}, port {config.port}: {reason}; choose another") from error
     # asyncio sets this only on sockets that name their protocol; without it an answer may wait 40 ms for its client.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

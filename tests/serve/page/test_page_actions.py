@@ -78,7 +78,7 @@ def test_explain(predictor: Predictor, file: str) -> None:
         (lambda actions, file: actions.ask(file, None), "give a picture and a question"),
         (lambda actions, file: actions.explain(file, ""), "give a picture and a text"),
         (lambda actions, file: actions.explain(file, "<mask>"), "no word"),
-        (lambda actions, file: actions.explain(file, "red " * 99), "the limit is 24"),
+        (lambda actions, file: actions.explain(file, "red " * 99), "the limit is 24; shorten it</p>"),
         (lambda actions, file: actions.fill(file, "a bar"), "no mask in text 0"),
         (lambda actions, file: actions.match(__file__, "a bar"), "picture: "),
         (lambda actions, file: actions.match(file, "a\n" * 2000), "2000 items, the limit is 1024"),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bridgetower.serve.batching import QueueFullError
 from bridgetower.serve.errors import ApiError, failure, queue_full
+from bridgetower.serve.inputs import OR_CUT
 from bridgetower.serve.page import markup
 from bridgetower.serve.service import Service
 
@@ -54,7 +55,7 @@ class Actions:
             async with asyncio.timeout(seconds):
                 return await work
         except ApiError as error:
-            return markup.problem(error.message)
+            return markup.problem(error.message.removesuffix(OR_CUT))  # for which there is no button
         except QueueFullError as error:
             return markup.problem(queue_full(error).message)
         except TimeoutError:
