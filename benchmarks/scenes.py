@@ -21,7 +21,8 @@ from bridgetower.analysis.results import spread
 from bridgetower.data.prepare import prepare, prepare_scenes
 from bridgetower.data.scenes.collect import topic_of
 from bridgetower.data.scenes.config import ScenesConfig
-from bridgetower.evaluation.grounding import Grounding, JudgedKind, judge
+from bridgetower.evaluation.grounding import JudgedKind, judge
+from bridgetower.evaluation.shares import Grounding
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms

@@ -1,6 +1,7 @@
 """Made-up results and examples, of the right form and with round numbers."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -18,6 +19,7 @@ from bridgetower.analysis.results import (
     DemoRun,
     ModelCost,
 )
+from bridgetower.evaluation.shares import Grounding
 from bridgetower.predictor import FilledWord
 
 STAGES = ("itc", "two_stage", "chance")
@@ -67,8 +69,8 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
 
 def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
     """Returns figures of answers, alike for two topics."""
-    figures = {"number": 500, "model": right, "other_picture": 0.5, "text_only": 0.55, "majority": 0.45}
-    return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": figures, "overall": {**figures, "number": 1000}})
+    colour = Grounding(number=500, model=right, other_picture=0.5, text_only=0.55, majority=0.45)
+    return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": colour, "overall": replace(colour, number=1000)})
 
 
 def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:

@@ -65,6 +65,12 @@ class TestFile:
         with pytest.raises(ValueError, match=r"lacks a field.*command"):
             DemoResults.from_dict(values)
 
+    def test_missing_figure_of_answers(self) -> None:
+        values = made_up.results().to_dict()
+        del values["answers"][0]["topics"]["colour"]["majority"]
+        with pytest.raises(ValueError, match=r"answers\[0\]\.topics\.colour lacks a field.*majority"):
+            DemoResults.from_dict(values)
+
     def test_unknown_field(self) -> None:
         with pytest.raises(ValueError, match=r"unknown fields.*extra"):
             DemoResults.from_dict(made_up.results().to_dict() | {"extra": 1})

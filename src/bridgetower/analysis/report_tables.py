@@ -81,7 +81,7 @@ def answers_table(results: DemoResults) -> str:
         for figure, title in (("text_only", "the question alone"), ("majority", "the commonest answer"))
     ]
     counts = results.answers[0].topics
-    columns = ["who answers", *(f"{topic} ({count(int(counts[topic]['number']))})" for topic in topics)]
+    columns = ["who answers", *(f"{topic} ({count(counts[topic].number)})" for topic in topics)]
     return table("Questions answered right, in percent", columns, rows)
 
 
@@ -119,8 +119,8 @@ def _recall_cells(figures: Mapping[str, Spread], stage: str, *, sign: bool = Fal
 
 
 def _answer_cells(results: DemoResults, topics: Sequence[str], arm: Arm, figure: str) -> list[str]:
-    own = [answers for answers in results.answers if answers.arm == arm]
-    return [mean_std(spread([answers.topics[topic][figure] for answers in own]), scale=100) for topic in topics]
+    own = [answers.topics for answers in results.answers if answers.arm == arm]
+    return [mean_std(spread([getattr(one[topic], figure) for one in own]), scale=100) for topic in topics]
 
 
 def _hidden_words_row(results: DemoResults, dataset: str, arm: Arm, gain: Spread) -> Row:

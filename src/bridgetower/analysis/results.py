@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from bridgetower.data.info import DatasetInfo
+from bridgetower.evaluation.shares import Grounding
 from bridgetower.files import read_json, write_json
 from bridgetower.model.plain import from_plain
 
@@ -19,9 +20,6 @@ Arm = Literal["bridgetower", "meter"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 REQUIRED = frozenset({"rsum", "chance_rsum"})
 """Test figures that every run has on every data set."""
-
-ANSWER_FIGURES = frozenset({"number", "model", "other_picture", "text_only", "majority"})
-"""What is known of the answers to the questions of a topic."""
 
 PARTS = ("image tower", "text tower", "fusion encoder", "heads")
 
@@ -123,23 +121,17 @@ class DemoAnswers:
 
     Attributes:
         steps: Of that learning.
-        topics: Topic → `number` of test questions, and shares answered right: by the `model`, by it with the picture of
-            another question (`other_picture`), by the words alone (`text_only`), by the commonest answer (`majority`).
+        topics: Topic → shares of its test questions that are answered right.
     """
 
     arm: Arm
     seed: int
     steps: int
-    topics: dict[str, dict[str, float]]
+    topics: dict[str, Grounding]
 
     def __post_init__(self) -> None:
-        """Checks the arm and what is known of each topic."""
+        """Checks the arm."""
         _check_arm(self.arm)
-        for topic, figures in self.topics.items():
-            if figures.keys() != ANSWER_FIGURES:
-                raise ValueError(
-                    f"answers on {topic} have {sorted(figures)}; expected {', '.join(sorted(ANSWER_FIGURES))}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.analysis.answer_examples import AnswerExample, answer_examples
@@ -63,13 +63,7 @@ def judged_answers(out: Path, arm: Arm, seed: int) -> Judged:
 def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
     """Returns what is reported of the answers of each arm and seed."""
     return tuple(
-        DemoAnswers(
-            arm=arm,
-            seed=seed,
-            steps=steps,
-            topics={topic: asdict(grounding) for topic, grounding in one.groundings.items()},
-        )
-        for (arm, seed), one in judged.items()
+        DemoAnswers(arm=arm, seed=seed, steps=steps, topics=dict(one.groundings)) for (arm, seed), one in judged.items()
     )
 
 

@@ -17,6 +17,7 @@ from bridgetower.data.sampling import Examples
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.predictions import Predictions, predict_classes
+from bridgetower.evaluation.shares import Grounding
 from bridgetower.evaluation.text_only import majority_answer, text_only_answers
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.predictor import Predictor
@@ -48,25 +49,6 @@ class Told(NamedTuple):
     topic: str
     text: str
     answer: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grounding:
-    """Shares of the examples of a topic that are answered right, in [0, 1].
-
-    Attributes:
-        number: Of examples.
-        model: By the model.
-        other_picture: By the model, when it is shown the picture, or the pictures, of another example.
-        text_only: By the answer that the same words have most often in training.
-        majority: By the commonest answer of training to anything.
-    """
-
-    number: int
-    model: float
-    other_picture: float
-    text_only: float
-    majority: float
 
 
 @dataclass(frozen=True, kw_only=True)
