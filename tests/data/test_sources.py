@@ -184,9 +184,17 @@ class TestShards:
         assert rows(tmp_path / "shards" / "00001.tar") == expected[3:5]
         assert next(read_rows(tmp_path / "shards")).place == "000000000 in 00000.tar"
 
-    def test_a_folder_with_pictures_is_one_of_pictures(self, folder: Path) -> None:
+    def test_beside_pictures_or_a_list_neither_is_ignored(self, folder: Path) -> None:
         write_shards(folder, links(2))
-        assert [name for name, _, _ in rows(folder)] == ["red.png", "sub/blue.png"]
+        with pytest.raises(ValueError, match=r"has both tar shards \(00000\.tar\) and red\.png; move the shards, or"):
+            rows(folder)
+        assert [name for name, _, _ in rows(folder, captions_from="folder")] == ["red.png", "sub/blue.png"]
+        (folder / "red.png").unlink()
+        with pytest.raises(ValueError, match=r"has both tar shards .* and sub/blue\.png;"):
+            rows(folder)
+        (folder / "captions.txt").write_text("sub/blue.png,blue\n")
+        with pytest.raises(ValueError, match=r"has both tar shards .* and captions\.txt;"):
+            rows(folder)
 
     def test_have_no_columns(self, tmp_path: Path) -> None:
         write_shards(tmp_path, links(2))

@@ -165,25 +165,35 @@ _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
 
 
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
+    if captions_from == "folder":
+        for name in _pictures_in(folder):
+            yield Row(picture=_file_picture(folder, name), captions=_folder_caption(name), place=str(name))
+        return
     listed = folder / CAPTIONS_FILE
-    if captions_from == "text" and listed.is_file():
-        yield from _rows_of_list(listed)
-        return
     shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
-    if shards and captions_from == "text" and not any(map(_is_picture, folder.iterdir())):
+    beside = Path(CAPTIONS_FILE) if listed.is_file() else next(_pictures_in(folder), None)
+    if shards and beside:
+        raise ValueError(
+            f"{folder} has both tar shards ({shards[0].name}) and {beside}; move the shards, or the rest, to a folder "
+            "of their own"
+        )
+    if shards:
         yield from _rows_of_shards(shards)
-        return
+    elif listed.is_file():
+        yield from _rows_of_list(listed)
+    else:
+        for name in _pictures_in(folder):
+            captions = _sidecar_captions(folder / name)
+            yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    """Paths of the picture files in a folder and those below, hidden ones left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
-            if _is_picture(path):
-                name = path.relative_to(folder)
-                captions = _folder_caption(name) if captions_from == "folder" else _sidecar_captions(path)
-                yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                yield path.relative_to(folder)
 
 
 def _rows_of_shards(shards: Iterable[Path]) -> Iterator[Row]:
