@@ -87,8 +87,9 @@ def show(rows: list[dict[str, object]]) -> None:
     table = Table("", "ours", "peer", "ratio", "target", "max diff", "GFLOP/s", "share", "peak GiB")
     for row in rows:
         unit = "" if row["unit"] == "s" else f" {row['unit']}"
+        busy = " [yellow](others were busy)[/yellow]" if row["disturbed"] else ""
         table.add_row(
-            f"{row['name']}\n[dim]{row['ours']} | {row['peer']}",
+            f"{row['name']}{busy}\n[dim]{row['ours']} | {row['peer']}",
             f"{row['ours_s']:.4g}{unit}",
             f"{row['peer_s']:.4g}{unit}",
             f"[{'red' if row['reached'] is False else 'green'}]{row['ratio']:.2f}",

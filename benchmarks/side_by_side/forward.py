@@ -11,22 +11,17 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
-from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.config import FORMS, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from side_by_side.machine import peak_gib
-from side_by_side.products import recorded, seconds_alone
+from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
 
 TOKENS = 16
 EAGER = "transformers eager"
-OURS: dict[Precision, tuple[EngineName, ...]] = {
-    "fp32": ("torch", "onnxruntime", "openvino"),
-    "bf16": ("torch", "openvino"),
-    "int8": ("onnxruntime",),
-}
 PLAIN: dict[Precision, float] = {"fp32": 1.3, "bf16": 2.4}
 BEST: dict[Precision, float] = {"fp32": 1.4, "bf16": 2.8, "int8": 3.5}
 Way = Callable[[], Tensor]
@@ -36,33 +31,35 @@ Way = Callable[[], Tensor]
 def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
     """One row for plain PyTorch and one for the best of our engines beside eager, one beside the best peer."""
     inputs = setting.inputs(batch, TOKENS)
-    names = OURS[precision][:1] if setting.plain else OURS[precision]
-    engines = {f"ours {name}": setting.engine(name, precision) for name in names}
+    able = [engine for engine, its in FORMS if its == precision]
+    engines = {f"ours {name}": setting.engine(name, precision) for name in able[: 1 if setting.plain else None]}
     ours = {name: ours_of(engine, inputs) for name, engine in engines.items()}
     theirs = peers(setting, precision, inputs)
     exact = theirs[EAGER]()
-    timings = {
-        name: timing.seconds for name, timing in alternate(ours | theirs, repetitions=setting.repetitions).items()
-    }
+    timings = alternate(ours | theirs, repetitions=setting.repetitions)
+    seconds = {name: timing.seconds for name, timing in timings.items()}
     off = {name: float((way() - exact).abs().max()) for name, way in (ours | theirs).items()}
-    best = min(ours, key=timings.__getitem__)
-    peer = min(theirs, key=timings.__getitem__)
+    best = min(ours, key=seconds.__getitem__)
+    peer = min(theirs, key=seconds.__getitem__)
     name = f"itm forward, {precision}, batch {batch}"
-    details = {"seconds": timings, "max_diff": off}
+    details = {"seconds": seconds, "max_diff": off}
 
     def row(what: str, way: str, against: str, target: float | None, **more: Any) -> Row:
-        seconds = {"ours_s": timings[way], "peer_s": timings[against]}
-        return Row(name=f"{name}: {what}", ours=way, peer=against, target=target, max_diff=off[way], **seconds, **more)
+        return Row(
+            name=f"{name}: {what}",
+            ours=way,
+            peer=against,
+            ours_s=seconds[way],
+            peer_s=seconds[against],
+            target=target,
+            max_diff=off[way],
+            disturbed=timings[way].disturbed or timings[against].disturbed,
+            **more,
+        )
 
     if precision in PLAIN:
-        products = recorded(ours["ours torch"])
-        alone = seconds_alone(products.products)
-        rates = {
-            "gflops": products.flops / timings["ours torch"] / 1e9,
-            "products_gflops": products.flops / alone / 1e9,
-            "share": alone / timings["ours torch"],
-        }
-        yield row("plain torch", "ours torch", EAGER, PLAIN[precision], peak_gib=peak_gib(), details=details, **rates)
+        more = {"peak_gib": peak_gib(), "details": details, **rates(ours["ours torch"], seconds["ours torch"])}
+        yield row("plain torch", "ours torch", EAGER, PLAIN[precision], **more)
     yield row("best of ours", best, EAGER, BEST[precision], details=details)
     if precision in PLAIN:
         yield row("best of ours, best of theirs", best, peer, 1.0)

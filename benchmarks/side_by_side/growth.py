@@ -37,11 +37,12 @@ QUICK: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """Seconds and operations at one size."""
+    """Seconds and operations at one size, and whether other processes were busy all the while."""
 
     size: int
     seconds: float
     flops: int
+    disturbed: bool = False
 
 
 @torch.no_grad()
@@ -64,6 +65,7 @@ def growth_rows(curves: dict[str, list[Point]]) -> Iterator[Row]:
             ours_s=points[-1].seconds,
             peer_s=points[-1].flops / best,
             gflops=points[-1].flops / points[-1].seconds / 1e9,
+            disturbed=any(point.disturbed for point in points),
             details={"points": [vars(point) for point in points]},
         )
 
@@ -90,8 +92,8 @@ def plot(curves: dict[str, list[Point]], path: Path) -> None:
 
 def _point(setting: Setting, axis: str, size: int) -> Point:
     way = _way(setting, axis, size)
-    seconds = alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"].seconds
-    return Point(size, seconds, recorded(way).flops)
+    timing = alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"]
+    return Point(size, timing.seconds, recorded(way).flops, timing.disturbed)
 
 
 def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:

@@ -58,6 +58,7 @@ def nano_row(setting: Setting) -> Iterator[Row]:
         peer="the same model with PyTorch's attention, nn.Dropout and nn.Linear",
         ours_s=timings["ours"].seconds,
         peer_s=timings["plain"].seconds,
+        disturbed=any(timing.disturbed for timing in timings.values()),
         target=1.5,
         max_diff=max(float((mine[name] - theirs[name]).abs()) for name in mine),
         details={"pairs_per_second": len(batch) / timings["ours"].seconds},

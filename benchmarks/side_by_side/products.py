@@ -64,9 +64,15 @@ def recorded(computation: Callable[[], object]) -> Recorder:
     return recorder
 
 
-def seconds_alone(products: Counter[Product]) -> float:
-    """Returns how long the products take one after the other, each in the fastest way that is known for it."""
-    return sum(count * _fastest(product) for product, count in products.items())
+def rates(computation: Callable[[], object], seconds: float) -> dict[str, float]:
+    """Returns `gflops`, `products_gflops` and `share` of a row, for a computation that takes so many seconds."""
+    recorder = recorded(computation)
+    alone = sum(count * _fastest(product) for product, count in recorder.products.items())
+    return {
+        "gflops": recorder.flops / seconds / 1e9,
+        "products_gflops": recorder.flops / alone / 1e9,
+        "share": alone / seconds,
+    }
 
 
 def _product(func: Any, args: Any) -> Product | None:

@@ -12,7 +12,7 @@ from bridgetower.evaluation.metrics import topk_candidates
 from bridgetower.model.encodings import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
-from side_by_side.timing import alternate
+from side_by_side.timing import Timing, alternate
 
 TOKENS = 16
 CHUNK = 16  # pairs at once
@@ -44,6 +44,7 @@ def rerank_row(setting: Setting) -> Iterator[Row]:
         peer_s=timings["theirs"].seconds / len(theirs()),
         target=4.0,
         max_diff=float((ours()[sample] - theirs()).abs().max()),
+        disturbed=any(timing.disturbed for timing in timings.values()),
     )
 
 
@@ -79,13 +80,17 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
         engine.encode_text(padded["input_ids"], padded["attention_mask"]),
     )
     few = {name: tensor[: min(sample, 4)] for name, tensor in inputs.items()}
-    seconds = {
-        "image": _seconds(setting, lambda: engine.start_image(engine.encode_image(inputs["pixel_values"]))) / sample,
-        "text": _seconds(setting, lambda: engine.start_text(engine.encode_text(inputs["input_ids"]))) / sample,
-        "pair": _seconds(setting, lambda: engine.fuse(*started)) / sample,
-        "pair alone": _seconds(setting, lambda: engine.fuse(*plain)) / sample,
-        "transformers pair": _seconds(setting, lambda: model(**few)) / len(few["input_ids"]),
+    ways: dict[str, Callable[[], object]] = {
+        "image": lambda: engine.start_image(engine.encode_image(inputs["pixel_values"])),
+        "text": lambda: engine.start_text(engine.encode_text(inputs["input_ids"])),
+        "pair": lambda: engine.fuse(*started),
+        "pair alone": lambda: engine.fuse(*plain),
+        "transformers pair": lambda: model(**few),
     }
+    timings = {name: _timing(setting, way) for name, way in ways.items()}
+    items = {name: len(few["input_ids"]) if name == "transformers pair" else sample for name in ways}
+    seconds = {name: timing.seconds / items[name] for name, timing in timings.items()}
+    disturbed = any(timing.disturbed for timing in timings.values())
     off = float((engine.fuse(*started).pooled - engine.fuse(*plain).pooled).abs().max())
     encoding = num_images * seconds["image"] + num_texts * seconds["text"]
     ours = encoding + shared * seconds["pair"]
@@ -98,6 +103,7 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
         ours_s=ours,
         peer_s=similarity.numel() * seconds["transformers pair"],
         target=10.0,
+        disturbed=disturbed,
         details=details,
     )
     yield Row(
@@ -107,6 +113,7 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
         ours_s=ours,
         peer_s=encoding + apart * seconds["pair alone"],
         target=1.4,
+        disturbed=disturbed,
         max_diff=off,
     )
 
@@ -116,5 +123,5 @@ def _started(engine: Engine, inputs: dict[str, Tensor]) -> tuple[Encoded, Encode
     return image, engine.start_text(engine.encode_text(inputs["input_ids"]))
 
 
-def _seconds(setting: Setting, way: Callable[[], object]) -> float:
-    return alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"].seconds
+def _timing(setting: Setting, way: Callable[[], object]) -> Timing:
+    return alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"]

@@ -22,6 +22,7 @@ class Row:
         gflops: Matrix products of our way, in 1e9 operations per second.
         products_gflops: The same products alone, one after the other: the machine's rate.
         share: Of that rate.
+        disturbed: Whether other processes were busy whenever one of the two was timed.
         peak_gib: Highest resident memory of the process that measured, in GiB.
         details: Seconds of every way, by name, and what else was measured.
     """
@@ -37,6 +38,7 @@ class Row:
     gflops: float | None = None
     products_gflops: float | None = None
     share: float | None = None
+    disturbed: bool = False
     peak_gib: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 

@@ -37,13 +37,11 @@ class Timing:
 
     Attributes:
         seconds: Median of the repetitions.
-        repetitions: Of these.
-        disturbed: Repetitions that were thrown away because other processes were busy.
+        disturbed: Whether other processes were busy in all of them.
     """
 
     seconds: float
-    repetitions: int
-    disturbed: int
+    disturbed: bool = False
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], *, repetitions: int, warmup: int = 2) -> dict[str, Timing]:
@@ -53,7 +51,7 @@ def alternate(ways: Mapping[str, Callable[[], object]], *, repetitions: int, war
     is thrown away, unless there would be none. With no repetition, each way runs once, only to have been run.
     """
     if not repetitions:
-        return {name: Timing(_run(way, 1)[0], 1, 0) for name, way in ways.items()}
+        return {name: Timing(_run(way, 1)[0]) for name, way in ways.items()}
     times = {name: _times_to_run(way, warmup) for name, way in ways.items()}
     kept: dict[str, list[float]] = {name: [] for name in ways}
     lost: dict[str, list[float]] = {name: [] for name in ways}
@@ -64,10 +62,7 @@ def alternate(ways: Mapping[str, Callable[[], object]], *, repetitions: int, war
                 (lost if others > OTHERS else kept)[name].append(seconds)
         if all(len(seconds) == repetitions for seconds in kept.values()):
             break
-    return {
-        name: Timing(statistics.median(kept[name] or lost[name]), len(kept[name]) or len(lost[name]), len(lost[name]))
-        for name in ways
-    }
+    return {name: Timing(statistics.median(kept[name] or lost[name]), disturbed=not kept[name]) for name in ways}
 
 
 def _times_to_run(way: Callable[[], object], warmup: int) -> int:

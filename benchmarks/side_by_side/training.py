@@ -19,7 +19,7 @@ from bridgetower.tasks.losses import itc_loss
 from bridgetower.tasks.matching import random_pairs
 from bridgetower.tasks.pretraining import PretrainingTask
 from side_by_side.machine import peak_gib
-from side_by_side.products import recorded, seconds_alone
+from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
@@ -97,25 +97,20 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
     seconds = {name: timing.seconds for name, timing in timings.items()}
     names = "mlm + itm + itc" if contrast else "mlm + itm"
     for precision, target in (("fp32", 2.1 if contrast else 1.7), ("bf16", None if contrast else 2.8)):
-        rates: dict[str, Any] = {}
+        way = f"ours {precision}"
+        more: dict[str, Any] = {}
         if precision == "fp32":
-            products = recorded(lambda: step(ours))
-            alone = seconds_alone(products.products)
-            rates = {
-                "gflops": products.flops / seconds["ours fp32"] / 1e9,
-                "products_gflops": products.flops / alone / 1e9,
-                "share": alone / seconds["ours fp32"],
-            }
+            more = {"max_diff": off, **rates(ways[way], seconds[way])}
         yield Row(
             name=f"training step {names}, {precision}, {BATCH} pairs",
-            ours=f"ours {precision}",
+            ours=way,
             peer=OFFICIAL,
-            ours_s=seconds[f"ours {precision}"],
+            ours_s=seconds[way],
             peer_s=seconds[OFFICIAL],
             target=target,
-            max_diff=off if precision == "fp32" else None,
+            disturbed=timings[way].disturbed or timings[OFFICIAL].disturbed,
             details={"seconds": seconds},
-            **rates,
+            **more,
         )
 
 

@@ -1,5 +1,6 @@
 """The benchmarks at tiny sizes: they run, both sides give the same numbers, and rows say what they are to say."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def test_float32_gives_the_numbers_of_transformers(rows: list[dict[str, Any]]) -
 def test_losses_are_those_of_the_official_step(rows: list[dict[str, Any]]) -> None:
     for row in of(rows, "training step", "fp32"):
         assert row["max_diff"] < 1e-5
+
+
+@pytest.mark.parametrize(("others", "disturbed"), [(-1.0, True), (float("inf"), False)])
+def test_times_of_which_none_was_undisturbed_are_marked(
+    monkeypatch: pytest.MonkeyPatch, others: float, disturbed: bool
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    timing = importlib.import_module("side_by_side.timing")
+    monkeypatch.setattr(timing, "OTHERS", others)
+    monkeypatch.setattr(timing, "SHORTEST", 0.0)
+    found = timing.alternate({"way": lambda: None}, repetitions=2)["way"]
+    assert found.disturbed == disturbed
+    assert found.seconds > 0
 
 
 def test_other_precisions_are_near(rows: list[dict[str, Any]]) -> None:
