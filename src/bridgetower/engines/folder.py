@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ VERSION = 1
 
 _WEIGHTS = "model.safetensors"
 
-Run = Callable[[Part, Sequence[Any]], Sequence[Tensor]]
+Run = Callable[..., Sequence[Tensor]]
 """Computes the outputs of a part from its arguments."""
 
 
@@ -53,14 +54,14 @@ def write_exported(
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
         model = read_checkpoint(temporary).model()
-        runs = dict(_runs(form, temporary))
-        differences: dict[str, dict[str, float]] = {engine: {} for engine in runs}
+        readers = dict(_readers(form, temporary))
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in readers}
         names = _names(checkpoint, form)
         for name in counted(names, "exporting parts", shown=progress):
             part = make_part(model, name)
             _write(part, temporary, form)
-            for engine, run in runs.items():
-                differences[engine][name] = _compared(part, engine, run, TOLERANCES[form])
+            for engine, read in readers.items():
+                differences[engine][name] = _compared(part, engine, read(part), TOLERANCES[form])
         write_json(temporary / MANIFEST, _manifest(temporary, form, names, differences))
     return differences
 
@@ -107,22 +108,22 @@ def _write(part: Part, folder: Path, form: Form) -> None:
             torch.export.save(part.exported(), path)
 
 
-def _runs(form: Form, folder: Path) -> Iterator[tuple[str, Run]]:
-    """Yields what runs the parts of a folder, and its name."""
+def _readers(form: Form, folder: Path) -> Iterator[tuple[str, Callable[[Part], Run]]]:
+    """Yields the name of each engine that runs the parts of a folder, and what reads a part for it."""
     if form == "torch-export":
-        yield "torch", lambda part, inputs: _program(folder, part)(*inputs)
+        yield "torch", partial(_program, folder)
         return
     require("onnxscript", extra="onnx")
     for engine, precision in _engines(form):
-        yield engine, _run_by(make_runner(engine, folder, precision))
+        yield engine, partial(_run_by, make_runner(engine, folder, precision))
 
 
-def _program(folder: Path, part: Part) -> Any:
+def _program(folder: Path, part: Part) -> Run:
     return torch.export.load(folder / f"{part.name}.{SUFFIXES['torch-export']}").module()
 
 
-def _run_by(runner: Runner) -> Run:
-    def run(part: Part, inputs: Sequence[Any]) -> list[Tensor]:
+def _run_by(runner: Runner, part: Part) -> Run:
+    def run(*inputs: Any) -> list[Tensor]:
         return [torch.from_numpy(array) for array in runner.run(part.name, [value.numpy() for value in flat(inputs)])]
 
     return run
@@ -162,7 +163,7 @@ def _compared(part: Part, engine: str, run: Run, tolerance: float) -> float:
     largest = 0.0
     for inputs in part.examples():
         with torch.no_grad():
-            expected, outputs = part.module(*inputs), run(part, inputs)
+            expected, outputs = part.module(*inputs), run(*inputs)
         for output, wanted in zip(outputs, expected, strict=True):
             off = (output - wanted).abs().max() / wanted.abs().max().clamp(min=1)
             largest = max(largest, float(off))
