@@ -17,8 +17,8 @@ from bridgetower.search.places import Uri
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
-ABOUT = ("path", "size", "mtime", "digest", "width", "height", "captions")
-"""The other columns."""
+ABOUT = ("path", "size", "mtime", "width", "height", "captions")
+"""Columns that are told of what is found, and that conditions are made of."""
 
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 1
@@ -70,7 +70,6 @@ class Found:
         path: From the folder of the pictures.
         size: Of the file, in bytes.
         mtime: Of the file.
-        digest: SHA-256 of the file.
         width: Of the upright picture, in pixels.
         height: Of the same.
         captions: That came with it.
@@ -80,7 +79,6 @@ class Found:
     path: str
     size: int
     mtime: datetime
-    digest: str
     width: int
     height: int
     captions: Sequence[str]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from bridgetower.search.table import ABOUT
+
 MAX_CHARACTERS = 500
 
-COLUMNS = ("path", "size", "mtime", "width", "height", "captions")
 _WORDS = frozenset(
-    {*COLUMNS, "and", "or", "not", "in", "like", "between", "is", "null", "true", "false", "timestamp", "array_has"}
+    {*ABOUT, "and", "or", "not", "in", "like", "between", "is", "null", "true", "false", "timestamp", "array_has"}
 )
 _TOKEN = re.compile(
     r"\s+|(?P<string>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?)|(?P<word>[A-Za-z_]\w*)|<=|>=|<>|!=|[=<>(),+*/%-]",
@@ -31,5 +32,5 @@ def check_condition(condition: str) -> None:
             raise ValueError(f"{condition[place]!r} at character {place} is not allowed")
         word = token["word"]
         if word is not None and word.lower() not in _WORDS:
-            raise ValueError(f"{word!r} is not allowed; columns are {', '.join(COLUMNS)}, functions only array_has")
+            raise ValueError(f"{word!r} is not allowed; columns are {', '.join(ABOUT)}, functions only array_has")
         place = token.end()
