@@ -79,16 +79,16 @@ def service(
     from bridgetower.serve.service import Service
 
     chosen, searcher = model, None
-    if model is None and index is None:
-        chosen, index = model_or_demo(None, "bridgetower serve --model MODEL"), index_or_demo(None)
-    if index is None:
+    if index is None and model is not None:
         if root is not None:
             raise ValueError(f"root is {root}, where an index's pictures are, but there is no index; add --index")
-        predictor = loading.load(chosen or "")
+        predictor = loading.load(model)
     else:
         from bridgetower.search.index import Index
         from bridgetower.search.searcher import Searcher
 
+        if index is None:
+            chosen, index = model_or_demo(None, "bridgetower serve --model MODEL"), index_or_demo(None)
         opened = Index(index, root=root)
         searcher = Searcher(opened, loading.load(chosen or opened.model))
         predictor = searcher.predictor
