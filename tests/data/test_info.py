@@ -29,6 +29,14 @@ class TestInfo:
         write_info(tmp_path, description(kind="nlvr2", protocol="published splits"))
         assert read_info(tmp_path).kind == "nlvr2"
 
+    def test_digests_of_all_splits(self) -> None:
+        splits = {name: SplitInfo(images=1, texts=1, files={f"{name}.parquet": name}) for name in ("train", "test")}
+        assert description(splits=splits).digests() == {"train.parquet": "train", "test.parquet": "test"}
+
+    def test_counts_of_what_is_left_out(self) -> None:
+        info = description(left_out={"too dark": ["0", "1"], "dead link": ["2"]}, num_left_out={"dead link": 1003})
+        assert info.left_out_counts() == {"too dark": 2, "dead link": 1003}
+
     def test_digest_of_a_split(self, tmp_path: Path) -> None:
         write_info(tmp_path, description())
         assert split_digests(tmp_path, "train") == {"train.parquet": "00"}

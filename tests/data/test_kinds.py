@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridgetower.data.kinds import KINDS, LABELS, Question, Statement, core_columns, core_features
+from bridgetower.data.kinds import KINDS, LABELS, Question, Statement, core_columns, core_features, text_of
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,11 @@ def test_columns(kind: str, columns: tuple[str, ...]) -> None:
     assert core_columns(kind) == columns  # type: ignore[arg-type]
     assert tuple(core_features(kind)) == columns  # type: ignore[arg-type]
     assert kind in KINDS
+
+
+@pytest.mark.parametrize("said", ["a dog", {"question": "a dog", "answers": []}, {"text": "a dog", "label": ""}])
+def test_text_of_what_is_said(said: object) -> None:
+    assert text_of(said) == "a dog"
 
 
 def test_labels_are_in_the_order_of_the_official_classes() -> None:

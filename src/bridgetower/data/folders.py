@@ -134,10 +134,10 @@ def _finished(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
         raise ValueError(
             f"{out} holds a dataset that differs in {', '.join(differing)}; choose another folder or delete it"
         )
-    digests = {out / name: digest for split in info.splits.values() for name, digest in split.files.items()}
-    if all(path.is_file() and sha256_of(path) == digest for path, digest in digests.items()):
+    digests = info.digests()
+    if all((out / name).is_file() and sha256_of(out / name) == digest for name, digest in digests.items()):
         return info
-    _refuse_foreign(out, own={path.name for path in digests})
+    _refuse_foreign(out, own=digests)
     return None
 
 

@@ -80,6 +80,10 @@ class DatasetInfo:
             raise ValueError(f"dataset {self.name!r} is of kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         check_split_names(self.splits)
 
+    def digests(self) -> dict[str, str]:
+        """Digest of every file, by name."""
+        return {name: digest for split in self.splits.values() for name, digest in split.files.items()}
+
     def left_out_counts(self) -> dict[str, int]:
         """Number of things that were left out, by reason."""
         return {reason: self.num_left_out.get(reason, len(names)) for reason, names in self.left_out.items()}

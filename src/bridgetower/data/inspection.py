@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.info import DatasetInfo, read_info
-from bridgetower.data.kinds import TEXT_COLUMN, Kind
+from bridgetower.data.kinds import TEXT_COLUMN, Kind, text_of
 from bridgetower.data.published.counts import Published, published_counts
 from bridgetower.data.records import sha256_of
 from bridgetower.data.splits import read_split, split_files
 from bridgetower.progress import counted
 
-_TEXT_FIELD: Mapping[Kind, str] = {"vqa": "question", "snli-ve": "text", "nlvr2": "text"}
 _CLASS_FIELD: Mapping[Kind, str] = {"vqa": "answer_type", "snli-ve": "label", "nlvr2": "label"}
 
 
@@ -100,7 +99,7 @@ def inspect(folder: Path, *, check: bool = False, progress: bool = False) -> Rep
 
 
 def _check_files(folder: Path, info: DatasetInfo, progress: bool) -> None:
-    digests = {name: digest for split in info.splits.values() for name, digest in split.files.items()}
+    digests = info.digests()
     for name in counted(list(digests), "checking files", shown=progress):
         if sha256_of(Path(folder) / name) != digests[name]:
             raise ValueError(f"{name} in {folder} is not as it was written; run `bridgetower prepare` again")
@@ -133,7 +132,7 @@ def _inspect_split(folder: Path, name: str, info: DatasetInfo, progress: bool) -
 def _measure(kind: Kind, words: Counter[int], classes: Counter[str]) -> Callable[[Iterable[Any]], None]:
     def measure(texts: Iterable[Any]) -> None:
         for text in texts:
-            words[len((text if kind == "captions" else text[_TEXT_FIELD[kind]]).split())] += 1
+            words[len(text_of(text).split())] += 1
             if kind != "captions":
                 classes[text[_CLASS_FIELD[kind]] or "unknown"] += 1
 

@@ -74,6 +74,12 @@ def image_columns(kind: Kind) -> tuple[str, ...]:
     return ("image", "image_2") if kind == "nlvr2" else ("image",)
 
 
+def text_of(said: Any) -> str:
+    """The words of a caption, a question or a statement, as a row holds them."""
+    text: str = said if isinstance(said, str) else said["question" if "question" in said else "text"]
+    return text
+
+
 def core_columns(kind: Kind) -> tuple[str, ...]:
     """Columns that every set of the kind has."""
     return (*image_columns(kind), "image_id", TEXT_COLUMN[kind])

@@ -169,16 +169,17 @@ class Listing:
 
     def left_out(self) -> dict[str, list[str]]:
         """Names of what is not taken, by reason; of many the first."""
+        reasons = "SELECT reason FROM left_out GROUP BY reason ORDER BY min(rowid)"
         chosen = "SELECT name FROM left_out WHERE reason = ? LIMIT ?"
         return {
             reason: [name for (name,) in self._database.execute(chosen, [reason, _MAX_NAMED])]
-            for reason in self.num_left_out()
+            for (reason,) in self._database.execute(reasons).fetchall()
         }
 
     def num_left_out(self) -> dict[str, int]:
-        """Number of things that are not taken, by reason."""
-        counted = "SELECT reason, count(*) FROM left_out GROUP BY reason ORDER BY min(rowid)"
-        return dict(self._database.execute(counted).fetchall())
+        """Number of things that are not taken, of reasons of which `left_out` does not name all."""
+        counted = "SELECT reason, count(*) AS number FROM left_out GROUP BY reason HAVING number > ?"
+        return dict(self._database.execute(counted, [_MAX_NAMED]).fetchall())
 
     def counts(self) -> dict[str, int]:
         """Number of pictures in each split."""

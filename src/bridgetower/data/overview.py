@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from bridgetower.data.info import DatasetInfo, read_info
-from bridgetower.data.kinds import TEXT_COLUMN, Kind, image_columns
+from bridgetower.data.kinds import TEXT_COLUMN, Kind, image_columns, text_of
 from bridgetower.data.splits import read_split
 from bridgetower.lettering import FAINT, GROUND, PAPER, Pen, write_picture
 from bridgetower.processor import open_image
@@ -154,9 +154,7 @@ def _marked(wrapped: Sequence[str]) -> list[Line]:
 def _shown(text: Any, kind: Kind) -> str:
     if kind == "captions":
         return f"• {text}"
-    if kind == "vqa":
-        return f"• {text['question']} — {_answers(text['answers'])}"
-    return f"• {text['text']} — {text['label'] or 'unknown'}"
+    return f"• {text_of(text)} — {_answers(text['answers']) if kind == 'vqa' else text['label'] or 'unknown'}"
 
 
 def _answers(answers: Sequence[str]) -> str:

@@ -130,7 +130,7 @@ def prepare_arrow(
     if unknown:
         raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(names)}")
     found = [each for each in ARROW_SETS if (each.name in config.sets if config.sets else each.any_in(source))]
-    known = [split for each in found for split in (*each.stems, *each.more_stems)]
+    known = [split for each in found for split in each.all_stems]
     if not found:
         there = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
@@ -145,7 +145,7 @@ def prepare_arrow(
         )
     prepared = {}
     for each in found:
-        wanted = [split for split in config.splits if split in (*each.stems, *each.more_stems)]
+        wanted = [split for split in config.splits if split in each.all_stems]
         if wanted or not config.splits:
             own = replace(config, splits=tuple(wanted))
             prepared[each.name] = _prepare_original(each.original(), source, Path(out) / each.name, own, progress)

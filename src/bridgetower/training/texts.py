@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from bridgetower.data.cifar import cifar_names
 from bridgetower.data.glue import GLUE, read_glue
-from bridgetower.data.kinds import Kind
+from bridgetower.data.kinds import Kind, text_of
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.vocabulary import read_vocabulary
 from bridgetower.processor import Processor
@@ -38,7 +37,7 @@ def training_texts(config: RunConfig, processor: Processor) -> Iterator[str]:
             rows = [row for split in splits for row in read_glue(folder, name, split, max_bad=max_bad)]
             return (text for row in rows for text in row.texts)
     pictures = Pictures(config.data, config.data.train_splits, processor, kind=KINDS[config.task.kind])
-    return (_text(entry) for said in pictures.said() for entry in said)
+    return (text_of(entry) for said in pictures.said() for entry in said)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -89,8 +88,3 @@ def class_labels(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"{found}, or choose another set"
         )
     return {head: names} if names else {}
-
-
-def _text(entry: Any) -> str:
-    """The text of a caption, a question or a statement."""
-    return entry if isinstance(entry, str) else entry.get("question") or entry["text"]

@@ -2,9 +2,6 @@
 
 import random
 
-import pytest
-
-from bridgetower.data.scenes.asked import draw_asked
 from bridgetower.data.scenes.pair_statements import TOPICS
 from bridgetower.data.scenes.scene import LEVELS, Scene, Shape
 
@@ -37,11 +34,6 @@ def test_labels_of_a_pair():
     for topic in TOPICS:
         generator = random.Random(topic)
         for _ in range(5000):
-            statement = draw_asked(TOPICS, topic, generator, LEVELS["easy"])
+            statement = TOPICS[topic](generator, LEVELS["easy"])
             found[statement.text] = statement.answer(PAIR)
     assert {text: found[text] for text in LABEL} == LABEL
-
-
-def test_unknown_topic_is_an_error():
-    with pytest.raises(ValueError, match="no topic 'weight'; topics are both, one"):
-        draw_asked(TOPICS, "weight", random.Random(0), LEVELS["easy"])

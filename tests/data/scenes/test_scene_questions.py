@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 
-from bridgetower.data.scenes.asked import draw_asked
 from bridgetower.data.scenes.questions import TOPICS, draw_two_nouns
 from bridgetower.data.scenes.scene import LEVELS, Scene, Shape
 
@@ -47,7 +46,7 @@ def test_answers_of_a_scene():
     for topic in TOPICS:
         generator = random.Random(topic)
         for _ in range(5000):
-            question = draw_asked(TOPICS, topic, generator, LEVELS["easy"])
+            question = TOPICS[topic](generator, LEVELS["easy"])
             found[question.text] = question.answer(SCENE)
     assert {text: found[text] for text in ANSWERS} == ANSWERS
 
@@ -56,13 +55,13 @@ def test_answers_of_a_scene():
 def test_answers_may_be_given(topic):
     generator = random.Random(0)
     for _ in range(200):
-        question = draw_asked(TOPICS, topic, generator, LEVELS["hard"])
+        question = TOPICS[topic](generator, LEVELS["hard"])
         assert question.answer(SCENE) in {None, *question.answers}
 
 
 def test_sizes_are_named_now_and_then_where_there_are_several():
     generator = random.Random(0)
-    texts = Counter("small" in draw_asked(TOPICS, "exists", generator, LEVELS["medium"]).text for _ in range(800))
+    texts = Counter("small" in TOPICS["exists"](generator, LEVELS["medium"]).text for _ in range(800))
     assert 60 < texts[True] < 140
 
 
@@ -71,8 +70,3 @@ def test_two_nouns_never_name_the_same_shape():
     for _ in range(500):
         first, second = draw_two_nouns(generator, LEVELS["medium"])
         assert (first.kind, first.colour) != (second.kind, second.colour)
-
-
-def test_unknown_topic_is_an_error():
-    with pytest.raises(ValueError, match="no topic 'weight'; topics are exists, colour"):
-        draw_asked(TOPICS, "weight", random.Random(0), LEVELS["easy"])

@@ -3,10 +3,7 @@
 import random
 from dataclasses import replace
 
-import pytest
-
 from bridgetower.data.kinds import LABELS
-from bridgetower.data.scenes.asked import draw_asked
 from bridgetower.data.scenes.scene import LEVELS, Scene, Shape
 from bridgetower.data.scenes.statements import TOPICS
 
@@ -40,12 +37,7 @@ def test_labels_of_a_scene():
     for topic in TOPICS:
         generator = random.Random(topic)
         for _ in range(5000):
-            statement = draw_asked(TOPICS, topic, generator, LEVELS["easy"])
+            statement = TOPICS[topic](generator, LEVELS["easy"])
             assert statement.answers == LABELS["snli-ve"]
             found[statement.text] = statement.answer(OPEN), statement.answer(COVERED)
     assert {text: found[text] for text in LABEL} == LABEL
-
-
-def test_unknown_topic_is_an_error():
-    with pytest.raises(ValueError, match="no topic 'weight'; topics are exists, all"):
-        draw_asked(TOPICS, "weight", random.Random(0), LEVELS["easy"])

@@ -55,14 +55,19 @@ class ArrowSet:
     image_id: str | None = "image_id"
     texts: Callable[[Reading, str, Row], list[Text]]
 
+    @property
+    def all_stems(self) -> Stems:
+        """Names of the files of every split."""
+        return {**self.stems, **self.more_stems}
+
     def paths(self, folder: Path, split: str) -> list[Path]:
         """Files of a split, whether they are there or not."""
-        stems = {**self.stems, **self.more_stems}[split]
+        stems = self.all_stems[split]
         return [_first_there(folder, stem) for stem in (*stems, *_further(folder, stems))]
 
     def any_in(self, folder: Path) -> bool:
         """Whether a folder has any of the files."""
-        return any(path.is_file() for split in (*self.stems, *self.more_stems) for path in self.paths(folder, split))
+        return any(path.is_file() for split in self.all_stems for path in self.paths(folder, split))
 
     def original(self) -> OriginalSet:
         """The set as one that can be prepared."""
@@ -95,7 +100,7 @@ def _further(folder: Path, stems: Sequence[Stem]) -> list[str]:
 
 def _list(files: ArrowSet, originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     reading = Reading(listing=listing)
-    for split in filter(originals.wants, (*files.stems, *files.more_stems)):
+    for split in filter(originals.wants, files.all_stems):
         for path in counted(files.paths(originals.folder, split), f"reading {split}", shown=originals.progress):
             if path.is_file():
                 originals.large.append(path)

@@ -9,7 +9,6 @@ from bridgetower.data.listing import Listing, Text
 
 Row = Mapping[str, Any]
 
-_ANNOTATORS = 10
 _OTHER_ANSWER = "(not among the answers)"  # no vocabulary has its normal form
 _VOTES = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
 """Annotators by the score that they make together."""
@@ -36,7 +35,7 @@ def captions(reading: Reading, name: str, row: Row) -> list[Text]:
     return [caption for caption in captions if caption]
 
 
-def questions(reading: Reading, name: str, row: Row, *, annotators: int = _ANNOTATORS) -> list[Text]:
+def questions(reading: Reading, name: str, row: Row, *, annotators: int) -> list[Text]:
     """Questions with answers that give the scores of the row.
 
     Args:

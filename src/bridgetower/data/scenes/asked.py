@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -32,25 +32,6 @@ class Asked(Generic[Pictures]):
 
 
 Maker = Callable[[random.Random, Level], Asked[Pictures]]
-
-
-def draw_asked(
-    makers: Mapping[str, Maker[Pictures]], topic: str, generator: random.Random, level: Level
-) -> Asked[Pictures]:
-    """Draws a question or statement of a topic.
-
-    Args:
-        makers: What draws those of each topic.
-        topic: One of them.
-        generator: Source of chance.
-        level: How rich scenes are.
-
-    Raises:
-        ValueError: If the topic is unknown.
-    """
-    if topic not in makers:
-        raise ValueError(f"no topic {topic!r}; topics are {', '.join(makers)}")
-    return makers[topic](generator, level)
 
 
 def scene_for(asked: Asked[Scene], answer: str, generator: random.Random, level: Level, *, curtains: bool) -> Scene:

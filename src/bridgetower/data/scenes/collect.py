@@ -9,7 +9,7 @@ from bridgetower.data.info import DatasetInfo
 from bridgetower.data.kinds import Kind, Question, Statement
 from bridgetower.data.records import Collection, PairRecord, PictureRecord, QuestionRecord, Record, StatementRecord
 from bridgetower.data.scenes import pair_statements, questions, statements
-from bridgetower.data.scenes.asked import draw_asked, scene_for, scenes_for
+from bridgetower.data.scenes.asked import scene_for, scenes_for
 from bridgetower.data.scenes.captions import caption
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.scenes.drawing import png
@@ -70,7 +70,7 @@ def _questioned(
     config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int
 ) -> QuestionRecord:
     topic = _topic(questions.TOPICS, number)
-    asked = draw_asked(questions.TOPICS, topic, generator, level)
+    asked = questions.TOPICS[topic](generator, level)
     answer = generator.choice(asked.answers)
     scene = scene_for(asked, answer, generator, level, curtains=False)
     question = Question(
@@ -86,7 +86,7 @@ def _questioned(
 
 def _stated(config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int) -> StatementRecord:
     topic = _topic(statements.TOPICS, number)
-    asked = draw_asked(statements.TOPICS, topic, generator, level)
+    asked = statements.TOPICS[topic](generator, level)
     label = generator.choice(asked.answers)
     scene = scene_for(asked, label, generator, level, curtains=True)
     name = f"{split}-{number}"
@@ -100,7 +100,7 @@ def _stated(config: ScenesConfig, level: Level, generator: random.Random, split:
 
 def _paired(config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int) -> PairRecord:
     topic = _topic(pair_statements.TOPICS, number)
-    asked = draw_asked(pair_statements.TOPICS, topic, generator, level)
+    asked = pair_statements.TOPICS[topic](generator, level)
     label = generator.choice(asked.answers)
     left, right = scenes_for(asked, label, generator, level)
     name = f"{split}-{number}"
