@@ -1,6 +1,7 @@
 """Atomic, durable writes: a reader sees the old content or the new one, never a part."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -68,6 +69,12 @@ def require_empty(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

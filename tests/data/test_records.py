@@ -10,8 +10,9 @@ from PIL import Image
 
 from bridgetower.data.info import SplitInfo
 from bridgetower.data.kinds import Statement
-from bridgetower.data.records import PictureRecord, Record, is_own_parquet, sha256_of, write_split
+from bridgetower.data.records import PictureRecord, Record, is_own_parquet, write_split
 from bridgetower.data.splits import parquet_path, read_split
+from bridgetower.files import sha256_of
 from rows import pair_record, png, question_record, record, statement_record
 
 

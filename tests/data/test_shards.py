@@ -10,9 +10,10 @@ import pytest
 from bridgetower.data.kinds import Question, Statement
 from bridgetower.data.listing import Listing, new_listing
 from bridgetower.data.locations import FilePicture
-from bridgetower.data.records import is_own_parquet, sha256_of
+from bridgetower.data.records import is_own_parquet
 from bridgetower.data.shards import Shard, Written, plan_shards, write_shards
 from bridgetower.data.splits import read_split
+from bridgetower.files import sha256_of
 from rows import png
 
 NUM_PICTURES = 11

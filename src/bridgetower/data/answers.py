@@ -10,6 +10,9 @@ from functools import lru_cache
 MIN_COUNT = 9
 """Questions that an answer must be the first choice of to be in the vocabulary (official ViLT and METER code)."""
 
+ANNOTATORS = 10
+"""People who answered each question of VQA."""
+
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -57,6 +60,11 @@ def normalise_answer(answer: str) -> str:
     text = _PERIOD.sub("", text, count=_NUM_PERIODS)
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def answer_type(answer: str) -> str:
+    """Returns the type of an answer, as VQA has them: "yes/no", "number" or "other"."""
+    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
 
 
 def answer_score(count: int) -> float:

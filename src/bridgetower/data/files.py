@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bridgetower.data.records import sha256_of
+from bridgetower.files import sha256_of
 
 
 def existing_files(folder: Path, names: Sequence[str], what: str) -> list[Path]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bridgetower.data import flags
+from bridgetower.data.answers import ANNOTATORS, answer_type
 from bridgetower.data.kinds import Question
 from bridgetower.data.records import Collection, PictureRecord, QuestionRecord, Record
 
@@ -44,7 +45,6 @@ class Asked(NamedTuple):
 
 _OPPOSITE = {"yes": "no", "no": "yes"}
 _IDS_PER_SPLIT = 1_000_000
-_ANNOTATORS = 10  # as VQA has; here one rule speaks for all
 _COLOURS = {
     "red": ("red", "maroon", "vermilion", "scarlet", "crimson"),
     "blue": ("blue", "turquoise", "aquamarine", "cerulean", "azure"),
@@ -183,14 +183,13 @@ def _with_questions(asked: Sequence[Asked], split_number: int) -> list[QuestionR
     """Makes records of the flags that are asked anything; question ids are unique over all splits."""
     questions: Mapping[str, list[Question]] = defaultdict(list)
     for number, (record, question) in enumerate(asked):
-        answer_type = "yes/no" if question.answer in _OPPOSITE else "number" if question.answer.isdigit() else "other"
         questions[record.image_id].append(
             Question(
                 question_id=_IDS_PER_SPLIT * (split_number + 1) + number,
                 question=question.text,
                 question_type=question.topic,
-                answer_type=answer_type,
-                answers=(question.answer,) * _ANNOTATORS,
+                answer_type=answer_type(question.answer),
+                answers=(question.answer,) * ANNOTATORS,  # one rule speaks for all
             )
         )
     records = {record.image_id: record for record, _ in asked}

@@ -169,11 +169,6 @@ def iso_code(stem: str, entry: Mapping[str, Any]) -> str | None:
     return _ISO_OF_DOMAIN.get(domain, domain)
 
 
-def flag_code(iso: str) -> str:
-    """Code of a country's flag emoji: its letters as regional indicators, "FR" -> "1f1eb-1f1f7"."""
-    return code_of("".join(chr(0x1F1E6 + ord(letter) - ord("A")) for letter in iso))
-
-
 def _read_flags(left_out: dict[str, list[str]]) -> list[Flag]:
     entries = dict(_read_entries())
     pictures = read_pictures()

@@ -9,11 +9,11 @@ from pathlib import Path
 from bridgetower.data.config import PairsConfig, PrepareConfig
 from bridgetower.data.info import INFO_FILE, DatasetInfo, SplitInfo, read_info, write_info
 from bridgetower.data.listing import Listing, check_bad
-from bridgetower.data.records import Collection, is_own_parquet, sha256_of, write_split
+from bridgetower.data.records import Collection, is_own_parquet, write_split
 from bridgetower.data.shards import Shard, Written, forget_attempts, plan_shards, write_shards
 from bridgetower.data.splits import parquet_files, parquet_path
 from bridgetower.data.vocabulary import write_vocabulary
-from bridgetower.files import locked, remove_leftovers
+from bridgetower.files import locked, remove_leftovers, sha256_of
 from bridgetower.progress import count_bars, counted
 
 _BAD = "cannot be used"

@@ -11,8 +11,8 @@ from typing import Any
 from bridgetower.data.info import DatasetInfo, read_info
 from bridgetower.data.kinds import TEXT_COLUMN, Kind, text_of
 from bridgetower.data.published.counts import Published, published_counts
-from bridgetower.data.records import sha256_of
 from bridgetower.data.splits import read_split, split_files
+from bridgetower.files import sha256_of
 from bridgetower.progress import counted
 
 _CLASS_FIELD: Mapping[Kind, str] = {"vqa": "answer_type", "snli-ve": "label", "nlvr2": "label"}

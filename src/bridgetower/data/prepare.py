@@ -18,10 +18,10 @@ from bridgetower.data.published.snli_ve import SNLI_VE
 from bridgetower.data.published.vgqa import VGQA
 from bridgetower.data.published.visual_genome import VG
 from bridgetower.data.published.vqav2 import VQAV2
-from bridgetower.data.records import sha256_of
 from bridgetower.data.scenes.collect import collect as collect_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
+from bridgetower.files import sha256_of
 
 SETS = {each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, SNLI_VE, NLVR2)}
 

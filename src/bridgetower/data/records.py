@@ -1,6 +1,5 @@
 """Rows of a prepared set, one picture (or picture pair) each, and how they are written to Parquet."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bridgetower.data.info import FORMAT, DatasetInfo, SplitInfo
 from bridgetower.data.kinds import LABELS, TEXT_COLUMN, Kind, Question, Statement, core_columns, core_features
 from bridgetower.data.splits import read_schema
-from bridgetower.files import replacing
+from bridgetower.files import replacing, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -238,12 +237,6 @@ def is_own_parquet(path: Path) -> bool:
         return _MARK in (read_schema(Path(path)).metadata or {})
     except ValueError:  # no Parquet file, whatever its name says
         return False
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _schema(kind: Kind, columns: Mapping[str, Any]) -> "pa.Schema":

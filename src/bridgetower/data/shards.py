@@ -19,11 +19,10 @@ from bridgetower.data.records import (
     QuestionRecord,
     Record,
     StatementRecord,
-    sha256_of,
     write_split,
 )
 from bridgetower.data.splits import shard_paths
-from bridgetower.files import read_json, write_json
+from bridgetower.files import read_json, sha256_of, write_json
 from bridgetower.processor import open_image
 
 S = TypeVar("S")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_grap
 from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, PartName, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
-from bridgetower.files import new_folder, read_json, write_json
+from bridgetower.files import new_folder, read_json, sha256_of, write_json
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
@@ -85,7 +84,7 @@ def check_exported(folder: Path) -> None:
         path = folder / f"{name}.{SUFFIXES[manifest['form']]}"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
-        if _digest(path) != digest:
+        if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
     if _fingerprint(folder, manifest["form"]) != manifest["weights"]:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
@@ -148,14 +147,14 @@ def _manifest(
         "version": VERSION,
         "form": form,
         "weights": _fingerprint(folder, form),
-        "parts": {name: _digest(folder / f"{name}.{SUFFIXES[form]}") for name in names},
+        "parts": {name: sha256_of(folder / f"{name}.{SUFFIXES[form]}") for name in names},
         "largest_difference": differences,
     }
 
 
 def _fingerprint(folder: Path, form: Form) -> str:
     """Returns what ties the parts to the weights: where these lie for graphs that read them there, else their bytes."""
-    return layout(folder / _WEIGHTS) if form == "onnx" else _digest(folder / _WEIGHTS)
+    return layout(folder / _WEIGHTS) if form == "onnx" else sha256_of(folder / _WEIGHTS)
 
 
 def _compared(part: Part, engine: str, run: Run, tolerance: float) -> float:
@@ -173,8 +172,3 @@ def _compared(part: Part, engine: str, run: Run, tolerance: float) -> float:
             f"{tolerance:.0e}: use engine torch"
         )
     return largest
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from bridgetower.data.answers import ANNOTATORS
 from bridgetower.data.arrow_files import arrow_rows
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.kinds import Kind
@@ -213,7 +214,7 @@ ARROW_SETS = (
             "test-dev": _vqav2("test-dev"),
         },
         {"trainable-validation": _vqav2("trainable_val"), "rest-validation": _vqav2("rest_val")},
-        annotators=10,
+        annotators=ANNOTATORS,
     ),
     *(
         _asked(

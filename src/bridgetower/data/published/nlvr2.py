@@ -26,9 +26,7 @@ _UNLABELLED = "test2"  # which was held back, and may come without labels
 def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _FILES):
         file = _FILES[split]
-        path = originals.annotation(
-            listing, *(f"{folder}{file}" for folder in ("nlvr2/data/", "nlvr/nlvr2/data/", "data/"))
-        )
+        path = originals.annotation(listing, *(f"{folder}/{file}" for folder in _FOLDERS))
         for row in originals.lines(path) if path else ():
             identifier, label = row["identifier"], row.get("label", "")
             if label not in LABELS["nlvr2"] and (label or split != _UNLABELLED):

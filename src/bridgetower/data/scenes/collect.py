@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 
+from bridgetower.data.answers import ANNOTATORS, answer_type
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.kinds import Kind, Question, Statement
 from bridgetower.data.records import Collection, PairRecord, PictureRecord, QuestionRecord, Record, StatementRecord
@@ -17,7 +18,6 @@ from bridgetower.data.scenes.scene import LEVELS, Level, draw_lot
 
 Maker = Callable[[ScenesConfig, Level, random.Random, str, int], PictureRecord]
 
-_ANNOTATORS = 10  # as VQA has; here they all say the same
 _FIRST_ID = {"train": 1_000_000_000, "validation": 2_000_000_000, "test": 3_000_000_000}
 
 
@@ -77,8 +77,8 @@ def _questioned(
         question_id=_FIRST_ID[split] + number,
         question=asked.text,
         question_type=topic,
-        answer_type="yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other",
-        answers=(answer,) * _ANNOTATORS,
+        answer_type=answer_type(answer),
+        answers=(answer,) * ANNOTATORS,  # they all say the same
     )
     name = f"{split}-{number}"
     return QuestionRecord(image=png(scene, config.side), file_name=f"{name}.png", image_id=name, questions=(question,))
