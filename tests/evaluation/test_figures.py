@@ -35,18 +35,19 @@ def test_questions(pictures: Any) -> None:
     classes = [number % len(asked.ANSWERS) for number in range(3, 13)]
     entries = list(questions)
     scores = [vqa_score(asked.ANSWERS[n], entry["answers"]) for n, entry in zip(classes, entries, strict=True)]
-    figures = question_figures(questions, predictions(classes))
+    found = question_scores(questions, predictions(classes))
+    figures = question_figures(found)
     assert figures["vqa_score"] == pytest.approx(100 * sum(scores) / 10, abs=0.005)
     assert figures["vqa_score_other"] == pytest.approx(100 * sum(scores[::2]) / 5, abs=0.005)
     assert figures["vqa_score_yes_no"] == pytest.approx(100 * sum(scores[1::2]) / 5, abs=0.005)
     assert 0 < figures["vqa_score"] < 100
-    assert question_scores(questions, predictions(classes)).by_question_type.keys() == {"is this", "what colour is"}
+    assert found.by_question_type.keys() == {"is this", "what colour is"}
 
 
 def test_questions_without_answers(pictures: Any) -> None:
     questions = VqaQuestions(pictures("vqa", "test"), asked.ANSWERS)
     with pytest.raises(ValueError, match="a question has no answers"):
-        question_figures(questions, predictions([0] * 6))
+        question_scores(questions, predictions([0] * 6))
 
 
 def test_statements_about_one_picture(pictures: Any) -> None:

@@ -148,7 +148,6 @@ class TestScores:
         assert scores.overall == 55.0
         assert scores.by_answer_type == {"number": 90.0, "other": 30.0, "yes/no": 50.0}
         assert scores.by_question_type == {"how many": 90.0, "is the": 50.0, "what color": 30.0}
-        assert scores.num_questions == 4
 
     def test_two_decimals(self) -> None:
         questions = [self.QUESTIONS[0]] * 3

@@ -107,7 +107,7 @@ def _questions(questions: VqaQuestions, predictions: Predictions) -> Outcome:
         return Outcome(figures={}, counts=counts, predictions=rows, submission=submission)
     scores = question_scores(questions, predictions)
     return Outcome(
-        figures=question_figures(questions, predictions),
+        figures=question_figures(scores),
         counts=counts,
         details={"by_answer_type": scores.by_answer_type, "by_question_type": scores.by_question_type},
         predictions=rows,

@@ -40,13 +40,8 @@ def question_scores(questions: VqaQuestions, predictions: Predictions) -> VqaSco
     return vqa_scores([questions.answers[number] for number in predictions.classes.tolist()], answered)
 
 
-def question_figures(questions: VqaQuestions, predictions: Predictions) -> dict[str, float]:
-    """Returns `vqa_score`, in percent, and that of each type of answer.
-
-    Raises:
-        ValueError: A question has no answers of annotators.
-    """
-    scores = question_scores(questions, predictions)
+def question_figures(scores: VqaScores) -> dict[str, float]:
+    """Returns `vqa_score`, in percent, and that of each type of answer."""
     by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items() if name}
     return {"vqa_score": scores.overall, **by_type}
 

@@ -22,7 +22,6 @@ from bridgetower.evaluation.metrics import (
 )
 from bridgetower.evaluation.scoring import AS_USUAL, Means, Scores, pair_scorer
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.config import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,6 @@ class RetrievalResult:
     two_stage_recalls: RetrievalRecalls | None
     chance: RetrievalRecalls
     itm_accuracy: float | None
-    protocol: Protocol
 
     def figures(self) -> dict[str, float]:
         """Flat figures: `itc_…` and `two_stage_…` recalls, `chance_…`, `itm_accuracy`, and the final stage's `rsum`."""
@@ -87,7 +85,6 @@ def evaluate_retrieval(
         two_stage_recalls=two_stage,
         chance=_chance(text_image_index, len(images), config),
         itm_accuracy=matched,
-        protocol=config.protocol,
     )
 
 

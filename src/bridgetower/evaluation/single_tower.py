@@ -70,18 +70,21 @@ def evaluate_glue(
     task = TextTask(predictor.model)
     texts = GlueTexts(folder, name, split, predictor.processor)
     _check_head(predictor, texts.task.classes, name)
-    if task.regresses:
-        predicted = predict_numbers(task, texts, **options)
-        labels = [f"{number:.3f}" for number in predicted.tolist()]
-    else:
-        predicted = predict_classes(task, texts, **options).classes
-        labels = [texts.task.classes[number] for number in predicted.tolist()]
+    predicted, classes = predict_texts(task, texts, **options), texts.task.classes
+    labels = [f"{number:.3f}" if task.regresses else classes[number] for number in predicted.tolist()]
     return Outcome(
         figures=_figures(name, texts, predicted),
         counts={"num_texts": len(texts)},
         predictions=[{"index": index, "label": label} for index, label in enumerate(labels)],
         submission=glue_submission(GLUE[name].submission[split], labels) if split.startswith("test") else None,
     )
+
+
+def predict_texts(task: TextTask, texts: GlueTexts, **options: Any) -> Tensor:
+    """Returns the class of every text, or its number where the head predicts one [n]; options of `predict_classes`."""
+    if task.regresses:
+        return predict_numbers(task, texts, **options)
+    return predict_classes(task, texts, **options).classes
 
 
 def _figures(name: GlueName, texts: GlueTexts, predicted: Tensor) -> dict[str, float]:

@@ -31,13 +31,11 @@ class VqaScores:
     Attributes:
         overall: Of all questions.
         by_answer_type, by_question_type: Of the questions of each type, in alphabetical order.
-        num_questions: How many there were.
     """
 
     overall: float
     by_answer_type: dict[str, float]
     by_question_type: dict[str, float]
-    num_questions: int
 
 
 def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]) -> VqaScores:
@@ -59,7 +57,6 @@ def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]
         overall=_percent(scores),
         by_answer_type=_by_type(scores, [question.answer_type for question in questions]),
         by_question_type=_by_type(scores, [question.question_type for question in questions]),
-        num_questions=len(questions),
     )
 
 

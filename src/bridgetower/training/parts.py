@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
-from bridgetower.data.batch import Batch
 from bridgetower.data.sampling import Examples
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
 
 Evaluate = Callable[[], dict[str, float]]
-
-
-class Task(Protocol):
-    """What the loop trains: batch in, losses out; `progress` is set to the share of the run that is done."""
-
-    progress: float
-
-    def __call__(self, batch: Batch) -> Losses:
-        """Returns the losses of a batch."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +21,7 @@ class Parts:
 
     Attributes:
         config: Decides the result.
-        task: Model and losses.
+        task: Model and losses; its `progress` is set to the share of the run that is done.
         model: The model that the task trains.
         examples: What it is trained on.
         digests: Of the files that the run reads, by path.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.cifar import CifarImages
+from bridgetower.data.config import DataConfig
 from bridgetower.data.glue_texts import GlueTexts
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.ranking import RankingPairs
@@ -17,10 +20,11 @@ from bridgetower.data.sampling import Examples
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.class_metrics import accuracy
-from bridgetower.evaluation.figures import glue_figures, question_figures, statement_figures
+from bridgetower.evaluation.figures import glue_figures, question_figures, question_scores, statement_figures
 from bridgetower.evaluation.masked_words import evaluate_masked_words
-from bridgetower.evaluation.predictions import Predictions, predict_classes, predict_numbers
+from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
+from bridgetower.evaluation.single_tower import predict_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
 from bridgetower.tasks.config import (
@@ -40,6 +44,8 @@ from bridgetower.tasks.snli_ve import SnliVeTask
 from bridgetower.tasks.vqa import VqaTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.texts import KINDS, the_folder
+
+_Set = TypeVar("_Set", bound=Pictures)
 
 # The heads that the figures of pre-training and of retrieval come from.
 _HEADS_OF = {
@@ -142,7 +148,7 @@ def _vqa(config: RunConfig, task: VqaConfig, model: BridgeTower, processor: Proc
         examples=VqaQuestions(train, answers, answerable=True),
         pictures=(train, held_out),
         digests=train.digests() | held_out.digests(),
-        evaluate=lambda: question_figures(questions, _predicted(config, trained, questions)),
+        evaluate=lambda: question_figures(question_scores(questions, _predicted(config, trained, questions))),
     )
 
 
@@ -179,11 +185,7 @@ def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Pr
     trained, labels = TextTask(model), held_out.labels()
 
     def evaluate() -> dict[str, float]:
-        if trained.regresses:
-            predicted = predict_numbers(trained, held_out, batch_size=config.evaluation.batch_size)
-        else:
-            predicted = _predicted(config, trained, held_out).classes
-        return glue_figures(name, predicted, labels)
+        return glue_figures(name, predict_texts(trained, held_out, **_options(config)), labels)
 
     return Work(
         task=trained, examples=train, pictures=None, digests=train.digests() | held_out.digests(), evaluate=evaluate
@@ -191,26 +193,26 @@ def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Pr
 
 
 def _predicted(config: RunConfig, task: nn.Module, examples: Examples) -> Predictions:
-    batch_size = config.evaluation.batch_size
-    return predict_classes(task, examples, batch_size=batch_size, num_workers=config.data.num_workers)
+    return predict_classes(task, examples, **_options(config))
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    """How examples are predicted."""
+    return {"batch_size": config.evaluation.batch_size, "num_workers": config.data.num_workers}
 
 
 def _caption_images(config: RunConfig, processor: Processor) -> tuple[CaptionImages, CaptionImages]:
-    """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
-    data = config.data
-    return (
-        CaptionImages(data, data.train_splits, processor),
-        CaptionImages(data.as_evaluated(), data.validation_split, processor),
-    )
+    return _both(config, partial(CaptionImages, processor=processor))
 
 
 def _pictures(config: RunConfig, processor: Processor) -> tuple[Pictures, Pictures]:
-    """Returns the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
-    data, kind = config.data, KINDS[config.task.kind]
-    return (
-        Pictures(data, data.train_splits, processor, kind=kind),
-        Pictures(data.as_evaluated(), data.validation_split, processor, kind=kind),
-    )
+    return _both(config, partial(Pictures, processor=processor, kind=KINDS[config.task.kind]))
+
+
+def _both(config: RunConfig, read: Callable[[DataConfig, str | Sequence[str]], _Set]) -> tuple[_Set, _Set]:
+    """Reads the pictures to train on, and those to evaluate on, which are neither repeated nor varied."""
+    data = config.data
+    return read(data, data.train_splits), read(data.as_evaluated(), data.validation_split)
 
 
 def _check_selection(config: RunConfig, model: BridgeTower) -> None:
