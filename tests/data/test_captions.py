@@ -81,8 +81,8 @@ class TestConfig:
         [
             ({"folders": ("a", "b"), "repeats": (1,)}, "expected one positive number each"),
             ({"folders": ("a",), "repeats": (0,)}, "expected one positive number each"),
-            ({"captions": "two"}, "captions 'two' and augmentation 'none'; expected one of all, one"),
-            ({"augmentation": "flip"}, "augmentation 'flip'; expected one of all, one and one of none, affine"),
+            ({"captions": "two"}, "captions is 'two'; expected one of all, one"),
+            ({"augmentation": "flip"}, "augmentation is 'flip'; expected one of none, affine"),
             ({"word_dropout": 1.0}, "word_dropout is 1.0; expected a share"),
             ({"max_length": 2}, "max_length 2"),
             ({"num_workers": -1}, "num_workers -1"),

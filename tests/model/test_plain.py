@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from bridgetower.model.plain import from_plain
+from bridgetower.model.plain import check_choice, from_plain
 
 Colour = Literal["red", "blue"]
 
@@ -90,3 +90,21 @@ def test_missing_and_unknown_fields() -> None:
         from_plain(Part, {"b": 1, "a": 2}, "part")
     with pytest.raises(ValueError, match="part is 3; expected names and values"):
         from_plain(Part, 3, "part")  # type: ignore[arg-type]
+
+
+class TestChoice:
+    def test_known(self) -> None:
+        check_choice("colour", "blue", Colour)
+        check_choice("colour", None, Colour, or_none=True)
+
+    @pytest.mark.parametrize(
+        ("value", "or_none", "message"),
+        [
+            ("green", False, "colour is 'green'; expected one of red, blue$"),
+            (None, False, "colour is None; expected one of red, blue$"),
+            ("green", True, "colour is 'green'; expected one of red, blue, None$"),
+        ],
+    )
+    def test_unknown(self, value: Any, or_none: bool, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_choice("colour", value, Colour, or_none=or_none)

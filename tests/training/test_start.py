@@ -173,7 +173,7 @@ class TestProfile:
 
     def test_unknown(self, config: RunConfig) -> None:
         with pytest.raises(
-            ValueError, match="profile is 'hf'; expected official-pretrain or official-finetune, or None"
+            ValueError, match="profile is 'hf'; expected one of official-pretrain, official-finetune, None"
         ):
             replace(config.data, profile="hf")  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 from bridgetower.data.info import DatasetInfo
 from bridgetower.evaluation.shares import Grounding
 from bridgetower.files import read_json, write_json
-from bridgetower.model.plain import from_plain
+from bridgetower.model.plain import check_choice, from_plain
 
 FORMAT = 1
 
@@ -73,7 +73,7 @@ class DemoRun:
 
     def __post_init__(self) -> None:
         """Checks the arm and that every figure is a finite number."""
-        _check_arm(self.arm)
+        check_choice("arm", self.arm, Arm)
         named = {f"test {dataset}": figures for dataset, figures in self.test.items()}
         named |= {f"validation step {point.step}": point.figures for point in self.curve}
         for where, figures in named.items():
@@ -104,7 +104,7 @@ class ModelCost:
 
     def __post_init__(self) -> None:
         """Checks the arm, the parts and their sum."""
-        _check_arm(self.arm)
+        check_choice("arm", self.arm, Arm)
         for parts in (self.parameters_by_part, self.gflops_per_pair_by_part):
             if set(parts) != set(PARTS):
                 raise ValueError(f"cost of {self.arm} has parts {sorted(parts)}; expected {', '.join(PARTS)}")
@@ -131,7 +131,7 @@ class DemoAnswers:
 
     def __post_init__(self) -> None:
         """Checks the arm."""
-        _check_arm(self.arm)
+        check_choice("arm", self.arm, Arm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,11 +288,6 @@ def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
         )
         for line in lines
     )
-
-
-def _check_arm(arm: str) -> None:
-    if arm not in ARMS:
-        raise ValueError(f"arm is {arm!r}; expected one of {', '.join(ARMS)}")
 
 
 def _measured(run: DemoRun) -> dict[str, set[str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from bridgetower.model.plain import check_choice
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
@@ -74,14 +76,10 @@ class DataConfig:
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
-        if self.captions not in get_args(Captions) or self.augmentation not in get_args(Augmentation):
-            raise ValueError(
-                f"captions {self.captions!r} and augmentation {self.augmentation!r}; expected one of "
-                f"{', '.join(get_args(Captions))} and one of {', '.join(get_args(Augmentation))}"
-            )
+        check_choice("captions", self.captions, Captions)
+        check_choice("augmentation", self.augmentation, Augmentation)
+        check_choice("profile", self.profile, OfficialProfile, or_none=True)
         self._check_views()
-        if self.profile not in (None, *get_args(OfficialProfile)):
-            raise ValueError(f"profile is {self.profile!r}; expected {' or '.join(get_args(OfficialProfile))}, or None")
         if not 0 <= self.word_dropout < 1:
             raise ValueError(f"word_dropout is {self.word_dropout}; expected a share in [0, 1)")
         if self.max_length < 3 or self.num_workers < 0:
@@ -101,10 +99,7 @@ class DataConfig:
         return replace(self, train_only=(), repeats=(), augmentation="none", word_dropout=0.0, **views)
 
     def _check_views(self) -> None:
-        if self.rand_augment not in get_args(RandAugment):
-            raise ValueError(
-                f"rand_augment is {self.rand_augment!r}; expected one of {', '.join(get_args(RandAugment))}"
-            )
+        check_choice("rand_augment", self.rand_augment, RandAugment)
         highest = {"none": 0, "geometry": 10, "colour": 30}[self.rand_augment]
         if not min(1, highest) <= self.rand_magnitude <= highest:
             raise ValueError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from bridgetower.data.config import GlueName
+from bridgetower.model.plain import check_choice
 from bridgetower.tasks.config import Protocol
 
 Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2", "cifar10", "cifar100", GlueName]
@@ -41,5 +42,4 @@ class RetrievalConfig:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         if self.memory_gib <= 0:
             raise ValueError(f"memory_gib is {self.memory_gib}; expected more than 0")
-        if self.protocol not in get_args(Protocol):
-            raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")
+        check_choice("protocol", self.protocol, Protocol)

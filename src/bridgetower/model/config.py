@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from bridgetower.model.plain import from_plain
+from bridgetower.model.plain import check_choice, from_plain
 
 Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
@@ -52,7 +52,7 @@ class VisionConfig:
         """Checks that the patch divides the image and the heads divide the width."""
         _check_positive(self, "image_size", "patch_size", *_SIZES)
         _check_heads("vision", self.hidden_size, self.num_heads)
-        _check_choice("vision.activation", self.activation, get_args(Activation))
+        check_choice("vision.activation", self.activation, Activation)
         check_image_size(self.image_size, self.patch_size)
 
     @property
@@ -101,7 +101,7 @@ class TextConfig:
         """Checks sizes, heads, the kind of positions and the dropout probability."""
         _check_positive(self, "vocab_size", "type_vocab_size", "max_positions", *_SIZES)
         _check_heads("text", self.hidden_size, self.num_heads)
-        _check_choice("text.positions", self.positions, get_args(Positions))
+        check_choice("text.positions", self.positions, Positions)
         _check_dropout("text.dropout", self.dropout)
 
     @property
@@ -153,7 +153,7 @@ class FusionConfig:
         _check_positive(self, "bridge_layer_norm_eps", *_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
-        _check_choice("fusion.bridge", self.bridge, (*get_args(BridgeKind), None))
+        check_choice("fusion.bridge", self.bridge, BridgeKind, or_none=True)
         if self.num_token_types < 2:
             raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
         for name in ("vision_layers", "text_layers"):
@@ -207,7 +207,7 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
-        _check_choice("heads.itc", self.itc, (*get_args(ItcKind), None))
+        check_choice("heads.itc", self.itc, ItcKind, or_none=True)
         _check_positive(self, "itc_size", "mlm_layer_norm_eps", "hidden_scale")
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
         if min(self.vqa, self.image, self.text) < 0:
@@ -296,11 +296,6 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:
     return tuple(range(depth - count + 1, depth + 1))
-
-
-def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def _check_positive(config: object, *names: str) -> None:

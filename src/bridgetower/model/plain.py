@@ -1,4 +1,4 @@
-"""Dataclasses from plain nested values, as JSON holds them, with the type of every value checked."""
+"""Dataclasses from plain nested values, as JSON holds them, with the type of every value checked; and choices."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**plain)
     except TypeError as error:
         raise ValueError(f"{where} lacks a field ({error})") from error
+
+
+def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:
+    """Checks that a value is one of those of a literal type.
+
+    Args:
+        name: Of the value, for the error.
+        value: What was chosen.
+        choices: The literal type.
+        or_none: Whether None will do, too.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    known = (*get_args(choices), None) if or_none else get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
 
 
 def _checked(annotation: Any, value: Any, where: str) -> Any:

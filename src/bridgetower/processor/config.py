@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from bridgetower.model.plain import from_plain
+from bridgetower.model.plain import check_choice, from_plain
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 
@@ -52,8 +52,7 @@ class ProcessorConfig:
 
     def __post_init__(self) -> None:
         """Checks every field, and that none is set that the profile would ignore."""
-        if self.profile not in get_args(Profile):
-            raise ValueError(f"profile is {self.profile!r}; expected one of {', '.join(get_args(Profile))}")
+        check_choice("profile", self.profile, Profile)
         for name in ("image_size", "max_length", "patch_size", "shortest_edge", "size_divisor"):
             self._check_positive(name)
         if self.max_length < 3:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.distributed import available_cores
+from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
 from bridgetower.search.index import Index
@@ -144,8 +145,7 @@ class Searcher:
             raise ValueError(f"top is {top}; expected at least 1")
         if rerank is not None and rerank < 0:
             raise ValueError(f"rerank is {rerank}; expected at least 0")
-        if against not in get_args(Against):
-            raise ValueError(f"against is {against!r}; expected one of {', '.join(get_args(Against))}")
+        check_choice("against", against, Against)
         if against == "pairs" and (text is None or image is None):
             raise ValueError("against pairs of picture and caption a search needs both a text and an image")
         if rerank is None:

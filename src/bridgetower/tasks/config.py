@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import GlueName, MaskingConfig
+from bridgetower.model.plain import check_choice
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
@@ -56,8 +57,7 @@ class Phase:
             raise ValueError(
                 f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive"
             )
-        if self.negatives not in get_args(Negatives):
-            raise ValueError(f"negatives is {self.negatives!r}; expected one of {', '.join(get_args(Negatives))}")
+        check_choice("negatives", self.negatives, Negatives)
         if self.negatives == "hard" and not self.itm:
             raise ValueError(
                 "negatives are hard but itm is 0, so that nothing draws them; set itm or leave them random"
@@ -90,10 +90,7 @@ class PretrainingConfig:
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
-        if self.negatives_from not in get_args(NegativesFrom):
-            raise ValueError(
-                f"negatives_from is {self.negatives_from!r}; expected one of {', '.join(get_args(NegativesFrom))}"
-            )
+        check_choice("negatives_from", self.negatives_from, NegativesFrom)
 
     @property
     def contrasts(self) -> list[str]:
@@ -148,8 +145,7 @@ class VqaConfig:
 
     def __post_init__(self) -> None:
         """Checks the protocol."""
-        if self.protocol not in get_args(Protocol):
-            raise ValueError(f"protocol is {self.protocol!r}; expected one of {', '.join(get_args(Protocol))}")
+        check_choice("protocol", self.protocol, Protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +210,9 @@ class GlueConfig:
 
     def __post_init__(self) -> None:
         """Checks the name and the number."""
-        if self.name not in get_args(GlueName) or self.max_bad < 0:
-            raise ValueError(
-                f"name is {self.name!r}, max_bad {self.max_bad}; expected one of {', '.join(get_args(GlueName))} and "
-                "at least 0"
-            )
+        check_choice("name", self.name, GlueName)
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad is {self.max_bad}; expected at least 0")
 
     @property
     def figures(self) -> tuple[Figure, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from tyro.conf import AvoidSubcommands, Fixed, Suppress
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
-from bridgetower.model.plain import from_plain
+from bridgetower.model.plain import check_choice, from_plain
 from bridgetower.tasks.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -71,8 +71,8 @@ class OptimizerConfig:
                 f"head_multiplier {self.head_multiplier}, fusion_multiplier {self.fusion_multiplier}, clip_norm "
                 f"{self.clip_norm}; expected multipliers >= 0 and a norm above 0, or None"
             )
-        _check_choice("rule", self.rule, Rule)
-        _check_choice("schedule", self.schedule, Schedule)
+        check_choice("rule", self.rule, Rule)
+        check_choice("schedule", self.schedule, Schedule)
         if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
             raise ValueError(
                 f"power {self.power} and end_lr {self.end_lr} are for the polynomial schedule; leave them out"
@@ -176,11 +176,11 @@ class RunConfig:
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
         self._check_frozen()
         for part in self.checkpoint_activations:
-            _check_choice("checkpoint_activations", part, Part)
-        _check_choice("precision", self.precision, Precision)
-        _check_choice("device", self.device, Device)
-        _check_choice("contrast_over", self.contrast_over, ContrastOver)
-        _check_choice("select_by", self.select_by, Figure)
+            check_choice("checkpoint_activations", part, Part)
+        check_choice("precision", self.precision, Precision)
+        check_choice("device", self.device, Device)
+        check_choice("contrast_over", self.contrast_over, ContrastOver)
+        check_choice("select_by", self.select_by, Figure)
         if self.select_by not in self.task.figures:
             raise ValueError(
                 f"select_by is {self.select_by!r}, which the evaluation of {self.task.kind} does not give; expected "
@@ -232,8 +232,3 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Builds the config that `to_dict` described; unknown fields are an error."""
         return from_plain(cls, values, "run config")
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(get_args(choices))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from bridgetower.model.plain import check_choice
 
 LevelName = Literal["easy", "medium", "hard"]
 SceneKind = Literal["captions", "vqa", "snli-ve", "nlvr2"]
@@ -33,11 +35,8 @@ class ScenesConfig:
 
     def __post_init__(self) -> None:
         """Checks choices and numbers."""
-        if self.kind not in get_args(SceneKind) or self.level not in get_args(LevelName):
-            raise ValueError(
-                f"kind is {self.kind!r}, level {self.level!r}; expected one of {', '.join(get_args(SceneKind))} and "
-                f"one of {', '.join(get_args(LevelName))}"
-            )
+        check_choice("kind", self.kind, SceneKind)
+        check_choice("level", self.level, LevelName)
         if min(self.num_train, self.num_validation, self.num_test) < 1 or self.side < 30:
             raise ValueError(
                 f"num_train {self.num_train}, num_validation {self.num_validation}, num_test {self.num_test}, side "
