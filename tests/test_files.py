@@ -130,7 +130,7 @@ class TestNewFolder:
 class TestContent:
     def test_text_and_json(self, tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "größer\n")
-        write_json(tmp_path / "a.json", {"ä": [1, Path("b")]}, default=str)
+        write_json(tmp_path / "a.json", {"ä": [1, "b"]})
         assert (tmp_path / "a.txt").read_bytes() == "größer\n".encode()
         assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ä": [\n    1,\n    "b"\n  ]\n}\n'
 

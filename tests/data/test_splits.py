@@ -86,10 +86,9 @@ class TestReadSplit:
         with pytest.raises(FileNotFoundError, match="no dataset folder"):
             read_split(tmp_path / "none", "train")
         write_split(tmp_path / "train.parquet", [record(1)])
-        with pytest.raises(ValueError, match="has no column name; it has image, image_id, captions: "):
-            read_split(tmp_path, "train", columns=["name"])
-
-        with pytest.raises(ValueError, match=r"has no column questions; .*: use a set of kind vqa"):
+        with pytest.raises(
+            ValueError, match=r"has no column questions; it has image, image_id, captions: use a set of kind vqa"
+        ):
             read_split(tmp_path, "train", kind="vqa")
 
     def test_refuses_what_is_no_parquet(self, tmp_path: Path) -> None:

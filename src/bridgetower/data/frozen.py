@@ -71,12 +71,12 @@ class FrozenPictures:
 
     def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> StoredViews:
         """Draws a view of each picture."""
-        firsts = [self._row(image, 0, column) for image in images]
+        firsts = [self._row(image, column) for image in images]
         return StoredViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
 
-    def first_views(self, images: Sequence[int], column: str = "image") -> StoredOutputs:
-        """Returns the first view of each picture."""
-        return StoredOutputs(self.files, [self._row(image, 0, column) for image in images])
+    def first_views(self, images: Sequence[int]) -> StoredOutputs:
+        """Returns the first view of each picture, of a pair that of the first one."""
+        return StoredOutputs(self.files, [self._row(image, "image") for image in images])
 
     def place(self, row: int) -> tuple[int, str, torch.Generator]:
         """Returns the picture and the column of a row, and what its view is drawn from."""
@@ -85,8 +85,9 @@ class FrozenPictures:
         seed = derive_seed(self.seed, "view of a picture", image, view, self.columns[column])
         return image, self.columns[column], torch.Generator().manual_seed(seed)
 
-    def _row(self, image: int, view: int, column: str) -> int:
-        return (image * self.num_views + view) * len(self.columns) + self.columns.index(column)
+    def _row(self, image: int, column: str) -> int:
+        """Row of a picture's first view."""
+        return image * self.num_views * len(self.columns) + self.columns.index(column)
 
 
 class StoredViews(StoredOutputs):

@@ -122,11 +122,11 @@ class Pictures:
         pixels = torch.stack([self._view(image, column, generator) for image in images])
         return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
 
-    def pixel_values(self, images: Sequence[int], column: str = "image") -> Float[Tensor, "b 3 h w"] | TowerOutputs:
-        """Returns normalised pictures."""
+    def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | TowerOutputs:
+        """Returns normalised pictures, of a pair the first one."""
         if self.frozen is not None:
-            return self.frozen.first_views(images, column)
-        return self.processor.normalise(torch.stack([self.pixels(image, column) for image in images]))
+            return self.frozen.first_views(images)
+        return self.processor.normalise(torch.stack([self.pixels(image) for image in images]))
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:
         """Returns a picture's file as it was prepared."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -73,7 +73,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def read_split(folder: Path, split: str, *, kind: Kind = "captions", columns: Sequence[str] = ()) -> ParquetRows:
+def read_split(folder: Path, split: str, *, kind: Kind = "captions") -> ParquetRows:
     """Opens one split; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
 
     The files are read where they lie: neither loaded into memory nor copied to the cache of `datasets`, which would
@@ -83,7 +83,6 @@ def read_split(folder: Path, split: str, *, kind: Kind = "captions", columns: Se
         folder: A dataset folder.
         split: Such as "train", "validation" or "test".
         kind: What the rows must hold.
-        columns: Further columns that must be there.
 
     Raises:
         FileNotFoundError: If the folder, the split or one of its files is missing.
@@ -92,7 +91,7 @@ def read_split(folder: Path, split: str, *, kind: Kind = "captions", columns: Se
     files = split_files(Path(folder), split)
     for path in files:
         names = read_schema(path).names
-        missing = [name for name in (*core_columns(kind), *columns) if name not in names]
+        missing = [name for name in core_columns(kind) if name not in names]
         if missing:
             raise ValueError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {kind}"

@@ -53,7 +53,7 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a model says of a split.
+    """What a model says of a test split.
 
     Attributes:
         told: The examples, in order.
@@ -71,17 +71,15 @@ def judge(
     kind: JudgedKind,
     folder: Path,
     *,
-    split: str = "test",
     topic_of: Callable[[str], str] | None = None,
     batch_size: int = 128,
 ) -> Judged:
-    """Answers a split with the right and with other pictures, and with the words alone.
+    """Answers the test split with the right and with other pictures, and with the words alone.
 
     Args:
         predictor: The model with its preprocessing.
         kind: Of the set.
-        folder: A prepared set with a training split, whose annotators, if it has several, agree.
-        split: Which split to answer.
+        folder: A prepared set with splits for training and test, whose annotators, if it has several, agree.
         topic_of: Topic of a statement by its identifier; None takes them all as one. Questions have a type.
         batch_size: Examples at once.
 
@@ -89,7 +87,7 @@ def judge(
         FileNotFoundError: The folder or a split is missing.
         ValueError: The set is of another kind, or the model lacks the head.
     """
-    examples, names = _examples(predictor, kind, folder, split)
+    examples, names = _examples(predictor, kind, folder, "test")
     told = tuple(_told(examples, topic_of))
     training = list(_told(_examples(predictor, kind, folder, "train")[0], topic_of))
     task = _TASKS[kind](predictor.model)

@@ -89,9 +89,7 @@ def evaluate_retrieval(
 
 
 @torch.inference_mode()
-def evaluate_matching(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
-) -> float:
+def evaluate_matching(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> float:
     """Accuracy of matching on each caption with its own picture and with a random other one (the same at every call).
 
     It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
@@ -100,7 +98,7 @@ def evaluate_matching(
         ValueError: The model has no matching head, or a picture cannot be decoded.
     """
     model.matching_head()
-    with pair_scorer(model, images, config, means) as pairs:
+    with pair_scorer(model, images, config, AS_USUAL) as pairs:
         controls = _control_pairs(pairs.text_image_index, len(images))
         return _control_accuracy(pairs.score(controls), controls, pairs.text_image_index)
 
