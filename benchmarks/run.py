@@ -2,7 +2,8 @@
 
 Prints a table and writes a list of rows: our time, a peer's, their ratio, the target, the largest difference of the
 outputs, and how near the matrix products come to the machine's own rate. Both sides have the same random weights of the
-base model; their repetitions alternate and medians count. Models and exports are kept in --cache.
+base model; their repetitions alternate and medians count. Repetitions in which other processes were busy are left out,
+and a row without any other says so. Models and exports are kept in --cache.
 """
 
 import argparse
