@@ -12,8 +12,9 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import make_fabric
+from bridgetower.training.parts import Work
 from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.work import Work, plan
+from bridgetower.training.work import plan
 
 
 def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, Work, FrozenExamples]:

@@ -22,8 +22,8 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import FOLDER
+from bridgetower.training.parts import Work
 from bridgetower.training.run import train
-from bridgetower.training.work import Work
 from folders import same_weights, snapshot
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))

@@ -28,7 +28,7 @@ from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
 from bridgetower.training.config import RunConfig
 from bridgetower.training.loop import Fabric
-from bridgetower.training.work import Work
+from bridgetower.training.parts import Work
 
 logger = logging.getLogger(__name__)
 

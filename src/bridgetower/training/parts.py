@@ -8,33 +8,43 @@ from pathlib import Path
 
 from torch import nn
 
+from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import Examples
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.config import RunConfig
 
-Evaluate = Callable[[], dict[str, float]]
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is trained and how it is judged.
+
+    Attributes:
+        task: Model and losses; its `progress` is set to the share of the run that is done.
+        examples: What it is trained on.
+        pictures: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
+        digests: Of the files that are read, by path.
+        evaluate: Gives the figures of the validation split.
+    """
+
+    task: nn.Module
+    examples: Examples
+    pictures: tuple[Pictures, Pictures] | None = None
+    digests: Mapping[str, str]
+    evaluate: Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a run consists of, built by `bridgetower.training.run`.
+class Parts(Work):
+    """Everything that the loop needs, built by `bridgetower.training.run`.
 
     Attributes:
         config: Decides the result.
-        task: Model and losses; its `progress` is set to the share of the run that is done.
         model: The model that the task trains.
-        examples: What it is trained on.
-        digests: Of the files that the run reads, by path.
-        evaluate: Gives the validation figures.
         save: Writes the weights as a checkpoint to a folder.
         max_steps: Optimiser steps of the whole run.
     """
 
     config: RunConfig
-    task: nn.Module
     model: BridgeTower
-    examples: Examples
-    digests: Mapping[str, str]
-    evaluate: Evaluate
     save: Callable[[Path], None]
     max_steps: int

@@ -15,10 +15,10 @@ from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
-from bridgetower.training.parts import Parts
+from bridgetower.training.parts import Parts, Work
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
-from bridgetower.training.work import Work, plan
+from bridgetower.training.work import plan
 
 CONFIG = "run.json"
 
@@ -148,16 +148,7 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, work: 
         write_checkpoint(current, folder)
 
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(work.examples) // config.batch_size)
-    return Parts(
-        config=config,
-        task=work.task,
-        model=model,
-        examples=work.examples,
-        digests=work.digests,
-        evaluate=work.evaluate,
-        save=save,
-        max_steps=max_steps,
-    )
+    return Parts(**vars(work), config=config, model=model, save=save, max_steps=max_steps)
 
 
 __all__ = ["CONFIG", "STATE", "read_run", "train"]

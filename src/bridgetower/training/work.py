@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,6 +42,7 @@ from bridgetower.tasks.single_tower import ImageTask, TextTask
 from bridgetower.tasks.snli_ve import SnliVeTask
 from bridgetower.tasks.vqa import VqaTask
 from bridgetower.training.config import RunConfig
+from bridgetower.training.parts import Work
 from bridgetower.training.texts import KINDS, the_folder
 
 _Set = TypeVar("_Set", bound=Pictures)
@@ -55,25 +55,6 @@ _HEADS_OF = {
     "itm_accuracy": ("itm",),
     "mlm_accuracy": ("mlm",),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is trained and how it is judged.
-
-    Attributes:
-        task: Model and losses.
-        examples: What it is trained on.
-        pictures: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
-        digests: Of the files that are read, by path.
-        evaluate: Gives the figures of the validation split.
-    """
-
-    task: nn.Module
-    examples: Examples
-    pictures: tuple[Pictures, Pictures] | None
-    digests: Mapping[str, str]
-    evaluate: Callable[[], dict[str, float]]
 
 
 def plan(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower) -> Work:
@@ -173,9 +154,7 @@ def _cifar(config: RunConfig, task: CifarConfig, model: BridgeTower, processor: 
     def evaluate() -> dict[str, float]:
         return {"accuracy": accuracy(_predicted(config, trained, held_out).classes, held_out.labels())}
 
-    return Work(
-        task=trained, examples=train, pictures=None, digests=train.digests() | held_out.digests(), evaluate=evaluate
-    )
+    return Work(task=trained, examples=train, digests=train.digests() | held_out.digests(), evaluate=evaluate)
 
 
 def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Processor) -> Work:
@@ -187,9 +166,7 @@ def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Pr
     def evaluate() -> dict[str, float]:
         return glue_figures(name, predict_texts(trained, held_out, **_options(config)), labels)
 
-    return Work(
-        task=trained, examples=train, pictures=None, digests=train.digests() | held_out.digests(), evaluate=evaluate
-    )
+    return Work(task=trained, examples=train, digests=train.digests() | held_out.digests(), evaluate=evaluate)
 
 
 def _predicted(config: RunConfig, task: nn.Module, examples: Examples) -> Predictions:
