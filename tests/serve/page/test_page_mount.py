@@ -1,5 +1,6 @@
 """The page under the routes of the API: what it lets through, what it keeps in, how it ends."""
 
+import gc
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ from bridgetower.search.searcher import Searcher
 from bridgetower.serve.page import gate
 from served import PNGS, Running, error_of, started
 
-pytest.importorskip("gradio")
+gradio = pytest.importorskip("gradio")
 
 CALLED: list[tuple[str, Any]] = []
 
@@ -113,6 +114,25 @@ def test_the_model_is_asked_in_batches_of_all(running: Running) -> None:
     counted = re.compile(rb"bridgetower_batch_items_sum (\S+)")
     first, second = (float(counted.findall(text)[0]) for text in (before, running.service.metrics.text()))
     assert second - first == 1 + 45  # the text, and the pictures that it was matched with
+
+
+def test_results_that_nobody_fetches_are_forgotten(client: httpx.Client) -> None:
+    number = button(client, "Match")
+    for session in range(150):
+        body = {"data": [None, "red bar"], "fn_index": number, "session_hash": f"left-{session}"}
+        client.post("/gradio_api/queue/join", json=body).raise_for_status()
+    assert "process_completed" in fetched(client, "left-149")
+    results = client.get("/gradio_api/queue/data", params={"session_hash": "left-0"})
+    assert "there are no results for this session" in error_of(results, 404)["message"]
+    queues = [thing for thing in gc.get_objects() if type(thing) is gradio.queueing.Queue]
+    assert max(len(queue.pending_messages_per_session) for queue in queues) == 128
+    assert max(len(queue.pending_event_ids_session) for queue in queues) == 128
+
+
+def fetched(client: httpx.Client, session: str) -> str:
+    """What a browser gets that asks for the results of its session."""
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        return "".join(stream.iter_text())
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "../../../../etc/passwd", "pyproject.toml", "README.md"])

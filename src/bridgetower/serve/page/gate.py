@@ -7,19 +7,20 @@ request that it does not understand with a failure.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.serve.errors import ApiError
 
-_JOIN = "/gradio_api/queue/join"
+_JOIN, _RESULTS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 _PATHS = frozenset(
     {
         *("/", "/config", "/theme.css", "/favicon.ico"),
-        *(_JOIN, "/gradio_api/queue/data", "/gradio_api/upload", "/gradio_api/upload_progress"),
+        *(_JOIN, _RESULTS, "/gradio_api/upload", "/gradio_api/upload_progress"),
     }
 )
 _PREFIXES = ("/assets/", "/static/", "/gradio_api/file=")
@@ -39,14 +40,15 @@ class Gate:
     The answers forbid the browser to load anything from elsewhere, and to show the page within another.
     """
 
-    def __init__(self, app: ASGIApp, *, inputs: Mapping[int, int]) -> None:
+    def __init__(self, app: ASGIApp, *, inputs: Mapping[int, int], sessions: Container[str]) -> None:
         """Wraps Gradio's application.
 
         Args:
             app: It.
             inputs: How many values each of its functions takes.
+            sessions: Browsers for which it has results, or will have.
         """
-        self._app, self._inputs = app, inputs
+        self._app, self._inputs, self._sessions = app, inputs, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
@@ -62,6 +64,8 @@ class Gate:
         try:
             if scope["path"] not in _PATHS and not scope["path"].startswith(_PREFIXES):
                 raise ApiError(404, f"{scope['method']} {scope['path']}: Not Found")
+            if scope["path"] == _RESULTS and not self._is_known(scope["query_string"]):
+                raise ApiError(404, "there are no results for this session; press the button again")
             if scope["path"] == _JOIN:
                 receive = _replayed(self._checked(await _body(receive)), receive)
                 headers = MutableHeaders(scope=scope)
@@ -71,6 +75,10 @@ class Gate:
             await error.response()(scope, receive, noted)
             return
         await self._app(scope, receive, noted)
+
+    def _is_known(self, query: bytes) -> bool:
+        """Whether a request for results is of a session that has any."""
+        return parse_qs(query.decode("latin-1")).get("session_hash", [""])[0] in self._sessions
 
     def _checked(self, body: bytes) -> bytes:
         """Returns a press of a button, written anew so that what was checked is what is read."""

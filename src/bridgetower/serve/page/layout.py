@@ -14,6 +14,7 @@ os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # that are kept for statistic
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # which are never made
 
 import gradio as gr
+from gradio.utils import LRUCache
 
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.page import markup
@@ -23,6 +24,9 @@ from bridgetower.serve.service import Service
 
 _MOST_HITS = 48
 _SESSIONS = 32  # of which Gradio keeps what was shown
+_UNFETCHED = (
+    128  # sessions whose results wait for a browser that may never ask for them; Gradio would keep 2000 and more
+)
 _KEPT = (600, 3600)  # seconds: how often uploads are looked through, and how old they get
 
 _Action = Callable[..., Awaitable[str]]
@@ -102,6 +106,8 @@ def build_page(service: Service) -> gr.Blocks:
                     _fields(tab, service)
     page.state_session_capacity = _SESSIONS
     page.queue(max_size=service.config.queue, default_concurrency_limit=None)
+    page._queue.pending_messages_per_session = LRUCache(_UNFETCHED)
+    page._queue.pending_event_ids_session = LRUCache(_UNFETCHED)
     return page
 
 

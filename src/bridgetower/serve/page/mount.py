@@ -33,5 +33,9 @@ def page_app(service: Service) -> FastAPI:
         theme=theme,
         css=files("bridgetower.serve.page").joinpath("page.css").read_text(encoding="utf-8"),
     )
-    app.add_middleware(Gate, inputs={number: len(function.inputs) for number, function in page.fns.items()})
+    app.add_middleware(
+        Gate,
+        inputs={number: len(function.inputs) for number, function in page.fns.items()},
+        sessions=page._queue.pending_messages_per_session,
+    )
     return app
