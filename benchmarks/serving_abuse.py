@@ -51,11 +51,13 @@ class Found:
         statuses: Answers by what was sent and status.
         wrong: Valid requests whose answer was not the model's.
         memory: Bytes of the server, every second.
+        sent: Requests that had been answered by then.
     """
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
     async def watch() -> None:
         while time.monotonic() < until:
             found.memory.append(server.memory())
+            found.sent.append(found.statuses.total())
             await asyncio.sleep(1)
 
     good = (good_client(server, requests, found, until, seed) for seed in range(GOOD))
@@ -186,8 +189,24 @@ def verdict(found: Found, log: str, growth: float) -> dict[str, Any]:
         "valid_told_to_come_back": found.statuses["valid", 429] + found.statuses["valid", 503],
         "statuses": {f"{name} {status}": number for (name, status), number in sorted(found.statuses.items())},
         "memory_mib": {"early": early / 2**20, "late": late / 2**20, "most": max(found.memory) / 2**20},
+        "memory_by_minute": memory_by_minute(found),
         "problems": problems,
     }
+
+
+def memory_by_minute(found: Found) -> list[dict[str, float]]:
+    """Returns for every minute the requests until its end, the median memory, and what a thousand requests added."""
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(found.memory), 60):
+        row = {
+            "requests": found.sent[start : start + 60][-1],
+            "mib": statistics.median(found.memory[start : start + 60]) / 2**20,
+        }
+        if rows:
+            grown, sent = row["mib"] - rows[-1]["mib"], row["requests"] - rows[-1]["requests"]
+            row["mib_per_1000"] = 1000 * grown / max(1, sent)
+        rows.append(row)
+    return rows
 
 
 def main() -> None:

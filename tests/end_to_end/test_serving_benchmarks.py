@@ -26,6 +26,9 @@ def test_abuse(tmp_path: Path) -> None:
     found = run("serving_abuse.py", tmp_path / "abuse.json", "--minutes", "0.1", "--growth", "2")
     assert found["problems"] == []
     assert found["valid_answered"] > 20
+    (minute,) = found["memory_by_minute"]
+    assert 20 < minute["requests"] <= sum(found["statuses"].values())
+    assert 0 < minute["mib"] <= found["memory_mib"]["most"]
     kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
     assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
 
