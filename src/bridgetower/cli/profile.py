@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from bridgetower.model.config import ModelConfig
 
 Preset = Literal["base", "large", "nano"]
-Costs = dict[str, dict[str, dict[str, float]]]
 
 _COLUMNS = {"parameters": ("parameters [M]", 1e6), "flops": ("GFLOP", 1e9), "milliseconds": ("ms", 1.0)}
 
