@@ -16,7 +16,6 @@ from bridgetower.model.layers import (
     PostNormLayer,
     PreNormLayer,
     SelfAttention,
-    quick_gelu,
 )
 
 WIDTH, HEADS = 12, 3
@@ -96,11 +95,6 @@ class TestFeedForward:
             ours = layer(hidden)
         assert tiny.off(ours, layer(hidden)) < ATOL
         assert torch.equal(hidden, given)
-
-    def test_quick_gelu_is_an_approximation(self) -> None:
-        values = torch.linspace(-4, 4, 50, dtype=torch.float64)
-        assert 1e-3 < tiny.off(quick_gelu(values), F.gelu(values)) < 0.03
-        assert quick_gelu(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
 class TestTransformerLayers:

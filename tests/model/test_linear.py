@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
+from bridgetower.model.activation import activated
+from bridgetower.model.config import Activation
 from bridgetower.model.linear import Linear, in_onednn, linear, pack_weights
 
 ATOL = 1e-5
@@ -48,6 +50,44 @@ def test_frozen_parts_get_no_gradient(frozen: int) -> None:
         leaf.requires_grad_(number != frozen)
     linear(*leaves).sum().backward()
     assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+class TestActivatedInput:
+    """A feed-forward layer's second product, whose input is an activation."""
+
+    def test_values_and_gradients(self, activation: Activation) -> None:
+        hidden, weight = random(2, 5, 24).requires_grad_(), random(10, 24, seed=1).requires_grad_()
+        leaves = [hidden, weight, random(10, seed=2).requires_grad_()]
+        ours = linear(hidden, weight, leaves[2], activation)
+        theirs = F.linear(activated(hidden, activation), weight, leaves[2])
+        assert tiny.off(ours, theirs) < ATOL
+        wanted = gradients(theirs, leaves)
+        for one, other in zip(gradients(ours, leaves), wanted, strict=True):
+            assert tiny.off(one, other) < ATOL
+        plain = linear(hidden, weight, leaves[2])
+        assert tiny.off(gradients(plain, leaves)[0], wanted[0]) > 0.1, "control: without the activation"
+
+    def test_it_is_not_kept_for_the_gradient(self, activation: Activation) -> None:
+        up, down = Linear(8, 6), Linear(6, 4)
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+            hidden = up(random(5, 8))
+            down(hidden, activation)
+            assert [tensor.shape for tensor in kept if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
+            F.linear(activated(hidden, activation), down.weight)
+        assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, "control: apart, both are kept"
+
+    def test_a_packed_weight_elsewhere_and_without_gradients(self, activation: Activation) -> None:
+        layer, hidden = Linear(24, 10), random(3, 24)
+        given, expected = hidden.clone(), F.linear(activated(hidden, activation), layer.weight, layer.bias)
+        with torch.no_grad():
+            assert tiny.off(layer(hidden, activation), expected) < ATOL
+        assert tiny.off(layer.double()(hidden.double(), activation), expected.double()) < ATOL
+        pack_weights(layer.float())
+        assert layer.is_packed
+        assert tiny.off(layer(hidden, activation), expected) < ATOL
+        assert torch.equal(hidden, given)
 
 
 def test_control_a_transposed_weight_is_another_product() -> None:

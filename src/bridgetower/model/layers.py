@@ -1,10 +1,10 @@
 """Building blocks that the towers and the fusion encoder share: attention, feed-forward, transformer layers."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from bridgetower.model.activation import activated_
 from bridgetower.model.attention import attend
 from bridgetower.model.config import Activation
 from bridgetower.model.dropout import dropout
@@ -73,8 +73,8 @@ class FeedForward(nn.Module):
         """Applies the layer position by position."""
         up = self.up(hidden)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.down(quick_gelu(up) if self.activation == "quick_gelu" else F.gelu(up))
-        return self.down(_quick_gelu_(up) if self.activation == "quick_gelu" else torch.ops.aten.gelu_(up))
+            return self.down(up, self.activation)
+        return self.down(activated_(up, self.activation))
 
 
 class PreNormLayer(nn.Module):
@@ -134,13 +134,3 @@ class Pooler(nn.Module):
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
         """Reads the first position only."""
         return torch.tanh(self.dense(hidden[:, 0]))
-
-
-def quick_gelu(hidden: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """x·σ(1.702x), the GELU approximation that CLIP was trained with."""
-    return F.silu(1.702 * hidden) / 1.702  # keeps one tensor for the gradient, where the formula keeps two
-
-
-def _quick_gelu_(hidden: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The same in the place of its input: on a CPU new memory costs more time than the activation."""
-    return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)

@@ -14,13 +14,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bridgetower.model.activation import activated, activation_gradient
+from bridgetower.model.config import Activation
+
 
 class Linear(nn.Linear):
     """x·Wᵀ + b, with a weight that can be packed for inference."""
 
-    def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:  # noqa: A002 - torch's name
-        """Applies the layer to the last axis."""
-        return linear(input, self.weight, self.bias)
+    def forward(
+        self,
+        input: Float[Tensor, "*n i"],  # noqa: A002 - torch's name
+        activation: Activation | None = None,
+    ) -> Float[Tensor, "*n o"]:
+        """Applies the layer to the last axis, after the activation if one is given."""
+        return linear(input, self.weight, self.bias, activation)
 
     @property
     def is_packed(self) -> bool:
@@ -58,16 +65,22 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 
 def linear(
-    hidden: Float[Tensor, "*n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
+    hidden: Float[Tensor, "*n i"],
+    weight: Float[Tensor, "o i"],
+    bias: Float[Tensor, " o"] | None,
+    activation: Activation | None = None,
 ) -> Float[Tensor, "*n o"]:
-    """Returns hidden · weightᵀ + bias, like `torch.nn.functional.linear`; the weight may be packed."""
+    """Returns activation(hidden) · weightᵀ + bias, like `torch.nn.functional.linear`; the weight may be packed.
+
+    For the gradients `hidden` alone is kept, and its activation computed again.
+    """
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
     elif not in_onednn(hidden, weight):
-        return F.linear(hidden, weight, bias)
+        return F.linear(_input(hidden, activation), weight, bias)
     if not torch.is_grad_enabled():
-        return _product(hidden, weight, bias)
-    output: Tensor = _OneDnn.apply(hidden, weight, bias)  # type: ignore[no-untyped-call]
+        return _product(_input(hidden, activation), weight, bias)
+    output: Tensor = _OneDnn.apply(hidden, weight, bias, activation)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -102,21 +115,37 @@ class _OneDnn(torch.autograd.Function):
     """The product and its gradients, which are products too."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        return _product(hidden, weight, bias)
+        ctx.activation = activation
+        return _product(_input(hidden, activation), weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         hidden, weight = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
-        to_hidden, to_weight, to_bias = ctx.needs_input_grad
+        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
-            _product(gradient, _dense(weight).T).view(hidden.shape) if to_hidden else None,
-            _product(gradient.T, hidden.reshape(-1, hidden.shape[-1]).contiguous().T) if to_weight else None,
+            _gradient_of_input(gradient, hidden, weight, ctx.activation) if to_hidden else None,
+            _gradient_of_weight(gradient, _input(hidden, ctx.activation)) if to_weight else None,
             gradient.sum(dim=0) if to_bias else None,
+            None,
         )
+
+
+def _input(hidden: Tensor, activation: Activation | None) -> Tensor:
+    """Returns what the weight is multiplied with."""
+    return hidden if activation is None else activated(hidden, activation)
+
+
+def _gradient_of_input(gradient: Tensor, hidden: Tensor, weight: Tensor, activation: Activation | None) -> Tensor:
+    outer = _product(gradient, _dense(weight).T).view(hidden.shape)
+    return outer if activation is None else activation_gradient(outer, hidden, activation)
+
+
+def _gradient_of_weight(gradient: Tensor, inputs: Tensor) -> Tensor:
+    return _product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
 
 
 def _dense(weight: Tensor) -> Tensor:
