@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -131,11 +132,11 @@ def cross_attention(
 
 @contextmanager
 def _outputs(layers: list[FusionLayer]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Catches what the query and the key-and-value projection of each layer's cross-attention give out."""
-    caught: dict[tuple[int, str], Tensor] = {}
+    """Catches what the query and the key-and-value projection of each layer's cross-attention give out, in parts."""
+    caught: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
     hooks = [
         getattr(layer.cross_attention, name).register_forward_hook(
-            lambda module, inputs, output, key=(number, name): caught.__setitem__(key, output)
+            lambda module, inputs, output, key=(number, name): caught[key].append(output)
         )
         for number, layer in enumerate(layers)
         for name in ("query", "key_value")
@@ -146,7 +147,9 @@ def _outputs(layers: list[FusionLayer]) -> Iterator[list[tuple[Tensor, Tensor]]]
     finally:
         for hook in hooks:
             hook.remove()
-    outputs += [(caught[number, "query"], caught[number, "key_value"]) for number in range(len(layers))]
+    outputs += [
+        (torch.cat(caught[number, "query"]), torch.cat(caught[number, "key_value"])) for number in range(len(layers))
+    ]
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:

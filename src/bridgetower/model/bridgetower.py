@@ -34,6 +34,10 @@ from bridgetower.model.vision import VisionTower
 EncodeRead = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
+BUFFER_BYTES = 2**25
+"""Of the largest activation of a fusion layer, in inference on a CPU. The C library's allocator gives larger buffers
+back after each use, and the system clears their memory for the next, so more pairs at once take longer each."""
+
 
 class BridgeTower(nn.Module):
     """Two towers, the fusion encoder and the heads that the config names."""
@@ -144,7 +148,7 @@ class BridgeTower(nn.Module):
         return replace(text, start=self.fusion.start_text(text.layers[0], text.mask))
 
     def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
-        """Fuses image b with text b, computing only what is read.
+        """Fuses image b with text b, computing only what is read; in inference on a CPU, some pairs after others.
 
         Args:
             image: From `encode_image`.
@@ -163,6 +167,21 @@ class BridgeTower(nn.Module):
             )
         if not (image.layers and text.layers):
             raise ValueError('these encodings hold the CLS only; encode with read="layers" what is to be fused')
+        at_once = self._pairs_at_once(image)
+        if at_once is None or len(image) <= at_once:
+            return self._fuse(image, text, read)
+        parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
+        return Fused.cat([self._fuse(image[part], text[part], read) for part in parts])
+
+    def _pairs_at_once(self, image: Encoded) -> int | None:
+        """Returns how many pairs to fuse at once; None: all, as where gradients, dropout or a graph are wanted."""
+        hidden = image.layers[0]
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or hidden.device.type != "cpu":
+            return None
+        pair_bytes = hidden.shape[1] * self.config.fusion.intermediate_size * hidden.element_size()
+        return max(1, BUFFER_BYTES // pair_bytes)
+
+    def _fuse(self, image: Encoded, text: Encoded, read: Read) -> Fused:
         streams = (image.layers, text.layers, text.mask, read, image.start, text.start)
         text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:

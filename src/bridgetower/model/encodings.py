@@ -106,6 +106,12 @@ class Fused:
         """Text and image pooler outputs side by side, with `read="pooled"` or `"all"`."""
         return _read(self._pooled, "pooled", '"pooled" or "all"')
 
+    @staticmethod
+    def cat(parts: Sequence[Fused]) -> Fused:
+        """Joins batches along samples; texts are of one length, and all parts were read alike."""
+        outputs = zip(*((part._text, part._image, part._pooled) for part in parts), strict=True)
+        return Fused(*(None if each[0] is None else torch.cat(each) for each in outputs))
+
 
 def _read(output: Tensor | None, name: str, reads: str) -> Tensor:
     if output is None:
