@@ -55,6 +55,7 @@ def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
     moved = Index(tmp_path / "elsewhere.lance")
     assert (len(moved), moved.info) == (1, index.info)
     assert Index(moved.uri, root=tmp_path / "b").root == tmp_path / "b"
+    assert moved.model_or(None) == "owner/name@1a"
     moved.check_model("f" * 16, "mine")
     with pytest.raises(ValueError, match=r"made with model f{16} \(owner/name@1a\), but mine is 0{16}; use that model"):
         moved.check_model("0" * 16, "mine")

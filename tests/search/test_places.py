@@ -29,6 +29,12 @@ def test_refuses_other_names(uri: str) -> None:
         places.split(uri)
 
 
+def test_paths_and_hub_ids(tmp_path: Path) -> None:
+    for path in (tmp_path / "a" / "model", tmp_path / "model"):
+        assert places.is_path(places.portable(tmp_path / "a" / "b.lance", path))
+    assert not places.is_path("owner/model@1a2b")
+
+
 def test_what_lies_beside_moves_along(tmp_path: Path) -> None:
     index, moved = tmp_path / "a" / "b.lance", tmp_path / "c" / "b.lance"
     beside, elsewhere = tmp_path / "a" / "photos" / "2024", tmp_path / "photos"

@@ -152,6 +152,14 @@ class TestModels:
         with pytest.raises(ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"):
             Searcher(index, other)
 
+    def test_a_model_that_is_elsewhere_now(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
+        (tmp_path / "model").rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError, match=r"photos\.lance was made with the model at .*/model, which is not"):
+            Searcher(tmp_path / "photos.lance")
+        assert len(Searcher(tmp_path / "photos.lance", tmp_path / "moved").search(TEXT)) == 6
+
     def test_a_model_without_matching_head(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
         checkpoint = read_checkpoint(tiny_checkpoint)
         tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itm_head")}

@@ -104,7 +104,7 @@ def search(
     if index is not None and text is None and not index.endswith(".lance"):
         index, text = None, index
     opened = Index(index_or_demo(index), root=root)
-    searcher = Searcher(opened, loading.load(model or opened.model))
+    searcher = Searcher(opened, loading.load(opened.model_or(model)))
     hits = searcher.search(
         text,
         image,

@@ -90,7 +90,7 @@ def service(
         if index is None:
             chosen, index = model_or_demo(None, "bridgetower serve --model MODEL"), index_or_demo(None)
         opened = Index(index, root=root)
-        searcher = Searcher(opened, loading.load(chosen or opened.model))
+        searcher = Searcher(opened, loading.load(opened.model_or(chosen)))
         predictor = searcher.predictor
     if answer_model is None and model is None and predictor.model.vqa_head is None:
         answer_model = demo_answering()

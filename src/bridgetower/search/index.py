@@ -131,6 +131,18 @@ class Index:
         """Where the model was loaded from that made the index."""
         return places.resolved(self.uri, self.info.model)
 
+    def model_or(self, given: str | Path | None) -> str:
+        """Returns what to load for a search: the model that is given, or the one that made the index.
+
+        Raises:
+            FileNotFoundError: None is given, and that one is not where it was.
+        """
+        if given is None and places.is_path(self.info.model) and not Path(self.model).exists():
+            raise FileNotFoundError(
+                f"{self.uri} was made with the model at {self.model}, which is not there; give where it is now as model"
+            )
+        return str(given or self.model)
+
     def check_model(self, fingerprint: str, name: str) -> None:
         """Checks that the index was made with a model.
 

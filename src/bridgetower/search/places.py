@@ -37,6 +37,11 @@ def portable(uri: Uri, path: Uri) -> str:
     return _BESIDE + os.path.relpath(absolute, beside)
 
 
+def is_path(path: str) -> bool:
+    """Whether what `portable` returned is a path, and not the hub id that was kept instead of one."""
+    return path.startswith(_BESIDE) or Path(path).is_absolute()
+
+
 def resolved(uri: Uri, path: str) -> str:
     """Undoes `portable`; absolute paths and hub ids stay."""
     return str(Path(uri).parent / path) if path.startswith(_BESIDE) else path

@@ -80,7 +80,7 @@ class Searcher:
             ValueError: The index was made with another model.
         """
         self.index = index if isinstance(index, Index) else Index(index)
-        self.predictor = model if isinstance(model, Predictor) else load(model or self.index.model)
+        self.predictor = model if isinstance(model, Predictor) else load(self.index.model_or(model))
         self.index.check_model(self.predictor.fingerprint, self.predictor.source)
 
     def search(
