@@ -75,14 +75,15 @@ def rank_row(setting: Setting) -> Iterator[Row]:
     }
     correlation = float(spearman_corrcoef(scores["int8"], scores["fp32"]))
     yield Row(
-        name=f"int8 against fp32, {images * texts} pairs",
-        ours="ours onnxruntime int8",
-        peer="ours torch fp32",
+        name=f"rank correlation of int8 with fp32, {images * texts} pairs",
+        ours="ours torch fp32",
+        peer="ours onnxruntime int8",
         unit="rank correlation",
-        ours_s=correlation,
-        peer_s=1.0,
+        ours_s=1.0,
+        peer_s=correlation,
+        target=0.99,
         max_diff=float((scores["fp32"] - scores["int8"]).abs().max()),
-        details={"target_correlation": 0.99, "spread_of_scores": float(scores["fp32"].std())},
+        details={"spread_of_scores": float(scores["fp32"].std())},
     )
 
 
