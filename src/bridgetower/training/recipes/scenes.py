@@ -52,13 +52,17 @@ SCENES_SNLI_VE = replace(
     source="this project: for sets of `bridgetower prepare scenes --kind snli-ve`",
     task=SnliVeConfig(),
     model=replace(_MODEL, heads=replace(_HEADS, snli_ve=True)),
+    max_steps=1_200,
     select_by="accuracy",
 )
 
 SCENES_NLVR2 = replace(
     SCENES_SNLI_VE,
     recipe="scenes-nlvr2",
-    source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`",
+    source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`, from a model that has learnt about "
+    "questions",
     task=Nlvr2Config(),
     model=replace(_MODEL, heads=replace(_HEADS, nlvr2=True), fusion=replace(_MODEL.fusion, num_token_types=3)),
+    optimizer=replace(SCENES_VQA.optimizer, lr=1e-4, warmup=0.1),  # 5e-4 unlearns what the model starts with
+    max_steps=800,
 )
