@@ -1,5 +1,6 @@
 """Question answering in two processes against one: losses, gradients, and predictions of an odd number of questions."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ WORLD = 2
 Result = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class First:
+    """The first few examples."""
+
+    examples: Statements
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, key: BatchKey) -> Any:
+        return self.examples[key]
+
+
 def build(checkpoint: Path, folder: Path) -> tuple[VqaTask, VqaQuestions]:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
@@ -46,15 +61,18 @@ def step(checkpoint: Path, folder: Path) -> Result:
     return {"loss": losses.total.detach(), "gradients": gradients}
 
 
-def predict(checkpoint: Path, folder: Path) -> Predictions:
+def predict(checkpoint: Path, folder: Path, number: int | None = None) -> Predictions:
+    """Of the first `number` statements."""
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
     pictures = Pictures(DataConfig(folders=(str(folder),)), "validation", loaded.processor, kind="snli-ve")
-    return predict_classes(SnliVeTask(loaded.model()), Statements(pictures), batch_size=3)
+    statements = Statements(pictures)
+    return predict_classes(SnliVeTask(loaded.model()), First(statements, number or len(statements)), batch_size=3)
 
 
 def everything(checkpoint: Path, questions: Path, statements: Path) -> Result:
-    return {"step": step(checkpoint, questions), "predictions": predict(checkpoint, statements)}
+    predictions = {"predictions": predict(checkpoint, statements), "one": predict(checkpoint, statements, 1)}
+    return {"step": step(checkpoint, questions), **predictions}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +112,12 @@ def test_predictions_are_complete_and_in_order(alone: Result, processes: list[Re
     for process in processes:
         assert torch.equal(process["predictions"].classes, expected.classes)
         torch.testing.assert_close(process["predictions"].probabilities, expected.probabilities, atol=1e-5, rtol=0)
+
+
+def test_fewer_examples_than_processes(alone: Result, processes: list[Result]) -> None:
+    assert len(alone["one"]) == 1
+    for process in processes:
+        assert torch.equal(process["one"].classes, alone["one"].classes)
 
 
 def test_control_another_order_differs(answering_checkpoint: Path, sets: tuple[Path, Path], alone: Result) -> None:

@@ -74,7 +74,7 @@ def _predict(
     progress: bool,
 ) -> tuple[Tensor, ...]:
     """Returns what `read` keeps of the prediction of every example, [n] each, in order and on the CPU."""
-    own = range(rank(), len(examples), world_size())
+    own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
     loader = counted(loader, "predicting batches", shown=progress and rank() == 0, total=len(keys))
