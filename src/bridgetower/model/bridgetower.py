@@ -35,8 +35,8 @@ EncodeRead = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 BUFFER_BYTES = 2**25
-"""Of the largest activation of a fusion layer, in inference on a CPU. The C library's allocator gives larger buffers
-back after each use, and the system clears their memory for the next, so more pairs at once take longer each."""
+"""Of the largest activation of a fusion layer, in inference on a CPU. More pairs at once were slower: of the
+base model 0.116 s each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only growth`)."""
 
 
 class BridgeTower(nn.Module):
