@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
@@ -15,7 +16,7 @@ from bridgetower.analysis.report import render_report, write_report
 from bridgetower.analysis.results import DemoResults
 
 VOID = {"meta", "img", "br"}
-SECTIONS = ("curves", "retrieval", "searches", "hidden-words", "answers", "cost", "basis")
+SECTIONS = ("curves", "retrieval", "searches", "masked-words", "answers", "cost", "basis")
 
 
 class Page(HTMLParser):
@@ -83,13 +84,13 @@ class TestContent:
             "Retrieval on shapes: recall in percent",
             "random ranking",
             "Matching accuracy in percent",
-            "✓ right picture first of 50",
-            "right picture 37th of 50",
+            "✓ right image first of 50",
+            "right image 37th of 50",
             "right text 2nd of 50",
             "By BridgeTower, seed 0.",
             "25 %",
             "cos \u22120.12",
-            "Does it look at the picture?",
+            "Does it look at the image?",
             "60 %",
             "0.05 %",
             "Questions answered right, in percent",
@@ -153,10 +154,10 @@ class TestVariants:
         assert "METER" not in page.text
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 
-    def test_without_hidden_words(self) -> None:
+    def test_without_masked_words(self) -> None:
         figures = {name: value for name, value in made_up.figures().items() if not name.startswith("mlm")}
         page = Page(report(made_up.results(made_up.run(test={"shapes": figures})), masks=[]))
-        assert "Hidden words were not measured" in page.text
+        assert "Masked words were not measured" in page.text
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 
     def test_without_questions(self) -> None:
@@ -228,6 +229,11 @@ class TestEscaping:
         assert page.text.count(bad) > 20
 
 
+def test_an_example_that_is_no_image() -> None:
+    with pytest.raises(ValueError, match="an example cannot be read"):
+        report(answers=[replace(made_up.answer(), picture=b"text")])
+
+
 class TestAccessibility:
     def test_language_and_width(self, page: Page) -> None:
         assert page.all("html") == [{"lang": "en"}]
@@ -239,7 +245,7 @@ class TestAccessibility:
         assert levels[0] == 1
         assert all(after <= before + 1 for before, after in pairwise(levels))
 
-    def test_pictures_have_alternatives(self, page: Page) -> None:
+    def test_images_have_alternatives(self, page: Page) -> None:
         assert all(picture["alt"] for picture in page.all("img"))
         assert all(drawing["aria-label"] for drawing in page.all("svg"))
 
@@ -266,7 +272,7 @@ class TestAccessibility:
 
 def palette(theme: str) -> dict[str, str]:
     """Colours of the style sheet; the first block is light, the second dark."""
-    css = files("bridgetower.analysis").joinpath("report.css").read_text(encoding="utf-8")
+    css = files("bridgetower.analysis").joinpath("templates/report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)
     return dict(re.findall(r"--([a-z-]+): #([0-9a-f]{6})", blocks[theme == "dark"]))
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from scipy.stats import t as student_t
+
 from bridgetower.analysis.formats import ARM_NAMES, count, listing, mean_std, millions, number
 from bridgetower.analysis.results import Arm, DemoDataset, DemoResults, Spread, spread
 
 Verdict = Literal["higher", "lower", "unclear", "untested"]
-
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the last is a little too careful.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def interval(difference: Spread) -> tuple[float, float] | None:
@@ -18,7 +17,7 @@ def interval(difference: Spread) -> tuple[float, float] | None:
     seeds, std = len(difference["values"]), difference["std"]
     if std is None:
         return None
-    reach = _T_95[min(seeds - 1, len(_T_95)) - 1] * std / seeds**0.5
+    reach = float(student_t.ppf(0.975, seeds - 1)) * std / seeds**0.5
     return difference["mean"] - reach, difference["mean"] + reach
 
 
@@ -40,9 +39,9 @@ def method(results: DemoResults) -> str:
     runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
     meter = " METER is the same network without bridges and input LayerNorms." if "meter" in results.arms else ""
     return (
-        f"{listing(models) or 'The models'} learnt from {count(images)} pictures with {count(captions)} captions "
+        f"{listing(models) or 'The models'} learnt from {count(images)} images with {count(captions)} captions "
         f"({listing([dataset.name for dataset in results.datasets])}) for {count(results.runs[0].steps)} steps, with "
-        f"{runs}.{meter} All test figures are of pictures that no training saw: {listing(tests)}."
+        f"{runs}.{meter} All test figures are of images that no training saw: {listing(tests)}."
     )
 
 
@@ -65,15 +64,15 @@ def matching_finding(results: DemoResults, dataset: str) -> str:
     return f"Telling right pairs from wrong ones: {listing(reached)}; guessing gives 50 %."
 
 
-def picture_finding(results: DemoResults, dataset: str) -> str:
-    """Says what the right picture adds to finding hidden words on one data set; empty if it was not measured."""
-    gains = {arm: picture_gain(results, dataset, arm) for arm in results.arms}
+def image_finding(results: DemoResults, dataset: str) -> str:
+    """Says what the right image adds to finding masked words on one data set; empty if it was not measured."""
+    gains = {arm: image_gain(results, dataset, arm) for arm in results.arms}
     reached = [
-        f"{ARM_NAMES[arm]} {mean_std(gain, scale=100, sign=True)} points ({picture_reading(gain)})"
+        f"{ARM_NAMES[arm]} {mean_std(gain, scale=100, sign=True)} points ({image_reading(gain)})"
         for arm, gain in gains.items()
         if gain is not None
     ]
-    return f"Hidden words found with the right picture rather than a wrong one: {listing(reached)}." if reached else ""
+    return f"Masked words found with the right image rather than a wrong one: {listing(reached)}." if reached else ""
 
 
 def comparison(difference: Spread) -> str:
@@ -90,19 +89,19 @@ def comparison(difference: Spread) -> str:
     return f"{better} is ahead of {worse} ({evidence})."
 
 
-def picture_gain(results: DemoResults, dataset: str, arm: Arm) -> Spread | None:
-    """Returns accuracy on hidden words with the right picture minus with a wrong one; None if it was not measured."""
+def image_gain(results: DemoResults, dataset: str, arm: Arm) -> Spread | None:
+    """Returns accuracy on masked words with the right image minus with a wrong one; None if it was not measured."""
     tests = [run.test[dataset] for run in results.arm_runs(arm)]
     if any("mlm_accuracy" not in test or "mlm_wrong_image_accuracy" not in test for test in tests):
         return None
     return spread([test["mlm_accuracy"] - test["mlm_wrong_image_accuracy"] for test in tests])
 
 
-def picture_reading(gain: Spread) -> str:
-    """Says how a gain from the right picture is to be read."""
+def image_reading(gain: Spread) -> str:
+    """Says how a gain from the right image is to be read."""
     return {
-        "higher": "the picture helps",
-        "lower": "the picture misleads",
+        "higher": "the image helps",
+        "lower": "the image misleads",
         "unclear": "no clear difference",
         "untested": "one seed: open",
     }[verdict(gain)]

@@ -1,33 +1,38 @@
-"""One self-contained HTML page about a finished comparison; it loads nothing and runs no script."""
+"""One self-contained HTML page about a finished comparison; `templates/report.html` is its form."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from bridgetower.analysis import formats
 from bridgetower.analysis.answer_examples import AnswerExample
 from bridgetower.analysis.charts import learning_curve
 from bridgetower.analysis.examples import SearchExample
-from bridgetower.analysis.findings import matching_finding, method, picture_finding, retrieval_finding
-from bridgetower.analysis.formats import ARM_NAMES, count, duration, listing, number
-from bridgetower.analysis.markup import Section, bar, definitions, heading, paragraph
-from bridgetower.analysis.masked_examples import MaskExample
-from bridgetower.analysis.report_examples import answer_cards, mask_cards, search_cards
-from bridgetower.analysis.report_tables import (
-    answers_table,
-    cost_tables,
-    hidden_words_table,
-    matching_table,
-    recall_table,
+from bridgetower.analysis.findings import (
+    image_finding,
+    image_gain,
+    image_reading,
+    interval,
+    matching_finding,
+    method,
+    retrieval_finding,
 )
-from bridgetower.analysis.results import DemoDataset, DemoResults
+from bridgetower.analysis.formats import ARM_NAMES, MINUS, NO_VALUE, count, duration, gflops, mean_std, millions, number
+from bridgetower.analysis.masked_examples import MaskExample
+from bridgetower.analysis.results import PARTS, DemoResults, Spread, spread
 from bridgetower.files import write_text
 
-PERFECT_RSUM = 600.0
+_STAGES = {"itc": "ITC only", "two_stage": "two-stage"}
+_DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+_KS = (1, 5, 10)
 
 
 def write_report(
@@ -45,9 +50,12 @@ def write_report(
         path: File to write.
         results: Everything measured.
         searches: Data set → its example searches.
-        masks: Captions with a hidden word.
-        answers: Questions about scenes with what the model answers.
+        masks: Captions with a masked word.
+        answers: Questions about scenes with the model's answers.
         examples_from: The model that made the examples, such as "BridgeTower, seed 0".
+
+    Raises:
+        ValueError: An image of the examples cannot be read.
     """
     write_text(path, render_report(results, searches, masks, answers, examples_from=examples_from))
 
@@ -61,185 +69,213 @@ def render_report(
     examples_from: str,
 ) -> str:
     """Returns the page; arguments as for `write_report`."""
-    sections = [
-        _curves(results),
-        _retrieval(results),
-        _searches(searches, examples_from),
-        _hidden_words(results, masks, examples_from),
-        *([_answers(results, answers, examples_from)] if results.answers else []),
-        _cost(results),
-        _basis(results),
-    ]
-    return Template(_resource("report.html")).substitute(
-        title=escape(_title(results)),
-        style=_resource("report.css"),
-        lead=escape(method(results)),
-        verdicts="".join(_verdict(results, dataset) for dataset in results.summary()),
-        links="".join(section.link() for section in sections),
-        sections="\n".join(section.render() for section in sections),
+    templates = Environment(
+        loader=PackageLoader("bridgetower.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        name: getattr(formats, name) for name in ("count", "number", "percent", "ordinal", "duration")
+    } | {"data_uri": _data_uri}
+    tested = list(results.runs[0].test)
+    return templates.get_template("report.html").render(
+        style=templates.loader.get_source(templates, "report.css")[0],  # type: ignore[union-attr]  # set above
+        title=f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {formats.listing(tested)}",
+        lead=method(results),
+        arms={arm: ARM_NAMES[arm] for arm in results.arms},
+        several_seeds=any(len(results.seeds(arm)) > 1 for arm in results.arms),
+        verdicts=[_verdict(results, dataset) for dataset in tested],
+        drawings=_drawings(results),
+        tables={
+            "recall": [_recall_table(results, dataset) for dataset in tested],
+            "matching": _matching_table(results),
+            "masked_words": _masked_words_table(results),
+            "answers": _answers_table(results) if results.answers else None,
+            "cost": [*([_size_table(results)] if results.costs else []), _time_table(results)],
+        },
+        results=results,
+        searches=searches,
+        masks=masks,
+        answers=answers,
+        examples_from=examples_from,
+        data=list(_data(results)),
+        versions=[*results.versions.items(), ("whole demo", duration(results.seconds_total))],
+        settings=list(_flat(results.settings)),
     )
 
 
-def _title(results: DemoResults) -> str:
-    return f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {listing(list(results.runs[0].test))}"
+@dataclass(frozen=True)
+class _Row:
+    header: str
+    cells: Sequence[str]
+    style: str = ""
 
 
-def _verdict(results: DemoResults, dataset: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
+
+    caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[_Row] = ()
+    groups: Sequence[tuple[str, int]] = ()
+    missing: str = ""
+
+
+def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
     """The headline of one data set: RSUM as bars, and how it is to be read."""
-    figures = results.summary()[dataset]
-    values = {ARM_NAMES[arm]: (figures["rsum"][arm]["mean"], arm) for arm in results.arms}
-    bars = values | {"random": (figures["chance_rsum"][results.arms[0]]["mean"], "chance")}
-    rows = "".join(
-        f'<li><span class="word">{name}</span>{bar(value / PERFECT_RSUM, style)}<span>{number(value)}</span></li>'
-        for name, (value, style) in bars.items()
-    )
-    findings = (retrieval_finding, matching_finding, picture_finding)
-    text = "".join(paragraph(sentence) for find in findings if (sentence := find(results, dataset)))
-    label = paragraph(f"RSUM on {dataset}", "label")
-    return (
-        f'<div class="verdict"><div>{label}<ul class="bars" aria-hidden="true">{rows}</ul></div><div>{text}</div></div>'
-    )
-
-
-def _curves(results: DemoResults) -> Section:
-    chances = [
-        point.figures["chance_rsum"] for run in results.runs for point in run.curve if "chance_rsum" in point.figures
-    ]
-    drawings = {
-        "RSUM of the validation pictures (600 is perfect)": learning_curve(
-            results, "rsum", label="RSUM", chance=chances[0] if chances else None
-        ),
-        "Matching accuracy on the validation pictures": learning_curve(
-            results, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100
-        ),
+    metrics = results.summary()[dataset]
+    bars = [{"name": ARM_NAMES[arm], "value": metrics["rsum"][arm]["mean"], "style": arm} for arm in results.arms]
+    chance = metrics["chance_rsum"][results.arms[0]]["mean"]
+    findings = (find(results, dataset) for find in (retrieval_finding, matching_finding, image_finding))
+    return {
+        "dataset": dataset,
+        "bars": [*bars, {"name": "random", "value": chance, "style": "chance"}],
+        "sentences": [sentence for sentence in findings if sentence],
     }
-    legend = "".join(f'<span class="{arm}">{ARM_NAMES[arm]}</span>' for arm in results.arms)
-    figures = "".join(
-        f'<figure class="chart">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-        for caption, drawing in drawings.items()
-        if drawing is not None
-    )
-    body = (
-        paragraph(_seeds(results, "Lines are means over the seeds, bands go from the lowest to the highest seed."))
-        + f'<p class="legend">{legend}<span class="chance">guessing</span></p><div class="charts">{figures}</div>'
-        if figures
-        else paragraph("The runs were not evaluated while they trained.")
-    )
-    return Section(name="curves", title="Learning curves", body=body)
 
 
-def _retrieval(results: DemoResults) -> Section:
-    intro = (
-        "Test pictures and their texts look for each other. ITC compares two vectors; two-stage lets the fusion "
-        "encoder reorder the best candidates. "
-    ) + _seeds(
-        results, "± is the standard deviation over seeds, in the last but one row that of the paired differences."
-    )
-    matching = (
-        "Is this the text of this picture? Each text is asked about with its own picture and with one other, so that "
-        "guessing is right in 50 %."
-    )
-    body = (
-        paragraph(intro)
-        + "".join(recall_table(results, dataset) for dataset in results.summary())
-        + paragraph(matching)
-        + matching_table(results)
-    )
-    return Section(name="retrieval", title="Retrieval and matching", body=body)
+def _drawings(results: DemoResults) -> dict[str, str]:
+    points = [point.figures for run in results.runs for point in run.curve]
+    chance = next((metrics["chance_rsum"] for metrics in points if "chance_rsum" in metrics), None)
+    accuracy = {"label": "matching accuracy (%)", "chance": 0.5, "scale": 100.0}
+    drawings = {
+        "RSUM of the validation images (600 is perfect)": learning_curve(results, "rsum", label="RSUM", chance=chance),
+        "Matching accuracy on the validation images": learning_curve(results, "itm_accuracy", **accuracy),  # type: ignore[arg-type]
+    }
+    return {caption: drawing for caption, drawing in drawings.items() if drawing is not None}
 
 
-def _searches(searches: Mapping[str, Sequence[SearchExample]], examples_from: str) -> Section:
-    intro = (
-        f"By {examples_from}. Queries are chosen by rule: half with the right answer first, half without, from near to "
-        "far misses, as far as there are enough of both. Under each answer stand the probability that it matches and "
-        "the cosine of the two vectors; the order is that of the benchmark, by the matching head's logit among the "
-        "candidates. A check mark in green shows the right answer."
-    )
-    cards = "".join(search_cards(dataset, examples) for dataset, examples in searches.items())
-    return Section(
-        name="searches", title="Example searches", body=paragraph(intro) + (cards or paragraph("No examples."))
+def _recall_table(results: DemoResults, dataset: str) -> _Table:
+    """Recalls and RSUM of both arms, both stages and a random ranking on one data set."""
+    summary = results.summary()[dataset]
+    by_arm = {arm: {metric: arms[arm] for metric, arms in summary.items()} for arm in results.arms}
+    stages = [stage for stage in _STAGES if f"{stage}_rsum" in summary]
+    rows = [
+        _Row(f"{ARM_NAMES[arm]}, {_STAGES[stage]}", _recall_cells(by_arm[arm], stage))
+        for arm in results.arms
+        for stage in stages
+    ]
+    differences = results.differences().get(dataset)
+    if differences is not None:
+        header = f"BridgeTower {MINUS} METER, {_STAGES[stages[-1]]}"
+        rows.append(_Row(header, _recall_cells(differences, stages[-1], sign=True), "difference"))
+    chance = [cell.partition(" ± ")[0] for cell in _recall_cells(by_arm[results.arms[0]], "chance")]
+    return _Table(
+        caption=f"Retrieval on {dataset}: recall in percent",
+        columns=["model and stage", *(f"R@{k}" for _ in _DIRECTIONS for k in _KS), "of 600"],
+        rows=[*rows, _Row("random ranking", chance, "quiet")],
+        groups=[("", 1), *((name, len(_KS)) for name in _DIRECTIONS.values()), ("RSUM", 1)],
     )
 
 
-def _hidden_words(results: DemoResults, masks: Sequence[MaskExample], examples_from: str) -> Section:
-    question = (
-        "If a model looks at the picture, it finds more hidden words beside the right picture than beside a wrong one. "
-        "The reading is that of the 95 % interval over seeds."
+def _recall_cells(metrics: Mapping[str, Spread], stage: str, *, sign: bool = False) -> list[str]:
+    names = [f"{stage}_{direction}_r{k}" for direction in _DIRECTIONS for k in _KS]
+    cells = [mean_std(metrics[name], scale=100, sign=sign) for name in names]
+    return [*cells, mean_std(metrics[f"{stage}_rsum"], sign=sign)]
+
+
+def _matching_table(results: DemoResults) -> _Table:
+    """Share of pairs of which the matching head is right, beside guessing."""
+    summary = results.summary()
+    if not all("itm_accuracy" in metrics for metrics in summary.values()):
+        return _Table(missing="Matching was not measured: these models have no matching head.")
+    rows = [
+        _Row(ARM_NAMES[arm], [mean_std(metrics["itm_accuracy"][arm], scale=100) for metrics in summary.values()])
+        for arm in results.arms
+    ]
+    return _Table(
+        caption="Matching accuracy in percent",
+        columns=["model", *summary],
+        rows=[*rows, _Row("guessing", ["50.0"] * len(summary), "quiet")],
     )
-    examples = (
-        f"By {examples_from}. The marked word is hidden from the model, which sees the rest and one of two pictures; "
-        "the bars are its five likeliest words."
+
+
+def _masked_words_table(results: DemoResults) -> _Table:
+    """Accuracy on masked words with the right image, with a wrong one, and the difference."""
+    rows = []
+    for dataset, metrics in results.summary().items():
+        for arm in results.arms:
+            gain = image_gain(results, dataset, arm)
+            if gain is None:
+                continue
+            bounds = interval(gain)
+            cells = [
+                mean_std(metrics["mlm_accuracy"][arm], scale=100),
+                mean_std(metrics["mlm_wrong_image_accuracy"][arm], scale=100),
+                mean_std(gain, scale=100, sign=True),
+                NO_VALUE if bounds is None else " to ".join(number(100 * bound, sign=True) for bound in bounds),
+                image_reading(gain),
+            ]
+            rows.append(_Row(f"{dataset}, {ARM_NAMES[arm]}", cells))
+    if not rows:
+        return _Table(missing="Masked words were not measured: these models have no masked-language head.")
+    columns = ["data set and model", "right image", "wrong image", "difference", "95 % interval", "reading"]
+    return _Table(caption="Masked words found, in percent", columns=columns, rows=rows)
+
+
+def _answers_table(results: DemoResults) -> _Table:
+    """Share of questions of each topic that are answered right, with the image and without."""
+    counts = results.answers[0].topics
+
+    def cells(arm: str, name: str) -> list[str]:
+        own = [answers.topics for answers in results.answers if answers.arm == arm]
+        return [mean_std(spread([getattr(topics[topic], name) for topics in own]), scale=100) for topic in counts]
+
+    rows = [
+        _Row(f"{ARM_NAMES[arm]}, {title}", cells(arm, name), style)
+        for name, title, style in (("model", "right image", ""), ("other_picture", "another image", "quiet"))
+        for arm in results.arms
+    ]
+    floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))
+    return _Table(
+        caption="Questions answered right, in percent",
+        columns=["who answers", *(f"{topic} ({count(counts[topic].number)})" for topic in counts)],
+        rows=[*rows, *(_Row(title, cells(results.arms[0], name), "quiet") for name, title in floors)],
     )
-    body = (
-        heading("Does it look at the picture?", 3)
-        + paragraph(question)
-        + hidden_words_table(results)
-        + heading("Examples", 3)
-        + (paragraph(examples) if masks else "")
-        + mask_cards(masks)
+
+
+def _size_table(results: DemoResults) -> _Table:
+    def cells(sizes: Sequence[tuple[int, float]]) -> list[str]:
+        return [cell for parameters, flops in sizes for cell in (millions(parameters), gflops(flops))]
+
+    rows = [
+        _Row(part, cells([(c.parameters_by_part[part], c.gflops_per_pair_by_part[part]) for c in results.costs]))
+        for part in PARTS
+    ]
+    totals = cells([(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in results.costs])
+    return _Table(
+        caption="Parameters, and operations to match one image with one text",
+        columns=["part", *(["parameters", "GFLOPs per pair"] * len(results.costs))],
+        rows=[*rows, _Row("whole model", totals, "difference")],
+        groups=[("", 1), *((ARM_NAMES[cost.arm], 2) for cost in results.costs)],
     )
-    return Section(name="hidden-words", title="Hidden words", body=body)
 
 
-def _answers(results: DemoResults, examples: Sequence[AnswerExample], examples_from: str) -> Section:
-    intro = (
-        "After pre-training, each model learnt from questions about generated scenes for "
-        f"{count(results.answers[0].steps)} steps, and is asked about scenes that it has not seen. Every possible "
-        "answer to a question is right equally often, so that the question alone says little: what it gives stands "
-        "below, and what the model says when it is shown the picture of another question."
-    )
-    chosen = (
-        f"By {examples_from}: of each topic the first test questions that it answers right, and the first that it does "
-        "not."
-    )
-    body = (
-        paragraph(intro)
-        + answers_table(results)
-        + heading("Examples", 3)
-        + (paragraph(chosen) + answer_cards(examples) if examples else paragraph("No examples."))
-    )
-    return Section(name="answers", title="Questions about scenes", body=body)
+def _time_table(results: DemoResults) -> _Table:
+    costs = {cost.arm: cost for cost in results.costs}
+    rows = []
+    for arm in results.arms:
+        runs = results.arm_runs(arm)
+        match = number(costs[arm].milliseconds_per_pair, digits=2) if arm in costs else NO_VALUE
+        speed = mean_std(spread([run.pairs_per_second for run in runs]), digits=0)
+        rows.append(_Row(ARM_NAMES[arm], [match, speed, duration(sum(run.seconds for run in runs) / len(runs))]))
+    columns = ["model", "ms per pair, matching", "pairs per second, training", "one training"]
+    return _Table(caption="Time on this machine", columns=columns, rows=rows)
 
 
-def _seeds(results: DemoResults, several: str) -> str:
-    return several if any(len(results.seeds(arm)) > 1 for arm in results.arms) else "Each model was trained once."
-
-
-def _cost(results: DemoResults) -> Section:
-    intro = (
-        "Operations are multiplications and additions of matrix products and convolutions, for one picture, one text "
-        "and the matching head. Projections and poolers count as fusion encoder."
-    )
-    return Section(name="cost", title="Cost", body=paragraph(intro) + cost_tables(results))
-
-
-def _basis(results: DemoResults) -> Section:
-    versions = [*results.versions.items(), ("whole demo", duration(results.seconds_total))]
-    body = (
-        heading("Run it again", 3)
-        + f"<pre><code>{escape(results.command)}</code></pre>"
-        + heading("Data and licences", 3)
-        + definitions([pair for dataset in results.datasets for pair in _data(dataset)])
-        + heading("Versions", 3)
-        + definitions(versions)
-        + heading("Settings", 3)
-        + f"<details><summary>{len(list(_flat(results.settings)))} values</summary>"
-        + definitions(list(_flat(results.settings)))
-        + "</details>"
-    )
-    return Section(name="basis", title="Settings, data and versions", body=body)
-
-
-def _data(dataset: DemoDataset) -> Iterator[tuple[str, str]]:
-    counts = (
-        f"{name} {count(split['images'])} pictures with {count(split['captions'])} captions"
-        for name, split in dataset.splits.items()
-    )
-    yield dataset.name, "; ".join(counts)
-    yield f"{dataset.name}, split", dataset.split_rule
-    yield f"{dataset.name}, sources", ", ".join(f"{name} {version}" for name, version in dataset.sources.items())
-    for part, licence in dataset.licences.items():
-        yield f"{dataset.name}, {part}", licence
+def _data(results: DemoResults) -> Iterator[tuple[str, str]]:
+    for dataset in results.datasets:
+        counts = (
+            f"{name} {count(split['images'])} images with {count(split['captions'])} captions"
+            for name, split in dataset.splits.items()
+        )
+        yield dataset.name, "; ".join(counts)
+        yield f"{dataset.name}, split", dataset.split_rule
+        yield f"{dataset.name}, sources", ", ".join(f"{name} {version}" for name, version in dataset.sources.items())
+        yield from ((f"{dataset.name}, {part}", licence) for part, licence in dataset.licences.items())
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -251,5 +287,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", str(value)
 
 
-def _resource(name: str) -> str:
-    return files("bridgetower.analysis").joinpath(name).read_text(encoding="utf-8")
+def _data_uri(content: bytes) -> str:
+    """An image file as a URI that carries its content."""
+    try:
+        kind = Image.open(io.BytesIO(content)).get_format_mimetype()
+    except OSError as error:
+        raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
