@@ -356,11 +356,15 @@ class TestUserErrors:
             (["train", "pretrain-nano", "--out", "x", "--precision", "fp16"], "fp16"),
             (["train", "pretrain-nano"], "--out"),
             (["train", "pretrain-nano", "--out", "x", "--max-epochs", "3"], "max_steps 600 and max_epochs 3"),
+            (
+                ["train", "pretrain-nano", "--out", "x", "--model.vision.hidden-size", "63"],
+                "parsing config.model.vision: ",
+            ),
             (["embed", "model", "--textss", "a"], "--textss"),
             (["embed", "model", "--batch-size", "many"], "many"),
             (["convert", "model", "folder", "--to", "onnx"], "onnx"),
-            (["imbed", "model"], "imbed"),
-            ([], "subcommand"),
+            (["imbed", "model"], "there is no command 'imbed'; did you mean embed?"),
+            ([], "no command is given; `bridgetower --help` lists"),
         ],
     )
     def test_options_that_do_not_exist_are_named(
@@ -408,8 +412,7 @@ class TestLogging:
             (
                 "import logging",
                 "from bridgetower import cli",
-                "try: cli.main(['--help'])",
-                "except SystemExit: pass",
+                "cli.main(['--help'])",
                 "logging.getLogger('bridgetower.training').info('ours')",
                 "logging.getLogger('another').info('theirs')",
                 "logging.getLogger('another').warning('a warning')",
@@ -420,13 +423,35 @@ class TestLogging:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("train", "pretrain-nano")])
+    @pytest.mark.parametrize("verb", [*((verb,) for verb in VERBS), ("train", "pretrain-nano")])
     def test_of_every_verb(self, capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main([*verb, "--help"])
         assert caught.value.code == 0
+        assert ("Example" if len(verb) == 1 else "--out") in capsys.readouterr().out
+
+    def test_overview_has_a_line_for_each_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        cli.main(["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines if line.startswith("  ")] == list(cli.COMMANDS)
+        assert max(map(len, lines)) < 125
+        assert len(lines) < 40
+
+    def test_options_that_may_be_absent_show_a_type(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        for command in (["embed"], ["train", "pretrain-nano"]):
+            with pytest.raises(SystemExit):
+                cli.main([*command, "--help"])
         text = capsys.readouterr().out
-        assert all(name in text for name in (VERBS if not verb else ("Example",) if len(verb) == 1 else ("--out",)))
+        assert "--revision STR" in text
+        assert "--max-epochs INT" in text
+        assert "{None}" not in text
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        cli.main(["--version"])
+        assert capsys.readouterr().out == f"bridgetower {bridgetower.__version__}\n"
 
     def test_entries_are_whole(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "250")

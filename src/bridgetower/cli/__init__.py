@@ -1,42 +1,39 @@
-"""The `bridgetower` command: verbs to functions; torch is imported only when a verb runs."""
+"""The `bridgetower` command; the module of a command is imported when that command runs."""
 
 from __future__ import annotations
 
+import ast
+import difflib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
 
-import tyro
-
-from bridgetower.cli import answering, evaluation, files, inspect, prepare, profile, runs, search, serve, use
+import bridgetower
 from bridgetower.cli.output import with_options, with_whole_entries
 
-VERBS: dict[str, Callable[..., None]] = {
-    "embed": use.embed,
-    "match": use.match,
-    "fill-mask": use.fill_mask,
-    "answer": answering.answer,
-    "entail": answering.entail,
-    "reason": answering.reason,
-    "explain": use.explain,
-    "index": search.index,
-    "search": search.search,
-    "serve": serve.serve,
-    "convert": files.convert,
-    "inspect": inspect.inspect,
-    "profile": profile.profile,
-    "export": files.export,
-    "train": runs.train,
-    "evaluate": evaluation.evaluate,
-    "demo": runs.demo,
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "use a model": {
+        "embed": "use",
+        "match": "use",
+        "fill-mask": "use",
+        "answer": "answering",
+        "entail": "answering",
+        "reason": "answering",
+        "explain": "use",
+    },
+    "search and serve": {"index": "search", "search": "search", "serve": "serve"},
+    "train and evaluate": {"demo": "runs", "train": "runs", "evaluate": "evaluation", "profile": "profile"},
+    "prepare data": {"prepare": "prepare", "inspect": "inspect"},
+    "convert": {"convert": "files", "export": "files"},
 }
+"""Commands by purpose, each with the module of `bridgetower.cli` that has it."""
 
-app = tyro.extras.SubcommandApp()
-for name, verb in VERBS.items():
-    app.command(name=name)(with_whole_entries(verb))
-app.command(prepare.app, name="prepare", help="Make a data set: prepared Parquet files and dataset.json.")
+COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,12 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("bridgetower").setLevel(logging.INFO)
     try:
         try:
-            app.cli(
-                args=argv,
-                prog="bridgetower",
-                description="BridgeTower: embed, match and describe pictures; train and evaluate the model.",
-                config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
-            )
+            _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()  # a reader that left is noticed here, not at the end of the interpreter
     except KeyboardInterrupt:
@@ -62,3 +54,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
         print(f"bridgetower: {with_options(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run(argv: Sequence[str]) -> None:
+    """Runs a command, or prints the help or the version.
+
+    Raises:
+        ValueError: There is no such command.
+    """
+    name, *arguments = argv or [""]
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print(f"bridgetower {bridgetower.__version__}")
+    elif name in COMMANDS:
+        _call(name, arguments)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        given = f"there is no command {name!r}" if name else "no command is given"
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{given}; {hint}`bridgetower --help` lists all commands")
+
+
+def _call(name: str, arguments: Sequence[str]) -> None:
+    import tyro
+
+    from bridgetower.cli.options import OPTIONAL_VALUES
+
+    command: Any = getattr(import_module(f"bridgetower.cli.{COMMANDS[name]}"), name.replace("-", "_"))
+    settings: dict[str, Any] = {
+        "prog": f"bridgetower {name}",
+        "args": arguments,
+        "config": (tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
+        "registry": OPTIONAL_VALUES,
+    }
+    if isinstance(command, tyro.extras.SubcommandApp):
+        command.cli(**settings)
+    else:
+        tyro.cli(with_whole_entries(command), **settings)
+
+
+def overview() -> str:
+    """Returns the help of the whole command: a line for each command."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: bridgetower COMMAND [ARGUMENTS]",
+        "",
+        (bridgetower.__doc__ or "").partition("\n")[0],
+    ]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:{width}}  {_summary(name)}" for name in commands]
+    return "\n".join([*lines, "", "`bridgetower COMMAND --help` explains a command and its options.", ""])
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's docstring, read without importing what the command needs."""
+    module = ast.parse(files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    docstring = ast.get_docstring(functions.get(name.replace("-", "_"), module)) or ""
+    return docstring.partition("\n")[0].removesuffix(".")

@@ -28,7 +28,7 @@ def answer(
     truncate: bool = False,
     json: bool = False,
 ) -> None:
-    """Answer questions about pictures with a model that was fine-tuned on VQA.
+    """Answer questions about images, with a model fine-tuned on VQA.
 
     Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
     first; a table on a terminal. Each probability is of that answer alone: they do not sum to one.
@@ -62,7 +62,7 @@ def entail(
     truncate: bool = False,
     json: bool = False,
 ) -> None:
-    """Say whether pictures entail statements, contradict them or leave them open, with a model of SNLI-VE.
+    """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
 
     Gives one JSON line per statement, {"image", "statement", "judgements": [{"label", "probability"}, …]}, likeliest
     judgement first; a table on a terminal.
@@ -94,7 +94,7 @@ def reason(
     truncate: bool = False,
     json: bool = False,
 ) -> None:
-    """Say whether statements about two pictures are true, with a model that was fine-tuned on NLVR2.
+    """Classify statements about two images as true or false, with a model fine-tuned on NLVR2.
 
     Gives one JSON line per statement, {"image", "image_2", "statement", "judgements": [{"label", "probability"}, …]},
     likeliest judgement first; a table on a terminal.

@@ -34,7 +34,7 @@ def evaluate(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Measure a model on a prepared data set.
+    """Evaluate a model on a prepared data set.
 
     Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside. A model
     without contrastive head has one stage: the fusion encoder scores every pair. The other benchmarks give VQA's

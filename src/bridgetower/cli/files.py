@@ -58,7 +58,7 @@ def export(
     image_size: int | None = None,
     revision: str | None = None,
 ) -> None:
-    """Export a model in parts: image tower, text tower and fusion encoder, for any batch and text length.
+    """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
     The parts are run before they get their name: onnx in ONNX Runtime and OpenVINO, whichever is installed,
     torch-export in PyTorch. Prints the largest difference from the model by engine and part; if one is above 1e-4 (of

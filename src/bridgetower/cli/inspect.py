@@ -23,7 +23,7 @@ def inspect(
     check: bool = False,
     json: bool = False,
 ) -> None:
-    """Say what a prepared data set holds, beside what is published, and draw samples of it.
+    """Count the images and texts of a prepared data set, beside the published counts, and draw samples.
 
     Prints a table on a terminal, else a line of JSON.
 

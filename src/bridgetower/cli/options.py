@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.training.recipes import RECIPES
@@ -17,6 +19,31 @@ Recipe = tyro.extras.subcommand_type_from_defaults(
 )
 Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
 ModelOrDemo = Annotated[Positional[Model | None], arg(metavar="[MODEL]")]
+
+
+OPTIONAL_VALUES = ConstructorRegistry()
+"""Shows an option that may be absent by the type of its value: `STR`, not `{None}|STR`; `None` still resets it."""
+
+
+@OPTIONAL_VALUES.primitive_rule
+def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kinds = get_args(type_info.type)
+    if get_origin(type_info.type) not in (Union, UnionType) or NoneType not in kinds:
+        return None
+    present: Any = Union[tuple(kind for kind in kinds if kind is not NoneType)]  # noqa: UP007 - made at run time
+    value = ConstructorRegistry.get_primitive_spec(
+        PrimitiveTypeInfo.make(raw_annotation=present, parent_markers=type_info.markers)
+    )
+    if not isinstance(value, PrimitiveConstructorSpec) or value.nargs != 1:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=value.metavar,
+        instance_from_str=lambda given: None if given == ["None"] else value.instance_from_str(given),
+        is_instance=lambda instance: instance is None or value.is_instance(instance),
+        str_from_instance=lambda instance: ["None"] if instance is None else value.str_from_instance(instance),
+        choices=None if value.choices is None else (*value.choices, "None"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

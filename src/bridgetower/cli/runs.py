@@ -27,7 +27,7 @@ def train(
     vision_tower: VisionTowerName | None = None,
     text_tower: TextTowerName | None = None,
 ) -> None:
-    """Train a recipe; every value can be changed by its option.
+    """Train a recipe; every value can be overridden by its option.
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
@@ -76,7 +76,7 @@ def demo(
     minutes: float = 10.0,
     seeds: int = 1,
 ) -> None:
-    """Pre-train small models on real pictures and compare them: the whole way, on two CPU cores.
+    """Pre-train two small models on real images, compare them and write a report, on two CPU cores.
 
     Prepares emoji and flags, trains a nano BridgeTower and the METER baseline at equal steps, evaluates both on
     held-out concepts and countries, teaches both to answer questions about scenes, writes report.html and results.json,

@@ -27,7 +27,7 @@ def index(
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Running = PLAIN_RUN,
 ) -> None:
-    """Make pictures findable by text: their vectors in an index, which `bridgetower search` looks through.
+    """Embed the images of a folder or table into an index for `bridgetower search`.
 
     Takes a folder of JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with all folders in it, or a table of paths and
     captions. Captions get vectors of their own and together with their picture. Run again, it embeds what is new or has
@@ -69,7 +69,7 @@ def search(
     truncate: bool = False,
     json: bool = False,
 ) -> None:
-    """Find pictures in an index by a text, by a picture, or by both.
+    """Search an index by a text, by an image, or by both.
 
     The pictures whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
     JSON line per hit, {"rank", "path", "file", "cosine", "probability", "width", "height", "captions"}; a table on a

@@ -31,7 +31,7 @@ def serve(
     options: Annotated[ServeConfig, arg(name="")] = ServeConfig(),  # noqa: B008 - frozen
     loading: Running = PLAIN_RUN,
 ) -> None:
-    """Answer other programs over HTTP: embeddings as in OpenAI's API, reranking, search, matching, answers.
+    """Serve a model over HTTP: embeddings as in the OpenAI API, reranking, search, matching, answers.
 
     Few models can both find pictures and answer questions about them; so a second one may be served for the questions.
 

@@ -25,7 +25,7 @@ def embed(
     loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
-    """Turn images, texts or pairs into vectors.
+    """Embed images, texts or pairs as vectors.
 
     Prints one JSON line per input: {"image" and/or "text", "embedding"}.
 
@@ -76,7 +76,7 @@ def match(
     loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
-    """Say how well images and texts belong together.
+    """Score how well images and texts match.
 
     Prints one JSON line per pair: {"image", "text", "probability"}.
 
@@ -113,7 +113,7 @@ def fill_mask(
     loading: Running = PLAIN_RUN,
     truncate: bool = False,
 ) -> None:
-    """Fill masked words of texts about pictures.
+    """Fill masked words of texts about images.
 
     Prints one JSON line per mask: {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first.
 
@@ -149,7 +149,7 @@ def explain(
     loading: Loading = AS_USUAL,
     truncate: bool = False,
 ) -> None:
-    """Draw where each word of a text looks in a picture: its cross-attention, layer by layer, as heat maps.
+    """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
 
     Prints one JSON line: {"image", "text", "probability", "words", "class_token_shares", "written"}. The shares, a list
     per layer with a number per word, are what went to the class token; each map shows the rest and sums to 1.
