@@ -34,10 +34,10 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     value = ConstructorRegistry.get_primitive_spec(
         PrimitiveTypeInfo.make(raw_annotation=present, parent_markers=type_info.markers)
     )
-    if not isinstance(value, PrimitiveConstructorSpec) or value.nargs != 1:
+    if not isinstance(value, PrimitiveConstructorSpec):
         return None
     return PrimitiveConstructorSpec(
-        nargs=1,
+        nargs=value.nargs if value.nargs in (1, "*") else "*",
         metavar=value.metavar,
         instance_from_str=lambda given: None if given == ["None"] else value.instance_from_str(given),
         is_instance=lambda instance: instance is None or value.is_instance(instance),
