@@ -88,11 +88,10 @@ class TestBad:
 
     def test_a_missing_annotation_file(self, coco: Path, tmp_path: Path) -> None:
         (coco / "dataset_coco.json").unlink()
-        message = r"has 1 bad .*: no file dataset_coco\.json or karpathy/dataset_coco\.json in"
-        with pytest.raises(ValueError, match=message):
-            prepare_set("coco", coco, tmp_path / "out")
-        with pytest.raises(ValueError, match="has no usable picture with a text"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+        message = r"no file dataset_coco\.json or karpathy/dataset_coco\.json in"
+        for max_bad in (0, 100):
+            with pytest.raises(FileNotFoundError, match=message):
+                prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=max_bad))
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"):
             prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
 
@@ -101,6 +100,11 @@ class TestBad:
             (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
         with pytest.raises(ValueError, match="has no usable picture of test"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+        for number in (391895, 60623):
+            (coco / "val2014" / coco_name(number, "val2014")).unlink()
+        with pytest.raises(ValueError, match="has no usable image of test; check"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+        assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 class TestComplete:

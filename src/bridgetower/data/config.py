@@ -145,8 +145,8 @@ class PrepareConfig:
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
-            out; they are named in `dataset.json`.
+        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+            `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check pictures.
     """
@@ -219,8 +219,8 @@ class VgConfig(PrepareConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
-            out; they are named in `dataset.json`.
+        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+            `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check pictures.
         karpathy: File dataset_coco.json, if it is not in the source.
@@ -243,8 +243,8 @@ class VgqaConfig(VgConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken pictures, missing annotation files and unusable entries that may be left
-            out; they are named in `dataset.json`.
+        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+            `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check pictures.
         karpathy: File dataset_coco.json, if it is not in the source.
@@ -263,8 +263,8 @@ class ArrowConfig(PrepareConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken pictures, missing files and unusable entries that each set may leave out;
-            they are named in `dataset.json`.
+        max_bad: Number of missing or broken images, missing files of a numbered series and unusable entries that each
+            set may leave out; they are named in `dataset.json`.
         shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check pictures.
         sets: Sets to prepare; empty prepares all of which there is a file.

@@ -53,7 +53,7 @@ def write_listed(
     """Writes listed pictures to the folder `out`; a complete one of the same source is left as it is.
 
     Args:
-        listing: Finished, with splits.
+        listing: Finished and checked, with splits.
         source: What was listed.
         out: Dataset folder.
         info: What the set is, without its files and what is bad.
@@ -63,7 +63,6 @@ def write_listed(
     Raises:
         ValueError: If there is no picture, too much is bad, or `out` holds something else.
     """
-    listing.check_bad(source, config.max_bad)
     shards = plan_shards(listing, out, shard_rows=config.shard_rows)
     if not shards:
         raise ValueError(f"{source} has no usable picture with a text; check that it is the right source")

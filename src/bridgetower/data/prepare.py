@@ -21,6 +21,7 @@ from bridgetower.data.published.vqav2 import VQAV2
 from bridgetower.data.scenes.collect import collect as collect_scenes
 from bridgetower.data.scenes.config import ScenesConfig
 from bridgetower.data.sources import read_rows
+from bridgetower.data.splits import ordered_splits
 from bridgetower.files import sha256_of
 
 SETS = {each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, SNLI_VE, NLVR2)}
@@ -89,7 +90,7 @@ def prepare_set(
         progress: Whether to show progress, if standard error is a terminal.
 
     Raises:
-        FileNotFoundError: If the source is missing.
+        FileNotFoundError: If the source or an annotation file is missing.
         ValueError: If the name or a split is unknown, an annotation file cannot be read, too much is bad, or `out`
             holds something else.
     """
@@ -119,7 +120,7 @@ def prepare_arrow(
         What was written, by set.
 
     Raises:
-        FileNotFoundError: If the source is missing, or has no file of a set.
+        FileNotFoundError: If the source is missing, or has no file of a set or of one of its splits.
         ValueError: If a set or a split is unknown, a file cannot be read, too much is bad, or a folder in `out` holds
             something else.
     """
@@ -165,7 +166,14 @@ def _prepare_original(made: OriginalSet, source: Path, out: Path, config: Prepar
         except (KeyError, TypeError) as error:  # of the content of an annotation file
             place = (originals.used or originals.large)[-1]
             raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
+        listed = listing.counts()
         listing.finish()
+        listing.check_bad(source, config.max_bad)
+        empty = listed.keys() - listing.counts().keys()
+        if empty:
+            raise ValueError(
+                f"{source} has no usable image of {', '.join(ordered_splits(empty))}; check that it is the right source"
+            )
         info = DatasetInfo(
             name=made.name,
             kind=made.kind,

@@ -105,6 +105,20 @@ class TestCaptions:
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_bad=2))["cc3m"]
         assert info.splits["train"].images == 29
 
+    def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path: Path) -> None:
+        write_coco_arrow(tmp_path / "arrows")
+        write_sbu_arrow(tmp_path / "arrows")
+        (tmp_path / "arrows" / "coco_caption_karpathy_restval.arrow").unlink()
+        message = r"no file coco_caption_karpathy_restval\.arrow in .*; put it there, or leave out train \(splits\)"
+        with pytest.raises(FileNotFoundError, match=message):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_bad=9))
+        config = ArrowConfig(max_bad=9, splits=("validation", "test"))
+        assert list(prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)["coco"].splits) == list(config.splits)
+        with pytest.raises(FileNotFoundError, match=r"no file conceptual_caption_val_0\.arrow in"):
+            prepare_arrow(
+                tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_bad=9, sets=("cc3m",), splits=("validation",))
+            )
+
     def test_more_shards_than_the_official_ones(self, tmp_path: Path) -> None:
         write_sbu_arrow(tmp_path / "arrows")
         for number in (9, 10):

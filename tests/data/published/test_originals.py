@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.listing import new_listing
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.published.originals import Originals
 from miniature import write, write_coco
@@ -18,18 +17,16 @@ def originals(tmp_path: Path) -> Originals:
 class TestAnnotation:
     def test_the_first_place_that_has_it(self, originals: Originals, tmp_path: Path) -> None:
         write(tmp_path / "karpathy" / "a.json", {})
-        with new_listing("captions") as listing:
-            assert originals.annotation(listing, "a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
-            write(tmp_path / "a.json", {})
-            assert originals.annotation(listing, "a.json", "karpathy/a.json") == tmp_path / "a.json"
-            assert len(originals.used) == 2
-            listing.check_bad(tmp_path, 0)
+        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
+        write(tmp_path / "a.json", {})
+        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
+        assert originals.optional_annotation("a.json") == tmp_path / "a.json"
+        assert len(originals.used) == 3
 
-    def test_a_missing_one_is_counted(self, originals: Originals, tmp_path: Path) -> None:
-        with new_listing("captions") as listing:
-            assert originals.annotation(listing, "a.json", "b/a.json") is None
-            with pytest.raises(ValueError, match=r"1 bad .*: no file a\.json or b/a\.json in"):
-                listing.check_bad(tmp_path, 0)
+    def test_a_missing_one_is_an_error(self, originals: Originals) -> None:
+        assert originals.optional_annotation("a.json", "b/a.json") is None
+        with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
+            originals.annotation("a.json", "b/a.json")
 
 
 class TestItems:

@@ -9,7 +9,7 @@ from bridgetower.data.config import PrepareConfig, VgqaConfig
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.splits import read_split
 from bridgetower.data.vocabulary import read_vocabulary, write_vocabulary
-from miniature import jpeg, write_coco, write_visual_genome
+from miniature import jpeg, write, write_coco, write_visual_genome
 
 
 @pytest.fixture
@@ -67,13 +67,27 @@ def test_sources_are_named(source: Path, tmp_path: Path, config: VgqaConfig) -> 
     }
 
 
+def test_no_held_out_picture_gets_into_training_whatever_may_be_bad(
+    source: Path, tmp_path: Path, config: VgqaConfig
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file dataset_coco\.json or karpathy"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=None, max_bad=9))
+    write(tmp_path / "other.json", {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]})
+    with pytest.raises(ValueError, match=r"other\.json has no image of split test; check that it is the right file"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=tmp_path / "other.json", max_bad=9))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=tmp_path / "nowhere.json", max_bad=9))
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_files(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     (source / "image_data.json").unlink()
-    with pytest.raises(ValueError, match=r"no file image_data\.json or annotations/image_data\.json"):
-        prepare_set("vgqa", source, tmp_path / "out", config)
-    with pytest.raises(ValueError, match=r"no file dataset_coco\.json or karpathy"):
-        prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=None))
+    with pytest.raises(FileNotFoundError, match=r"no file image_data\.json or annotations/image_data\.json"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, max_bad=9))
     with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
         prepare_set("vgqa", source, tmp_path / "out", replace(config, answers=source))
+    (source / "annotations" / "question_answers.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file question_answers\.json or annotations/question_answers"):
+        prepare_set("vgqa", source, tmp_path / "out", replace(config, max_bad=9, leave_out=()))
     with pytest.raises(ValueError, match="vgqa takes a VgqaConfig, given is a PrepareConfig"):
         prepare_set("vgqa", source, tmp_path / "out", PrepareConfig())

@@ -90,8 +90,8 @@ def test_other_places(source: Path, tmp_path: Path) -> None:
 def test_test_splits_alone_take_no_annotations(source: Path, tmp_path: Path) -> None:
     for file in source.glob("*_annotations.json"):
         file.unlink()
-    with pytest.raises(ValueError, match=rf"has 2 bad .*: no file {TRAIN_ANNOTATIONS} or vqav2/"):
-        prepare_set("vqav2", source, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=rf"no file {TRAIN_ANNOTATIONS} or vqav2/"):
+        prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_bad=9))
     info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(splits=("test", "test-dev")))
     assert list(info.splits) == ["test", "test-dev"]
     assert not (tmp_path / "out" / "answers.json").exists()

@@ -102,17 +102,31 @@ def _further(folder: Path, stems: Sequence[Stem]) -> list[str]:
 def _list(files: ArrowSet, originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     reading = Reading(listing=listing)
     for split in filter(originals.wants, files.all_stems):
-        for path in counted(files.paths(originals.folder, split), f"reading {split}", shown=originals.progress):
-            if path.is_file():
-                originals.large.append(path)
-                _list_file(files, reading, path, split)
-            else:
-                listing.bad(f"no file {path.name} in {originals.folder}")
+        paths = _existing(files.paths(originals.folder, split), split, listing)
+        for path in counted(paths, f"reading {split}", shown=originals.progress):
+            originals.large.append(path)
+            _list_file(files, reading, path, split)
     # Without gaps in the numbers: else some classes have answers that no question has.
     if sorted(reading.answers) == list(range(len(reading.answers))):
         listing.vocabulary = [reading.answers[number] for number in sorted(reading.answers)]
     else:
         listing.leave_out("answers.json", "some classes have no answer in these files")
+
+
+def _existing(paths: Sequence[Path], split: str, listing: Listing) -> list[Path]:
+    """Of the files of a split those that are there; only numbered ones may be missing, and are bad.
+
+    Raises:
+        FileNotFoundError: If another one is missing, or all.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    numbered = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
+    if missing and (len(missing) == len(paths) or numbered != missing):
+        place = missing[0]
+        raise FileNotFoundError(f"no file {place.name} in {place.parent}; put it there, or leave out {split} (splits)")
+    for path in missing:
+        listing.bad(f"no file {path.name} in {path.parent}")
+    return [path for path in paths if path not in missing]
 
 
 def _list_file(files: ArrowSet, reading: Reading, path: Path, split: str) -> None:

@@ -14,8 +14,8 @@ _PROTOCOL = "every caption in its order, repeated ones included, without spaces 
 
 def _list(name: str, originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     file = f"dataset_{name}.json"
-    path = originals.annotation(listing, file, f"karpathy/{file}")
-    for image in originals.items(path, "images.item") if path else ():
+    path = originals.annotation(file, f"karpathy/{file}")
+    for image in originals.items(path, "images.item"):
         split = _SPLITS.get(image["split"])
         if split is None:
             listing.bad(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")

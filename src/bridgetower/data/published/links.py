@@ -42,10 +42,10 @@ def _list_cc3m(originals: Originals, listing: Listing, config: PrepareConfig) ->
         _hold_downloads(originals, listing, held)
         for split in filter(originals.wants, _CC3M_FILES):
             file = _CC3M_FILES[split]
-            path = originals.annotation(listing, file, f"utils/{file}")
+            path = originals.annotation(file, f"utils/{file}")
             # Official `write_conceptual_caption.py`: pictures are named after the line.
             _hold_files(originals, listing, held, _CC3M_FOLDERS[split], partial(_line_key, split))
-            for link in _read_cc3m(originals, listing, path) if path else ():
+            for link in _read_cc3m(originals, listing, path):
                 _add(listing, link, held.take(f"link {link.url}") or held.take(f"{split} line {link.number}"), split)
         _leave_out_untaken(listing, held)
 
@@ -65,9 +65,7 @@ def _read_cc3m(originals: Originals, listing: Listing, path: Path) -> Iterator[L
 
 
 def _list_sbu(originals: Originals, listing: Listing, config: PrepareConfig) -> None:
-    path = originals.annotation(listing, _SBU_FILE)
-    if path is None:
-        return
+    path = originals.annotation(_SBU_FILE)
     with Lookup() as held, Lookup() as shared:
         _hold_downloads(originals, listing, held)
         # Official `write_sbu.py`: pictures are named after the end of the link, whichever link that is.

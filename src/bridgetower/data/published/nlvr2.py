@@ -26,8 +26,8 @@ _UNLABELLED = "test2"  # which was held back, and may come without labels
 def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _FILES):
         file = _FILES[split]
-        path = originals.annotation(listing, *(f"{folder}/{file}" for folder in _FOLDERS))
-        for row in originals.lines(path) if path else ():
+        path = originals.annotation(*(f"{folder}/{file}" for folder in _FOLDERS))
+        for row in originals.lines(path):
             identifier, label = row["identifier"], row.get("label", "")
             if label not in LABELS["nlvr2"] and (label or split != _UNLABELLED):
                 listing.bad(f"{identifier} of {file}: label {label!r}, expected the text True or False")

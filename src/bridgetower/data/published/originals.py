@@ -66,19 +66,24 @@ class Originals:
         """Whether a split is to be prepared."""
         return split in self.splits
 
-    def annotation(self, listing: Listing, *places: str, needed: bool = True) -> Path | None:
-        """The first of several places where an annotation file may lie; none is counted as bad.
+    def annotation(self, *places: str) -> Path:
+        """The annotation file at the first of several places where there is one.
 
-        Args:
-            listing: What counts it.
-            places: Paths in the folder; the first is the one to name.
-            needed: Whether it is bad that there is none.
+        Raises:
+            FileNotFoundError: If there is none, however much may be bad: without it the set would be another one.
         """
+        found = self.optional_annotation(*places)
+        if found is None:
+            raise FileNotFoundError(
+                f"no file {' or '.join(places)} in {self.folder}; put it there, or leave out what needs it (splits)"
+            )
+        return found
+
+    def optional_annotation(self, *places: str) -> Path | None:
+        """Like `annotation`, but None if there is no such file."""
         found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
         if found:
             self.used.append(found)
-        elif needed:
-            listing.bad(f"no file {' or '.join(places)} in {self.folder}")
         return found
 
     def picture(self, *places: str) -> FilePicture:

@@ -11,8 +11,8 @@ _FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "te
 def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _FILES):
         file = _FILES[split]
-        path = originals.annotation(listing, file, f"snli_ve/{file}")
-        for number, pair in enumerate(originals.lines(path) if path else (), start=1):
+        path = originals.annotation(file, f"snli_ve/{file}")
+        for number, pair in enumerate(originals.lines(path), start=1):
             place, text = f"{file}, line {number}", pair["sentence2"].strip()
             identifier = pair.get("pairID") or f"{split}-{number}"
             if pair["gold_label"] not in LABELS["snli-ve"]:

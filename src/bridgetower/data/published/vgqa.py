@@ -17,9 +17,8 @@ def _list(originals: Originals, listing: Listing, config: VgqaConfig) -> None:
     listing.vocabulary = read_vocabulary(config.answers)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(listing.vocabulary)
-    held_out = pictures_in_coco(originals, listing, config)
-    path = annotation_of(originals, listing, "question_answers.json")
-    for picture in originals.items(path, "item") if path else ():
+    held_out = pictures_in_coco(originals, config)
+    for picture in originals.items(annotation_of(originals, "question_answers.json"), "item"):
         image_id = picture.get("id", picture.get("image_id"))
         if image_id in held_out:
             leave_out(listing, image_id, config)

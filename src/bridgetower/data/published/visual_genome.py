@@ -15,23 +15,35 @@ def picture_of(originals: Originals, image_id: int) -> FilePicture:
     return originals.picture(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
 
 
-def annotation_of(originals: Originals, listing: Listing, file: str) -> Path | None:
+def annotation_of(originals: Originals, file: str) -> Path:
     """An annotation file, which may be in the folder or in its `annotations`."""
-    return originals.annotation(listing, file, f"annotations/{file}")
+    return originals.annotation(file, f"annotations/{file}")
 
 
-def pictures_in_coco(originals: Originals, listing: Listing, config: VgConfig) -> set[int]:
-    """Numbers of the pictures that COCO has in the splits that are to be left out."""
+def pictures_in_coco(originals: Originals, config: VgConfig) -> set[int]:
+    """Numbers of the images that COCO has in the splits that are to be left out.
+
+    Raises:
+        FileNotFoundError: If a file that says so is missing.
+        ValueError: If the file of the splits has no image of one of them.
+    """
     if not config.leave_out:
         return set()
-    splits = config.karpathy or originals.annotation(listing, "dataset_coco.json", "karpathy/dataset_coco.json")
-    pictures = annotation_of(originals, listing, "image_data.json")
+    splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
+    pictures = annotation_of(originals, "image_data.json")
     if config.karpathy:
         originals.used.append(config.karpathy)
-    if not splits or not pictures:
-        return set()
-    coco = {image["cocoid"] for image in originals.items(splits, "images.item") if image["split"] in config.leave_out}
-    return {image["image_id"] for image in originals.items(pictures, "item") if image["coco_id"] in coco}
+    held_out = {
+        image["cocoid"]: image["split"]
+        for image in originals.items(splits, "images.item")
+        if image["split"] in config.leave_out
+    }
+    missing = set(config.leave_out) - set(held_out.values())
+    if missing:
+        raise ValueError(
+            f"{splits} has no image of split {', '.join(sorted(missing))}; check that it is the right file"
+        )
+    return {image["image_id"] for image in originals.items(pictures, "item") if image["coco_id"] in held_out}
 
 
 def leave_out(listing: Listing, image_id: int, config: VgConfig) -> None:
@@ -40,9 +52,8 @@ def leave_out(listing: Listing, image_id: int, config: VgConfig) -> None:
 
 
 def _list(originals: Originals, listing: Listing, config: VgConfig) -> None:
-    held_out = pictures_in_coco(originals, listing, config)
-    path = annotation_of(originals, listing, "region_descriptions.json")
-    for picture in originals.items(path, "item") if path else ():
+    held_out = pictures_in_coco(originals, config)
+    for picture in originals.items(annotation_of(originals, "region_descriptions.json"), "item"):
         if picture["id"] in held_out:
             leave_out(listing, picture["id"], config)
             continue

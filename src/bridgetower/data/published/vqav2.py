@@ -18,8 +18,8 @@ _ANNOTATED = ("train", "validation")
 def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None:
     first_choices: list[str] = []
     with Lookup() as annotations:
-        missing = [split for split in _ANNOTATED if not _read(originals, listing, split, annotations, first_choices)]
-        for split in (split for split in _SUBSETS if originals.wants(split) and split not in missing):
+        missing = [split for split in _ANNOTATED if not _read(originals, split, annotations, first_choices)]
+        for split in filter(originals.wants, _SUBSETS):
             _list_questions(originals, listing, split, annotations)
         for key in annotations.untaken():
             listing.bad(f"annotation of {key} has no question")
@@ -29,12 +29,11 @@ def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None
         listing.vocabulary = answer_vocabulary(first_choices)
 
 
-def _read(
-    originals: Originals, listing: Listing, split: str, annotations: Lookup, first_choices: list[str]
-) -> Path | None:
-    """Reads the annotations of a split, if there are any; those of a split that is not wanted may be missing."""
+def _read(originals: Originals, split: str, annotations: Lookup, first_choices: list[str]) -> Path | None:
+    """Reads the annotations of a split; those of a split that is not wanted may be missing."""
     wanted = originals.wants(split)
-    path = originals.annotation(listing, *_places(f"v2_mscoco_{_SUBSETS[split]}_annotations.json"), needed=wanted)
+    find = originals.annotation if wanted else originals.optional_annotation
+    path = find(*_places(f"v2_mscoco_{_SUBSETS[split]}_annotations.json"))
     for annotation in originals.items(path, "annotations.item") if path else ():
         first_choices.append(annotation["multiple_choice_answer"])
         if wanted:
@@ -43,8 +42,8 @@ def _read(
 
 
 def _list_questions(originals: Originals, listing: Listing, split: str, annotations: Lookup) -> None:
-    path = originals.annotation(listing, *_places(f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"))
-    for question in originals.items(path, "questions.item") if path else ():
+    path = originals.annotation(*_places(f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"))
+    for question in originals.items(path, "questions.item"):
         key = _key(split, question)
         if not listing.is_new(key):
             listing.bad(f"{key} comes twice")
