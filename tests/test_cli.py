@@ -113,6 +113,31 @@ class TestUsing:
         pairs = refused(*command, "--texts", "a", "b", "--pairs", "--num-workers", 2)
         assert "num_workers 2 would be ignored with pairs" in pairs
 
+    def test_names_that_are_not_utf8(
+        self,
+        run: Callable[..., list[Any]],
+        tiny_checkpoint: Path,
+        answering_checkpoint: Path,
+        files: list[Path],
+        tmp_path: Path,
+    ) -> None:
+        """They are valid JSON and name the file again when they are read."""
+        name = tmp_path / "caf\udce9 \n.png"
+        name.write_bytes(files[0].read_bytes())
+        given, text = ("--images", name), ("--texts", "a red bar")
+        (plain,), (found,) = (run("embed", tiny_checkpoint, "--images", path) for path in (files[0], name))
+        assert found == plain | {"image": str(name)}
+        assert Path(found["image"]).read_bytes() == files[0].read_bytes()
+        lines = [
+            *run("embed", tiny_checkpoint, *given, *text, "--pairs"),
+            *run("match", tiny_checkpoint, *given, *text),
+            *run("fill-mask", tiny_checkpoint, *given, "--texts", "a <mask> bar"),
+            *run("entail", answering_checkpoint, *given, "--statements", "a red bar"),
+        ]
+        assert [line["image"] for line in lines] == [str(name)] * 4
+        run("embed", tiny_checkpoint, *given, "--out", tmp_path / "out.jsonl")
+        assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == str(name)
+
     def test_embed_pairs_to_a_file(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
     ) -> None:

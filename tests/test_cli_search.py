@@ -44,6 +44,25 @@ class TestIndex:
         assert (second["pictures"], second["removed"]) == (2, 1)
         assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the picture again"]
 
+    def test_names_of_every_kind(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "caf\udce9"
+        folder.mkdir()
+        names = [" a.png", "it's\n.png", "\tü.png"]
+        for name in (*names, "caf\udce9.png"):
+            Image.new("RGB", (24, 24), "red").save(folder / name)
+        command = ("index", folder, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
+        (first,), (second,) = run(*command, "--max-bad", 1), run(*command, "--max-bad", 1)
+        assert (first["added"], second["added"], second["changed"], second["removed"]) == (3, 0, 0, 0)
+        assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in first["bad"][0]
+        hits = run("search", tmp_path / "photos.lance", "red")
+        assert sorted(hit["path"] for hit in hits) == sorted(names)
+        assert all(Path(hit["file"]).is_file() for hit in hits)
+        for name in names:
+            (folder / name).unlink()
+        Image.new("RGB", (24, 24), "red").save(folder / "last.png")
+        (third,) = run(*command, "--max-bad", 1)
+        assert (third["pictures"], third["removed"], third["reused"]) == (1, 3, 1)
+
     def test_errors(
         self,
         refused: Callable[..., str],

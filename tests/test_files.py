@@ -128,6 +128,13 @@ class TestNewFolder:
 
 
 class TestContent:
+    def test_a_name_that_is_not_utf8_comes_back_whole(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9 \\udce9.png")
+        write_json(tmp_path / "a.json", {name: [name]})
+        assert (tmp_path / "a.json").read_bytes().decode().count(r"caf\udce9 \\udce9.png") == 2
+        (found,) = read_json(tmp_path / "a.json")
+        assert os.fsencode(found) == b"caf\xe9 \\udce9.png"
+
     def test_text_and_json(self, tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "größer\n")
         write_json(tmp_path / "a.json", {"ä": [1, "b"]})

@@ -88,9 +88,24 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def escaped(text: str) -> str:
+    r"""Returns text that can be written as UTF-8: `\udcff` stands for a byte of a file name that is not."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def unfit_name(name: str) -> str | None:
+    """Says what is wrong with the name of a file that cannot be stored; None if it can."""
+    return None if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
+
+
+def json_text(content: object, *, indent: int | None = None) -> str:
+    """Returns JSON that can be written as UTF-8: a file name that is not comes back whole when it is read."""
+    return escaped(json.dumps(content, indent=indent, ensure_ascii=False))
+
+
 def write_json(path: Path, content: object) -> None:
     """Writes `content` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,17 @@
 
 import pytest
 
-from bridgetower.data.kinds import KINDS, LABELS, Question, Statement, core_columns, core_features, text_of
+from bridgetower.data.kinds import (
+    KINDS,
+    LABELS,
+    Question,
+    Statement,
+    core_columns,
+    core_features,
+    nlvr2_sentence,
+    problem_of,
+    text_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,17 +35,35 @@ def test_text_of_what_is_said(said: object) -> None:
     assert text_of(said) == "a dog"
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("dev-850-2-1", "dev-850-1"), ("test1-0-0-0", "test1-0-0"), ("dev-850-2", None), ("dev-850-2#1", None)],
+)
+def test_the_sentence_of_an_identifier(name: str, sentence: str | None) -> None:
+    assert nlvr2_sentence(name) == sentence
+
+
 def test_labels_are_in_the_order_of_the_official_classes() -> None:
     assert LABELS["snli-ve"] == ("contradiction", "neutral", "entailment")
     assert LABELS["nlvr2"] == ("False", "True")
 
 
-def test_refuses_an_empty_question() -> None:
-    with pytest.raises(ValueError, match="question 7 is empty; leave it out"):
-        Question(question_id=7, question=" ")
-
-
-@pytest.mark.parametrize(("statement_id", "text"), [("", "a"), ("x", ""), ("x", " a")])
-def test_refuses_an_unfit_statement(statement_id: str, text: str) -> None:
-    with pytest.raises(ValueError, match="give an identifier and a text, stripped and not empty"):
-        Statement(statement_id=statement_id, text=text)
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a dog", None),
+        ("", "caption is empty"),
+        (" a", "caption has spaces at its ends"),
+        ("half \ud83d", "caption is not valid Unicode"),
+        (Question(question_id=7, question=" Why? "), None),
+        (Question(question_id=7, question=" \n"), "question 7 is empty"),
+        (Question(question_id=7, question="Why?", answers=("so", "\ud83d")), "question 7 is not valid Unicode"),
+        (Statement(statement_id="x", text="a"), None),
+        (Statement(statement_id="x", text=""), "statement 'x' is empty"),
+        (Statement(statement_id="x", text="a "), "statement 'x' has spaces at its ends"),
+        (Statement(statement_id="", text="a"), "statement '' has no identifier"),
+        (Statement(statement_id="x", text="\udc00"), "statement 'x' is not valid Unicode"),
+    ],
+)
+def test_what_cannot_be_used(text: str | Question | Statement, problem: str | None) -> None:
+    assert problem_of(text) == problem

@@ -110,6 +110,38 @@ class TestBad:
         with pytest.raises(ValueError, match=r"has 3 bad .*, allowed are 2 \(max_bad\): label 'maybe' \| line 3: no"):
             listing.check_bad(root, 2)
 
+    def test_texts_that_cannot_be_used(self, root: Path) -> None:
+        with new_listing("vqa") as listing:
+            asked = [Question(question_id=number, question=text) for number, text in enumerate(("Why?", " ", "\ud83d"))]
+            listing.add("a", [picture(root, "0.png")], asked, split="train", place="line 3")
+            listing.add("b", [picture(root, "1.png")], asked[1:2], split="train")
+            listing.finish()
+            assert listing.bad_messages() == [
+                "line 3: question 1 is empty",
+                "line 3: question 2 is not valid Unicode",
+                "b: question 1 is empty",
+            ]
+            assert [entry.texts for entry in listing.entries("train")] == [tuple(asked[:1])]
+
+    def test_names_that_are_not_utf8_or_empty(self, listing: Listing, root: Path) -> None:
+        name = "caf\udce9.png"
+        (root / name).write_bytes(png(1))
+        listing.add(name, [picture(root, name)], ["a"], split="train")
+        listing.add("two", [picture(root, "0.png"), picture(root, name)], ["a"], split="train", place=f"row of {name}")
+        listing.add("", [picture(root, "0.png")], ["a"], split="train", place="line 4")
+        assert listing.splits_of(name) == []
+        assert (listing.is_new(name), listing.is_new(name)) == (True, False)
+        listing.leave_out("twice", name)
+        listing.finish()
+        problem = r"the name 'caf\udce9.png' is not UTF-8; rename the file"
+        assert listing.bad_messages() == [
+            rf"caf\udce9.png: {problem}",
+            rf"row of caf\udce9.png: {problem}",
+            "line 4: the picture has no name",
+        ]
+        assert listing.left_out() == {"twice": [r"caf\udce9.png"]}
+        assert listing.counts() == {}
+
     def test_many_are_counted_and_the_first_named(self, listing: Listing, root: Path) -> None:
         for number in range(25):
             listing.bad(f"number {number}.")

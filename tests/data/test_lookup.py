@@ -15,3 +15,7 @@ def test_values_come_back_and_what_was_not_taken_is_known() -> None:
         lookup["a"] = 2
         assert lookup.take("a") == 2
         assert list(lookup.untaken()) == []
+        lookup["caf\udce9"] = 3
+        assert lookup.get("caf\udce9") == 3
+        assert list(lookup.untaken()) == [r"caf\udce9"]
+        assert lookup.take("caf\udce9") == 3

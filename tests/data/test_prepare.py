@@ -147,6 +147,28 @@ class TestPairs:
         assert sum(counts.images for counts in info.splits.values()) == 19
         assert info.left_out["cannot be used"][0].startswith("'3.png': ")
 
+    def test_a_file_name_that_is_not_utf8_is_bad(self, table: Path, tmp_path: Path) -> None:
+        for number, name in enumerate(("a.png", "b.png", "caf\udce9.png")):
+            (tmp_path / "photos").mkdir(exist_ok=True)
+            (tmp_path / "photos" / name).write_bytes((tmp_path / f"{number}.png").read_bytes())
+            (tmp_path / "photos" / f"{name[:-4]}.txt").write_text("a shade")
+        with pytest.raises(ValueError, match=r"has 1 bad .*: the name 'caf\\udce9\.png' is not UTF-8; rename the file"):
+            prepare_pairs(tmp_path / "photos", tmp_path / "out")
+        info = prepare_pairs(tmp_path / "photos", tmp_path / "out", PairsConfig(max_bad=1, test_fraction=0))
+        assert sum(counts.images for counts in info.splits.values()) == 2
+        assert read_info(tmp_path / "out").left_out == info.left_out
+
+    def test_a_folder_whose_name_is_not_utf8(self, table: Path, tmp_path: Path) -> None:
+        table.parent.joinpath("caf\udce9").mkdir()
+        for path in [*tmp_path.glob("*.png"), table]:
+            path.rename(tmp_path / "caf\udce9" / path.name)
+        source = tmp_path / "caf\udce9" / "own.csv"
+        info = prepare_pairs(source, tmp_path / "out")
+        assert info.splits["train"].images == 16
+        assert info == prepare_pairs(source, tmp_path / "out")
+        with pytest.raises(ValueError, match=r"caf\\udce9/out' is not UTF-8, .*; choose another folder"):
+            prepare_pairs(source, source.parent / "out")
+
     def test_a_written_set_can_be_a_source(self, table: Path, tmp_path: Path) -> None:
         prepare_pairs(table, tmp_path / "first")
         info = prepare_pairs(

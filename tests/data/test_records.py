@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bridgetower.data.info import SplitInfo
-from bridgetower.data.kinds import Statement
+from bridgetower.data.kinds import Question, Statement
 from bridgetower.data.records import PictureRecord, Record, is_own_parquet, write_split
 from bridgetower.data.splits import parquet_path, read_split
 from bridgetower.files import sha256_of
@@ -17,10 +17,16 @@ from rows import pair_record, png, question_record, record, statement_record
 
 
 class TestRecord:
-    @pytest.mark.parametrize("captions", [("",), ("fine", " "), (" not stripped",)])
+    @pytest.mark.parametrize("captions", [("",), ("fine", " "), (" not stripped",), ("\ud83d",)])
     def test_refuses_captions(self, captions: tuple[str, ...]) -> None:
-        with pytest.raises(ValueError, match=r"captions of record 'id-1'.*at least one, stripped"):
+        with pytest.raises(ValueError, match=r"captions of record 'id-1': caption .*; leave it out"):
             record(1, captions=captions)
+
+    def test_refuses_empty_questions_and_statements(self) -> None:
+        with pytest.raises(ValueError, match="questions of record 'id-1': question 7 is empty; leave it out"):
+            question_record(1, questions=(Question(question_id=7, question=" "),))
+        with pytest.raises(ValueError, match="statements of record 'id-1': statement 'x' is empty; leave it out"):
+            statement_record(1, statements=(Statement(statement_id="x", text=""),))
 
     def test_refuses_empty_pictures(self) -> None:
         with pytest.raises(ValueError, match="'id-1' has 0 bytes"):

@@ -153,6 +153,21 @@ class TestFolders:
             ("red.png", ("again",), None),
         ]
 
+    def test_names_are_kept_exactly(self, folder: Path) -> None:
+        names = [" a.png", "a\n.png", "b .png", "dir /x.png", "\tc.png"]
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(png("red"))
+        found = {row.picture.name: row.picture for row in read_rows(folder)}
+        assert sorted(found) == sorted([*names, "red.png", "sub/blue.png"])
+        assert all(picture.read() for picture in found.values())
+        (folder / "data.jsonl").write_text("\n".join(json.dumps({"image": name, "text": "x"}) for name in names))
+        assert [name for name, _, _ in rows(folder / "data.jsonl")] == names
+        (folder / "data.csv").write_text('image,caption\n" a.png",one\n"a\n.png",two\n')
+        assert [name for name, _, _ in rows(folder / "data.csv")] == names[:2]
+        (folder / "captions.txt").write_text(" a.png,one\nb .png,two\n")
+        assert [name for name, _, _ in rows(folder)] == [" a.png", "b .png"]
+
     def test_options_that_would_be_ignored(self, folder: Path) -> None:
         (folder / "data.csv").write_text("image,caption\n")
         with pytest.raises(ValueError, match="is a folder or archive, which has no columns"):

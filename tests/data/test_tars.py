@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower.data.config import PairsConfig
+from bridgetower.data.prepare import prepare_pairs
 from bridgetower.data.tars import tar_samples
 from miniature import jpeg, links, write_shards
 
@@ -50,6 +52,18 @@ def test_parts_of_a_sample(tmp_path: Path) -> None:
         ("b/1", ""),
     ]
     assert [sample.picture and sample.picture.read() for sample in samples] == [b"first", None, b"another key"]
+
+
+def test_a_name_that_is_not_utf8_is_bad(tmp_path: Path) -> None:
+    members = {
+        name: content for key in ("a", "caf\udce9") for name, content in ((f"{key}.jpg", jpeg(1)), (f"{key}.txt", b"x"))
+    }
+    write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(
+        ValueError, match=r"has 1 bad .*: the name 'x\.tar/caf\\udce9\.jpg' is not UTF-8; rename the file"
+    ):
+        prepare_pairs(tmp_path / "x.tar", tmp_path / "out")
+    assert prepare_pairs(tmp_path / "x.tar", tmp_path / "out", PairsConfig(max_bad=1)).splits["train"].images == 1
 
 
 def test_many_members_are_not_kept(tmp_path: Path) -> None:

@@ -65,7 +65,14 @@ class TestListing:
         Path(photos / "caf\udce9.png").write_bytes((photos / "00.png").read_bytes())
         bad = " | ".join(list_pictures(photos, AS_USUAL).bad)
         assert "no file 'link.png'" in bad
-        assert r"the name 'caf\\udce9.png' is not UTF-8; rename the file" in bad
+        assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in bad
+
+    def test_names_are_kept_exactly(self, photos: Path) -> None:
+        for name in (" a.png", "a\n.png"):
+            (photos / name).write_bytes((photos / "00.png").read_bytes())
+        listing = list_pictures(photos, AS_USUAL)
+        assert {" a.png", "a\n.png"} <= listing.pictures.keys()
+        assert listing.bad == ()
 
     def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
         with pytest.raises(ValueError, match="names no picture; nothing was changed"):

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from bridgetower.cli.defaults import answering_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, ModelOrDemo, Running
 from bridgetower.cli.output import emit_lines
+from bridgetower.files import escaped
 
 if TYPE_CHECKING:
     from bridgetower.answering import Choice, Options
@@ -133,5 +134,7 @@ def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequen
 
     table = Table(*given, name)
     for row, choices in zip(rows, chosen, strict=True):
-        table.add_row(*row.values(), "\n".join(f"{choice.label}  {choice.probability:.3f}" for choice in choices))
+        table.add_row(
+            *map(escaped, row.values()), "\n".join(f"{choice.label}  {choice.probability:.3f}" for choice in choices)
+        )
     Console().print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from bridgetower.cli.output import emit
+from bridgetower.files import escaped
 
 if TYPE_CHECKING:
     from bridgetower.data.inspection import Report, SplitReport
@@ -71,7 +72,7 @@ def _print_tables(report: Report) -> None:
     from rich.table import Table
 
     info, console = report.info, Console()
-    console.print(f"[bold]{info.name}[/bold] ({info.kind}): {info.split_rule}", highlight=False)
+    console.print(f"[bold]{escaped(info.name)}[/bold] ({info.kind}): {info.split_rule}", highlight=False)
     if info.protocol:
         console.print(info.protocol, highlight=False)
     table = Table("split", "pictures", "texts", "words: median, longest", "published by")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bridgetower.files import write_text
+from bridgetower.files import escaped, json_text, write_text
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
@@ -39,7 +38,7 @@ def emit_table(title: str, figures: Mapping[str, float]) -> None:
     from rich.table import Table
 
     shown = [stage for stage in _STAGES if f"{stage}_rsum" in figures]
-    table = Table("", *(_STAGES[stage] for stage in shown), title=title)
+    table = Table("", *(_STAGES[stage] for stage in shown), title=escaped(title))
     for name in (figure.removeprefix("chance_") for figure in figures if figure.startswith("chance_")):
         scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
         table.add_row(name.replace("_", " "), *(f"{scale * figures[f'{stage}_{name}']:.1f}" for stage in shown))
@@ -54,7 +53,7 @@ def emit_figures(title: str, figures: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "", title=title)
+    table = Table("", "", title=escaped(title))
     for name, value in figures.items():
         is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
         table.add_row(name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}")
@@ -85,4 +84,4 @@ def with_whole_entries(verb: _Verb) -> _Verb:
 
 
 def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json_text(value) + "\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgetower.data.locations import SpanPicture
+from bridgetower.files import unfit_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +29,8 @@ def arrow_rows(
     """
     import pyarrow as pa
 
+    if problem := unfit_name(str(path)):
+        raise ValueError(problem)
     try:
         with pa.memory_map(str(path)) as file:
             content = file.read_buffer()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from bridgetower.files import escaped
 
 Kind = Literal["captions", "vqa", "snli-ve", "nlvr2"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -40,11 +43,6 @@ class Question:
     answer_type: str = ""
     answers: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Checks that something is asked."""
-        if not self.question.strip():
-            raise ValueError(f"question {self.question_id} is empty; leave it out")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
@@ -60,13 +58,39 @@ class Statement:
     text: str
     label: str = ""
 
-    def __post_init__(self) -> None:
-        """Checks that there is an identifier and a stripped text."""
-        if not self.statement_id or not self.text or self.text != self.text.strip():
-            raise ValueError(
-                f"statement {self.statement_id!r} is {self.text!r}; give an identifier and a text, stripped and not "
-                "empty"
-            )
+
+def problem_of(text: str | Question | Statement) -> str | None:
+    """Says why a caption, a question or a statement cannot be used; None if it can.
+
+    All must have words and be valid Unicode; captions and statements are stripped, statements have identifiers.
+    """
+    if isinstance(text, Question):
+        name, words = f"question {text.question_id}", text.question.strip()
+    elif isinstance(text, Statement):
+        name, words = f"statement {text.statement_id!r}", text.text
+    else:
+        name, words = "caption", text
+    if not words:
+        return f"{name} is empty"
+    if words != words.strip():
+        return f"{name} has spaces at its ends"
+    if isinstance(text, Statement) and not text.statement_id:
+        return f"{name} has no identifier"
+    content = words if isinstance(text, str) else json.dumps(vars(text), ensure_ascii=False)
+    return None if escaped(content) == content else f"{name} is not valid Unicode"
+
+
+def nlvr2_sentence(statement_id: str) -> str | None:
+    """Names the sentence of an identifier of NLVR2, with which all its image pairs are one group.
+
+    Args:
+        statement_id: As NLVR2 publishes it: split, set, pair and sentence, such as dev-850-0-1.
+
+    Returns:
+        Split, set and sentence; None if it is no identifier of NLVR2.
+    """
+    parts = statement_id.split("-")
+    return f"{parts[0]}-{parts[1]}-{parts[3]}" if len(parts) == 4 else None
 
 
 def image_columns(kind: Kind) -> tuple[str, ...]:

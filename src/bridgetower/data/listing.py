@@ -10,9 +10,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.kinds import Kind, Question, Statement
+from bridgetower.data.kinds import Kind, Question, Statement, problem_of
 from bridgetower.data.locations import Picture, unpacked
 from bridgetower.data.splits import ordered_splits
+from bridgetower.files import escaped, unfit_name
 
 Text = str | Question | Statement
 
@@ -88,6 +89,9 @@ class Listing:
     ) -> None:
         """Adds texts about a picture; further ones about the same are added to them.
 
+        What cannot be used is counted as bad: texts, as `problem_of` says, and pictures that have no name, or one that
+        is not UTF-8.
+
         Args:
             image_id: Unique within the split.
             pictures: One, or two in nlvr2; missing ones are counted as bad.
@@ -95,19 +99,29 @@ class Listing:
             split: Empty if splits are to be assigned.
             place: Where the source says so, for error messages; empty stands for the id.
         """
+        place = place or image_id
+        unfit = [
+            problem for name in (image_id, *(picture.name for picture in pictures)) if (problem := unfit_name(name))
+        ]
+        if unfit or not image_id:
+            self.bad(f"{place}: {unfit[0] if unfit else 'the picture has no name'}")
+            return
         key = (image_id, split)
         found = self._database.execute("SELECT number FROM pictures WHERE image_id = ? AND split = ?", key).fetchone()
-        number = found[0] if found else self._add_picture(key, pictures, place or image_id)
-        self._database.executemany(
-            "INSERT INTO texts VALUES (?, ?)",
-            [(number, json.dumps(text if isinstance(text, str) else vars(text))) for text in texts],
-        )
+        number = found[0] if found else self._add_picture(key, pictures, place)
+        for text in texts:
+            problem = problem_of(text)
+            if problem:
+                self.bad(f"{place}: {problem}")
+            else:
+                content = json.dumps(text if isinstance(text, str) else vars(text))
+                self._database.execute("INSERT INTO texts VALUES (?, ?)", (number, content))
 
     def _add_picture(self, key: tuple[str, str], pictures: Sequence[Picture], place: str) -> int:
         stamps = [picture.stamp for picture in pictures]
         missing = [picture.name for picture, stamp in zip(pictures, stamps, strict=True) if stamp is None]
         packed = [", ".join(map(repr, missing))] if missing else [picture.packed() for picture in pictures]
-        values = (*key, place, json.dumps(packed), "" if missing else json.dumps(stamps))
+        values = (*key, escaped(place), json.dumps(packed), "" if missing else json.dumps(stamps))
         added = self._database.execute(
             "INSERT INTO pictures (image_id, split, place, packed, stamps) VALUES (?, ?, ?, ?, ?)", values
         )
@@ -116,20 +130,20 @@ class Listing:
 
     def splits_of(self, image_id: str) -> list[str]:
         """The splits that a picture was added to."""
-        rows = self._database.execute("SELECT split FROM pictures WHERE image_id = ?", [image_id])
+        rows = self._database.execute("SELECT split FROM pictures WHERE image_id = ?", [escaped(image_id)])
         return [split for (split,) in rows]
 
     def is_new(self, key: str) -> bool:
         """Whether this is asked of a key for the first time."""
-        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", [key]).rowcount == 1
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", [escaped(key)]).rowcount == 1
 
     def bad(self, message: str) -> None:
         """Counts something that cannot be used."""
-        self._database.execute("INSERT INTO bad VALUES (?)", [message])
+        self._database.execute("INSERT INTO bad VALUES (?)", [escaped(message)])
 
     def leave_out(self, reason: str, name: str) -> None:
         """Notes what is not taken although it could be used."""
-        self._database.execute("INSERT INTO left_out VALUES (?, ?)", [reason, name])
+        self._database.execute("INSERT INTO left_out VALUES (?, ?)", [reason, escaped(name)])
 
     def finish(self) -> None:
         """Ends the adding: missing pictures become bad, those without any text are dropped."""

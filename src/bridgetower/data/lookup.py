@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from bridgetower.files import escaped
+
 _CACHE_KIB = 16 * 1024
 
 
@@ -31,16 +33,18 @@ class Lookup:
         self._database.close()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._database.execute("INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", [key, json.dumps(value)])
+        self._database.execute(
+            "INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", [escaped(key), json.dumps(value)]
+        )
 
     def get(self, key: str) -> Any:
         """The value of a key; None if there is none."""
-        found = self._database.execute("SELECT value FROM entries WHERE key = ?", [key]).fetchone()
+        found = self._database.execute("SELECT value FROM entries WHERE key = ?", [escaped(key)]).fetchone()
         return json.loads(found[0]) if found else None
 
     def take(self, key: str) -> Any:
         """The value of a key, which then counts as taken; None if there is none."""
-        self._database.execute("UPDATE entries SET taken = 1 WHERE key = ?", [key])
+        self._database.execute("UPDATE entries SET taken = 1 WHERE key = ?", [escaped(key)])
         return self.get(key)
 
     def untaken(self) -> Iterator[str]:

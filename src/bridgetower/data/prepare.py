@@ -163,7 +163,7 @@ def _prepare_original(made: OriginalSet, source: Path, out: Path, config: Prepar
     with new_listing(made.kind) as listing:
         try:
             made.list(originals, listing, config)
-        except (KeyError, TypeError) as error:  # of the content of an annotation file
+        except (KeyError, TypeError, AttributeError) as error:  # of the content of an annotation file
             place = (originals.used or originals.large)[-1]
             raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
         listed = listing.counts()

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bridgetower.data.info import FORMAT, DatasetInfo, SplitInfo
-from bridgetower.data.kinds import LABELS, TEXT_COLUMN, Kind, Question, Statement, core_columns, core_features
+from bridgetower.data.kinds import (
+    LABELS,
+    TEXT_COLUMN,
+    Kind,
+    Question,
+    Statement,
+    core_columns,
+    core_features,
+    problem_of,
+)
 from bridgetower.data.splits import read_schema
 from bridgetower.files import replacing, sha256_of
 
@@ -36,17 +45,19 @@ class PictureRecord(ABC):
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks that there is an id, a picture and a text."""
+        """Checks that there is an id, a picture and a text, and that every text can be used."""
         if not self.image_id:
             raise ValueError(f"record of {self.file_name!r} has an empty image_id; give it a unique name")
         if not self.image:
             raise ValueError(f"picture of record {self.image_id!r} has 0 bytes; give the picture file's content")
         if not self.texts:
             raise ValueError(f"{TEXT_COLUMN[self.kind]} of record {self.image_id!r} are missing; give at least one")
+        for problem in filter(None, map(problem_of, self.texts)):
+            raise ValueError(f"{TEXT_COLUMN[self.kind]} of record {self.image_id!r}: {problem}; leave it out")
 
     @property
     @abstractmethod
-    def texts(self) -> Sequence[object]:
+    def texts(self) -> Sequence[str | Question | Statement]:
         """What is said about the picture."""
 
     @property
@@ -73,16 +84,8 @@ class Record(PictureRecord):
 
     captions: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        """Checks also that captions are stripped."""
-        super().__post_init__()
-        if any(not caption or caption != caption.strip() for caption in self.captions):
-            raise ValueError(
-                f"captions of record {self.image_id!r} are {self.captions!r}; give at least one, stripped and not empty"
-            )
-
     @property
-    def texts(self) -> Sequence[object]:
+    def texts(self) -> Sequence[str]:
         """The captions."""
         return self.captions
 
@@ -100,7 +103,7 @@ class QuestionRecord(PictureRecord):
     questions: tuple[Question, ...]
 
     @property
-    def texts(self) -> Sequence[object]:
+    def texts(self) -> Sequence[Question]:
         """The questions."""
         return self.questions
 
@@ -128,7 +131,7 @@ class StatementRecord(PictureRecord):
                 )
 
     @property
-    def texts(self) -> Sequence[object]:
+    def texts(self) -> Sequence[Statement]:
         """The statements."""
         return self.statements
 

@@ -124,7 +124,7 @@ def _text(value: object) -> str:
 
 
 def _file_picture(root: Path, path: object) -> FilePicture:
-    given = _text(path).strip()
+    given = _text(path)
     return FilePicture(root=root, name=os.path.normpath(given) if given else "")
 
 
@@ -221,7 +221,7 @@ def _rows_of_list(listed: Path) -> Iterator[Row]:
         name, _, caption = line.partition(separator)
         if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
             continue
-        picture = _file_picture(listed.parent, _CAPTION_NUMBER.sub("", name.strip()))
+        picture = _file_picture(listed.parent, _CAPTION_NUMBER.sub("", name))
         yield Row(picture=picture, captions=(_unquoted(caption.strip()),), place=f"{listed.name} line {number}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.locations import CellPicture, cell_bytes, group_column, opened_table
+from bridgetower.files import unfit_name
 
 MAX_GROUP_BYTES = 2**26
 """Largest row group that is read to get one of its pictures."""
@@ -28,6 +29,8 @@ def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if problem := unfit_name(str(path)):
+        raise ValueError(problem)
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:

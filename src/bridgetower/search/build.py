@@ -174,10 +174,10 @@ class _Update:
         return _embed(self.predictor, good, self.config.batch_size)
 
     def _problem_of(self, captions: Sequence[str]) -> str | None:
-        if not captions or self.config.truncate:
+        if not captions:
             return None
         try:
-            self.predictor.processor.token_ids(captions)
+            self.predictor.processor.token_ids(captions, truncate=self.config.truncate)
         except ValueError as error:
             return f"caption {error}"
         return None

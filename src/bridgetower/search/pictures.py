@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from bridgetower.data.locations import FilePicture
 from bridgetower.data.sources import read_rows
 from bridgetower.distributed import available_cores
+from bridgetower.files import unfit_name
 from bridgetower.processor import Processor, Resized
 from bridgetower.search.config import IndexConfig
 
@@ -122,13 +123,13 @@ def list_pictures(source: Path, config: IndexConfig) -> Listing:
 
 def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | None:
     """Looks at a file; returns what is wrong with it, or None if it is a folder or a device with a picture's name."""
-    shown = path.encode(errors="backslashreplace").decode()
-    if shown != path:
-        return f"the name {shown!r} is not UTF-8; rename the file"
+    unfit = unfit_name(path)
+    if unfit:
+        return unfit
     try:
         status = (root / path).stat()
     except OSError as error:
-        return f"no file {shown!r} ({error.strerror})"
+        return f"no file {path!r} ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):
         return None
     return Listed(path=path, size=status.st_size, mtime=status.st_mtime_ns // 1000, captions=captions)

@@ -63,6 +63,22 @@ def test_sbu_by_the_ends_of_its_links(tmp_path: Path) -> None:
     assert info.left_out["file name that several links end in"] == [ROWS[6][0], ROWS[7][0]]
 
 
+@pytest.mark.parametrize(("name", "publish"), [("cc3m", write_cc3m), ("sbu", write_sbu)])
+def test_a_file_name_that_is_not_utf8(tmp_path: Path, name: str, publish: Callable[[Path], None]) -> None:
+    publish(tmp_path / "set")
+    folder = "SBU" if name == "sbu" else "train_image"
+    write(tmp_path / "set" / folder / "caf\udce9.jpg", jpeg(1))
+    info, _ = prepared(name, tmp_path / "set", tmp_path / "out")
+    assert any(entry.endswith(r"caf\udce9.jpg") for names in info.left_out.values() for entry in names)
+
+
+def test_the_picture_of_a_line_whose_name_is_not_utf8_is_bad(tmp_path: Path) -> None:
+    write_cc3m(tmp_path / "set")
+    (tmp_path / "set" / "train_image" / "0.jpg").rename(tmp_path / "set" / "train_image" / "0.\udce9.jpg")
+    with pytest.raises(ValueError, match=r"has 1 bad .*: the name 'train_image/0\.\\udce9\.jpg' is not UTF-8"):
+        prepare_set("cc3m", tmp_path / "set", tmp_path / "out")
+
+
 def test_a_link_that_comes_twice_has_both_captions(tmp_path: Path) -> None:
     write_shards(tmp_path / "cc", ROWS)
     write(tmp_path / "cc" / "Train_GCC-training.tsv", f"one\t{ROWS[0][0]}\nother\t{ROWS[0][0]}\n")

@@ -78,6 +78,17 @@ def test_a_wrong_label_is_bad(source: Path, tmp_path: Path, label: object) -> No
         prepare_set("nlvr2", source, tmp_path / "out")
 
 
+def test_an_empty_statement_is_bad(source: Path, tmp_path: Path) -> None:
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=" \n"))
+    with pytest.raises(ValueError, match=r"1 bad .*dev-0-0: statement 'dev-0-0-1' is empty$"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+    info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(max_bad=1))
+    assert info.splits["validation"].texts == 5
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=None))
+    with pytest.raises(ValueError, match=r"dev\.json is not as published"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+
+
 def test_a_statement_that_comes_twice(source: Path, tmp_path: Path) -> None:
     change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows.append(rows[0]))
     with pytest.raises(ValueError, match=r"dev-0-0-0 of dev\.json comes twice"):

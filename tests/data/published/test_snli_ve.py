@@ -67,6 +67,10 @@ def test_a_wrong_label_is_bad(source: Path, tmp_path: Path, label: str) -> None:
 def test_repeated_and_empty_ones(source: Path, tmp_path: Path) -> None:
     change(source / "snli_ve_train.jsonl", lambda rows: (rows.append(rows[0]), rows[1].update(sentence2=" ")))
     with pytest.raises(ValueError, match=r"line 11: pair '3416050480\.jpg#0r0n' comes twice"):
-        prepare_set("snli-ve", source, tmp_path / "out")
-    info = prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_bad=1))
-    assert info.left_out["empty statement"] == ["snli_ve_train.jsonl, line 2"]
+        prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_bad=1))
+    info = prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_bad=2))
+    assert info.left_out["cannot be used"] == [
+        "snli_ve_train.jsonl, line 2: statement '3416050480.jpg#1r1c' is empty",
+        "snli_ve_train.jsonl, line 11: pair '3416050480.jpg#0r0n' comes twice",
+    ]
+    assert info.splits["train"].texts == 9

@@ -1,5 +1,6 @@
 """VG-QA from Visual Genome's files."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Pat
         "picture in COCO's val or test split": 1,
     }
     assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
+
+
+def test_an_empty_question_is_bad(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
+    file = source / "annotations" / "question_answers.json"
+    content = json.loads(file.read_text())
+    content[0]["qas"][1]["question"] = ""
+    write(file, content)
+    with pytest.raises(ValueError, match=r"has 1 bad .*: 1: question 1000101 is empty$"):
+        prepare_set("vgqa", source, tmp_path / "out", config)
+    assert prepare_set("vgqa", source, tmp_path / "out", replace(config, max_bad=1)).splits["train"].texts == 11
 
 
 def test_sources_are_named(source: Path, tmp_path: Path, config: VgqaConfig) -> None:

@@ -124,6 +124,14 @@ def test_files_that_do_not_fit(
     assert prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_bad=1)).left_out["cannot be used"]
 
 
+def test_an_empty_question_is_bad(source: Path, tmp_path: Path) -> None:
+    change(source / TRAIN_QUESTIONS, lambda content: content["questions"][0].update(question=" "))
+    with pytest.raises(ValueError, match=r"has 1 bad .*: 9: question 9000 is empty$"):
+        prepare_set("vqav2", source, tmp_path / "out")
+    info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_bad=1))
+    assert info.splits["train"].texts == 27
+
+
 def test_a_missing_picture_is_counted_once(source: Path, tmp_path: Path) -> None:
     (source / "train2014" / coco_name(9, "train2014")).unlink()
     with pytest.raises(ValueError, match=r"has 1 bad .*: 9: no file 'train2014/COCO_train2014_000000000009\.jpg'$"):

@@ -13,16 +13,15 @@ def _list(originals: Originals, listing: Listing, config: PrepareConfig) -> None
         file = _FILES[split]
         path = originals.annotation(file, f"snli_ve/{file}")
         for number, pair in enumerate(originals.lines(path), start=1):
-            place, text = f"{file}, line {number}", pair["sentence2"].strip()
+            place = f"{file}, line {number}"
             identifier = pair.get("pairID") or f"{split}-{number}"
             if pair["gold_label"] not in LABELS["snli-ve"]:
                 listing.bad(f"{place}: label {pair['gold_label']!r}, expected one of {', '.join(LABELS['snli-ve'])}")
             elif not listing.is_new(identifier):
                 listing.bad(f"{place}: pair {identifier!r} comes twice")
-            elif not text:
-                listing.leave_out("empty statement", place)
             else:
                 name = f"{pair['Flickr30K_ID']}.jpg"
+                text = pair["sentence2"].strip()
                 statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
                 picture = originals.picture(f"flickr30k-images/{name}")
                 listing.add(name, [picture], [statement], split=split, place=place)
