@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,9 +137,19 @@ class TestDigests:
         first = prepare_set("coco", coco, tmp_path / "first")
         for path in (coco / "train2014").iterdir():
             os.utime(path, (0, 0))
-        second = prepare_set("coco", coco, tmp_path / "second")
-        assert second.splits == first.splits
-        assert second.sources != first.sources  # what the source is told by
+        assert prepare_set("coco", coco, tmp_path / "second") == first
+
+    def test_originals_that_are_unpacked_again_are_the_same_set(self, coco: Path, tmp_path: Path) -> None:
+        first = prepare_set("coco", coco, tmp_path / "out")
+        before = snapshot(tmp_path / "out")
+        shutil.copytree(coco, tmp_path / "again", copy_function=shutil.copyfile)
+        shutil.rmtree(coco)
+        assert prepare_set("coco", tmp_path / "again", tmp_path / "out") == first
+        assert snapshot(tmp_path / "out") == before
+        picture = tmp_path / "again" / "train2014" / coco_name(9, "train2014")
+        picture.write_bytes(jpeg(9, size=(64, 64)))
+        with pytest.raises(ValueError, match="holds a dataset that differs in sources"):
+            prepare_set("coco", tmp_path / "again", tmp_path / "out")
 
     def test_nothing_but_the_set_is_left(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")

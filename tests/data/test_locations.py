@@ -1,6 +1,8 @@
 """Where pictures are: what is packed is unpacked, and a change shows."""
 
+import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -38,7 +40,8 @@ def test_stamp_of_an_archive(tmp_path: Path) -> None:
     first, second = (SpanPicture(file=tmp_path / "x.tar", member="a", offset=place, size=1) for place in (0, 512))
     assert first.stamp is None
     (tmp_path / "x.tar").write_bytes(b"1" * 1024)
-    assert first.stamp != second.stamp
+    assert first.stamp == second.stamp == "1"
+    assert replace(first, size=2).stamp != first.stamp
 
 
 def test_stamp_of_a_file(tmp_path: Path) -> None:
@@ -46,5 +49,8 @@ def test_stamp_of_a_file(tmp_path: Path) -> None:
     assert picture.stamp is None
     (tmp_path / "a.png").write_bytes(png(1))
     before = picture.stamp
-    (tmp_path / "a.png").write_bytes(png(1, size=9))
+    (tmp_path / "a.png").write_bytes(png(1) + b" ")
     assert before != picture.stamp is not None
+    now = picture.stamp
+    os.utime(tmp_path / "a.png", (0, 0))
+    assert picture.stamp == now

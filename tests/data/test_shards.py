@@ -75,7 +75,7 @@ class TestPlan:
         assert fingerprints() == first
         assert len(set(first)) == 4
         assert not set(fingerprints("other")) & set(first)
-        (root / "4.png").write_bytes(png(4, size=8))
+        (root / "4.png").write_bytes(png(4) + b" ")
         changed = fingerprints()
         assert [one == other for one, other in zip(first, changed, strict=True)] == [True, False, True, True]
 
@@ -136,6 +136,22 @@ class TestKept:
         assert again == first  # what was bad is remembered
         del before["test.parquet"]
         assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())
+
+    def test_a_picture_that_was_repaired_without_a_change_of_size_is_read_again(
+        self, root: Path, listing: Listing, out: Path
+    ) -> None:
+        whole = (root / "4.png").read_bytes()
+        (root / "4.png").write_bytes(bytes(len(whole)))
+        (root / "5.png").write_bytes(b"none")
+        bad = [part.bad for part in written(listing, out).values()]
+        assert list(map(len, bad)) == [0, 2, 0, 0]
+        before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+        (root / "4.png").write_bytes(whole)
+        again = written(listing, out)
+        assert [len(part.bad) for part in again.values()] == [0, 1, 0, 0]
+        assert read_split(out, "train").column("image_id")[3:5] == ["id-3", "id-4"]
+        changed = {name for name, time in before.items() if (out / name).stat().st_mtime_ns != time}
+        assert changed == {"train-00001-of-00003.parquet"}
 
     def test_damaged_and_other_ones_are_not(self, listing: Listing, out: Path) -> None:
         first = written(listing, out)

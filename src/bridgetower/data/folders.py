@@ -13,7 +13,7 @@ from bridgetower.data.records import Collection, is_own_parquet, write_split
 from bridgetower.data.shards import Shard, Written, forget_attempts, plan_shards, write_shards
 from bridgetower.data.splits import parquet_files, parquet_path
 from bridgetower.data.vocabulary import write_vocabulary
-from bridgetower.files import locked, remove_leftovers, sha256_of
+from bridgetower.files import escaped, locked, remove_leftovers, sha256_of
 from bridgetower.progress import count_bars, counted
 
 _BAD = "cannot be used"
@@ -121,6 +121,8 @@ def _finished(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
     Raises:
         ValueError: If `out` holds another dataset or files that are not ours.
     """
+    if escaped(str(out)) != str(out):
+        raise ValueError(f"{str(out)!r} is not UTF-8, which Parquet files cannot be written to; choose another folder")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
     if not (out / INFO_FILE).exists():
@@ -141,7 +143,8 @@ def _finished(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
 
 
 def _identity(info: DatasetInfo) -> Mapping[str, object]:
-    return {"name": info.name, "seed": info.seed, "sources": dict(info.sources), **info.settings}
+    """What decides the content; where the source lies, and what its folder is called, does not."""
+    return {"name": info.name, "seed": info.seed, "sources": sorted(info.sources.values()), **info.settings}
 
 
 def _refuse_foreign(out: Path, own: Container[str] = ()) -> None:

@@ -25,7 +25,10 @@ class Picture(Protocol):
 
     @property
     def stamp(self) -> str | None:
-        """Changes when the picture does; None if it is missing."""
+        """Size in bytes, or a digest of the content; None if the picture is missing.
+
+        It does not tell when the file was written: the same content unpacked again has the same stamp.
+        """
         ...
 
     def read(self) -> bytes:
@@ -58,8 +61,9 @@ class FilePicture:
 
     @property
     def stamp(self) -> str | None:
-        """Size and time of change; None if there is no such file."""
-        return stamp_of(self.root / self.name)
+        """Size in bytes; None if there is no such file."""
+        path = self.root / self.name
+        return str(path.stat().st_size) if path.is_file() else None
 
     def read(self) -> bytes:
         """The file's content."""
@@ -100,9 +104,8 @@ class SpanPicture:
 
     @property
     def stamp(self) -> str | None:
-        """Size and time of change of the larger file, and the place in it; None if there is no such file."""
-        whole = stamp_of(self.file)
-        return whole and f"{whole} {self.offset} {self.size}"
+        """Size in bytes; None if there is no such larger file."""
+        return str(self.size) if self.file.is_file() else None
 
     def read(self) -> bytes:
         """The picture's content.
@@ -173,11 +176,6 @@ def unpacked(content: str) -> Picture:
     made_of = {kind.tag: kind for kind in _KINDS}[tag]
     paths = {name: Path(value) for name, value in fields.items() if name in ("root", "file", "table")}
     return made_of(**{**fields, **paths})
-
-
-def stamp_of(path: Path) -> str | None:
-    """Size and time of change of a file; None if there is none."""
-    return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else None
 
 
 @lru_cache(maxsize=4)

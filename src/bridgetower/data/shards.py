@@ -95,6 +95,8 @@ def write_shards(
 ) -> dict[Shard, Written]:
     """Writes the files that are not there yet; those of an earlier attempt with the same content are kept.
 
+    Pictures that were bad then are read again, as they may have been repaired.
+
     Args:
         listing: Of the pictures.
         shards: Of `plan_shards`.
@@ -104,7 +106,7 @@ def write_shards(
     written: dict[Shard, Written] = {}
     with ThreadPoolExecutor(num_workers) as pool:
         for shard in shards:
-            finished = _finished(shard)
+            finished = _finished(listing, shard)
             if finished:
                 progress(shard.count)
             written[shard] = finished or _write(listing, shard, pool, num_workers, progress)
@@ -122,27 +124,33 @@ def _notes_path(shard: Shard) -> Path:
     return shard.path.with_name(f".{shard.path.stem}{_NOTES}")
 
 
-def _finished(shard: Shard) -> Written | None:
+def _finished(listing: Listing, shard: Shard) -> Written | None:
     path = _notes_path(shard)
     if not (shard.path.is_file() and path.is_file()):
         return None
     notes = read_json(path)
     info = SplitInfo(**notes["info"])
     same = notes["fingerprint"] == shard.fingerprint and info.files == {shard.path.name: sha256_of(shard.path)}
-    return Written(info=info, bad=tuple(notes["bad"])) if same else None
+    if not same:
+        return None
+    entries = enumerate(listing.entries(shard.split, shard.start, shard.count)) if notes["bad"] else ()
+    again = [_load(listing.kind, entry) for number, entry in entries if str(number) in notes["bad"]]
+    bad = tuple(message for message in again if isinstance(message, str))
+    return Written(info=info, bad=bad) if len(bad) == len(again) else None
 
 
 def _write(
     listing: Listing, shard: Shard, pool: ThreadPoolExecutor, num_workers: int, progress: Callable[[int], None]
 ) -> Written:
-    bad: list[str] = []
+    bad: dict[int, str] = {}
 
     def good() -> Iterator[PictureRecord]:
         entries = listing.entries(shard.split, shard.start, shard.count)
-        for loaded in _in_order(pool, partial(_load, listing.kind), entries, _AHEAD_PER_WORKER * num_workers):
+        records = _in_order(pool, partial(_load, listing.kind), entries, _AHEAD_PER_WORKER * num_workers)
+        for number, loaded in enumerate(records):
             progress(1)
             if isinstance(loaded, str):
-                bad.append(loaded)
+                bad[number] = loaded
             else:
                 yield loaded
 
@@ -150,7 +158,7 @@ def _write(
         write_json(_notes_path(shard), {"fingerprint": shard.fingerprint, "info": asdict(info), "bad": bad})
 
     info = write_split(shard.path, good(), kind=listing.kind, before=note, may_be_empty=True)
-    return Written(info=info, bad=tuple(bad))
+    return Written(info=info, bad=tuple(bad.values()))
 
 
 def _load(kind: Kind, entry: Entry) -> PictureRecord | str:
