@@ -64,6 +64,25 @@ def test_bad_rows_are_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 bad rows are left out" in caplog.text
 
 
+def test_rows_keep_their_numbers_and_a_test_split_takes_no_bad_one(tmp_path: Path) -> None:
+    originals.write_glue(tmp_path)
+    for file, bad in (("dev.tsv", "7\tcut off"), ("test.tsv", "7")):
+        path = tmp_path / "RTE" / file
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([header, lines[0], bad, *lines[1:]]) + "\n")
+    assert [row.index for row in read_glue(tmp_path, "rte", "validation", max_bad=1)] == [0, *range(2, 9)]
+    with pytest.raises(ValueError, match=r"test\.tsv has 2 good and 1 bad rows .*; max_bad is 0"):
+        read_glue(tmp_path, "rte", "test", max_bad=1)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    originals.write_glue(tmp_path)
+    path = tmp_path / "RTE" / "dev.tsv"
+    path.write_bytes(path.read_bytes() + b"9\tcaf\xe9\tcaf\xe9\tentailment\n")
+    with pytest.raises(ValueError, match=r"dev\.tsv is not UTF-8"):
+        read_glue(tmp_path, "rte", "validation")
+
+
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="RTE has no split 'validation-mismatched'; expected one of train, validation, t"

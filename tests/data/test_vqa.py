@@ -60,6 +60,12 @@ def test_questions_without_an_answer_of_the_vocabulary(load: Any) -> None:
     assert not everything[BatchKey((row,), 0)].targets.any()
 
 
+def test_questions_that_must_have_answers(folder: Path, tiny_processor: Processor) -> None:
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "test", tiny_processor, kind="vqa")
+    with pytest.raises(ValueError, match="question 3000 of split test has no answers; choose a split that has"):
+        VqaQuestions(pictures, asked.ANSWERS, answered=True)
+
+
 def test_a_test_split_has_no_targets(load: Any) -> None:
     questions = load("test")
     assert questions[BatchKey((0, 3), 0)].targets is None

@@ -1,6 +1,7 @@
 """Benchmarks from a prepared set to an outcome: figures, predictions by id, submissions, protocols, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.kinds import Kind
+from bridgetower.data.prepare import prepare_arrow
 from bridgetower.data.records import QuestionRecord
 from bridgetower.data.vocabulary import write_vocabulary
 from bridgetower.evaluation.benchmarks import evaluate
@@ -17,6 +19,7 @@ from bridgetower.evaluation.config import Benchmark, RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.evaluation.vqa_score import vqa_score
 from bridgetower.predictor import Predictor, load
+from miniature_arrow import write_nlvr2_arrow
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,19 @@ class TestQuestions:
         assert [row["question_id"] for row in rows] == expected
         assert all(row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS for row in rows)
 
-    def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path) -> None:
+    def test_sets_with_and_without_answers_together(
+        self, measure: Any, predictor: Predictor, sets: dict[Kind, Path], tmp_path: Path
+    ) -> None:
+        asked.write_splits(tmp_path, "vqa", {"validation": asked.questioned("test", 3)})
+        outcome = evaluate(predictor, "vqav2", [tmp_path, sets["vqa"]], "validation", RetrievalConfig())
+        alone = measure("vqav2", "validation")
+        assert outcome.figures == alone.figures
+        assert outcome.details == alone.details
+        assert outcome.counts == {"num_questions": 16, "num_answered": 10}
+        assert len(json.loads(outcome.submission[1])) == len(outcome.predictions) == 16
+
+    def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
         records = [
             QuestionRecord(image=record.image, file_name="x.png", image_id=f"{number}", questions=record.questions)
             for number, record in enumerate(asked.questioned("test", 1) * 2)
@@ -102,6 +117,46 @@ class TestStatements:
         assert outcome.figures.keys() == names
         assert outcome.figures["accuracy"] == pytest.approx(sum(right) / len(right))
         assert outcome.counts == {"num_statements": len(statements)}
+
+    @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
+    def test_sets_with_and_without_labels_together(
+        self, measure: Any, predictor: Predictor, sets: Any, tmp_path: Path, benchmark: Any
+    ) -> None:
+        make = asked.stated if benchmark == "snli-ve" else asked.paired
+        records = [
+            replace(
+                record,
+                statements=tuple(replace(entry, statement_id=f"x{entry.statement_id}") for entry in record.statements),
+            )
+            for record in make("test", 3)
+        ]
+        asked.write_splits(tmp_path, benchmark, {"validation": records})
+        outcome = evaluate(predictor, benchmark, [tmp_path, sets[benchmark]], "validation", RetrievalConfig())
+        alone = measure(benchmark, "validation")
+        assert outcome.figures == alone.figures
+        num_labelled = alone.counts["num_statements"]
+        total = num_labelled + measure(benchmark, "test").counts["num_statements"]
+        assert outcome.counts == {"num_statements": total, "num_labelled": num_labelled}
+        assert len(outcome.predictions) == total
+        assert outcome.notes == ()
+
+    def test_statements_that_come_twice(
+        self, predictor: Predictor, sets: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
+        with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
+            evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
+
+    def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(self, predictor: Predictor, tmp_path: Path) -> None:
+        """Its rows do not say which sentences they have: place 0 of two pairs may be two sentences."""
+        write_nlvr2_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path)
+        outcome = evaluate(predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig())
+        assert outcome.figures.keys() == {"accuracy"}
+        assert outcome.submission is None
+        (note,) = outcome.notes
+        assert "no consistency and no submission: 4 of 4 statements, such as 'dev-0-0#0', have no identifier" in note
+        assert outcome.report({})["notes"] == [note]
 
     def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure: Any) -> None:
         outcome = measure("nlvr2", "test")
@@ -130,6 +185,10 @@ class TestRefusals:
         folder = sets["vqa" if benchmark == "vqav2" else benchmark]
         with pytest.raises(ValueError, match=r"this model has no .* head \(it has mlm, itm, itc\)"):
             evaluate(load(tiny_checkpoint, device="cpu"), benchmark, [folder], "test", RetrievalConfig())
+
+    def test_bad_rows_of_what_is_not_glue(self, predictor: Predictor, sets: Any) -> None:
+        with pytest.raises(ValueError, match="max_bad 1 is for GLUE; leave it out for nlvr2"):
+            evaluate(predictor, "nlvr2", [sets["nlvr2"]], "test", RetrievalConfig(), max_bad=1)
 
     def test_a_set_of_another_kind(self, predictor: Predictor, sets: Any) -> None:
         with pytest.raises(ValueError, match="use a set of kind vqa"):

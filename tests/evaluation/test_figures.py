@@ -46,7 +46,7 @@ def test_questions(pictures: Any) -> None:
 
 def test_questions_without_answers(pictures: Any) -> None:
     questions = VqaQuestions(pictures("vqa", "test"), asked.ANSWERS)
-    with pytest.raises(ValueError, match="a question has no answers"):
+    with pytest.raises(ValueError, match="0 predictions for 0 questions; expected one for each, at least one"):
         question_scores(questions, predictions([0] * 6))
 
 

@@ -92,6 +92,19 @@ def test_glue(make: Any, folder: Path, name: GlueName, figures: set[str]) -> Non
         assert len(lines) == len(read_glue(folder, name, split)) + 1
 
 
+def test_bad_rows_that_may_be_left_out(make: Any, tmp_path: Path) -> None:
+    originals.write_glue(tmp_path)
+    path = tmp_path / "RTE" / "dev.tsv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, lines[0], "7\tcut off", *lines[1:]]) + "\n")
+    predictor = make()
+    with pytest.raises(ValueError, match=r"dev\.tsv has 8 good and 1 bad rows \(line 3: 2 columns\); max_bad is 0"):
+        measure(predictor, "rte", tmp_path, "validation")
+    outcome = evaluate(predictor, "rte", [tmp_path], "validation", RetrievalConfig(), max_bad=1)
+    assert outcome.counts == {"num_texts": 8}
+    assert [row["index"] for row in outcome.predictions] == [0, *range(2, 9)]
+
+
 def test_the_head_of_another_task(make: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match="the text head tells entailment, not_entailment; sts-b needs a number"):
         measure(make("rte"), "sts-b", folder, "validation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bridgetower.evaluation.outcome import Outcome
     from bridgetower.predictor import Predictor
 
+_LOG = logging.getLogger(__name__)
+
 
 def evaluate(
     model: Positional[Model],
@@ -28,6 +31,7 @@ def evaluate(
     data: tuple[Path, ...],
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
+    max_bad: int = 0,
     num_workers: int = 0,
     work: Path | None = None,
     loading: Loading = AS_USUAL,
@@ -54,6 +58,7 @@ def evaluate(
         data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
+        max_bad: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode pictures; 0 decodes in the main one.
         work: Folder for what retrieval has so far, and for encodings that do not fit into --memory-gib; in the user's
             cache if none is given. Killed, the same command continues; at the end it is emptied.
@@ -74,6 +79,7 @@ def evaluate(
             split,
             options,
             work=work or cache_folder() / "evaluations",
+            max_bad=max_bad,
             num_workers=num_workers,
             progress=sys.stderr.isatty(),
         )
@@ -89,6 +95,8 @@ def evaluate(
         **_settings(benchmark, options),
         "precision": loading.precision,
     }
+    for note in outcome.notes:
+        _LOG.warning(note)
     if out is not None:
         outcome.write(out, about)
     if json or not sys.stdout.isatty():

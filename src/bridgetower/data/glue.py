@@ -91,10 +91,12 @@ class GlueRow:
 
     Attributes:
         label: As the file has it; empty in a test split.
+        index: Number of the row in its file, from 0, without the header.
     """
 
     texts: tuple[str, ...]
     label: str
+    index: int
 
 
 def glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
@@ -119,7 +121,8 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_bad: int = 
         folder: GLUE's folder, or that of the task.
         name: Of the task.
         split: `train`, `validation` (GLUE's dev) or `test`; of MNLI also `validation-mismatched`, `test-mismatched`.
-        max_bad: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few.
+        max_bad: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few. None
+            of a test split may be, since the server wants every row.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -134,14 +137,15 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_bad: int = 
         columns = _columns(path, task, header, has_label=not split.startswith("test"))
     rows: list[GlueRow] = []
     bad: list[str] = []
-    for number, cells in lines:
+    for index, (number, cells) in enumerate(lines):
         problem = _problem(cells, columns, task)
         if problem:
             bad.append(f"line {number}: {problem}")
         else:
             values = [cells[column].strip() for column in columns]
             count = len(task.texts)
-            rows.append(GlueRow(tuple(values[:count]), values[count] if len(values) > count else ""))
+            rows.append(GlueRow(tuple(values[:count]), values[count] if len(values) > count else "", index))
+    max_bad = 0 if split.startswith("test") else max_bad
     if len(bad) > max_bad or not rows:
         shown = "; ".join(bad[:_SHOWN])
         raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_bad is {max_bad}")
@@ -153,9 +157,12 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_bad: int = 
 def _lines(path: Path) -> Iterator[list[str]]:
     # Quotes are letters here, and MRPC's files begin with a byte order mark.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line in file:
-            if line.strip("\r\n"):
-                yield line.rstrip("\r\n").split("\t")
+        try:
+            for line in file:
+                if line.strip("\r\n"):
+                    yield line.rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
 
 
 def _columns(path: Path, task: GlueTask, header: Sequence[str], *, has_label: bool) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch
 from bridgetower.data.entries import Entries
-from bridgetower.data.kinds import LABELS
+from bridgetower.data.kinds import LABELS, Kind
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
 
@@ -41,13 +41,18 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
         """Yields every statement, in order."""
         return iter(self._entries)
 
+    @property
+    def kind(self) -> Kind:
+        """`snli-ve` or `nlvr2`."""
+        return self._pictures.kind
+
     def labels(self) -> Int[Tensor, " n"]:
         """Returns the class of every statement, in order.
 
         Raises:
             ValueError: One has no label.
         """
-        return torch.tensor([self._label(entry) for entry in self])
+        return torch.tensor([self.label(entry) for entry in self])
 
     def __getitem__(self, key: BatchKey) -> SnliVeBatch | Nlvr2Batch:
         """Builds the batch that `key` names; it has labels where all its statements have.
@@ -64,7 +69,7 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
             "pixel_values": pictures.views(images, generator),
             "input_ids": text.input_ids,
             "attention_mask": text.attention_mask,
-            "labels": torch.tensor([self._label(entry) for entry in statements]) if known else None,
+            "labels": torch.tensor([self.label(entry) for entry in statements]) if known else None,
             "ids": tuple(entry["statement_id"] for entry in statements),
             "seed": key.seed,
         }
@@ -72,7 +77,12 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
             return SnliVeBatch(**values)
         return Nlvr2Batch(pixel_values_2=pictures.views(images, generator, "image_2"), **values)
 
-    def _label(self, entry: dict[str, Any]) -> int:
+    def label(self, entry: dict[str, Any]) -> int:
+        """Returns the class of a statement.
+
+        Raises:
+            ValueError: It has no label.
+        """
         names = LABELS[self._pictures.kind]
         if entry["label"] not in names:
             raise ValueError(

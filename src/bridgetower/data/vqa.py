@@ -24,21 +24,30 @@ class VqaQuestions(Dataset[VqaBatch]):
         answers: Normalised answers that can be chosen, in the order of the classes.
     """
 
-    def __init__(self, pictures: Pictures, answers: Sequence[str], *, answerable: bool = False) -> None:
+    def __init__(
+        self, pictures: Pictures, answers: Sequence[str], *, answerable: bool = False, answered: bool = False
+    ) -> None:
         """Finds the questions.
 
         Args:
             pictures: Of kind `vqa`.
             answers: The vocabulary.
             answerable: Leave out questions to which no annotator gave an answer of the vocabulary.
+            answered: Every question must have answers of annotators.
 
         Raises:
-            ValueError: There is no question left.
+            ValueError: There is no question left, or one without the answers that it must have.
         """
         self.answers = tuple(answers)
         self._number_of = {answer: number for number, answer in enumerate(answers)}
         self._pictures = pictures
         self._entries = Entries(pictures, self._is_answerable if answerable else None)
+        unanswered = next((entry for entry in self if not entry["answers"]), None) if answered else None
+        if unanswered:
+            raise ValueError(
+                f"question {unanswered['question_id']} of split {', '.join(pictures.splits)} has no answers; choose a "
+                "split that has"
+            )
 
     def __len__(self) -> int:
         return len(self._entries)

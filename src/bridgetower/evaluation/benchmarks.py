@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 from torch import nn
 
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig
-from bridgetower.data.kinds import LABELS, Kind
+from bridgetower.data.config import DataConfig, GlueName
+from bridgetower.data.kinds import LABELS, Kind, nlvr2_sentence
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import Examples
 from bridgetower.data.statements import Statements
@@ -28,8 +28,6 @@ from bridgetower.tasks.nlvr2 import Nlvr2Task
 from bridgetower.tasks.snli_ve import SnliVeTask
 from bridgetower.tasks.vqa import VqaTask
 
-_Id = TypeVar("_Id", int, str)
-
 
 def evaluate(
     predictor: Predictor,
@@ -39,6 +37,7 @@ def evaluate(
     config: RetrievalConfig,
     *,
     work: Path | None = None,
+    max_bad: int = 0,
     num_workers: int = 0,
     progress: bool = False,
 ) -> Outcome:
@@ -51,6 +50,7 @@ def evaluate(
         split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
         work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
+        max_bad: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
         num_workers: Processes that decode; 0 decodes in this one.
         progress: Show bars.
 
@@ -61,6 +61,8 @@ def evaluate(
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if benchmark != "retrieval" and others != RetrievalConfig():
         raise ValueError(f"candidates, folds, captions and memory are for retrieval; leave them out for {benchmark}")
+    if max_bad and benchmark not in get_args(GlueName):
+        raise ValueError(f"max_bad {max_bad} is for GLUE; leave it out for {benchmark}")
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers)
     options = {"batch_size": config.batch_size, "num_workers": num_workers, "progress": progress}
     match benchmark:
@@ -71,6 +73,7 @@ def evaluate(
             names, read = predictor.class_names("vqa"), "test" if split == "test-dev" else split
             answerable = config.protocol == "paper" and not read.startswith("test")
             questions = VqaQuestions(_pictures(predictor, data, read, "vqa"), names, answerable=answerable)
+            _check_ids([entry["question_id"] for entry in questions])
             return _questions(questions, _predicted(VqaTask(predictor.model), questions, options))
         case "snli-ve":
             statements = _statements(predictor, data, split, "snli-ve")
@@ -81,7 +84,7 @@ def evaluate(
         case "cifar10" | "cifar100":
             return evaluate_cifar(predictor, 10 if benchmark == "cifar10" else 100, _one(folders), split, options)
         case _:
-            return evaluate_glue(predictor, benchmark, _one(folders), split, options)
+            return evaluate_glue(predictor, benchmark, _one(folders), split, options, max_bad=max_bad)
 
 
 def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalConfig, means: Means) -> Outcome:
@@ -97,13 +100,14 @@ def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalCon
 def _questions(questions: VqaQuestions, predictions: Predictions) -> Outcome:
     entries = list(questions)
     answers = [questions.answers[number] for number in predictions.classes.tolist()]
-    by_id = _by_id([entry["question_id"] for entry in entries], answers)
+    by_id = dict(zip([entry["question_id"] for entry in entries], answers, strict=True))
     rows = [
         {"question_id": number, "answer": answer, "probability": probability}
         for (number, answer), probability in zip(by_id.items(), predictions.probabilities.tolist(), strict=True)
     ]
-    counts, submission = {"num_questions": len(entries)}, vqa_submission(by_id)
-    if not all(entry["answers"] for entry in entries):
+    num_answered = sum(bool(entry["answers"]) for entry in entries)
+    counts, submission = _counts("num_questions", len(entries), "num_answered", num_answered), vqa_submission(by_id)
+    if not num_answered:
         return Outcome(figures={}, counts=counts, predictions=rows, submission=submission)
     scores = question_scores(questions, predictions)
     return Outcome(
@@ -122,26 +126,40 @@ def _judged(statements: Statements, kind: Kind, predictions: Predictions) -> Out
         {"statement_id": entry["statement_id"], "label": label, "probability": probability}
         for entry, label, probability in zip(entries, labels, predictions.probabilities.tolist(), strict=True)
     ]
-    known = any(entry["label"] for entry in entries)
-    by_id = _by_id([entry["statement_id"] for entry in entries], labels)
+    num_labelled = sum(bool(entry["label"]) for entry in entries)
+    by_id = dict(zip([entry["statement_id"] for entry in entries], labels, strict=True))
+    unknown = [name for name in by_id if kind == "nlvr2" and nlvr2_sentence(name) is None]
     return Outcome(
-        figures=statement_figures(statements, predictions) if known else {},
-        counts={"num_statements": len(entries)},
+        figures=statement_figures(statements, predictions) if num_labelled else {},
+        counts=_counts("num_statements", len(entries), "num_labelled", num_labelled),
         predictions=rows,
-        submission=nlvr2_submission(by_id) if kind == "nlvr2" else None,
+        submission=nlvr2_submission(by_id) if kind == "nlvr2" and not unknown else None,
+        notes=[_without_sentences(unknown, len(by_id))] if unknown else (),
     )
 
 
-def _by_id(ids: Sequence[_Id], chosen: Sequence[str]) -> dict[_Id, str]:
-    by_id = dict(zip(ids, chosen, strict=True))
-    if len(by_id) < len(ids):
-        raise ValueError(f"{len(ids) - len(by_id)} ids of {len(ids)} come again; expected one example of each id")
-    return by_id
+def _without_sentences(unknown: Sequence[str], total: int) -> str:
+    return (
+        f"no consistency and no submission: {len(unknown)} of {total} statements, such as {unknown[0]!r}, have no "
+        "identifier of NLVR2, which tells the sentence; prepare the set from NLVR2's JSON files"
+    )
+
+
+def _counts(name: str, total: int, name_known: str, known: int) -> dict[str, int]:
+    """Number of examples, and of those that the figures are of where these are others."""
+    return {name: total} | ({name_known: known} if 0 < known < total else {})
+
+
+def _check_ids(ids: Sequence[int | str]) -> None:
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{len(ids) - len(set(ids))} ids of {len(ids)} come again; expected one example of each id")
 
 
 def _statements(predictor: Predictor, data: DataConfig, split: str, kind: Kind) -> Statements:
     predictor.class_names("nlvr2" if kind == "nlvr2" else "snli_ve")
-    return Statements(_pictures(predictor, data, split, kind))
+    statements = Statements(_pictures(predictor, data, split, kind))
+    _check_ids([entry["statement_id"] for entry in statements])
+    return statements
 
 
 def _pictures(predictor: Predictor, data: DataConfig, split: str, kind: Kind) -> Pictures:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bridgetower.data.config import GlueName
+from bridgetower.data.kinds import nlvr2_sentence
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.class_metrics import (
@@ -26,18 +28,20 @@ _METRICS = {
 
 
 def question_scores(questions: VqaQuestions, predictions: Predictions) -> VqaScores:
-    """Returns VQA's official scores.
+    """Returns VQA's official scores of the questions that have answers of annotators.
 
     Raises:
-        ValueError: A question has no answers of annotators.
+        ValueError: No question has.
     """
-    answered = [
-        AnsweredQuestion(
+    answered = {
+        number: AnsweredQuestion(
             answers=tuple(entry["answers"]), answer_type=entry["answer_type"], question_type=entry["question_type"]
         )
-        for entry in questions
-    ]
-    return vqa_scores([questions.answers[number] for number in predictions.classes.tolist()], answered)
+        for number, entry in enumerate(questions)
+        if entry["answers"]
+    }
+    said = [questions.answers[number] for number in predictions.classes[list(answered)].tolist()]
+    return vqa_scores(said, list(answered.values()))
 
 
 def question_figures(scores: VqaScores) -> dict[str, float]:
@@ -47,17 +51,20 @@ def question_figures(scores: VqaScores) -> dict[str, float]:
 
 
 def statement_figures(statements: Statements, predictions: Predictions) -> dict[str, float]:
-    """Returns `accuracy` and, of statements with NLVR2's identifiers, `consistency`.
+    """Returns `accuracy` and, where NLVR2's identifiers tell the sentences, `consistency` of the labelled statements.
 
     Raises:
-        ValueError: A statement has no label.
+        ValueError: No statement has a label.
     """
-    labels = statements.labels()
-    figures = {"accuracy": accuracy(predictions.classes, labels)}
-    names = [entry["statement_id"].split("-") for entry in statements]
-    if all(len(parts) == 4 for parts in names):  # split, set, pair, sentence: a group is a sentence with all its pairs
-        groups = [f"{split}-{number}-{sentence}" for split, number, _, sentence in names]
-        figures["consistency"] = consistency(predictions.classes, labels, groups)
+    labelled = {number: entry for number, entry in enumerate(statements) if entry["label"]}
+    labels = torch.tensor([statements.label(entry) for entry in labelled.values()])
+    predicted = predictions.classes[list(labelled)]
+    figures = {"accuracy": accuracy(predicted, labels)}
+    if statements.kind == "nlvr2":
+        groups = [nlvr2_sentence(entry["statement_id"]) for entry in labelled.values()]
+        known = [group for group in groups if group is not None]
+        if len(known) == len(groups):
+            figures["consistency"] = consistency(predicted, labels, known)
     return figures
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bridgetower.files import write_json, write_text
+from bridgetower.files import json_text, write_json, write_text
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
@@ -28,6 +27,7 @@ class Outcome:
         details: Further figures, by group, such as the types of questions.
         predictions: One row per example, with its id.
         submission: Name and content of the file that a test server takes.
+        notes: What cannot be given, and why.
     """
 
     figures: Mapping[str, float]
@@ -35,16 +35,18 @@ class Outcome:
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     predictions: Sequence[Mapping[str, Any]] = ()
     submission: tuple[str, str] | None = None
+    notes: Sequence[str] = ()
 
     def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the content of `metrics.json`: what was measured and how, versions, counts, figures."""
         versions = {name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()}
-        return {**about, **self.counts, **self.figures, **self.details, "versions": versions}
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {**about, **self.counts, **self.figures, **self.details, **notes, "versions": versions}
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
         """Writes `metrics.json`, and `predictions.jsonl` and the submission where there are any."""
         if self.predictions:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
+            lines = (json_text(row) + "\n" for row in self.predictions)
             write_text(folder / PREDICTIONS, "".join(lines))
         if self.submission is not None:
             name, content = self.submission
@@ -55,7 +57,7 @@ class Outcome:
 def vqa_submission(answers: Mapping[int, str]) -> tuple[str, str]:
     """Returns the file that VQA's server takes: one JSON array of `question_id` and `answer`."""
     rows = [{"question_id": number, "answer": answer} for number, answer in answers.items()]
-    return "submission.json", json.dumps(rows, ensure_ascii=False)
+    return "submission.json", json_text(rows)
 
 
 def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:

@@ -52,7 +52,13 @@ def evaluate_cifar(
 
 
 def evaluate_glue(
-    predictor: Predictor, name: GlueName, folder: str | Path, split: str, options: dict[str, Any]
+    predictor: Predictor,
+    name: GlueName,
+    folder: str | Path,
+    split: str,
+    options: dict[str, Any],
+    *,
+    max_bad: int = 0,
 ) -> Outcome:
     """Measures what GLUE reports of a task; a test split gives the file that its server takes.
 
@@ -62,20 +68,22 @@ def evaluate_glue(
         folder: Of its TSV files.
         split: Which split.
         options: Of `predict_classes`.
+        max_bad: Bad rows that may be left out; none of a test split, of which the server wants every row.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: There is no such split, or the model has no such head, or one of other classes.
+        ValueError: There is no such split, too many rows are bad, or the model has no such head, or one of other
+            classes.
     """
     task = TextTask(predictor.model)
-    texts = GlueTexts(folder, name, split, predictor.processor)
+    texts = GlueTexts(folder, name, split, predictor.processor, max_bad=max_bad)
     _check_head(predictor, texts.task.classes, name)
     predicted, classes = predict_texts(task, texts, **options), texts.task.classes
     labels = [f"{number:.3f}" if task.regresses else classes[number] for number in predicted.tolist()]
     return Outcome(
         figures=_figures(name, texts, predicted),
         counts={"num_texts": len(texts)},
-        predictions=[{"index": index, "label": label} for index, label in enumerate(labels)],
+        predictions=[{"index": row.index, "label": label} for row, label in zip(texts.rows, labels, strict=True)],
         submission=glue_submission(GLUE[name].submission[split], labels) if split.startswith("test") else None,
     )
 

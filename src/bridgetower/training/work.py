@@ -122,7 +122,7 @@ def _ranking(config: RunConfig, task: RankingConfig, model: BridgeTower, process
 
 def _vqa(config: RunConfig, task: VqaConfig, model: BridgeTower, processor: Processor, answers: Sequence[str]) -> Work:
     train, held_out = _pictures(config, processor)
-    questions = VqaQuestions(held_out, answers, answerable=task.protocol == "paper")
+    questions = VqaQuestions(held_out, answers, answerable=task.protocol == "paper", answered=True)
     trained = VqaTask(model)
     return Work(
         task=trained,

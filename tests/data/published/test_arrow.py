@@ -1,6 +1,7 @@
 """ViLT-style Arrow files of every set."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,59 @@ class TestStatements:
         assert found["image"] == {"bytes": png(1), "path": "dev-1-0-img0.png"}
         assert found["image_2"] == {"bytes": jpeg(1), "path": "dev-1-0-img1.png"}
         assert found["statements"] == [
-            {"statement_id": "dev-1-0-0", "text": "One of them is grey.", "label": "True"},
-            {"statement_id": "dev-1-0-1", "text": "Both are.", "label": "False"},
+            {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
+            {"statement_id": "dev-1-0#1", "text": "Both are.", "label": "False"},
         ]
+
+    def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(self, tmp_path: Path) -> None:
+        said = (
+            ("dev-3-1-1", ["Both."]),
+            ("dev-3-1-4", ["None."]),
+            ("dev-3-2-4", ["Odd."]),
+            ("dev-3-2-5", ["A.", "B."]),
+        )
+        rows = [
+            {
+                "image_0": png(1),
+                "image_1": png(2),
+                "questions": texts,
+                "answers": ["True"] * len(texts),
+                "identifier": name,
+            }
+            for name, texts in said
+        ]
+        write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
+        config = ArrowConfig(splits=("validation",))
+        with pytest.raises(
+            ValueError, match=r"has 1 bad .*: dev-3-2-5: 2 statements, expected the one that the identifier"
+        ):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out", replace(config, max_bad=1))
+        first, second = (row(tmp_path / "out" / "nlvr2", "validation", n, "nlvr2") for n in (0, 1))
+        assert (first["image_id"], first["image"]["path"]) == ("dev-3-1", "dev-3-1-img0.png")
+        assert [entry["statement_id"] for entry in first["statements"]] == ["dev-3-1-1", "dev-3-1-4"]
+        assert [entry["statement_id"] for entry in second["statements"]] == ["dev-3-2-4"]
+
+    def test_empty_ones_are_bad(self, tmp_path: Path) -> None:
+        write_snli_ve_arrow(tmp_path / "arrows")
+        write_nlvr2_arrow(tmp_path / "arrows")
+        write_vqav2_arrow(tmp_path / "arrows")
+        asked = {"answers": [], "answer_labels": [], "answer_scores": [], "image_id": 4, "split": "test"}
+        content: dict[str, dict[str, Any]] = {
+            "snli_dev": {"image": jpeg(1), "sentences": [["p", " "], ["p", "A man."]], "labels": [1, 2]},
+            "nlvr2_dev": {
+                **{"image_0": png(1), "image_1": png(2), "identifier": "dev-1-0"},
+                **{"questions": ["", "Both."], "answers": ["True", "False"]},
+            },
+            "vqav2_test_fix": {"image": jpeg(4), **asked, "questions": ["", "Why?"], "question_id": [40, 41]},
+        }
+        for name, one in content.items():
+            write_arrow_file(tmp_path / "arrows" / f"{name}.arrow", [one])
+        for name, split in (("snli-ve", "validation"), ("nlvr2", "validation"), ("vqav2", "test")):
+            with pytest.raises(ValueError, match=r"has 1 bad .*, row 0: (statement|question) .* is empty$"):
+                prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,)))
+            info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), max_bad=1))[name]
+            assert info.splits[split].texts == 1
 
     def test_wrong_labels_are_bad(self, tmp_path: Path) -> None:
         one = {"image": jpeg(1), "sentences": [["p", "A man."]], "labels": [3]}
@@ -219,7 +270,7 @@ class TestStatements:
         }
         write_arrow_file(tmp_path / "arrows" / "snli_dev.arrow", [one])
         write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", [pair])
-        for name, message in (("snli-ve", "snli_dev-0-0: label 3"), ("nlvr2", "dev-1-0-0: label 'yes', expected the")):
+        for name, message in (("snli-ve", "snli_dev-0-0: label 3"), ("nlvr2", "dev-1-0#0: label 'yes', expected the")):
             with pytest.raises(ValueError, match=f"1 bad .*{message}"):
                 prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), splits=("validation",)))
 

@@ -25,7 +25,7 @@ _QUESTIONS = (
     "questions as the files have them, which lack those of train and validation without an answer of the vocabulary; "
     "the files keep scores instead of what people said: there are as many answers as give these scores"
 )
-_STATEMENTS = "statements as the files have them, without spaces at their ends; numbered anew, as the files do not say"
+_STATEMENTS = "statements as the files have them, without spaces at their ends"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class ArrowSet:
         columns: Columns beside the pictures.
         images: Columns of pictures.
         image_id: Column with the name of a row; None to number the rows.
+        image_of: Name of the picture or pair that a row of a name is about.
         texts: Makes the texts of a row with a name.
     """
 
@@ -54,6 +55,7 @@ class ArrowSet:
     columns: Sequence[str]
     images: Sequence[str] = ("image",)
     image_id: str | None = "image_id"
+    image_of: Callable[[str], str] = str
     texts: Callable[[Reading, str, Row], list[Text]]
 
     @property
@@ -140,9 +142,10 @@ def _list_file(files: ArrowSet, reading: Reading, path: Path, split: str) -> Non
         elif not reading.listing.is_new(f"{split} {name}"):
             reading.listing.bad(f"{place}: {name} comes twice")
         else:
-            members = _file_names(name, len(pictures))
+            image = files.image_of(name)
+            members = _file_names(image, len(pictures))
             named = [replace(picture, member=member) for picture, member in zip(pictures, members, strict=True)]
-            reading.listing.add(name, named, files.texts(reading, name, row), split=split, place=place)
+            reading.listing.add(image, named, files.texts(reading, name, row), split=split, place=place)
 
 
 def _file_names(name: str, count: int) -> list[str]:
@@ -243,7 +246,7 @@ ARROW_SETS = (
         name="snli-ve",
         kind="snli-ve",
         split_rule="as published; dev is validation",
-        protocol=f"{_STATEMENTS}; pictures have no names, they are numbered too",
+        protocol=f"{_STATEMENTS}; numbered anew, like the pictures, as the files name neither",
         stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
         columns=("sentences", "labels"),
         image_id=None,
@@ -253,7 +256,7 @@ ARROW_SETS = (
         name="nlvr2",
         kind="nlvr2",
         split_rule="as published; dev is validation",
-        protocol=_STATEMENTS,
+        protocol=f"{_STATEMENTS}; their identifiers are NLVR2's only where the files have the number of the sentence",
         stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
         more_stems={
             f"{part}-{split}": (f"nlvr2_{part}_{subset}",)
@@ -263,6 +266,7 @@ ARROW_SETS = (
         columns=("questions", "answers", "identifier"),
         images=("image_0", "image_1"),
         image_id="identifier",
+        image_of=arrow_texts.pair_of,
         texts=arrow_texts.truths,
     ),
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgetower.data.kinds import LABELS, Question, Statement
+from bridgetower.data.kinds import LABELS, Question, Statement, nlvr2_sentence
 from bridgetower.data.listing import Listing, Text
 
 Row = Mapping[str, Any]
@@ -76,11 +76,25 @@ def entailments(reading: Reading, name: str, row: Row) -> list[Text]:
     return statements
 
 
+def pair_of(name: str) -> str:
+    """The image pair that a row of NLVR2 is about: its identifier without the number of a sentence."""
+    return name.rpartition("-")[0] if nlvr2_sentence(name) else name
+
+
 def truths(reading: Reading, name: str, row: Row) -> list[Text]:
-    """Statements of NLVR2; wrong labels are bad."""
+    """Statements of NLVR2; wrong labels are bad, and several statements under the identifier of one.
+
+    The official code writes a row per image pair, without the numbers of its sentences. What is made of its name here
+    is no identifier of NLVR2, so that nothing is computed or submitted by sentences that are not known.
+    """
     statements: list[Text] = []
-    for place, (text, label) in enumerate(zip(row["questions"], row["answers"], strict=True)):
-        identifier = f"{name}-{place}"
+    said = list(zip(row["questions"], row["answers"], strict=True))
+    known = nlvr2_sentence(name) is not None
+    if known and len(said) > 1:
+        reading.listing.bad(f"{name}: {len(said)} statements, expected the one that the identifier names")
+        return []
+    for place, (text, label) in enumerate(said):
+        identifier = name if known else f"{name}#{place}"
         if label not in LABELS["nlvr2"]:
             reading.listing.bad(f"{identifier}: label {label!r}, expected the text True or False")
         else:
