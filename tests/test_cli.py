@@ -23,6 +23,7 @@ from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
+from miniature_arrow import write_nlvr2_arrow
 from published import openai
 
 VERBS = (
@@ -266,6 +267,24 @@ class TestData:
         assert cells["text to image r1"] == [f"{100 * report[name]:.1f}" for name in names]
         assert cells["rsum"][1] == f"{report['rsum']:.1f}"
         assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "50.0"]
+
+    def test_evaluate_says_what_cannot_be_given(
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        answering_checkpoint: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        write_nlvr2_arrow(tmp_path / "arrows")
+        run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path)
+        command = ["evaluate", answering_checkpoint, "nlvr2", "--data", tmp_path / "nlvr2", "--split", "test1"]
+        (report,) = run(*command, "--out", tmp_path / "found")
+        assert "accuracy" in report
+        assert "consistency" not in report
+        assert report["notes"][0] in caplog.text
+        assert not (tmp_path / "found" / "submission.csv").exists()
+        assert "max_bad 2 is for GLUE" in refused(*command, "--max-bad", 2)
 
     def test_evaluate_in_bfloat16(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tiny_dataset: Path

@@ -136,7 +136,7 @@ def _finished(listing: Listing, shard: Shard) -> Written | None:
     entries = enumerate(listing.entries(shard.split, shard.start, shard.count)) if notes["bad"] else ()
     again = [_load(listing.kind, entry) for number, entry in entries if str(number) in notes["bad"]]
     bad = tuple(message for message in again if isinstance(message, str))
-    return Written(info=info, bad=bad) if len(bad) == len(again) else None
+    return Written(info=info, bad=bad) if len(bad) == len(notes["bad"]) else None
 
 
 def _write(
