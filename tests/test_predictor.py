@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -186,6 +187,14 @@ class TestResults:
             assert not torch.equal(ours, exact)
         for vectors, _ in pairs[:3]:
             torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+    def test_bfloat16_does_not_round_the_vectors_themselves(self, tiny_checkpoint: Path, files: list[Path]) -> None:
+        coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
+        outputs: list[Tensor] = []
+        coarse.model.contrastive_head().image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+        vectors = coarse.embed_images(files)
+        assert outputs[0].dtype == torch.bfloat16
+        torch.testing.assert_close(vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6)
 
     def test_the_bar_leaves_standard_output_alone(
         self,

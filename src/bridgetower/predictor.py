@@ -433,7 +433,7 @@ class Predictor(Answering):
 
 
 def unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-    """Returns a model's vectors at length one, which bfloat16 leaves up to 0.4 % off, in float32 on the CPU."""
+    """Returns a model's vectors at length one, in float32 on the CPU."""
     return F.normalize(vectors.float(), dim=-1).cpu()
 
 

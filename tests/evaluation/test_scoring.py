@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring_module
@@ -67,6 +68,21 @@ def stop_after(model: BridgeTower, batches: int) -> Any:
             raise StoppedError
 
     return model.fusion.register_forward_hook(count)
+
+
+class TestHalfPrecision:
+    def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        head, outputs = tiny_model.contrastive_head(), {"image": [], "text": []}  # type: dict[str, list[Tensor]]
+        for name, kept in outputs.items():
+            getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = evaluate_retrieval(tiny_model, images, CONFIG).similarity
+        assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
+        image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
+        ids = images.processor.token_ids(images.texts()[0])
+        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # in which texts are encoded
+        torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
+        assert not torch.equal(found, found.bfloat16().float())
 
 
 class TestBatches:

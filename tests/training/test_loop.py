@@ -19,7 +19,7 @@ import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.config import Phase, PretrainingConfig
 from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.training.config import OptimizerConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.loop import Interrupted, fit, make_fabric
 from bridgetower.training.parts import Parts
@@ -214,9 +214,3 @@ def test_the_device_of_the_config_is_taken(tiny_dataset: Path, monkeypatch: pyte
     assert make_fabric(shapes.run_config(tiny_dataset, device="cpu")).device == torch.device("cpu")
     make_fabric(shapes.run_config(tiny_dataset))
     assert asked == ["cpu", "auto"]
-
-
-def test_precision_names_are_those_of_the_config(tiny_dataset: Path) -> None:
-    for precision, name in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
-        config: RunConfig = shapes.run_config(tiny_dataset, precision=precision)
-        assert make_fabric(config)._precision.precision == name

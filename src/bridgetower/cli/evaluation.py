@@ -111,11 +111,11 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
     import torch
 
     from bridgetower.model.linear import pack_weights
+    from bridgetower.model.precision import autocast
 
-    bf16 = loading.precision == "bf16"
     predictor = replace(loading, precision="fp32").load(model)
-    pack_weights(predictor.model, torch.bfloat16 if bf16 else None)
-    with torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=bf16):
+    pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
+    with autocast(predictor.device, loading.precision):
         yield predictor
 
 

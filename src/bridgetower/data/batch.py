@@ -20,8 +20,7 @@ _FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_label
 _Batch = TypeVar("_Batch", bound="Batch")
 
 
-# Not frozen: Fabric copies what goes into a wrapped module, and refuses frozen dataclasses.
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What all batches have in common.
 
@@ -50,7 +49,7 @@ class Batch:
         return replace(self, **mapped)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionBatch(Batch):
     """Images with one caption each.
 
@@ -71,7 +70,7 @@ class CaptionBatch(Batch):
         return len(self.input_ids)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RankingBatch(Batch):
     """Images with one true and several false texts each.
 
@@ -87,7 +86,7 @@ class RankingBatch(Batch):
     image_index: Int[Tensor, " b"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class VqaBatch(Batch):
     """Images with one question each.
 
@@ -102,7 +101,7 @@ class VqaBatch(Batch):
     targets: Float[Tensor, "b k"] | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SnliVeBatch(Batch):
     """Images with one statement each.
 
@@ -117,7 +116,7 @@ class SnliVeBatch(Batch):
     labels: Int[Tensor, " b"] | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Nlvr2Batch(Batch):
     """Pairs of images with one statement each.
 
@@ -134,7 +133,7 @@ class Nlvr2Batch(Batch):
     labels: Int[Tensor, " b"] | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageBatch(Batch):
     """Images alone, with their classes; None where they are not known."""
 
@@ -142,7 +141,7 @@ class ImageBatch(Batch):
     labels: Int[Tensor, " b"] | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TextBatch(Batch):
     """Texts or pairs of texts alone.
 

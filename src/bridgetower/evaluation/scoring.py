@@ -29,6 +29,7 @@ from bridgetower.model.outputs import TowerOutputs
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars
 from bridgetower.rows import FILE_BYTES, MemoryRows, RowFiles, Rows
+from bridgetower.tasks.losses import similarity
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class PairScorer:
         self._fill(encodings=False)
         size = self._model.config.heads.itc_size
         _, images = gather_by_id(self._own, self._image.vectors(size))
-        return images @ self._text.vectors(size)[self._place].T
+        return similarity(images, self._text.vectors(size)[self._place], torch.ones(()))
 
     def score(self, wanted: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
         """Returns the scores of the wanted pairs; those of a part of the images are kept as soon as they are there.

@@ -221,8 +221,8 @@ class BridgeTower(nn.Module):
         head = self.contrastive_head()
         if isinstance(head, FusedItcHead):  # transformers reads the CLS that fusion gets, the official code the tower's
             handed = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
-            return F.normalize(head.image(handed), dim=-1)
-        return F.normalize(head.image(image.cls), dim=-1)
+            return _unit(head.image(handed))
+        return _unit(head.image(image.cls))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts.
@@ -230,7 +230,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no contrastive head.
         """
-        return F.normalize(self.contrastive_head().text(text.cls), dim=-1)
+        return _unit(self.contrastive_head().text(text.cls))
 
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Returns L2-normalised embeddings of fused pairs.
@@ -238,7 +238,7 @@ class BridgeTower(nn.Module):
         The contrastive model of transformers has a head for them; elsewhere it is the pooled output itself.
         """
         head = self.itc_head
-        return F.normalize(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled, dim=-1)
+        return _unit(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled)
 
     def itm_logits(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns logits of no match (0) and match (1).
@@ -347,6 +347,11 @@ class BridgeTower(nn.Module):
         return tuple(
             projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
         )
+
+
+def _unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """L2-normalised in float32 at least: bfloat16 has three digits, so that lengths are off and similar items tie."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:

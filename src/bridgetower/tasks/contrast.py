@@ -13,8 +13,7 @@ from bridgetower.distributed import all_gather
 from bridgetower.tasks.losses import info_nce
 
 
-# Not frozen: Fabric copies what goes into a wrapped module, and refuses frozen dataclasses.
-@dataclass
+@dataclass(frozen=True)
 class Features:
     """What the contrastive loss reads of some pairs.
 
@@ -28,7 +27,7 @@ class Features:
     image_index: Int[Tensor, " b"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contrast:
     """The loss of all parts of a batch, with the gradients that belong to one of them.
 
@@ -56,7 +55,7 @@ class Contrast:
         """
         linear = (self.image_embeds * image_embeds).sum() + (self.text_embeds * text_embeds).sum()
         linear = self.num_parts * linear + self.logit_scale * logit_scale
-        return self.loss + linear - linear.detach()
+        return linear - linear.detach() + self.loss  # in this order the value is that of the loss to the bit
 
 
 def contrast_parts(

@@ -15,6 +15,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.sampling import Examples, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.precision import autocast
 from bridgetower.progress import step_bars
 from bridgetower.tasks.losses import info_nce
 from bridgetower.training.config import RunConfig
@@ -79,7 +80,7 @@ def align_projections(
         bar = bars.add_task("aligning projections", total=config.align_first, figures="")
         for step, batch in enumerate(_batches(config, examples)):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
-            with fabric.autocast():
+            with autocast(fabric.device, config.precision):
                 loss: Tensor = task(batch.to(fabric.device))
             last = loss.item()
             if not math.isfinite(last):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from bridgetower.data.pictures import Pictures
 from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.precision import autocast
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
@@ -123,8 +123,8 @@ class _Towers:
         self._fill(files, row_bytes, compute)
         return FrozenTexts(files, keys)
 
-    def _precision(self, dtype: torch.dtype) -> AbstractContextManager[object]:
-        return nullcontext() if dtype == torch.float32 else self.fabric.autocast()
+    def _precision(self, dtype: torch.dtype) -> torch.autocast:
+        return autocast(self.fabric.device, "bf16" if dtype == torch.bfloat16 else "fp32")
 
     def _files(self, name: str, num_rows: int, row_bytes: int) -> RowFiles:
         return RowFiles(self.folder, name, num_rows=num_rows, rows_per_part=max(1, FILE_BYTES // row_bytes))

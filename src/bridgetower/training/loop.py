@@ -35,8 +35,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as i
 
 
 def make_fabric(config: RunConfig) -> Fabric:
-    """Starts Fabric for one process, or for all those that torchrun started."""
-    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision]
+    """Starts Fabric for one process, or for all those that torchrun started.
+
+    It is told nothing of the precision: its autocast would cast the numbers of batches and losses too.
+    """
     if torch.distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         fabric = Fabric(
@@ -45,10 +47,9 @@ def make_fabric(config: RunConfig) -> Fabric:
             num_nodes=int(os.environ["WORLD_SIZE"]) // local,
             # Heads and towers that the current phase does not use get no gradient.
             strategy=DDPStrategy(find_unused_parameters=True),
-            precision=precision,
         )
     else:
-        fabric = Fabric(accelerator=config.device, devices=1, precision=precision)
+        fabric = Fabric(accelerator=config.device, devices=1)
     fabric.launch()
     return fabric
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from bridgetower.data.batch import Batch
 from bridgetower.data.sampling import derive_seed
+from bridgetower.model.precision import autocast
 from bridgetower.tasks.contrast import Contrast
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
@@ -53,7 +55,8 @@ def run_step(
         ids += batch.ids
         _seed_dropout(config, step, fabric.global_rank, micro)
         with fabric.no_backward_sync(task, enabled=micro + 1 < count):
-            losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
+            with autocast(fabric.device, config.precision):
+                losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
             _check_finite(losses, batch, step + 1)
             fabric.backward(losses.total / count)
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
@@ -74,7 +77,7 @@ def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[Any], step: int, 
         task,
         islice(batches, count),
         lambda micro: _seed_dropout(parts.config, step, fabric.global_rank, micro),
-        fabric.autocast,
+        partial(autocast, fabric.device, parts.config.precision),
     )
 
 

@@ -1,0 +1,184 @@
+"""Runs in bfloat16 against the same in float32: autocast covers the forward pass and casts nothing else."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fitting import recorded_gradients
+from torch import Tensor, nn
+
+import asked
+import bridgetower.training.run as run_module
+import originals
+import shapes
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.tasks.config import CifarConfig, PretrainingConfig
+from bridgetower.tasks.losses import info_nce
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.parts import Work
+from bridgetower.training.recipes import RECIPES
+from bridgetower.training.run import train
+
+CONTRASTING = [
+    name
+    for name, recipe in RECIPES.items()
+    if isinstance(recipe.task, PretrainingConfig) and any(phase.itc for phase in recipe.task.phases)
+]
+# By recipe the head, the loss of all its outputs and targets of a step, and the field of the targets.
+LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
+    "vqav2-base": (
+        "vqa_head",
+        lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1],
+        "targets",
+    ),
+    "snli-ve": ("snli_ve_head", F.cross_entropy, "labels"),
+    "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),
+    "cifar100": ("image_head", F.cross_entropy, "labels"),
+    "glue-mnli": ("text_head", F.cross_entropy, "labels"),
+    "glue-sts-b": ("text_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
+}
+
+
+@dataclass
+class Seen:
+    """What a run of one step saw and gave."""
+
+    batches: list[Any] = field(default_factory=list)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    gradients: list[Tensor] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dict[str, Path]:
+    """A set for each kind of task."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, write in (("cifar-10", originals.write_cifar10), ("cifar-100", originals.write_cifar100)):
+        write(folder / name)
+    return {
+        **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},
+        **dict.fromkeys(("pretraining", "ranking"), tiny_dataset),
+        **{name: folder / name for name in ("cifar-10", "cifar-100")},
+        "glue": originals.write_glue(folder / "glue"),
+    }
+
+
+@pytest.fixture(scope="module")
+def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., RunConfig]:
+    """Makes one step of a small model out of a recipe, whose task, views, kinds of heads and optimiser stay."""
+
+    def cut(name: str, **changes: Any) -> RunConfig:
+        recipe = RECIPES[name]
+        task, heads = recipe.task, replace(recipe.model.heads, itc_size=8)
+        if heads.vqa:
+            heads = replace(heads, vqa=len(asked.ANSWERS))
+        fusion = replace(shapes.MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
+        folder = folders[f"cifar-{task.num_classes}" if isinstance(task, CifarConfig) else task.kind]
+        config = replace(
+            recipe,
+            model=replace(shapes.MODEL, heads=heads, fusion=fusion),
+            init=str(tiny_checkpoint),
+            image_size=None,
+            data=replace(recipe.data, folders=(str(folder),), max_length=24, num_workers=0),
+            batch_size=8,
+            micro_batch_size=4,
+            max_steps=1,
+            max_epochs=None,
+            log_every=1,
+            precision="bf16",
+        )
+        return replace(config, **changes)
+
+    return cut
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfig], Seen]:
+    """Trains and records the batches that reach the task, the outputs of all heads, the gradient and the losses."""
+
+    def watched(config: RunConfig) -> Seen:
+        seen, original, stack = Seen(), run_module.plan, ExitStack()
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                if module.training:
+                    seen.outputs.setdefault(name, []).append(output.detach())
+
+            return hook
+
+        def plan(*arguments: Any) -> Work:
+            work = original(*arguments)
+            work.task.register_forward_pre_hook(lambda task, inputs: seen.batches.append(inputs[0]))
+            for name, module in work.task.named_modules():
+                if "_head" in name:
+                    module.register_forward_hook(keep(name.removeprefix("model.")))
+            seen.gradients = stack.enter_context(recorded_gradients(work.task))
+            return work
+
+        with monkeypatch.context() as patch, stack:
+            patch.setattr(run_module, "plan", plan)
+            train(config, tmp_path / config.precision, progress=False)
+        (seen.losses,) = read_metrics(tmp_path / config.precision, "train")
+        return seen
+
+    return watched
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_of_every_recipe_batches_are_those_of_float32_and_losses_and_gradients_close(
+    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen]
+) -> None:
+    half, full = (watch(cut_down(name, precision=precision)) for precision in ("bf16", "fp32"))
+    assert len(half.batches) == len(full.batches) == 2
+    for one, other in zip(half.batches, full.batches, strict=True):
+        for field_name, value in vars(other).items():
+            found = getattr(one, field_name)
+            if isinstance(value, Tensor):
+                assert found.dtype == value.dtype, field_name
+                assert torch.equal(found, value), field_name
+    assert_close(half, full)
+
+
+def assert_close(half: Seen, full: Seen) -> None:
+    """Losses differ by at most 1 % and gradients by 10 % of their length, but they differ."""
+    names = ("itc", "itm", "mlm", "rank", "vqa", "snli_ve", "nlvr2", "image", "text", "loss")
+    losses = [[seen.losses[name] for name in names if name in seen.losses] for seen in (half, full)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert losses[0] != losses[1]
+    (one,), (other,) = half.gradients, full.gradients
+    assert 0 < float((one - other).norm()) < 0.1 * float(other.norm())
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_losses_are_those_of_the_logits_in_float32(
+    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen]
+) -> None:
+    head, loss, target = LOGITS[name]
+    seen = watch(cut_down(name))
+    assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
+    targets = torch.cat([getattr(batch, target) for batch in seen.batches])
+    assert not targets.is_floating_point() or not targets.equal(targets.bfloat16().float())  # they could be rounded
+    expected = loss(torch.cat(seen.outputs[head]).float(), targets)
+    assert seen.losses["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTRASTING)
+def test_contrast_over_a_step_is_that_of_the_features_in_float32(
+    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen], tiny_checkpoint: Path
+) -> None:
+    seen, full = (watch(cut_down(name, contrast_over="step", precision=precision)) for precision in ("bf16", "fp32"))
+    images, texts = (seen.outputs[f"itc_head.{side}"][:2] for side in ("image", "text"))  # of the first pass
+    assert {features.dtype for features in (*images, *texts)} == {torch.bfloat16}
+    image, text = (F.normalize(torch.cat(part).float(), dim=-1) for part in (images, texts))
+    index = torch.cat([batch.image_index for batch in seen.batches])
+    scale = 1 / read_checkpoint(tiny_checkpoint).tensors["itc_head.temperature"]
+    expected = info_nce((image, text), index, (image, text), index, logit_scale=scale)
+    assert seen.losses["itc"] == pytest.approx(expected.item(), rel=1e-6)
+    assert seen.losses["itc"] != torch.tensor(seen.losses["itc"]).bfloat16().item()
+    assert_close(seen, full)
