@@ -57,6 +57,8 @@ class CaptionBatch(Batch):
         attention_mask: 0 on padding; None if nothing is padded.
         masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
         image_index: Equal numbers mark the same image, across all ranks.
+        step_labels: Number of labels in all micro-batches of this process in the step, if it was asked for.
+        mlm_weight: What MLM of this batch is multiplied with; None is 1.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
@@ -65,9 +67,16 @@ class CaptionBatch(Batch):
     masked_input_ids: Int[Tensor, "b l"] | TowerOutputs
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
+    step_labels: Int[Tensor, ""] | None = None
+    mlm_weight: Float[Tensor, ""] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_labels(self) -> Int[Tensor, ""]:
+        """Number of words to be predicted."""
+        return (self.mlm_labels != IGNORED).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

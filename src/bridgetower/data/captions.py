@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 from bridgetower.data.augmentation import drop_words
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.masking import mask_tokens
+from bridgetower.data.masking import IGNORED, mask_tokens
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
-from bridgetower.processor import Processor
+from bridgetower.processor import Processor, TextBatch
 
 
 class CaptionImages(Pictures):
@@ -70,9 +70,31 @@ class CaptionPairs(Dataset[CaptionBatch]):
             ValueError: A picture cannot be decoded; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
-        chosen = [self.pairs[pair] for pair in key.examples]
+        text, masked, labels = self._texts(key, generator)
+        images = [self.pairs[pair][0] for pair in key.examples]
+        return CaptionBatch(
+            pixel_values=self.images.views(images, generator),
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            masked_input_ids=masked,
+            mlm_labels=labels,
+            image_index=torch.tensor(images),
+            ids=tuple(self.images.image_ids[image] for image in images),
+            seed=key.seed,
+            step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
+        )
+
+    def _num_labels(self, key: BatchKey) -> int:
+        """Number of labels in the batch that `key` names, without reading its pictures."""
+        _, _, labels = self._texts(key, torch.Generator().manual_seed(key.seed))
+        return int((labels != IGNORED).sum())
+
+    def _texts(
+        self, key: BatchKey, generator: torch.Generator
+    ) -> tuple[TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+        """Draws captions and hides words: the texts, masked ids and labels."""
         processor = self.images.processor
-        captions = [self.images.caption(image, number, generator) for image, number in chosen]
+        captions = [self.images.caption(*self.pairs[pair], generator) for pair in key.examples]
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,
@@ -83,13 +105,4 @@ class CaptionPairs(Dataset[CaptionBatch]):
             generator=generator,
             continues_word=processor.continues_word if self.masking.whole_word else None,
         )
-        return CaptionBatch(
-            pixel_values=self.images.views([image for image, _ in chosen], generator),
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            masked_input_ids=masked,
-            mlm_labels=labels,
-            image_index=torch.tensor([image for image, _ in chosen]),
-            ids=tuple(self.images.image_ids[image] for image, _ in chosen),
-            seed=key.seed,
-        )
+        return text, masked, labels

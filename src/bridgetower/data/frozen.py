@@ -176,14 +176,24 @@ class FrozenExamples(Dataset[Batch]):
     def __getitem__(self, key: BatchKey) -> Batch:
         """Draws a view of each example of the batch that `key` names, and views of their pictures."""
         generator = torch.Generator().manual_seed(key.seed)
-        drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
-        batch = joined(
-            [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)], seed=key.seed
-        )
-        views: dict[str, Any] = {
+        batch = self._joined(key, generator)
+        values: dict[str, Any] = {
             name: value.drawn(generator) for name, value in vars(batch).items() if isinstance(value, StoredViews)
         }
-        return replace(batch, **views)
+        if key.step:
+            values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
+        return replace(batch, **values)
+
+    def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:
+        """Puts a drawn view of each example together."""
+        drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
+        parts = [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)]
+        return joined(parts, seed=key.seed)
+
+    def _num_labels(self, key: BatchKey) -> Int[Tensor, ""]:
+        """Number of labels in the batch of captions that `key` names."""
+        num_labels: Tensor = self._joined(key, torch.Generator().manual_seed(key.seed)).num_labels
+        return num_labels
 
     def part(self, example: int, view: int) -> Batch:
         """Returns a batch of one example, with an explicit mask."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,10 +15,18 @@ from bridgetower.data.batch import Batch
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Names one micro-batch: the examples in it and the seed of its draws."""
+    """Names one micro-batch.
+
+    Attributes:
+        examples: In it.
+        seed: Of its draws.
+        step: All micro-batches of this process in the step, where something is counted over a step; only the first
+            one has them.
+    """
 
     examples: tuple[int, ...]
     seed: int
+    step: tuple[BatchKey, ...] = ()
 
 
 class Examples(Protocol):
@@ -51,6 +59,7 @@ class StepSampler(Sampler[BatchKey]):
         rank: int = 0,
         world_size: int = 1,
         passes: Callable[[int], int] = lambda step: 1,
+        counted: Callable[[int], bool] = lambda step: False,
     ) -> None:
         """Plans the steps.
 
@@ -62,6 +71,7 @@ class StepSampler(Sampler[BatchKey]):
             seed: Of the order, and of what is drawn for each micro-batch.
             rank, world_size: Of this process, and how many there are.
             passes: How often the micro-batches of a step come, one whole pass after the other.
+            counted: Whether the first micro-batch of a step names them all, in the last pass.
 
         Raises:
             ValueError: There are fewer examples than one batch, or the batch does not split evenly.
@@ -76,7 +86,7 @@ class StepSampler(Sampler[BatchKey]):
             )
         self.num_examples, self.batch_size, self.steps, self.seed = num_examples, batch_size, steps, seed
         self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
-        self.passes = passes
+        self.passes, self.counted = passes, counted
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,9 +103,14 @@ class StepSampler(Sampler[BatchKey]):
                 epoch = step // self.steps_per_epoch
                 order = torch.randperm(self.num_examples, generator=_generator(self.seed, "epoch", epoch))
             start = step % self.steps_per_epoch * self.batch_size + self.rank * self.part * self.micro_batches
-            for micro in list(range(self.micro_batches)) * self.passes(step):
-                examples = order[start + micro * self.part : start + (micro + 1) * self.part]
-                yield BatchKey(tuple(examples.tolist()), derive_seed(self.seed, step, self.rank, micro))
+            own = order[start : start + self.part * self.micro_batches].split(self.part)
+            keys = [
+                BatchKey(tuple(examples.tolist()), derive_seed(self.seed, step, self.rank, micro))
+                for micro, examples in enumerate(own)
+            ]
+            yield from keys * (self.passes(step) - 1)
+            yield replace(keys[0], step=tuple(keys)) if self.counted(step) else keys[0]
+            yield from keys[1:]
 
 
 def derive_seed(*parts: object) -> int:

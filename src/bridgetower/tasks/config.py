@@ -13,6 +13,7 @@ from bridgetower.model.plain import check_choice
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
+MlmNormalization = Literal["step", "official"]
 Protocol = Literal["honest", "paper"]
 Figure = Literal[
     "rsum",
@@ -72,6 +73,9 @@ class PretrainingConfig:
         kind: Tells the task in a saved run; no option of the command.
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
+        mlm_normalization: `step`: MLM is the mean over all hidden words of an optimiser step, however it is divided
+            among micro-batches and processes. `official`: the mean over the hidden words of a micro-batch; all
+            micro-batches count alike, whether few or many words are hidden in them.
         negatives_from: Hard negatives of this rank's micro-batch or of those of all ranks (official
             `gather_global_negative`).
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
@@ -82,14 +86,16 @@ class PretrainingConfig:
     kind: Annotated[Literal["pretraining"], Fixed, Suppress] = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    mlm_normalization: MlmNormalization = "step"
     negatives_from: NegativesFrom = "rank"
     gather_with_grads: bool = True
 
     def __post_init__(self) -> None:
-        """Checks that the phases cover the run, and where negatives come from."""
+        """Checks that the phases cover the run, and the choices."""
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
+        check_choice("mlm_normalization", self.mlm_normalization, MlmNormalization)
         check_choice("negatives_from", self.negatives_from, NegativesFrom)
 
     @property

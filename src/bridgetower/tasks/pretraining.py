@@ -95,10 +95,12 @@ class PretrainingTask(nn.Module):
         return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Masked-word loss and accuracy, read from the text stream with the true image."""
+        """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         masked = self.model.encode_text(batch.masked_input_ids, batch.attention_mask)
         fused = self.model.fuse(image, masked, read="text")
-        return mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
+        loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
+        weight = batch.mlm_weight
+        return (loss, accuracy) if weight is None else (loss * weight, accuracy * weight)
 
     def pairs(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase

@@ -25,7 +25,7 @@ from bridgetower.training.optim import build_optimizer, parameter_groups, schedu
 from bridgetower.training.parts import Parts
 from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import TrainingState, load_state, save_state
-from bridgetower.training.step import count_micro_batches, run_step
+from bridgetower.training.step import count_micro_batches, counts_labels, run_step
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[Batch]:
         batch_size=config.batch_size,
         micro_batches=micro_batches,
         passes=lambda step: 2 if reads_twice(config, step / parts.max_steps, micro_batches) else 1,
+        counted=lambda step: micro_batches > 1 and counts_labels(config, step / parts.max_steps),
         steps=range(first_step, parts.max_steps),
         seed=config.seed,
         rank=fabric.global_rank,

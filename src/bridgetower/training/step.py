@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,9 +14,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import Batch
+from bridgetower.data.batch import Batch, CaptionBatch
 from bridgetower.data.sampling import derive_seed
+from bridgetower.distributed import all_gather
 from bridgetower.model.precision import autocast
+from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.tasks.contrast import Contrast
 from bridgetower.tasks.losses import Losses
 from bridgetower.training.config import RunConfig
@@ -46,12 +49,16 @@ def run_step(
         FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
     """
     config, count = parts.config, count_micro_batches(parts.config, fabric.world_size)
-    parts.task.progress = step / parts.max_steps  # type: ignore[assignment]
+    progress = step / parts.max_steps
+    parts.task.progress = progress  # type: ignore[assignment]
     moved = (batch.to(fabric.device) for batch in batches)
     contrasts = _contrasts(fabric, parts, moved, step, count)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
-    for micro, batch in enumerate(islice(moved, count)):
+    own: Iterator[Any] = islice(moved, count)
+    if count * fabric.world_size > 1 and counts_labels(config, progress):
+        own = _weighted(own, count * fabric.world_size)
+    for micro, batch in enumerate(own):
         ids += batch.ids
         _seed_dropout(config, step, fabric.global_rank, micro)
         with fabric.no_backward_sync(task, enabled=micro + 1 < count):
@@ -66,6 +73,30 @@ def run_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means
+
+
+def counts_labels(config: RunConfig, progress: float) -> bool:
+    """Whether a step divides MLM by the labels of all its micro-batches and processes.
+
+    Args:
+        config: Of the run.
+        progress: Share of the run that is done.
+    """
+    task = config.task
+    return isinstance(task, PretrainingConfig) and task.mlm_normalization == "step" and task.phase(progress).mlm > 0
+
+
+def _weighted(batches: Iterator[CaptionBatch], num_parts: int) -> Iterator[CaptionBatch]:
+    """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step.
+
+    Everything else is a mean over examples, of which all micro-batches have as many.
+    """
+    mean = torch.empty(0)
+    for number, batch in enumerate(batches):
+        if number == 0:
+            own = batch.num_labels if batch.step_labels is None else batch.step_labels
+            mean = all_gather(own[None]).sum().clamp(min=1) / num_parts
+        yield replace(batch, mlm_weight=batch.num_labels / mean)
 
 
 def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:

@@ -1,0 +1,179 @@
+"""Steps of several micro-batches and processes against one large batch, in texts of very different lengths."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spawn import run_on_ranks
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import asked
+import originals
+import shapes
+from bridgetower.data.config import MaskingConfig, PairsConfig
+from bridgetower.data.prepare import prepare_pairs
+from bridgetower.distributed import rank, world_size
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.tasks.config import GlueConfig, Nlvr2Config, Phase, PretrainingConfig, SnliVeConfig, VqaConfig
+from bridgetower.training.config import RunConfig
+from bridgetower.training.logs import read_metrics
+from bridgetower.training.run import train
+
+SIZES = {1: (8, 4, 2, 1), 2: (4, 1)}  # of micro-batches, by the number of processes; 8 is the whole batch
+CUTS = [(processes, size) for processes, sizes in SIZES.items() for size in sizes][1:]
+PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
+# Every word is hidden, so that the same ones are in any cut, and as many as the text is long.
+TASK = PretrainingConfig(
+    phases=(Phase(mlm=1, itm=0),), masking=MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
+)
+TASKS = {
+    "words": TASK,
+    "words, officially": replace(TASK, mlm_normalization="official"),
+    "vqa": VqaConfig(),
+    "snli-ve": SnliVeConfig(),
+    "nlvr2": Nlvr2Config(),
+    "glue": GlueConfig(name="sts-b"),
+}
+HEADS = {
+    "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
+    "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
+    "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True, nlvr2_dropout=0.0),
+    "glue": HeadsConfig(mlm=False, itm=False, text=1),
+}
+PARTS = {"words": "mlm", "vqa": "vqa", "snli-ve": "snli_ve", "nlvr2": "nlvr2", "glue": "text"}
+
+
+@dataclass
+class Step:
+    """What a run of one step gave in one process."""
+
+    gradients: Tensor
+    metrics: dict[str, float]
+
+
+Steps = dict[tuple[str, int], Step]
+"""By the name of the task and the size of the micro-batches."""
+
+
+def step(config: RunConfig, out: Path) -> Step:
+    """Trains in this process, or in all of its group."""
+    seen: list[Tensor] = []
+
+    def record(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        seen.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
+
+    hook = register_optimizer_step_pre_hook(record)
+    train(config, out, progress=False)
+    hook.remove()
+    (gradients,), (metrics,) = seen, read_metrics(out, "train")
+    return Step(gradients, metrics)
+
+
+def steps(configs: dict[str, RunConfig], out: Path) -> Steps:
+    """A step of every task in micro-batches of every size."""
+    return {
+        (name, size): step(replace(config, micro_batch_size=size), out / f"{name}-{size}")
+        for name, config in configs.items()
+        for size in SIZES[world_size()]
+    }
+
+
+def steps_of_one(configs: dict[str, RunConfig], out: Path) -> Steps:
+    """The same in one of several processes, as torchrun starts them."""
+    number, count = str(rank()), str(world_size())
+    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    return steps(configs, out)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions of one word, and others of up to twenty."""
+    folder = tmp_path_factory.mktemp("uneven")
+    shapes.write_pictures(folder)
+    words = ["red", "blue", "circle", "square", "bar"] * 4
+    captions = [" ".join(words[:number] if number % 2 else ["red"]) for number in range(20)]
+    lines = ["image,caption", *(f"{number:02}.png,{caption}" for number, caption in enumerate(captions))]
+    (folder / "uneven.csv").write_text("\n".join(lines))
+    prepare_pairs(folder / "uneven.csv", folder / "set", PairsConfig(test_fraction=0.1, validation_fraction=0.1))
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def configs(uneven: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
+    """A step of each task without dropout."""
+    folder = tmp_path_factory.mktemp("sets")
+    checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
+    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+    sets |= {"glue": originals.write_glue(folder / "glue")}
+    return {
+        name: shapes.run_config(
+            sets.get(name, uneven),
+            task=task,
+            model=replace(
+                PLAIN,
+                heads=HEADS.get(name, PLAIN.heads),
+                fusion=replace(PLAIN.fusion, num_token_types=3 if name == "nlvr2" else 2),
+            ),
+            init=str(checkpoint),
+            evaluation=RetrievalConfig(),
+            select_by="mlm_accuracy" if isinstance(task, PretrainingConfig) else task.figures[0],
+            device="cpu",
+            max_steps=1,
+        )
+        for name, task in TASKS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    return steps(configs, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def found(
+    alone: Steps, configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[Steps]]:
+    """The steps in each process, by the number of processes."""
+    return {1: [alone], 2: run_on_ranks(2, steps_of_one, configs, tmp_path_factory.mktemp("two"))}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", PARTS)
+def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(
+    name: str, cut: tuple[int, int], alone: Steps, found: dict[int, list[Steps]]
+) -> None:
+    (processes, size), whole = cut, alone[name, 8]
+    assert len(found[processes]) == processes
+    for process in found[processes]:
+        one = process[name, size]
+        torch.testing.assert_close(one.gradients, whole.gradients, atol=1e-6, rtol=1e-5)
+        for metric in (PARTS[name], "loss", "gradient_norm", *(m for m in whole.metrics if "accuracy" in m)):
+            assert one.metrics[metric] == pytest.approx(whole.metrics[metric], rel=1e-5), metric
+    assert float(whole.gradients.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_control_the_official_mean_over_micro_batches_differs(
+    cut: tuple[int, int], alone: Steps, found: dict[int, list[Steps]]
+) -> None:
+    (processes, size), whole = cut, alone["words", 8]
+    assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)  # of one batch they are the same
+    for process in found[processes]:
+        one = process["words, officially", size]
+        assert float((one.gradients - whole.gradients).abs().max()) > 1e-2
+        assert abs(one.metrics["mlm"] - whole.metrics["mlm"]) > 1e-3
+
+
+def test_labels_are_counted_in_the_process_that_reads(
+    configs: dict[str, RunConfig], alone: Steps, tmp_path: Path
+) -> None:
+    config = replace(configs["words"], micro_batch_size=2)
+    found = step(replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run")
+    assert torch.equal(found.gradients, alone["words", 2].gradients)
