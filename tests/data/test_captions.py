@@ -1,7 +1,7 @@
 """Captions as batches: pure functions of their key."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,23 @@ class TestPairs:
         assert not (hidden & special).any()
         assert len(batch) == 3
         assert batch.seed == 1
+
+    def test_labels_of_a_step_are_counted_without_its_pictures(
+        self, load: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pairs = load(captions="one", word_dropout=0.3, augmentation="affine")
+        step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
+        expected = sum(int(pairs[key].num_labels) for key in step)
+        read: list[int] = []
+        original = CaptionImages.views
+        monkeypatch.setattr(
+            CaptionImages, "views", lambda self, images, *draws: read.extend(images) or original(self, images, *draws)
+        )
+        batch = pairs[replace(step[0], step=step)]
+        assert batch.step_labels is not None
+        assert int(batch.step_labels) == expected > int(batch.num_labels)
+        assert len(read) == 2
+        assert equal(replace(batch, step_labels=None), pairs[step[0]])
 
     def test_augmentation_changes_pictures_only(self, load: Any) -> None:
         key = BatchKey((0, 1, 2), 5)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ class TestExamples:
             assert batch.pixel_values.rows == batches[0].pixel_values.rows
             assert torch.equal(batch.mlm_labels, batches[0].mlm_labels)
             assert len(batch) == 3
+
+    def test_labels_of_a_step_are_those_of_its_batches(self, examples: FrozenExamples) -> None:
+        step = tuple(BatchKey((number, number + 1), number) for number in range(3))
+        batch = examples[replace(step[0], step=step)]
+        assert int(batch.step_labels) == sum(int(examples[key].num_labels) for key in step)
+        assert batch.input_ids.rows == examples[step[0]].input_ids.rows
+        assert batch.pixel_values.rows == examples[step[0]].pixel_values.rows
+        assert examples[step[0]].step_labels is None
 
     def test_labels_belong_to_the_masked_texts(self, examples: FrozenExamples) -> None:
         batch = examples[BatchKey((1,), 0)]

@@ -1,6 +1,7 @@
 """The order in which the keys of batches come."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,15 @@ class TestSampler:
         options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
         assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
         assert len(StepSampler(30, steps=range(3), seed=0, **options)) == 8
+
+    def test_the_first_micro_batch_of_a_step_names_them_all_where_something_is_counted(self) -> None:
+        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2}
+        plain = keys(30, range(2), **options)
+        found = keys(30, range(2), counted=lambda step: step == 1, **options)
+        assert not any(key.step for key in plain)
+        assert [number for number, key in enumerate(found) if key.step] == [6]  # of the last pass of the second step
+        assert found[6].step == tuple(plain[6:])
+        assert [replace(key, step=()) for key in found] == plain
 
     @pytest.mark.parametrize(
         ("values", "message"),

@@ -34,6 +34,10 @@ class TestPretraining:
         with pytest.raises(ValueError, match="negatives_from is 'all'; expected one of rank, world"):
             PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
 
+    def test_unknown_normalisation(self) -> None:
+        with pytest.raises(ValueError, match="mlm_normalization is 'mean'; expected one of step, official"):
+            PretrainingConfig(mlm_normalization="mean")  # type: ignore[arg-type]
+
     def test_what_compares_the_pairs_of_a_batch(self) -> None:
         names = ((Phase(), []), (Phase(itc=1), ["ITC"]), (Phase(negatives="hard"), ["hard negatives"]))
         for phase, contrasts in names:

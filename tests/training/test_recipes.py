@@ -146,6 +146,18 @@ class TestObjectives:
             masking = task.masking
             assert (masking.probability, masking.mask_share, masking.random_share) == (0.15, 0.8, 0.1)
 
+    def test_mlm_is_normalised_as_published_and_in_our_recipes_over_the_step(self) -> None:
+        rules = {
+            name: recipe.task.mlm_normalization
+            for name, recipe in RECIPES.items()
+            if isinstance(recipe.task, PretrainingConfig) and any(phase.mlm for phase in recipe.task.phases)
+        }
+        ours = {name for name, rule in rules.items() if rule == "step"}
+        assert ours == {"pretrain-nano", "pretrain-nano-meter", "pretrain-nano-meter-norms"}
+        assert rules.keys() - ours == {"pretrain-base", "pretrain-base-itc", "pretrain-large"}
+        for name, rule in rules.items():
+            assert ("over each micro-batch" in RECIPES[name].source) == (rule == "official")
+
     def test_retrieval(self) -> None:
         for name, candidates in (("retrieval-flickr30k", 128), ("retrieval-coco", 256)):
             task = RECIPES[name].task

@@ -140,6 +140,17 @@ class TestContrastOverStep:
         assert float((whole[0][0] - parts[0][0]).abs().max()) > 1e-2
         assert parts[1][0] < whole[1][0]  # fewer pairs to tell apart
 
+    def test_masked_words_are_those_of_a_step_without_it(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+        task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
+        for contrast_over in ("step", "micro-batch"):
+            parts = build(
+                lambda model: PretrainingTask(model, task), max_steps=1, micro_batch_size=2, contrast_over=contrast_over
+            )
+            run(replace(parts, config=replace(parts.config, task=task)), tmp_path / contrast_over)
+            logged += read_metrics(tmp_path / contrast_over, "train")
+        assert logged[0]["mlm"] == logged[1]["mlm"] > 0
+        assert logged[0]["itc"] != logged[1]["itc"]
+
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
         self, build: Callable[..., Parts], tmp_path: Path, precision: str

@@ -42,7 +42,8 @@ def run_step(
         task: `parts.task`, set up by Fabric.
         parts: Of the run.
         optimizer: Set up by Fabric, its learning rates set.
-        batches: The micro-batches of this step are next, twice if `reads_twice`.
+        batches: The micro-batches of this step are next, twice if `reads_twice`. If there are several and
+            `counts_labels`, the first one has the `step_labels`.
         step: Decides what dropout draws.
 
     Raises:
@@ -57,7 +58,7 @@ def run_step(
     ids: list[str] = []
     own: Iterator[Any] = islice(moved, count)
     if count * fabric.world_size > 1 and counts_labels(config, progress):
-        own = _weighted(own, count * fabric.world_size)
+        own = _weighted(own, count, fabric.world_size)
     for micro, batch in enumerate(own):
         ids += batch.ids
         _seed_dropout(config, step, fabric.global_rank, micro)
@@ -86,16 +87,17 @@ def counts_labels(config: RunConfig, progress: float) -> bool:
     return isinstance(task, PretrainingConfig) and task.mlm_normalization == "step" and task.phase(progress).mlm > 0
 
 
-def _weighted(batches: Iterator[CaptionBatch], num_parts: int) -> Iterator[CaptionBatch]:
+def _weighted(batches: Iterator[CaptionBatch], count: int, processes: int) -> Iterator[CaptionBatch]:
     """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step.
 
     Everything else is a mean over examples, of which all micro-batches have as many.
     """
-    mean = torch.empty(0)
-    for number, batch in enumerate(batches):
-        if number == 0:
-            own = batch.num_labels if batch.step_labels is None else batch.step_labels
-            mean = all_gather(own[None]).sum().clamp(min=1) / num_parts
+    mean: Tensor | None = None
+    for batch in batches:
+        if mean is None:
+            own = batch.num_labels if count == 1 else batch.step_labels
+            assert own is not None
+            mean = all_gather(own[None]).sum().clamp(min=1) / (count * processes)
         yield replace(batch, mlm_weight=batch.num_labels / mean)
 
 
