@@ -166,11 +166,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: They could not be written, on a full disk for example.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written ({error}); make room on the disk") from error
+    with replacing(path, (SafetensorError,)) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -59,12 +59,8 @@ def save_state(
         "state": asdict(state),
         "conditions": dict(conditions),
     }
-    with replacing(folder / FILE) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch's writer hides the system's error
-            reason = str(error).splitlines()[0]
-            raise OSError(f"{folder / FILE} could not be written ({reason}); make room on the disk") from error
+    with replacing(folder / FILE, (RuntimeError,)) as temporary:  # torch's writer hides the system's error
+        torch.save(content, temporary)
 
 
 def load_state(
