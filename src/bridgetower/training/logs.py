@@ -48,8 +48,10 @@ class RunLog:
     ) -> None:
         self.progress.stop()
         if self.enabled:
-            self.file.close()
-            self.writer.close()
+            with writing(self.out / METRICS):  # what did not fit is tried again
+                self.file.close()
+            with writing(self.out / TENSORBOARD):
+                self.writer.close()
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
         """Counts a step and, every `log_every` steps and at the last, writes its losses and the speed since."""
