@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import asked
+import shapes
 from bridgetower import cli
-from bridgetower.distributed import process_group
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import STATE, read_run, train
 from folders import same_weights
@@ -82,7 +83,9 @@ def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
     while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    return finish(process)
+    ended = finish(process)
+    shutil.copytree(folder / "stopped", folder / "halfway")
+    return ended
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_a_folder_that_one_process_does_not_see(
     tmp_path: Path,
     nodes: Callable[..., Started],
 ) -> None:
-    shutil.copytree(folder / "stopped", tmp_path / "first" / "run")
+    shutil.copytree(folder / "halfway", tmp_path / "first" / "run")
     code, _, error = finish(nodes(tiny_dataset, Path("run"), "--resume"))
     assert code == 0, error
     assert list((tmp_path / "second").iterdir()) == []
@@ -177,7 +180,7 @@ def test_another_number_of_processes_goes_on_where_it_is_allowed(
     stopped: tuple[int, str, str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "alone"
-    shutil.copytree(folder / "stopped", out)
+    shutil.copytree(folder / "halfway", out)
     before = torch.load(out / STATE, weights_only=True)["state"]["step"]
     train(read_run(out), out, resume=True, allow_world_size_change=True, progress=False)
     assert "number of processes was 2, now 1" in caplog.text
@@ -194,10 +197,16 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset: Path, folder: Path, mo
     world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "1"}
     for name, value in {**world, "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
+    backends, original = [], torch.distributed.init_process_group
+
+    def init_process_group(backend: str, **options: Any) -> None:
+        backends.append(backend)
+        original(backend, **options)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with process_group("cpu"):
-        assert torch.distributed.get_backend() == "gloo"
-    assert not torch.distributed.is_initialized()
+    train(shapes.run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False)
+    assert backends == ["gloo"]
 
 
 def test_evaluation_in_two_processes_is_that_of_one(answering_checkpoint: Path, tmp_path: Path) -> None:

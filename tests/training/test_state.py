@@ -196,8 +196,8 @@ class TestAnotherNumberOfProcesses:
 
     def test_other_data_are_refused_all_the_same(self, tmp_path: Path) -> None:
         save_state(tmp_path, *make(), STATE, CONDITIONS)
+        now = CONDITIONS | {PROCESSES: 1, "content of a": "99"}
         with pytest.raises(ValueError, match="content of a was 12ab, now 99; number of processes was 2, now 1"):
-            now = CONDITIONS | {PROCESSES: 1, "content of a": "99"}
             load_state(tmp_path, *make(), now, allow_world_size_change=True)
 
     def test_the_same_number_needs_no_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
