@@ -30,8 +30,9 @@ def emit(value: object) -> None:
 def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
     """Writes a line of JSON per row, to the file `out` if given."""
     if out is None:
-        with writing(STDOUT):
-            sys.stdout.writelines(map(_line, rows))
+        for line in map(_line, rows):
+            with writing(STDOUT):
+                sys.stdout.write(line)
     else:
         write_text(out, "".join(map(_line, rows)))
 
