@@ -445,6 +445,13 @@ class TestStopping:
         os.close(writer)
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
+    def test_a_full_disk_behind_standard_output(self, tiny_dataset: Path) -> None:
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "bridgetower", "inspect", str(tiny_dataset)]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        message = "standard output could not be written (No space left on device); make room on the disk"
+        assert (done.returncode, done.stderr) == (2, f"bridgetower: {message}\n")
+
     def test_a_demo_of_other_settings(self, refused: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "demo.json").write_text('{"minutes": 1.0, "seeds": 1, "seconds": 0.0}')
         assert refused("demo", "--out", tmp_path, "--minutes", 2).endswith("or choose another --out")

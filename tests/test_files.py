@@ -2,10 +2,13 @@
 
 import errno
 import os
+import pickle
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,40 @@ class TestReplacing:
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+    def test_files_of_other_threads_keep_their_permissions(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The umask is the whole process's: to ask for it is to set it, and other threads go on meanwhile."""
+        real, stopped, before = os.umask, threading.Event(), os.umask(0o027)
+
+        def umask(mask: int) -> int:
+            found = real(mask)
+            time.sleep(0.05)  # a switch to other threads, wherever else there may be none
+            return found
+
+        def create() -> set[int]:
+            modes = set()
+            while not stopped.is_set():
+                path = tmp_path / "theirs"
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+                modes.add(stat.S_IMODE(path.stat().st_mode))
+                path.unlink()
+            return modes
+
+        monkeypatch.setattr(os, "umask", umask)
+        try:
+            with ThreadPoolExecutor() as pool:
+                modes = pool.submit(create)
+                try:
+                    write_bytes(tmp_path / "ours", b"new")
+                    with new_folder(tmp_path / "folder"):
+                        pass
+                finally:
+                    stopped.set()
+        finally:
+            real(before)
+        assert modes.result() == {0o640}
 
     def test_content_is_on_the_disk_before_it_gets_its_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -208,8 +245,11 @@ class TestFullDisk:
     def test_bytes(self, small_disk: Callable[[int], Path]) -> None:
         disk = small_disk(256)
         write_bytes(disk / "a", b"o" * 100_000)
-        with pytest.raises(OSError, match="No space left"):
+        message = rf"^{disk}/a could not be written \(No space left on device\); make room on the disk$"
+        with pytest.raises(OSError, match=message) as caught:
             write_bytes(disk / "a", b"n" * 200_000)
+        assert caught.value.errno == errno.ENOSPC
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it may come from another process
         assert contents(disk) == {"a": b"o" * 100_000}
         write_bytes(disk / "a", b"n" * 100_000)
         assert contents(disk) == {"a": b"n" * 100_000}
@@ -222,6 +262,25 @@ class TestFullDisk:
             write_safetensors(disk / "a", {"weight": torch.zeros(50_000)})
         assert contents(disk) == before
 
+    def test_a_folder_is_named_as_it_was_to_be_called(self, small_disk: Callable[[int], Path]) -> None:
+        disk = small_disk(256)
+
+        def fill() -> None:
+            with new_folder(disk / "a") as temporary:
+                write_bytes(temporary / "b", b"n" * 300_000)
+
+        with pytest.raises(OSError, match=rf"^{disk}/a could not be written \(No space left on device\); make"):
+            fill()
+        assert contents(disk) == {}
+
+    def test_other_errors_stay_as_they_are(self, tmp_path: Path) -> None:
+        def read() -> None:
+            with replacing(tmp_path / "a"):
+                (tmp_path / "missing").read_bytes()
+
+        with pytest.raises(FileNotFoundError, match="missing"):
+            read()
+
     @pytest.mark.parametrize("call", ["fsync", "replace"])
     def test_wherever_the_disk_is_found_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
         write_bytes(tmp_path / "a", b"old")
@@ -230,7 +289,7 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, call, full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"/a could not be written \(No space left"):
             write_bytes(tmp_path / "a", b"new")
         monkeypatch.undo()
         assert contents(tmp_path) == {"a": b"old"}

@@ -1,9 +1,12 @@
 """What one process knows of the others: its rank, gathered batches, results put together by id; and of the cores."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,19 +15,25 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_NAMED = 3  # values that are spelt out where processes differ
+
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(device: str | None) -> Iterator[None]:
     """Joins the processes that torchrun started, each on a GPU of its own if there are any, and leaves them at the end.
 
     Alone, or in a group that is there already, it does nothing.
+
+    Args:
+        device: `cpu` leaves GPUs alone.
     """
     if _is_initialised() or not dist.is_torchelastic_launched():
         yield
         return
-    if torch.cuda.is_available():
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield
     finally:
@@ -52,6 +61,61 @@ def barrier() -> None:
     """Waits until all processes are here."""
     if _is_initialised():
         dist.barrier()
+
+
+def from_first(content: Any) -> Any:
+    """Returns what the first process gives, in every process; every process has to call it.
+
+    Args:
+        content: Of the first process: tensors, texts, numbers, None, and dictionaries, lists and tuples of these. What
+            the others give is not looked at.
+
+    Returns:
+        The same content, with tensors on the CPU where it came from another process.
+    """
+    if world_size() == 1:
+        return content
+    if rank() == 0:
+        tensors: list[Tensor] = []
+
+        def emptied(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+        file = BytesIO()
+        torch.save(_map_tensors(content, emptied), file)
+        written = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+        for tensor in (torch.tensor(len(written)), written, *tensors):
+            _broadcast(tensor)
+        return content
+    size = _broadcast(torch.tensor(0))
+    written = _broadcast(torch.empty(int(size), dtype=torch.uint8))
+    frame = torch.load(BytesIO(written.numpy().tobytes()), weights_only=True)
+    return _map_tensors(frame, lambda tensor: _broadcast(torch.empty(tensor.shape, dtype=tensor.dtype)))
+
+
+def require_same(values: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same values; every process has to call it.
+
+    Args:
+        values: By name, as JSON has them.
+
+    Raises:
+        ValueError: They differ; the names and both values are said.
+    """
+    text = torch.frombuffer(bytearray(json.dumps(dict(_flat(values))).encode()), dtype=torch.uint8)
+    ends = _gather_uneven(torch.tensor([len(text)])).cumsum(0).tolist()
+    joined = _gather_uneven(text).numpy().tobytes()
+    first, *others = (json.loads(joined[start:end]) for start, end in pairwise([0, *ends]))
+    for number, other in enumerate(others, 1):
+        told = [
+            f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
+            for name in {**first, **other}
+            if first.get(name) != other.get(name)
+        ]
+        if told:
+            more = f"; and {len(told) - _NAMED} more differ" if len(told) > _NAMED else ""
+            raise ValueError(f"{'; '.join(told[:_NAMED])}{more}; start every process with the same options and data")
 
 
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
@@ -139,10 +203,41 @@ class _AllGather(torch.autograd.Function):
         return total[rank() * rows : (rank() + 1) * rows]
 
 
-def _gather(tensor: Tensor) -> Tensor:
-    # NCCL moves GPU memory only, and results are often kept on the CPU.
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested dictionaries under dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Returns nested containers with every tensor changed, in order."""
+    if isinstance(content, Tensor):
+        return change(content)
+    if isinstance(content, dict):
+        return {key: _map_tensors(value, change) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_map_tensors(value, change) for value in content)
+    return content
+
+
+def _broadcast(tensor: Tensor) -> Tensor:
+    """Returns the tensor of the first process, on the CPU; its shape and dtype must be those of all."""
+    data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend knows every dtype
+    dist.broadcast(data, 0)
+    return data.cpu().view(tensor.dtype).reshape(tensor.shape)
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """NCCL moves GPU memory only, and results are often kept on the CPU."""
     needs_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
-    sent = (tensor.cuda() if needs_gpu else tensor).contiguous()
+    return (tensor.cuda() if needs_gpu else tensor).contiguous()
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    sent = _sendable(tensor)
     gathered = sent.new_empty((world_size(), *sent.shape))
     # Into parts of one tensor: the collective that takes the whole has another name from torch 2.13 on.
     dist.all_gather(list(gathered.unbind()), sent)

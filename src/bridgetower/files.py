@@ -1,10 +1,12 @@
 """Atomic, durable writes: a reader sees the old content or the new one, never a part."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,28 +14,72 @@ from pathlib import Path
 from typing import Any
 
 _MARK = ".partial-"  # in the name of every temporary folder
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
+
+
+class NotWrittenError(OSError):
+    """A file or folder could not be written, for lack of room as far as is known.
+
+    Attributes:
+        path: What was to be written.
+        reason: What the system or a library said.
+    """
+
+    def __init__(self, path: Path, reason: str, number: int | None) -> None:
+        super().__init__(f"{path} could not be written ({reason}); make room on the disk")
+        self.path, self.reason, self.errno = path, reason, number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason, self.errno)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def writing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Names what could not be written where the disk had no room, which the system's error does not.
+
+    Args:
+        path: What is written.
+        failures: Other errors by which a library says that it could not write.
+
+    Raises:
+        NotWrittenError: The disk is full, or a library failed.
+    """
+    try:
+        yield
+    except NotWrittenError as error:  # of a part of it
+        raise NotWrittenError(path, error.reason, error.errno) from error
+    except failures as error:
+        raise NotWrittenError(path, str(error).partition("\n")[0], None) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NotWrittenError(path, os.strerror(error.errno), error.errno) from error
+
+
+@contextmanager
+def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Yields a temporary path on the disk of `path`; on success it is synced and renamed to `path`.
 
     It lies in a temporary folder beside `path`, where libraries may have temporary files of their own. On any error, a
     full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
     `remove_leftovers`.
+
+    Args:
+        path: What is written anew.
+        failures: Other errors by which a library says that it could not write.
+
+    Raises:
+        NotWrittenError: The disk is full, or a library failed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
-    temporary = folder / path.name
-    try:
+    with _beside(Path(path), failures) as temporary:
+        # Some libraries make private files. The umask is read off a new file: asking for it would change it meanwhile.
+        temporary.touch(mode=0o666)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)
         temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -42,18 +88,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: There is something at `path` that is not an empty folder.
+        NotWrittenError: The disk is full.
     """
-    path = Path(path)
-    require_empty(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
-    try:
+    require_empty(Path(path))
+    with _beside(Path(path)) as temporary:
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cache_folder() -> Path:
@@ -189,15 +230,22 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """Yields the path of that name in a temporary folder beside `path`, to be renamed to `path` in the end."""
+    with writing(path, failures):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
+        try:
+            yield folder / path.name
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -132,12 +132,8 @@ class RowFiles(Rows):
         for name, rows in fields.items():
             tensors[name] = torch.cat(list(rows)).cpu().contiguous()
             tensors[f"{name}.ends"] = torch.tensor([len(row) for row in rows]).cumsum(0)
-        path = self._path(number)
-        with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary)
-            except SafetensorError as error:  # it hides the system's error
-                raise OSError(f"{path} could not be written ({error}); make room on the disk") from error
+        with replacing(self._path(number), (SafetensorError,)) as temporary:
+            save_file(tensors, temporary)
 
     def read(self, field: str, rows: Sequence[int]) -> Iterator[Tensor]:
         """Yields one field of some rows, mapped from the file: copy what is kept for longer."""

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints.tensors import (
+    checksum,
     read_safetensors,
     read_sharded_safetensors,
     read_torch_archive,
@@ -81,6 +83,42 @@ class TestSafetensors:
         path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
         with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
             read_safetensors(path)
+
+    def test_every_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        write_safetensors(path, tensors())
+        whole, refusals = path.read_bytes(), []
+        start = len(whole) - sum(tensor.nbytes for tensor in tensors().values())
+        for place in range(len(whole)):
+            for bit in range(8):
+                altered = bytearray(whole)
+                altered[place] ^= 1 << bit
+                path.write_bytes(altered)
+                try:
+                    assert tiny.equal(read_safetensors(path), tensors())
+                    assert place < start
+                except ValueError as error:
+                    refusals.append(str(error))
+        assert len(refusals) > 7 * len(whole)
+        assert all(str(path) in refusal for refusal in refusals)
+
+    def test_files_of_others_have_no_checksum(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        for metadata in (None, {"format": "pt"}, {"format": "pt", "by": "me"}):
+            save_file(tensors(), path, metadata)
+            assert tiny.equal(read_safetensors(path), tensors())
+        write_safetensors(path, tensors(), for_transformers=True)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"a": torch.zeros(3, 5)}, {"b": torch.ones(1)}, {"scalar": torch.tensor(1, dtype=torch.int32)}],
+        ids=str,
+    )
+    def test_the_checksum_is_of_names_formats_shapes_and_numbers(self, changes: dict[str, Tensor]) -> None:
+        assert checksum(tensors() | changes) != checksum(tensors())
+        assert checksum(dict(reversed(tensors().items()))) == checksum(tensors())
 
     @pytest.mark.parametrize("content", [b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n"])
     def test_something_else(self, tmp_path: Path, content: bytes) -> None:

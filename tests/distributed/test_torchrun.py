@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import asked
+import shapes
 from bridgetower import cli
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import STATE, read_run, train
@@ -20,16 +25,28 @@ from shapes import train_command
 
 pytestmark = pytest.mark.slow
 
+Started = subprocess.Popen[str]
+
 STEPS = 40
 PATIENCE = 90.0  # seconds after which something hangs
 
 
-def start(dataset: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+# Runs the command in a folder of the process's own, and with the option that is for this process.
+ON_NODES = """
+import os, sys
+from bridgetower import cli
+rank, (folders, options, *command) = int(os.environ["RANK"]), sys.argv[1:]
+os.chdir(folders.split(",")[rank])
+cli.main([*command, *options.split(",")[rank].split()])
+"""
+
+
+def start(dataset: Path, out: Path, *options: str, program: tuple[str, ...] = ("-m", "bridgetower")) -> Started:
     """Starts torchrun with two processes, each on one thread."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "15", *options)
     return subprocess.Popen(
-        [*launcher, "-m", "bridgetower", *command],
+        [*launcher, *program, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,7 +83,9 @@ def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
     while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    return finish(process)
+    ended = finish(process)
+    shutil.copytree(folder / "stopped", folder / "halfway")
+    return ended
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +121,92 @@ def test_continued_it_ends_with_the_same_bits(
     assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))
 
 
+@pytest.fixture
+def nodes(tmp_path: Path) -> Callable[..., Started]:
+    """Starts two processes that see different folders, `first` and `second`, as on two machines."""
+    (tmp_path / "nodes.py").write_text(ON_NODES)
+
+    def call(dataset: Path, out: Path, *options: str, each: tuple[str, str] = ("", "")) -> Started:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        program = str(tmp_path / "nodes.py"), f"{tmp_path}/first,{tmp_path}/second", ",".join(each)
+        return start(dataset, out, *options, program=program)
+
+    return call
+
+
+def test_a_folder_that_one_process_does_not_see(
+    whole: tuple[int, str, str],
+    stopped: tuple[int, str, str],
+    tiny_dataset: Path,
+    folder: Path,
+    tmp_path: Path,
+    nodes: Callable[..., Started],
+) -> None:
+    shutil.copytree(folder / "halfway", tmp_path / "first" / "run")
+    code, _, error = finish(nodes(tiny_dataset, Path("run"), "--resume"))
+    assert code == 0, error
+    assert list((tmp_path / "second").iterdir()) == []
+    for checkpoint in ("last", "best"):
+        assert same_weights(folder / "whole" / checkpoint, tmp_path / "first" / "run" / checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        (("--out one", "--out two"), "out is one in process 0 and two in process 1; start every process with the same"),
+        (("", "--optimizer.lr 0.25 --resume"), "resume is False in process 0 and True in process 1; optimizer.lr is "),
+    ],
+)
+def test_arguments_that_differ_are_refused(
+    tiny_dataset: Path, tmp_path: Path, nodes: Callable[..., Started], each: tuple[str, str], message: str
+) -> None:
+    code, out, error = finish(nodes(tiny_dataset, Path("run"), each=each))
+    assert code != 0
+    assert out == ""
+    assert f"bridgetower: {message}" in error
+    assert not [path for name in ("first", "second") for path in (tmp_path / name).iterdir()]
+
+
 def test_another_number_of_processes_is_refused(resumed: tuple[int, str, str], folder: Path) -> None:
     out = folder / "stopped"
     with pytest.raises(ValueError, match="result: number of processes was 2, now 1; put this back"):
         train(read_run(out), out, resume=True, progress=False)
+    with pytest.raises(ValueError, match="allow_world_size_change=True would be ignored without resume=True"):
+        train(read_run(out), out, allow_world_size_change=True, progress=False)
+
+
+def test_another_number_of_processes_goes_on_where_it_is_allowed(
+    stopped: tuple[int, str, str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "alone"
+    shutil.copytree(folder / "halfway", out)
+    before = torch.load(out / STATE, weights_only=True)["state"]["step"]
+    train(read_run(out), out, resume=True, allow_world_size_change=True, progress=False)
+    assert "number of processes was 2, now 1" in caplog.text
+    assert "negatives" in caplog.text
+    assert before < STEPS == torch.load(out / STATE, weights_only=True)["state"]["step"]
+    assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
+
+
+def test_processes_on_cpus_leave_gpus_alone(tiny_dataset: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts the one process of a machine with a GPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "1"}
+    for name, value in {**world, "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    backends, original = [], torch.distributed.init_process_group
+
+    def init_process_group(backend: str, **options: Any) -> None:
+        backends.append(backend)
+        original(backend, **options)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    train(shapes.run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False)
+    assert backends == ["gloo"]
 
 
 def test_evaluation_in_two_processes_is_that_of_one(answering_checkpoint: Path, tmp_path: Path) -> None:

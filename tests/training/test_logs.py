@@ -1,6 +1,7 @@
 """metrics.jsonl: what a run writes, and what a resumed one keeps of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ class TestWriting:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
             log.evaluation(1, {"rsum": 1.0})
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in the thread of TensorBoard
+    def test_a_full_disk_is_named(self, small_disk: Callable[[int], Path]) -> None:
+        disk = small_disk(64)
+        with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
+            write_steps(disk, range(1, 10_000))
 
     def test_tensorboard(self, tmp_path: Path) -> None:
         write_steps(tmp_path, range(1, 3))

@@ -127,7 +127,7 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         return
     values, tensors = huggingface.export(checkpoint)
     require_empty(folder)
-    write_safetensors(folder / "model.safetensors", tensors)
+    write_safetensors(folder / "model.safetensors", tensors, for_transformers=True)
     if checkpoint.processor is not None:
         checkpoint.processor.save_huggingface(folder)
     write_json(folder / "config.json", values)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from bridgetower.files import read_json, replacing
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What transformers and timm call the weights in a folder, best first."""
 
-# What `torch.load` raises on damaged bytes, besides UnpicklingError: a cut or altered pickle fails wherever it is read.
-_DAMAGE = (
+DAMAGE = (
+    pickle.UnpicklingError,
     RuntimeError,
     EOFError,
     OSError,
@@ -35,6 +37,10 @@ _DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
+"""What `torch.load` raises on damaged bytes: a cut or altered pickle fails wherever it is read."""
+
+_CHECKSUM = "crc32"  # in the metadata of a safetensors file
+_THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
 
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
@@ -67,6 +73,12 @@ class MappedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def stored_checksum(self) -> str | None:
+        """The `checksum` of the tensors that were written; a file for or of other libraries has none."""
+        metadata: dict[str, str] = self._file.metadata() or {}
+        return metadata.get(_CHECKSUM)
+
     def _map(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
         self._handed_out = 0
@@ -75,18 +87,38 @@ class MappedTensors(Mapping[str, Tensor]):
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    """Opens a safetensors file, memory-mapped.
+    """Opens a safetensors file, memory-mapped; one that `write_safetensors` wrote is compared with its checksum.
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: The file is truncated or not a safetensors file.
+        ValueError: The file is damaged or not a safetensors file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     try:
-        return MappedTensors(path)
+        tensors = MappedTensors(path)
+        stored = tensors.stored_checksum
+        if stored is not None and checksum(tensors) != stored:
+            raise ValueError(f"{path} is damaged: its tensors are not those that were written; copy it again")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+    return tensors
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the CRC-32 of tensors, their names, shapes and number formats: 8 hexadecimal digits.
+
+    It is there to find damage, at the speed of memory. Who wants to tell weights apart takes a fingerprint.
+    """
+
+    def part(name: str) -> int:
+        tensor = tensors[name].detach().cpu().contiguous()
+        about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
+        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(part, sorted(tensors)))
+    return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
 def read_sharded_safetensors(index: Path) -> Mapping[str, Tensor]:
@@ -119,7 +151,7 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
             f"{path} was refused: it is damaged, or it holds Python objects that only running its code could load; "
             f"ask its author for safetensors ({str(error).splitlines()[0]})"
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not a whole PyTorch file ({error}); download or copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
@@ -159,18 +191,24 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(values)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors atomically.
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False) -> None:
+    """Writes tensors with their checksum, atomically.
+
+    The checksum is in the file and not beside it, because two files cannot be replaced at once.
+
+    Args:
+        path: Of the file.
+        tensors: By name.
+        for_transformers: Name the format, as transformers wants it, in place of the checksum: safetensors writes two
+            entries in any order, and the same tensors would not give the same bytes.
 
     Raises:
         OSError: They could not be written, on a full disk for example.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written ({error}); make room on the disk") from error
+    metadata = {"format": "pt"} if for_transformers else {_CHECKSUM: checksum(contiguous)}
+    with replacing(path, (SafetensorError,)) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
 
 
 def _version(path: Path) -> tuple[int, int]:

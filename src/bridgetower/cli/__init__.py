@@ -14,7 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 import bridgetower
-from bridgetower.cli.output import with_options, with_whole_entries
+from bridgetower.cli.output import STDOUT, with_options, with_whole_entries
+from bridgetower.files import writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": {
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             _run(list(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # a reader that left is noticed here, not at the end of the interpreter
+            with writing(STDOUT):  # a reader that left is noticed here, not at the end of the interpreter
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("bridgetower: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

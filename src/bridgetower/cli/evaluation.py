@@ -71,7 +71,7 @@ def evaluate(
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
 
-    with process_group(), _loaded(model, loading) as predictor:
+    with process_group(loading.device), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
             predictor,
             benchmark,

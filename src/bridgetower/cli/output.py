@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bridgetower.files import escaped, json_text, write_text
+from bridgetower.files import escaped, json_text, write_text, writing
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
 
 _Verb = TypeVar("_Verb", bound=Callable[..., None])
+
+STDOUT = Path("standard output")
+"""What errors call it."""
 
 _STAGES = {"itc": "contrastive", "two_stage": "after matching", "one_stage": "all pairs", "chance": "chance"}
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
@@ -21,13 +24,15 @@ _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 def emit(value: object) -> None:
     """Writes one line of JSON."""
-    sys.stdout.write(_line(value))
+    emit_lines([value])
 
 
 def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
     """Writes a line of JSON per row, to the file `out` if given."""
     if out is None:
-        sys.stdout.writelines(map(_line, rows))
+        for line in map(_line, rows):
+            with writing(STDOUT):
+                sys.stdout.write(line)
     else:
         write_text(out, "".join(map(_line, rows)))
 

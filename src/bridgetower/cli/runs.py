@@ -24,6 +24,7 @@ def train(
     *,
     out: Path,
     resume: bool = False,
+    allow_world_size_change: bool = False,
     vision_tower: VisionTowerName | None = None,
     text_tower: TextTowerName | None = None,
 ) -> None:
@@ -39,6 +40,7 @@ def train(
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
         resume: Continue the run in --out where it was stopped or killed.
+        allow_world_size_change: With --resume: continue with another number of processes, to another result.
         vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
         text_tower: Text tower to build in place of the recipe's, with the same dropout.
     """
@@ -47,7 +49,7 @@ def train(
 
     run = _with_towers(config, vision_tower, text_tower)
     try:
-        figures = train_run(run, out, resume=resume)
+        figures = train_run(run, out, resume=resume, allow_world_size_change=allow_world_size_change)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -17,7 +17,7 @@ from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_grap
 from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, PartName, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
-from bridgetower.files import new_folder, read_json, sha256_of, write_json
+from bridgetower.files import new_folder, read_json, replacing, sha256_of, write_json
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
@@ -104,7 +104,8 @@ def _write(part: Part, folder: Path, form: Form) -> None:
         case "onnx-int8":
             write_int8_graph(part, path)
         case "torch-export":
-            torch.export.save(part.exported(), path)
+            with replacing(path, (RuntimeError,)) as temporary:
+                torch.export.save(part.exported(), temporary)
 
 
 def _readers(form: Form, folder: Path) -> Iterator[tuple[str, Callable[[Part], Run]]]:

@@ -98,6 +98,7 @@ def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
 def layout(weights: Path) -> str:
     """Returns a fingerprint of what graphs take for granted of a weights file: names, formats, shapes and places."""
     header, first = _header(weights)
+    header["__metadata__"] = {"format": "pt"}  # whatever it is: it may hold a checksum of the numbers
     return hashlib.sha256(json.dumps([first, header], sort_keys=True).encode()).hexdigest()
 
 

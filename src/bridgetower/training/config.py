@@ -106,7 +106,7 @@ class RunConfig:
         contrast_over: `micro-batch`, or `step`: ITC compares all pairs of the step, with the gradients of one large
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
-            less memory, the same bits.
+            less memory, the same numbers.
         freeze_towers: Train the fusion encoder and the heads only, on what the towers say of every picture and text.
             It is computed once and kept in the run's folder.
         frozen_views: With `freeze_towers`, views of each picture that are computed, and of each text where words are

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bridgetower.distributed import all_gather
-from bridgetower.files import write_text
+from bridgetower.files import write_text, writing
 from bridgetower.progress import step_bars
 from bridgetower.training.config import RunConfig
 
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 
 
 class RunLog:
@@ -36,7 +37,7 @@ class RunLog:
         if self.enabled:
             _forget_after(self.out / METRICS, self.first_step)
             self.file = (self.out / METRICS).open("a", encoding="utf-8")
-            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first_step or None)
+            self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=self.first_step or None)
         self.progress.start()
         description = self.config.recipe or "training"
         self.bar = self.progress.add_task(description, total=self.max_steps, completed=self.first_step, figures="")
@@ -47,8 +48,10 @@ class RunLog:
     ) -> None:
         self.progress.stop()
         if self.enabled:
-            self.file.close()
-            self.writer.close()
+            with writing(self.out / METRICS):  # what did not fit is tried again
+                self.file.close()
+            with writing(self.out / TENSORBOARD):
+                self.writer.close()
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
         """Counts a step and, every `log_every` steps and at the last, writes its losses and the speed since."""
@@ -75,10 +78,12 @@ class RunLog:
             self._write("validation", step, dict(figures))
 
     def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
-        self.file.flush()
-        for name, value in figures.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self.out / METRICS):
+            self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
+            self.file.flush()
+        with writing(self.out / TENSORBOARD):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
 
 
 def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

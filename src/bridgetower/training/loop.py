@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import Batch
 from bridgetower.data.sampling import StepSampler
+from bridgetower.distributed import require_same
 from bridgetower.tasks.config import PretrainingConfig
 from bridgetower.training.config import RunConfig
 from bridgetower.training.gradient_cache import reads_twice
@@ -24,7 +25,7 @@ from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.parts import Parts
 from bridgetower.training.signals import stop_signals
-from bridgetower.training.state import TrainingState, load_state, save_state
+from bridgetower.training.state import MICRO_BATCHES, PROCESSES, TrainingState, load_state, save_state
 from bridgetower.training.step import count_micro_batches, counts_labels, run_step
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,15 @@ def make_fabric(config: RunConfig) -> Fabric:
     return fabric
 
 
-def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool = True) -> dict[str, float]:
+def fit(
+    parts: Parts,
+    fabric: Fabric,
+    out: Path,
+    *,
+    resume: bool,
+    allow_world_size_change: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
     """Trains to the end and returns the last evaluation; a finished run only returns it.
 
     Args:
@@ -62,17 +71,23 @@ def fit(parts: Parts, fabric: Fabric, out: Path, *, resume: bool, progress: bool
         fabric: From `make_fabric`.
         out: Folder of the run.
         resume: Continue from the state in `out`, in the middle of an epoch if need be.
+        allow_world_size_change: Continue with another number of processes.
         progress: Show a bar.
 
     Raises:
-        ValueError: The state to resume is damaged, or was written with other data or another number of processes.
+        ValueError: The state to resume is damaged, or was written with other data or another number of processes; or
+            the processes have other data.
         FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
         Interrupted: A signal asked to stop; the state is saved.
     """
     config = parts.config
     optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
     task, optimizer = fabric.setup(parts.task, optimizer)
-    state = load_state(out, parts.model, optimizer, _conditions(parts, fabric)) if resume else TrainingState()
+    conditions = _conditions(parts, fabric)
+    require_same(conditions)
+    state = TrainingState()
+    if resume:
+        state = load_state(out, parts.model, optimizer, conditions, allow_world_size_change=allow_world_size_change)
     if 0 < state.step == parts.max_steps:
         logger.info("%s is finished: all %d steps are done", out, state.step)
         return state.figures
@@ -158,7 +173,7 @@ def _conditions(parts: Parts, fabric: Fabric) -> dict[str, str | int]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
     contents = {f"content of {path}": digest for path, digest in parts.digests.items()}
     micro_batches = count_micro_batches(parts.config, fabric.world_size)
-    return {"number of processes": fabric.world_size, "micro-batches of each": micro_batches, **contents}
+    return {PROCESSES: fabric.world_size, MICRO_BATCHES: micro_batches, **contents}
 
 
 def _save(fabric: Fabric, out: Path, parts: Parts, optimizer: Optimizer, state: TrainingState) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
-from bridgetower.distributed import process_group
+from bridgetower.distributed import from_first, process_group, require_same
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.training.alignment import align_projections
@@ -28,16 +28,26 @@ _CHECKPOINT = {
 }
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, float]:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_world_size_change: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
     """Trains a model; everything goes to the folder `out`.
 
     The folder holds `run.json` (the config), `best/` and `last/` (checkpoints of this package), `last.pt` (what a
     killed run continues from), `metrics.jsonl` and `tensorboard/`.
 
     Args:
-        config: Decides the result; the same config on the same machine gives the same bits.
-        out: Folder of the run.
+        config: Decides the result. On CPUs, the same config on the same machine with as many threads gives the same
+            bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
+        out: Folder of the run; only the first process needs to see it, unless towers are frozen.
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
+        allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
+            how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
         progress: Show a progress bar.
 
     Returns:
@@ -47,18 +57,31 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         FileNotFoundError: `out` holds no run and `resume` is True.
         FileExistsError: `out` holds something else, or it holds a run and `resume` is False.
         ValueError: `resume` with another config, with data that were prepared anew or with another number of
-            processes; data that does not fit; or a model setting that `init` would ignore.
+            processes; processes that differ in their arguments or data; data that does not fit; or a model setting that
+            `init` would ignore.
         FloatingPointError: A loss or a gradient is not finite.
     """
-    with process_group():
+    if allow_world_size_change and not resume:
+        raise ValueError("allow_world_size_change=True would be ignored without resume=True; leave it out")
+    with process_group(config.device):
         fabric = make_fabric(config)
+        require_same({"out": str(out), "resume": resume, **config.to_dict()})
         if fabric.global_rank == 0:
             _check_folder(out, resume=resume)
         with locked(out) if fabric.global_rank == 0 else nullcontext():
-            return _train(config, out, fabric, resume=resume, progress=progress)
+            return _train(
+                config,
+                out,
+                fabric,
+                resume=resume,
+                allow_world_size_change=allow_world_size_change,
+                progress=progress,
+            )
 
 
-def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progress: bool) -> dict[str, float]:
+def _train(
+    config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, allow_world_size_change: bool, progress: bool
+) -> dict[str, float]:
     if fabric.global_rank == 0:
         _claim(config, out, resume=resume)
     fabric.barrier()
@@ -69,10 +92,10 @@ def _train(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, progre
     work = plan(config, checkpoint, model)
     if config.freeze_towers:
         work = replace(work, examples=frozen_examples(config, model, work, out, fabric, progress=progress))
-    if config.align_first and not (out / STATE).exists():  # the state holds what came of it
+    if config.align_first and not from_first((out / STATE).exists()):  # the state holds what came of it
         align_projections(config, model, work.examples, fabric, progress=progress)
     parts = _parts(config, checkpoint, model, work)
-    figures = fit(parts, fabric, out, resume=resume, progress=progress)
+    figures = fit(parts, fabric, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress)
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
     if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
         parts.save(out / "last")
