@@ -1,5 +1,6 @@
 """Matching, answering and filling over HTTP, equal to the direct calls."""
 
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
 MASKED = ["a <mask> on <mask>", "<mask> bar"]
+
+
+def _most_memory() -> int:
+    """Bytes that this process, which the server runs in, has had in memory at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,17 @@ class TestMatch:
         error = refused("/v1/match", 413, images=[URIS[0]] * 33, texts=["a"] * 32, all_pairs=True)
         assert "1056 items, the limit is 1024" in error["message"]
         assert refused("/v1/match", images=URIS[0])["param"] == "texts"
+        assert "at most 20000 characters" in refused("/v1/match", images=URIS[0], texts="a" * 20_001)["message"]
         assert refused("/v1/match", images=[URIS[0], "x"], texts=["a", "b"])["param"] == "images.1"
+
+    def test_pairs_are_counted_before_any_is_built(self, client: httpx.Client) -> None:
+        """9 and 16 million pairs, of which a list would take a gigabyte."""
+        for number in (3000, 4096):
+            before = _most_memory()
+            letters = ["a"] * number
+            response = client.post("/v1/match", json={"images": letters, "texts": letters, "all_pairs": True})
+            assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
+            assert _most_memory() - before < 100 * 2**20
 
     def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
         error = error_of(answers.post("/v1/match", json={"images": URIS[0], "texts": "a"}), 400)

@@ -8,7 +8,9 @@ from annotated_types import Len
 from fastapi import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import MAX_CHARACTERS
 
 PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
@@ -17,15 +19,22 @@ PICTURE = (
 """A red square, for examples."""
 
 
+_NAME = 4096  # characters; a model may be named by its path
+
+
 class Body(BaseModel):
     """A request; a field that would be ignored is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
-        None, description="Name of the model, as `/v1/models` has it; the one that serves it if left out."
+        None,
+        max_length=_NAME,
+        description="Name of the model, as `/v1/models` has it; the one that serves it if left out.",
     )
-    user: str | None = Field(None, description="Taken for the sake of OpenAI's clients; nothing is done with it.")
+    user: str | None = Field(
+        None, max_length=_NAME, description="Taken for the sake of OpenAI's clients; nothing is done with it."
+    )
 
 
 class Usage(BaseModel):
@@ -89,27 +98,42 @@ def _several(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
-Texts = Annotated[
-    list[str], Field(min_length=1), BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], Len(1)])
+Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
+_Several = Len(1, MOST_ITEMS)
+
+Strings = Annotated[
+    list[str], _Several, BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], _Several])
 ]
 """A string or several, as a list."""
 
-Pictures = Annotated[Texts, Field(description="Data URI of a picture, or several.")]
+Texts = Annotated[
+    list[Text], _Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], _Several])
+]
+"""A text or several, as a list."""
+
+Pictures = Annotated[Strings, Field(description="Data URI of a picture, or several.")]
 Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=100)]
 Truncate = Annotated[bool, Field(description="Cut texts that are too long instead of refusing them.")]
 
 
-def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
-    """Returns which picture goes with which text: the first with the first, or every one with every one.
+def num_pairs(images: list[str], texts: list[str], *, all_pairs: bool = False) -> int:
+    """Returns how many pairs `paired` builds.
 
     Raises:
-        ApiError: Their numbers differ.
+        ApiError: The numbers of images and texts differ.
     """
     if all_pairs:
-        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
+        return len(images) * len(texts)
     if len(images) != len(texts):
         raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
+    return len(images)
+
+
+def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
+    """Returns which image goes with which text: the first with the first, or every one with every one."""
+    if all_pairs:
+        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
     return [(number, number) for number in range(len(images))]
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import resource
 import socket
+from functools import partial
 
 import uvicorn
 
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig, is_loopback
+from bridgetower.serve.connections import Connection, Waiting
 from bridgetower.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
+_CONNECTIONS = 2000
+_ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
+_HEAD = 10.0  # seconds
 _KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
 
 
@@ -48,25 +53,42 @@ def serve(service: Service, listener: socket.socket) -> None:
         service: The model.
         listener: From `listen`.
     """
-    server = server_of(service)
+    server = server_of(service, connections=min(_CONNECTIONS, _open_files() // 4))
     gc.collect()
     gc.freeze()  # what was loaded stays: looking through it again and again would stop the server for 0.15 s each time
     server.run(sockets=[listener])
 
 
-def server_of(service: Service) -> uvicorn.Server:
-    """Returns what serves a model once it is run."""
+def server_of(service: Service, *, connections: int = _CONNECTIONS) -> uvicorn.Server:
+    """Returns what serves a model once it is run.
+
+    Args:
+        service: The model.
+        connections: Most at once; of more, those that have waited longest for a request are closed.
+    """
+    timeout = service.config.timeout
+    waiting = Waiting(most=connections, seconds=min(_HEAD, timeout), stalled=timeout)
     config = uvicorn.Config(
         build_app(service),
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_MAX_CONNECTIONS,
+        http=partial(Connection, waiting=waiting),  # type: ignore[arg-type]  # it is called, and nothing else
+        ws="none",
+        backlog=_ACCEPTED_TOGETHER,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(service.config.timeout) + 1,
+        timeout_graceful_shutdown=math.ceil(timeout) + 1,
     )
     return _Server(config, service)
+
+
+def _open_files() -> int:
+    """Returns how many files the process may have open, after raising it as far as that goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 4 * _CONNECTIONS
 
 
 class _Server(uvicorn.Server):
