@@ -71,13 +71,14 @@ def started(
     *,
     answering: Predictor | None = None,
     connections: int = 1000,
+    patience: float = 10.0,
     **settings: Any,
 ) -> Iterator[Running]:
     """Serves a model on a free port, without the page unless it is asked for."""
     config = ServeConfig(port=0, **{"page": False, **settings})
     with listen(config) as listener:
         service = Service(predictor, config, searcher, answering)
-        server = server_of(service, connections=connections)
+        server = server_of(service, connections=connections, patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECTIONS = 2000
 _ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
-_HEAD = 10.0  # seconds
+_PATIENCE = 10.0  # seconds
 _KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
 
 
@@ -59,15 +59,16 @@ def serve(service: Service, listener: socket.socket) -> None:
     server.run(sockets=[listener])
 
 
-def server_of(service: Service, *, connections: int = _CONNECTIONS) -> uvicorn.Server:
+def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
     """Returns what serves a model once it is run.
 
     Args:
         service: The model.
         connections: Most at once; of more, those that have waited longest for a request are closed.
+        patience: Seconds for the headers of a request.
     """
     timeout = service.config.timeout
-    waiting = Waiting(most=connections, seconds=min(_HEAD, timeout), stalled=timeout)
+    waiting = Waiting(most=connections, seconds=min(patience, timeout), stalled=timeout)
     config = uvicorn.Config(
         build_app(service),
         log_config=None,
