@@ -1,6 +1,7 @@
 """Matching, answering and filling over HTTP, equal to the direct calls."""
 
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor, load
+from bridgetower.serve.pairs import FillMaskResponse
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
@@ -104,6 +106,33 @@ class TestFillMask:
         assert error["message"] == "texts: no mask in text 1; put <mask> where a word is missing"
         cut = refused("/v1/fill-mask", images=URIS[0], texts="red circle on black " * 30 + "<mask>", truncate=True)
         assert "no mask in text 0" in cut["message"]
+
+    def test_no_more_words_than_can_be_answered_with(self, predictor: Predictor) -> None:
+        with running(predictor, max_items=2, queue=2) as client:
+            body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"]}
+            assert client.post("/v1/fill-mask", json=body | {"top": 100}).status_code == 200
+            error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED, "top": 100}), 413)
+        assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
+
+    def test_long_answers_are_built_in_a_thread(
+        self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[str] = []
+        dump = FillMaskResponse.model_dump_json
+
+        def noted(*given: Any, **settings: Any) -> str:
+            threads.append(threading.current_thread().name)
+            return dump(*given, **settings)
+
+        monkeypatch.setattr(FillMaskResponse, "model_dump_json", noted)
+        for number, top in ((1, 1), (12, 100)):
+            body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
+            data = client.post("/v1/fill-mask", json=body).json()["data"]
+            expected = predictor.fill_mask(PNGS[0], "<mask> bar", top=top)[0]
+            assert [[word["word"] for word in row["masks"][0]] for row in data] == [
+                [word.word for word in expected]
+            ] * number
+        assert [name.startswith("asyncio") for name in threads] == [False, True]
 
     def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
         error = error_of(answers.post("/v1/fill-mask", json={"images": URIS[0], "texts": "<mask>"}), 400)

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 MOST_ITEMS = 4096
 """Of `max_items`, and most entries in any list of a request: more would take long to parse."""
 
+MOST_TOP = 100
+"""Most answers to a question, words for a mask or hits of a search that a request may ask for."""
+
 _HOST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 
 

@@ -17,6 +17,7 @@ from bridgetower.serve.schemas import (
     Truncate,
     Usage,
     json_of,
+    long_json_of,
     num_pairs,
     paired,
 )
@@ -139,11 +140,15 @@ async def answer(body: AnswerRequest, service: Served) -> Response:
             top=body.top,
             truncate=body.truncate,
         )
-    data = [
-        Answers(index=number, answers=[Answer(**vars(choice)) for choice in choices])
-        for number, choices in enumerate(outcomes)
-    ]
-    return json_of(AnswerResponse(data=data, model=service.answering.name, usage=Usage.of(tokens)))
+
+    def response() -> AnswerResponse:
+        data = [
+            Answers(index=number, answers=[Answer(**vars(choice)) for choice in choices])
+            for number, choices in enumerate(outcomes)
+        ]
+        return AnswerResponse(data=data, model=service.answering.name, usage=Usage.of(tokens))
+
+    return await long_json_of(response, sum(map(len, outcomes)))
 
 
 @router.post("/v1/fill-mask", response_model=FillMaskResponse, responses=COMPUTING)
@@ -155,8 +160,12 @@ async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
         outcomes, tokens = await service.pairs(
             "fill_mask", body.images, body.texts, pairs, top=body.top, truncate=body.truncate
         )
-    data = [
-        Filled(index=number, masks=[[Word(**vars(word)) for word in words] for words in masks])
-        for number, masks in enumerate(outcomes)
-    ]
-    return json_of(FillMaskResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+
+    def response() -> FillMaskResponse:
+        data = [
+            Filled(index=number, masks=[[Word(**vars(word)) for word in words] for words in masks])
+            for number, masks in enumerate(outcomes)
+        ]
+        return FillMaskResponse(data=data, model=service.name, usage=Usage.of(tokens))
+
+    return await long_json_of(response, sum(len(words) for masks in outcomes for words in masks))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
 from fastapi import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS
 
@@ -19,6 +21,7 @@ PICTURE = (
 """A red square, for examples."""
 
 
+_AT_ONCE = 1000  # parts of an answer that are built in less time than anybody notices
 _NAME = 4096  # characters; a model may be named by its path
 
 
@@ -113,7 +116,7 @@ Texts = Annotated[
 
 Pictures = Annotated[Strings, Field(description="Data URI of a picture, or several.")]
 Modality = Literal["text", "image"]
-Top = Annotated[int, Field(ge=1, le=100)]
+Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 Truncate = Annotated[bool, Field(description="Cut texts that are too long instead of refusing them.")]
 
 
@@ -135,6 +138,18 @@ def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> l
     if all_pairs:
         return [(image, text) for image in range(len(images)) for text in range(len(texts))]
     return [(number, number) for number in range(len(images))]
+
+
+async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
+    """Returns what `json_of` returns; if it has many parts, it is built outside the event loop.
+
+    Args:
+        build: Returns the content.
+        parts: That the content has.
+    """
+    if parts <= _AT_ONCE:
+        return json_of(build())
+    return await asyncio.to_thread(lambda: json_of(build()))
 
 
 def json_of(content: BaseModel) -> Response:
