@@ -19,6 +19,7 @@ from bridgetower.serve.service import Service
 logger = logging.getLogger(__name__)
 
 _CONNECTIONS = 2000
+_FILES = 4 * _CONNECTIONS  # the model, the index, and connections that are about to be closed, need some too
 _ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
 _PATIENCE = 10.0  # seconds
 _KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
@@ -85,11 +86,12 @@ def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: fl
 
 
 def _open_files() -> int:
-    """Returns how many files the process may have open, after raising it as far as that goes."""
+    """Lets the process have as many open files as are of use to it, and returns how many it may have of these."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else 4 * _CONNECTIONS
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 class _Server(uvicorn.Server):
