@@ -141,6 +141,22 @@ def test_requests_in_progress_have_a_limit() -> None:
     assert answered == ["/health", "/waits", "/waits", "/more"]
 
 
+def test_get_has_to_be_answered_in_time_too() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait() or {}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent: list[Message] = []
+    limits = Limits(app, max_body=10, timeout=0.01)
+    asyncio.run(limits({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert sent[0]["status"] == 503
+
+
 class TestTime:
     def test_a_slow_upload_ends(self, small: Running) -> None:
         with connect(small) as connection:

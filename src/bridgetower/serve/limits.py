@@ -22,8 +22,7 @@ _BODIES = 8  # of the largest size that are held at once
 class Limits:
     """Reads the body of a request within limits, then lets the application answer it in time.
 
-    GET and HEAD have no body and are passed on as they are, however many others there are: what they ask for takes no
-    time.
+    GET and HEAD have no body, and are let through however many other requests there are.
 
     A request whose client leaves is dropped: what it still waits for is not computed.
     """
@@ -49,7 +48,8 @@ class Limits:
         if scope["method"] in _WITHOUT_BODY:
             error = _unexpected_body(scope["method"], Headers(scope=scope))
             if error is None:
-                await self._app(scope, receive, send)
+                deadline = asyncio.get_running_loop().time() + self._timeout
+                error = await self._in_time(scope, bytearray(), receive, _Started(send), deadline)
         elif self._requests >= self._most:
             error = _busy("too many requests at once")
         else:
