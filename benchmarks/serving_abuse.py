@@ -1,9 +1,12 @@
-"""Minutes of valid, malformed, oversized, slow and abandoned requests: python benchmarks/serving_abuse.py --minutes 10.
+"""Minutes of valid and of hostile requests: python benchmarks/serving_abuse.py --minutes 10.
 
-Some are made up from the description of the API, and some go to the page.
+The hostile ones are malformed, oversized, slow, abandoned, made up from the description of the API, or try to reach
+what is not theirs (`serving_bad.py`). It fails unless no answer has a status from 500 on but 503, every error has the
+API's form, no hostile request gets what it is after, every valid one is answered as the model answers when it is called
+directly, `/health` is answered beside all of it, memory stays where it is, and the server ends cleanly.
 
-It fails unless no answer has a status from 500 on but 503, every valid request is answered with what the model says
-when it is called directly, memory stays where it is, and the server ends cleanly.
+Before that, it sends the heaviest bodies that a server with the usual limits reads, and says how long `/health` took at
+most beside each.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ import argparse
 import asyncio
 import json
 import random
+import socket
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from serving_bad import BadThing, bad_things
+from serving_bad import DRIP_PORT, BadThing, HoleError, as_json, bad_things, check_error, head, heavy_bodies
 from serving_client import (
     Connection,
     Reply,
@@ -39,6 +44,7 @@ from serving_client import (
 from bridgetower.predictor import Predictor, load
 
 LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout", "10", "--max-pixels", "4")
+ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
 GOOD, BAD = 24, 24  # clients
 TOLERANCE = 1e-4
 
@@ -50,12 +56,14 @@ class Found:
     Attributes:
         statuses: Answers by what was sent and status.
         wrong: Valid requests whose answer was not the model's.
+        holes: Hostile requests that got what they should not.
         memory: Bytes of the server, every second.
         sent: Requests that had been answered by then.
     """
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    holes: list[str] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
 
@@ -141,7 +149,11 @@ async def bad_client(server: Server, things: Mapping[str, BadThing], found: Foun
         connection = Connection(server)
         try:
             reply = await asyncio.wait_for(things[name](connection, choice), 30)
+            if reply is not None:
+                check_error(reply)
             found.statuses[name, 0 if reply is None else reply.status] += 1
+        except HoleError as hole:
+            found.holes.append(f"{name}: {hole}")
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             found.statuses[name, 0] += 1  # cut off, as who behaves like this may be
         connection.close()
@@ -157,12 +169,40 @@ async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
         while time.monotonic() < until:
             found.memory.append(server.memory())
             found.sent.append(found.statuses.total())
+            probe = Connection(server)
+            reply = await asyncio.wait_for(probe.send(head("GET /health")), 30)
+            found.statuses["health", reply.status] += 1
+            probe.close()
             await asyncio.sleep(1)
 
     good = (good_client(server, requests, found, until, seed) for seed in range(GOOD))
     bad = (bad_client(server, things, found, until, GOOD + seed) for seed in range(BAD))
     await asyncio.gather(watch(), *good, *bad)
     return found
+
+
+async def delays(server: Server) -> dict[str, float]:
+    """Returns the longest time that `/health` took, in milliseconds, while each of the heaviest bodies was read."""
+    longest = {}
+    for name, body in {"nothing": b"", **heavy_bodies(32 * 2**20)}.items():
+        begin, connection = time.monotonic(), Connection(server)
+        sent = (asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body)) for _ in range(2 if body else 0))
+        sending = [asyncio.ensure_future(one) for one in sent]
+        times = []
+        while not all(one.done() for one in sending) or time.monotonic() < begin + 1:
+            asked = time.perf_counter()
+            await connection.send(head("GET /health"))
+            times.append(1000 * (time.perf_counter() - asked))
+            await asyncio.sleep(0.002)
+        longest[name] = max(times)
+    return longest
+
+
+def send_whole(server: Server, request: bytes) -> None:
+    """Sends a request without holding up this program's own event loop, and waits until the answer begins."""
+    with socket.create_connection((server.host, server.port)) as connection, suppress(ConnectionError):
+        connection.sendall(request)
+        connection.recv(1)
 
 
 def verdict(found: Found, log: str, growth: float) -> dict[str, Any]:
@@ -178,6 +218,12 @@ def verdict(found: Found, log: str, growth: float) -> dict[str, Any]:
         problems.append(f"answers that are failures of the server: {failures}")
     if found.wrong:
         problems.append(f"{len(found.wrong)} valid requests not answered as the model answers: {found.wrong[:3]}")
+    if found.holes:
+        problems.append(
+            f"{len(found.holes)} hostile requests got what they should not: {sorted(set(found.holes))[:10]}"
+        )
+    if set(found.statuses) & {("health", status) for status in range(201, 600)}:
+        problems.append("/health was not always answered")
     if late > growth * early:
         problems.append(f"memory grew from {early} to {late} bytes")
     if "Traceback" in log or " ERROR " in log:
@@ -220,9 +266,15 @@ def main() -> None:
         folder = Path(name)
         model, log = write_nano(folder / "nano"), folder / "log"
         requests = valid_requests(load(model, device="cpu"))
-        with running(log, *bridgetower_serve(model, *LIMITS)) as server:
+        with running(folder / "usual", *bridgetower_serve(model)) as server:
+            slowest = asyncio.run(delays(server))
+        with running(log, *bridgetower_serve(model, *LIMITS, *ALLOWED)) as server:
             found = asyncio.run(abuse(server, requests, 60 * options.minutes))
-        figures = {"minutes": options.minutes, **verdict(found, log.read_text(), options.growth)}
+        figures = {
+            "minutes": options.minutes,
+            "longest_health_ms": slowest,
+            **verdict(found, log.read_text(), options.growth),
+        }
     for row, number in figures["statuses"].items():
         print(f"{row:24}{number:9}")
     print(json.dumps({name: value for name, value in figures.items() if name != "statuses"}, indent=2))

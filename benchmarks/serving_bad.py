@@ -1,19 +1,30 @@
-"""What clients do that they should not: one coroutine function for each kind."""
+"""What clients do that they should not: one coroutine function for each kind.
+
+Where only some answers are right, the function itself says so with `expect`; an answer that shows a hole is an error.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import random
-from collections.abc import Awaitable, Callable
+import struct
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import requests
 import schemathesis
 import torch
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 from serving_client import Connection, Reply, Server, data_uri, picture, request_bytes
 
 BadThing = Callable[[Connection, random.Random], Awaitable[Reply | None]]
+
+BUSY = frozenset({429, 503})
+"""Statuses that any request may be answered with when there is much to do."""
 
 _MADE_UP = 25  # for each route, and each of what it allows and forbids
 
@@ -25,8 +36,44 @@ def bad_things(server: Server) -> dict[str, BadThing]:
     async def made_up(connection: Connection, choice: random.Random) -> Reply | None:
         return await connection.send(choice.choice(known))
 
-    functions: list[BadThing] = [malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up]
+    functions: list[BadThing] = [
+        *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
+        *(old_page, odd_sources, far_url, many_pairs, long_lists, heavy_json, probed, silent, half_sent),
+        *(other_sites, odd_pictures, endless),
+    ]
     return {function.__name__: function for function in functions}
+
+
+class HoleError(Exception):
+    """An answer that should not have been given."""
+
+
+def expect(reply: Reply, *statuses: int) -> Reply:
+    """Returns a reply with one of some statuses, or that the server is busy.
+
+    Raises:
+        HoleError: It has another.
+    """
+    if reply.status not in (*statuses, *BUSY):
+        raise HoleError(f"status {reply.status}, expected {statuses}: {reply.body[:200]!r}")
+    return reply
+
+
+def check_error(reply: Reply) -> None:
+    """Checks that a reply that is an error has the API's form.
+
+    Raises:
+        HoleError: It has not.
+    """
+    if reply.status >= 400 and reply.headers.get("content-type") != "application/json":
+        raise HoleError(f"status {reply.status} is no JSON: {reply.body[:200]!r}")
+
+
+def head(line: str, **headers: object) -> bytes:
+    """Returns a request without a body."""
+    lines = [f"{line} HTTP/1.1", "Host: localhost"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
 def made_up_requests(server: Server) -> list[bytes]:
@@ -75,18 +122,27 @@ async def malformed(connection: Connection, choice: random.Random) -> Reply | No
 
 
 async def broken_json(connection: Connection, choice: random.Random) -> Reply | None:
-    """Sends bytes that are no JSON."""
-    content = choice.choice([b"{", b"[" * 50_000, b'{"input": ' + b"9" * 9000 + b"}", choice.randbytes(500), b'"\xff"'])
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
-    head += "Content-Type: application/json\r\n\r\n"
-    return await connection.send(head.encode() + content)
+    """Sends bytes that are no JSON, or that are nested deeper than anything is."""
+    deep = choice.choice([b"[", b'{"a":', b"[[],"])
+    content = choice.choice([b"{", deep * 50_000, b'{"input": ' + b"9" * 9000 + b"}", choice.randbytes(500), b'"\xff"'])
+    return expect(await connection.send(as_json("/v1/embeddings", content)), 400, 413)
+
+
+def as_json(path: str, content: bytes) -> bytes:
+    """Returns a POST of bytes that are called JSON."""
+    return head(f"POST {path}", Content_Type="application/json", Content_Length=len(content)) + content
 
 
 async def no_http(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends what is not HTTP, or only almost."""
-    sent = [choice.randbytes(300), b"GET\r\n\r\n", b"POST /v1/match HTTP/1.1\r\nContent-Length: x\r\n\r\n"]
-    sent += [b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"b" * 90_000 + b"\r\n\r\n"]
-    return await connection.send(choice.choice(sent))
+    sent = [
+        choice.randbytes(300) + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /v1/match HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 900_000 + b"\r\n\r\n",
+    ]
+    return expect(await connection.send(choice.choice(sent)), 400)
 
 
 async def oversized(connection: Connection, choice: random.Random) -> Reply | None:
@@ -125,23 +181,231 @@ async def abandoned(connection: Connection, choice: random.Random) -> Reply | No
 
 
 async def visit(connection: Connection, choice: random.Random) -> Reply | None:
-    """Opens the page, uploads something, or presses a button and leaves."""
+    """Opens the page, or follows a link to it."""
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    return expect(await connection.send(head("GET /", **choice.choice([{}, link]))), 200, 404)
+
+
+async def old_page(connection: Connection, choice: random.Random) -> Reply | None:
+    """Asks for routes of Gradio, which would open any file and fetch any URL."""
     session = f"{choice.randrange(10**9)}"
-    body = {"data": [None, "two dogs"], "fn_index": choice.randrange(4), "session_hash": session}
-    file = picture(torch.Generator().manual_seed(choice.randrange(99)), 128)[: choice.choice([100, None])]
-    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + file + b"\r\n--x--\r\n"
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(part)}\r\n"
+    file = {"path": choice.choice(["/etc/hostname", "/dev/zero", "/usr/share/pixmaps/a.png"]), "orig_name": "x.svg"}
     sent = [
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + part,
-        request_bytes("/gradio_api/queue/join", body),
+        request_bytes("/gradio_api/queue/join", {"data": [file, "a"], "fn_index": 0, "session_hash": session}),
+        request_bytes("/gradio_api/upload", {}),
+        *map(
+            head,
+            [
+                "GET /gradio_api/file=/etc/hostname",
+                "GET /gradio_api/file=https://example.org/a.png",
+                "GET /file=/etc/hostname",
+                f"GET /gradio_api/queue/data?session_hash={session}",
+                "GET /gradio_api/info",
+                "GET /config",
+                "GET /static/../../etc/hostname",
+                "GET /%2e%2e/etc/hostname",
+                "GET /page.js/../../../../etc/hostname",
+            ],
+        ),
     ]
-    reply = await connection.send(choice.choice(sent))
-    if reply.status == 200 and b"event_id" in reply.body:
-        writer = await connection.open()
-        path = choice.choice(["queue/data?session_hash=", "heartbeat/"])
-        writer.write(f"GET /gradio_api/{path}{session} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        await asyncio.sleep(choice.random() * 0.3)
+    return expect(await connection.send(choice.choice(sent)), 404)
+
+
+_SOURCES = (
+    *("/etc/hostname", "/dev/zero", "file:///etc/hostname", "../a.png", "file=/etc/hostname", "a.png", "", "data:,"),
+    *("https://example.org/a.png", "HTTP://LOCALHOST/a.png", "ftp://example.org/a.png", "//example.org/a.png"),
+    *("data:image/png,a", "data:text/plain;base64,YQ==", "data:image/png;base64;x,YQ==", "data:image/png;base64,*"),
+)
+_ODD_FILES = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/hostname) (r) file\n",
+    b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/hostname"/></svg>',
+    b'/* XPM */\nstatic char *a[] = {\n"1 1 1 1", "a c red", "a"};',
+    b"\x59\xa6\x6a\x95" + struct.pack(">7I", 9000, 9000, 24, 0, 1, 0, 0),  # Sun raster
+    b"SIMPLE  =                    T",
+    b"MSP 1.0",
+)
+
+
+async def odd_sources(connection: Connection, choice: random.Random) -> Reply | None:
+    """Names pictures by path or URL, and sends files in formats that are not taken."""
+    odd = f"data:image/{choice.choice(['png', 'svg+xml', 'eps'])};base64,"
+    source = choice.choice([*_SOURCES, *(odd + base64.b64encode(file).decode() for file in _ODD_FILES)])
+    bodies = {
+        "/v1/embeddings": {"input": source, "modality": "image"},
+        "/v1/match": {"images": [source], "texts": "a"},
+        "/v1/rerank": {"query": "a", "documents": [{"image": source}]},
+        "/v1/fill-mask": {"images": source, "texts": "<mask>"},
+    }
+    path = choice.choice(list(bodies))
+    return expect(await connection.send(request_bytes(path, bodies[path])), 400)
+
+
+async def far_url(connection: Connection, choice: random.Random) -> Reply | None:
+    """Has the server fetch from a host that is allowed, but is at this machine."""
+    body = {"input": f"http://localhost:{DRIP_PORT}/{choice.random()}.png", "modality": "image"}
+    return expect(await connection.send(request_bytes("/v1/embeddings", body)), 400)
+
+
+DRIP_PORT = 9
+"""Of the host that the server is told to allow; the usual one for discarding what is sent."""
+
+
+async def many_pairs(connection: Connection, choice: random.Random) -> Reply | None:
+    """Asks for millions of pairs in a few kilobytes."""
+    many = ["a"] * choice.choice([3000, 4096, 10_000])
+    return expect(
+        await connection.send(request_bytes("/v1/match", {"images": many, "texts": many, "all_pairs": True})), 413
+    )
+
+
+async def long_lists(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends longer lists than there may be, to every route that takes one."""
+    many: list[Any] = [choice.choice(["a", {"text": "a"}, 1, [], {}])] * choice.choice([5000, 100_000])
+    bodies = {
+        "/v1/embeddings": {"input": many},
+        "/v1/match": {"images": many, "texts": many},
+        "/v1/rerank": {"query": "a", "documents": many},
+        "/v1/fill-mask": {"images": "a", "texts": many},
+    }
+    path = choice.choice(list(bodies))
+    return expect(await connection.send(request_bytes(path, bodies[path])), 400, 413)
+
+
+def heavy_bodies(size: int) -> Mapping[str, bytes]:
+    """Returns bodies of at most some bytes that give a parser, or what comes after it, as much to do as they can."""
+    picture_like = b'{"modality":"image","input":"data:image/png;base64,'
+
+    def filled(before: bytes, part: bytes, after: bytes) -> bytes:
+        return before + part * ((size - len(before) - len(after)) // len(part)) + after
+
+    most = 2**23 - 64  # bytes that strings with escapes may have in all
+    return {
+        "tiny strings": filled(b'{"input":["a"', b',"a"', b"]}"),
+        "numbers": filled(b'{"input":[1', b",1", b"]}"),
+        "lists": filled(b'{"input":[[]', b",[]", b"]}"),
+        "fields": b'{"input":"a"' + b"".join(b',"%d":0' % number for number in range(16_000)) + b"}",
+        "depth": filled(b"", b"[", b""),
+        "digits": filled(b'{"input":', b"9", b"}"),
+        "white space": filled(b'{"input":"a"', b" ", b"}"),
+        "base64": filled(picture_like, b"iVBO", b'"}'),
+        "base64 in parts": b'{"modality":"image","input":["'
+        + b'","'.join([b"data:image/png;base64," + b"iVBO" * (size // 4000)] * 900)
+        + b'"]}',
+        "long name": filled(b'{"', b"a", b'":1}'),
+        "escapes": filled(b'{"input":"', b"\\u00e9", b'"}'),
+        "fewer escapes": (b'{"input":"' + b"\\u00e9" * (min(size, most) // 6))[: size - 9] + b'"}',
+        "not ASCII": filled(b'{"input":"', "😀".encode(), b'"}'),
+        "less that is not ASCII": b'{"input":"' + "😀".encode() * (min(size, most) // 4 - 4) + b'"}',
+        "long texts": b'{"truncate":true,"input":["' + b'","'.join([b"a b " * 4990] * (size // 20_000)) + b'"]}',
+    }
+
+
+_HEAVY: dict[str, bytes] = {}
+
+
+async def heavy_json(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends a body that would take long to parse."""
+    if not _HEAVY:
+        _HEAVY.update(heavy_bodies(2**21))
+    body = _HEAVY[choice.choice(list(_HEAVY))]
+    return expect(await connection.send(as_json("/v1/embeddings", body)), 200, 400, 413)
+
+
+async def probed(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends bodies to where none is read."""
+    path, method = choice.choice(["/health", "/ready"]), choice.choice(["POST", "PUT", "DELETE", "GET", "HEAD"])
+    length = {"Content_Length": 2**21} if choice.random() < 0.7 else {"Transfer_Encoding": "chunked"}
+    writer = await connection.open()
+    writer.write(head(f"{method} {path}", **length) + b"a" * 1000 * ("Content_Length" in length))
+    return expect(await connection.reply(with_body=method != "HEAD"), 400 if method in ("GET", "HEAD") else 405)
+
+
+async def silent(connection: Connection, choice: random.Random) -> Reply | None:
+    """Opens connections, many of them, and sends nothing or half of a request; meanwhile the server answers others."""
+    others = [Connection(connection.server) for _ in range(120)]
+    try:
+        for one in others:
+            (await one.open()).write(choice.choice([b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: localhost\r\n"]))
+        await asyncio.sleep(5 * choice.random())
+        reply = await connection.send(head("GET /health"))
+        if reply.status != 200:
+            raise HoleError(f"/health has status {reply.status} beside silent connections")
+        return reply
+    finally:
+        for one in others:
+            one.close()
+
+
+async def half_sent(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends half of the headers and waits for what comes."""
+    writer = await connection.open()
+    writer.write(head("GET /health")[: choice.choice([1, 10, 30])])
+    return expect(await connection.reply(), 408)
+
+
+async def other_sites(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends what a page of another site makes a browser send."""
+    path = choice.choice(["GET /v1/models", "GET /metrics", "GET /health", "POST /v1/embeddings", "GET /openapi.json"])
+    site = {"Sec_Fetch_Site": choice.choice(["cross-site", "same-site"])}
+    modes = [{}, {"Sec_Fetch_Mode": "no-cors"}, {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}]
+    said = choice.choice([site | choice.choice(modes), {"Origin": "https://evil.example"}, {"Origin": "null"}])
+    return expect(await connection.send(head(path, **said)), 403)
+
+
+def _png(width: int, height: int, depth: int, kind: int, channels: int) -> bytes:
+    """Returns a PNG of one colour, made without the memory that it takes once it is decoded."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packed, row = zlib.compressobj(9), bytes(1 + width * channels * depth // 8)
+    pixels = b"".join([*(packed.compress(row) for _ in range(height)), packed.flush()])
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def _icon(inside: bytes) -> bytes:
+    """Returns an icon that claims 16 x 16 pixels and holds a file with more."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+def _wide_gif() -> bytes:
+    stream = io.BytesIO()
+    Image.new("P", (1, 1)).save(stream, "GIF")
+    content = bytearray(stream.getvalue())
+    content[6:10] = struct.pack("<HH", 65535, 65535)
+    return bytes(content)
+
+
+_PICTURES = {
+    "icon": (_icon(_png(3000, 3000, 8, 2, 3)), (400,)),
+    "wide GIF": (_wide_gif(), (400,)),
+    "too large": (_png(2100, 2100, 8, 0, 1), (400,)),
+    "16-bit grey": (_png(1990, 2000, 16, 0, 1), (200, 400)),
+    "RGBA": (_png(1990, 2000, 8, 6, 4), (200, 400)),
+}
+
+
+async def odd_pictures(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends pictures that claim fewer pixels than they have, or take more memory than others of their size."""
+    content, statuses = _PICTURES[choice.choice(list(_PICTURES))]
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return expect(
+        await connection.send(request_bytes("/v1/embeddings", {"input": uri, "modality": "image"})), *statuses
+    )
+
+
+async def endless(connection: Connection, choice: random.Random) -> Reply | None:
+    """Goes on sending a body after it was refused, until it is cut off."""
+    writer = await connection.open()
+    writer.write(head("POST /v1/embeddings", Transfer_Encoding="chunked"))
+    part = b"10000\r\n" + bytes(2**16) + b"\r\n"
+    reply: Reply | None = None
+    for _ in range(200):
+        writer.write(part)
+        await writer.drain()
+    reply = expect(await connection.reply(), 413)
+    await asyncio.sleep(choice.random())
     return reply
 
 

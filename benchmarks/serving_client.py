@@ -151,14 +151,14 @@ class Connection:
     """A kept connection that costs the client next to nothing."""
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self.server = server
         self._reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(self) -> asyncio.StreamWriter:
         """Connects, if it is not connected."""
         if self.writer is None or self.writer.is_closing():
-            self._reader, self.writer = await asyncio.open_connection(self._server.host, self._server.port)
+            self._reader, self.writer = await asyncio.open_connection(self.server.host, self.server.port)
         return self.writer
 
     async def send(self, request: bytes) -> Reply:
@@ -168,13 +168,13 @@ class Connection:
         await writer.drain()
         return await self.reply()
 
-    async def reply(self) -> Reply:
-        """Reads a reply."""
+    async def reply(self, *, with_body: bool = True) -> Reply:
+        """Reads a reply; one to HEAD has no body."""
         assert self._reader is not None
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(": ") for line in head[1:] if line)
         headers = {name.lower(): value for name, _, value in pairs}
-        body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+        body = await self._reader.readexactly(int(headers.get("content-length", "0")) if with_body else 0)
         if headers.get("connection") == "close":
             self.close()
         return Reply(int(head[0].split()[1]), headers, body)

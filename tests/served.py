@@ -66,13 +66,19 @@ class Running:
 
 @contextmanager
 def started(
-    predictor: Predictor, searcher: Searcher | None = None, *, answering: Predictor | None = None, **settings: Any
+    predictor: Predictor,
+    searcher: Searcher | None = None,
+    *,
+    answering: Predictor | None = None,
+    connections: int = 1000,
+    patience: float = 10.0,
+    **settings: Any,
 ) -> Iterator[Running]:
     """Serves a model on a free port, without the page unless it is asked for."""
     config = ServeConfig(port=0, **{"page": False, **settings})
     with listen(config) as listener:
         service = Service(predictor, config, searcher, answering)
-        server = server_of(service)
+        server = server_of(service, connections=connections, patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -86,6 +86,37 @@ def test_what_other_sites_make_a_browser_send(locked: httpx.Client, client: http
     assert client.post("/v1/embeddings", json=BODY, headers={"Origin": f"http://{place}"}).status_code == 200
 
 
+OF_OTHER_SITES = ("cross-site", "same-site")
+LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize("site", OF_OTHER_SITES)
+def test_what_other_sites_make_a_browser_send_without_saying_their_name(
+    locked: httpx.Client, client: httpx.Client, site: str
+) -> None:
+    """As an image, a frame or a script of theirs does, and a link to anything but the page."""
+    said = {"Sec-Fetch-Site": site}
+    image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
+    for path in ("/", "/v1/models", "/metrics", "/openapi.json", "/health", "/ready", "/other"):
+        for more in ({}, image, frame, {"Sec-Fetch-Mode": "navigate"}, *([LINK] if path != "/" else [])):
+            assert error_of(client.get(path, headers=said | more), 403)["code"] == "other_site"
+            error_of(locked.get(path, headers={"Authorization": basic(KEY)} | said | more), 403)
+    error_of(client.post("/v1/embeddings", json=BODY, headers=said), 403)
+    error_of(client.post("/", headers=said | LINK), 403)
+    error_of(client.get("/", headers=said | LINK | {"Origin": "null"}), 403)
+    headers = said | {"Authorization": f"Bearer {KEY}"}  # no browser adds this by itself
+    assert locked.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_link_of_another_site_to_the_page(client: httpx.Client, locked: httpx.Client) -> None:
+    for site in OF_OTHER_SITES:
+        headers = LINK | {"Sec-Fetch-Site": site}
+        assert error_of(client.get("/?a=b", headers=headers), 404)["code"] == "not_found"  # let in: no page is here
+        error_of(locked.get("/", headers=headers), 401)
+    for site in ("same-origin", "none"):
+        assert client.post("/v1/embeddings", json=BODY, headers={"Sec-Fetch-Site": site}).status_code == 200
+
+
 def test_the_right_key(locked: httpx.Client) -> None:
     for given in (f"Bearer {KEY}", f"bearer  {KEY}"):
         assert locked.post("/v1/embeddings", json=BODY, headers={"Authorization": given}).status_code == 200
@@ -97,6 +128,12 @@ def test_a_key_in_another_encoding(locked: httpx.Client) -> None:
 
 def test_probes_need_no_key(locked: httpx.Client) -> None:
     assert {locked.get(path).status_code for path in ("/health", "/ready")} == {200}
+    assert {locked.head(path).status_code for path in ("/health", "/ready")} == {200}
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+            response = locked.request(method, "/health", content=b"a" * 100_000, headers=headers)
+            assert error_of(response, 405)["message"] == f"{method} /health: expected GET or HEAD"
+            assert response.headers["allow"] == "GET, HEAD"
     for path in ("//health", "/health/", "/health/../v1/models", "/HEALTH"):
         error_of(locked.get(path), 401)
 

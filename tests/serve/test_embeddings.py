@@ -120,13 +120,13 @@ class TestRefusals:
             ({"input": []}, "input", "at least 1"),
             ({"input": [[1, 2]]}, "input", "token ids, which are another tokenizer's"),
             ({"input": [1, 2]}, "input", "check_embedding_ctx_length=False"),
-            ({"input": {"a": 1}}, "input", "valid list"),
+            ({"input": {"a": 1}}, "input", "valid array"),
             ({"input": ["a", None]}, "input.1", "valid string"),
             ({"input": "a", "dimensions": 8}, "dimensions", "not trained for shortened vectors"),
             ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
             ({"input": "a", "modality": "audio"}, "modality", "'text' or 'image'"),
             ({"input": "a", "inputs": "a"}, "inputs", "Extra inputs are not permitted"),
-            ({"input": "a \ud800 b"}, "input", "half a surrogate pair"),
+            ({"input": "a \ud800 b"}, None, "not valid JSON"),
         ],
     )
     def test_names_the_field(self, refused: Post, body: dict[str, Any], param: str | None, words: str) -> None:

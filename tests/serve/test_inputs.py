@@ -59,3 +59,15 @@ def test_what_counts_as_a_picture() -> None:
     assert is_picture(URIS[0])
     assert is_picture("data:image/svg+xml;base64,")
     assert not any(map(is_picture, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))
+
+
+def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs) -> None:
+    part = 2**20  # characters that are decoded at once
+    for length in (part // 4 * 3 - 1, part // 4 * 3, part // 4 * 3 + 1, part * 2):
+        content = PNGS[0] + bytes(length - len(PNGS[0]))
+        (image,) = asyncio.run(inputs.images([uri(content)], "images"))
+        assert (image.width, image.height) == (24, 30)
+    padded, whole = base64.b64encode(bytes(part // 4 * 3 - 1)).decode(), base64.b64encode(bytes(part)).decode()
+    for damaged in (padded + whole, whole[: part - 1] + "*" + whole, whole[:-1], whole + "="):
+        with pytest.raises(ApiError, match="the base64 of a data URI is damaged"):
+            asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))

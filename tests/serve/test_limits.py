@@ -1,5 +1,6 @@
 """How much is read, how long it may take, and what becomes of requests whose clients leave."""
 
+import asyncio
 import json
 import socket
 import time
@@ -7,8 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from bridgetower.predictor import Predictor
+from bridgetower.serve.limits import Limits
 from served import TEXTS, Running, error_of, held_up, started, until
 
 PATH = "/v1/embeddings"
@@ -65,6 +69,92 @@ class TestSize:
         for connection in connections:
             connection.close()
         assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+class TestNoBody:
+    """GET and HEAD have none."""
+
+    @pytest.mark.parametrize("path", ["/health", "/v1/models"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize(
+        "announced", ["Content-Length: 1000000", "Content-Length: 1", "Transfer-Encoding: chunked"]
+    )
+    def test_one_that_is_announced_is_not_read(self, small: Running, path: str, method: str, announced: str) -> None:
+        with connect(small) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{announced}\r\n\r\n".encode())
+            assert status(connection) == 400
+        with connect(small) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+            assert status(connection) == (405 if (method, path) == ("HEAD", "/v1/models") else 200)
+
+    def test_probes_are_answered_when_no_more_bodies_are_taken(self, small: Running) -> None:
+        connections = [connect(small) for _ in range(9)]
+        for connection in connections:
+            connection.sendall(request(b" " * (MIB - 10), length=MIB))
+        statuses = {status(connections[number]) for number in range(9)}
+        assert 429 in statuses
+        for _ in range(20):
+            assert {small.client.get(path).status_code for path in ("/health", "/ready")} == {200}
+            assert small.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
+        for connection in connections:
+            connection.close()
+
+
+def test_requests_in_progress_have_a_limit() -> None:
+    """Those of GET are not counted, and what has ended makes room, however it ends."""
+    answered: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/fails":
+            raise RuntimeError
+        if scope["method"] == "POST":
+            await gate.wait()
+        answered.append(scope["path"])
+        await Response()(scope, receive, send)
+
+    async def ask(method: str, path: str) -> int:
+        statuses: list[int] = []
+        body: list[Message] = [{"type": "http.request", "body": b"a"}]
+
+        async def receive() -> Message:
+            return body.pop() if body else await asyncio.Event().wait() or {}
+
+        async def send(message: Message) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await limits({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+        return statuses[0]
+
+    async def run() -> None:
+        waiting = [asyncio.create_task(ask("POST", "/waits")) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await ask("POST", "/more") == 429
+        assert await ask("GET", "/health") == 200
+        gate.set()
+        assert [await one for one in waiting] == [200, 200]
+        for _ in range(3):
+            assert await ask("POST", "/fails") == 500
+        assert await ask("POST", "/more") == 200
+
+    limits, gate = Limits(app, max_body=10, timeout=60, requests=2), asyncio.Event()
+    asyncio.run(run())
+    assert answered == ["/health", "/waits", "/waits", "/more"]
+
+
+def test_get_has_to_be_answered_in_time_too() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait() or {}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent: list[Message] = []
+    limits = Limits(app, max_body=10, timeout=0.01)
+    asyncio.run(limits({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert sent[0]["status"] == 503
 
 
 class TestTime:

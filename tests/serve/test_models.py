@@ -59,6 +59,7 @@ def test_another_model(client: httpx.Client) -> None:
 def test_health_and_readiness(client: httpx.Client) -> None:
     for path in ("/health", "/ready"):
         assert client.get(path).json() == {"status": "ok"}
+        assert (client.head(path).status_code, client.head(path).content) == (200, b"")
 
 
 def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> None:

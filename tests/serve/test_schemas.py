@@ -1,11 +1,15 @@
 """What requests share."""
 
+from typing import Any
+
+import httpx
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import is_picture
-from bridgetower.serve.schemas import PICTURE, Texts, paired
+from bridgetower.serve.inputs import MAX_CHARACTERS, is_picture
+from bridgetower.serve.schemas import PICTURE, Texts, num_pairs, paired
 
 
 def test_one_text_or_several() -> None:
@@ -21,8 +25,35 @@ def test_one_text_or_several() -> None:
 def test_pairs() -> None:
     assert paired(["i", "j"], ["t", "u"]) == [(0, 0), (1, 1)]
     assert paired(["i", "j"], ["t"], all_pairs=True) == [(0, 0), (1, 0)]
+    assert num_pairs(["i", "j"], ["t", "u"]) == 2
+    assert num_pairs(["i", "j"], ["t", "u", "v"], all_pairs=True) == 6
     with pytest.raises(ApiError, match="2 images and 1 texts"):
-        paired(["i", "j"], ["t"])
+        num_pairs(["i", "j"], ["t"])
+
+
+def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    schemas, seen, lists = description["components"]["schemas"], set(), []
+
+    def walk(schema: Any) -> None:
+        if isinstance(schema, list):
+            for part in schema:
+                walk(part)
+        elif isinstance(schema, dict):
+            name = str(schema.get("$ref", "")).rpartition("/")[2]
+            if name and name not in seen:
+                seen.add(name)
+                walk(schemas[name])
+            if schema.get("type") == "array":
+                lists.append(schema.get("maxItems"))
+            walk([part for key, part in schema.items() if key != "examples"])
+
+    for operations in description["paths"].values():
+        walk([operation.get("requestBody") for operation in operations.values()])
+    assert len(lists) >= 10
+    assert set(lists) <= {1, MOST_ITEMS}
+    texts = schemas["MatchRequest"]["properties"]["texts"]["anyOf"]
+    assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)
 
 
 def test_the_picture_of_the_examples_is_one() -> None:

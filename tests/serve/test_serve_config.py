@@ -16,6 +16,7 @@ from bridgetower.serve.config import ServeConfig, is_loopback
         ({"api_key": ""}, "API key is empty"),
         ({"api_key": "schlüssel"}, "cannot be sent"),
         ({"allow_host": ("https://example.org",)}, "expected a name such as images.example.org"),
+        ({"max_items": 4097, "queue": 5000}, "max_items is 4097; expected 4096 or fewer"),
         ({"queue": 10}, "always be refused; raise queue or lower max_items"),
     ],
 )

@@ -1,5 +1,7 @@
 """Matching, answering and filling over HTTP, equal to the direct calls."""
 
+import resource
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,16 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor, load
+from bridgetower.serve.pairs import FillMaskResponse
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
 MASKED = ["a <mask> on <mask>", "<mask> bar"]
+
+
+def _most_memory() -> int:
+    """Bytes that this process, which the server runs in, has had in memory at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,17 @@ class TestMatch:
         error = refused("/v1/match", 413, images=[URIS[0]] * 33, texts=["a"] * 32, all_pairs=True)
         assert "1056 items, the limit is 1024" in error["message"]
         assert refused("/v1/match", images=URIS[0])["param"] == "texts"
+        assert "at most 20000 characters" in refused("/v1/match", images=URIS[0], texts="a" * 20_001)["message"]
         assert refused("/v1/match", images=[URIS[0], "x"], texts=["a", "b"])["param"] == "images.1"
+
+    def test_pairs_are_counted_before_any_is_built(self, client: httpx.Client) -> None:
+        """9 and 16 million pairs, of which a list would take a gigabyte."""
+        for number in (3000, 4096):
+            before = _most_memory()
+            letters = ["a"] * number
+            response = client.post("/v1/match", json={"images": letters, "texts": letters, "all_pairs": True})
+            assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
+            assert _most_memory() - before < 100 * 2**20
 
     def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
         error = error_of(answers.post("/v1/match", json={"images": URIS[0], "texts": "a"}), 400)
@@ -88,6 +106,33 @@ class TestFillMask:
         assert error["message"] == "texts: no mask in text 1; put <mask> where a word is missing"
         cut = refused("/v1/fill-mask", images=URIS[0], texts="red circle on black " * 30 + "<mask>", truncate=True)
         assert "no mask in text 0" in cut["message"]
+
+    def test_no_more_words_than_can_be_answered_with(self, predictor: Predictor) -> None:
+        with running(predictor, max_items=2, queue=2) as client:
+            body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"]}
+            assert client.post("/v1/fill-mask", json=body | {"top": 100}).status_code == 200
+            error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED, "top": 100}), 413)
+        assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
+
+    def test_long_answers_are_built_in_a_thread(
+        self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[str] = []
+        dump = FillMaskResponse.model_dump_json
+
+        def noted(*given: Any, **settings: Any) -> str:
+            threads.append(threading.current_thread().name)
+            return dump(*given, **settings)
+
+        monkeypatch.setattr(FillMaskResponse, "model_dump_json", noted)
+        for number, top in ((1, 1), (12, 100)):
+            body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
+            data = client.post("/v1/fill-mask", json=body).json()["data"]
+            expected = predictor.fill_mask(PNGS[0], "<mask> bar", top=top)[0]
+            assert [[word["word"] for word in row["masks"][0]] for row in data] == [
+                [word.word for word in expected]
+            ] * number
+        assert [name.startswith("asyncio") for name in threads] == [False, True]
 
     def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
         error = error_of(answers.post("/v1/fill-mask", json={"images": URIS[0], "texts": "<mask>"}), 400)

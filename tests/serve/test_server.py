@@ -1,6 +1,9 @@
 """Where a server listens, and that it finishes what it has taken in."""
 
+import resource
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -37,6 +40,21 @@ def test_a_port_that_is_taken() -> None:
 def test_no_such_host() -> None:
     with pytest.raises(OSError, match=r"cannot listen at 192\.0\.2\.1"):
         listen(ServeConfig(host="192.0.2.1", api_key="secret", port=0))
+
+
+@pytest.mark.parametrize(("soft", "hard", "files"), [(64, 100, 100), (100, 100, 100), (256, 20_000, 8000)])
+def test_as_many_open_files_as_are_of_use(soft: int, hard: int, files: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY:
+        hard, files = min(hard, most), min(files, most)
+    code = f"""
+import resource
+from bridgetower.serve.server import _open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+print(_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [int(number) for number in done.stdout.split()] == [files, files, hard]
 
 
 def test_stopping_finishes_what_was_taken_in(predictor: Predictor) -> None:

@@ -14,8 +14,11 @@ from bridgetower.serve.errors import ApiError
 API = "/v1/"
 """Begins the paths that programs ask."""
 
+PAGE = "/"
+"""The path that links of other sites may lead to."""
+
 OPEN = frozenset({"/health", "/ready"})
-"""Paths that tell nothing and need no key."""
+"""Paths that tell nothing and need no key, by GET or HEAD."""
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
@@ -35,21 +38,21 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on or refuses it."""
-        if scope["type"] == "lifespan" or scope["path"] in OPEN:
-            await self._app(scope, receive, send)
-        elif scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
-        elif error := self._error(Headers(scope=scope), scope["path"]):
+        if scope["type"] == "http" and (error := self._error(Headers(scope=scope), scope["method"], scope["path"])):
             await error.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _error(self, headers: Headers, path: str) -> ApiError | None:
+    def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
+        if path in OPEN and method not in ("GET", "HEAD"):
+            return ApiError(405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"})
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if self._key is not None and scheme.lower() == "bearer" and self._is_key(given.strip()):
             return None
-        if not _from_here(headers):
+        if not _from_here(headers) and not _is_link(headers, method, path):
             return ApiError(403, "this server answers no other site's pages", code="other_site")
+        if path in OPEN:
+            return None
         if self._key is None:
             return None if _name(headers.get("host", "")) in self._names else _wrong_name()
         if path.startswith(API):
@@ -82,7 +85,15 @@ def _password(credentials: str) -> str:
 def _from_here(headers: Headers) -> bool:
     """Whether no browser says that another site's page has sent a request."""
     origin = headers.get("origin")
-    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    if origin is None:
+        return headers.get("sec-fetch-site") not in ("cross-site", "same-site")
+    return origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
+def _is_link(headers: Headers, method: str, path: str) -> bool:
+    """Whether a browser says that it goes to the page, such as by a link of another site, and shows it alone."""
+    said = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+    return method == "GET" and path == PAGE and said == (None, "navigate", "document")
 
 
 def _name(host: str) -> str:

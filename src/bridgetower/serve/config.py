@@ -6,6 +6,12 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, fields
 
+MOST_ITEMS = 4096
+"""Of `max_items`, and most entries in any list of a request: more would take long to parse."""
+
+MOST_TOP = 100
+"""Most answers to a question, words for a mask or hits of a search that a request may ask for."""
+
 _HOST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 
 
@@ -24,7 +30,7 @@ class ServeConfig:
         timeout: Seconds after which a request is given up, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest picture, in millions of pixels.
-        max_items: Most items in one request.
+        max_items: Most items in one request, 4096 or fewer.
         allow_host: Hosts from which pictures are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
         page: Show a page for people at /, if the extra `page` is installed.
@@ -50,6 +56,8 @@ class ServeConfig:
             value = getattr(self, item.name)
             if item.name in positive and value is not None and not value > 0:
                 raise ValueError(f"{item.name} is {value}; expected more than 0")
+        if self.max_items > MOST_ITEMS:
+            raise ValueError(f"max_items is {self.max_items}; expected {MOST_ITEMS} or fewer: clients can send several")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}; expected 0 to 65535")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):

@@ -10,11 +10,24 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
+from bridgetower.serve.bodies import JsonRoute
+from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.forward import Item
-from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Listed, Modality, Texts, Truncate, Usage, json_of
+from bridgetower.serve.schemas import (
+    COMPUTING,
+    PICTURE,
+    Body,
+    Listed,
+    Modality,
+    Strings,
+    Text,
+    Truncate,
+    Usage,
+    json_of,
+)
 from bridgetower.serve.service import Served
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 
 
 class TextPart(BaseModel):
@@ -23,7 +36,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImagePart(BaseModel):
@@ -49,7 +62,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["user"]
-    content: str | Annotated[list[Part], Len(1)]
+    content: Text | Annotated[list[Part], Len(1, MOST_ITEMS)]
 
     @property
     def texts(self) -> list[str]:
@@ -90,7 +103,7 @@ class EmbeddingsRequest(Body):
         }
     )
 
-    input: Texts | None = Field(None, description="Texts, or data URIs of pictures.")
+    input: Strings | None = Field(None, description="Texts, or data URIs of pictures.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     modality: Modality = Field("text", description="What `input` holds.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")

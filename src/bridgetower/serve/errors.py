@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from bridgetower.serve.batching import QueueFullError
+from bridgetower.serve.config import MOST_ITEMS
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ _CODES = {
     429: "queue_full",
     503: "timeout",
 }
+
+_SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
 
 
 class ApiError(Exception):
@@ -104,6 +107,8 @@ def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
-    param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return ApiError(400, f"{param or 'the body'}: {message}", param=param)
+    known = [part for part in place if len(part) <= _SHOWN and (part.isidentifier() or part.isdigit())]
+    param = ".".join(known) or None
+    message = str(problem["msg"]).removeprefix("Value error, ")[:_SHOWN_MESSAGE]
+    large = problem["type"] == "too_long" and problem["ctx"]["max_length"] == MOST_ITEMS
+    return ApiError(413 if large else 400, f"{param or 'the body'}: {message}", param=param)

@@ -24,6 +24,7 @@ MAX_CHARACTERS = 20_000
 OR_CUT = ', or send "truncate": true to cut it'
 """Ends what is said of a text that is too long."""
 
+_BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
@@ -95,7 +96,7 @@ class Inputs:
     def _content(self, source: str) -> bytes:
         if found := _DATA_URI.match(source):
             try:
-                return base64.b64decode(source[found.end() :], validate=True)
+                return _decoded(source, found.end())
             except (binascii.Error, ValueError) as error:
                 raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
         if self._remote is not None and _URL.match(source):
@@ -117,6 +118,21 @@ class Inputs:
         except ValueError as error:
             message = str(error).replace(", or pass truncate=True to cut it", OR_CUT)
             raise ApiError(400, f"{param}: {message}", param=param) from error
+
+
+def _decoded(source: str, begin: int) -> bytes:
+    """Decodes the base64 from some place on.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    content = bytearray()
+    for start in range(begin, len(source), _BASE64):
+        part, last = source[start : start + _BASE64], start + _BASE64 >= len(source)
+        if part.endswith("=") and not last:
+            raise ValueError("Excess data after padding")
+        content += base64.b64decode(part, validate=True)
+    return bytes(content)
 
 
 def is_picture(source: str) -> bool:

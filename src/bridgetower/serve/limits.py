@@ -15,37 +15,47 @@ from bridgetower.serve.errors import ApiError, failure
 logger = logging.getLogger(__name__)
 
 _WITHOUT_BODY = ("GET", "HEAD")
+_REQUESTS = 1000  # with bodies, that are read or answered at once
 _BODIES = 8  # of the largest size that are held at once
 
 
 class Limits:
     """Reads the body of a request within limits, then lets the application answer it in time.
 
-    Requests without a body are passed on as they are: what they ask for takes no time, or is the page's stream of
-    events, which lasts.
+    GET and HEAD have no body, and are let through however many other requests there are.
 
     A request whose client leaves is dropped: what it still waits for is not computed.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body: int, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
         """Wraps an application.
 
         Args:
             app: What answers.
             max_body: Bytes of one body.
             timeout: Seconds for a whole request.
+            requests: Most with a body that are read or answered at once.
         """
-        self._app, self._max_body, self._timeout = app, max_body, timeout
-        self._held = 0
+        self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
+        self._held = self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or says why not."""
-        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = bytearray()
-        with self._holding(body):
-            error = await self._answered(scope, body, receive, send)
+        error: ApiError | None = None
+        if scope["method"] in _WITHOUT_BODY:
+            error = _unexpected_body(scope["method"], Headers(scope=scope))
+            if error is None:
+                deadline = asyncio.get_running_loop().time() + self._timeout
+                error = await self._in_time(scope, bytearray(), receive, _Started(send), deadline)
+        elif self._requests >= self._most:
+            error = _busy("too many requests at once")
+        else:
+            body = bytearray()
+            with self._holding(body):
+                error = await self._answered(scope, body, receive, send)
         if error is not None:
             await error.response()(scope, receive, send)
 
@@ -61,10 +71,10 @@ class Limits:
             return ApiError(408, f"the request was not sent within {self._timeout:g} s; send less, or faster")
         except ApiError as error:
             return error
-        return await self._in_time(scope, bytes(body), receive, _Started(send), deadline)
+        return await self._in_time(scope, body, receive, _Started(send), deadline)
 
     async def _in_time(
-        self, scope: Scope, body: bytes, receive: Receive, send: _Started, deadline: float
+        self, scope: Scope, body: bytearray, receive: Receive, send: _Started, deadline: float
     ) -> ApiError | None:
         """Lets the application answer; it is cancelled at the deadline, and when the client leaves."""
         left = False
@@ -110,14 +120,16 @@ class Limits:
             message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller pictures"
             raise ApiError(413, message)
         if self._held > _BODIES * self._max_body:
-            raise ApiError(429, "too many large requests at once; try again in a second", headers={"Retry-After": "1"})
+            raise _busy("too many large requests at once")
 
     @contextmanager
     def _holding(self, body: bytearray) -> Iterator[None]:
         """Gives back in the end what the body took of what may be held."""
+        self._requests += 1
         try:
             yield
         finally:
+            self._requests -= 1
             self._held -= len(body)
 
 
@@ -132,7 +144,17 @@ class _Started:
         await self._send(message)
 
 
-def _replay(body: bytes) -> Receive:
+def _unexpected_body(method: str, headers: Headers) -> ApiError | None:
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return None
+    return ApiError(400, f"{method} has a body, which is not read; expected none")
+
+
+def _busy(reason: str) -> ApiError:
+    return ApiError(429, f"{reason}; try again in a second", headers={"Retry-After": "1"})
+
+
+def _replay(body: bytearray) -> Receive:
     """Returns what hands an application a body that was read."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

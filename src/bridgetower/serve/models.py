@@ -59,12 +59,14 @@ async def model(name: str, service: Served) -> Response:
     raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Status)
 async def health() -> Response:
     """Whether the process answers."""
     return json_of(Status())
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Status, responses=errors(503))
 async def ready(service: Served) -> Response:
     """Whether it answers for the model: not before its first computation, and not while it shuts down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.schemas import (
     COMPUTING,
     PICTURE,
@@ -16,11 +17,13 @@ from bridgetower.serve.schemas import (
     Truncate,
     Usage,
     json_of,
+    long_json_of,
+    num_pairs,
     paired,
 )
 from bridgetower.serve.service import Served
 
-router = APIRouter(tags=["pictures with texts"])
+router = APIRouter(route_class=JsonRoute, tags=["pictures with texts"])
 
 
 class MatchRequest(Body):
@@ -114,8 +117,9 @@ class FillMaskResponse(Listed[Filled]):
 async def match(body: MatchRequest, service: Served) -> Response:
     """Say how well pictures and texts belong together."""
     service.check_use("match")
-    pairs = paired(body.images, body.texts, all_pairs=body.all_pairs)
-    with service.admission(len(pairs), "images", body.model):
+    count = num_pairs(body.images, body.texts, all_pairs=body.all_pairs)
+    with service.admission(count, "images", body.model):
+        pairs = paired(body.images, body.texts, all_pairs=body.all_pairs)
         outcomes, tokens = await service.pairs("match", body.images, body.texts, pairs, truncate=body.truncate)
     data = [
         Match(image=image, text=text, probability=probability)
@@ -128,33 +132,40 @@ async def match(body: MatchRequest, service: Served) -> Response:
 async def answer(body: AnswerRequest, service: Served) -> Response:
     """Answer questions about pictures, with a model that was fine-tuned on VQA."""
     service.check_use("answer")
-    pairs = paired(body.images, body.questions)
-    with service.admission(len(pairs), "images", body.model, service.answering):
+    with service.admission(num_pairs(body.images, body.questions), "images", body.model, service.answering):
         outcomes, tokens = await service.pairs(
             "answer",
-            *(body.images, body.questions, pairs),
+            *(body.images, body.questions, paired(body.images, body.questions)),
             params=("images", "questions"),
             top=body.top,
             truncate=body.truncate,
         )
-    data = [
-        Answers(index=number, answers=[Answer(**vars(choice)) for choice in choices])
-        for number, choices in enumerate(outcomes)
-    ]
-    return json_of(AnswerResponse(data=data, model=service.answering.name, usage=Usage.of(tokens)))
+
+    def response() -> AnswerResponse:
+        data = [
+            Answers(index=number, answers=[Answer(**vars(choice)) for choice in choices])
+            for number, choices in enumerate(outcomes)
+        ]
+        return AnswerResponse(data=data, model=service.answering.name, usage=Usage.of(tokens))
+
+    return await long_json_of(response, sum(map(len, outcomes)))
 
 
 @router.post("/v1/fill-mask", response_model=FillMaskResponse, responses=COMPUTING)
 async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
     """Fill masked words of texts about pictures."""
     service.check_use("fill-mask")
-    pairs = paired(body.images, body.texts)
-    with service.admission(len(pairs), "images", body.model):
+    with service.admission(num_pairs(body.images, body.texts), "images", body.model):
+        pairs = paired(body.images, body.texts)
         outcomes, tokens = await service.pairs(
             "fill_mask", body.images, body.texts, pairs, top=body.top, truncate=body.truncate
         )
-    data = [
-        Filled(index=number, masks=[[Word(**vars(word)) for word in words] for words in masks])
-        for number, masks in enumerate(outcomes)
-    ]
-    return json_of(FillMaskResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+
+    def response() -> FillMaskResponse:
+        data = [
+            Filled(index=number, masks=[[Word(**vars(word)) for word in words] for words in masks])
+            for number, masks in enumerate(outcomes)
+        ]
+        return FillMaskResponse(data=data, model=service.name, usage=Usage.of(tokens))
+
+    return await long_json_of(response, sum(len(words) for masks in outcomes for words in masks))

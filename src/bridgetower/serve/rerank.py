@@ -8,13 +8,15 @@ from annotated_types import Len
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bridgetower.serve.bodies import JsonRoute
+from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Item
 from bridgetower.serve.inputs import is_picture
-from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Modality, Truncate, Usage, json_of
+from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Modality, Text, Truncate, Usage, json_of
 from bridgetower.serve.service import Served, Service
 
-router = APIRouter(tags=["rerank"])
+router = APIRouter(route_class=JsonRoute, tags=["rerank"])
 
 
 class Document(BaseModel):
@@ -22,7 +24,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str | None = None
+    text: Text | None = None
     image: str | None = Field(None, description="Data URI.")
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class RerankRequest(Body):
     )
 
     query: TextOrPicture
-    documents: Annotated[list[TextOrPicture], Len(1)]
+    documents: Annotated[list[TextOrPicture], Len(1, MOST_ITEMS)]
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
     truncate: Truncate = False

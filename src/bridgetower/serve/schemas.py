@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
 from fastapi import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import MAX_CHARACTERS
 
 PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
@@ -17,15 +21,23 @@ PICTURE = (
 """A red square, for examples."""
 
 
+_AT_ONCE = 1000  # parts of an answer that are built in less time than anybody notices
+_NAME = 4096  # characters; a model may be named by its path
+
+
 class Body(BaseModel):
     """A request; a field that would be ignored is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
-        None, description="Name of the model, as `/v1/models` has it; the one that serves it if left out."
+        None,
+        max_length=_NAME,
+        description="Name of the model, as `/v1/models` has it; the one that serves it if left out.",
     )
-    user: str | None = Field(None, description="Taken for the sake of OpenAI's clients; nothing is done with it.")
+    user: str | None = Field(
+        None, max_length=_NAME, description="Taken for the sake of OpenAI's clients; nothing is done with it."
+    )
 
 
 class Usage(BaseModel):
@@ -89,28 +101,55 @@ def _several(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
-Texts = Annotated[
-    list[str], Field(min_length=1), BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], Len(1)])
+Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
+_Several = Len(1, MOST_ITEMS)
+
+Strings = Annotated[
+    list[str], _Several, BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], _Several])
 ]
 """A string or several, as a list."""
 
-Pictures = Annotated[Texts, Field(description="Data URI of a picture, or several.")]
+Texts = Annotated[
+    list[Text], _Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], _Several])
+]
+"""A text or several, as a list."""
+
+Pictures = Annotated[Strings, Field(description="Data URI of a picture, or several.")]
 Modality = Literal["text", "image"]
-Top = Annotated[int, Field(ge=1, le=100)]
+Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 Truncate = Annotated[bool, Field(description="Cut texts that are too long instead of refusing them.")]
 
 
-def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
-    """Returns which picture goes with which text: the first with the first, or every one with every one.
+def num_pairs(images: list[str], texts: list[str], *, all_pairs: bool = False) -> int:
+    """Returns how many pairs `paired` builds.
 
     Raises:
-        ApiError: Their numbers differ.
+        ApiError: The numbers of images and texts differ.
     """
     if all_pairs:
-        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
+        return len(images) * len(texts)
     if len(images) != len(texts):
         raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
+    return len(images)
+
+
+def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
+    """Returns which image goes with which text: the first with the first, or every one with every one."""
+    if all_pairs:
+        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
     return [(number, number) for number in range(len(images))]
+
+
+async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
+    """Returns what `json_of` returns; if it has many parts, it is built outside the event loop.
+
+    Args:
+        build: Returns the content.
+        parts: That the content has.
+    """
+    if parts <= _AT_ONCE:
+        return json_of(build())
+    return await asyncio.to_thread(lambda: json_of(build()))
 
 
 def json_of(content: BaseModel) -> Response:

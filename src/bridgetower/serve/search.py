@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, likeliest_first, mean_vector
 from bridgetower.search.table import Found
-from bridgetower.serve.conditions import check_condition
+from bridgetower.serve.bodies import JsonRoute
+from bridgetower.serve.conditions import MAX_CHARACTERS, check_condition
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Item, Tokens
-from bridgetower.serve.schemas import COMPUTING, Body, Listed, Top, Truncate, Usage, json_of
+from bridgetower.serve.schemas import COMPUTING, Body, Listed, Text, Top, Truncate, Usage, json_of
 from bridgetower.serve.service import Served, Service
 
-router = APIRouter(tags=["search"])
+router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
 
 
@@ -29,7 +30,7 @@ class SearchRequest(Body):
         json_schema_extra={"examples": [{"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}]}
     )
 
-    query: str | None = Field(None, description="What should be seen.")
+    query: Text | None = Field(None, description="What should be seen.")
     image: str | None = Field(None, description="Data URI of a picture that the hits should be like.")
     top: Top = 10
     rerank: int | None = Field(
@@ -39,7 +40,9 @@ class SearchRequest(Body):
         description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves.",
     )
     where: str | None = Field(
-        None, description="Condition in SQL on path, size, mtime, width, height and captions, without functions."
+        None,
+        max_length=MAX_CHARACTERS,
+        description="Condition in SQL on path, size, mtime, width, height and captions, without functions.",
     )
     against: Against = Field("images", description="What the query is compared with.")
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")

@@ -5,17 +5,23 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import resource
 import socket
+from functools import partial
 
 import uvicorn
 
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig, is_loopback
+from bridgetower.serve.connections import Connection, Waiting
 from bridgetower.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
+_CONNECTIONS = 2000
+_FILES = 4 * _CONNECTIONS  # the model, the index, and connections that are about to be closed, need some too
+_ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
+_PATIENCE = 10.0  # seconds
 _KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
 
 
@@ -48,25 +54,44 @@ def serve(service: Service, listener: socket.socket) -> None:
         service: The model.
         listener: From `listen`.
     """
-    server = server_of(service)
+    server = server_of(service, connections=min(_CONNECTIONS, _open_files() // 4))
     gc.collect()
     gc.freeze()  # what was loaded stays: looking through it again and again would stop the server for 0.15 s each time
     server.run(sockets=[listener])
 
 
-def server_of(service: Service) -> uvicorn.Server:
-    """Returns what serves a model once it is run."""
+def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
+    """Returns what serves a model once it is run.
+
+    Args:
+        service: The model.
+        connections: Most at once; of more, those that have waited longest for a request are closed.
+        patience: Seconds for the headers of a request.
+    """
+    timeout = service.config.timeout
+    waiting = Waiting(most=connections, seconds=min(patience, timeout), stalled=timeout)
     config = uvicorn.Config(
         build_app(service),
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_MAX_CONNECTIONS,
+        http=partial(Connection, waiting=waiting),  # type: ignore[arg-type]  # it is called, and nothing else
+        ws="none",
+        backlog=_ACCEPTED_TOGETHER,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(service.config.timeout) + 1,
+        timeout_graceful_shutdown=math.ceil(timeout) + 1,
     )
     return _Server(config, service)
+
+
+def _open_files() -> int:
+    """Lets the process have as many open files as are of use to it, and returns how many it may have of these."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 class _Server(uvicorn.Server):

@@ -15,7 +15,7 @@ from bridgetower.analysis.attention import Explanation, words_of
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
-from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.config import MOST_TOP, ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Item, Outcome, Tokens, compute_with
 from bridgetower.serve.inputs import Inputs
@@ -198,7 +198,7 @@ class Service:
         pictures = await model.inputs.images(images, params[0])
         words = await model.inputs.texts(texts, params[1], truncate=truncate)
         if kind == "fill_mask":
-            self._check_masks(words, params[1])
+            self._check_masks(words, params[1], top)
         items = [Item(kind=kind, image=pictures[image], ids=words[text], top=top) for image, text in pairs]
         return await self.batcher.submit(items), model.tokens(pictures, words)
 
@@ -226,13 +226,14 @@ class Service:
         """Returns how many positions the model's towers read."""
         return self.main.tokens(images, texts)
 
-    def _check_masks(self, texts: Sequence[Tokens], param: str) -> None:
-        for number, ids in enumerate(texts):
-            if self.predictor.processor.mask_token_id not in ids:
-                mask = self.predictor.processor.mask_token
-                raise ApiError(
-                    400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param
-                )
+    def _check_masks(self, texts: Sequence[Tokens], param: str, top: int) -> None:
+        masks = [ids.count(self.predictor.processor.mask_token_id) for ids in texts]
+        if 0 in masks:
+            mask, number = self.predictor.processor.mask_token, masks.index(0)
+            raise ApiError(400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param)
+        if sum(masks) * top > (most := MOST_TOP * self.config.max_items):
+            message = f"{param}: {sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
+            raise ApiError(413, message, param=param)
 
     def _compute(self, items: Sequence[Item]) -> list[Outcome]:
         return compute_with(self.main.predictor, self.answering.predictor, items)

@@ -1,0 +1,133 @@
+"""Bodies are parsed outside the event loop, and those that would take long not at all."""
+
+import base64
+import json
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, field_validator
+
+from bridgetower.serve.bodies import OUTSIDE, STRINGS, TEXT, JsonRoute, check_effort, parse
+from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.serve.errors import ApiError
+from served import error_of
+
+ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def effort_of(body: bytes) -> str | None:
+    """What is said of a body that takes too long."""
+    try:
+        check_effort(body)
+    except ApiError as error:
+        return f"{error.status} {error.message}"
+    return None
+
+
+class TestEffort:
+    def test_strings(self) -> None:
+        assert effort_of(b"[" + b",".join([b'"a"'] * STRINGS) + b"]") is None
+        assert f"more than {STRINGS} strings" in str(effort_of(b"[" + b",".join([b'"a"'] * (STRINGS + 1)) + b"]"))
+        assert f"more than {STRINGS} strings" in str(effort_of(b'"",' * (8 * STRINGS)))
+
+    @pytest.mark.parametrize("part", [b"1,", b"[", b"{},", b"9", b"null, \n"])
+    def test_everything_else(self, part: bytes) -> None:
+        length = len(part.strip().replace(b" ", b""))
+        assert effort_of(part * (OUTSIDE // length)) is None
+        assert f"more than {OUTSIDE} bytes outside of strings" in str(effort_of(part * (OUTSIDE // length + 1)))
+
+    def test_white_space_costs_nothing(self) -> None:
+        assert effort_of(b"[" + b" \r\n\t" * OUTSIDE + b"1]") is None
+
+    @pytest.mark.parametrize(
+        "part", ["é".encode(), "漢".encode(), "😀".encode(), b"\\n", b"\\u00e9", b"\\/", b"\\\\", b'\\"']
+    )
+    def test_strings_that_are_no_plain_ones(self, part: bytes) -> None:
+        number = TEXT // len(part)
+        assert effort_of(b'["' + part * number + b'"]') is None
+        assert f"more than {TEXT} bytes in strings with escapes" in str(effort_of(b'["' + part * (number + 9) + b'"]'))
+        half = b'"' + part * (number // 2) + b'"'
+        assert effort_of(b"[" + half + b"," + half + b"]") is None
+        assert "in strings with escapes" in str(effort_of(b"[" + b",".join([half] * 3) + b"]"))
+
+    @pytest.mark.parametrize("one", ["é".encode(), b"\\n"])
+    def test_one_character_makes_the_whole_string_one_of_them(self, one: bytes) -> None:
+        plain = b"a" * (TEXT + 1)
+        for text in (one + plain, plain + one):
+            assert "in strings with escapes" in str(effort_of(b'["' + text + b'"]'))
+            assert "in strings with escapes" in str(effort_of(b'["' + text))
+        assert effort_of(b'["' + one + b'", "' + plain + b'", "' + one + b'"]') is None
+
+    def test_long_plain_strings_are_free(self) -> None:
+        assert effort_of(json.dumps({"input": base64.b64encode(bytes(2**25)).decode()}).encode()) is None
+
+    @settings(deadline=None)
+    @given(st.lists(st.text(alphabet='a"\\é\n/', max_size=200), max_size=200))
+    @example(["\\" * 200 + '"'] * 200)
+    def test_what_is_inside_of_strings_is_found_as_a_parser_does(self, texts: list[str]) -> None:
+        """Repeated, so that the parts which a body is looked at in end anywhere in the texts."""
+        body = json.dumps(texts * 50, ensure_ascii=len(texts) % 2 == 0).encode()
+        room = OUTSIDE - len("[[],]") - max(0, 50 * len(texts) - 1)
+        assert effort_of(b"[" + body + b"," + b"1" * room + b"]") is None
+        assert "413 the body has more" in str(effort_of(b"[" + body + b"," + b"1" * (room + 1) + b"]"))
+
+
+class Counted(BaseModel):
+    values: list[str]
+
+    @field_validator("values")
+    @classmethod
+    def _where(cls, given: list[str]) -> list[str]:
+        return [*given, threading.current_thread().name]
+
+
+def test_large_bodies_are_parsed_in_a_thread_of_their_own() -> None:
+    app, router = FastAPI(), APIRouter(route_class=JsonRoute)
+
+    @router.post("/last")
+    async def last(body: Counted) -> list[str]:
+        return [body.values[-1], threading.current_thread().name]
+
+    app.include_router(router)
+    client = TestClient(app)
+    parsed, answered = client.post("/last", json={"values": ["a" * 20_000]}).json()
+    assert parsed.startswith("bodies")
+    assert not answered.startswith("bodies")
+    parsed, answered = client.post("/last", json={"values": ["a"]}).json()
+    assert parsed == answered
+
+
+def test_every_route_with_a_body_refuses_those_that_would_take_long(client: httpx.Client) -> None:
+    operations = client.get("/openapi.json").json()["paths"].items()
+    paths = [path for path, methods in operations for operation in methods.values() if "requestBody" in operation]
+    assert len(paths) >= 6
+    for path in paths:
+        error = error_of(client.post(path, json={"input": ["a"] * STRINGS}), 413)
+        assert error["message"] == f"the body has more than {STRINGS} strings; send several requests"
+
+
+def test_lists_of_a_request_have_a_limit(client: httpx.Client) -> None:
+    many = ["a"] * (MOST_ITEMS + 1)
+    for path, body, param in (
+        ("/v1/embeddings", {"input": many}, "input"),
+        ("/v1/match", {"images": many, "texts": many}, "images"),
+        ("/v1/answer", {"images": "a", "questions": many}, "questions"),
+        ("/v1/fill-mask", {"images": "a", "texts": many}, "texts"),
+        ("/v1/rerank", {"query": "a", "documents": many}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": [{"text": "a"}] * len(many)}, "documents"),
+    ):
+        error = error_of(client.post(path, json=body), 413)
+        assert error["param"] == param
+        assert f"at most {MOST_ITEMS} items" in error["message"]
+
+
+def test_parsed_as_json_does() -> None:
+    for value in ([1, -2.5e3, True, None, {"a": ["é", "\n", '"\\']}], "a", {}):
+        for ascii_only in (True, False):
+            assert parse(ANYTHING, json.dumps(value, ensure_ascii=ascii_only).encode()) == value
