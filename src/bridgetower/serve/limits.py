@@ -14,15 +14,11 @@ from bridgetower.serve.errors import ApiError, failure
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_BODY = ("GET", "HEAD")
 _BODIES = 8  # of the largest size that are held at once
 
 
 class Limits:
     """Reads the body of a request within limits, then lets the application answer it in time.
-
-    Requests without a body are passed on as they are: what they ask for takes no time, or is the page's stream of
-    events, which lasts.
 
     A request whose client leaves is dropped: what it still waits for is not computed.
     """
@@ -40,7 +36,7 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or says why not."""
-        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         body = bytearray()
