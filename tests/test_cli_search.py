@@ -1,5 +1,6 @@
 """The verbs of search: JSON lines for scripts, tables for readers, one line for user errors."""
 
+import hashlib
 import logging
 import shutil
 import sys
@@ -114,6 +115,7 @@ class TestSearch:
         assert red.pop("probability") < 1
         assert red == {
             "rank": 1,
+            "digest": hashlib.sha256((photos / "red.png").read_bytes()).hexdigest(),
             "path": "red.png",
             "file": str(photos / "red.png"),
             **{"width": 24, "height": 24, "captions": ["all red", "[bold]wine"]},

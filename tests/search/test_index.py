@@ -74,6 +74,27 @@ def test_every_value_of_a_row(make: Make) -> None:
     assert index.digests(["b.png", "c.png"]) == {"b.png": "digest of b.png"}
 
 
+def test_an_image_is_found_by_its_digest(make: Make) -> None:
+    index = make()
+    index.put([row("a.png", captions=["one"]), replace(row("b.png"), digest="x' OR 'a' = 'a"), row("c.png")])
+    index.copy([("a.png", Listed(path=f"copy-{number}.png", size=10, mtime=5)) for number in range(20)])
+    (found,) = index.with_digest("digest of c.png")
+    assert (found.path, found.size, found.width, found.height, list(found.captions)) == ("c.png", 10, 30, 20, [])
+    assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b.png"]
+    assert len(index.with_digest("digest of a.png")) == 8  # copies are told of, but not all
+    assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
+
+
+def test_examples_come_from_all_over_the_index(make: Make) -> None:
+    index = make()
+    assert index.examples(12) == []
+    index.put([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
+    found = index.examples(4)
+    assert [one.path for one in found] == ["012.png", "037.png", "062.png", "087.png"]
+    assert [list(one.captions) for one in found] == [["12"], ["37"], ["62"], ["87"]]
+    assert len(index.examples(1000)) == 100
+
+
 def test_replaces_copies_and_deletes_by_path(make: Make) -> None:
     index = make()
     names = ["a.png", "b'.png", 'c".png', "d\\.png", "e%.png"]

@@ -18,7 +18,8 @@ def hits(tmp_path: Path) -> list[Hit]:
     for number, colour in enumerate(("red", "lime", "blue", "yellow", "cyan", "magenta", "black")):
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50 + 10 * number), colour).save(file)
-        found.append(Hit(path=file.name, file=file, cosine=0.1, probability=0.5, width=50, height=50, captions=()))
+        scores = {"cosine": 0.1, "probability": 0.5}
+        found.append(Hit(digest="", path=file.name, file=file, width=50, height=50, captions=(), **scores))
     return found
 
 

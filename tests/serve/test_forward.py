@@ -12,7 +12,7 @@ from bridgetower.analysis.attention import Attention, explain
 from bridgetower.answering import Choice
 from bridgetower.predictor import FilledWord, Predictor, load
 from bridgetower.processor import Resized
-from bridgetower.serve.forward import Item, Outcome, Tokens, compute, compute_with
+from bridgetower.serve.forward import Item, Kind, Outcome, Tokens, compute, compute_with
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
@@ -155,9 +155,34 @@ def test_answers_of_another_model(predictor: Predictor, answering_checkpoint: Pa
     (image, *_), (text, *_) = prepared(predictor)
     asked = Item(kind="answer", image=image, ids=text, top=2)
     items = [asked, Item(image=image, ids=text), asked, Item(kind="match", image=image, ids=text)]
-    first, joint, second, match = compute_with(predictor, answering, items)
+    predictors: dict[Kind, Predictor] = {"answer": answering, "embedding": predictor, "match": predictor}
+    first, joint, second, match = compute_with(predictors, items)
     (expected,) = compute(answering, [asked])
     assert first == second
     assert [choice.label for choice in first] == [choice.label for choice in expected]  # type: ignore[union-attr]
     assert_same([joint, match], compute(predictor, [items[1], items[3]]))
-    assert compute_with(answering, answering, items[:2])[0] == first
+    assert compute_with({"answer": answering, "embedding": answering}, items[:2])[0] == first
+
+
+def test_two_images_beside_all_other_kinds(answering_checkpoint: Path) -> None:
+    model = load(answering_checkpoint, device="cpu")
+    (first, second, third), (text, other, _) = prepared(model)
+    items = [
+        Item(kind="reason", image=first, image_2=second, ids=text, top=2),
+        Item(kind="answer", image=first, ids=text, top=2),
+        Item(kind="entail", image=second, ids=other, top=3),
+        Item(kind="reason", image=third, image_2=first, ids=other, top=1),
+        Item(kind="entail", image=first, ids=text, top=1),
+    ]
+    expected = [
+        model.reason(first, second, TEXTS[0]),
+        model.answer(first, TEXTS[0], top=2),
+        model.entail(second, TEXTS[1]),
+        model.reason(third, first, TEXTS[1])[:1],
+        model.entail(first, TEXTS[0])[:1],
+    ]
+    for outcome, choices in zip(compute(model, items), expected, strict=True):
+        assert isinstance(outcome, list)
+        assert [choice.label for choice in outcome] == [choice.label for choice in choices]  # type: ignore[union-attr]
+        found = [choice.probability for choice in outcome]  # type: ignore[union-attr]
+        assert found == pytest.approx([choice.probability for choice in choices], abs=1e-5)

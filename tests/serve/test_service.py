@@ -35,11 +35,11 @@ def test_named_after_its_source_unless_told(predictor: Predictor) -> None:
 def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -> None:
     service = Service(predictor, ServeConfig())
     assert service.models == [service.main]
-    assert service.uses(service.main) == ["embeddings", "match", "fill-mask"]
+    assert service.uses(service.main) == ["embeddings", "match", "fill-mask", "explain"]
     with pytest.raises(ApiError, match=r"no vqa head .* name it with --answer-model when the server is started$"):
         service.check_use("answer")
     answering = Service(load(answering_checkpoint, device="cpu"), ServeConfig())
-    assert answering.uses(answering.main) == ["answer"]
+    assert answering.uses(answering.main) == ["explain", "answer", "entail", "reason"]
     answering.check_use("answer")
     with pytest.raises(ApiError, match="no matching") as caught:
         answering.check_use("match")
@@ -50,7 +50,10 @@ def test_questions_have_a_model_of_their_own(predictor: Predictor, answering_che
     answering = load(answering_checkpoint, device="cpu")
     service = Service(predictor, ServeConfig(name="tiny"), answering=answering)
     assert [model.name for model in service.models] == ["tiny", str(answering_checkpoint)]
-    assert [service.uses(model) for model in service.models] == [["embeddings", "match", "fill-mask"], ["answer"]]
+    assert [service.uses(model) for model in service.models] == [
+        ["embeddings", "match", "fill-mask", "explain"],
+        ["answer", "entail", "reason"],
+    ]
 
     async def test() -> None:
         async with service.running():
@@ -98,12 +101,14 @@ def test_an_explanation_is_the_direct_call(predictor: Predictor) -> None:
     async def test() -> None:
         service = Service(predictor, ServeConfig())
         async with service.running():
-            found = await service.explanation(URIS[0], TEXTS[0])
+            image, view = await service.inputs.seen(URIS[0], "image")
+            ids = await service.inputs.texts([TEXTS[0], "<mask>"], "text", truncate=False)
+            found = await service.attention(image, ids[0])
             with pytest.raises(ApiError, match="no word"):
-                await service.explanation(URIS[0], "<mask>")
+                await service.attention(image, ids[1])
         expected = explain(predictor, PNGS[0], TEXTS[0])
         torch.testing.assert_close(found.maps, expected.maps, atol=1e-6, rtol=0)
-        assert found.view.tobytes() == expected.view.tobytes()
-        assert (found.text, found.words) == (TEXTS[0], expected.words)
+        assert view.tobytes() == expected.view.tobytes()
+        assert found.words == expected.words
 
     asyncio.run(test())

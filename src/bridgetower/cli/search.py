@@ -72,8 +72,8 @@ def search(
     """Search an index by a text, by an image, or by both.
 
     The pictures whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
-    JSON line per hit, {"rank", "path", "file", "cosine", "probability", "width", "height", "captions"}; a table on a
-    terminal.
+    JSON line per hit, {"rank", "digest", "path", "file", "cosine", "probability", "width", "height", "captions"}; a
+    table on a terminal.
 
     Examples: bridgetower search "a red flag"
               bridgetower search photos.lance "two dogs in the snow" --sheet hits.png

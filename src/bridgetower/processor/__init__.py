@@ -1,7 +1,7 @@
 """Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image, open_reduced
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, media_type, open_image, open_reduced
 from bridgetower.processor.loading import loaded
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch
@@ -17,6 +17,7 @@ __all__ = [
     "TextBatch",
     "load_tokenizer",
     "loaded",
+    "media_type",
     "open_image",
     "open_reduced",
     "train_tokenizer",

@@ -101,6 +101,20 @@ def open_reduced(
     return opened, opened.size
 
 
+def media_type(content: bytes) -> str:
+    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read.
+
+    Raises:
+        ValueError: It is none that `open_image` reads.
+    """
+    Image.init()
+    try:
+        with Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            return image.get_format_mimetype() or "image/unknown"
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DECODE_ERRORS) as error:
+        raise ValueError(f"the file is no image; expected one of {', '.join(_FORMATS)}") from error
+
+
 def _open_object(source: ImageLike, background: Colour | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright_rgb(source, "the PIL image", background)

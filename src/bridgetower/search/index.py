@@ -21,6 +21,7 @@ from bridgetower.search.places import Uri
 from bridgetower.search.table import (
     ABOUT,
     Found,
+    Indexed,
     IndexedRow,
     IndexInfo,
     VectorColumn,
@@ -42,6 +43,8 @@ _MAX_FRAGMENTS = 20
 _PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py tells what it costs and what it misses
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
+_MAX_COPIES = 8  # of one file that are told of
+_TOLD = ("digest", *ABOUT)
 
 _Item = TypeVar("_Item")
 
@@ -178,6 +181,17 @@ class Index:
             found |= zip(table["path"].to_pylist(), table["digest"].to_pylist(), strict=True)
         return found
 
+    def with_digest(self, digest: str) -> list[Indexed]:
+        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
+        rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_TOLD)).limit(_MAX_COPIES)
+        return [Indexed(**row) for row in rows.to_list()]
+
+    def examples(self, count: int) -> list[Indexed]:
+        """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
+        rows, size = min(count, len(self)), len(self)
+        places = [(2 * place + 1) * size // (2 * rows) for place in range(rows)]
+        return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
+
     def nearest(
         self,
         vector: Float[Tensor, " c"],
@@ -207,12 +221,12 @@ class Index:
         if where is not None:
             query = query.where(where, prefilter=True)
         try:
-            rows = query.select([*ABOUT, "_distance"]).to_list()
+            rows = query.select([*_TOLD, "_distance"]).to_list()
         except (ValueError, RuntimeError) as error:
             if where is None:
                 raise
             raise ValueError(f"where is {where!r}: {_complaint(error)}; columns are {', '.join(ABOUT)}") from error
-        found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in ABOUT}) for row in rows]
+        found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in _TOLD}) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def put(self, rows: Sequence[IndexedRow]) -> None:
@@ -327,10 +341,10 @@ def _num_partitions(num_rows: int) -> int:
     return max(1, round(num_rows**0.5))
 
 
-def _is_one_of(paths: Collection[str]) -> str:
+def _is_one_of(values: Collection[str], column: str = "path") -> str:
     """The condition that a row's path is one of these; a quotation mark in a name is doubled."""
-    names = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    return f"path IN ({names})"
+    names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({names})"
 
 
 def _chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:

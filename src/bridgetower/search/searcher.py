@@ -42,6 +42,7 @@ class Hit:
     """A picture that was found.
 
     Attributes:
+        digest: SHA-256 of the file when it was indexed.
         path: As the index has it.
         file: Where the picture is.
         cosine: Of the query's vector and the picture's.
@@ -51,6 +52,7 @@ class Hit:
         captions: That the picture came with.
     """
 
+    digest: str
     path: str
     file: Path
     cosine: float
@@ -212,6 +214,7 @@ class Searcher:
     def hit(self, one: Found, probability: float | None) -> Hit:
         """Returns what was found in a row of the index."""
         return Hit(
+            digest=one.digest,
             path=one.path,
             file=self._file(one),
             cosine=one.cosine,

@@ -63,25 +63,36 @@ class IndexedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A picture that is near to a query.
+class Indexed:
+    """An image as the index has it.
 
     Attributes:
+        digest: SHA-256 of the file.
         path: From the folder of the pictures.
         size: Of the file, in bytes.
         mtime: Of the file.
         width: Of the upright picture, in pixels.
         height: Of the same.
         captions: That came with it.
-        cosine: Of the vectors.
     """
 
+    digest: str
     path: str
     size: int
     mtime: datetime
     width: int
     height: int
     captions: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Indexed):
+    """A picture that is near to a query.
+
+    Attributes:
+        cosine: Of the vectors.
+    """
+
     cosine: float
 
 

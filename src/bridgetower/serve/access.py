@@ -9,6 +9,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bridgetower.serve import page
 from bridgetower.serve.errors import ApiError
 
 API = "/v1/"
@@ -55,6 +56,8 @@ class Access:
             return None
         if self._key is None:
             return None if _name(headers.get("host", "")) in self._names else _wrong_name()
+        if path in page.FILES:
+            return None
         if path.startswith(API):
             message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})

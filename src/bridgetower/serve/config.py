@@ -33,7 +33,7 @@ class ServeConfig:
         max_items: Most items in one request, 4096 or fewer.
         allow_host: Hosts from which pictures are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
-        page: Show a page for people at /, if the extra `page` is installed.
+        page: Show a page for people at /.
     """
 
     host: str = "127.0.0.1"

@@ -88,7 +88,8 @@ def add_handlers(app: FastAPI) -> None:
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     async def invalid(request: Request, error: Any) -> Response:
-        return invalid_request(error.errors()).response()
+        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
+        return invalid_request(problems).response()
 
     async def failed(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)

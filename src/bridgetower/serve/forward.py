@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bridgetower.analysis.attention import Attention, attention_of
-from bridgetower.answering import Choice, choices
-from bridgetower.model.bridgetower import EncodeRead
+from bridgetower.answering import Choice, PairHead, choices
+from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, EncodeRead
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.predictor import FilledWord, Predictor, classified, matched, unit
 from bridgetower.processor import Resized
 
-Kind = Literal["embedding", "match", "answer", "fill_mask", "attention"]
+Kind = Literal["embedding", "match", "answer", "entail", "reason", "fill_mask", "attention"]
 Tokens = tuple[int, ...]
 Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
 
@@ -31,15 +31,17 @@ class Item:
     """One thing to be computed.
 
     Attributes:
-        kind: An `embedding` is of the picture, the text or both; every other kind takes both. The text of a `fill_mask`
-            has a mask, that of an `attention` a word.
+        kind: An `embedding` is of the picture, the text or both; every other kind takes both, and `reason` two images.
+            The text of a `fill_mask` has a mask, that of an `attention` a word.
         image: The picture. One object in several items is encoded once.
+        image_2: The second image of `reason`, likewise.
         ids: The text's token ids, likewise.
-        top: Answers, or words per mask.
+        top: Answers or judgements, or words per mask.
     """
 
     kind: Kind = "embedding"
     image: Resized | None = None
+    image_2: Resized | None = None
     ids: Tokens | None = None
     top: int = 1
 
@@ -77,14 +79,14 @@ def compute(predictor: Predictor, items: Sequence[Item]) -> list[Outcome]:
     )
 
 
-def compute_with(predictor: Predictor, answering: Predictor, items: Sequence[Item]) -> list[Outcome]:
-    """Returns what `compute` returns, with the answers of another model, or of the same."""
+def compute_with(predictors: Mapping[Kind, Predictor], items: Sequence[Item]) -> list[Outcome]:
+    """Returns what `compute` returns, each kind of item computed by its model."""
 
     def computed(model: Predictor) -> Callable[[list[int]], list[Outcome]]:
         return lambda numbers: compute(model, [items[number] for number in numbers])
 
-    models = [answering if item.kind == "answer" else predictor for item in items]
-    return _assembled(models, {model: computed(model) for model in (predictor, answering)})
+    models = [predictors[item.kind] for item in items]
+    return _assembled(models, {model: computed(model) for model in models})
 
 
 class _Batch:
@@ -94,7 +96,7 @@ class _Batch:
         self.predictor, self.engine, self.model = predictor, predictor.engine, predictor.model
 
     def image_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
-        image, rows = self._images(items, "cls")
+        image, rows = self._images([item.image for item in items], "cls")
         return unit(self.model.image_embeds(image))[rows.cpu()]
 
     def text_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
@@ -102,18 +104,25 @@ class _Batch:
         return unit(self.model.text_embeds(text))[rows.cpu()]
 
     def pairs(self, items: Sequence[Item]) -> list[Outcome]:
-        image, image_rows = self._images(items, "layers")
+        image, image_rows = self._images([item.image for item in items], "layers")
         text, text_rows = self._texts(items, "layers")
         image, text = self.engine.start_image(image), self.engine.start_text(text)  # shared by the pairs of each
 
         def fused(numbers: list[int], read: Literal["pooled", "text"]) -> Fused:
             return self.engine.fuse(image[image_rows[numbers]], text[text_rows[numbers]], read)
 
+        def reasoned(numbers: list[int]) -> Iterable[Outcome]:
+            some = [items[number] for number in numbers]
+            other, rows = self._images([item.image_2 for item in some], "layers", SECOND_IMAGE)
+            second = self.engine.fuse(self.engine.start_image(other)[rows], text[text_rows[numbers]]).pooled
+            return self._choices("nlvr2", torch.cat([fused(numbers, "pooled").pooled, second], dim=-1), some)
+
         return _assembled(
-            [item.kind == "fill_mask" for item in items],
+            [item.kind if item.kind in ("fill_mask", "reason") else "pooled" for item in items],
             {
-                False: lambda numbers: self._pooled(fused(numbers, "pooled").pooled, [items[n] for n in numbers]),
-                True: lambda numbers: self._filled(fused(numbers, "text").text, [items[n] for n in numbers]),
+                "pooled": lambda numbers: self._pooled(fused(numbers, "pooled").pooled, [items[n] for n in numbers]),
+                "fill_mask": lambda numbers: self._filled(fused(numbers, "text").text, [items[n] for n in numbers]),
+                "reason": reasoned,
             },
         )
 
@@ -130,7 +139,8 @@ class _Batch:
             {
                 "embedding": lambda rows: unit(self.model.pair_embeds(pooled[rows])),
                 "match": lambda rows: matched(self.model.itm_logits(pooled[rows])).tolist(),
-                "answer": lambda rows: self._answers(pooled[rows], [items[row] for row in rows]),
+                "answer": lambda rows: self._choices("vqa", pooled[rows], [items[row] for row in rows]),
+                "entail": lambda rows: self._choices("snli_ve", pooled[rows], [items[row] for row in rows]),
             },
         )
 
@@ -147,16 +157,18 @@ class _Batch:
             found[row].append(of_mask[: items[row].top])
         return list(found)
 
-    def _answers(self, rows: Tensor, items: Sequence[Item]) -> list[Outcome]:
-        probabilities = classified("vqa", self.model.class_logits("vqa", rows))
-        ranked = choices(probabilities, self.predictor.class_names("vqa"), max(item.top for item in items))
-        return [answers[: item.top] for answers, item in zip(ranked, items, strict=True)]
+    def _choices(self, head: PairHead, rows: Tensor, items: Sequence[Item]) -> list[Outcome]:
+        probabilities = classified(head, self.model.class_logits(head, rows))
+        ranked = choices(probabilities, self.predictor.class_names(head), max(item.top for item in items))
+        return [chosen[: item.top] for chosen, item in zip(ranked, items, strict=True)]
 
-    def _images(self, items: Sequence[Item], read: EncodeRead) -> tuple[Encoded, Int[Tensor, " n"]]:
-        """Returns the different pictures of items, encoded, and the row of each item."""
-        pictures, rows = _distinct([item.image for item in items])
+    def _images(
+        self, images: Sequence[Resized | None], read: EncodeRead, token_type: int = IMAGE
+    ) -> tuple[Encoded, Int[Tensor, " n"]]:
+        """Returns the different images, encoded, and the row of each."""
+        pictures, rows = _distinct(images)
         pixels = self.predictor.processor.normalise(torch.stack([picture.pixels for picture in pictures]))
-        return self.engine.encode_image(pixels, read=read), torch.tensor(rows, device=self.engine.device)
+        return self.engine.encode_image(pixels, token_type, read=read), torch.tensor(rows, device=self.engine.device)
 
     def _texts(self, items: Sequence[Item], read: EncodeRead) -> tuple[Encoded, Int[Tensor, " n"]]:
         """Returns the different texts of items, encoded, and the row of each item."""

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from PIL import Image
 
@@ -31,6 +32,8 @@ _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _FOR_PYTHON = ", or open it with open_image(..., max_pixels=...)"
 _SHOWN = 40
+
+_Result = TypeVar("_Result")
 
 
 class Inputs:
@@ -78,17 +81,33 @@ class Inputs:
             return self._texts(texts, param, truncate)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._texts, texts, param, truncate)
 
-    def view(self, source: str) -> Image.Image:
-        """Returns the part of a picture that the model sees; the picture must be one that `images` has taken."""
-        return view_of(self._processor, self._content(source))
+    async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
+        """Decodes an image as `images` does, and also returns the part that the model sees as a person wants to see it.
+
+        Raises:
+            ApiError: It cannot be read or is too large.
+        """
+
+        def decoded() -> tuple[Resized, Image.Image]:
+            content = self._content(source)
+            return self._processor.prepare(content, max_pixels=self._max_pixels), view_of(self._processor, content)
+
+        return await self.in_thread(lambda: self._usable(decoded, param))
+
+    async def in_thread(self, work: Callable[[], _Result]) -> _Result:
+        """Returns what a function returns that decodes something, without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown(cancel_futures=True)
 
     def _image(self, source: str, param: str) -> Resized:
+        return self._usable(lambda: self._processor.prepare(self._content(source), max_pixels=self._max_pixels), param)
+
+    def _usable(self, decoded: Callable[[], _Result], param: str) -> _Result:
         try:
-            return self._processor.prepare(self._content(source), max_pixels=self._max_pixels)
+            return decoded()
         except (ValueError, OSError) as error:
             message = str(error).removesuffix(_FOR_PYTHON)
             raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image") from error

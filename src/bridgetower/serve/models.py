@@ -27,6 +27,7 @@ class Model(BaseModel):
     fingerprint: str = Field(description="Names what the vectors depend on.")
     image_size: int = Field(description="Side that pictures are brought to, in pixels.")
     max_tokens: int = Field(description="Longest text.")
+    mask_token: str = Field(description="Stands in a text where a word is missing.")
     uses: list[Use] = Field(description="What it is asked for.")
 
 
@@ -91,5 +92,6 @@ def _described(service: Service, model: ServedModel) -> Model:
         fingerprint=model.predictor.fingerprint,
         image_size=config.image_size,
         max_tokens=config.max_length,
+        mask_token=model.predictor.processor.mask_token,
         uses=service.uses(model),
     )

@@ -60,6 +60,7 @@ class Picture(BaseModel):
     """A picture that was found."""
 
     rank: int
+    id: str = Field(description="For `/v1/pictures/{id}`: SHA-256 of the file when it was indexed.")
     path: str = Field(description="As the index has it.")
     cosine: float = Field(description="Of the query's vector and the picture's.")
     probability: float | None = Field(None, description="That text and picture match; only of what was matched.")
@@ -77,7 +78,16 @@ async def search(body: SearchRequest, service: Served) -> Response:
     """Find pictures of the index by a text, by a picture, or by both."""
     hits, tokens = await found(body, service)
     data = [
-        Picture(rank=rank, **{name: getattr(hit, name) for name in Picture.model_fields if name != "rank"})
+        Picture(
+            rank=rank,
+            id=hit.digest,
+            path=hit.path,
+            cosine=hit.cosine,
+            probability=hit.probability,
+            width=hit.width,
+            height=hit.height,
+            captions=list(hit.captions),
+        )
         for rank, hit in enumerate(hits, start=1)
     ]
     return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))

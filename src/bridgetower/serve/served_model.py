@@ -8,12 +8,15 @@ from typing import Literal
 
 import torch
 
+from bridgetower.answering import PairHead
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.forward import Item, Tokens
 from bridgetower.serve.inputs import Inputs
 
-Use = Literal["embeddings", "match", "fill-mask", "answer"]
+Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason"]
+DOWNSTREAM: dict[Use, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
+"""Heads of what a model can be fine-tuned for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,12 @@ class ServedModel:
             "embeddings": model.contrastive_head,
             "match": model.matching_head,
             "fill-mask": model.masked_language_head,
-            "answer": lambda: self.predictor.class_names("vqa"),
         }
         try:
-            heads[use]()
+            if use in DOWNSTREAM:
+                self.predictor.class_names(DOWNSTREAM[use])
+            elif use in heads:
+                heads[use]()
         except ValueError as error:
             beside = ", and name it with --answer-model when the server is started"
             return str(error) + (beside if use == "answer" and model.vqa_head is None else "")

@@ -7,26 +7,30 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from fastapi import Depends, Request
 
-from bridgetower.analysis.attention import Explanation, words_of
+from bridgetower.analysis.attention import Attention, words_of
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
 from bridgetower.serve.config import MOST_TOP, ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item, Outcome, Tokens, compute_with
+from bridgetower.serve.forward import Item, Kind, Outcome, Tokens, compute_with
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
 from bridgetower.serve.remote import RemotePictures
-from bridgetower.serve.served_model import ServedModel, Use
+from bridgetower.serve.served_model import DOWNSTREAM, ServedModel, Use
 
 if TYPE_CHECKING:
+    from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
 
-_MEGA, _MIB = 1_000_000, 2**20
+MIB = 2**20
+
+_MEGA = 1_000_000
+_ORIGINALS = 8  # files of images that are sent at once
 
 
 class Service:
@@ -39,6 +43,7 @@ class Service:
         config: How it is served.
         started: When, in seconds since 1970.
         metrics: Figures about all requests.
+        originals: Held while the file of an image is in memory.
     """
 
     def __init__(
@@ -58,15 +63,16 @@ class Service:
         """
         self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
-        remote = RemotePictures(config.allow_host, max_bytes=config.max_body * _MIB, timeout=config.timeout)
+        remote = RemotePictures(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
 
         def served(name: str | None, predictor: Predictor) -> ServedModel:
             allowed = remote if config.allow_host else None
-            inputs = Inputs(predictor.processor, max_pixels=config.max_pixels * _MEGA, remote=allowed)
+            inputs = Inputs(predictor.processor, max_pixels=self.max_pixels, remote=allowed)
             return ServedModel(name=name or predictor.source, predictor=predictor, inputs=inputs)
 
         self.main = served(config.name, predictor)
         self.answering = self.main if answering is None else served(None, answering)
+        self.originals = asyncio.Semaphore(_ORIGINALS)
         self._batcher: Batcher[Item, Any] | None = None
         self._warm = False
 
@@ -79,6 +85,17 @@ class Service:
     def name(self) -> str:
         """What clients call the model."""
         return self.main.name
+
+    @property
+    def index(self) -> Index:
+        """What is searched; routes that need it are there only with one."""
+        assert self.searcher is not None
+        return self.searcher.index
+
+    @property
+    def max_pixels(self) -> int:
+        """Most pixels of an image."""
+        return self.config.max_pixels * _MEGA
 
     @property
     def predictor(self) -> Predictor:
@@ -150,8 +167,8 @@ class Service:
             yield
 
     def model_for(self, use: Use) -> ServedModel:
-        """Returns the model that serves a use."""
-        return self.answering if use == "answer" else self.main
+        """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
+        return self.answering if use in DOWNSTREAM and self.answering.lacking(use) is None else self.main
 
     def uses(self, model: ServedModel) -> list[Use]:
         """Returns what a model is used for."""
@@ -168,11 +185,12 @@ class Service:
 
     async def pairs(
         self,
-        kind: Literal["match", "answer", "fill_mask"],
+        kind: Literal["match", "answer", "entail", "reason", "fill_mask"],
         images: Sequence[str],
         texts: Sequence[str],
         pairs: Sequence[tuple[int, int]],
         *,
+        images_2: Sequence[str] = (),
         params: tuple[str, str] = ("images", "texts"),
         top: int = 1,
         truncate: bool = False,
@@ -184,8 +202,9 @@ class Service:
             images: As requests hold them.
             texts: Likewise.
             pairs: Numbers of picture and text.
+            images_2: Second images of `reason`, one beside each of the first.
             params: Fields that pictures and texts come from.
-            top: Answers, or words per mask.
+            top: Answers or judgements, or words per mask.
             truncate: Cut texts that are too long.
 
         Returns:
@@ -194,33 +213,30 @@ class Service:
         Raises:
             ApiError: An input cannot be used.
         """
-        model = self.answering if kind == "answer" else self.main
+        model = self._model_of(kind)
         pictures = await model.inputs.images(images, params[0])
+        others = await model.inputs.images(images_2, "images_2")
         words = await model.inputs.texts(texts, params[1], truncate=truncate)
         if kind == "fill_mask":
             self._check_masks(words, params[1], top)
-        items = [Item(kind=kind, image=pictures[image], ids=words[text], top=top) for image, text in pairs]
-        return await self.batcher.submit(items), model.tokens(pictures, words)
+        items = [
+            Item(kind=kind, image=pictures[image], image_2=others[image] if others else None, ids=words[text], top=top)
+            for image, text in pairs
+        ]
+        return await self.batcher.submit(items), model.tokens([*pictures, *others], words)
 
-    async def explanation(self, image: str, text: str) -> Explanation:
-        """Looks where the words of a text look in a picture, as `analysis.attention.explain` does.
-
-        Args:
-            image: As requests hold it.
-            text: What is said of it.
+    async def attention(self, image: Resized, ids: Tokens) -> Attention:
+        """Looks where the words of a text look in an image, as `analysis.attention.explain` does.
 
         Raises:
-            ApiError: An input cannot be used.
+            ApiError: The text has no word.
         """
-        (picture,) = await self.inputs.images([image], "image")
-        (ids,) = await self.inputs.texts([text], "text", truncate=False)
         try:
             words_of(self.predictor.processor, ids)
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
-        (attention,) = await self.batcher.submit([Item(kind="attention", image=picture, ids=ids)])
-        view = await asyncio.to_thread(self.inputs.view, image)
-        return Explanation(text=text, view=view, **vars(attention))
+        (attention,) = await self.batcher.submit([Item(kind="attention", image=image, ids=ids)])
+        return cast(Attention, attention)
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
         """Returns how many positions the model's towers read."""
@@ -235,8 +251,11 @@ class Service:
             message = f"{param}: {sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
             raise ApiError(413, message, param=param)
 
+    def _model_of(self, kind: Kind) -> ServedModel:
+        return self.model_for(kind) if kind in ("answer", "entail", "reason") else self.main
+
     def _compute(self, items: Sequence[Item]) -> list[Outcome]:
-        return compute_with(self.main.predictor, self.answering.predictor, items)
+        return compute_with({item.kind: self._model_of(item.kind).predictor for item in items}, items)
 
     def _first_items(self) -> list[Item]:
         """What is computed before the first request."""

@@ -1,1 +1,0 @@
-"""The page for people at `/`; the only place that knows Gradio."""

@@ -1,0 +1,104 @@
+"""Judgements of statements: `POST /v1/entail` about an image each, `/v1/reason` about two."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.schemas import (
+    COMPUTING,
+    PICTURE,
+    Body,
+    Listed,
+    Pictures,
+    Texts,
+    Truncate,
+    Usage,
+    json_of,
+    paired,
+)
+from bridgetower.serve.service import Served, Service
+
+router = APIRouter(tags=["pictures with texts"])
+
+_ALL = 3  # judgements at most
+
+
+class EntailRequest(Body):
+    """Images and a statement about each."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": PICTURE, "statements": "it is red"}]})
+
+    images: Pictures
+    statements: Texts
+    truncate: Truncate = False
+
+
+class ReasonRequest(Body):
+    """Left images, right images, and a statement about each two."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"images": PICTURE, "images_2": PICTURE, "statements": "both are red"}]}
+    )
+
+    images: Pictures
+    images_2: Pictures
+    statements: Texts
+    truncate: Truncate = False
+
+
+class Judgement(BaseModel):
+    """A judgement that the model can give."""
+
+    label: str
+    probability: float = Field(description="Over all judgements.")
+
+
+class Judged(BaseModel):
+    """The judgements of a statement, likeliest first."""
+
+    index: int
+    judgements: list[Judgement]
+
+
+class JudgedResponse(Listed[Judged]):
+    """Judgements of every statement."""
+
+
+@router.post("/v1/entail", response_model=JudgedResponse, responses=COMPUTING)
+async def entail(body: EntailRequest, service: Served) -> Response:
+    """Say whether images contradict, leave open or entail statements, with a model fine-tuned on SNLI-VE."""
+    return await _judged("entail", body, service, [])
+
+
+@router.post("/v1/reason", response_model=JudgedResponse, responses=COMPUTING)
+async def reason(body: ReasonRequest, service: Served) -> Response:
+    """Say whether statements about two images each are true, with a model fine-tuned on NLVR2."""
+    if len(body.images) != len(body.images_2):
+        message = f"{len(body.images)} images and {len(body.images_2)} images_2; expected a second one for each first"
+        raise ApiError(400, message, param="images_2")
+    return await _judged("reason", body, service, body.images_2)
+
+
+async def _judged(
+    use: Literal["entail", "reason"], body: EntailRequest | ReasonRequest, service: Service, images_2: list[str]
+) -> Response:
+    service.check_use(use)
+    pairs, model = paired(body.images, body.statements), service.model_for(use)
+    with service.admission(len(pairs) + len(images_2), "images", body.model, model):
+        outcomes, tokens = await service.pairs(
+            use,
+            *(body.images, body.statements, pairs),
+            images_2=images_2,
+            params=("images", "statements"),
+            top=_ALL,
+            truncate=body.truncate,
+        )
+    data = [
+        Judged(index=number, judgements=[Judgement(**vars(choice)) for choice in choices])
+        for number, choices in enumerate(outcomes)
+    ]
+    return json_of(JudgedResponse(data=data, model=model.name, usage=Usage.of(tokens)))

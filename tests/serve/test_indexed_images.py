@@ -1,0 +1,300 @@
+"""Images of the index over HTTP: small or as they are, and nothing else of the machine."""
+
+import hashlib
+import io
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from bridgetower.predictor import Predictor
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from served import URIS, Running, error_of, png, running, started, until
+from shapes import write_pictures
+
+
+@dataclass(frozen=True)
+class Album:
+    """A folder, its index and a server of it."""
+
+    root: Path
+    client: httpx.Client
+    ids: dict[str, str]
+
+    def get(self, name: str, **query: object) -> httpx.Response:
+        return self.client.get(
+            f"/v1/pictures/{self.ids[name]}", params={key: str(value) for key, value in query.items()}
+        )
+
+    def gone(self, name: str) -> str:
+        """Checks that neither the file nor a small one is sent; returns why."""
+        errors = [error_of(self.get(name, **query), 404) for query in ({}, {"size": 64})]
+        assert {error["code"] for error in errors} == {"no_picture"}
+        assert str(self.root.parent) not in str(errors)
+        return str(errors[0]["message"])
+
+
+@pytest.fixture
+def album(predictor: Predictor, tmp_path: Path) -> Iterator[Album]:
+    root = tmp_path / "photos"
+    (root / "deep").mkdir(parents=True)
+    for name, seed in (("a.png", 1), ("b.png", 2), ("deep/c.png", 3)):
+        (root / name).write_bytes(png(seed))
+    shutil.copy(root / "a.png", root / "copy.png")
+    noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "wide.jpg", exif=turned())
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(root / "clear.png")
+    build_index(root, tmp_path / "photos.lance", predictor)
+    ids = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*.*")}
+    with running(predictor, Searcher(tmp_path / "photos.lance", predictor), max_pixels=1) as client:
+        yield Album(root, client, ids)
+
+
+def turned() -> Image.Exif:
+    """EXIF of an image that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_hits_name_what_can_be_fetched(client: httpx.Client, post: Callable[..., Any], searcher: Searcher) -> None:
+    data = post("/v1/search", query="red bar", top=3)["data"]
+    assert len(data) == 3
+    for row in data:
+        content = (searcher.index.root / row["path"]).read_bytes()
+        assert row["id"] == hashlib.sha256(content).hexdigest()
+        response = client.get(f"/v1/pictures/{row['id']}")
+        assert response.content == content
+        assert response.headers["content-type"] == "image/png"
+
+
+def test_the_index_tells_of_itself(client: httpx.Client, searcher: Searcher) -> None:
+    about = client.get("/v1/index").json()
+    assert about["images"] == 45
+    assert len({one["id"] for one in about["examples"]}) == 12
+    captions = {path: list(listed.captions) for path, listed in searcher.index.listed().items()}
+    assert all(one["captions"] == captions[one["path"]] and one["width"] == 24 for one in about["examples"])
+    assert client.get("/v1/index").json() == about
+
+
+def test_small_ones(album: Album) -> None:
+    for name, size, expected in (
+        ("wide.jpg", 300, (200, 300)),
+        ("wide.jpg", 1600, (600, 900)),
+        ("a.png", 16, (13, 16)),
+        ("clear.png", 64, (40, 20)),
+    ):
+        response = album.get(name, size=size)
+        assert response.headers["content-type"] == "image/jpeg"
+        with Image.open(io.BytesIO(response.content)) as image:
+            assert (image.format, image.size) == ("JPEG", expected)
+            assert not image.getexif()
+            if name == "clear.png":
+                assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_the_file_itself_is_sent_as_nothing_but_an_image(album: Album) -> None:
+    for name, kind in (("wide.jpg", "image/jpeg"), ("copy.png", "image/png")):
+        response = album.get(name)
+        assert response.content == (album.root / name).read_bytes()
+        assert response.headers["content-type"] == kind
+        assert response.headers["content-length"] == str(len(response.content))
+    for query in ({}, {"size": 64}):
+        headers = album.get("a.png", **query).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["cache-control"].startswith("private")
+
+
+@pytest.mark.parametrize("size", [0, 15, 1601, 10**30, -1, "large", "1e3"])
+def test_sizes(album: Album, size: object) -> None:
+    assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
+
+
+NAMES = [
+    "a.png",
+    "photos/a.png",
+    "/etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "/dev/zero",
+    "..",
+    "%00",
+]
+NAMES += ["' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png", URIS[0][:60]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_and_addresses_are_no_ids(album: Album, name: str) -> None:
+    response = album.client.get(f"/v1/pictures/{name}")
+    assert error_of(response, response.status_code)["type"] in ("invalid_request_error", "not_found_error")
+    assert response.status_code in (400, 404)
+
+
+def test_what_is_not_in_the_index(album: Album) -> None:
+    error = error_of(album.client.get(f"/v1/pictures/{'0' * 64}"), 404)
+    assert error["message"] == "the index has no image with this id"
+    (album.root / "new.png").write_bytes(png(9))
+    assert error_of(album.client.get(f"/v1/pictures/{hashlib.sha256(png(9)).hexdigest()}"), 404)
+
+
+def test_a_file_that_became_another(album: Album, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(77))
+    file = album.root / "b.png"
+    for change in (lambda: file.write_bytes(png(77)), lambda: file.write_bytes(b"x" * len(png(2)))):
+        change()
+        assert "has changed since it was indexed" in album.gone("b.png")
+    file.unlink()
+    assert "cannot be read" in album.gone("b.png")
+    for target, said in (
+        (secret, "outside the folder"),
+        (Path("/dev/zero"), "outside the folder"),
+        (file, "cannot be read"),
+    ):
+        file.symlink_to(target)
+        assert said in album.gone("b.png")
+        file.unlink()
+    file.symlink_to(album.root / "deep" / "c.png")
+    assert "has changed" in album.gone("b.png")
+    file.unlink()
+    os.mkfifo(file)
+    assert "has changed" in album.gone("b.png")
+    file.unlink()
+    file.mkdir()
+    assert "cannot be read" in album.gone("b.png") or "has changed" in album.gone("b.png")
+
+
+def test_a_folder_that_became_a_link(album: Album, tmp_path: Path) -> None:
+    (album.root / "deep").rename(tmp_path / "elsewhere")
+    (album.root / "deep").symlink_to(tmp_path / "elsewhere")
+    assert "outside the folder" in album.gone("deep/c.png")
+
+
+def test_a_copy_elsewhere_in_the_index_will_do(album: Album) -> None:
+    content = (album.root / "a.png").read_bytes()
+    (album.root / "a.png").unlink()
+    assert album.get("a.png").content == content
+    (album.root / "copy.png").unlink()
+    album.gone("a.png")
+
+
+def test_an_index_of_what_is_outside(predictor: Predictor, tmp_path: Path) -> None:
+    """A table may name any file; a search finds it, but nobody is sent it."""
+    write_pictures(tmp_path)
+    (tmp_path / "in").mkdir()
+    lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two"]
+    (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
+    build_index(tmp_path / "in" / "table.csv", tmp_path / "outside.lance", predictor)
+    with running(predictor, Searcher(tmp_path / "outside.lance", predictor)) as client:
+        data = client.post("/v1/search", json={"query": "red"}).json()["data"]
+        assert len(data) == 2
+        for row in data:
+            assert "outside the folder" in error_of(client.get(f"/v1/pictures/{row['id']}"), 404)["message"]
+
+
+def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    Image.new("RGB", (1200, 1000)).save(root / "many.png")
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "large.bmp")
+    build_index(root, tmp_path / "photos.lance", predictor)
+    ids = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in root.iterdir()}
+    searcher = Searcher(tmp_path / "photos.lance", predictor)
+    with running(predictor, searcher, max_pixels=1, max_body=1, max_items=1, queue=1) as client:
+        many = error_of(client.get(f"/v1/pictures/{ids['many.png']}?size=64"), 404)["message"]
+        assert "1200000 pixels, the limit is 1000000" in many
+        assert "open_image" not in many
+        assert client.get(f"/v1/pictures/{ids['many.png']}").status_code == 200
+        for query in ("", "?size=64"):
+            large = error_of(client.get(f"/v1/pictures/{ids['large.bmp']}{query}"), 404)["message"]
+            assert "the limit is 1048576" in large
+
+
+def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While images are decoded, the server answers others."""
+    from bridgetower.serve import pictures
+
+    gate, at_work = threading.Event(), threading.Semaphore(0)
+    original = pictures.open_reduced
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        at_work.release()
+        gate.wait(20)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "open_reduced", slow)
+    with started(predictor, searcher) as found:
+        digest = found.client.get("/v1/index").json()["examples"][0]["id"]
+        statuses: list[int] = []
+        asking = threading.Thread(target=lambda: statuses.append(ask(found, digest)))
+        asking.start()
+        assert at_work.acquire(timeout=20)
+        assert found.client.get("/health").status_code == 200
+        assert found.service.batcher.admitted == 1
+        gate.set()
+        asking.join()
+        assert statuses == [200]
+        until(lambda: found.service.batcher.admitted == 0)
+
+
+def test_what_takes_too_long_is_given_up(
+    predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bridgetower.serve import pictures
+
+    gate = threading.Event()
+    monkeypatch.setattr(pictures, "open_reduced", lambda *_, **options: gate.wait(60))
+    digest = searcher.index.examples(1)[0].digest
+    with started(predictor, searcher, timeout=0.5) as found:
+        response = found.client.get(f"/v1/pictures/{digest}?size=64")
+        assert "no answer within 0.5 s" in error_of(response, 503)["message"]
+        assert int(response.headers["retry-after"]) >= 1
+        until(lambda: found.service.batcher.admitted == 0)
+        gate.set()
+
+
+def test_few_files_are_in_memory_however_slowly_they_are_taken(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    file = tmp_path / "photos" / "large.bmp"  # 17 MB, more than the buffers of a connection take
+    Image.new("RGB", (2400, 2400), "red").save(file)
+    build_index(tmp_path / "photos", tmp_path / "photos.lance", predictor)
+    path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    with started(predictor, Searcher(tmp_path / "photos.lance", predictor)) as found, ExitStack() as slow:
+        waiting = found.service.originals
+        for _ in range(8):
+            connection = slow.enter_context(socket.create_connection(found.address))
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        until(waiting.locked)
+        with ThreadPoolExecutor(1) as pool:
+            ninth = pool.submit(httpx.get, f"{found.client.base_url}{path}", timeout=60)
+            assert found.client.get("/health").status_code == 200
+            assert found.client.get(f"{path}?size=64").status_code == 200
+            assert not ninth.done()
+            slow.close()
+            assert ninth.result().content == file.read_bytes()
+        until(lambda: not waiting.locked())
+
+
+def ask(found: Running, digest: str) -> int:
+    return httpx.get(f"{found.client.base_url}/v1/pictures/{digest}?size=64", timeout=30).status_code
+
+
+def test_no_index(predictor: Predictor) -> None:
+    with running(predictor) as client:
+        for path in ("/v1/index", f"/v1/pictures/{'0' * 64}"):
+            assert error_of(client.get(path), 404)["code"] == "no_index"

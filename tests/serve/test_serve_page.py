@@ -1,0 +1,103 @@
+"""The page's files: what a browser is told of them, and that nothing of the page is read from a request."""
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from bridgetower.predictor import Predictor
+from bridgetower.search.searcher import Searcher
+from bridgetower.serve import page
+from served import error_of, started
+
+PLACES = {
+    "/": "text/html; charset=utf-8",
+    "/page.css": "text/css; charset=utf-8",
+    "/page.js": "text/javascript; charset=utf-8",
+}
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor, searcher: Searcher) -> Iterator[httpx.Client]:
+    with started(predictor, searcher, page=True, max_body=1) as found:
+        yield found.client
+
+
+@pytest.mark.parametrize(("path", "kind"), PLACES.items())
+def test_files_and_what_a_browser_is_told(client: httpx.Client, path: str, kind: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == kind
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    rules = [rule.strip().partition(" ") for rule in response.headers["content-security-policy"].split(";")]
+    assert {name: value for name, _, value in rules} == POLICY
+
+
+def test_every_file_is_served_and_no_other(client: httpx.Client) -> None:
+    assert page.FILES.keys() == PLACES.keys()
+    for path in (
+        "/index.html",
+        "/static/page.js",
+        "/page.py",
+        "/../pyproject.toml",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/favicon.ico",
+    ):
+        error_of(client.get(path), 404)
+
+
+def test_nothing_is_inline_or_from_elsewhere(client: httpx.Client) -> None:
+    markup = client.get("/").text
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", markup)
+    for text in (markup, client.get("/page.css").text, client.get("/page.js").text):
+        assert not re.search(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)[\w-]+\.", text)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function", client.get("/page.js").text
+    )
+
+
+def test_what_earlier_releases_had_is_gone(client: httpx.Client) -> None:
+    path = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}, "orig_name": "x.svg"}
+    body = {"data": [path, "red bar"], "fn_index": 0, "session_hash": "abc"}
+    for place in ("/gradio_api/queue/join", "/gradio_api/upload", "/run/predict", "/api/predict"):
+        error_of(client.post(place, json=body), 404)
+    for place in (
+        "/gradio_api/file=https://example.org/a.png",
+        "/gradio_api/file=/etc/passwd",
+        "/file=/etc/passwd",
+        "/config",
+    ):
+        error_of(client.get(place), 404)
+
+
+def test_the_page_without_the_key_holds_nothing(predictor: Predictor, searcher: Searcher) -> None:
+    with started(predictor, searcher, page=True, api_key="secret", name="my-own-model") as found:
+        for path in PLACES:
+            response = found.client.get(path)
+            assert response.status_code == 200
+            assert "my-own-model" not in response.text
+        for path in ("/v1/models", "/v1/index", f"/v1/pictures/{'0' * 64}"):
+            error_of(found.client.get(path), 401)
+
+
+def test_another_name_or_site_gets_no_page(client: httpx.Client) -> None:
+    error_of(client.get("/", headers={"Host": "evil.example"}), 403)
+    error_of(client.get("/page.js", headers={"Origin": "https://evil.example"}), 403)
+
+
+def test_no_page(predictor: Predictor) -> None:
+    with started(predictor) as found:
+        for path in PLACES:
+            error_of(found.client.get(path), 404)
