@@ -9,10 +9,11 @@ from fastapi import APIRouter, Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Truncate, Usage, json_of
+from bridgetower.serve.bodies import JsonRoute
+from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Text, Truncate, Usage, long_json_of
 from bridgetower.serve.service import Served
 
-router = APIRouter(tags=["pictures with texts"])
+router = APIRouter(route_class=JsonRoute, tags=["pictures with texts"])
 
 _DIGITS = 6  # of a share of attention, after the point
 _QUALITY = 88  # of the JPEG of a view
@@ -24,7 +25,7 @@ class ExplainRequest(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"image": PICTURE, "text": "a red square"}]})
 
     image: str = Field(description="Data URI of an image.")
-    text: str = Field(description="With at least one word.")
+    text: Text = Field(description="With at least one word.")
     view: bool = Field(False, description="Also return the part of the image that the model sees.")
     truncate: Truncate = False
 
@@ -53,16 +54,19 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
         (ids,) = await service.inputs.texts([body.text], "text", truncate=body.truncate)
         attention = await service.attention(image, ids)
         shown = await service.inputs.in_thread(lambda: _data_uri(view)) if body.view else None
-        answer = ExplainResponse(
-            model=service.name,
-            words=list(attention.words),
-            maps=attention.maps.double().round(decimals=_DIGITS).tolist(),
-            prefix_shares=attention.prefix_shares.tolist(),
-            probability=attention.probability,
-            view=shown,
-            usage=Usage.of(service.tokens([image], [ids])),
-        )
-    return json_of(answer)
+
+        def answer() -> ExplainResponse:
+            return ExplainResponse(
+                model=service.name,
+                words=list(attention.words),
+                maps=attention.maps.double().round(decimals=_DIGITS).tolist(),
+                prefix_shares=attention.prefix_shares.tolist(),
+                probability=attention.probability,
+                view=shown,
+                usage=Usage.of(service.tokens([image], [ids])),
+            )
+
+        return await long_json_of(answer, attention.maps.numel())
 
 
 def _data_uri(view: Image.Image) -> str:

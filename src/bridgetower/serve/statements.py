@@ -7,6 +7,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
     COMPUTING,
@@ -18,11 +19,12 @@ from bridgetower.serve.schemas import (
     Truncate,
     Usage,
     json_of,
+    num_pairs,
     paired,
 )
 from bridgetower.serve.service import Served, Service
 
-router = APIRouter(tags=["pictures with texts"])
+router = APIRouter(route_class=JsonRoute, tags=["pictures with texts"])
 
 _ALL = 3  # judgements at most
 
@@ -87,11 +89,11 @@ async def _judged(
     use: Literal["entail", "reason"], body: EntailRequest | ReasonRequest, service: Service, images_2: list[str]
 ) -> Response:
     service.check_use(use)
-    pairs, model = paired(body.images, body.statements), service.model_for(use)
-    with service.admission(len(pairs) + len(images_2), "images", body.model, model):
+    count, model = num_pairs(body.images, body.statements) + len(images_2), service.model_for(use)
+    with service.admission(count, "images", body.model, model):
         outcomes, tokens = await service.pairs(
             use,
-            *(body.images, body.statements, pairs),
+            *(body.images, body.statements, paired(body.images, body.statements)),
             images_2=images_2,
             params=("images", "statements"),
             top=_ALL,
