@@ -27,8 +27,9 @@ def test_pairs() -> None:
     assert paired(["i", "j"], ["t"], all_pairs=True) == [(0, 0), (1, 0)]
     assert num_pairs(["i", "j"], ["t", "u"]) == 2
     assert num_pairs(["i", "j"], ["t", "u", "v"], all_pairs=True) == 6
-    with pytest.raises(ApiError, match="2 images and 1 texts"):
-        num_pairs(["i", "j"], ["t"])
+    for function in (num_pairs, paired):
+        with pytest.raises(ApiError, match="2 images and 1 texts"):
+            function(["i", "j"], ["t"])
 
 
 def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Client) -> None:

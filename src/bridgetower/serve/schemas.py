@@ -134,10 +134,14 @@ def num_pairs(images: list[str], texts: list[str], *, all_pairs: bool = False) -
 
 
 def paired(images: list[str], texts: list[str], *, all_pairs: bool = False) -> list[tuple[int, int]]:
-    """Returns which image goes with which text: the first with the first, or every one with every one."""
+    """Returns which image goes with which text: the first with the first, or every one with every one.
+
+    Raises:
+        ApiError: The numbers of images and texts differ.
+    """
     if all_pairs:
         return [(image, text) for image in range(len(images)) for text in range(len(texts))]
-    return [(number, number) for number in range(len(images))]
+    return [(number, number) for number in range(num_pairs(images, texts))]
 
 
 async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
