@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,16 @@ class TestWriting:
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in the thread of TensorBoard
     def test_a_full_disk_is_named(self, small_disk: Callable[[int], Path]) -> None:
         disk = small_disk(64)
+
+        def write() -> None:
+            with open_log(disk) as log, (disk / "filler").open("wb", buffering=0) as filler:
+                with suppress(OSError):
+                    while filler.write(b"x" * 4096):
+                        pass
+                log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.5)
+
         with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
-            write_steps(disk, range(1, 10_000))
+            write()
 
     def test_tensorboard(self, tmp_path: Path) -> None:
         write_steps(tmp_path, range(1, 3))
