@@ -5,15 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 import asked
+import kills
 from bridgetower import cli
-from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.training.logs import read_metrics
 from bridgetower.training.run import STATE, read_run, train
 from folders import same_weights
 from shapes import train_command
@@ -21,15 +22,17 @@ from shapes import train_command
 pytestmark = pytest.mark.slow
 
 STEPS = 40
-PATIENCE = 90.0  # seconds after which something hangs
+PATIENCE = 900.0  # seconds after which something hangs
 
 
-def start(dataset: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    dataset: Path, out: Path, *options: str, program: Sequence[str] = ("-m", "bridgetower")
+) -> subprocess.Popen[str]:
     """Starts torchrun with two processes, each on one thread."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "15", *options)
     return subprocess.Popen(
-        [*launcher, "-m", "bridgetower", *command],
+        [*launcher, *program, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,13 +63,9 @@ def whole(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
-    """A run that torchrun was asked to stop in the middle."""
-    process = start(tiny_dataset, folder / "stopped")
-    log, deadline = folder / "stopped" / METRICS, time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    return finish(process)
+    """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
+    program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", "parent")
+    return finish(start(tiny_dataset, folder / "stopped", program=program))
 
 
 @pytest.fixture(scope="module")
