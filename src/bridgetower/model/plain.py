@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+_LARGEST = 2**63 - 1
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -52,6 +54,29 @@ def check_choice(name: str, value: object, choices: Any, *, or_none: bool = Fals
     known = (*get_args(choices), None) if or_none else get_args(choices)
     if value not in known:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
+
+
+def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -> None:
+    """Checks the numbers of a dataclass whose annotations are texts: none is NaN, infinite, or beyond 64 bits.
+
+    Args:
+        config: The dataclass; its fields that are no numbers are passed over.
+        where: In front of the names of fields, for the error.
+        bounds: Smallest and largest value, by field.
+
+    Raises:
+        ValueError: A field holds something else, or is out of bounds.
+    """
+    for field in fields(config):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = getattr(config, field.name)
+        if kind not in ("int", "float") or (optional == "None" and value is None):
+            continue
+        low, high = bounds.get(field.name, (-_LARGEST, _LARGEST))
+        fits = type(value) is int or (kind == "float" and type(value) is float)  # by identity: True is an int
+        if not fits or not low <= value <= high:
+            what = "whole number" if kind == "int" else "number"
+            raise ValueError(f"{where}{field.name} is {value!r}; expected a {what} from {low:,} to {high:,}")
 
 
 def _checked(annotation: Any, value: Any, where: str) -> Any:
