@@ -90,7 +90,7 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Writes `content` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -102,13 +102,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    content = parse_json(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Returns a value as JSON.
+
+    Raises:
+        FloatingPointError: A number in it is NaN or infinite, which JSON does not have.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise FloatingPointError(f"a result is NaN or infinite, which JSON cannot hold ({error})") from error
+
+
+def parse_json(content: str | bytes, where: object) -> Any:
+    """Returns what stands in JSON.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deep to be read; `where` says where.
+    """
+    try:
+        return json.loads(content)
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{where} is not valid JSON ({error}); copy it again") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deep to be read; copy it again") from error
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

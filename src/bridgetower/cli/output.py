@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bridgetower.files import write_text
+from bridgetower.files import to_json, write_text
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
@@ -85,4 +84,4 @@ def with_whole_entries(verb: _Verb) -> _Verb:
 
 
 def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return to_json(value) + "\n"

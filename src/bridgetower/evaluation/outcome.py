@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bridgetower.files import write_json, write_text
+from bridgetower.files import to_json, write_json, write_text
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
@@ -44,7 +43,7 @@ class Outcome:
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
         """Writes `metrics.json`, and `predictions.jsonl` and the submission where there are any."""
         if self.predictions:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
+            lines = (to_json(row) + "\n" for row in self.predictions)
             write_text(folder / PREDICTIONS, "".join(lines))
         if self.submission is not None:
             name, content = self.submission
@@ -55,7 +54,7 @@ class Outcome:
 def vqa_submission(answers: Mapping[int, str]) -> tuple[str, str]:
     """Returns the file that VQA's server takes: one JSON array of `question_id` and `answer`."""
     rows = [{"question_id": number, "answer": answer} for number, answer in answers.items()]
-    return "submission.json", json.dumps(rows, ensure_ascii=False)
+    return "submission.json", to_json(rows)
 
 
 def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:

@@ -108,8 +108,13 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the kind of positions and the dropout probability."""
-        counts = {name: (1, _CLASSES) for name in ("vocab_size", "type_vocab_size", "max_positions")}
+        counts = dict.fromkeys(("vocab_size", "type_vocab_size", "max_positions"), (1, _CLASSES))
         check_numbers(self, "text.", pad_token_id=(0, _CLASSES), **counts, **_SIZES)
+        if self.pad_token_id >= self.vocab_size or self.max_length < 1:
+            raise ValueError(
+                f"text.pad_token_id {self.pad_token_id} with vocab_size {self.vocab_size} and max_positions "
+                f"{self.max_positions}; expected one of the ids, and room for a token"
+            )
         _check_heads("text", self.hidden_size, self.num_heads)
         check_choice("text.positions", self.positions, Positions)
         _check_dropout("text.dropout", self.dropout)
@@ -216,7 +221,7 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
-        classes = {name: (0, _CLASSES) for name in ("vqa", "image", "text")}
+        classes = dict.fromkeys(("vqa", "image", "text"), (0, _CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)

@@ -53,8 +53,8 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         """Checks every field, and that none is set that the profile would ignore."""
         check_choice("profile", self.profile, Profile)
-        sides = {name: (1, 8_192) for name in ("image_size", "patch_size", "shortest_edge", "size_divisor")}
-        check_numbers(self, max_length=(3, 10_000_000), **sides)  # a start, an end and one token
+        sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
+        check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
         if self.patch_size is not None:
             _check_image_size(self.image_size, self.patch_size)
         self._check_colours()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bridgetower.distributed import all_gather
-from bridgetower.files import write_text
+from bridgetower.files import to_json, write_text
 from bridgetower.progress import step_bars
 from bridgetower.training.config import RunConfig
 
@@ -75,7 +75,7 @@ class RunLog:
             self._write("validation", step, dict(figures))
 
     def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
+        self.file.write(to_json({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
         self.file.flush()
         for name, value in figures.items():
             self.writer.add_scalar(f"{kind}/{name}", value, step)
