@@ -22,6 +22,7 @@ from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen, server_of
 from bridgetower.serve.service import Service
 
+PATIENCE = 300.0  # seconds after which something hangs
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
 
 
@@ -83,7 +84,7 @@ def started(
         thread.start()
         try:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=address, timeout=30) as client:
+            with httpx.Client(base_url=address, timeout=PATIENCE) as client:
                 until(lambda: server.started or not thread.is_alive())
                 yield Running(client, service, server, thread)
         finally:
@@ -114,7 +115,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 def held_up(predictor: Predictor) -> Iterator[threading.Event]:
     """Lets the text tower wait until the event that is lent is set."""
     gate = threading.Event()
-    hook = predictor.model.text.word_embedding.register_forward_pre_hook(lambda *_: gate.wait(20) and None)
+    hook = predictor.model.text.word_embedding.register_forward_pre_hook(lambda *_: gate.wait(PATIENCE) and None)
     try:
         yield gate
     finally:
@@ -124,7 +125,7 @@ def held_up(predictor: Predictor) -> Iterator[threading.Event]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Waits for something that another thread does."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -531,15 +529,6 @@ class TestHelp:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-
-    @pytest.mark.skipif(not os.environ.get("BRIDGETOWER_TIMING"), reason="BRIDGETOWER_TIMING is not set")
-    def test_is_quick(self) -> None:
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "bridgetower", "--help"], stdout=subprocess.DEVNULL, check=True)
-            seconds.append(time.perf_counter() - started)
-        assert statistics.median(seconds) < 0.3
 
 
 class TestPublicNames:

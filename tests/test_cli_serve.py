@@ -25,7 +25,7 @@ from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen
 from bridgetower.serve.service import Service
-from served import PNGS, URIS
+from served import PATIENCE, PNGS, URIS
 from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
@@ -72,7 +72,7 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
         answer = httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}, headers=headers)
         assert len(answer.json()["data"]) == 1
         running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == -signal.SIGTERM
         assert "stopping: 0 items are finished first" in errors
         assert errors.rstrip().endswith("stopped")
@@ -82,12 +82,12 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
 def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
     slow = ("--max-batch", "1")
     with process("--model", str(tiny_checkpoint), *slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=30)
+        asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=PATIENCE)
         while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
             assert not asked.done()
         running.send_signal(signal.SIGTERM)
         assert len(asked.result().json()["data"]) == 1024
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=PATIENCE)
         assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
 
 
@@ -139,7 +139,7 @@ class TestWithoutADownload:
                 assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
                 assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
                 running.send_signal(signal.SIGTERM)
-                running.communicate(timeout=20)
+                running.communicate(timeout=PATIENCE)
 
     @pytest.mark.usefixtures("demo", "usual_log")
     def test_says_which_models_it_takes(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +168,7 @@ def service_of(**settings: Any) -> Service:
 def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:
     with process("--model", str(tiny_checkpoint)) as (running, _, _):
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == 128 + signal.SIGINT
         assert errors.rstrip().endswith("bridgetower: interrupted")
         assert "Traceback" not in errors

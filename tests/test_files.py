@@ -1,6 +1,7 @@
 """Atomic writes: the old content or the new, whatever fails in between; never a part, and no litter."""
 
 import errno
+import math
 import os
 import pickle
 import signal
@@ -305,6 +306,18 @@ class TestJson:
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
             read_json(tmp_path / "x.json")
+
+    @pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
+    def test_nested_without_end(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ValueError, match=r"x.json is nested too deep to be read"):
+            read_json(tmp_path / "x.json")
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_what_json_does_not_have(self, tmp_path: Path, value: float) -> None:
+        with pytest.raises(FloatingPointError, match="NaN or infinite, which JSON cannot hold"):
+            write_json(tmp_path / "x.json", {"a": [{"b": value}]})
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
     def test_no_object(self, tmp_path: Path, content: str) -> None:

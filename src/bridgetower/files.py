@@ -140,8 +140,15 @@ def unfit_name(name: str) -> str | None:
 
 
 def json_text(content: object, *, indent: int | None = None) -> str:
-    """Returns JSON that can be written as UTF-8: a file name that is not comes back whole when it is read."""
-    return escaped(json.dumps(content, indent=indent, ensure_ascii=False))
+    """Returns JSON that can be written as UTF-8: a file name that is not comes back whole when it is read.
+
+    Raises:
+        FloatingPointError: A number in it is NaN or infinite, which JSON does not have.
+    """
+    try:
+        return escaped(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False))
+    except ValueError as error:
+        raise FloatingPointError(f"a result is NaN or infinite, which JSON cannot hold ({error})") from error
 
 
 def write_json(path: Path, content: object) -> None:
@@ -158,13 +165,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    content = parse_json(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def parse_json(content: str | bytes, where: object) -> Any:
+    """Returns what stands in JSON.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deep to be read; `where` says where.
+    """
+    try:
+        return json.loads(content)
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{where} is not valid JSON ({error}); copy it again") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deep to be read; copy it again") from error
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -370,7 +370,7 @@ class Predictor(Answering):
 
     def words(self, hidden: Float[Tensor, "n d"], top: int) -> list[list[FilledWord]]:
         """Returns the `top` likeliest words for each of the masks whose hidden states these are, likeliest first."""
-        probabilities = self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1)
+        probabilities = _numbers(self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1))
         best = probabilities.topk(min(top, probabilities.shape[-1]))
         return [
             [FilledWord(self.processor.decode([token]).strip(), probability) for token, probability in words]
@@ -434,18 +434,24 @@ class Predictor(Answering):
 
 def unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Returns a model's vectors at length one, in float32 on the CPU."""
-    return F.normalize(vectors.float(), dim=-1).cpu()
+    return _numbers(F.normalize(vectors.float(), dim=-1).cpu())
 
 
 def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Returns the probabilities of a match, in float32 on the CPU."""
-    return logits.float().softmax(dim=-1)[:, 1].cpu()
+    return _numbers(logits.float().softmax(dim=-1)[:, 1].cpu())
 
 
 def classified(head: PairHead, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """Returns the probabilities of the classes of a head, of `vqa` each on its own, in float32 on the CPU."""
     values = logits.float().cpu()
-    return values.sigmoid() if head == "vqa" else values.softmax(dim=-1)
+    return _numbers(values.sigmoid() if head == "vqa" else values.softmax(dim=-1))
+
+
+def _numbers(results: Tensor) -> Tensor:
+    if not results.isfinite().all():
+        raise FloatingPointError("the model gives NaN; its weights or settings are damaged, or too large for bf16")
+    return results
 
 
 def _images(images: Images) -> list[ImageLike]:

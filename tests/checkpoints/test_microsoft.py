@@ -166,14 +166,14 @@ class TestRunConfig:
     def test_a_lacking_setting_of_the_model(self, tmp_path: Path, name: str) -> None:
         made = official.make()
         del made.run_config[name]
-        with pytest.raises(ValueError, match=f"lacks '{name}'"):
+        with pytest.raises(ValueError, match=rf"hyper_parameters.config lacks \['{name}'\]"):
             read(tmp_path, made)
 
     @pytest.mark.parametrize("name", ["val_transform_keys", "max_text_len"])
     def test_a_lacking_setting_of_preprocessing(self, tmp_path: Path, name: str) -> None:
         made = official.make()
         del made.run_config[name]
-        with pytest.raises(ValueError, match=rf"lacks \['{name}'\] in its config"):
+        with pytest.raises(ValueError, match=rf"hyper_parameters.config lacks \['{name}'\]"):
             read(tmp_path, made)
 
     @pytest.mark.parametrize(("key", "profile"), [("clip", "official-pretrain"), ("blip", "official-finetune")])

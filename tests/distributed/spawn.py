@@ -39,7 +39,7 @@ def _run(rank: int, world_size: int, folder: Path, function: Callable[..., Any],
     torch.set_num_threads(1)
     rendezvous = (folder / "rendezvous").as_uri()
     dist.init_process_group(
-        "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
     )
     try:
         (folder / f"result-{rank}").write_bytes(pickle.dumps(function(*args)))

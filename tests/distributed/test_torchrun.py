@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 import torch
 
 import asked
+import kills
 import shapes
 from bridgetower import cli
-from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.training.logs import read_metrics
 from bridgetower.training.run import STATE, read_run, train
 from folders import same_weights
 from shapes import train_command
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 Started = subprocess.Popen[str]
 
 STEPS = 40
-PATIENCE = 90.0  # seconds after which something hangs
+PATIENCE = 900.0  # seconds after which something hangs
 
 
 # Runs the command in a folder of the process's own, and with the option that is for this process.
@@ -41,7 +41,7 @@ cli.main([*command, *options.split(",")[rank].split()])
 """
 
 
-def start(dataset: Path, out: Path, *options: str, program: tuple[str, ...] = ("-m", "bridgetower")) -> Started:
+def start(dataset: Path, out: Path, *options: str, program: Sequence[str] = ("-m", "bridgetower")) -> Started:
     """Starts torchrun with two processes, each on one thread."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "15", *options)
@@ -77,13 +77,9 @@ def whole(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
-    """A run that torchrun was asked to stop in the middle."""
-    process = start(tiny_dataset, folder / "stopped")
-    log, deadline = folder / "stopped" / METRICS, time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    ended = finish(process)
+    """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
+    program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", "parent")
+    ended = finish(start(tiny_dataset, folder / "stopped", program=program))
     shutil.copytree(folder / "stopped", folder / "halfway")
     return ended
 

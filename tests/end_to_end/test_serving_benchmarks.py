@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(script: str, out: Path, *options: str) -> Any:
     command = [sys.executable, f"benchmarks/{script}", *options, "--json", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(out.read_text())
 

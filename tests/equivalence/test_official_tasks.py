@@ -27,7 +27,7 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "what", "colour", "is", "it"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of a few words, which the recorded model of 90 token ids can read."""
+    """A tokenizer of a few words, fewer than the recorded model has token ids."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(WORDS[:5])
@@ -37,10 +37,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def num_answers() -> int:
+    """As many as the recorded head tells apart."""
+    number: int = case("c_vqa").meta["config"]["vqav2_label_size"]
+    return number
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Names for the recorded classes, first those that the pictures below are asked for."""
     path = tmp_path_factory.mktemp("answers") / "answers.json"
-    path.write_text(json.dumps([*asked.ANSWERS, *(f"answer {number}" for number in range(6))]))
+    names = [*asked.ANSWERS, *(f"answer {number}" for number in range(num_answers()))]
+    path.write_text(json.dumps(names[: num_answers()]))
     return path
 
 
@@ -68,7 +76,7 @@ def test_the_file_itself_answers_and_judges(tokenizer: Path, answers: Path, pict
         answers=answers,
         device="cpu",
     )
-    assert len(model.answer(picture, "what colour is it", top=99)) == 17
+    assert len(model.answer(picture, "what colour is it", top=2 * num_answers())) == num_answers()
     assert {choice.label for choice in model.entail(picture, "it is red")} == {
         "contradiction",
         "neutral",
@@ -87,12 +95,13 @@ def test_two_pictures(tokenizer: Path, picture: Image.Image) -> None:
 
 
 def run_of(converted: Path, folder: Path, task: VqaConfig | SnliVeConfig, heads: HeadsConfig) -> RunConfig:
+    recorded = case("c_vqa").checkpoint.config
     return RunConfig(
         task=task,
         select_by=task.figures[0],
-        model=replace(case("c_vqa").checkpoint.config, heads=heads),
+        model=replace(recorded, heads=heads),
         init=str(converted),
-        data=DataConfig(folders=(str(folder),), max_length=16),
+        data=DataConfig(folders=(str(folder),), max_length=recorded.text.max_length),
         batch_size=4,
         max_steps=1,
     )
@@ -103,7 +112,7 @@ def test_each_task_goes_on_with_its_head(
 ) -> None:
     there = read_checkpoint(converted)
     runs = {
-        "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=17), "vqa"),
+        "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=num_answers()), "vqa"),
         "snli_ve_head": (SnliVeConfig(), HeadsConfig(mlm=False, itm=False, snli_ve=True), "snli-ve"),
     }
     for head, (task, heads, kind) in runs.items():

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring_module
+import kills
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
@@ -26,21 +26,14 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
 
 CONFIG = RetrievalConfig(candidates=4, batch_size=3)
-PATIENCE = 60.0
 
-# Evaluates with few pairs per part, and waits before every batch of pairs, so that there is time to kill it.
-SLOW = """
-import sys, time
-from bridgetower import cli
+# Evaluates with few pairs per part, and may be killed right before the scores of some part are there.
+IN_PARTS = """
+import signal, sys
 import bridgetower.evaluation.scoring as scoring
-from bridgetower.model.fusion import FusionEncoder
+import kills
 scoring.PAIRS_PER_PART = 8
-original = FusionEncoder.forward
-def slow(*arguments, **options):
-    time.sleep(float(sys.argv[1]))
-    return original(*arguments, **options)
-FusionEncoder.forward = slow
-cli.main(sys.argv[2:])
+kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
 """
 
 
@@ -193,22 +186,18 @@ def test_killed_and_called_again_it_gives_the_same_figures(
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
     command += ["--batch-size", "3", "--memory-gib", "1e-6", "--device", "cpu", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(kills.__file__).parent), os.environ.get("PYTHONPATH", "")])
 
-    def start(seconds: str, work: Path) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", SLOW, seconds, *command, "--work", str(work)]
+    def start(part: int, work: Path) -> subprocess.Popen[str]:
+        arguments = [sys.executable, "-c", IN_PARTS, str(part), *command, "--work", str(work)]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
-    whole = start("0", tmp_path / "whole")
-    killed, work = start("0.2", tmp_path / "work"), tmp_path / "work"
-    deadline = time.monotonic() + PATIENCE
-    while len(list(work.glob("*/process-0/scores-*"))) < 2 and time.monotonic() < deadline and killed.poll() is None:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    whole, work = start(0, tmp_path / "whole"), tmp_path / "work"
+    assert start(3, work).wait() == -signal.SIGKILL
     scores = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/scores-*")}
-    assert len(scores) >= 2
-    again = start("0", work)
-    outputs = [process.communicate(timeout=PATIENCE) for process in (whole, again)]
+    assert len(scores) == 2
+    again = start(0, work)
+    outputs = [process.communicate() for process in (whole, again)]
     assert [process.returncode for process in (whole, again)] == [0, 0], outputs
     figures: list[dict[str, Tensor]] = [json.loads(out) for out, _ in outputs]
     assert figures[0] == figures[1]

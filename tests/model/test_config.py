@@ -1,6 +1,7 @@
 """Model configs: the paper's values, what is refused, and the way to JSON and back."""
 
 import json
+import math
 from dataclasses import FrozenInstanceError, replace
 from typing import Any, get_args
 
@@ -150,12 +151,12 @@ class TestErrors:
             ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of roberta, bert"),
             ({"fusion.bridge": "multiply"}, "fusion.bridge is 'multiply'; expected one of .*norm, None"),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of tower, fused, None"),
-            ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; text and image need at least 2"),
+            ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; expected a whole number from 2 to 1,000"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
             ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
             ({"heads.nlvr2_dropout": 1.0}, r"heads.nlvr2_dropout is 1.0; expected a probability in \[0, 1\)"),
-            ({"heads.vqa": -1}, "heads.vqa -1, heads.image 0, heads.text 0; expected numbers of classes"),
-            ({"heads.text": -2}, "heads.vqa 0, heads.image 0, heads.text -2; expected numbers of classes"),
+            ({"heads.vqa": -1}, "heads.vqa is -1; expected a whole number from 0 to 10,000,000"),
+            ({"heads.text": -2}, "heads.text is -2; expected a whole number from 0 to 10,000,000"),
             ({"heads.nlvr2": True}, "heads.nlvr2 with fusion.num_token_types 2; its second image needs 3"),
             ({"fusion.vision_layers": (4,)}, r"fusion.vision_layers is \(4,\); expected 2 tower layers"),
             ({"fusion.text_layers": (1, 2, 3)}, r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers"),
@@ -187,10 +188,15 @@ class TestErrors:
             "heads.hidden_scale",
         ],
     )
-    @pytest.mark.parametrize("value", [0, -1])
-    def test_not_positive(self, field: str, value: int) -> None:
-        with pytest.raises(ValueError, match=rf"{field.partition('.')[2]} is {value}; expected a positive number"):
+    @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**30, True, "4", None])
+    def test_out_of_bounds(self, field: str, value: object) -> None:
+        with pytest.raises(ValueError, match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"):
             tiny.CONFIG.override({field: value})
+
+    @pytest.mark.parametrize("layers", [3, "34", ("3", 4), (3.0, 4), [3, None]])
+    def test_layers_that_are_no_numbers(self, layers: object) -> None:
+        with pytest.raises(ValueError, match="expected 2 tower layers"):
+            tiny.CONFIG.override({"fusion.vision_layers": layers})
 
     @settings(max_examples=200, deadline=None)
     @given(size=st.integers(-50, 3000), patch=st.integers(1, 40))

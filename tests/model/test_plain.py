@@ -84,7 +84,7 @@ def test_what_is_refused(values: dict[str, Any], message: str) -> None:
 
 
 def test_missing_and_unknown_fields() -> None:
-    with pytest.raises(ValueError, match=r"whole\.parts\[0\] lacks a field \(.*'size'"):
+    with pytest.raises(ValueError, match=r"whole\.parts\[0\] lacks \['size'\]"):
         from_plain(Whole, {"parts": [{}]}, "whole")
     with pytest.raises(ValueError, match=r"part has unknown fields \['a', 'b'\]; known: \['share', 'size'\]"):
         from_plain(Part, {"b": 1, "a": 2}, "part")

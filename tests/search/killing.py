@@ -1,7 +1,8 @@
-"""Builds an index in forked processes, kills them at random moments, completes it, and reports what happened.
+"""Builds an index in forked processes that are killed at random moments, completes it, and reports what happened.
 
 Called as `python killing.py MODEL PHOTOS FOLDER`; PHOTOS are changed before every attempt. The heavy imports happen
-once, here; every attempt is a process of its own that builds the index, as if it had been started from a shell.
+once, here; every attempt is a process of its own that builds the index, as if it had been started from a shell. One
+that is through waits to be killed.
 """
 
 import json
@@ -9,7 +10,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +19,17 @@ import lancedb
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
+from kills import before, send, within
 
 NUM_KILLS = 16
 NUM_CHANGED = 10  # pictures, before each attempt
 OFTEN = IndexConfig(batch_size=1, commit_seconds=0, num_workers=0)  # a commit per picture
-PATIENCE = 60.0  # seconds after which something hangs
 
 
 def in_a_process(work: Callable[[], object]) -> int:
@@ -60,31 +62,27 @@ def change(photos: Path, source: random.Random) -> None:
     Image.new("RGB", (24, 24), tuple(source.randbytes(3))).save(photos / f"new{source.random()}.png")
 
 
-def wait_for_a_file(out: Path, process: int) -> None:
-    """Watches until something is written to the index, or the process ends."""
-    deadline = time.monotonic() + PATIENCE
-    before = set(out.rglob("*"))
-    while set(out.rglob("*")) == before and time.monotonic() < deadline:
-        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return
+def killed_before_a_picture(build: Callable[[], object], photos: Path, number: int) -> int:
+    """Lets a process die right before it opens a picture, counted from 1; returns how it ended."""
+
+    def work() -> None:
+        before(within(photos, ("open",)), number, lambda: send(signal.SIGKILL))
+        build()
+
+    return end(in_a_process(work))
 
 
-def attempt(build: Callable[[Path], object], out: Path, moment: str, seconds: float, source: random.Random) -> int:
-    """Lets a process build up to some moment and kills it there; returns how it ended.
+def killed_after_a_write(build: Callable[[], object], out: Path) -> int:
+    """Kills a process as soon as something was written to the index; returns how it ended."""
 
-    Args:
-        build: Brings an index up to date.
-        out: The index.
-        moment: `any`, or `write`, right after something was written.
-        seconds: That an attempt takes.
-        source: Of the delays.
-    """
-    process = in_a_process(lambda: build(out))
-    if moment == "write":
-        for _ in range(source.randint(1, 8)):
-            wait_for_a_file(out, process)
-    else:
-        time.sleep(source.uniform(0, seconds))
+    def work() -> None:
+        build()
+        signal.pause()
+
+    seen = set(out.rglob("*"))
+    process = in_a_process(work)
+    while set(out.rglob("*")) == seen:
+        pass
     os.kill(process, signal.SIGKILL)
     return end(process)
 
@@ -110,13 +108,13 @@ def main(model: Path, photos: Path, folder: Path) -> dict[str, Any]:
     def build(out: Path) -> None:
         build_index(photos, out, predictor, OFTEN)
 
-    started = time.monotonic()
     first = end(in_a_process(lambda: build(folder / "first.lance")))
-    seconds = (time.monotonic() - started) * NUM_CHANGED / 45
-    moments = ["any", "write"] * (NUM_KILLS // 2)
     kills = []
-    for moment in moments:
-        ended = attempt(build, killed, moment, seconds, source)
+    for number in range(NUM_KILLS):
+        if number % 2:
+            ended = killed_after_a_write(lambda: build(killed), killed)
+        else:
+            ended = killed_before_a_picture(lambda: build(killed), photos, source.randint(1, NUM_CHANGED))
         found = rows(killed, report)
         kills.append({"ended": ended, "rows": None if found is None else len(found)})
         change(photos, source)

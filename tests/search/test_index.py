@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from bridgetower.search.index import Index, held
 from bridgetower.search.pictures import Listed
-from bridgetower.search.table import IndexedRow
+from bridgetower.search.table import IndexedRow, table_of
 
 Make = Callable[..., Index]
 
@@ -182,6 +182,27 @@ def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.Mon
         deadline -= 1
         torch.arange(10_000_000).sum()  # takes some milliseconds
     assert len(reader) == 1
+
+
+class TestVectorsThatAreNoNumbers:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("name", ["image_vector", "text_vectors", "pair_vectors"])
+    def test_are_not_written(self, make: Make, name: str, value: float) -> None:
+        index, bad = make(), row("b.png", captions=["one"])
+        vectors = getattr(bad, name).clone()
+        vectors.flatten()[1] = value
+        with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
+            index.put([row("a.png"), replace(bad, **{name: vectors})])
+        assert len(index) == 0
+
+    def test_are_noticed_by_a_search(self, make: Make) -> None:
+        index = make()
+        index.put([row("a.png"), row("b.png")])
+        index._merge(table_of([row("c.png", value=float("nan"))], index._table.schema))  # as an earlier release did
+        assert index.nearest(torch.ones(3), 2)[0].path == "a.png"
+        for exact in (False, True):
+            with pytest.raises(ValueError, match=r"has vectors with NaN, which no search finds; make the index again"):
+                index.nearest(torch.ones(3), 3, exact=exact)
 
 
 def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ def report(tiny_checkpoint: Path, shapes_folder: Path, tmp_path_factory: pytest.
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
@@ -31,9 +30,7 @@ def report(tiny_checkpoint: Path, shapes_folder: Path, tmp_path_factory: pytest.
 
 def test_runs_end_well_where_they_may(report: dict[str, Any]) -> None:
     assert (report["first"], report["completed"], report["fresh"]) == (0, 0, 0)
-    ended = [kill["ended"] for kill in report["kills"]]
-    assert set(ended) <= {0, -signal.SIGKILL}  # a few may have been through before
-    assert ended.count(-signal.SIGKILL) > len(ended) / 2
+    assert {kill["ended"] for kill in report["kills"]} == {-signal.SIGKILL}
 
 
 def test_the_index_opens_after_every_kill(report: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bridgetower.predictor import Predictor
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen
-from served import TEXTS, held_up, started, until
+from served import PATIENCE, TEXTS, held_up, started, until
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -60,7 +60,9 @@ print(_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 def test_stopping_finishes_what_was_taken_in(predictor: Predictor) -> None:
     with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
         waiting = [
-            pool.submit(httpx.post, f"{running.client.base_url}/v1/embeddings", json={"input": TEXTS * 3}, timeout=20)
+            pool.submit(
+                httpx.post, f"{running.client.base_url}/v1/embeddings", json={"input": TEXTS * 3}, timeout=PATIENCE
+            )
             for _ in range(4)
         ]
         until(lambda: running.service.batcher.admitted == 36)
@@ -68,7 +70,7 @@ def test_stopping_finishes_what_was_taken_in(predictor: Predictor) -> None:
         until(lambda: not _accepts(running.address))
         gate.set()
         answers = [answer.result() for answer in waiting]
-        running.thread.join(20)
+        running.thread.join(PATIENCE)
         assert not running.thread.is_alive()
     assert [len(answer.json()["data"]) for answer in answers] == [9] * 4
     assert not running.service.ready

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from bridgetower.model.vision import resize_position_embedding
 from bridgetower.processor import Processor
 
 _LISTED = 10
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +121,19 @@ def with_positions_for(tensors: Mapping[str, Tensor], config: VisionConfig) -> d
     return {**tensors, "vision.position_embedding": resized.to(position.dtype)}
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+@lru_cache(maxsize=4)
+def parameter_shapes(config: ModelConfig) -> Mapping[str, torch.Size]:
     """Returns the shape of every parameter of `BridgeTower(config)`, without allocating them."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in BridgeTower(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in BridgeTower(config).state_dict().items()}
+    return MappingProxyType(shapes)
+
+
+def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> None:
+    """Raises ValueError if there are fewer tensors than layers, before a model of so many layers is described."""
+    layers = config.vision.num_layers + config.text.num_layers + config.fusion.num_layers
+    if len(tensors) < layers:
+        raise ValueError(f"{source} has {len(tensors)} tensors for the {layers} layers of its config; copy it again")
 
 
 def carried_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
@@ -156,7 +168,7 @@ def collect(
         dtype: Of the model's tensors; None keeps each as it is.
 
     Raises:
-        ValueError: Missing, unknown or wrongly shaped tensors, with a list.
+        ValueError: Tensors are missing, unknown, wrongly shaped, no floats or not finite, with a list.
     """
     carried_table = {ours: entry for ours, entry in carried_table.items() if set(entry.names) <= set(tensors)}
     carried = {name for entry in carried_table.values() for name in entry.names}
@@ -164,7 +176,7 @@ def collect(
     return Checkpoint(
         source=source,
         config=config,
-        tensors=gather(table, tensors, dtype),
+        tensors=finite(source, gather(table, tensors, dtype)),
         carried=gather(carried_table, tensors),
         dropped=dropped,
     )
@@ -189,7 +201,7 @@ def check_sources(
         carried: Foreign names that are known besides.
 
     Raises:
-        ValueError: Missing, unknown or wrongly shaped tensors, with a list.
+        ValueError: Tensors are missing, unknown, wrongly shaped or no floats, with a list.
     """
     needed = {name for entry in table.values() for name in entry.names}
     rest = set(tensors) - needed - set(carried)
@@ -203,19 +215,38 @@ def check_sources(
 
 def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError, with a list, unless `tensors` are exactly the parameters of `BridgeTower(config)`."""
+    check_depth(source, config, tensors)
     expected = parameter_shapes(config)
     _refuse(source, "lacks", sorted(set(expected) - set(tensors)))
     _refuse(source, "has unknown", sorted(set(tensors) - set(expected)))
     _check_shapes(source, expected, tensors)
 
 
+def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors, all of whose values are numbers.
+
+    Raises:
+        ValueError: Some are NaN or infinite; `source` says where.
+    """
+    _refuse(source, "has NaN or infinite values in", [name for name, tensor in tensors.items() if not _finite(tensor)])
+    return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    """One pass without a second tensor; NaN goes through both extremes."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
 def _check_shapes(source: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
-    wrong = [
-        f"{name} {list(tensors[name].shape)} (expected {list(shape)})"
-        for name, shape in expected.items()
-        if tensors[name].shape != shape
-    ]
+    wrong, strange = [], []
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            wrong.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
+        if tensor.dtype not in _FLOATS:
+            strange.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} (expected floats of 16, 32 or 64 bits)")
     _refuse(source, "has wrongly shaped", wrong)
+    _refuse(source, "has wrongly typed", strange)
 
 
 def _refuse(source: str, what: str, names: list[str]) -> None:

@@ -5,55 +5,74 @@ from __future__ import annotations
 import logging
 from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
+from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, check_depth, collect, parameter_shapes
 from bridgetower.checkpoints.keymap import name_table, scatter
+from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.plain import check_numbers, known_fields
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
 _BACKBONE = "bridgetower."
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
+_DEPTH = (1, 1_000)  # layers
 
 logger = logging.getLogger(__name__)
 
-# transformers' defaults, for configs that list only what differs (BridgeTowerConfig, …TextConfig, …VisionConfig).
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 6,
-    "layer_norm_eps": 1e-5,
-    "link_tower_type": "add",
-    "share_cross_modal_transformer_layers": True,
-    "share_link_tower_layers": False,
-    "tie_word_embeddings": False,
-    "hidden_act": "gelu",
-    "contrastive_hidden_size": 512,
-}
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50265,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "pad_token_id": 1,
-}
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "patch_size": 16,
-    "image_size": 288,
-    "layer_norm_eps": 1e-5,
-    "remove_last_layer": False,
-}
+
+# What is read of transformers' BridgeTowerTextConfig, …VisionConfig and …Config, with their defaults, for configs that
+# list only what differs.
+@dataclass(frozen=True)
+class _Text:
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "text_config.", num_hidden_layers=_DEPTH)
+
+
+@dataclass(frozen=True)
+class _Vision:
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    patch_size: int | tuple[int, ...] = 16
+    image_size: int | tuple[int, ...] = 288
+    layer_norm_eps: float = 1e-5
+    remove_last_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "vision_config.", num_hidden_layers=_DEPTH)
+
+
+@dataclass(frozen=True)
+class _Top:
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    layer_norm_eps: float = 1e-5
+    link_tower_type: str = "add"
+    share_cross_modal_transformer_layers: bool = True
+    share_link_tower_layers: bool = False
+    tie_word_embeddings: bool = False
+    hidden_act: str = "gelu"
+    contrastive_hidden_size: int = 512
+
+    def __post_init__(self) -> None:
+        check_numbers(self, num_hidden_layers=_DEPTH)
 
 
 def read_checkpoint(
@@ -64,15 +83,19 @@ def read_checkpoint(
     Raises:
         ValueError: A setting that transformers itself cannot run, or tensors that do not fit.
     """
+    top = known_fields(_Top, values, f"{source}/config.json")
+    text = known_fields(_Text, values.get("text_config") or {}, f"{source}/config.json: text_config")
+    vision = known_fields(_Vision, values.get("vision_config") or {}, f"{source}/config.json: vision_config")
     prefix = _BACKBONE if any(name.startswith(_BACKBONE) for name in tensors) else ""
-    tensors = _untie(values, tensors, prefix)
-    config = _model_config(source, values, tensors)
+    if top.tie_word_embeddings:
+        tensors = _untie(tensors, prefix)
+    config = _model_config(source, top, text, vision, tensors)
     options: dict[str, Any] = {
         "separate_projections": config.fusion.separate_projections,
         "backbone_prefix": prefix,
     }
-    depth = _VISION_DEFAULTS | dict(values.get("vision_config") or {})
-    extra = depth["num_hidden_layers"] - config.vision.num_layers
+    extra = vision.num_hidden_layers - config.vision.num_layers
+    check_depth(source, config, tensors)
     table = name_table(parameter_shapes(config), "huggingface", **options)
     carried = name_table(carried_names(config, extra), "huggingface", **options)
     return collect(source, config, tensors, table, carried, _DROPPABLE, dtype)
@@ -102,86 +125,84 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _config_values(checkpoint), scatter(table, tensors)
 
 
-def _model_config(source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelConfig:
-    top = _DEFAULTS | dict(values)
-    text = _TEXT_DEFAULTS | dict(values.get("text_config") or {})
-    vision = _VISION_DEFAULTS | dict(values.get("vision_config") or {})
+def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors: Mapping[str, Tensor]) -> ModelConfig:
     _check_runnable(source, top, text, vision)
-    depth, fusion_depth = text["num_hidden_layers"], top["num_hidden_layers"]
+    depth, fusion_depth = text.num_hidden_layers, top.num_hidden_layers
     handed = tuple(range(depth - fusion_depth + 1, depth + 1))
-    width = vision["hidden_size"]
+    width = vision.hidden_size
+    itc = "itc_text_head.fc.weight"
     return ModelConfig(
         vision=VisionConfig(
-            image_size=_side(vision["image_size"]),
-            patch_size=_side(vision["patch_size"]),
+            image_size=_side(vision.image_size),
+            patch_size=_side(vision.patch_size),
             hidden_size=width,
             num_layers=depth,  # transformers walks both towers together; deeper blocks are never reached
             num_heads=width // 64,
             intermediate_size=4 * width,
-            layer_norm_eps=vision["layer_norm_eps"],
+            layer_norm_eps=vision.layer_norm_eps,
         ),
         text=TextConfig(
-            vocab_size=text["vocab_size"],
-            hidden_size=text["hidden_size"],
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
             num_layers=depth,
-            num_heads=text["num_attention_heads"],
-            intermediate_size=text["intermediate_size"],
-            max_positions=text["max_position_embeddings"],
-            type_vocab_size=text["type_vocab_size"],
-            pad_token_id=text["pad_token_id"],
-            layer_norm_eps=text["layer_norm_eps"],
-            dropout=text["hidden_dropout_prob"],
+            num_heads=text.num_attention_heads,
+            intermediate_size=text.intermediate_size,
+            max_positions=text.max_position_embeddings,
+            type_vocab_size=text.type_vocab_size,
+            pad_token_id=text.pad_token_id,
+            layer_norm_eps=text.layer_norm_eps,
+            dropout=text.hidden_dropout_prob,
         ),
         # transformers builds the fusion layers from the text config: heads, feed-forward width and eps are the text's.
         fusion=FusionConfig(
-            hidden_size=top["hidden_size"],
+            hidden_size=top.hidden_size,
             num_layers=fusion_depth,
-            num_heads=text["num_attention_heads"],
-            intermediate_size=text["intermediate_size"],
-            bridge=cast(BridgeKind, top["link_tower_type"]),
+            num_heads=text.num_attention_heads,
+            intermediate_size=text.intermediate_size,
+            bridge=cast(BridgeKind, top.link_tower_type),
             vision_layers=handed,
             text_layers=handed,
-            separate_projections=not top["share_cross_modal_transformer_layers"],
-            layer_norm_eps=text["layer_norm_eps"],
-            bridge_layer_norm_eps=top["layer_norm_eps"],
-            dropout=text["hidden_dropout_prob"],
+            separate_projections=not top.share_cross_modal_transformer_layers,
+            layer_norm_eps=text.layer_norm_eps,
+            bridge_layer_norm_eps=top.layer_norm_eps,
+            dropout=text.hidden_dropout_prob,
         ),
         heads=HeadsConfig(
             mlm="mlm_score.bias" in tensors,
             itm="itm_score.fc.weight" in tensors,
             itc="fused" if "itc_cross_modal_head.fc.weight" in tensors else None,
-            itc_size=len(tensors.get("itc_text_head.fc.weight", range(top["contrastive_hidden_size"]))),
-            mlm_layer_norm_eps=top["layer_norm_eps"],
+            itc_size=extent(tensors, itc) if itc in tensors else top.contrastive_hidden_size,
+            mlm_layer_norm_eps=top.layer_norm_eps,
         ),
     )
 
 
-def _check_runnable(source: str, top: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
+def _check_runnable(source: str, top: _Top, text: _Text, vision: _Vision) -> None:
     refused = {
-        "share_link_tower_layers is true": top["share_link_tower_layers"],
-        f"link_tower_type is {top['link_tower_type']!r}": top["link_tower_type"] not in _LINK_TOWERS,
-        "vision_config.remove_last_layer is true": vision["remove_last_layer"],
-        f"hidden_act is {text['hidden_act']!r}": text["hidden_act"] != "gelu" or top["hidden_act"] != "gelu",
-        f"hidden_size {top['hidden_size']} differs from the text tower's": top["hidden_size"] != text["hidden_size"],
-        "the image tower is shallower than the text tower": vision["num_hidden_layers"] < text["num_hidden_layers"],
-        "attention and hidden dropout differ": text["hidden_dropout_prob"] != text["attention_probs_dropout_prob"],
+        "share_link_tower_layers is true": top.share_link_tower_layers,
+        f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWERS,
+        "vision_config.remove_last_layer is true": vision.remove_last_layer,
+        f"hidden_act is {text.hidden_act!r}": text.hidden_act != "gelu" or top.hidden_act != "gelu",
+        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size != text.hidden_size,
+        "the image tower is shallower than the text tower": vision.num_hidden_layers < text.num_hidden_layers,
+        "attention and hidden dropout differ": text.hidden_dropout_prob != text.attention_probs_dropout_prob,
     }
     reasons = [reason for reason, applies in refused.items() if applies]
     if reasons:
         raise ValueError(f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}")
 
 
-def _side(value: int | list[int]) -> int:
-    sides = [value] if isinstance(value, int) else list(value)
-    if len(set(sides)) > 1:
+def _side(value: int | tuple[int, ...]) -> int:
+    sides = (value,) if isinstance(value, int) else value
+    if len(set(sides)) != 1:
         raise ValueError(f"image or patch size {sides} is not square; expected equal sides")
     return sides[0]
 
 
-def _untie(values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+def _untie(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
     """A tied decoder is stored once, as the word embedding; this package keeps them apart."""
     decoder = "mlm_score.decoder.weight"
-    if values.get("tie_word_embeddings") and "mlm_score.bias" in tensors and decoder not in tensors:
+    if "mlm_score.bias" in tensors and decoder not in tensors:
         words = tensors.get(f"{prefix}text_model.embeddings.word_embeddings.weight")
         return tensors if words is None else ChainMap({decoder: words.clone()}, tensors)  # type: ignore[arg-type]  # reads only
     return tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
-from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors
+from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.tensors import (
     WEIGHTS,
@@ -23,7 +22,7 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
-from bridgetower.files import read_json, require_empty, write_json
+from bridgetower.files import parse_json, read_json, require_empty, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
@@ -167,7 +166,7 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.d
     return Checkpoint(
         source=name,
         config=config,
-        tensors={parameter: tensor.to(dtype) for parameter, tensor in tensors.items()},
+        tensors=finite(name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}),
         carried=dict(read_safetensors(carried)) if carried.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
@@ -190,24 +189,23 @@ def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype 
         )
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
-    official = settings.get("config") if isinstance(settings, dict) else None
-    if not isinstance(official, dict) or not isinstance(state_dict, dict):
+    config = settings.get("config") if isinstance(settings, dict) else None
+    if not isinstance(config, dict) or not isinstance(state_dict, dict):
         raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
+    official = microsoft.Settings.read(str(path), config)
     tensors = only_tensors(str(path), state_dict)
     checkpoint = microsoft.read_checkpoint(str(path), official, tensors, overrides, dtype)
-    return replace(checkpoint, processor=_official_processor(path, official, checkpoint.config))
+    return replace(checkpoint, processor=_official_processor(official, checkpoint.config))
 
 
-def _official_processor(path: Path, official: Mapping[str, Any], config: ModelConfig) -> Processor:
+def _official_processor(official: microsoft.Settings, config: ModelConfig) -> Processor:
     """The official evaluation transform: `clip` resizes and crops, `blip` squashes; the tokenizer is only named."""
-    if lacking := {"val_transform_keys", "max_text_len"} - set(official):
-        raise ValueError(f"{path} lacks {sorted(lacking)} in its config; expected an official .ckpt")
-    squashes = any("blip" in key for key in official["val_transform_keys"])
+    squashes = any("blip" in key for key in official.val_transform_keys)
     return Processor(
         ProcessorConfig(
             profile="official-finetune" if squashes else "official-pretrain",
             image_size=config.vision.image_size,
-            max_length=official["max_text_len"],
+            max_length=official.max_text_len,
         ),
         tokenizer=None,
     )
@@ -215,7 +213,7 @@ def _official_processor(path: Path, official: Mapping[str, Any], config: ModelCo
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        return _names(path, json.loads(path.read_text(encoding="utf-8")))
+        return _names(path, parse_json(path.read_bytes(), path))
     except ValueError as error:
         raise ValueError(f"{path} is no list of answers ({error}); expected a JSON list of texts") from error
 

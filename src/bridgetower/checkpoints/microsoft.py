@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
 from bridgetower.checkpoints.keymap import Naming, name_table
+from bridgetower.checkpoints.tensors import extent
 from bridgetower.checkpoints.tower_settings import PUBLISHED_HEADS
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.plain import known_fields
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and task heads of one layer (`task_head_layers=1`).
 _DROPPABLE = (
@@ -26,9 +29,32 @@ _DROPPABLE = (
 )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is read of the official run config (`hyper_parameters.config` of a file), under its names."""
+
+    tokenizer: str
+    model_type: str
+    num_heads: int
+    drop_rate: float
+    max_text_len: int
+    val_transform_keys: tuple[str, ...]
+    nlvr2_drop_rate: float = HeadsConfig.nlvr2_dropout
+    meter_fusion: bool = False
+
+    @classmethod
+    def read(cls, source: str, official: object) -> Settings:
+        """Picks them out.
+
+        Raises:
+            ValueError: One is missing or of the wrong type; `source` says where.
+        """
+        return known_fields(cls, official, f"{source}: hyper_parameters.config")
+
+
 def read_checkpoint(
     source: str,
-    official: Mapping[str, Any],
+    official: Settings,
     tensors: Mapping[str, Tensor],
     overrides: Mapping[str, Any],
     dtype: torch.dtype | None = None,
@@ -37,7 +63,7 @@ def read_checkpoint(
 
     Args:
         source: Named in errors.
-        official: `hyper_parameters.config` of the file.
+        official: The run config of the file.
         tensors: `state_dict` of the file.
         overrides: Dotted fields that the file cannot tell, such as `text.num_heads` of an unpublished tower.
         dtype: Of the model's tensors; None keeps each as it is.
@@ -56,7 +82,7 @@ def read_checkpoint(
 
 
 def _model_config(
-    official: Mapping[str, Any], tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
+    official: Settings, tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
 ) -> ModelConfig:
     vision = _vision_config(tensors, naming, overrides.get("vision.num_heads"))
     config = ModelConfig(
@@ -68,21 +94,22 @@ def _model_config(
     return config.override(overrides)
 
 
-def _heads_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HeadsConfig:
+def _heads_config(official: Settings, tensors: Mapping[str, Tensor]) -> HeadsConfig:
     """Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width."""
-    inner = [tensors[f"{task}_classifier.1.weight"] for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
-    pooled_size = 2 * len(tensors["cross_modal_text_transform.weight"])
+    inner = [extent(tensors, f"{task}_classifier.1.weight") for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
+    pooled_size = 2 * extent(tensors, "cross_modal_text_transform.weight")
+    itc = "itc_text_head.fc.weight"
     return HeadsConfig(
         mlm="mlm_score.bias" in tensors,
         itm="itm_score.fc.weight" in tensors,
-        itc="tower" if "itc_text_head.fc.weight" in tensors else None,
-        itc_size=len(tensors.get("itc_text_head.fc.weight", range(256))),
+        itc="tower" if itc in tensors else None,
+        itc_size=extent(tensors, itc) if itc in tensors else HeadsConfig.itc_size,
         rank="rank_output.weight" in tensors,
-        vqa=len(tensors["vqa_classifier.3.weight"]) if _has("vqa", tensors) else 0,
+        vqa=extent(tensors, "vqa_classifier.3.weight") if _has("vqa", tensors) else 0,
         snli_ve=_has("snli", tensors),
         nlvr2=_has("nlvr2", tensors),
-        hidden_scale=len(inner[0]) / pooled_size if inner else HeadsConfig.hidden_scale,
-        nlvr2_dropout=official.get("nlvr2_drop_rate", HeadsConfig.nlvr2_dropout),
+        hidden_scale=inner[0] / pooled_size if inner else HeadsConfig.hidden_scale,
+        nlvr2_dropout=official.nlvr2_drop_rate,
     )
 
 
@@ -93,18 +120,19 @@ def _has(task: str, tensors: Mapping[str, Tensor]) -> bool:
 def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int | None) -> VisionConfig:
     prefix = "vit_model." if naming == "timm" else "vit_model.visual."
     timm = naming == "timm"
-    patches = tensors[prefix + ("patch_embed.proj.weight" if timm else "conv1.weight")]
-    positions = tensors[prefix + "pos_embed"][0] if timm else tensors[prefix + "positional_embedding"]
+    patches = prefix + ("patch_embed.proj.weight" if timm else "conv1.weight")
+    positions = prefix + ("pos_embed" if timm else "positional_embedding")
     blocks = prefix + ("blocks." if timm else "transformer.resblocks.")
-    width, patch = patches.shape[0], patches.shape[-1]
+    width, patch = extent(tensors, patches), extent(tensors, patches, -1)
+    num_patches = extent(tensors, positions, -2) - 1
     return VisionConfig(
-        image_size=round((len(positions) - 1) ** 0.5) * patch,
+        image_size=round(max(num_patches, 0) ** 0.5) * patch,
         patch_size=patch,
         hidden_size=width,
         num_layers=_count(tensors, blocks),
         # CLIP's own code derives the heads from the width; timm's names fix them.
         num_heads=num_heads or (_heads("vision", width) if timm else max(width // 64, 1)),
-        intermediate_size=len(tensors[blocks + ("0.mlp.fc1.weight" if timm else "0.mlp.c_fc.weight")]),
+        intermediate_size=extent(tensors, blocks + ("0.mlp.fc1.weight" if timm else "0.mlp.c_fc.weight")),
         layer_norm_eps=1e-6 if timm else 1e-5,
         activation="gelu" if timm else "quick_gelu",
         pre_norm=not timm,
@@ -112,39 +140,40 @@ def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int
     )
 
 
-def _text_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor], num_heads: int | None) -> TextConfig:
-    roberta = "roberta" in official["tokenizer"]
-    words = tensors["text_transformer.embeddings.word_embeddings.weight"]
+def _text_config(official: Settings, tensors: Mapping[str, Tensor], num_heads: int | None) -> TextConfig:
+    roberta = "roberta" in official.tokenizer
+    embeddings = "text_transformer.embeddings."
+    width = extent(tensors, f"{embeddings}word_embeddings.weight", 1)
     layers = "text_transformer.encoder.layer."
     return TextConfig(
-        vocab_size=words.shape[0],
-        hidden_size=words.shape[1],
+        vocab_size=extent(tensors, f"{embeddings}word_embeddings.weight"),
+        hidden_size=width,
         num_layers=_count(tensors, layers),
-        num_heads=num_heads or _heads("text", words.shape[1]),
-        intermediate_size=len(tensors[layers + "0.intermediate.dense.weight"]),
-        max_positions=len(tensors["text_transformer.embeddings.position_embeddings.weight"]),
-        type_vocab_size=len(tensors["text_transformer.embeddings.token_type_embeddings.weight"]),
+        num_heads=num_heads or _heads("text", width),
+        intermediate_size=extent(tensors, layers + "0.intermediate.dense.weight"),
+        max_positions=extent(tensors, f"{embeddings}position_embeddings.weight"),
+        type_vocab_size=extent(tensors, f"{embeddings}token_type_embeddings.weight"),
         pad_token_id=1 if roberta else 0,
         positions="roberta" if roberta else "bert",
         layer_norm_eps=1e-5 if roberta else 1e-12,
     )
 
 
-def _fusion_config(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FusionConfig:
-    if official.get("meter_fusion"):
+def _fusion_config(official: Settings, tensors: Mapping[str, Tensor]) -> FusionConfig:
+    if official.meter_fusion:
         raise ValueError(
             "the official option meter_fusion is not supported; expected model_type BT or METER without it"
         )
     layers = "cross_modal_text_layers."
     return FusionConfig(
-        hidden_size=len(tensors["cross_modal_text_transform.weight"]),
+        hidden_size=extent(tensors, "cross_modal_text_transform.weight"),
         num_layers=_count(tensors, layers),
-        num_heads=official["num_heads"],
-        intermediate_size=len(tensors[layers + "0.intermediate.dense.weight"]),
-        bridge=None if official["model_type"] == "METER" else "add",
+        num_heads=official.num_heads,
+        intermediate_size=extent(tensors, layers + "0.intermediate.dense.weight"),
+        bridge=None if official.model_type == "METER" else "add",
         input_norm="cross_modal_text_layernorm.weight" in tensors,
-        num_token_types=len(tensors["token_type_embeddings.weight"]),
-        dropout=official["drop_rate"],
+        num_token_types=extent(tensors, "token_type_embeddings.weight"),
+        dropout=official.drop_rate,
     )
 
 

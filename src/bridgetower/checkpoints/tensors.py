@@ -63,7 +63,10 @@ class MappedTensors(Mapping[str, Tensor]):
             raise KeyError(name)
         if self._handed_out * _PARTS > self._path.stat().st_size:
             self._map()
-        tensor: Tensor = self._file.get_tensor(name)
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"tensor {name} of {self._path} cannot be read ({error})") from error
         self._handed_out += tensor.nbytes
         return tensor
 
@@ -189,6 +192,19 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     if others:
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
     return dict(values)
+
+
+def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
+    """Returns the size of a tensor along an axis.
+
+    Raises:
+        KeyError: There is no such tensor.
+        ValueError: It has no such axis.
+    """
+    shape = tensors[name].shape
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"tensor {name} is of shape {list(shape)}; expected more axes")
+    return shape[axis]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False) -> None:

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bridgetower.checkpoints.checkpoint import check_sources, with_positions_for
+from bridgetower.checkpoints.checkpoint import check_sources, finite, with_positions_for
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.keymap import gather
-from bridgetower.checkpoints.tensors import only_tensors, read_safetensors, read_torch_archive, read_weights
+from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
 from bridgetower.checkpoints.tower_names import TowerNaming, recognise
 from bridgetower.checkpoints.tower_settings import Normalisation, Values, normalisation, text_settings, vision_settings
@@ -177,12 +177,11 @@ def _modern(name: str) -> str:
 
 
 def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionConfig:
-    patches = _tensor(found, naming, "vision.patch_embedding.weight")
-    positions = _tensor(found, naming, "vision.position_embedding")
-    width, patch = patches.shape[0], patches.shape[-1]
+    patches = "vision.patch_embedding.weight"
+    width, patch = _extent(found, naming, patches), _extent(found, naming, patches, -1)
     clip = naming.kind in ("openai", "clip")
     distilled = not clip and naming.find(found.tensors, "vision.distillation_embedding") is not None
-    num_patches = positions.shape[-2] - 1 - distilled
+    num_patches = _extent(found, naming, "vision.position_embedding", -2) - 1 - distilled
     side = round(max(num_patches, 0) ** 0.5)
     if side**2 != num_patches or not side:
         raise ValueError(f"{found.name} has positions for {num_patches} patches; expected a square number")
@@ -199,13 +198,13 @@ def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionC
 
 
 def _text_config(found: _Found, naming: TowerNaming, asked: Values) -> TextConfig:
-    words = _tensor(found, naming, "text.word_embedding.weight")
+    words = "text.word_embedding.weight"
     told: dict[str, Any] = {
-        "vocab_size": words.shape[0],
-        "hidden_size": words.shape[-1],
+        "vocab_size": _extent(found, naming, words),
+        "hidden_size": _extent(found, naming, words, -1),
         **_sizes(found, naming),
-        "max_positions": len(_tensor(found, naming, "text.position_embedding.weight")),
-        "type_vocab_size": len(_tensor(found, naming, "text.token_type_embedding.weight")),
+        "max_positions": _extent(found, naming, "text.position_embedding.weight"),
+        "type_vocab_size": _extent(found, naming, "text.token_type_embedding.weight"),
     }
     told |= text_settings(found.name, found.settings)
     return TextConfig(**_settle(found.name, "text", told, {}, asked))
@@ -217,15 +216,15 @@ def _sizes(found: _Found, naming: TowerNaming) -> dict[str, int]:
         depth += 1
     return {
         "num_layers": depth,
-        "intermediate_size": len(_tensor(found, naming, f"{naming.part}.layers.0.mlp.up.weight")),
+        "intermediate_size": _extent(found, naming, f"{naming.part}.layers.0.mlp.up.weight"),
     }
 
 
-def _tensor(found: _Found, naming: TowerNaming, name: str) -> Tensor:
+def _extent(found: _Found, naming: TowerNaming, name: str, axis: int = 0) -> int:
     tensor = naming.find(found.tensors, name)
     if tensor is None:
         raise ValueError(f"{found.name} lacks tensors: {naming.table([name])[name].names[0]}")
-    return tensor
+    return extent({name: tensor}, name, axis)
 
 
 def _settle(source: str, part: str, told: Values, usual: Values, asked: Values) -> dict[str, Any]:
@@ -256,4 +255,4 @@ def _collect(
     dropped = check_sources(found.name, shapes, found.tensors, table, naming.droppable)
     if dropped:
         logger.info("%s: not used: %s", found.name, ", ".join(dropped))
-    return gather(table, found.tensors, torch.float32)
+    return finite(found.name, gather(table, found.tensors, torch.float32))

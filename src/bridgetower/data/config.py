@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgetower.model.plain import check_choice
+from bridgetower.model.plain import check_choice, check_numbers
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
@@ -71,6 +71,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the repeats, the choices and the counts."""
+        check_numbers(self)
         trained = (*self.folders, *self.train_only)
         if self.repeats and (len(self.repeats) != len(trained) or min(self.repeats) < 1):
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
@@ -132,6 +133,7 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         """Checks that all three are shares and leave something to predict."""
+        check_numbers(self)
         if not 0.0 < self.probability <= 1.0:
             raise ValueError(f"probability is {self.probability}; expected more than 0 and at most 1")
         shares = self.mask_share, self.random_share
@@ -158,6 +160,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Checks the counts."""
+        check_numbers(self)
         _check_work(self.max_bad, self.shard_rows, self.num_workers)
 
     @property
@@ -194,6 +197,7 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         """Checks fractions and counts."""
+        check_numbers(self)
         test, validation = self.fractions
         if min(test, validation) < 0 or test + validation >= 1:
             raise ValueError(

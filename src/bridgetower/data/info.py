@@ -8,6 +8,7 @@ from pathlib import Path
 from bridgetower.data.kinds import KINDS, Kind
 from bridgetower.data.splits import check_split_names, existing_folder
 from bridgetower.files import read_json, write_json
+from bridgetower.model.plain import from_plain
 
 INFO_FILE = "dataset.json"
 FORMAT = 2
@@ -109,11 +110,7 @@ def read_info(folder: Path) -> DatasetInfo:
     content = read_json(path)
     if content.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path} has format {content['format']}, this version reads {FORMAT}; prepare it again")
-    try:
-        splits = {name: SplitInfo(**split) for name, split in content.pop("splits").items()}
-        return DatasetInfo(**content, splits=splits)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a dataset description ({error}); run `bridgetower prepare` again") from error
+    return from_plain(DatasetInfo, content, str(path))
 
 
 def split_digests(folder: Path, split: str) -> Mapping[str, str]:

@@ -1,7 +1,6 @@
 """Rows of pictures and captions as a user keeps them: a table, a folder of pictures, or tar shards."""
 
 import csv
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from bridgetower.data.config import CaptionsFrom
 from bridgetower.data.locations import IMAGE_SUFFIXES, CellPicture, FilePicture, Picture
 from bridgetower.data.tables import parquet_rows
 from bridgetower.data.tars import tar_samples
+from bridgetower.files import parse_json
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
@@ -146,10 +146,7 @@ def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(_lines(source), start=1):
         if not line.strip():
             continue
-        try:
-            cells = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}, line {number}: {error}; write one JSON object per line") from error
+        cells = parse_json(line, f"{source}, line {number}")
         if not isinstance(cells, dict):
             raise ValueError(f"{source}, line {number} is a {type(cells).__name__}; write one JSON object per line")
         yield cells

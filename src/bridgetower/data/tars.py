@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bridgetower.data.locations import IMAGE_SUFFIXES, SpanPicture
+from bridgetower.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,7 @@ def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 def _details(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path, archive, member))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{member.name} in {path} is not valid JSON ({error}); write the shard again") from error
+    content = parse_json(_read(path, archive, member), f"{member.name} in {path}")
     if not isinstance(content, dict):
         raise ValueError(f"{member.name} in {path} holds a {type(content).__name__}; expected a JSON object")
     return content

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from bridgetower.data.answers import normalise_answer
-from bridgetower.files import write_json
+from bridgetower.files import parse_json, write_json
 
 ANSWERS_FILE = "answers.json"
 
@@ -34,10 +33,7 @@ def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")
-    try:
-        answers = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); run `bridgetower prepare` again") from error
+    answers = parse_json(path.read_bytes(), path)
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,33 @@ from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, PartName, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
 from bridgetower.files import new_folder, read_json, replacing, sha256_of, write_json
+from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
 VERSION = 1
 
 _WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The content of `export.json`.
+
+    Attributes:
+        version: Of this form of the file.
+        form: Of the parts.
+        weights: What ties the parts to the weights.
+        parts: Digest of every part's file, by name.
+        largest_difference: Engine → part → how far its outputs were from the model's.
+    """
+
+    version: int
+    form: Form
+    weights: str
+    parts: dict[str, str]
+    largest_difference: dict[str, dict[str, float]]
+
 
 Run = Callable[..., Sequence[Tensor]]
 """Computes the outputs of a part from its arguments."""
@@ -77,16 +98,17 @@ def check_exported(folder: Path) -> None:
         FileNotFoundError: A file is missing.
         ValueError: A file was damaged or exchanged.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("version") != VERSION:
-        raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
-    for name, digest in manifest["parts"].items():
-        path = folder / f"{name}.{SUFFIXES[manifest['form']]}"
+    content = read_json(folder / MANIFEST)
+    if content.get("version") != VERSION:
+        raise ValueError(f"{folder} was exported as version {content.get('version')}; this release reads {VERSION}")
+    manifest = from_plain(_Manifest, content, str(folder / MANIFEST))
+    for name, digest in manifest.parts.items():
+        path = folder / f"{name}.{SUFFIXES[manifest.form]}"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
-    if _fingerprint(folder, manifest["form"]) != manifest["weights"]:
+    if _fingerprint(folder, manifest.form) != manifest.weights:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
 
 
@@ -142,15 +164,17 @@ def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
 
 
 def _manifest(
-    folder: Path, form: Form, names: Iterable[str], differences: Mapping[str, Mapping[str, float]]
+    folder: Path, form: Form, names: Iterable[str], differences: dict[str, dict[str, float]]
 ) -> dict[str, object]:
-    return {
-        "version": VERSION,
-        "form": form,
-        "weights": _fingerprint(folder, form),
-        "parts": {name: sha256_of(folder / f"{name}.{SUFFIXES[form]}") for name in names},
-        "largest_difference": differences,
-    }
+    return asdict(
+        _Manifest(
+            version=VERSION,
+            form=form,
+            weights=_fingerprint(folder, form),
+            parts={name: sha256_of(folder / f"{name}.{SUFFIXES[form]}") for name in names},
+            largest_difference=differences,
+        )
+    )
 
 
 def _fingerprint(folder: Path, form: Form) -> str:

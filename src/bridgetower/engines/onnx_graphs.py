@@ -18,7 +18,7 @@ import torch
 
 from bridgetower.engines.packages import require
 from bridgetower.engines.parts import Part
-from bridgetower.files import replacing
+from bridgetower.files import parse_json, replacing
 
 _OPSET = 20  # the first with Gelu
 _PREFIX = "model."  # of the names of a part's parameters
@@ -125,4 +125,4 @@ def _header(weights: Path) -> tuple[dict[str, Any], int]:
     """Returns the header of a safetensors file and where its tensors begin."""
     with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size
+        return parse_json(file.read(size), f"the header of {weights}"), 8 + size

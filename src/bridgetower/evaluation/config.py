@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bridgetower.data.config import GlueName
-from bridgetower.model.plain import check_choice
+from bridgetower.model.plain import check_choice, check_numbers
 from bridgetower.tasks.config import Protocol
 
 Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2", "cifar10", "cifar100", GlueName]
@@ -36,6 +36,7 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
+        check_numbers(self)
         for name in ("candidates", "max_captions", "fold_size", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

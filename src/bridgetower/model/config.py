@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
 Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
@@ -14,7 +14,16 @@ BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
 ItcKind = Literal["tower", "fused"]
 Part = Literal["vision", "text", "fusion"]
 
-_SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "layer_norm_eps")
+_EPS = (1e-20, 1.0)
+_WIDTH, _CLASSES = 65_536, 10_000_000
+_SIZES: dict[str, tuple[float, float]] = {
+    "hidden_size": (1, _WIDTH),
+    "num_layers": (1, 1_000),
+    "num_heads": (1, _WIDTH),
+    "intermediate_size": (1, 4 * _WIDTH),
+    "layer_norm_eps": _EPS,
+}
+_SIDE = (1, 8_192)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Checks that the patch divides the image and the heads divide the width."""
-        _check_positive(self, "image_size", "patch_size", *_SIZES)
+        check_numbers(self, "vision.", image_size=_SIDE, patch_size=_SIDE, **_SIZES)
         _check_heads("vision", self.hidden_size, self.num_heads)
         check_choice("vision.activation", self.activation, Activation)
         check_image_size(self.image_size, self.patch_size)
@@ -99,7 +108,13 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the kind of positions and the dropout probability."""
-        _check_positive(self, "vocab_size", "type_vocab_size", "max_positions", *_SIZES)
+        counts = dict.fromkeys(("vocab_size", "type_vocab_size", "max_positions"), (1, _CLASSES))
+        check_numbers(self, "text.", pad_token_id=(0, _CLASSES), **counts, **_SIZES)
+        if self.pad_token_id >= self.vocab_size or self.max_length < 1:
+            raise ValueError(
+                f"text.pad_token_id {self.pad_token_id} with vocab_size {self.vocab_size} and max_positions "
+                f"{self.max_positions}; expected one of the ids, and room for a token"
+            )
         _check_heads("text", self.hidden_size, self.num_heads)
         check_choice("text.positions", self.positions, Positions)
         _check_dropout("text.dropout", self.dropout)
@@ -150,15 +165,13 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the bridge's name and the number of handed layers."""
-        _check_positive(self, "bridge_layer_norm_eps", *_SIZES)
+        check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, num_token_types=(2, 1_000), **_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
         check_choice("fusion.bridge", self.bridge, BridgeKind, or_none=True)
-        if self.num_token_types < 2:
-            raise ValueError(f"fusion.num_token_types is {self.num_token_types}; text and image need at least 2")
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            if layers is not None and len(layers) != self.num_handed_layers:
+            if layers is not None and (not _is_whole(layers) or len(layers) != self.num_handed_layers):
                 raise ValueError(
                     f"fusion.{name} is {layers}; expected {self.num_handed_layers} tower layers "
                     f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
@@ -208,13 +221,10 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
-        _check_positive(self, "itc_size", "mlm_layer_norm_eps", "hidden_scale")
+        classes = dict.fromkeys(("vqa", "image", "text"), (0, _CLASSES))
+        widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
+        check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
-        if min(self.vqa, self.image, self.text) < 0:
-            raise ValueError(
-                f"heads.vqa {self.vqa}, heads.image {self.image}, heads.text {self.text}; expected numbers of classes, "
-                "0 for no head"
-            )
 
     @property
     def has_downstream(self) -> bool:
@@ -298,10 +308,8 @@ def _top_layers(depth: int, count: int) -> tuple[int, ...]:
     return tuple(range(depth - count + 1, depth + 1))
 
 
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{type(config).__name__}.{name} is {getattr(config, name)}; expected a positive number")
+def _is_whole(layers: object) -> bool:
+    return isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
 
 
 def _check_heads(part: str, hidden_size: int, num_heads: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+_LARGEST = 2**63 - 1
+
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float.
 
-    Fields may be dataclasses, tuples, dictionaries, literals, numbers, texts and truth values, or one of these or None,
-    or one of several dataclasses, each of which has a field `kind` with a default of its own.
+    Fields may be dataclasses, tuples, lists, mappings, literals, finite numbers, texts and truth values, or one of
+    these or None, or one of several dataclasses, each of which has a field `kind` with a default of its own.
 
     Args:
         cls: The dataclass.
@@ -30,11 +33,25 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise ValueError(f"{where} has unknown fields {unknown}; known: {sorted(types)}")
-    plain = {name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()}
-    try:
-        return cls(**plain)
-    except TypeError as error:
-        raise ValueError(f"{where} lacks a field ({error})") from error
+    lacking = sorted(
+        field.name
+        for field in fields(cast(Any, cls))
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING
+    )
+    if lacking:
+        raise ValueError(f"{where} lacks {lacking}")
+    return cls(**{name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def known_fields(cls: type[T], values: object, where: str) -> T:
+    """Builds a dataclass from those of the values that it has fields for, as `from_plain` does from all.
+
+    Raises:
+        ValueError: `values` are no names and values, or a known one is missing or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; expected names and values")
+    return from_plain(cls, {name: value for name, value in values.items() if name in get_type_hints(cls)}, where)
 
 
 def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:
@@ -54,6 +71,29 @@ def check_choice(name: str, value: object, choices: Any, *, or_none: bool = Fals
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
 
 
+def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -> None:
+    """Checks the numbers of a dataclass whose annotations are texts: none is NaN, infinite, or beyond 64 bits.
+
+    Args:
+        config: The dataclass; its fields that are no numbers are passed over.
+        where: In front of the names of fields, for the error.
+        bounds: Smallest and largest value, by field.
+
+    Raises:
+        ValueError: A field holds something else, or is out of bounds.
+    """
+    for field in fields(config):
+        kind = str(field.type).removesuffix(" | None")
+        value = getattr(config, field.name)
+        if kind not in ("int", "float") or (value is None and kind != field.type):
+            continue
+        low, high = bounds.get(field.name, (-_LARGEST, _LARGEST))
+        fits = type(value) is int or (kind == "float" and type(value) is float)  # by identity: True is an int
+        if not fits or not low <= value <= high:
+            what = "whole number" if kind == "int" else "number"
+            raise ValueError(f"{where}{field.name} is {value!r}; expected a {what} from {low:,} to {high:,}")
+
+
 def _checked(annotation: Any, value: Any, where: str) -> Any:
     """Returns `value` in the form that `annotation` wants."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
@@ -69,10 +109,14 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         if origin is tuple and isinstance(value, list | tuple) and _fits(arguments, len(value)):
             items = zip(arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True)
             return tuple(_checked(item, element, f"{where}[{number}]") for number, (item, element) in enumerate(items))
-        if origin is dict and isinstance(value, dict):
+        if origin is Sequence and isinstance(value, list):
+            return [_checked(arguments[0], element, f"{where}[{number}]") for number, element in enumerate(value)]
+        if origin in (dict, Mapping) and isinstance(value, dict):
             return {name: _checked(arguments[1], element, f"{where}.{name}") for name, element in value.items()}
+        if kind is float and type(value) is float and not isfinite(value):
+            break
         # By identity: True is an int to isinstance.
-        if kind is Any or type(value) is kind or (kind is float and type(value) is int):
+        if kind in (Any, object) or type(value) is kind or (kind is float and type(value) is int):
             return value
         if origin is Literal and value in arguments:
             return value

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 
@@ -53,10 +53,8 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         """Checks every field, and that none is set that the profile would ignore."""
         check_choice("profile", self.profile, Profile)
-        for name in ("image_size", "max_length", "patch_size", "shortest_edge", "size_divisor"):
-            self._check_positive(name)
-        if self.max_length < 3:
-            raise ValueError(f"max_length is {self.max_length}; a start, an end and one token need at least 3")
+        sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
+        check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
         if self.patch_size is not None:
             _check_image_size(self.image_size, self.patch_size)
         self._check_colours()
@@ -103,16 +101,11 @@ class ProcessorConfig:
         """
         return from_plain(cls, values, "processor config")
 
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        optional = name not in ("image_size", "max_length")
-        if not (optional and value is None) and (type(value) is not int or value <= 0):
-            raise ValueError(f"{name} is {value!r}; expected a positive whole number")
-
     def _check_colours(self) -> None:
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+        if not _three(self.image_mean, -1e3) or not _three(self.image_std, 1e-3):
             raise ValueError(
-                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, std above 0"
+                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
+                "and from 0.001 to 1,000"
             )
         colour = self.background
         if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
@@ -128,6 +121,10 @@ class ProcessorConfig:
                 f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every picture would "
                 "vanish; raise image_size or lower size_divisor"
             )
+
+
+def _three(values: tuple[float, ...], low: float) -> bool:
+    return len(values) == 3 and all(low <= value <= 1e3 for value in values)
 
 
 def _check_image_size(image_size: int, patch_size: int) -> None:

@@ -218,13 +218,13 @@ def _clip_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _side(path: Path, name: str, value: Any) -> int:
     """Reads a square size: a number, {"shortest_edge": n} or {"height": n, "width": n}."""
-    sides = set(value.values()) if isinstance(value, dict) else {value}
+    sides = list(value.values()) if isinstance(value, dict) else [value]
     known = not isinstance(value, dict) or value.keys() in ({"shortest_edge"}, {"height", "width"})
-    if not known or len(sides) != 1 or not all(type(side) is int for side in sides):
+    if not known or not all(type(side) is int for side in sides) or len(set(sides)) != 1:
         raise ValueError(
             f"{path} sets {name} to {value!r}; expected one whole number, such as {{'shortest_edge': 288}}"
         )
-    return int(sides.pop())
+    return int(sides[0])
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
@@ -233,7 +233,8 @@ def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
     Raises:
         ValueError: `value` is something else; `path` and `name` say where.
     """
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
+    numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
+    if not numbers or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
     red, green, blue = value
     return float(red), float(green), float(blue)
@@ -242,4 +243,6 @@ def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
 def _read_max_length(folder: Path) -> int:
     path = folder / "tokenizer_config.json"
     limit = read_json(path).get("model_max_length") if path.is_file() else None
-    return int(limit) if limit is not None and limit < _UNLIMITED else _DEFAULT_MAX_LENGTH
+    if limit is not None and type(limit) not in (int, float):
+        raise ValueError(f"{path} sets model_max_length to {limit!r}; expected a whole number")
+    return _DEFAULT_MAX_LENGTH if limit is None or limit >= _UNLIMITED else limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridgetower.data.config import CaptionsFrom
+from bridgetower.model.plain import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Checks the counts."""
+        check_numbers(self)
         if self.max_bad < 0 or self.batch_size < 1 or (self.num_workers or 0) < 0 or self.commit_seconds < 0:
             raise ValueError(
                 f"max_bad {self.max_bad}, batch_size {self.batch_size}, num_workers {self.num_workers}, commit_seconds "

@@ -211,8 +211,9 @@ class Index:
             exact: Compare every vector, even where `approximate` was called.
 
         Raises:
-            ValueError: The condition is none.
+            ValueError: The condition is none, or pictures have vectors that are no numbers, so that nothing finds them.
         """
+        there = len(self)
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
         # Where there are no partitions, these two change nothing.
         query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(len(self)))).refine_factor(_REFINED)
@@ -226,11 +227,21 @@ class Index:
             if where is None:
                 raise
             raise ValueError(f"where is {where!r}: {_complaint(error)}; columns are {', '.join(ABOUT)}") from error
+        unhidden = where is None and column == "image_vector" and (exact or not self.is_approximate)
+        if unhidden and len(rows) < min(count, there, len(self)):
+            raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in _TOLD}) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def put(self, rows: Sequence[IndexedRow]) -> None:
-        """Writes pictures in one commit; those that are there are replaced."""
+        """Writes pictures in one commit; those that are there are replaced.
+
+        Raises:
+            ValueError: A vector has values that are no numbers.
+        """
+        bad = [row.picture.path for row in rows if not row.is_finite]
+        if bad:
+            raise ValueError(f"{bad[0]!r} has a vector with NaN or infinite values; nothing would find it")
         self._merge(table_of(rows, self._table.schema))
 
     def copy(self, copies: Sequence[tuple[str, Listed]]) -> None:

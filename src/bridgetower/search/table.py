@@ -12,6 +12,8 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.files import parse_json
+from bridgetower.model.plain import from_plain
 from bridgetower.search.pictures import Listed
 from bridgetower.search.places import Uri
 
@@ -60,6 +62,11 @@ class IndexedRow:
     image_vector: Float[Tensor, " c"]
     text_vectors: Float[Tensor, "t c"]
     pair_vectors: Float[Tensor, "t e"]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values of the vectors are numbers."""
+        return all(bool(one.isfinite().all()) for one in (self.image_vector, self.text_vectors, self.pair_vectors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +131,10 @@ def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
     Raises:
         ValueError: It is no index, or one of another release.
     """
-    content = json.loads((schema.metadata or {}).get(_MARK, b"{}"))
-    if content.pop("version", None) != _VERSION:
+    content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
+    if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
         raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
-    return IndexInfo(**content)
+    return from_plain(IndexInfo, content, f"what {uri} is of")
 
 
 def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:

@@ -6,6 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, fields
 
+from bridgetower.model.plain import check_numbers
+
 MOST_ITEMS = 4096
 """Of `max_items`, and most entries in any list of a request: more would take long to parse."""
 
@@ -51,6 +53,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
+        check_numbers(self)
         positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items")
         for item in fields(self):
             value = getattr(self, item.name)

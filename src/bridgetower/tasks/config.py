@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import GlueName, MaskingConfig
-from bridgetower.model.plain import check_choice
+from bridgetower.model.plain import check_choice, check_numbers
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
@@ -52,6 +52,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Checks the weights and the negatives."""
+        check_numbers(self)
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
         if min(self.mlm, self.itm, self.itc) < 0 or max(self.mlm, self.itm, self.itc) == 0:
@@ -92,6 +93,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks that the phases cover the run, and the choices."""
+        check_numbers(self)
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
@@ -130,6 +132,7 @@ class RankingConfig:
 
     def __post_init__(self) -> None:
         """Checks the number of texts and the weight."""
+        check_numbers(self)
         if self.false_texts < 1 or self.itm < 0:
             raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
 
@@ -151,6 +154,7 @@ class VqaConfig:
 
     def __post_init__(self) -> None:
         """Checks the protocol."""
+        check_numbers(self)
         check_choice("protocol", self.protocol, Protocol)
 
 
@@ -196,6 +200,7 @@ class CifarConfig:
 
     def __post_init__(self) -> None:
         """Checks the number of classes."""
+        check_numbers(self)
         if self.num_classes not in (10, 100):
             raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
 
@@ -216,6 +221,7 @@ class GlueConfig:
 
     def __post_init__(self) -> None:
         """Checks the name and the number."""
+        check_numbers(self)
         check_choice("name", self.name, GlueName)
         if self.max_bad < 0:
             raise ValueError(f"max_bad is {self.max_bad}; expected at least 0")

@@ -11,7 +11,7 @@ from tyro.conf import AvoidSubcommands, Fixed, Suppress
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.model.plain import check_choice, check_numbers, from_plain
 from bridgetower.tasks.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -59,6 +59,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges and choices, and that nothing is set that the schedule would ignore."""
+        check_numbers(self)
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}; "
@@ -155,6 +156,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes and choices, and that the length of the run is given once."""
+        check_numbers(self)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bridgetower.distributed import all_gather
-from bridgetower.files import write_text, writing
+from bridgetower.files import json_text, write_text, writing
 from bridgetower.progress import step_bars
 from bridgetower.training.config import RunConfig
 
@@ -79,7 +79,7 @@ class RunLog:
 
     def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         with writing(self.out / METRICS):
-            self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
+            self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
             self.file.flush()
         with writing(self.out / TENSORBOARD):
             for name, value in figures.items():

@@ -34,6 +34,11 @@ class TestItems:
         write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
         assert list(originals.items(tmp_path / "a.json", "images.item")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
 
+    def test_many_beside_each_other_are_not_deep(self, originals: Originals, tmp_path: Path) -> None:
+        items = [{"id": number, "text": "]" if number % 2 else "[{", "boxes": [[0, 1]]} for number in range(9_000)]
+        write(tmp_path / "a.json", {"images": items})
+        assert list(originals.items(tmp_path / "a.json", "images.item")) == items
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -41,6 +46,8 @@ class TestItems:
             ("<html>", "is not valid JSON"),
             ('{"annotations": [1]}', "has no images list; check that it is the right file"),
             ('{"images": []}', "has no images list"),
+            *((f'{{"images": [{"[" * depth}{"]" * depth}]}}', "a.json is nested too deep") for depth in (5_000, 10**6)),
+            ('{"images": [' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "]}", "a.json is nested too deep"),
         ],
     )
     def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, content: str, message: str) -> None:
@@ -54,7 +61,14 @@ class TestLines:
         write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
         assert list(originals.lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\u2028 ü"}]
 
-    @pytest.mark.parametrize(("line", "message"), [("[1]", "line 2 is a list; expected"), ('{"a"', "line 2: ")])
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("[1]", "line 2 is a list; expected"),
+            ('{"a"', "line 2 is not valid JSON"),
+            ("[" * 9999, "line 2 is nested too deep"),
+        ],
+    )
     def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, line: str, message: str) -> None:
         write(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
         with pytest.raises(ValueError, match=message):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
+import numpy as np
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.kinds import Kind
 from bridgetower.data.listing import Listing
 from bridgetower.data.locations import FilePicture
+from bridgetower.files import parse_json
 from bridgetower.progress import reading
+
+_DEEPEST = 5_000  # brackets that may be open in a JSON file
+_OPENING, _CLOSING = (np.frombuffer(brackets, np.uint8) for brackets in (b"[{", b"]}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ class Originals:
         item = None
         with reading(path, shown=self.progress) as file:
             try:
-                for item in ijson.items(file, prefix, use_float=True):
+                for item in ijson.items(_Shallow(path, file), prefix, use_float=True):
                     yield item
             except ijson.JSONError as error:
                 what = str(error).partition("\n")[0]  # the rest draws where in the file it is
@@ -135,11 +139,34 @@ class Originals:
                 yield _json_object(path, number, line)
 
 
+class _Shallow:
+    """A JSON file that is refused where it is nested deep, before its parser's memory grows with the square of that.
+
+    Brackets within texts are counted too; where they are not closed, they make a file look a little deeper.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file, self._depth = path, file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads bytes.
+
+        Raises:
+            ValueError: They open more brackets than is plausible.
+        """
+        content = self._file.read(size)
+        opened = content.count(b"[") + content.count(b"{")
+        if self._depth + opened > _DEEPEST:
+            codes = np.frombuffer(content, np.uint8)
+            steps = np.isin(codes, _OPENING).astype(np.int64) - np.isin(codes, _CLOSING)
+            if self._depth + int(steps.cumsum().max()) > _DEEPEST:
+                raise ValueError(f"{self._path} is nested too deep to be read; copy it again")
+        self._depth = max(0, self._depth + opened - content.count(b"]") - content.count(b"}"))
+        return content
+
+
 def _json_object(path: Path, number: int, line: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}; copy the file again") from error
+    content = parse_json(line, f"{path}, line {number}")
     if not isinstance(content, dict):
         raise ValueError(f"{path}, line {number} is a {type(content).__name__}; expected a JSON object")
     return content

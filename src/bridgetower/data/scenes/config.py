@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bridgetower.model.plain import check_choice
+from bridgetower.model.plain import check_choice, check_numbers
 
 LevelName = Literal["easy", "medium", "hard"]
 SceneKind = Literal["captions", "vqa", "snli-ve", "nlvr2"]
@@ -35,6 +35,7 @@ class ScenesConfig:
 
     def __post_init__(self) -> None:
         """Checks choices and numbers."""
+        check_numbers(self)
         check_choice("kind", self.kind, SceneKind)
         check_choice("level", self.level, LevelName)
         if min(self.num_train, self.num_validation, self.num_test) < 1 or self.side < 30:

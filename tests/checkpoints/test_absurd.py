@@ -1,0 +1,248 @@
+"""Absurd settings: every setting of every file with values that cannot be meant loads, or is refused in one line."""
+
+import json
+import math
+import resource
+import signal
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import official
+from bridgetower import cli, predictor
+from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
+from bridgetower.checkpoints.tensors import read_safetensors, read_sharded_safetensors, write_safetensors
+from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, PrepareConfig
+from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.plain import from_plain
+from bridgetower.processor import Processor
+from bridgetower.search.config import IndexConfig
+from bridgetower.serve.config import ServeConfig
+from bridgetower.tasks.config import CifarConfig, GlueConfig, Phase, RankingConfig
+from bridgetower.training.config import OptimizerConfig, RunConfig
+
+VALUES = (
+    *(math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e9, 10**9, 10**30, -(10**30), 1e300, 1e-300),
+    *("a", None, True, [], {}, [[]], {"a": 1}, [1e9, math.nan, -1]),
+)
+MEMORY, SECONDS = 2**30, 600
+CONFIGS = (
+    *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, OptimizerConfig, RunConfig, Phase, RankingConfig),
+    *(CifarConfig, GlueConfig, RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig),
+    *(IndexConfig, ServeConfig),
+)
+NAMES = {
+    "own": "text.word_embedding.weight",
+    "safe": "bridgetower.text_model.embeddings.word_embeddings.weight",
+    "official": "text_transformer.embeddings.word_embeddings.weight",
+}
+Place = tuple[str | int, ...]
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Lets memory grow by a gibibyte, and ends what hangs."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def hangs(number: int, frame: types.FrameType | None) -> None:
+        raise TimeoutError(f"still at it after {SECONDS} seconds")
+
+    handler = signal.signal(signal.SIGALRM, hangs)
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def places(values: Any, place: Place = ()) -> Iterator[Place]:
+    """Yields where something is in nested values, the whole and every group included."""
+    yield place
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from places(value, (*place, key))
+
+
+def replaced(values: Any, place: Place, value: object) -> Any:
+    """A copy with another value somewhere."""
+    if not place:
+        return value
+    copy = values.copy()
+    copy[place[0]] = replaced(values[place[0]], place[1:], value)
+    return copy
+
+
+def problem(load: Any) -> str | None:
+    """What is wrong with a way to load; None if it ends in one line of ValueError or OSError, or in nothing."""
+    try:
+        with guarded():
+            load()
+    except (ValueError, OSError) as error:
+        return None if "\n" not in str(error) and 0 < len(str(error)) < 1000 else f"no line: {error}"
+    except Exception as error:  # noqa: BLE001 - which is what is looked for
+        return repr(error)
+    return None
+
+
+def load(folder: Path) -> object:
+    """Loads a whole model."""
+    return predictor.load(folder, device="cpu")
+
+
+def load_processor(folder: Path) -> Processor:
+    """Loads preprocessing alone, which takes less time."""
+    own = (folder / "processor.json").exists()
+    return Processor.load(folder) if own else Processor.from_huggingface(folder, patch_size=16)
+
+
+def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[str, str]:
+    """What is wrong with a folder when a setting of a JSON file is absurd."""
+    content = json.loads((folder / file).read_text())
+    found = {}
+    for place in places(content):
+        for value in VALUES:
+            (folder / file).write_text(json.dumps(replaced(content, place, value)))
+            if what := problem(lambda: load(folder)):
+                found[f"{'.'.join(map(str, place))} = {value!r}"] = what
+    (folder / file).write_text(json.dumps(content))
+    load(folder)  # the control: as it was, it loads
+    return found
+
+
+def test_settings_of_this_package(own: Path) -> None:
+    assert problems(own, "config.json", load) == {}
+    assert problems(own, "processor.json", load_processor) == {}
+
+
+def test_every_field_of_the_model_stands_in_the_file(own: Path) -> None:
+    model = json.loads((own / "config.json").read_text())["model"]
+    parts = {"vision": VisionConfig, "text": TextConfig, "fusion": FusionConfig, "heads": HeadsConfig}
+    assert parts.keys() == {field.name for field in fields(ModelConfig)}
+    assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
+
+
+def test_settings_of_transformers(safe: Path) -> None:
+    assert problems(safe, "config.json", load) == {}
+    for file in ("preprocessor_config.json", "tokenizer_config.json"):
+        assert problems(safe, file, load_processor) == {}
+
+
+def test_index_of_shards(safe: Path) -> None:
+    (safe / "model.safetensors").rename(safe / "a.safetensors")
+    names = list(read_safetensors(safe / "a.safetensors"))[:3]
+    index = safe / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}))
+    assert problems(safe, index.name, lambda folder: read_sharded_safetensors(folder / index.name)) == {}
+
+
+def test_official_settings() -> None:
+    made, found = official.make(), {}
+
+    def read(settings: dict[str, Any]) -> object:
+        official_settings = Settings.read("model.ckpt", settings)
+        return read_checkpoint("model.ckpt", official_settings, made.state_dict, official.OVERRIDES)
+
+    read(made.run_config)  # the control
+    for field in fields(Settings):
+        for value in VALUES:
+            settings = {**made.run_config, field.name: value}
+            if what := problem(lambda settings=settings: read(settings)):
+                found[f"{field.name} = {value!r}"] = what
+    assert found == {}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_settings_of_runs_and_verbs(config: type) -> None:
+    found = {}
+    for field in fields(config):
+        for value in VALUES:
+            if what := problem(lambda field=field, value=value: from_plain(config, {field.name: value}, "settings")):
+                found[f"{field.name} = {value!r}"] = what
+        if str(field.type).removesuffix(" | None") in ("int", "float"):
+            for value in (math.nan, math.inf, 10**30, True, "a"):
+                with pytest.raises(ValueError, match=f"{field.name} is {value!r}"):
+                    config(**{field.name: value})
+    assert found == {}
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+@pytest.mark.parametrize("file", ["config.json", "processor.json", "tokenizer.json"])
+def test_settings_nested_without_end(own: Path, file: str, depth: int) -> None:
+    for content in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        (own / file).write_text(content)
+        assert problem(lambda: load(own)) is None
+        with pytest.raises(ValueError, match=file if depth > 900 else ""):
+            load(own)
+
+
+def test_header_of_weights_nested_without_end(own: Path) -> None:
+    header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"), guarded():
+        load(own)
+
+
+class TestTensors:
+    """What is no float, or no number, is refused by name from every source."""
+
+    def read(self, source: str, folder: Path, change: Callable[[Tensor], Tensor]) -> object:
+        """Reads a source in which one tensor is another."""
+        if source == "official":
+            made = official.make()
+            tensors = {**made.state_dict, NAMES[source]: change(made.state_dict[NAMES[source]])}
+            settings = Settings.read("model.ckpt", made.run_config)
+            return read_checkpoint("model.ckpt", settings, tensors, official.OVERRIDES)
+        path = folder / "model.safetensors"
+        tensors = {name: value.clone() for name, value in read_safetensors(path).items()}
+        write_safetensors(path, {**tensors, NAMES[source]: change(tensors[NAMES[source]])})
+        return load(folder)
+
+    @pytest.mark.parametrize("kind", ["int64", "uint8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2"])
+    @pytest.mark.parametrize("source", NAMES)
+    def test_no_floats(self, request: pytest.FixtureRequest, source: str, kind: str) -> None:
+        folder = Path() if source == "official" else request.getfixturevalue(source)
+        with pytest.raises(ValueError, match=rf"has wrongly typed tensors: {NAMES[source]} {kind} \(expected floats"):
+            self.read(source, folder, lambda tensor: tensor.to(getattr(torch, kind)))
+
+    @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("source", NAMES)
+    def test_other_floats_are_read(self, request: pytest.FixtureRequest, source: str, kind: torch.dtype) -> None:
+        folder = Path() if source == "official" else request.getfixturevalue(source)
+        self.read(source, folder, lambda tensor: tensor.to(kind))
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("source", NAMES)
+    def test_no_numbers(self, request: pytest.FixtureRequest, source: str, kind: torch.dtype, value: float) -> None:
+        def change(tensor: Tensor) -> Tensor:
+            changed = tensor.to(kind, copy=True)
+            changed.flatten()[-1] = value
+            return changed
+
+        folder = Path() if source == "official" else request.getfixturevalue(source)
+        with pytest.raises(ValueError, match=r"has NaN or infinite values in tensors: text\.word_embedding\.weight$"):
+            self.read(source, folder, change)
+
+    def test_nothing_is_shown_of_a_model_that_gives_no_numbers(
+        self, own: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Weights that are numbers, but so large that what comes out of them is none."""
+        self.read("own", own, lambda tensor: torch.full_like(tensor, 3e38))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["embed", str(own), "--texts", "a dog runs", "--loading.device", "cpu"])
+        shown = capsys.readouterr()
+        assert (stop.value.code, shown.out) == (2, "")
+        assert shown.err.splitlines()[-1].startswith("bridgetower: the model gives NaN; its weights or settings")

@@ -1,0 +1,72 @@
+"""Ends a process at a chosen moment of its work, however fast the machine is.
+
+Called as `python kills.py WHEN NUMBER SIGNAL TARGET ARGUMENTS`, it runs the command line with ARGUMENTS and sends the
+signal right before the file whose name matches the pattern WHEN is renamed into place for the NUMBERth time. TARGET is
+`self`, or `parent`: then the process waits there until the parent passed the signal on.
+"""
+
+import fnmatch
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+
+
+def before(event: Callable[[str, tuple[Any, ...]], bool], number: int, act: Callable[[], object]) -> None:
+    """Acts in this process right before the event happens for the given time, counted from 1."""
+    left = number
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if left > 0 and event(name, arguments):
+            left -= 1
+            if left == 0:
+                act()
+
+    sys.addaudithook(hook)
+
+
+def renamed(pattern: str) -> Callable[[str, tuple[Any, ...]], bool]:
+    """The event that a file is renamed to a path that matches."""
+    return lambda name, arguments: name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)
+
+
+def within(folder: Path, events: tuple[str, ...] = FILE_EVENTS) -> Callable[[str, tuple[Any, ...]], bool]:
+    """The event that something in a folder is opened, renamed, made or removed."""
+
+    def happens(name: str, arguments: tuple[Any, ...]) -> bool:
+        path = arguments[0] if name in events else None
+        return isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
+
+    return happens
+
+
+def send(number: int) -> None:
+    """Sends this process a signal."""
+    os.kill(os.getpid(), number)
+
+
+def send_by_parent(number: int) -> None:
+    """Sends the parent a signal, and waits until it arrives here."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    signal.set_wakeup_fd(writing)
+    os.kill(os.getppid(), number)
+    assert os.read(reading, 1) == bytes([number])
+
+
+def main(when: str, number: str, name: str, target: str, *arguments: str) -> None:
+    """Runs the command line."""
+    from bridgetower import cli
+
+    sent = {"self": send, "parent": send_by_parent}[target]
+    before(renamed(when), int(number), lambda: sent(signal.Signals[name]))
+    cli.main(arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
