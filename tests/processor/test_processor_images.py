@@ -301,11 +301,10 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
         open_image(_png_header(10_000, 10_000))
-    with pytest.raises(ValueError, match=r"limit of 64000000 pixels.*900000000 pixels"):
+    with pytest.raises(ValueError, match="30000x30000 = 900000000 pixels, the limit is 64000000"):
         open_image(_png_header(30_000, 30_000))
 
 
