@@ -61,7 +61,9 @@ class Inputs:
             ApiError: One is no such thing, cannot be read or is too large.
         """
         jobs = [
-            asyncio.ensure_future(self._usable(source, f"{param}.{number}" if len(sources) > 1 else param, self._prepared))
+            asyncio.ensure_future(
+                self._usable(source, f"{param}.{number}" if len(sources) > 1 else param, self._prepared)
+            )
             for number, source in enumerate(sources)
         ]
         try:
@@ -86,7 +88,6 @@ class Inputs:
         Raises:
             ApiError: It cannot be read or is too large.
         """
-
         return await self._usable(
             source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
         )
