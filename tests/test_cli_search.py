@@ -43,7 +43,7 @@ class TestIndex:
         (photos / "broken.png").write_text("")
         (second,) = run(*command, "--max-bad", 1, "--batch-size", 1)
         assert (second["pictures"], second["removed"]) == (2, 1)
-        assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the picture again"]
+        assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the image again"]
 
     def test_names_of_every_kind(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path) -> None:
         folder = tmp_path / "caf\udce9"

@@ -1,5 +1,6 @@
 """The loaded model: every kind of input, any batch size, both precisions, and clear refusals."""
 
+import gc
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ import bridgetower
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.config import EngineName
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.model.encodings import Encoded
 from bridgetower.predictor import Predictor, load
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
@@ -157,6 +159,26 @@ class TestResults:
         for hook in hooks:
             hook.remove()
         assert counts == {"vision": 3, "text": 6}
+
+    def test_all_pairs_in_little_memory(self, predictor: Predictor, arrays: list[np.ndarray]) -> None:
+        images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(8)]
+        texts = [f"{text}{' a' * number}" for text in TEXTS for number in range(8)]
+        held: list[int] = []
+
+        def measure(*_: Any) -> None:
+            held.append(sum(each.nbytes for each in gc.get_objects() if type(each) is Encoded))
+
+        gc.freeze()  # so that only what is made from here on is looked through
+        hook = predictor.model.fusion.register_forward_pre_hook(measure)
+        whole = predictor.match(images, texts, all_pairs=True, batch_size=48)
+        most, room = max(held), max(held) // 12
+        held.clear()
+        parts = predictor.match(images, texts, all_pairs=True, batch_size=4, memory_gib=4 * room / 2**30)
+        hook.remove()
+        gc.unfreeze()
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+        assert whole.std() > 1e-3
+        assert max(held) < 4 * room < most / 2
 
     def test_an_image_that_comes_again_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
         encoded = 0

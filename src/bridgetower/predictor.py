@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -26,10 +26,12 @@ from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, Enco
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
-from bridgetower.progress import counted
+from bridgetower.progress import count_bars, counted
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
+
+_GIB = 2**30
 
 _Item = TypeVar("_Item")
 
@@ -219,23 +221,29 @@ class Predictor(Answering):
         batch_size: int = 32,
         truncate: bool = False,
         progress: bool = False,
+        memory_gib: float = 4.0,
     ) -> Float[Tensor, ...]:
         """Returns the probability that image and text belong together.
 
         Args:
             images, texts: Image n goes with text n.
-            all_pairs: Score every image with every text instead; each image and text is still encoded only once.
+            all_pairs: Score every image with every text instead. Each image is still encoded only once; so is each
+                text if the encodings of all texts fit into a quarter of `memory_gib`, else once per part of the images.
             batch_size: Items or pairs at once.
             truncate: Cut longer texts instead of refusing them.
             progress: Show a bar.
+            memory_gib: With `all_pairs`: memory for encodings, which are made and matched in parts.
 
         Returns:
             [n], or [images, texts] with `all_pairs`.
 
         Raises:
-            ValueError: A model without matching head, different numbers without `all_pairs`, or unreadable inputs.
+            ValueError: A model without matching head, different numbers without `all_pairs`, unreadable inputs, or
+                `memory_gib` of 0 or less.
         """
         self.model.matching_head()
+        if not memory_gib > 0:
+            raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         given, words = _images(images), _texts(texts)
         if not all_pairs and len(given) != len(words):
             raise ValueError(
@@ -243,18 +251,39 @@ class Predictor(Answering):
                 "every image with every text"
             )
         ids = self.processor.token_ids(words, truncate=truncate)
-        batches = _batches(len(given), batch_size, progress)
         if not all_pairs:
+            batches = _batches(len(given), batch_size, progress)
             return torch.cat([matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
-        image = Encoded.cat([self.engine.start_image(self._encode_images(given, batch)) for batch in batches])
-        text_batches = _batches(len(ids), batch_size, False)
-        text = Encoded.cat([self.engine.start_text(self._encode_texts(ids, batch)) for batch in text_batches])
-        rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device).T
-        scores = [
-            matched(self.model.itm_logits(self.engine.fuse(image[rows[batch]], text[columns[batch]]).pooled))
-            for batch in _batches(len(rows), batch_size, progress)
-        ]
-        return torch.cat(scores).reshape(len(image), len(text))
+        return self._match_all(given, ids, batch_size, int(memory_gib * _GIB) // 4, progress)
+
+    def _match_all(
+        self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch_size: int, room: int, progress: bool
+    ) -> Float[Tensor, "i t"]:
+        """Matches every image with every text, in blocks of both; `room` bytes are of one block's encodings."""
+        scores = torch.empty(len(images), len(ids))
+
+        def image_blocks() -> Iterator[tuple[slice, Encoded]]:
+            batches = _batches(len(images), batch_size, False)
+            return _blocks(batches, lambda batch: self.engine.start_image(self._encode_images(images, batch)), room)
+
+        def text_blocks() -> Iterator[tuple[slice, Encoded]]:
+            batches = _batches(len(ids), batch_size, False)
+            return _blocks(batches, lambda batch: self.engine.start_text(self._encode_texts(ids, batch)), room)
+
+        kept: list[tuple[slice, Encoded]] = []
+        with count_bars(shown=progress) as bars:
+            bar = bars.add_task("pairs", total=scores.numel())
+            for rows, image in image_blocks():
+                for columns, text in kept or text_blocks():
+                    kept = [(columns, text)] if len(text) == len(ids) else []
+                    pairs = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device)
+                    block = []
+                    for batch in pairs.split(batch_size):
+                        fused = self.engine.fuse(image[batch[:, 0]], text[batch[:, 1]])
+                        block.append(matched(self.model.itm_logits(fused.pooled)))
+                        bars.advance(bar, len(batch))
+                    scores[rows, columns] = torch.cat(block).reshape(len(image), len(text))
+        return scores
 
     @overload
     def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
@@ -474,6 +503,21 @@ def _some(items: list[_Item], what: str) -> list[_Item]:
     if not items:
         raise ValueError(f"no {what} given; expected at least one")
     return items
+
+
+def _blocks(batches: Iterable[slice], encode: Callable[[slice], Encoded], room: int) -> Iterator[tuple[slice, Encoded]]:
+    """Yields the encodings of several batches joined, with the items they are of: as many as `room` bytes take."""
+    parts: list[Encoded] = []
+    start = 0
+    for batch in batches:
+        part = encode(batch)
+        if parts and sum(each.nbytes for each in parts) + part.nbytes > room:
+            joined, parts = Encoded.cat(parts), []
+            yield slice(start, start + len(joined)), joined
+            start += len(joined)
+        parts.append(part)
+    joined, parts = Encoded.cat(parts), []
+    yield slice(start, start + len(joined)), joined
 
 
 def _batches(count: int, size: int, progress: bool) -> Iterator[slice]:

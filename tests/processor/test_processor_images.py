@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from bridgetower.processor import Processor, ProcessorConfig, open_image
+from bridgetower.processor import Processor, ProcessorConfig, avif, open_image
 from bridgetower.processor.images import open_reduced
 
 Photo = Callable[[int, int], Image.Image]
@@ -233,6 +233,54 @@ def test_first_frame_of_an_animation() -> None:
     assert (_array(later) == (0, 0, 255)).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "what it shows"
+    content = _bytes(photo(31, 52).convert(mode), "AVIF", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert expected.size == (31, 52)
+    assert np.array_equal(_array(content), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_first_frame_of_an_avif_animation(mode: str, photo: Photo) -> None:
+    frames = [photo(64, 96 + number).resize((96, 64)).convert(mode) for number in range(3)]
+    content = _bytes(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    animation = Image.open(io.BytesIO(content))
+    assert animation.n_frames == 3
+    assert np.array_equal(_array(content), np.asarray(animation.convert("RGB")))
+
+
+def test_the_frames_of_an_avif_file_are_counted() -> None:
+    still = _bytes(Image.new("RGBA", (40, 30)), "AVIF")
+    assert avif.still(still, 2 * 1200)[8:12] == b"avif"
+    with pytest.raises(ValueError, match="may have 2400 pixels, the limit is 2399"):
+        avif.still(still, 2399)
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"])
+def test_orientation_is_what_pillow_makes_of_it(kind: str, orientation: int, photo: Photo) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"exif": exif, "lossless": True} if kind == "WEBP" else {"exif": exif}
+    content = _bytes(photo(20, 31), kind, **options)
+    assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_in_xmp(kind: str, photo: Photo) -> None:
+    text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options: dict[str, Any] = {"xmp": text}
+    if kind == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", text.decode())
+    content = _bytes(photo(20, 31), kind, **options)
+    assert _array(content).shape == (31, 20, 3)
+    assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+
+
 def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
     content = _bytes(photo(8, 9), "MPO", save_all=True, append_images=[photo(8, 10)])
     assert Image.open(io.BytesIO(content)).format == "MPO"
@@ -249,7 +297,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         open_image(tmp_path / "empty.jpg")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: Photo) -> None:
     content = _bytes(photo(40, 56), kind)
     whole = _array(content)
@@ -279,7 +327,7 @@ def test_an_open_but_cut_off_pil_image_is_an_error(photo: Photo) -> None:
 
 def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
         content = np.frombuffer(_bytes(photo(24, 24), kind), dtype=np.uint8)
         for _ in range(60):
             altered = content.copy()
@@ -301,11 +349,10 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
         open_image(_png_header(10_000, 10_000))
-    with pytest.raises(ValueError, match=r"limit of 64000000 pixels.*900000000 pixels"):
+    with pytest.raises(ValueError, match="30000x30000 = 900000000 pixels, the limit is 64000000"):
         open_image(_png_header(30_000, 30_000))
 
 

@@ -1,5 +1,6 @@
 """URLs: only hosts that are allowed, only public addresses, no redirects, limits on what comes."""
 
+import asyncio
 import ipaddress
 import shutil
 import ssl
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from bridgetower.predictor import Predictor
-from bridgetower.serve.remote import RemotePictures, is_public
-from served import PNGS, error_of, running
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import Inputs
+from bridgetower.serve.remote import AT_ONCE, RemotePictures, is_public
+from served import PNGS, URIS, error_of, running
 
 
 class Pictures(BaseHTTPRequestHandler):
@@ -33,6 +36,11 @@ class Pictures(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             for _ in range(20):
+                self.wfile.write(b"x")
+                time.sleep(0.2)
+        elif self.path == "/headers":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Endless: ")
+            for _ in range(100):
                 self.wfile.write(b"x")
                 time.sleep(0.2)
         elif self.path == "/garbage":
@@ -81,6 +89,7 @@ def test_a_picture(remote: RemotePictures, place: str) -> None:
         ("?a", "status 404$"),
         ("/endless", "larger than 200000 bytes"),
         ("/slow", "did not arrive within 1 s"),
+        ("/headers", "did not arrive within 1 s"),
         ("/garbage", "does not answer in HTTP"),
     ],
 )
@@ -120,6 +129,59 @@ def test_a_name_that_leads_nowhere() -> None:
     remote = RemotePictures(["nowhere.invalid"], max_bytes=9, timeout=1.0)
     with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
         remote.fetch("https://nowhere.invalid/a.png")
+
+
+class Hanging:
+    """A look-up of names that ends when it is let go, in an error."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.most = self.now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, host: str, port: int) -> list[str]:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.go.wait()
+        with self._lock:
+            self.now -= 1
+        raise OSError("let go")
+
+
+def test_a_look_up_that_hangs_is_left_alone() -> None:
+    hanging = Hanging()
+    remote = RemotePictures(["example.org"], max_bytes=9, timeout=0.2, look_up=hanging)
+    for _ in range(AT_ONCE + 2):
+        with pytest.raises(ValueError, match=r"did not arrive within 0\.2 s"):
+            remote.fetch("http://example.org/a.png")
+    while hanging.now < AT_ONCE:
+        time.sleep(0.01)
+    assert hanging.most == AT_ONCE
+    hanging.go.set()
+    patient = RemotePictures(["example.org"], max_bytes=9, timeout=60, look_up=hanging)
+    with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
+        patient.fetch("http://example.org/a.png")
+
+
+def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
+    hanging = Hanging()
+    remote = RemotePictures(["example.org"], max_bytes=9, timeout=600, look_up=hanging)
+    inputs = Inputs(predictor.processor, max_pixels=10_000, remote=remote)
+
+    async def both() -> list[object]:
+        slow = [asyncio.ensure_future(inputs.images(["http://example.org/a.png"], "slow")) for _ in range(3 * AT_ONCE)]
+        while hanging.now < AT_ONCE:
+            await asyncio.sleep(0.01)
+        assert len(await inputs.images(URIS[:2], "quick")) == 2
+        assert not any(job.done() for job in slow)
+        hanging.go.set()
+        return await asyncio.gather(*slow, return_exceptions=True)
+
+    errors = asyncio.run(both())
+    assert hanging.most == AT_ONCE
+    assert all(isinstance(error, ApiError) and "let go" in error.message for error in errors)
+    inputs.close()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from bridgetower.analysis import formats
 from bridgetower.analysis.answer_examples import AnswerExample
@@ -29,6 +27,7 @@ from bridgetower.analysis.formats import ARM_NAMES, MINUS, NO_VALUE, count, dura
 from bridgetower.analysis.masked_examples import MaskExample
 from bridgetower.analysis.results import PARTS, DemoResults, Spread, spread
 from bridgetower.files import write_text
+from bridgetower.processor import media_type
 
 _STAGES = {"itc": "ITC only", "two_stage": "two-stage"}
 _DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -290,7 +289,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _data_uri(content: bytes) -> str:
     """An image file as a URI that carries its content."""
     try:
-        kind = Image.open(io.BytesIO(content)).get_format_mimetype()
-    except OSError as error:
+        kind = media_type(content)
+    except ValueError as error:
         raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -45,6 +45,18 @@ class Encoded:
         start = None if self.start is None else self.start.map(function)
         return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, start)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        sizes = []
+
+        def measure(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        self.map(measure)
+        return sum(sizes)
+
     def padded(self, length: int) -> Encoded:
         """Pads to `length` tokens, with an explicit mask.
 

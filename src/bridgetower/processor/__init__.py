@@ -1,7 +1,8 @@
 """Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, media_type, open_image, open_reduced
+from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image, open_reduced
 from bridgetower.processor.loading import loaded
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch
@@ -9,6 +10,7 @@ from bridgetower.processor.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
     "MAX_PIXELS",
+    "MEMORY_PER_PIXEL",
     "ImageLike",
     "Processor",
     "ProcessorConfig",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
+
+from bridgetower.processor import formats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,31 @@ a picture that is at the model's size already."""
 Colour: TypeAlias = tuple[int, int, int]
 
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded by default: 192 MB as RGB."""
-
-# Raster formats only: PIL would also hand EPS files, which are programs, to Ghostscript.
-_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Largest image that is decoded by default; `formats.MEMORY_PER_PIXEL` says what memory it may take: 1.5 GB."""
 
 # What PIL's decoders raise on damaged content, found by cutting and altering files of each format.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, OverflowError),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+
+_BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
+_METADATA = 2**20  # bytes of a file that are no pixels
+_STRIP = 2**18  # pixels that are converted at once
 
 _UINT16_MAX = 65535
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+# By EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXCHANGED = (5, 6, 7, 8)  # width and height
 
 
 def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
@@ -94,30 +109,21 @@ def open_reduced(
     """
     if isinstance(source, bytes):
         name = f"the {len(source)} image bytes"
-        return _decode(io.BytesIO(source), name, len(source), max_pixels, background, side)
+        _check_length(name, len(source), max_pixels)
+        return _decode(source, name, max_pixels, background, side)
     if isinstance(source, (str, os.PathLike)):
-        return _open_file(Path(source), max_pixels, background, side)
+        return _decode(_read(Path(source), max_pixels), str(source), max_pixels, background, side)
     opened = _open_object(source, background)
     return opened, opened.size
 
 
-def media_type(content: bytes) -> str:
-    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read.
-
-    Raises:
-        ValueError: It is none that `open_image` reads.
-    """
-    Image.init()
-    try:
-        with Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-            return image.get_format_mimetype() or "image/unknown"
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_DECODE_ERRORS) as error:
-        raise ValueError(f"the file is no image; expected one of {', '.join(_FORMATS)}") from error
-
-
 def _open_object(source: ImageLike, background: Colour | None) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, "the PIL image", background)
+        rgb = _loaded(source, "the PIL image", background)
+        try:
+            return _turned(rgb, source.getexif().get(ExifTags.Base.Orientation))
+        except _DECODE_ERRORS:
+            return rgb
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source), background)
     if isinstance(source, Tensor):
@@ -127,78 +133,94 @@ def _open_object(source: ImageLike, background: Colour | None) -> Image.Image:
     )
 
 
-def _open_file(
-    path: Path, max_pixels: int, background: Colour | None, side: int | None
-) -> tuple[Image.Image, tuple[int, int]]:
+def _read(path: Path, max_pixels: int) -> bytes:
     if not path.exists():
         raise FileNotFoundError(f"no image file at {path}; check the path")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of one image")
-    with path.open("rb") as stream:
-        return _decode(stream, str(path), path.stat().st_size, max_pixels, background, side)
+    _check_length(str(path), path.stat().st_size, max_pixels)
+    return path.read_bytes()
+
+
+def _check_length(name: str, length: int, max_pixels: int) -> None:
+    if length == 0:
+        raise ValueError(f"{name} is empty (0 bytes); fetch the image again")
+    if length > (longest := max_pixels * _BYTES_PER_PIXEL + _METADATA):
+        raise ValueError(
+            f"{name} has {length} bytes; expected at most {longest}, which {max_pixels} pixels have uncompressed"
+        )
 
 
 def _decode(
-    stream: IO[bytes], name: str, size: int, max_pixels: int, background: Colour | None, side: int | None
+    content: bytes, name: str, max_pixels: int, background: Colour | None, side: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    if size == 0:
-        raise ValueError(f"{name} is empty (0 bytes); fetch the picture again")
     try:
-        Image.init()  # Image.open(formats=…) fails on names without a loaded plugin; AVIF came with Pillow 11.3.
-        image = Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
+        image = formats.opened(content, max_pixels)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read as an image; expected one of {', '.join(_FORMATS)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} exceeds the limit of {max_pixels} pixels: {error}; shrink it first") from error
+        raise ValueError(f"{name} {error}") from error
+    except formats.TooLargeError as error:
+        raise ValueError(f"{name} {error}, or open it with open_image(..., max_pixels=...)") from error
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name} is damaged ({error}); fetch the picture again") from error
-    with image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            raise ValueError(
-                f"{name} has {image.width}x{image.height} = {pixels} pixels, the limit is {max_pixels}; "
-                "shrink it first, or open it with open_image(..., max_pixels=...)"
-            )
-        full = image.size
-        if side is not None:
-            image.draft(None, (side, side))  # does nothing but for JPEG
-        upright = _upright_rgb(image, name, background)
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        return upright, (full[1], full[0]) if turned else full
+        raise ValueError(f"{name} is damaged ({error}); fetch the image again") from error
+    width, height = image.size
+    drafted = None if side is None else image.draft(None, (side, side))  # does nothing but for JPEG
+    rgb = _loaded(image, name, background)
+    orientation = formats.orientation(image)
+    del image  # A decoder keeps more than the image.
+    upright = _turned(rgb, orientation)
+    if drafted is None:
+        return upright, upright.size
+    return upright, (width, height) if orientation not in _EXCHANGED else (height, width)
 
 
-def _upright_rgb(image: Image.Image, name: str, background: Colour | None) -> Image.Image:
+def _loaded(image: Image.Image, name: str, background: Colour | None) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so cut-off files would end in grey; set it to False"
         )
     try:
-        upright = ImageOps.exif_transpose(image)  # A copy; files are decoded here.
+        image.load()
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the picture again") from error
-    return _to_rgb(upright, background)
+        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the image again") from error
+    return _to_rgb(image, background)
+
+
+def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
+    turn = None if orientation is None else _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _reduce_depth(image)
-    elif image.mode in ("F", "LAB"):
+    """Returns a new image, of which no more than a strip takes memory in another mode."""
+    if image.mode in ("F", "LAB"):
         raise ValueError(f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    opaque = image.convert("RGBA")
+    if image.mode == "I":
+        low, high = np.array(image.getextrema())
+        if low < 0 or high > _UINT16_MAX:
+            raise ValueError(f"a grey image has values from {low} to {high}; expected 16 bit, 0 to {_UINT16_MAX}")
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        for left in range(0, image.width, _STRIP):
+            box = (left, top, min(left + _STRIP, image.width), min(top + rows, image.height))
+            rgb.paste(_strip_to_rgb(image.crop(box), background), box)
+    return rgb
+
+
+def _strip_to_rgb(strip: Image.Image, background: Colour | None) -> Image.Image:
+    if strip.mode == "I" or strip.mode.startswith("I;16"):
+        strip = _reduce_depth(strip)
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    opaque = strip.convert("RGBA")
     if background is not None:
-        opaque = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), opaque)
+        opaque = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), opaque)
     return opaque.convert("RGB")
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
     """Scales grey of 16 bit to 8 bit, rounding v / 257; a colour marked as transparent becomes an alpha channel."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > _UINT16_MAX:
-        raise ValueError(
-            f"a grey image has values from {values.min()} to {values.max()}; expected 16 bit, 0 to {_UINT16_MAX}"
-        )
+    values = np.asarray(image).astype(np.uint32)
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is not None:

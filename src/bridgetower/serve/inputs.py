@@ -60,9 +60,10 @@ class Inputs:
         Raises:
             ApiError: One is no such thing, cannot be read or is too large.
         """
-        loop = asyncio.get_running_loop()
         jobs = [
-            loop.run_in_executor(self._threads, self._image, source, f"{param}.{number}" if len(sources) > 1 else param)
+            asyncio.ensure_future(
+                self._usable(source, f"{param}.{number}" if len(sources) > 1 else param, self._prepared)
+            )
             for number, source in enumerate(sources)
         ]
         try:
@@ -87,12 +88,9 @@ class Inputs:
         Raises:
             ApiError: It cannot be read or is too large.
         """
-
-        def decoded() -> tuple[Resized, Image.Image]:
-            content = self._content(source)
-            return self._processor.prepare(content, max_pixels=self._max_pixels), view_of(self._processor, content)
-
-        return await self.in_thread(lambda: self._usable(decoded, param))
+        return await self._usable(
+            source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
+        )
 
     async def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Returns what a function returns that decodes something, without holding up the event loop."""
@@ -101,30 +99,22 @@ class Inputs:
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown(cancel_futures=True)
+        if self._remote is not None:
+            self._remote.close()
 
-    def _image(self, source: str, param: str) -> Resized:
-        return self._usable(lambda: self._processor.prepare(self._content(source), max_pixels=self._max_pixels), param)
-
-    def _usable(self, decoded: Callable[[], _Result], param: str) -> _Result:
+    async def _usable(self, source: str, param: str, decoded: Callable[[bytes], _Result]) -> _Result:
+        """Returns what a function that decodes makes of the file of an image."""
         try:
-            return decoded()
+            if self._remote is not None and _URL.match(source):
+                async with self._remote.fetched(source) as content:
+                    return await self.in_thread(lambda: decoded(content))
+            return await self.in_thread(lambda: decoded(_content(source)))
         except (ValueError, OSError) as error:
             message = str(error).removesuffix(_FOR_PYTHON)
             raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image") from error
 
-    def _content(self, source: str) -> bytes:
-        if found := _DATA_URI.match(source):
-            try:
-                return _decoded(source, found.end())
-            except (binascii.Error, ValueError) as error:
-                raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
-        if self._remote is not None and _URL.match(source):
-            return self._remote.fetch(source)
-        shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
-        raise ValueError(
-            f"a picture is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths are never read, and "
-            "URLs only at hosts that the server was told to allow"
-        )
+    def _prepared(self, content: bytes) -> Resized:
+        return self._processor.prepare(content, max_pixels=self._max_pixels)
 
     def _texts(self, texts: Sequence[str], param: str, truncate: bool) -> list[Tokens]:
         longest = max(texts, key=len)
@@ -137,6 +127,20 @@ class Inputs:
         except ValueError as error:
             message = str(error).replace(", or pass truncate=True to cut it", OR_CUT)
             raise ApiError(400, f"{param}: {message}", param=param) from error
+
+
+def _content(source: str) -> bytes:
+    found = _DATA_URI.match(source)
+    if found is None:
+        shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
+        raise ValueError(
+            f"an image is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths are never read, and "
+            "URLs only at hosts that the server was told to allow"
+        )
+    try:
+        return _decoded(source, found.end())
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
 
 
 def _decoded(source: str, begin: int) -> bytes:

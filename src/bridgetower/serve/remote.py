@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection
-from functools import cached_property
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import cached_property, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from threading import BoundedSemaphore, Thread
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _PORTS = {"http": 80, "https": 443}
 _CHUNK = 2**16
+AT_ONCE = 8
+"""Images that are fetched at the same time; more wait."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -23,7 +31,7 @@ class RemotePictures:
 
     The host of a URL must be one of those allowed, and all its addresses public ones: a name that someone points to
     this machine or its network leads nowhere. What was checked is what is connected to. Redirects are not followed,
-    proxies not used.
+    proxies not used. One deadline is over the look-up of the name, the connection, headers and content.
     """
 
     def __init__(
@@ -33,6 +41,7 @@ class RemotePictures:
         max_bytes: int,
         timeout: float,
         may_connect: Callable[[Address], bool] | None = None,
+        look_up: Callable[[str, int], list[str]] | None = None,
     ) -> None:
         """Connects to nothing yet.
 
@@ -41,32 +50,61 @@ class RemotePictures:
             max_bytes: Of a picture's file.
             timeout: Seconds for one.
             may_connect: Whether an address may be connected to; None: whether it is public.
+            look_up: Returns the addresses of a host; None: as the system does.
         """
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
-        self._may_connect = may_connect or is_public
+        self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote")
+        self._slots, self._look_ups = asyncio.Semaphore(AT_ONCE), BoundedSemaphore(AT_ONCE)
+
+    @asynccontextmanager
+    async def fetched(self, url: str) -> AsyncIterator[bytes]:
+        """Fetches as `fetch` does, in a thread; `AT_ONCE` files are held until the block of each ends.
+
+        Raises:
+            ValueError: As `fetch`.
+            OSError: As `fetch`.
+        """
+        async with self._slots:
+            yield await asyncio.get_running_loop().run_in_executor(self._threads, self.fetch, url)
+
+    def close(self) -> None:
+        """Ends the threads once they are done with what they fetch."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def fetch(self, url: str) -> bytes:
         """Returns what is at a URL.
 
         Raises:
-            ValueError: Its host is not allowed, or what it answers is no file.
+            ValueError: Its host is not allowed, it did not arrive in time, or what it answers is no file.
             OSError: It cannot be reached.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = _Deadline(self._timeout)
         parts, port = self._checked(url)
-        connection = self._connection(parts, port)
         try:
-            connection.request("GET", f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/")
-            response = connection.getresponse()
-            if response.status != 200:
-                redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
-                raise ValueError(f"{parts.hostname} answered with status {response.status}{redirect}")
-            return self._read(response, deadline)
+            connection = self._connection(parts, port, deadline)
+            try:
+                return self._answer(connection, parts)
+            finally:
+                connection.close()
+        except TimeoutError as error:
+            raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s") from error
         except HTTPException as error:
             raise ValueError(f"{parts.hostname} does not answer in HTTP ({type(error).__name__})") from error
-        finally:
-            connection.close()
+
+    def _answer(self, connection: HTTPConnection, parts: SplitResult) -> bytes:
+        connection.request("GET", f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/")
+        response = connection.getresponse()
+        if response.status != 200:
+            redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
+            raise ValueError(f"{parts.hostname} answered with status {response.status}{redirect}")
+        content = bytearray()
+        while part := response.read1(_CHUNK):
+            content += part
+            if len(content) > self._max_bytes:
+                raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
+        return bytes(content)
 
     def _checked(self, url: str) -> tuple[SplitResult, int]:
         if not url.isascii() or not url.isprintable() or " " in url:
@@ -79,37 +117,43 @@ class RemotePictures:
             raise ValueError(f"pictures are not fetched from {host!r}; send a data URI, or have the host allowed")
         return parts, port
 
-    def _connection(self, parts: SplitResult, port: int) -> HTTPConnection:
+    def _connection(self, parts: SplitResult, port: int, deadline: _Deadline) -> HTTPConnection:
         host = parts.hostname or ""
-        address = self._address(host, port)
-        if parts.scheme.lower() == "https":
-            return _PinnedHttps(host, port, address, self._timeout, self._tls)
-        return _Pinned(host, port, address, self._timeout)
+        tls = self._tls if parts.scheme.lower() == "https" else None
+        return _Pinned(host, port, self._address(host, port, deadline), deadline, tls)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """What certificates are checked with; reading those of the system takes longer than many a picture."""
         return ssl.create_default_context()
 
-    def _address(self, host: str, port: int) -> str:
+    def _address(self, host: str, port: int, deadline: _Deadline) -> str:
         """Returns an address of a host, having checked all of them."""
-        try:
-            found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"host {host!r} is not known") from error
+        found = self._found(host, port, deadline)
         if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
             raise ValueError(f"host {host!r} is at an address that is not public")
         return found[0]
 
-    def _read(self, response: HTTPResponse, deadline: float) -> bytes:
-        content = bytearray()
-        while part := response.read1(_CHUNK):
-            content += part
-            if len(content) > self._max_bytes:
-                raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s")
-        return bytes(content)
+    def _found(self, host: str, port: int, deadline: _Deadline) -> list[str]:
+        """Looks a name up in a thread of its own, which is left alone at the deadline: it cannot be ended."""
+        if not self._look_ups.acquire(timeout=deadline.left()):
+            raise TimeoutError
+        answer: Future[list[str]] = Future()
+
+        def look_up() -> None:
+            try:
+                answer.set_result(self._look_up(host, port))
+            except (OSError, UnicodeError) as error:
+                answer.set_exception(ValueError(f"host {host!r} is not known ({error})"))
+            finally:
+                self._look_ups.release()
+
+        Thread(target=look_up, name="look-up", daemon=True).start()
+        return answer.result(timeout=deadline.left())
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def is_public(address: Address) -> bool:
@@ -123,24 +167,59 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+class _Deadline:
+    """When all of a fetch must be over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+class _Incoming(io.RawIOBase):
+    """What a socket receives until the deadline, however small the pieces."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket, deadline: _Deadline) -> None:
+        self._raw, self._connection, self._deadline = raw, connection, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self._connection.settimeout(self._deadline.left())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """Headers and content until the deadline."""
+
+    def __init__(self, connection: socket.socket, *args: Any, deadline: _Deadline, **options: Any) -> None:
+        super().__init__(connection, *args, **options)
+        self.fp: Any = io.BufferedReader(_Incoming(self.fp.detach(), connection, deadline))
+
+
 class _Pinned(HTTPConnection):
-    """Connects to an address that was checked, whatever the name leads to by now."""
+    """Connects to an address that was checked, whatever the name leads to by now; a certificate must be the name's."""
 
-    def __init__(self, host: str, port: int, address: str, timeout: float) -> None:
-        super().__init__(host, port, timeout=timeout)
-        self._pinned = address
+    response_class: Any
 
-    def connect(self) -> None:
-        self.sock = socket.create_connection((self._pinned, self.port), self.timeout)
-
-
-class _PinnedHttps(HTTPSConnection):
-    """The same; the certificate must be that of the name."""
-
-    def __init__(self, host: str, port: int, address: str, timeout: float, tls: ssl.SSLContext) -> None:
-        super().__init__(host, port, timeout=timeout, context=tls)
-        self._pinned, self._tls = address, tls
+    def __init__(self, host: str, port: int, address: str, deadline: _Deadline, tls: ssl.SSLContext | None) -> None:
+        super().__init__(host, port)
+        self.default_port = _PORTS["http" if tls is None else "https"]
+        self._pinned, self._deadline, self._tls = address, deadline, tls
+        self.response_class = partial(_Response, deadline=deadline)
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._pinned, self.port), self.timeout)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        self.sock = socket.create_connection((self._pinned, self.port), self._deadline.left())
+        if self._tls is not None:
+            self.sock.settimeout(self._deadline.left())
+            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+        self.sock.settimeout(self._deadline.left())
