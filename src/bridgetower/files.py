@@ -171,18 +171,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_json(content: str | bytes, where: object) -> Any:
+def parse_json(content: str | bytes, where: object, advice: str = "copy it again") -> Any:
     """Returns what stands in JSON.
 
+    Args:
+        content: The JSON.
+        where: It was found, for the error.
+        advice: What to do about an error.
+
     Raises:
-        ValueError: It is no JSON, or nested too deep to be read; `where` says where.
+        ValueError: It is no JSON, or nested too deep to be read.
     """
     try:
         return json.loads(content)
     except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{where} is not valid JSON ({error}); copy it again") from error
+        raise ValueError(f"{where} is not valid JSON ({error}); {advice}") from error
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deep to be read; copy it again") from error
+        raise ValueError(f"{where} is nested too deep to be read; {advice}") from error
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

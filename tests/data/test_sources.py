@@ -112,7 +112,11 @@ class TestTables:
             ("a.csv", b"image,caption\na.png,caf\xe9\n", "is not UTF-8"),
             ("a.csv", b"image,caption,split\na.png,one,holdout\n", "row 1: split is 'holdout'; expected one of train"),
             ("a.csv", b"picture,caption\na.png,one\n", "no column image, image_path"),
-            ("a.jsonl", b'{"image": "a.png", "text": "one"}\n{"image"\n', "line 2: .*one JSON object per line"),
+            (
+                "a.jsonl",
+                b'{"image": "a.png", "text": "one"}\n{"image"\n',
+                "line 2 is not valid JSON .*one JSON object per line",
+            ),
             ("a.jsonl", b'["a.png", "one"]\n', "line 1 is a list; write one JSON object per line"),
             ("a.parquet", b"PAR1", "is no Parquet file"),
             ("a.xlsx", b"", r"is none of \.csv, \.tsv"),

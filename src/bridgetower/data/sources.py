@@ -146,7 +146,7 @@ def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(_lines(source), start=1):
         if not line.strip():
             continue
-        cells = parse_json(line, f"{source}, line {number}")
+        cells = parse_json(line, f"{source}, line {number}", "write one JSON object per line")
         if not isinstance(cells, dict):
             raise ValueError(f"{source}, line {number} is a {type(cells).__name__}; write one JSON object per line")
         yield cells

@@ -87,7 +87,7 @@ def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 def _details(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
-    content = parse_json(_read(path, archive, member), f"{member.name} in {path}")
+    content = parse_json(_read(path, archive, member), f"{member.name} in {path}", "write the shard again")
     if not isinstance(content, dict):
         raise ValueError(f"{member.name} in {path} holds a {type(content).__name__}; expected a JSON object")
     return content

@@ -33,7 +33,7 @@ def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")
-    answers = parse_json(path.read_bytes(), path)
+    answers = parse_json(path.read_bytes(), path, "run `bridgetower prepare` again")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)
