@@ -126,6 +126,7 @@ def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[st
     return found
 
 
+@pytest.mark.slow
 def test_settings_of_this_package(own: Path) -> None:
     assert problems(own, "config.json", load) == {}
     assert problems(own, "processor.json", load_processor) == {}
@@ -138,6 +139,7 @@ def test_every_field_of_the_model_stands_in_the_file(own: Path) -> None:
     assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
 
 
+@pytest.mark.slow
 def test_settings_of_transformers(safe: Path) -> None:
     assert problems(safe, "config.json", load) == {}
     for file in ("preprocessor_config.json", "tokenizer_config.json"):
