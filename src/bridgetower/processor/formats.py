@@ -184,6 +184,8 @@ def _check_png(content: bytes, max_pixels: int) -> None:
     position, compressed, parts = 8, 0, 0
     while position + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
+        if kind == b"IEND":
+            return
         if kind == b"IHDR" and position + 16 <= len(content):
             width, height = struct.unpack_from(">II", content, position + 8)
             _check_pixels(width, height, max_pixels)
