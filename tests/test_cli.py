@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +481,8 @@ class TestHelp:
         assert ("Example" if len(verb) == 1 else "--out") in capsys.readouterr().out
 
     def test_overview_has_a_line_for_each_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for module in cli.COMMANDS.values():  # as commands that ran before in this process
+            import_module(f"bridgetower.cli.{module}")
         cli.main(["--help"])
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines if line.startswith("  ")] == list(cli.COMMANDS)

@@ -51,6 +51,7 @@ class Seen:
 
     batches: list[Any] = field(default_factory=list)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    validated: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: list[Tensor] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -107,8 +108,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfi
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if module.training:
-                    seen.outputs.setdefault(name, []).append(output.detach())
+                outputs = seen.outputs if module.training else seen.validated
+                outputs.setdefault(name, []).append(output.detach())
 
             return hook
 
@@ -162,6 +163,7 @@ def test_losses_are_those_of_the_logits_in_float32(
     head, loss, target = LOGITS[name]
     seen = watch(cut_down(name))
     assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
+    assert {logits.dtype for logits in seen.validated[head]} == {torch.float32}
     targets = torch.cat([getattr(batch, target) for batch in seen.batches])
     assert not targets.is_floating_point() or not targets.equal(targets.bfloat16().float())  # they could be rounded
     expected = loss(torch.cat(seen.outputs[head]).float(), targets)

@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.resources import files
+from importlib import import_module, resources
 from typing import Any
 
 import bridgetower
@@ -112,7 +111,7 @@ def overview() -> str:
 
 def _summary(name: str) -> str:
     """The first line of a command's docstring, read without importing what the command needs."""
-    module = ast.parse(files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8"))
+    module = ast.parse(resources.files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
     docstring = ast.get_docstring(functions.get(name.replace("-", "_"), module)) or ""
     return docstring.partition("\n")[0].removesuffix(".")
