@@ -235,7 +235,7 @@ def _attacks() -> dict[str, tuple[bytes, str]]:
         "tiff, strips": (_many_strips(), "tag 273 has 2000000 values"),
         "tiff, overlap": (_overlapping_strips(), "strips or tiles overlap"),
         "tiff, lzma": (_small("TIFF", compression="lzma"), "TIFF with compression lzma"),
-        "long": (_png() + bytes(10 * _MEBI), "bytes; expected at most"),
+        "long": (_png() + bytes(48 * _MEBI), "bytes; expected at most"),
     }
 
 

@@ -47,7 +47,7 @@ _DECODE_ERRORS = (
 )
 
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
-_METADATA = 2**20  # bytes of a file that are no pixels
+_METADATA = 2**25  # bytes of a file that are no pixels
 _STRIP = 2**18  # pixels that are converted at once
 
 _UINT16_MAX = 65535
