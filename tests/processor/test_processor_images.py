@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from bridgetower.processor import Processor, ProcessorConfig, avif, open_image
 from bridgetower.processor.images import open_reduced
@@ -20,6 +20,8 @@ from bridgetower.processor.images import open_reduced
 Photo = Callable[[int, int], Image.Image]
 
 WHITE = (255, 255, 255)
+AVIF = ["AVIF"] if features.check("avif") else []  # from Pillow 11.3 on
+needs_avif = pytest.mark.skipif(not AVIF, reason="this release of Pillow reads no AVIF files")
 
 
 def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -233,6 +235,7 @@ def test_first_frame_of_an_animation() -> None:
     assert (_array(later) == (0, 0, 255)).all()
 
 
+@needs_avif
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> None:
     exif = Image.Exif()
@@ -243,6 +246,7 @@ def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> No
     assert np.array_equal(_array(content), np.asarray(expected))
 
 
+@needs_avif
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_first_frame_of_an_avif_animation(mode: str, photo: Photo) -> None:
     frames = [photo(64, 96 + number).resize((96, 64)).convert(mode) for number in range(3)]
@@ -252,6 +256,7 @@ def test_first_frame_of_an_avif_animation(mode: str, photo: Photo) -> None:
     assert np.array_equal(_array(content), np.asarray(animation.convert("RGB")))
 
 
+@needs_avif
 def test_the_frames_of_an_avif_file_are_counted() -> None:
     still = _bytes(Image.new("RGBA", (40, 30)), "AVIF")
     assert avif.still(still, 2 * 1200)[8:12] == b"avif"
@@ -272,13 +277,16 @@ def test_orientation_is_what_pillow_makes_of_it(kind: str, orientation: int, pho
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_in_xmp(kind: str, photo: Photo) -> None:
     text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    options: dict[str, Any] = {"xmp": text}
+    options: dict[str, Any] = {"xmp": text} if kind == "WEBP" else {}
     if kind == "PNG":
-        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", text.decode())
     content = _bytes(photo(20, 31), kind, **options)
-    assert _array(content).shape == (31, 20, 3)
-    assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+    stored = Image.open(io.BytesIO(content)).convert("RGB")
+    if kind == "JPEG":
+        segment = b"http://ns.adobe.com/xap/1.0/\0" + text
+        content = content[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + content[2:]
+    assert np.array_equal(_array(content), np.asarray(stored.transpose(Image.Transpose.ROTATE_270)))
 
 
 def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
@@ -297,7 +305,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         open_image(tmp_path / "empty.jpg")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *AVIF])
 def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: Photo) -> None:
     content = _bytes(photo(40, 56), kind)
     whole = _array(content)
@@ -327,7 +335,7 @@ def test_an_open_but_cut_off_pil_image_is_an_error(photo: Photo) -> None:
 
 def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *AVIF):
         content = np.frombuffer(_bytes(photo(24, 24), kind), dtype=np.uint8)
         for _ in range(60):
             altered = content.copy()
