@@ -38,9 +38,9 @@ def unmoved(config: RunConfig) -> RunConfig:
 
 
 def write_spoilt(folder: Path, config: RunConfig) -> Path:
-    """Writes the checkpoint that the run would start from, with a weight that is no number."""
+    """Writes the checkpoint that the run would start from, with a weight so large that the loss overflows."""
     checkpoint = starting_checkpoint(config)
-    checkpoint.tensors["text.word_embedding.weight"].fill_(torch.nan)
+    checkpoint.tensors["vision.patch_embedding.weight"].fill_(3e38)
     write_checkpoint(checkpoint, folder)
     return folder
 
