@@ -19,9 +19,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.results import spread
-from bridgetower.data.prepare import prepare, prepare_scenes
-from bridgetower.data.scenes.collect import topic_of
-from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
 from bridgetower.evaluation.grounding import JudgedKind, judge
 from bridgetower.evaluation.shares import Grounding
 from bridgetower.files import write_bytes, write_json
@@ -189,9 +188,9 @@ def main() -> None:
     data = given.out / "data"
     counts = {name: getattr(given, name) for name in ("num_train", "num_validation", "num_test")}
     if given.task == "flags":
-        prepare("flag-questions", data)
+        prepare_toyset("flag-questions", data)
     else:
-        prepare_scenes(data, ScenesConfig(kind=given.task, side=60, seed=SCENES_SEED, **counts))
+        prepare_toyset("scenes", data, ScenesConfig(kind=given.task, side=60, seed=SCENES_SEED, **counts))
     runs = configs(given.task, given)
     folders = {run: run_folder(given.out, *run) for run in runs}
     train_all({folders[run]: config for run, config in runs.items()})

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.info import DatasetInfo, write_info
-from bridgetower.data.kinds import Kind, Question, Statement
-from bridgetower.data.records import PairRecord, PictureRecord, QuestionRecord, StatementRecord, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
+from bridgetower.data.schema import SCHEMAS, Question, Statement
 from bridgetower.data.splits import parquet_path
-from bridgetower.data.vocabulary import write_vocabulary
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 ANSWERS = ("yes", "no", "2", *COLOURS)
 NUM_PICTURES = {"train": 8, "validation": 5, "test": 3}
-KINDS: tuple[Kind, ...] = ("vqa", "snli-ve", "nlvr2")
+KINDS = ("vqa", "snli-ve", "nlvr2")
 
 
 def png(colour: str) -> bytes:
@@ -25,7 +25,7 @@ def png(colour: str) -> bytes:
     return stream.getvalue()
 
 
-def write_set(folder: Path, kind: Kind) -> Path:
+def write_set(folder: Path, kind: str) -> Path:
     """Writes a set of a kind, whose test split has neither answers nor labels; returns its folder."""
     make = {"vqa": questioned, "snli-ve": stated, "nlvr2": paired}[kind]
     write_splits(folder, kind, {split: make(split, count) for split, count in NUM_PICTURES.items()})
@@ -34,22 +34,23 @@ def write_set(folder: Path, kind: Kind) -> Path:
     return folder
 
 
-def write_splits(folder: Path, kind: Kind, records: Mapping[str, Sequence[PictureRecord]]) -> None:
+def write_splits(folder: Path, kind: str, records: Mapping[str, Sequence[Record]]) -> None:
     """Writes the splits of a set and what it is."""
-    splits = {split: write_split(parquet_path(folder, split), rows, kind=kind) for split, rows in records.items()}
+    splits = {
+        split: write_split(parquet_path(folder, split), rows, schema=SCHEMAS[kind]) for split, rows in records.items()
+    }
     about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
     write_info(folder, DatasetInfo(name=f"mini-{kind}", kind=kind, seed=0, split_rule="", splits=splits, **about))
 
 
-def questioned(split: str, count: int) -> list[QuestionRecord]:
+def questioned(split: str, count: int) -> list[Record]:
     """Pictures with two questions each; nobody gave an answer of the vocabulary to the second one of every third."""
     first = {"train": 1_000, "validation": 2_000, "test": 3_000}[split]
     return [
-        QuestionRecord(
-            image=png(COLOURS[number]),
-            file_name=f"{number}.jpg",
+        Record(
+            images=(ImageFile(f"{number}.jpg", png(COLOURS[number])),),
             image_id=f"{split}-{number}",
-            questions=tuple(
+            entries=tuple(
                 Question(
                     question_id=first + 10 * number + place,
                     question=("What colour is this?", "Is this picture plain?")[place],
@@ -71,15 +72,14 @@ def annotators(number: int, place: int) -> tuple[str, ...]:
     return ("who knows",) * 10 if number % 3 == 2 else ("Yes!",) * 6 + ("no",) * 4
 
 
-def stated(split: str, count: int) -> list[StatementRecord]:
+def stated(split: str, count: int) -> list[Record]:
     """Pictures with one or two statements each."""
     labels = ("entailment", "contradiction", "neutral")
     return [
-        StatementRecord(
-            image=png(COLOURS[number]),
-            file_name=f"{number}.jpg",
+        Record(
+            images=(ImageFile(f"{number}.jpg", png(COLOURS[number])),),
             image_id=f"{number}",
-            statements=tuple(
+            entries=tuple(
                 Statement(
                     statement_id=f"{number}.jpg#{place}r",
                     text=f"it is {COLOURS[number - place]}",
@@ -92,16 +92,13 @@ def stated(split: str, count: int) -> list[StatementRecord]:
     ]
 
 
-def paired(split: str, count: int) -> list[PairRecord]:
+def paired(split: str, count: int) -> list[Record]:
     """Pairs of pictures, two of a set and a sentence, with NLVR2's identifiers."""
     return [
-        PairRecord(
-            image=png(COLOURS[number]),
-            file_name=f"{split}-{number}-img0.png",
-            image_2=png(COLOURS[number - 1]),
-            file_name_2=f"{split}-{number}-img1.png",
+        Record(
+            images=[ImageFile(f"{split}-{number}-img{side}.png", png(COLOURS[number - side])) for side in range(2)],
             image_id=f"{split}-{number // 2}-{number % 2}",
-            statements=(
+            entries=(
                 Statement(
                     statement_id=f"{split}-{number // 2}-{number % 2}-0",
                     text=f"one of them is {COLOURS[number // 2 * 2]}",

@@ -1,29 +1,30 @@
-"""Small pictures and rows of prepared sets with them."""
+"""Small images and rows of prepared sets with them."""
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.kinds import Question, Statement
-from bridgetower.data.records import PairRecord, QuestionRecord, Record, StatementRecord
+from bridgetower.data.records import ImageFile, Record
+from bridgetower.data.schema import Question, Statement
 
 
 def png(shade: int, size: int = 4) -> bytes:
-    """Returns a grey picture."""
+    """Returns a grey image."""
     stream = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), shade, dtype=np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
-def record(number: int, **changes: object) -> Record:
-    """Returns a picture with two captions."""
-    captions = (f"shade {number}", "grey")
-    return Record(**{**_picture(number), "captions": captions, **changes})  # type: ignore[arg-type]
+def record(number: int, **changes: Any) -> Record:
+    """Returns an image with two captions."""
+    return _record(number, (f"shade {number}", "grey"), changes)
 
 
-def question_record(number: int, **changes: object) -> QuestionRecord:
-    """Returns a picture with two questions, the second of a test split."""
+def question_record(number: int, **changes: Any) -> Record:
+    """Returns an image with two questions, the second of a test split."""
     first = Question(
         question_id=10 * number,
         question="How dark is it?",
@@ -31,29 +32,25 @@ def question_record(number: int, **changes: object) -> QuestionRecord:
         answer_type="number",
         answers=(str(number),) * 10,
     )
-    questions = first, Question(question_id=10 * number + 1, question="What is it?")
-    return QuestionRecord(**{**_picture(number), "questions": questions, **changes})  # type: ignore[arg-type]
+    return _record(number, (first, Question(question_id=10 * number + 1, question="What is it?")), changes)
 
 
-def statement_record(number: int, **changes: object) -> StatementRecord:
-    """Returns a picture with two statements, one labelled."""
+def statement_record(number: int, **changes: Any) -> Record:
+    """Returns an image with two statements, one labelled."""
     statements = (
         Statement(statement_id=f"{number}#a", text="It is grey.", label="entailment"),
         Statement(statement_id=f"{number}#b", text="It is a cat."),
     )
-    return StatementRecord(**{**_picture(number), "statements": statements, **changes})  # type: ignore[arg-type]
+    return _record(number, statements, changes)
 
 
-def pair_record(number: int, **changes: object) -> PairRecord:
-    """Returns two pictures with a statement."""
-    values: dict[str, object] = {
-        **_picture(number),
-        "image_2": png(number + 100),
-        "file_name_2": f"{number}-2.png",
-        "statements": (Statement(statement_id=f"dev-{number}-0-0", text="The left one is darker.", label="True"),),
-    }
-    return PairRecord(**{**values, **changes})  # type: ignore[arg-type]
+def pair_record(number: int, **changes: Any) -> Record:
+    """Returns two images with a statement."""
+    images = (ImageFile(f"{number}.png", png(number)), ImageFile(f"{number}-2.png", png(number + 100)))
+    statement = Statement(statement_id=f"dev-{number}-0-0", text="The left one is darker.", label="True")
+    return _record(number, (statement,), {"images": images, **changes})
 
 
-def _picture(number: int) -> dict[str, object]:
-    return {"image": png(number), "file_name": f"{number}.png", "image_id": f"id-{number}"}
+def _record(number: int, entries: Sequence[Any], changes: dict[str, Any]) -> Record:
+    images = (ImageFile(f"{number}.png", png(number)),)
+    return Record(**{"image_id": f"id-{number}", "images": images, "entries": entries, **changes})

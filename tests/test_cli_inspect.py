@@ -1,4 +1,4 @@
-"""`bridgetower inspect`: JSON for scripts, tables for a reader, a sheet for the eye."""
+"""`bridgetower inspect`: JSON for scripts, tables for a reader, a page for the eye."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from bridgetower import cli
 from bridgetower.data.prepare import prepare_set
@@ -20,14 +19,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_json_and_sheet(run: Callable[..., list[Any]], folder: Path, tmp_path: Path) -> None:
-    (printed,) = run("inspect", folder, "--sheet", tmp_path / "sheet.png", "--num-samples", 2, "--check")
+def test_json_and_page(run: Callable[..., list[Any]], folder: Path, tmp_path: Path) -> None:
+    (printed,) = run("inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check")
     train = printed["splits"]["train"]
     assert (printed["name"], printed["kind"], train["images"], train["texts"]) == ("vqav2", "vqa", 7, 28)
     assert train["published"] == {"images": 82_783, "texts": 443_757, "source": "visualqa.org"}
     assert train["words"]["median"] == 6
     assert train["classes"] == {"yes/no": 14, "number": 7, "other": 7}
-    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+    assert printed["html"] == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
 def test_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

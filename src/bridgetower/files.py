@@ -165,9 +165,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
-    content = parse_json(path.read_bytes(), path)
+    return json_object(path.read_bytes(), path)
+
+
+def json_object(text: str | bytes, place: object, advice: str = "copy it again") -> dict[str, Any]:
+    """Reads a JSON object; arguments as for `parse_json`.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    content = parse_json(text, place, advice)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+        raise ValueError(f"{place} holds a {type(content).__name__}; expected a JSON object")
     return content
 
 

@@ -23,7 +23,7 @@ from bridgetower import checkpoints, cli, predictor
 from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded_safetensors, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, PrepareConfig
-from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import from_plain

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.answers import answer_score, answer_type, answer_vocabulary, normalise_answer, soft_targets
+from bridgetower.data.answers import (
+    answer_score,
+    answer_type,
+    answer_vocabulary,
+    normalise_answer,
+    read_vocabulary,
+    soft_targets,
+    write_vocabulary,
+)
 
 
 class TestNormalForm:
@@ -89,3 +97,27 @@ def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:
     assert answer_vocabulary(choices) == ("net", "yes")
     assert answer_vocabulary(choices, min_count=2) == ("net", "2", "yes")
     assert answer_vocabulary(choices, min_count=10) == ()
+
+
+def test_a_written_vocabulary_keeps_the_order(tmp_path):
+    write_vocabulary(tmp_path, ["yes", "2", "left side", "no"])
+    assert read_vocabulary(tmp_path) == ("yes", "2", "left side", "no")
+
+
+@pytest.mark.parametrize("answers", [["yes", "yes"], ["Yes"], ["a dog"]])
+def test_answers_that_could_not_be_compared_are_refused(tmp_path, answers):
+    with pytest.raises(ValueError, match="give each once, in normal form"):
+        write_vocabulary(tmp_path, answers)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_vocabulary(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no answers\.json in .*; give a VQA set"):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[]", "[1]"])
+def test_damaged_vocabulary(tmp_path, content):
+    (tmp_path / "answers.json").write_text(content)
+    with pytest.raises(ValueError, match=r"answers\.json is (not valid JSON .*; run|no list of answers)"):
+        read_vocabulary(tmp_path)

@@ -15,7 +15,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.prepare import prepare_pairs
-from bridgetower.data.records import Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.sampling import BatchKey, StepSampler
 from bridgetower.processor import Processor
 
@@ -69,7 +69,7 @@ class TestImages:
             load(tmp_path / "nowhere")
 
     def test_a_broken_picture_is_named(self, load: Any, tmp_path: Path) -> None:
-        record = Record(image=b"not a picture", file_name="x.png", image_id="the-broken-one", captions=("a bar",))
+        record = Record(image_id="the-broken-one", images=[ImageFile("x.png", b"not a picture")], entries=("a bar",))
         write_split(tmp_path / "train.parquet", [record])
         with pytest.raises(ValueError, match=rf"picture the-broken-one of {tmp_path}: .*13 image bytes"):
             load(tmp_path)[BatchKey((0,), 0)]

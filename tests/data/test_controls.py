@@ -10,13 +10,15 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.controls import WithOtherPictures
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
 def test_texts_stay_and_pictures_are_those_of_the_other_half(tmp_path: Path, tiny_processor, kind):
     asked.write_set(tmp_path, kind)
-    statements = Statements(Pictures(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor, kind=kind))
+    data = DataConfig(folders=(str(tmp_path),))
+    statements = Statements(Pictures(data, "train", tiny_processor, schema=SCHEMAS[kind]))
     others = WithOtherPictures(statements)
     everything = tuple(range(len(statements)))
     own, other = statements[BatchKey(everything, 3)], others[BatchKey(everything, 3)]

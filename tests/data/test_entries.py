@@ -8,6 +8,7 @@ import asked
 from bridgetower.data.config import DataConfig
 from bridgetower.data.entries import Entries
 from bridgetower.data.pictures import Pictures
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.processor import Processor
 
 
@@ -20,7 +21,7 @@ def pictures(
     processor: Processor, *folders: Path, splits: str | tuple[str, ...] = "train", **config: object
 ) -> Pictures:
     data = DataConfig(folders=tuple(map(str, folders)), **config)
-    return Pictures(data, splits, processor, kind="snli-ve")
+    return Pictures(data, splits, processor, schema=SCHEMAS["snli-ve"])
 
 
 def test_one_example_per_statement_in_order(folder: Path, tiny_processor: Processor) -> None:

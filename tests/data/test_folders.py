@@ -56,9 +56,9 @@ class TestBad:
         with pytest.raises(ValueError, match=rf"has 1 bad .*no file 'train2014/{missing.name}'"):
             prepare_set("coco", coco, tmp_path / "out")
         with pytest.raises(ValueError, match=rf"has 2 bad .*{missing.name}.*{broken.name}': .*damaged"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
         assert not (tmp_path / "out" / "dataset.json").exists()
-        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert info.splits["train"].images == 6
         assert info.splits["test"].images == 1
         assert [message.partition(":")[0] for message in info.left_out["cannot be used"]] == [
@@ -69,7 +69,7 @@ class TestBad:
     def test_a_lower_limit_on_a_complete_set(self, coco: Path, tmp_path: Path) -> None:
         broken = coco / "train2014" / coco_name(9, "train2014")
         broken.write_bytes(b"no picture")
-        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=1))
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
         with pytest.raises(ValueError, match=r"has 1 bad .*allowed are 0"):
             prepare_set("coco", coco, tmp_path / "out")
         assert read_info(tmp_path / "out").splits["train"].images == 6
@@ -90,21 +90,21 @@ class TestBad:
     def test_a_missing_annotation_file(self, coco: Path, tmp_path: Path) -> None:
         (coco / "dataset_coco.json").unlink()
         message = r"no file dataset_coco\.json or karpathy/dataset_coco\.json in"
-        for max_bad in (0, 100):
+        for max_errors in (0, 100):
             with pytest.raises(FileNotFoundError, match=message):
-                prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=max_bad))
+                prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=max_errors))
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"):
             prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
 
     def test_a_split_of_which_nothing_is_left(self, coco: Path, tmp_path: Path) -> None:
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="has no usable picture of test"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+        with pytest.raises(ValueError, match="has no usable image of test"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).unlink()
         with pytest.raises(ValueError, match="has no usable image of test; check"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_bad=2))
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert not (tmp_path / "out" / "dataset.json").exists()
 
 
@@ -112,7 +112,7 @@ class TestComplete:
     def test_is_left_alone(self, coco: Path, tmp_path: Path) -> None:
         first = prepare_set("coco", coco, tmp_path / "out")
         before = snapshot(tmp_path / "out")
-        assert prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_bad=3)) == first
+        assert prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3)) == first
         assert snapshot(tmp_path / "out") == before
 
     def test_of_other_settings_is_refused(self, coco: Path, tmp_path: Path) -> None:

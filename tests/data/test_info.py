@@ -71,8 +71,6 @@ class TestInfo:
             read_info(tmp_path)
         with pytest.raises(ValueError, match="format 3, this version reads 2; prepare it again"):
             description(format=3)
-        with pytest.raises(ValueError, match="kind 'pictures'; expected one of captions, vqa"):
-            description(kind="pictures")
         with pytest.raises(ValueError, match="unknown split 'Dev'"):
             description(splits={"Dev": SplitInfo(images=1, texts=1, files={})})
 

@@ -1,16 +1,20 @@
 """What a prepared set holds: counted, not believed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.inspection import Lengths, inspect
+from bridgetower.data.datasets import DATASETS
+from bridgetower.data.info import DatasetInfo, SplitInfo, write_info
+from bridgetower.data.inspection import Lengths, inspect, write_samples
 from bridgetower.data.prepare import prepare_set
-from bridgetower.data.published.counts import published_counts
+from bridgetower.data.records import write_split
 from miniature import write_coco, write_nlvr2, write_vqav2
+from rows import record
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_questions_and_statements(tmp_path: Path) -> None:
 def test_files_that_are_not_as_written(coco: Path, tmp_path: Path) -> None:
     whole = (coco / "test.parquet").read_bytes()
     (coco / "test.parquet").write_bytes((coco / "validation.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"test in .*out has 2 pictures and 10 texts, dataset\.json says 2 and 11"):
+    with pytest.raises(ValueError, match=r"test in .*out has 2 images and 10 texts, dataset\.json says 2 and 11"):
         inspect(coco)
     place = whole.index(b"caption")
     (coco / "test.parquet").write_bytes(whole[:place] + b"C" + whole[place + 1 :])
@@ -65,16 +69,67 @@ def test_a_set_that_is_not_published(coco: Path) -> None:
 
 class TestPublished:
     def test_counts_that_are_equal_come_first(self) -> None:
-        exact = published_counts("vqav2", "vqa", "train", 82_774, 435_174)
+        exact = DATASETS["vqav2"].published_count("train", 82_774, 435_174)
         assert exact is not None
         assert exact.source.startswith("official code, answers in normal form")
-        other = published_counts("vqav2", "vqa", "train", 5, 6)
+        other = DATASETS["vqav2"].published_count("train", 5, 6)
         assert other is not None
         assert (other.images, other.texts, other.source) == (82_783, 443_757, "visualqa.org")
 
-    def test_unknown_sets_and_splits(self) -> None:
-        assert published_counts("vqav2", "vqa", "other", 1, 1) is None
-        assert published_counts("coco", "vqa", "train", 1, 1) is None
+    def test_unknown_splits(self) -> None:
+        assert DATASETS["vqav2"].published_count("other", 1, 1) is None
+
+    def test_another_set_of_the_name(self, coco: Path) -> None:
+        content = json.loads((coco / "dataset.json").read_text())
+        assert inspect(coco).splits["test"].published is not None
+        (coco / "dataset.json").write_text(json.dumps({**content, "name": "mine"}))
+        assert inspect(coco).splits["test"].published is None
+
+
+class TestSamples:
+    def test_every_split_has_samples(self, tmp_path: Path) -> None:
+        write_nlvr2(tmp_path / "nlvr2")
+        prepare_set("nlvr2", tmp_path / "nlvr2", tmp_path / "out")
+        write_samples(tmp_path / "out", tmp_path / "page.html", num_samples=2)
+        page = (tmp_path / "page.html").read_text()
+        assert re.findall(r"<h2>(\w+): (\d) rows, (\d) statements", page) == [
+            ("train", "3", "6"),
+            ("validation", "3", "6"),
+            ("test1", "3", "6"),
+        ]
+        assert page.count("<figure>") == 6
+        assert page.count('src="data:image/webp;base64,') == 12
+        assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+        assert re.search(r"Statement 0 about train-\d+-0\.\s+<span class=\"label\">label: (True|False)</span>", page)
+
+    def test_answers_are_shown_once(self, tmp_path: Path) -> None:
+        write_vqav2(tmp_path / "vqa")
+        prepare_set("vqav2", tmp_path / "vqa", tmp_path / "out")
+        write_samples(tmp_path / "out", tmp_path / "page.html")
+        assert "answers: 2, The  dog, dont know" in (tmp_path / "page.html").read_text()
+
+    def test_what_texts_hold_is_no_markup(self, tmp_path: Path) -> None:
+        write_split(tmp_path / "train.parquet", [record(1, entries=("<script>alert(1)</script>",))])
+        about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
+        splits = {"train": SplitInfo(images=1, texts=1, files={})}
+        write_info(tmp_path, DatasetInfo(name="<b>", seed=0, split_rule="", splits=splits, **about))
+        write_samples(tmp_path, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert "&lt;script&gt;alert(1)" in page
+        assert "<script>" not in page
+        assert "<h1>&lt;b&gt;</h1>" in page
+
+    def test_the_seed_chooses(self, coco: Path, tmp_path: Path) -> None:
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            write_samples(coco, tmp_path / f"{name}.html", num_samples=2, seed=seed)
+        first, again, other = ((tmp_path / f"{name}.html").read_bytes() for name in "abc")
+        assert first == again != other
+
+    def test_refuses(self, coco: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="num_samples is 0"):
+            write_samples(coco, tmp_path / "a.html", num_samples=0)
+        with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
+            write_samples(tmp_path, tmp_path / "a.html")
 
 
 @given(st.lists(st.integers(0, 20), min_size=1))

@@ -8,6 +8,7 @@ import torch
 import asked
 from bridgetower.data.config import DataConfig
 from bridgetower.data.pictures import Pictures
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.processor import Processor
 
 
@@ -18,7 +19,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_both_pictures_of_a_pair(folder: Path, tiny_processor: Processor, cache: bool) -> None:
-    pictures = Pictures(DataConfig(folders=(str(folder),), cache=cache), "train", tiny_processor, kind="nlvr2")
+    pictures = Pictures(
+        DataConfig(folders=(str(folder),), cache=cache), "train", tiny_processor, schema=SCHEMAS["nlvr2"]
+    )
     for _ in range(2):
         for column, colour in (("image", asked.COLOURS[3]), ("image_2", asked.COLOURS[2])):
             assert torch.equal(pictures.pixels(3, column), tiny_processor.resize(asked.png(colour)))
@@ -29,7 +32,7 @@ def test_both_pictures_of_a_pair(folder: Path, tiny_processor: Processor, cache:
 
 def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processor) -> None:
     data = DataConfig(folders=(str(folder),))
-    both = Pictures(data, ("train", "validation"), tiny_processor, kind="nlvr2")
+    both = Pictures(data, ("train", "validation"), tiny_processor, schema=SCHEMAS["nlvr2"])
     assert len(both) == 13
     assert both.image_ids[8] == "validation-0-0"
     assert both.digests().keys() == {str(folder / "train.parquet"), str(folder / "validation.parquet")}
@@ -38,15 +41,15 @@ def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processo
 
 def test_another_kind(folder: Path, tiny_processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"has no column questions; .* use a set of kind vqa"):
-        Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, kind="vqa")
+        Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["vqa"])
 
 
 def test_sets_that_are_only_trained_on(folder: Path, tiny_processor: Processor) -> None:
     data = DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1, 3))
-    both = Pictures(data, ("train", "validation"), tiny_processor, kind="nlvr2")
+    both = Pictures(data, ("train", "validation"), tiny_processor, schema=SCHEMAS["nlvr2"])
     assert len(both) == 13 + 8
     assert both.image_ids[13:] == both.image_ids[:8]
     assert [both.repeats(image) for image in (0, 12, 13, 20)] == [1, 1, 3, 3]
-    assert len(Pictures(data.as_evaluated(), "validation", tiny_processor, kind="nlvr2")) == 5
+    assert len(Pictures(data.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])) == 5
     with pytest.raises(ValueError, match="expected one positive number each"):
         DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1,))

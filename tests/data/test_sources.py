@@ -8,7 +8,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from bridgetower.data.locations import FilePicture
+from bridgetower.data.images import ImageRef
 from bridgetower.data.sources import Row, read_rows
 from miniature import links, write_shards
 
@@ -20,7 +20,7 @@ def png(colour: str) -> bytes:
 
 
 def rows(source: Path, **options: str) -> list[tuple[str, tuple[str, ...], str | None]]:
-    return [(row.picture.name, row.captions, row.split) for row in read_rows(source, **options)]  # type: ignore[arg-type]
+    return [(row.image.name, row.captions, row.split) for row in read_rows(source, **options)]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ class TestTables:
         table = folder / "data.csv"
         table.write_text('image,caption,split\nred.png,"a red, plain picture",train\n./sub/blue.png,blue,VAL\n')
         assert rows(table) == EXPECTED
-        assert next(read_rows(table)).picture == FilePicture(root=folder, name="red.png")
+        assert next(read_rows(table)).image == ImageRef.of_file(folder, "red.png")
 
     def test_tsv_with_byte_order_mark_and_other_names(self, folder: Path) -> None:
         table = folder / "data.tsv"
@@ -67,7 +67,7 @@ class TestTables:
         cells = [{"bytes": png(colour), "path": "x.png"} for colour in ("red", "blue", "red")]
         data = datasets.Dataset.from_dict({"image": cells, "caption": ["r", "b", "again r"]})
         (data.cast_column("image", datasets.Image()) if decoded else data).to_parquet(str(table))
-        pictures = [row.picture for row in read_rows(table)]
+        pictures = [row.image for row in read_rows(table)]
         assert [picture.read() for picture in pictures] == [png("red"), png("blue"), png("red")]
         assert pictures[0].name == pictures[2].name != pictures[1].name  # by content, not by the path they share
         assert {picture.file_name for picture in pictures} == {"x.png"}
@@ -76,15 +76,15 @@ class TestTables:
         table = folder / "data.parquet"
         datasets.Dataset.from_dict({"img": [png("red")], "text": ["r"]}).to_parquet(str(table))
         row = next(read_rows(table))
-        assert row.picture.read() == png("red")
-        assert row.picture.stamp == row.picture.name == row.picture.file_name
+        assert row.image.read() == png("red")
+        assert row.image.file_signature == row.image.name == row.image.file_name
 
     def test_parquet_picture_that_is_only_a_path(self, folder: Path) -> None:
         table = folder / "data.parquet"
         cells = [{"bytes": None, "path": "red.png"}, {"bytes": png("blue"), "path": None}]
         datasets.Dataset.from_dict({"image": cells, "text": ["r", "b"]}).to_parquet(str(table))
-        first, second = (row.picture for row in read_rows(table))
-        assert first == FilePicture(root=folder, name="red.png")
+        first, second = (row.image for row in read_rows(table))
+        assert first == ImageRef.of_file(folder, "red.png")
         assert second.read() == png("blue")
 
     def test_named_columns(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class TestTables:
         table = folder / "data.csv"
         table.write_text("image,caption\n,text\nred.png\n")
         assert rows(table) == [("", ("text",), None), ("red.png", ("",), None)]
-        assert next(read_rows(table)).picture.stamp is None
+        assert next(read_rows(table)).image.file_signature is None
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -117,7 +117,7 @@ class TestTables:
                 b'{"image": "a.png", "text": "one"}\n{"image"\n',
                 "line 2 is not valid JSON .*one JSON object per line",
             ),
-            ("a.jsonl", b'["a.png", "one"]\n', "line 1 is a list; write one JSON object per line"),
+            ("a.jsonl", b'["a.png", "one"]\n', "line 1 holds a list; expected a JSON object"),
             ("a.parquet", b"PAR1", "is no Parquet file"),
             ("a.xlsx", b"", r"is none of \.csv, \.tsv"),
         ],
@@ -162,7 +162,7 @@ class TestFolders:
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(png("red"))
-        found = {row.picture.name: row.picture for row in read_rows(folder)}
+        found = {row.image.name: row.image for row in read_rows(folder)}
         assert sorted(found) == sorted([*names, "red.png", "sub/blue.png"])
         assert all(picture.read() for picture in found.values())
         (folder / "data.jsonl").write_text("\n".join(json.dumps({"image": name, "text": "x"}) for name in names))
@@ -184,12 +184,12 @@ class TestFolders:
             rows(tmp_path / "none.csv")
 
 
-def test_stamp_follows_the_file(folder: Path) -> None:
-    row = Row(picture=FilePicture(root=folder, name="red.png"), captions=("r",), place="row 1")
-    before = row.picture.stamp
-    assert row.picture.stamp == before
+def test_the_signature_follows_the_file(folder: Path) -> None:
+    row = Row(image=ImageRef.of_file(folder, "red.png"), captions=("r",), place="row 1")
+    before = row.image.file_signature
+    assert row.image.file_signature == before
     (folder / "red.png").write_bytes(png("green") + b" ")
-    assert row.picture.stamp != before
+    assert row.image.file_signature != before
 
 
 class TestShards:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.records import write_split
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.splits import (
     assign_splits,
     by_split,
@@ -89,7 +90,7 @@ class TestReadSplit:
         with pytest.raises(
             ValueError, match=r"has no column questions; it has image, image_id, captions: use a set of kind vqa"
         ):
-            read_split(tmp_path, "train", kind="vqa")
+            read_split(tmp_path, "train", schema=SCHEMAS["vqa"])
 
     def test_refuses_what_is_no_parquet(self, tmp_path: Path) -> None:
         (tmp_path / "train.parquet").write_bytes(b"PAR1 not really")

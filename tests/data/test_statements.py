@@ -9,9 +9,9 @@ import torch
 import asked
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch
 from bridgetower.data.config import DataConfig
-from bridgetower.data.kinds import LABELS, Kind
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.model.labels import FIXED
 from bridgetower.processor import Processor
@@ -19,18 +19,18 @@ from bridgetower.processor import Processor
 
 @pytest.fixture
 def load(tmp_path: Path, tiny_processor: Processor) -> Any:
-    def make(kind: Kind, split: str = "train", *, labelled: bool = False, **config: Any) -> Statements:
+    def make(kind: str, split: str = "train", *, labelled: bool = False, **config: Any) -> Statements:
         folder = tmp_path / kind
         if not folder.exists():
             asked.write_set(folder, kind)
-        pictures = Pictures(DataConfig(folders=(str(folder),), **config), split, tiny_processor, kind=kind)
+        pictures = Pictures(DataConfig(folders=(str(folder),), **config), split, tiny_processor, schema=SCHEMAS[kind])
         return Statements(pictures, labelled=labelled)
 
     return make
 
 
 def test_classes_are_in_the_order_of_the_heads() -> None:
-    assert {kind: tuple(names) for kind, names in LABELS.items()} == {
+    assert {kind: schema.labels for kind, schema in SCHEMAS.items() if schema.labels} == {
         "snli-ve": FIXED["snli_ve"],
         "nlvr2": FIXED["nlvr2"],
     }
@@ -61,7 +61,7 @@ def test_two_pictures(load: Any, tiny_processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
-def test_without_labels(load: Any, kind: Kind) -> None:
+def test_without_labels(load: Any, kind: str) -> None:
     assert load(kind, "test")[BatchKey((0, 1), 0)].labels is None
     with pytest.raises(ValueError, match=r"of split test has the label ''; expected one of .*choose a split that has"):
         load(kind, "test", labelled=True)

@@ -1,5 +1,9 @@
-"""Parquet files from elsewhere: pictures are left where they are."""
+"""Rows of Parquet and Arrow files: read where they lie, with bounded memory; images of others are left there."""
 
+import math
+import os
+import pickle
+import random
 from pathlib import Path
 
 import datasets
@@ -8,10 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data import tables
-from bridgetower.data.locations import CellPicture, unpacked
-from bridgetower.data.tables import parquet_rows
-from miniature import links, write_tables
+from bridgetower.data.images import ImageRef
+from bridgetower.data.records import ImageFile, Record, write_split
+from bridgetower.data.splits import read_split
+from bridgetower.data.tables import ArrowRows, ParquetRows, arrow_rows, open_table, parquet_rows
+from miniature import jpeg, links, write_tables
 from rows import png
+
+SIZE = 20_000
+NUM_ROWS = 50
 
 
 def test_row_groups_are_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,12 +28,9 @@ def test_row_groups_are_read_in_place(tmp_path: Path, monkeypatch: pytest.Monkey
     write_tables(tmp_path, links(8))
     rows = list(parquet_rows(tmp_path / "00000.parquet"))
     assert [row["url"] for row in rows] == [url for url, _ in links(8)]
-    assert [isinstance(row["jpg"], CellPicture) for row in rows] == [n not in (3, 7) for n in range(8)]
-    assert [(row["jpg"].group, row["jpg"].row) for row in rows if row["jpg"]] == [
-        *((0, n) for n in range(3)),
-        *((1, n) for n in (1, 2)),
-        (2, 0),
-    ]
+    assert [isinstance(row["jpg"], ImageRef) for row in rows] == [n not in (3, 7) for n in range(8)]
+    assert [row["jpg"].cell for row in rows if row["jpg"]] == [("jpg", n) for n in (0, 1, 2, 4, 5, 6)]
+    assert [row["jpg"].read() for row in rows if row["jpg"]] == [jpeg(n) for n in (0, 1, 2, 4, 5, 6)]
     assert not (tmp_path / "cache").exists()
 
 
@@ -35,8 +41,8 @@ def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     table = pa.table({"image": cells, "text": ["r", None, "b"]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     first, second, third = parquet_rows(tmp_path / "t.parquet")
-    assert (first["image"].group is None) == (limit == 10)
-    assert first["image"].read() == unpacked(first["image"].packed()).read() == png(1)
+    assert isinstance(open_table(tmp_path / "t.parquet"), ParquetRows) == (limit > 10)
+    assert first["image"].read() == ImageRef.unpacked(first["image"].packed()).read() == png(1)
     assert first["image"].file_name == "x.png"
     assert (second["image"], second["text"]) == ("b.png", None)
     assert third["image"].read() == png(2)
@@ -60,3 +66,150 @@ def test_what_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="is no Parquet file"):
         list(parquet_rows(tmp_path / "a.parquet"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A split of 1 MB in 13 row groups of four pictures, the last of two."""
+    path, source = tmp_path_factory.mktemp("set"), random.Random(0)
+    records = (
+        Record(image_id=f"id-{n}", images=[ImageFile(f"{n}.jpg", source.randbytes(SIZE))], entries=(f"a {n}", "any"))
+        for n in range(NUM_ROWS)
+    )
+    write_split(path / "train.parquet", records, row_group_bytes=4 * SIZE)
+    return path
+
+
+@pytest.fixture
+def rows(folder: Path) -> ParquetRows:
+    return read_split(folder, "train")
+
+
+class TestRows:
+    def test_each_is_that_of_the_whole_table(self, rows: ParquetRows, folder: Path) -> None:
+        table = pq.read_table(folder / "train.parquet").to_pylist()
+        numbers = list(range(NUM_ROWS))
+        random.Random(1).shuffle(numbers)
+        assert len(rows) == NUM_ROWS
+        assert [rows.row(number) for number in numbers] == [table[number] for number in numbers]
+        assert rows.column("captions") == [row["captions"] for row in table]
+
+    def test_some_columns(self, rows: ParquetRows) -> None:
+        assert rows.row(5, ["image_id", "captions"]) == {"image_id": "id-5", "captions": ["a 5", "any"]}
+        assert rows.row(49, ["image"])["image"]["path"] == "49.jpg"
+
+    @pytest.mark.parametrize("number", [-1, NUM_ROWS])
+    def test_no_such_row(self, rows: ParquetRows, number: int) -> None:
+        with pytest.raises(IndexError, match=rf"row {number} of .*train\.parquet; there are 50"):
+            rows.row(number)
+
+    def test_can_be_sent_to_another_process(self, rows: ParquetRows) -> None:
+        assert pickle.loads(pickle.dumps(rows)).row(7) == rows.row(7)
+
+
+class TestKept:
+    @pytest.fixture(params=[False, True])
+    def kept(self, folder: Path, request: pytest.FixtureRequest) -> ParquetRows:
+        kept = ParquetRows([folder / "train.parquet"], keep=math.inf)
+        return pickle.loads(pickle.dumps(kept)) if request.param else kept
+
+    def test_the_same_rows(self, kept: ParquetRows, rows: ParquetRows) -> None:
+        for number in (7, 6, 49, 7):
+            assert kept.row(number) == rows.row(number)
+            assert kept.row(number, ["image_id"]) == {"image_id": f"id-{number}"}
+
+    def test_a_group_is_read_once(self, kept: ParquetRows) -> None:
+        before = pa.total_allocated_bytes()
+        kept.row(4)
+        once = pa.total_allocated_bytes() - before
+        assert once > 2 * SIZE
+        for _ in range(3):
+            kept.row(5)
+        assert pa.total_allocated_bytes() - before == once
+
+
+class TestNoCopy:
+    def test_in_memory(self, folder: Path) -> None:
+        before = pa.total_allocated_bytes()
+        rows = read_split(folder, "train")
+        for number in range(NUM_ROWS):
+            rows.row(number)
+            assert pa.total_allocated_bytes() - before < 2 * SIZE
+        table = pq.read_table(folder / "train.parquet", memory_map=True)
+        assert pa.total_allocated_bytes() - before > NUM_ROWS * SIZE  # what reading it in one piece takes
+        del table
+
+    def test_on_the_disk(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+        rows = read_split(folder, "train")
+        assert rows.row(3)["image_id"] == "id-3"
+        assert not list(tmp_path.iterdir())
+        datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=None)
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*.arrow")) > NUM_ROWS * SIZE  # what is avoided
+
+
+def write_arrow(path: Path, table: pa.Table, *, batch_rows: int | None = None, compression: str | None = None) -> Path:
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return path
+
+
+def arrow_table(binary: pa.DataType) -> pa.Table:
+    images = pa.array([png(0), None, b"", png(3), png(4)], type=binary)
+    return pa.table({"image": images, "text": [["a"], [], ["ü"], ["c"], ["d"]], "unused": range(5)})
+
+
+@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("batch_rows", [None, 2])
+def test_images_are_cells_of_the_file(tmp_path: Path, binary: pa.DataType, batch_rows: int | None) -> None:
+    path = write_arrow(tmp_path / "a.arrow", arrow_table(binary), batch_rows=batch_rows)
+    rows = list(arrow_rows(path, ["image"], ["text"]))
+    assert [row["text"] for row in rows] == [["a"], [], ["ü"], ["c"], ["d"]]
+    assert set(rows[0]) == {"image", "text"}
+    assert [row["image"] and row["image"].read() for row in rows] == [png(0), None, b"", png(3), png(4)]
+    assert rows[0]["image"].cell == ("image", 0)
+
+
+def test_many_rows(tmp_path: Path) -> None:
+    content = [bytes([n % 256]) * (n % 7) for n in range(2500)]
+    path = write_arrow(tmp_path / "a.arrow", pa.table({"image": content, "n": range(2500)}))
+    rows = list(arrow_rows(path, ["image"], ["n"]))
+    assert [row["n"] for row in rows] == list(range(2500))
+    assert [row["image"].read() for row in rows] == content
+
+
+def test_a_slice_of_a_table(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path / "a.arrow", arrow_table(pa.binary()).slice(2))
+    assert [row["image"].read() for row in arrow_rows(path, ["image"], ["text"])] == [b"", png(3), png(4)]
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path / "a.arrow", arrow_table(pa.binary()))
+    with pytest.raises(ValueError, match="has no column caption; it has image, text, unused"):
+        list(arrow_rows(path, ["image"], ["caption"]))
+    with pytest.raises(ValueError, match="has images of type list"):
+        list(arrow_rows(path, ["text"], []))
+    os.truncate(path, 1000)
+    with pytest.raises(ValueError, match=r"a\.arrow is no Arrow IPC file"):
+        list(arrow_rows(path, ["image"], ["text"]))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.arrow is no Arrow IPC file"):
+        list(arrow_rows(path, ["image"], ["text"]))
+    compressed = write_arrow(tmp_path / "b.arrow", pa.table({"image": [bytes(5000)] * 9}), compression="zstd")
+    with pytest.raises(ValueError, match=r"b\.arrow is compressed; write it again without compression"):
+        list(arrow_rows(compressed, ["image"], []))
+
+
+def test_a_table_that_is_written_again_is_read_anew(tmp_path: Path) -> None:
+    for number in (1, 22):
+        datasets.Dataset.from_dict({"img": [bytes(number)]}).to_parquet(str(tmp_path / "t.parquet"))
+        assert [len(row["img"].read()) for row in parquet_rows(tmp_path / "t.parquet")] == [number]
+
+
+def test_images_of_a_mapped_file_take_no_memory(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path / "a.arrow", pa.table({"image": [bytes(100_000)] * 50, "n": range(50)}))
+    before = pa.total_allocated_bytes()
+    assert sum(len(row["image"].read()) for row in arrow_rows(path, ["image"], ["n"])) == 5_000_000
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert isinstance(open_table(path), ArrowRows)

@@ -30,7 +30,7 @@ def test_as_img2dataset_writes_them(tmp_path: Path) -> None:
     assert [sample.key for sample in samples] == [f"00000000{n}" for n in (0, 1, 2, 4, 5, 6)]
     assert [sample.details["url"] for sample in samples] == [rows[n][0] for n in (0, 1, 2, 4, 5, 6)]
     assert samples[3].caption == samples[3].text == "shade 4 , of many"
-    picture = samples[3].picture
+    picture = samples[3].image
     assert picture is not None
     assert picture.read() == jpeg(4)
     assert (picture.name, picture.file_name) == ("00000.tar/000000004.jpg", "000000004.jpg")
@@ -51,7 +51,7 @@ def test_parts_of_a_sample(tmp_path: Path) -> None:
         ("a/1", "ünder"),
         ("b/1", ""),
     ]
-    assert [sample.picture and sample.picture.read() for sample in samples] == [b"first", None, b"another key"]
+    assert [sample.image and sample.image.read() for sample in samples] == [b"first", None, b"another key"]
 
 
 def test_a_name_that_is_not_utf8_is_bad(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_name_that_is_not_utf8_is_bad(tmp_path: Path) -> None:
         ValueError, match=r"has 1 bad .*: the name 'x\.tar/caf\\udce9\.jpg' is not UTF-8; rename the file"
     ):
         prepare_pairs(tmp_path / "x.tar", tmp_path / "out")
-    assert prepare_pairs(tmp_path / "x.tar", tmp_path / "out", PairsConfig(max_bad=1)).splits["train"].images == 1
+    assert prepare_pairs(tmp_path / "x.tar", tmp_path / "out", PairsConfig(max_errors=1)).splits["train"].images == 1
 
 
 def test_many_members_are_not_kept(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_a_shard_that_is_cut_off(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.jpg": b"1" * 2000, "b.jpg": b"2" * 2000})
     *_, last = tar_samples(path)
     os.truncate(path, 4000)
-    assert last.picture is not None
+    assert last.image is not None
     with pytest.raises(ValueError, match=r"x\.tar ends in the middle of b\.jpg; copy it again"):
-        last.picture.read()
+        last.image.read()
     for size in (4000, 2700):
         os.truncate(path, size)
         with pytest.raises(ValueError, match=r"x\.tar is no tar archive, or cut off"):

@@ -11,6 +11,7 @@ from bridgetower.data.answers import soft_targets
 from bridgetower.data.config import DataConfig
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.processor import Processor
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path, tiny_processor: Processor) -> Any:
     def make(split: str = "train", *, answerable: bool = False, **config: Any) -> VqaQuestions:
         data = DataConfig(folders=(str(folder),), **config)
-        pictures = Pictures(data, split, tiny_processor, kind="vqa")
+        pictures = Pictures(data, split, tiny_processor, schema=SCHEMAS["vqa"])
         return VqaQuestions(pictures, asked.ANSWERS, answerable=answerable)
 
     return make
@@ -61,7 +62,7 @@ def test_questions_without_an_answer_of_the_vocabulary(load: Any) -> None:
 
 
 def test_questions_that_must_have_answers(folder: Path, tiny_processor: Processor) -> None:
-    pictures = Pictures(DataConfig(folders=(str(folder),)), "test", tiny_processor, kind="vqa")
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "test", tiny_processor, schema=SCHEMAS["vqa"])
     with pytest.raises(ValueError, match="question 3000 of split test has no answers; choose a split that has"):
         VqaQuestions(pictures, asked.ANSWERS, answered=True)
 

@@ -18,7 +18,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
-from bridgetower.data.records import Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.sampling import StepSampler
 from bridgetower.data.splits import read_split
 from bridgetower.distributed import rank, world_size
@@ -181,12 +181,8 @@ def single_picture(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     """A set whose test split holds one picture."""
     row = read_split(tiny_dataset, "test").row(0)
     folder = tmp_path_factory.mktemp("single")
-    record = Record(
-        image=row["image"]["bytes"],
-        file_name=row["image"]["path"],
-        image_id=row["image_id"],
-        captions=tuple(row["captions"]),
-    )
+    image = ImageFile(row["image"]["path"], row["image"]["bytes"])
+    record = Record(image_id=row["image_id"], images=[image], entries=row["captions"])
     write_split(folder / "test.parquet", [record])
     return folder
 

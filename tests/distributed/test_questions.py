@@ -15,6 +15,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey, StepSampler
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.distributed import rank, world_size
@@ -43,7 +44,7 @@ class First:
 def build(checkpoint: Path, folder: Path) -> tuple[VqaTask, VqaQuestions]:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
-    pictures = Pictures(DataConfig(folders=(str(folder),)), "train", loaded.processor, kind="vqa")
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "train", loaded.processor, schema=SCHEMAS["vqa"])
     return VqaTask(loaded.model()), VqaQuestions(pictures, loaded.class_names("vqa"))
 
 
@@ -65,7 +66,7 @@ def predict(checkpoint: Path, folder: Path, number: int | None = None) -> Predic
     """Of the first `number` statements."""
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
-    pictures = Pictures(DataConfig(folders=(str(folder),)), "validation", loaded.processor, kind="snli-ve")
+    pictures = Pictures(DataConfig(folders=(str(folder),)), "validation", loaded.processor, schema=SCHEMAS["snli-ve"])
     statements = Statements(pictures)
     return predict_classes(SnliVeTask(loaded.model()), First(statements, number or len(statements)), batch_size=3)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import miniature_arrow
 from bridgetower import cli
@@ -20,4 +19,4 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands(PAGE):
         cli.main(command)
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"coco", "sbu", "vqav2", "nlvr2"}
-    assert Image.open("vqav2.png").width > 500
+    assert "<h1>vqav2</h1>" in Path("vqav2.html").read_text()

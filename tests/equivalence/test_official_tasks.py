@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import asked
 import bridgetower
 from bridgetower.checkpoints import convert, read_checkpoint
+from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
-from bridgetower.data.vocabulary import write_vocabulary
 from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.config import SnliVeConfig, VqaConfig
 from bridgetower.training.config import RunConfig

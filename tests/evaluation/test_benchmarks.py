@@ -10,10 +10,9 @@ import pytest
 import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data.kinds import Kind
+from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.prepare import prepare_arrow
-from bridgetower.data.records import QuestionRecord
-from bridgetower.data.vocabulary import write_vocabulary
+from bridgetower.data.records import Record
 from bridgetower.evaluation.benchmarks import evaluate
 from bridgetower.evaluation.config import Benchmark, RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
@@ -28,13 +27,13 @@ def predictor(answering_checkpoint: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sets")
     return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
 
 
 @pytest.fixture
-def measure(predictor: Predictor, sets: dict[Kind, Path]) -> Any:
+def measure(predictor: Predictor, sets: dict[str, Path]) -> Any:
     def call(benchmark: Benchmark, split: str, **options: Any) -> Outcome:
         kind: Any = "vqa" if benchmark == "vqav2" else benchmark
         return evaluate(predictor, benchmark, [sets[kind]], split, RetrievalConfig(**options))
@@ -46,7 +45,7 @@ class TestQuestions:
     def test_answers_are_those_of_the_model(self, measure: Any, predictor: Predictor) -> None:
         outcome = measure("vqav2", "validation", batch_size=3)
         records = asked.questioned("validation", 5)
-        questions = [(record.image, question) for record in records for question in record.questions]
+        questions = [(record.images[0].content, question) for record in records for question in record.entries]
         assert [row["question_id"] for row in outcome.predictions] == [
             question.question_id for _, question in questions
         ]
@@ -77,12 +76,12 @@ class TestQuestions:
         name, content = outcome.submission
         rows = json.loads(content)
         assert name == "submission.json"
-        expected = [question.question_id for record in asked.questioned("test", 3) for question in record.questions]
+        expected = [question.question_id for record in asked.questioned("test", 3) for question in record.entries]
         assert [row["question_id"] for row in rows] == expected
         assert all(row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS for row in rows)
 
     def test_sets_with_and_without_answers_together(
-        self, measure: Any, predictor: Predictor, sets: dict[Kind, Path], tmp_path: Path
+        self, measure: Any, predictor: Predictor, sets: dict[str, Path], tmp_path: Path
     ) -> None:
         asked.write_splits(tmp_path, "vqa", {"validation": asked.questioned("test", 3)})
         outcome = evaluate(predictor, "vqav2", [tmp_path, sets["vqa"]], "validation", RetrievalConfig())
@@ -95,7 +94,7 @@ class TestQuestions:
     def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
         records = [
-            QuestionRecord(image=record.image, file_name="x.png", image_id=f"{number}", questions=record.questions)
+            Record(image_id=f"{number}", images=record.images, entries=record.entries)
             for number, record in enumerate(asked.questioned("test", 1) * 2)
         ]
         asked.write_splits(tmp_path, "vqa", {"test": records})
@@ -111,7 +110,7 @@ class TestStatements:
     def test_figures_and_predictions(self, measure: Any, benchmark: Benchmark, names: set[str]) -> None:
         outcome = measure(benchmark, "validation")
         make = asked.stated if benchmark == "snli-ve" else asked.paired
-        statements = [statement for record in make("validation", 5) for statement in record.statements]
+        statements = [statement for record in make("validation", 5) for statement in record.entries]
         assert [row["statement_id"] for row in outcome.predictions] == [entry.statement_id for entry in statements]
         right = [row["label"] == entry.label for row, entry in zip(outcome.predictions, statements, strict=True)]
         assert outcome.figures.keys() == names
@@ -126,7 +125,7 @@ class TestStatements:
         records = [
             replace(
                 record,
-                statements=tuple(replace(entry, statement_id=f"x{entry.statement_id}") for entry in record.statements),
+                entries=tuple(replace(entry, statement_id=f"x{entry.statement_id}") for entry in record.entries),
             )
             for record in make("test", 3)
         ]
@@ -141,7 +140,7 @@ class TestStatements:
         assert outcome.notes == ()
 
     def test_statements_that_come_twice(
-        self, predictor: Predictor, sets: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
+        self, predictor: Predictor, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
         with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
@@ -170,7 +169,7 @@ class TestStatements:
     def test_pictures_in_their_order(self, measure: Any, predictor: Predictor) -> None:
         outcome = measure("nlvr2", "validation")
         record = asked.paired("validation", 5)[1]
-        best = predictor.reason(record.image, record.image_2, record.statements[0].text)[0]
+        best = predictor.reason(*(image.content for image in record.images), record.entries[0].text)[0]
         assert outcome.predictions[1]["label"] == best.label
         assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
 

@@ -9,6 +9,7 @@ import torch
 import asked
 from bridgetower.data.config import DataConfig
 from bridgetower.data.pictures import Pictures
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.figures import question_figures, question_scores, statement_figures
@@ -21,7 +22,7 @@ from bridgetower.processor import Processor
 def pictures(tmp_path: Path, tiny_processor: Processor) -> Any:
     def make(kind: Any, split: str = "validation") -> Pictures:
         asked.write_set(tmp_path / kind, kind)
-        return Pictures(DataConfig(folders=(str(tmp_path / kind),)), split, tiny_processor, kind=kind)
+        return Pictures(DataConfig(folders=(str(tmp_path / kind),)), split, tiny_processor, schema=SCHEMAS[kind])
 
     return make
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.prepare import prepare_scenes
-from bridgetower.data.scenes.collect import topic_of
-from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.splits import read_split
+from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
 from bridgetower.evaluation.grounding import ALL, Judged, JudgedKind, judge
 from bridgetower.predictor import Predictor, load
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[JudgedKind, Judged]:
     kind: JudgedKind = request.param
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
-    prepare_scenes(folder / kind, config, progress=False)
+    prepare_toyset("scenes", folder / kind, config, progress=False)
     return kind, judge(predictor, kind, folder / kind, topic_of=topic_of, batch_size=5)
 
 
@@ -45,7 +45,7 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
 
 def test_own_and_other_pictures(judged: tuple[JudgedKind, Judged], predictor: Predictor, folder: Path) -> None:
     kind, found = judged
-    rows = read_split(folder / kind, "test", kind=kind)
+    rows = read_split(folder / kind, "test", schema=SCHEMAS[kind])
     columns = ["image", "image_2"] if kind == "nlvr2" else ["image"]
     pictures = [[rows.row(number)[column]["bytes"] for column in columns] for number in range(NUM_TEST)]
     own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.told)]
@@ -64,7 +64,7 @@ def test_own_and_other_pictures(judged: tuple[JudgedKind, Judged], predictor: Pr
 
 def test_words_alone(judged: tuple[JudgedKind, Judged], folder: Path) -> None:
     kind, found = judged
-    rows = read_split(folder / kind, "train", kind=kind)
+    rows = read_split(folder / kind, "train", schema=SCHEMAS[kind])
     name = "answers" if kind == "vqa" else "label"
     said = [rows.row(number)["questions" if kind == "vqa" else "statements"][0] for number in range(40)]
     counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)

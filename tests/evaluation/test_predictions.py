@@ -10,6 +10,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.processor import Processor
@@ -19,7 +20,7 @@ from bridgetower.tasks.snli_ve import SnliVeTask
 @pytest.fixture
 def statements(tmp_path: Path, tiny_processor: Processor) -> Statements:
     folder = asked.write_set(tmp_path / "set", "snli-ve")
-    return Statements(Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, kind="snli-ve"))
+    return Statements(Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"]))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.info import INFO_FILE, DatasetInfo, write_info
-from bridgetower.data.records import Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
@@ -48,7 +48,7 @@ def write_spoilt(folder: Path, config: RunConfig) -> Path:
 def write_unreadable(folder: Path) -> Path:
     """Writes a set whose pictures are no pictures."""
     records = [
-        Record(image=b"no picture", file_name=f"{n}.png", image_id=f"broken-{n}", captions=("red bar",))
+        Record(image_id=f"broken-{n}", images=[ImageFile(f"{n}.png", b"no picture")], entries=("red bar",))
         for n in range(4)
     ]
     splits = {split: write_split(folder / f"{split}.parquet", records) for split in ("train", "validation")}

@@ -4,19 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from bridgetower.data.kinds import Kind
-from bridgetower.data.prepare import prepare, prepare_scenes
-from bridgetower.data.scenes.config import ScenesConfig
-from bridgetower.data.vocabulary import read_vocabulary
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.recipes import RECIPES
 from bridgetower.training.run import train
 
 
 @pytest.mark.parametrize("kind", ["vqa", "snli-ve", "nlvr2"])
-def test_two_steps(tmp_path, kind: Kind):
+def test_two_steps(tmp_path, kind: str):
     data = tmp_path / "data"
-    prepare_scenes(data, ScenesConfig(kind=kind, num_train=16, num_validation=8, num_test=8, side=60), progress=False)
+    prepare_toyset(
+        "scenes", data, ScenesConfig(kind=kind, num_train=16, num_validation=8, num_test=8, side=60), progress=False
+    )
     recipe = RECIPES[f"scenes-{kind}"]
     config = replace(
         recipe,
@@ -32,5 +33,5 @@ def test_two_steps(tmp_path, kind: Kind):
 
 
 def test_answers_about_flags(tmp_path):
-    prepare("flag-questions", tmp_path, progress=False)
+    prepare_toyset("flag-questions", tmp_path, progress=False)
     assert len(read_vocabulary(tmp_path)) == RECIPES["flag-questions"].model.heads.vqa

@@ -9,7 +9,7 @@ from fitting import KINDS
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.vocabulary import write_vocabulary
+from bridgetower.data.answers import write_vocabulary
 from bridgetower.predictor import load
 from bridgetower.tasks.config import VqaConfig
 from bridgetower.training.config import RunConfig

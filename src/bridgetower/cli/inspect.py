@@ -18,46 +18,46 @@ if TYPE_CHECKING:
 def inspect(
     folder: Positional[Path],
     *,
-    sheet: Path | None = None,
+    html: Path | None = None,
     num_samples: int = 8,
     seed: int = 0,
     check: bool = False,
     json: bool = False,
 ) -> None:
-    """Count the images and texts of a prepared data set, beside the published counts, and draw samples.
+    """Count the images and texts of a prepared data set, beside the published counts, and show samples.
 
     Prints a table on a terminal, else a line of JSON.
 
-    Example: bridgetower inspect data/coco --sheet coco.png
+    Example: bridgetower inspect data/coco --html coco.html
 
     Args:
         folder: Of the data set.
-        sheet: Picture file to draw samples of every split into, with their texts.
+        html: Page to write with samples of every split, images and texts, in one file.
         num_samples: Of each split.
         seed: Of the choice of samples.
-        check: Compare every file with its digest too; reads all pictures.
+        check: Compare every file with its digest too; reads all images.
         json: Print JSON on a terminal too.
     """
     from bridgetower.data.inspection import inspect as read_report
-    from bridgetower.data.overview import write_overview
+    from bridgetower.data.inspection import write_samples
 
     progress = sys.stderr.isatty()
     report = read_report(folder, check=check, progress=progress)
-    if sheet is not None:
-        write_overview(folder, sheet, num_samples=num_samples, seed=seed)
+    if html is not None:
+        write_samples(folder, html, num_samples=num_samples, seed=seed)
     if json or not sys.stdout.isatty():
-        emit(_as_json(report, sheet))
+        emit(_as_json(report, html))
     else:
         _print_tables(report)
 
 
-def _as_json(report: Report, sheet: Path | None) -> dict[str, Any]:
+def _as_json(report: Report, html: Path | None) -> dict[str, Any]:
     info = report.info
     return {
         **{"name": info.name, "kind": info.kind, "split_rule": info.split_rule, "protocol": info.protocol},
         "splits": {name: _split_as_json(split) for name, split in report.splits.items()},
         "left_out": info.left_out_counts(),
-        "sheet": None if sheet is None else str(sheet),
+        "html": None if html is None else str(html),
     }
 
 
@@ -75,7 +75,7 @@ def _print_tables(report: Report) -> None:
     console.print(f"[bold]{escaped(info.name)}[/bold] ({info.kind}): {info.split_rule}", highlight=False)
     if info.protocol:
         console.print(info.protocol, highlight=False)
-    table = Table("split", "pictures", "texts", "words: median, longest", "published by")
+    table = Table("split", "images", "texts", "words: median, longest", "published by")
     for name, split in report.splits.items():
         published = split.published
         images, texts = (None, None) if published is None else (published.images, published.texts)

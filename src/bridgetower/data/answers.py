@@ -6,9 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
+
+from bridgetower.files import parse_json, write_json
 
 MIN_COUNT = 9
 """Questions that an answer must be the first choice of to be in the vocabulary (official ViLT and METER code)."""
+
+ANSWERS_FILE = "answers.json"
+"""The vocabulary of a prepared set."""
 
 ANNOTATORS = 10
 """People who answered each question of VQA."""
@@ -100,3 +106,31 @@ def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUN
     """
     counts = Counter(map(normalise_answer, first_choices))
     return tuple(answer for answer, count in counts.items() if count >= min_count)
+
+
+def write_vocabulary(folder: Path, answers: Sequence[str]) -> None:
+    """Writes the answers of a set, in the order of the classes.
+
+    Raises:
+        ValueError: An answer is not in normal form, or comes twice.
+    """
+    unfit = [answer for answer in answers if normalise_answer(answer) != answer]
+    if unfit or len(set(answers)) != len(answers):
+        raise ValueError(f"answers {unfit or 'that come twice'}; give each once, in normal form")
+    write_json(Path(folder) / ANSWERS_FILE, list(answers))
+
+
+def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
+    """Reads the answers of a set.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a list of words.
+    """
+    path = Path(folder) / ANSWERS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")
+    answers = parse_json(path.read_bytes(), path, "run `bridgetower prepare` again")
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
+    return tuple(answers)

@@ -147,21 +147,21 @@ class PrepareConfig:
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
             `dataset.json`.
-        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check pictures.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check images.
     """
 
     splits: tuple[str, ...] = ()
-    max_bad: int = 0
+    max_errors: int = 0
     shard_rows: int = 5000
     num_workers: int = 4
 
     def __post_init__(self) -> None:
         """Checks the counts."""
         check_numbers(self)
-        _check_work(self.max_bad, self.shard_rows, self.num_workers)
+        _check_work(self.max_errors, self.shard_rows, self.num_workers)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -174,15 +174,15 @@ class PairsConfig:
     """How a source is read and split.
 
     Attributes:
-        image_column: Column with paths or, in Parquet, picture bytes; None looks for the usual names.
+        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
         caption_column: Column with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a picture is in as its caption.
-        test_fraction: Share of the pictures for test, where the source gives no splits; None means 0.1.
-        validation_fraction: Share of the pictures for validation, likewise.
-        max_bad: Number of bad rows and pictures that may be left out; they are named in `dataset.json`.
-        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        captions_from: "folder" takes the name of the folder that a image is in as its caption.
+        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
+        validation_fraction: Share of the images for validation, likewise.
+        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
         seed: Seed of the split, where the source gives none.
-        num_workers: Threads that read and check pictures.
+        num_workers: Threads that read and check images.
     """
 
     image_column: str | None = None
@@ -190,7 +190,7 @@ class PairsConfig:
     captions_from: CaptionsFrom = "text"
     test_fraction: float | None = None
     validation_fraction: float | None = None
-    max_bad: int = 0
+    max_errors: int = 0
     shard_rows: int = 5000
     seed: int = 0
     num_workers: int = 4
@@ -203,7 +203,7 @@ class PairsConfig:
             raise ValueError(
                 f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
             )
-        _check_work(self.max_bad, self.shard_rows, self.num_workers)
+        _check_work(self.max_errors, self.shard_rows, self.num_workers)
 
     @property
     def fractions(self) -> tuple[float, float]:
@@ -214,7 +214,7 @@ class PairsConfig:
     @property
     def settings(self) -> dict[str, object]:
         """All that decides the content of the dataset, beside the source and the seed."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_bad", "num_workers")}
+        return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_errors", "num_workers")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +223,12 @@ class VgConfig(PrepareConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
             `dataset.json`.
-        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check pictures.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check images.
         karpathy: File dataset_coco.json, if it is not in the source.
-        leave_out: Splits of Karpathy whose pictures are left out, so that no pre-training sees pictures that COCO is
+        leave_out: Splits of Karpathy whose images are left out, so that no pre-training sees images that COCO is
             evaluated on. The paper kept all.
     """
 
@@ -247,13 +247,13 @@ class VgqaConfig(VgConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken images and unusable entries that may be left out; they are named in
+        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
             `dataset.json`.
-        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check pictures.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check images.
         karpathy: File dataset_coco.json, if it is not in the source.
-        leave_out: Splits of Karpathy whose pictures are left out. Add restval if you evaluate on VQAv2's validation
-            split, which has these pictures too.
+        leave_out: Splits of Karpathy whose images are left out. Add restval if you evaluate on VQAv2's validation
+            split, which has these images too.
         answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
     """
 
@@ -267,18 +267,18 @@ class ArrowConfig(PrepareConfig):
 
     Attributes:
         splits: Splits to prepare; empty prepares the usual ones.
-        max_bad: Number of missing or broken images, missing files of a numbered series and unusable entries that each
-            set may leave out; they are named in `dataset.json`.
-        shard_rows: Most pictures of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check pictures.
+        max_errors: Missing or broken images, missing files of a numbered series and unusable entries that each set may
+            leave out; they are named in `dataset.json`.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        num_workers: Threads that read and check images.
         sets: Sets to prepare; empty prepares all of which there is a file.
     """
 
     sets: tuple[str, ...] = ()
 
 
-def _check_work(max_bad: int, shard_rows: int, num_workers: int) -> None:
-    if max_bad < 0 or shard_rows < 1 or num_workers < 1:
+def _check_work(max_errors: int, shard_rows: int, num_workers: int) -> None:
+    if max_errors < 0 or shard_rows < 1 or num_workers < 1:
         raise ValueError(
-            f"max_bad is {max_bad}, shard_rows {shard_rows}, num_workers {num_workers}; give at least 0, 1 and 1"
+            f"max_errors is {max_errors}, shard_rows {shard_rows}, num_workers {num_workers}; give at least 0, 1 and 1"
         )

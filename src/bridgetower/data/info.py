@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridgetower.data.kinds import KINDS, Kind
 from bridgetower.data.splits import check_split_names, existing_folder
 from bridgetower.files import read_json, write_json
 from bridgetower.model.plain import from_plain
@@ -46,7 +45,7 @@ class DatasetInfo:
     Attributes:
         format: Version of the on-disk form.
         name: What the set is called.
-        kind: What its rows hold.
+        kind: Name of the schema of its rows.
         seed: Seed of the split.
         split_rule: How pictures were given to splits, in words.
         protocol: What else was decided about the originals, in words.
@@ -60,7 +59,7 @@ class DatasetInfo:
 
     format: int = FORMAT
     name: str
-    kind: Kind = "captions"
+    kind: str = "captions"
     seed: int
     split_rule: str
     protocol: str = ""
@@ -72,13 +71,11 @@ class DatasetInfo:
     num_left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks the version, the kind and the names of the splits."""
+        """Checks the version and the names of the splits."""
         if self.format != FORMAT:
             raise ValueError(
                 f"dataset {self.name!r} has format {self.format}, this version reads {FORMAT}; prepare it again"
             )
-        if self.kind not in KINDS:
-            raise ValueError(f"dataset {self.name!r} is of kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         check_split_names(self.splits)
 
     def digests(self) -> dict[str, str]:

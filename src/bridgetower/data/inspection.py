@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets.spec import PublishedCount
 from bridgetower.data.info import DatasetInfo, read_info
-from bridgetower.data.kinds import TEXT_COLUMN, Kind, text_of
-from bridgetower.data.published.counts import Published, published_counts
+from bridgetower.data.schema import Schema, schema_named
 from bridgetower.data.splits import read_split, split_files
-from bridgetower.files import sha256_of
+from bridgetower.files import sha256_of, write_text
+from bridgetower.processor import open_image
 from bridgetower.progress import counted
 
-_CLASS_FIELD: Mapping[Kind, str] = {"vqa": "answer_type", "snli-ve": "label", "nlvr2": "label"}
+_SIDE = 320  # pixels, the longer side of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class SplitReport:
     """What a split holds.
 
     Attributes:
-        images: Pictures, or pairs of pictures.
+        images: Images, or pairs of images.
         texts: Captions, questions or statements.
         size: Bytes of its files.
         published: How large it is said to be; None for sets that are not published.
@@ -61,7 +66,7 @@ class SplitReport:
     images: int
     texts: int
     size: int
-    published: Published | None
+    published: PublishedCount | None
     words: Lengths
     classes: Mapping[str, int]
 
@@ -79,11 +84,12 @@ class Report:
     splits: Mapping[str, SplitReport]
 
 
-def inspect(folder: Path, *, check: bool = False, progress: bool = False) -> Report:
+def inspect(folder: Path, *, schema: Schema | None = None, check: bool = False, progress: bool = False) -> Report:
     """Reads all texts of a prepared set and counts; one row group is in memory at a time.
 
     Args:
         folder: Of the set.
+        schema: Of the set; None: the one of `SCHEMAS` that `dataset.json` names.
         check: Whether to compare every file with its digest too.
         progress: Whether to show progress.
 
@@ -94,8 +100,53 @@ def inspect(folder: Path, *, check: bool = False, progress: bool = False) -> Rep
     info = read_info(folder)
     if check:
         _check_files(folder, info, progress)
-    splits = {name: _inspect_split(folder, name, info, progress) for name in info.splits}
+    schema = schema or schema_named(info.kind)
+    splits = {name: _inspect_split(folder, name, info, schema, progress) for name in info.splits}
     return Report(info=info, splits=splits)
+
+
+def write_samples(
+    folder: Path, path: Path, *, schema: Schema | None = None, num_samples: int = 8, seed: int = 0
+) -> None:
+    """Writes an HTML page with samples of every split, images and entries, in one file.
+
+    Args:
+        folder: Of a prepared set.
+        path: File to write, such as page.html.
+        schema: Of the set; None: the one of `SCHEMAS` that `dataset.json` names.
+        num_samples: Rows per split.
+        seed: Of the choice.
+
+    Raises:
+        FileNotFoundError: If there is no complete set.
+        ValueError: If there is not one sample.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+    info = read_info(folder)
+    schema = schema or schema_named(info.kind)
+    templates = Environment(loader=PackageLoader("bridgetower.data"), autoescape=True, undefined=StrictUndefined)
+    templates.filters["data_uri"] = _data_uri
+    samples = {name: _samples(folder, name, schema, num_samples, seed) for name in info.splits}
+    page = templates.get_template("samples.html").render(info=info, schema=schema, samples=samples)
+    write_text(path, page)
+
+
+def _samples(folder: Path, split: str, schema: Schema, count: int, seed: int) -> list[dict[str, Any]]:
+    rows = read_split(folder, split, schema=schema)
+    numbers = random.Random(f"{seed}/{split}").sample(range(len(rows)), min(count, len(rows)))
+    return [rows.row(number, schema.columns) for number in sorted(numbers)]
+
+
+def _data_uri(content: bytes) -> str:
+    """An image as a URI that carries it, small and as every browser shows it."""
+    image = open_image(content)
+    image.thumbnail((_SIDE, _SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP")
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _check_files(folder: Path, info: DatasetInfo, progress: bool) -> None:
@@ -105,36 +156,38 @@ def _check_files(folder: Path, info: DatasetInfo, progress: bool) -> None:
             raise ValueError(f"{name} in {folder} is not as it was written; run `bridgetower prepare` again")
 
 
-def _inspect_split(folder: Path, name: str, info: DatasetInfo, progress: bool) -> SplitReport:
-    rows = read_split(folder, name, kind=info.kind)
+def _inspect_split(folder: Path, name: str, info: DatasetInfo, schema: Schema, progress: bool) -> SplitReport:
+    rows = read_split(folder, name, schema=schema)
     words: Counter[int] = Counter()
     classes: Counter[str] = Counter()
-    measure = _measure(info.kind, words, classes)
-    for texts in counted(rows.stream(TEXT_COLUMN[info.kind]), f"reading {name}", shown=progress, total=len(rows)):
+    measure = _measure(schema, words, classes)
+    for texts in counted(rows.stream(schema.entries), f"reading {name}", shown=progress, total=len(rows)):
         measure(texts)
     images, num_texts = len(rows), words.total()
     expected = info.splits[name]
     if (images, num_texts) != (expected.images, expected.texts):
         raise ValueError(
-            f"{name} in {folder} has {images} pictures and {num_texts} texts, dataset.json says {expected.images} and "
+            f"{name} in {folder} has {images} images and {num_texts} texts, dataset.json says {expected.images} and "
             f"{expected.texts}; run `bridgetower prepare` again"
         )
+    known = DATASETS.get(info.name)
+    is_published = known is not None and known.schema == schema
     return SplitReport(
         images=images,
         texts=num_texts,
         size=sum(path.stat().st_size for path in split_files(folder, name)),
-        published=published_counts(info.name, info.kind, name, images, num_texts),
+        published=known.published_count(name, images, num_texts) if known and is_published else None,
         words=Lengths.of(words),
         classes=dict(classes.most_common()),
     )
 
 
-def _measure(kind: Kind, words: Counter[int], classes: Counter[str]) -> Callable[[Iterable[Any]], None]:
+def _measure(schema: Schema, words: Counter[int], classes: Counter[str]) -> Callable[[Iterable[Any]], None]:
     def measure(texts: Iterable[Any]) -> None:
         for text in texts:
-            words[len(text_of(text).split())] += 1
-            if kind != "captions":
-                classes[text[_CLASS_FIELD[kind]] or "unknown"] += 1
+            words[len(schema.text_of(text).split())] += 1
+            if schema.label:
+                classes[text[schema.label] or "unknown"] += 1
 
     return measure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,9 @@ from bridgetower.data.augmentation import augment
 from bridgetower.data.config import DataConfig
 from bridgetower.data.frozen import FrozenPictures
 from bridgetower.data.info import split_digests
-from bridgetower.data.kinds import TEXT_COLUMN, Kind
-from bridgetower.data.parquet import ParquetRows
+from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
+from bridgetower.data.tables import ParquetRows
 from bridgetower.data.views import random_view
 from bridgetower.model.outputs import TowerOutputs
 from bridgetower.processor import Processor
@@ -32,7 +33,7 @@ class Pictures:
     """
 
     def __init__(
-        self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, kind: Kind = "captions"
+        self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, schema: Schema = CAPTIONS
     ) -> None:
         """Opens the folders.
 
@@ -40,7 +41,7 @@ class Pictures:
             config: Folders, and how pictures are varied.
             splits: One or several, whose pictures are joined.
             processor: Resizes and normalises.
-            kind: What the rows hold.
+            schema: What the rows hold.
 
         Raises:
             FileNotFoundError: A folder or its split is missing.
@@ -48,7 +49,7 @@ class Pictures:
         """
         if not config.folders:
             raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
-        self.config, self.processor, self.kind = config, processor, kind
+        self.config, self.processor, self.schema = config, processor, schema
         self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
         self.sources = [(Path(folder), self.splits) for folder in config.folders]
         self.sources += [(Path(folder), ("train",)) for folder in config.train_only]
@@ -82,12 +83,12 @@ class Pictures:
     def said(self) -> Iterator[list[Any]]:
         """Yields the captions, questions or statements of every picture, one row group in memory at a time."""
         for records in self.records:
-            yield from records.stream(TEXT_COLUMN[self.kind])
+            yield from records.stream(self.schema.entries)
 
     def said_of(self, image: int) -> list[Any]:
         """Returns the captions, questions or statements of a picture."""
         folder, row = self.rows[image]
-        column = TEXT_COLUMN[self.kind]
+        column = self.schema.entries
         said: list[Any] = self.records[folder].row(row, [column])[column]
         return said
 
@@ -135,8 +136,8 @@ class Pictures:
         return content
 
     def _open(self, folder: Path, splits: Sequence[str]) -> ParquetRows:
-        paths = [path for split in splits for path in read_split(folder, split, kind=self.kind).paths]
-        return ParquetRows(paths, keep=self.config.cache)
+        paths = [path for split in splits for path in read_split(folder, split, schema=self.schema).paths]
+        return ParquetRows(paths, keep=math.inf if self.config.cache else 0)
 
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
         if not self.config.has_views:

@@ -1,108 +1,57 @@
-"""Prepares dataset folders: published sets from their files, sets of packages, generated scenes, a user's pictures."""
+"""Prepares dataset folders: published sets from their files, and a user's own images."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from bridgetower.data import emoji, flag_questions, flags, pairs
 from bridgetower.data.config import ArrowConfig, PairsConfig, PrepareConfig
-from bridgetower.data.folders import write_collection, write_listed
+from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.info import DatasetInfo
-from bridgetower.data.listing import new_listing
-from bridgetower.data.published.arrow import ARROW_SETS
-from bridgetower.data.published.karpathy import COCO, FLICKR30K
-from bridgetower.data.published.links import CC3M, SBU
-from bridgetower.data.published.nlvr2 import NLVR2
-from bridgetower.data.published.originals import Originals, OriginalSet
-from bridgetower.data.published.snli_ve import SNLI_VE
-from bridgetower.data.published.vgqa import VGQA
-from bridgetower.data.published.visual_genome import VG
-from bridgetower.data.published.vqav2 import VQAV2
-from bridgetower.data.scenes.collect import collect as collect_scenes
-from bridgetower.data.scenes.config import ScenesConfig
-from bridgetower.data.sources import read_rows
-from bridgetower.data.splits import ordered_splits
+from bridgetower.data.manifest import Manifest, new_manifest
+from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.sources import CAPTIONS_FILE, Row, read_rows
+from bridgetower.data.splits import ordered_splits, split_rank, split_sizes
+from bridgetower.data.writer import write_manifest
 from bridgetower.files import sha256_of
 
-SETS = {each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, SNLI_VE, NLVR2)}
-
 _FEW = 5  # files of a wrong folder that are named
-
-_COLLECTORS = {"emoji": emoji.collect, "flags": flags.collect, "flag-questions": flag_questions.collect}
-
-
-def prepare(
-    name: Literal["emoji", "flags", "flag-questions"],
-    out: Path,
-    *,
-    seed: int = 0,
-    num_test: int | None = None,
-    num_validation: int | None = None,
-    progress: bool = True,
-) -> DatasetInfo:
-    """Writes a set of installed packages to the folder `out`; a complete one with the same settings is left as it is.
-
-    Args:
-        name: Which set.
-        out: Dataset folder.
-        seed: Seed of the split.
-        num_test: Number of test pictures; None means 200 emoji, 50 flags.
-        num_validation: Number of validation pictures; None means 200 emoji, 30 flags.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Raises:
-        FileNotFoundError: If a package of the `demo` extra is missing.
-        ValueError: If the name is unknown, or `out` holds something else.
-    """
-    if name not in _COLLECTORS:
-        raise ValueError(f"no set called {name!r}; sets are {', '.join(_COLLECTORS)}")
-    counts = {"num_test": num_test, "num_validation": num_validation}
-    collection = _COLLECTORS[name](seed=seed, **{key: value for key, value in counts.items() if value is not None})
-    return write_collection(Path(out), collection, progress=progress)
-
-
-def prepare_scenes(out: Path, config: ScenesConfig | None = None, *, progress: bool = True) -> DatasetInfo:
-    """Writes generated scenes to the folder `out`; a complete one with the same settings is left as it is.
-
-    Args:
-        out: Dataset folder.
-        config: Which scenes.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Raises:
-        ValueError: If `out` holds something else.
-    """
-    return write_collection(Path(out), collect_scenes(config or ScenesConfig()), progress=progress)
+_FEWEST_SPLIT = 3  # images: one each for train, validation and test
 
 
 def prepare_set(
-    name: str, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
+    dataset: str | DatasetSpec, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
 ) -> DatasetInfo:
-    """Writes a published set to the folder `out`; a complete one of the same files is left as it is.
+    """Writes a set to the folder `out`; a complete one of the same files is left as it is.
 
     An attempt that was cut off is continued: its finished Parquet files are kept.
 
     Args:
-        name: Which of `SETS`.
+        dataset: Name of one of `DATASETS`, or a set of your own.
         source: Folder with the original files.
         out: Dataset folder.
-        config: What is prepared, and how much may be bad.
+        config: What is prepared, and how many errors are allowed.
         progress: Whether to show progress, if standard error is a terminal.
 
     Raises:
         FileNotFoundError: If the source or an annotation file is missing.
-        ValueError: If the name or a split is unknown, an annotation file cannot be read, too much is bad, or `out`
-            holds something else.
+        ValueError: If the name or a split is unknown, an annotation file cannot be read, there are too many errors, or
+            `out` holds something else.
     """
-    made, config = SETS[name], config or PrepareConfig()
-    if type(config) is not made.config:
-        raise ValueError(f"{name} takes a {made.config.__name__}, given is a {type(config).__name__}")
-    known = (*made.splits, *made.more_splits)
-    unknown = [split for split in config.splits if split not in known]
+    known = [name for name, each in DATASETS.items() if each.fill]
+    if isinstance(dataset, str) and dataset not in known:
+        raise ValueError(f"no set called {dataset!r}; sets are {', '.join(known)}")
+    spec = DATASETS[dataset] if isinstance(dataset, str) else dataset
+    config = config or PrepareConfig()
+    if type(config) is not spec.config:
+        raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
+    splits = (*spec.splits, *spec.more_splits)
+    unknown = [split for split in config.splits if split not in splits]
     if unknown:
-        raise ValueError(f"{name} has no split {', '.join(unknown)}; it has {', '.join(known)}")
-    _check_folder(source, f"the original files of {name}")
-    return _prepare_original(made, Path(source), Path(out), config, progress)
+        raise ValueError(f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(splits)}")
+    _check_folder(source, f"the original files of {spec.name}")
+    return _prepare(spec, Path(source), Path(out), config, progress)
 
 
 def prepare_arrow(
@@ -113,7 +62,7 @@ def prepare_arrow(
     Args:
         source: Folder with the files.
         out: Folder of the dataset folders, which are called like the sets.
-        config: Which sets and splits, and how much may be bad.
+        config: Which sets and splits, and how many errors are allowed.
         progress: Whether to show progress, if standard error is a terminal.
 
     Returns:
@@ -121,17 +70,20 @@ def prepare_arrow(
 
     Raises:
         FileNotFoundError: If the source is missing, or has no file of a set or of one of its splits.
-        ValueError: If a set or a split is unknown, a file cannot be read, too much is bad, or a folder in `out` holds
-            something else.
+        ValueError: If a set or a split is unknown, a file cannot be read, there are too many errors, or a folder in
+            `out` holds something else.
     """
     source, config = Path(source), config or ArrowConfig()
     _check_folder(source, "ViLT-style Arrow files")
-    names = [each.name for each in ARROW_SETS]
-    unknown = [name for name in config.sets if name not in names]
+    unknown = [name for name in config.sets if name not in DATASETS]
     if unknown:
-        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(names)}")
-    found = [each for each in ARROW_SETS if (each.name in config.sets if config.sets else each.any_in(source))]
-    known = [split for each in found for split in each.all_stems]
+        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
+    found = [
+        each.arrow.spec(each)
+        for each in DATASETS.values()
+        if each.arrow and (each.name in config.sets if config.sets else each.arrow.any_in(source))
+    ]
+    known = [split for each in found for split in (*each.splits, *each.more_splits)]
     if not found:
         there = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
@@ -146,10 +98,10 @@ def prepare_arrow(
         )
     prepared = {}
     for each in found:
-        wanted = [split for split in config.splits if split in each.all_stems]
+        wanted = [split for split in config.splits if split in (*each.splits, *each.more_splits)]
         if wanted or not config.splits:
             own = replace(config, splits=tuple(wanted))
-            prepared[each.name] = _prepare_original(each.original(), source, Path(out) / each.name, own, progress)
+            prepared[each.name] = _prepare(each, source, Path(out) / each.name, own, progress)
     return prepared
 
 
@@ -158,42 +110,43 @@ def _check_folder(source: Path, what: str) -> None:
         raise FileNotFoundError(f"no folder {source}; give the folder with {what}")
 
 
-def _prepare_original(made: OriginalSet, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
-    originals = Originals(folder=source, splits=config.splits or made.splits, progress=progress)
-    with new_listing(made.kind) as listing:
+def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
+    originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
+    with new_manifest(spec.schema) as manifest:
+        assert spec.fill is not None  # as the callers check
         try:
-            made.list(originals, listing, config)
+            spec.fill(originals, manifest, config)
         except (KeyError, TypeError, AttributeError) as error:  # of the content of an annotation file
             place = (originals.used or originals.large)[-1]
             raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
-        listed = listing.counts()
-        listing.finish()
-        listing.check_bad(source, config.max_bad)
-        empty = listed.keys() - listing.counts().keys()
+        listed = manifest.counts()
+        manifest.finish()
+        manifest.check_errors(source, config.max_errors)
+        empty = listed.keys() - manifest.counts().keys()
         if empty:
             raise ValueError(
                 f"{source} has no usable image of {', '.join(ordered_splits(empty))}; check that it is the right source"
             )
         info = DatasetInfo(
-            name=made.name,
-            kind=made.kind,
+            name=spec.name,
+            kind=spec.schema.name,
             seed=0,
-            split_rule=made.split_rule,
-            protocol=made.protocol,
+            split_rule=spec.split_rule,
+            protocol=spec.protocol,
             sources={
                 **{path.name: sha256_of(path) for path in originals.used},
                 **{path.name: f"{path.stat().st_size} bytes" for path in originals.large},
             },
-            licences=made.licences,
+            licences=spec.licences,
             settings=config.settings,
-            left_out=listing.left_out(),
-            num_left_out=listing.num_left_out(),
+            left_out=manifest.left_out(),
+            num_left_out=manifest.num_left_out(),
         )
-        return write_listed(listing, source, out, info, config, progress=progress)
+        return write_manifest(manifest, source, out, info, config, progress=progress)
 
 
 def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *, progress: bool = True) -> DatasetInfo:
-    """Writes a user's own pictures and captions to the folder `out`; a complete one of the same source is left alone.
+    """Writes a user's own images and captions to the folder `out`; a complete one of the same source is left alone.
 
     An attempt that was cut off is continued: its finished Parquet files are kept.
 
@@ -205,7 +158,7 @@ def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *,
 
     Raises:
         FileNotFoundError: If the source is missing.
-        ValueError: If it cannot be read, too many rows or pictures are bad, or `out` holds something else.
+        ValueError: If it cannot be read, too many rows or images are bad, or `out` holds something else.
     """
     source, config = Path(source), config or PairsConfig()
     rows = read_rows(
@@ -214,17 +167,82 @@ def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *,
         caption_column=config.caption_column,
         captions_from=config.captions_from,
     )
-    with new_listing("captions") as listing:
-        pairs.list_rows(source, rows, listing)
-        listing.finish()
-        listing.check_bad(source, config.max_bad)
+    with new_manifest(CAPTIONS) as manifest:
+        _add_rows(source, rows, manifest)
+        manifest.finish()
+        manifest.check_errors(source, config.max_errors)
         info = DatasetInfo(
             name=source.resolve().stem,
             seed=config.seed,
-            split_rule=pairs.split_pictures(source, listing, config),
+            split_rule=_split_images(source, manifest, config),
             sources={},
             licences={},
             settings=config.settings,
             left_out={},
         )
-        return write_listed(listing, source, Path(out), info, config, progress=progress)
+        return write_manifest(manifest, source, Path(out), info, config, progress=progress)
+
+
+def _add_rows(source: Path, rows: Iterable[Row], manifest: Manifest) -> None:
+    """Brings the rows about each image together.
+
+    Raises:
+        ValueError: If an image is in two splits, or no image has a caption.
+    """
+    any_row = any_caption = False
+    for row in rows:
+        any_row, any_caption = True, any_caption or bool(row.captions)
+        name, split = row.image.name, row.split or ""
+        stripped = [caption.strip() for caption in row.captions]
+        if not all(stripped) or not stripped:
+            manifest.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
+        others = [other for other in manifest.splits_of(name) if other and split and other != split]
+        if others:
+            raise ValueError(f"{source}, {row.place}: {name!r} is in {split} and in {others[0]}; give it one split")
+        manifest.add(name, [row.image], [caption for caption in stripped if caption], split=split, place=row.place)
+    if any_row and not any_caption:
+        raise ValueError(
+            f"{source} has images but no captions; expected {CAPTIONS_FILE} in it or a .txt file beside each; "
+            "or give the table that has them, or captions_from folder"
+        )
+
+
+def _split_images(source: Path, manifest: Manifest, config: PairsConfig) -> str:
+    """Gives the images splits, unless the source did.
+
+    Returns:
+        The rule, in words.
+
+    Raises:
+        ValueError: If there is no image, some rows have a split and others none, or fractions are given although the
+            source has splits.
+    """
+    counts = manifest.counts()
+    if not counts:
+        raise ValueError(f"{source} has no usable image with a caption; check that it is the right source")
+    if "" not in counts:
+        if (config.test_fraction, config.validation_fraction) != (None, None):
+            raise ValueError(f"{source} has a split column, so fractions would be ignored; leave out one of them")
+        return "as the source's split column says"
+    if len(counts) > 1:
+        name = next(manifest.entries("")).image_id
+        given = sum(counts.values()) - counts[""]
+        raise ValueError(f"{source} gives {given} images a split but not {name!r}; give each a split, or none")
+    manifest.assign(partial(split_rank, config.seed), _split_sizes(counts[""], config))
+    return _seeded_rule(counts[""], config)
+
+
+def _seeded_rule(num_images: int, config: PairsConfig) -> str:
+    rule = "images ranked by hash of seed and name"
+    if num_images < _FEWEST_SPLIT and any(config.fractions):
+        return f"{rule}; {num_images} are too few for test and validation, which need {_FEWEST_SPLIT}"
+    return rule
+
+
+def _split_sizes(total: int, config: PairsConfig) -> dict[str, int]:
+    # A fraction that is not zero gives at least one image, so that training has something to be judged on.
+    fewest = 0 if total < _FEWEST_SPLIT else 1
+    num_test, num_validation = (
+        max(round(fraction * total), fewest if fraction > 0 else 0) for fraction in config.fractions
+    )
+    return split_sizes(total, num_test=num_test, num_validation=num_validation)

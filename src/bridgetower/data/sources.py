@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.config import CaptionsFrom
-from bridgetower.data.locations import IMAGE_SUFFIXES, CellPicture, FilePicture, Picture
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
 from bridgetower.data.tables import parquet_rows
 from bridgetower.data.tars import tar_samples
-from bridgetower.files import parse_json
+from bridgetower.files import json_object
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
@@ -36,13 +36,13 @@ class Row:
     """One row of a source.
 
     Attributes:
-        picture: The picture.
+        image: The image.
         captions: Its captions as given; they may be empty.
         split: Its split, if the source says.
         place: Where the row is, for error messages.
     """
 
-    picture: Picture
+    image: ImageRef
     captions: tuple[str, ...]
     split: str | None = None
     place: str
@@ -97,7 +97,7 @@ def _rows_of_table(
         captions = cells[_column(source, cells, caption_column, CAPTION_COLUMNS, "caption")]
         place = f"row {number}"
         yield Row(
-            picture=image if isinstance(image, CellPicture) else _file_picture(source.parent, image),
+            image=image if isinstance(image, ImageRef) else _image_file(source.parent, image),
             captions=tuple(map(_text, captions if isinstance(captions, list) else [captions])),
             split=_split_name(source, place, cells[SPLIT_COLUMN]) if SPLIT_COLUMN in cells else None,
             place=place,
@@ -123,9 +123,9 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _file_picture(root: Path, path: object) -> FilePicture:
+def _image_file(root: Path, path: object) -> ImageRef:
     given = _text(path)
-    return FilePicture(root=root, name=os.path.normpath(given) if given else "")
+    return ImageRef.of_file(root, os.path.normpath(given) if given else "")
 
 
 def _read_csv(source: Path) -> Iterator[Mapping[str, Any]]:
@@ -146,10 +146,7 @@ def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(_lines(source), start=1):
         if not line.strip():
             continue
-        cells = parse_json(line, f"{source}, line {number}", "write one JSON object per line")
-        if not isinstance(cells, dict):
-            raise ValueError(f"{source}, line {number} is a {type(cells).__name__}; write one JSON object per line")
-        yield cells
+        yield json_object(line, f"{source}, line {number}", "write one JSON object per line")
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
@@ -164,7 +161,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "folder":
         for name in _pictures_in(folder):
-            yield Row(picture=_file_picture(folder, name), captions=_folder_caption(name), place=str(name))
+            yield Row(image=_image_file(folder, name), captions=_folder_caption(name), place=str(name))
         return
     listed = folder / CAPTIONS_FILE
     shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
@@ -181,7 +178,7 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     else:
         for name in _pictures_in(folder):
             captions = _sidecar_captions(folder / name)
-            yield Row(picture=_file_picture(folder, name), captions=captions, place=str(name))
+            yield Row(image=_image_file(folder, name), captions=captions, place=str(name))
 
 
 def _pictures_in(folder: Path) -> Iterator[Path]:
@@ -197,8 +194,8 @@ def _rows_of_shards(shards: Iterable[Path]) -> Iterator[Row]:
     for shard in shards:
         for sample in tar_samples(shard):
             place = f"{sample.key} in {shard.name}"
-            picture = sample.picture or FilePicture(root=shard.parent, name=f"{shard.name}/{sample.key}")
-            yield Row(picture=picture, captions=(sample.caption,), place=place)
+            image = sample.image or ImageRef.of_file(shard.parent, f"{shard.name}/{sample.key}")
+            yield Row(image=image, captions=(sample.caption,), place=place)
 
 
 def _folder_caption(name: Path) -> tuple[str, ...]:
@@ -218,8 +215,8 @@ def _rows_of_list(listed: Path) -> Iterator[Row]:
         name, _, caption = line.partition(separator)
         if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
             continue
-        picture = _file_picture(listed.parent, _CAPTION_NUMBER.sub("", name))
-        yield Row(picture=picture, captions=(_unquoted(caption.strip()),), place=f"{listed.name} line {number}")
+        image = _image_file(listed.parent, _CAPTION_NUMBER.sub("", name))
+        yield Row(image=image, captions=(_unquoted(caption.strip()),), place=f"{listed.name} line {number}")
 
 
 def _unquoted(caption: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bridgetower.data.kinds import Kind, core_columns
-from bridgetower.data.parquet import ParquetRows
+from bridgetower.data.schema import CAPTIONS, Schema
+from bridgetower.data.tables import ParquetRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +73,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def read_split(folder: Path, split: str, *, kind: Kind = "captions") -> ParquetRows:
+def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> ParquetRows:
     """Opens one split; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
 
     The files are read where they lie: neither loaded into memory nor copied to the cache of `datasets`, which would
@@ -82,7 +82,7 @@ def read_split(folder: Path, split: str, *, kind: Kind = "captions") -> ParquetR
     Args:
         folder: A dataset folder.
         split: Such as "train", "validation" or "test".
-        kind: What the rows must hold.
+        schema: What the rows must hold.
 
     Raises:
         FileNotFoundError: If the folder, the split or one of its files is missing.
@@ -91,10 +91,10 @@ def read_split(folder: Path, split: str, *, kind: Kind = "captions") -> ParquetR
     files = split_files(Path(folder), split)
     for path in files:
         names = read_schema(path).names
-        missing = [name for name in core_columns(kind) if name not in names]
+        missing = [name for name in schema.columns if name not in names]
         if missing:
             raise ValueError(
-                f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {kind}"
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {schema.name}"
             )
     return ParquetRows(files)
 

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch
 from bridgetower.data.entries import Entries
-from bridgetower.data.kinds import LABELS, Kind
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SNLI_VE, Schema
 
 
 class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
@@ -42,9 +42,9 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
         return iter(self._entries)
 
     @property
-    def kind(self) -> Kind:
-        """`snli-ve` or `nlvr2`."""
-        return self._pictures.kind
+    def schema(self) -> Schema:
+        """Of SNLI-VE or NLVR2."""
+        return self._pictures.schema
 
     def labels(self) -> Int[Tensor, " n"]:
         """Returns the class of every statement, in order.
@@ -73,7 +73,7 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
             "ids": tuple(entry["statement_id"] for entry in statements),
             "seed": key.seed,
         }
-        if pictures.kind == "snli-ve":
+        if pictures.schema is SNLI_VE:
             return SnliVeBatch(**values)
         return Nlvr2Batch(pixel_values_2=pictures.views(images, generator, "image_2"), **values)
 
@@ -83,7 +83,7 @@ class Statements(Dataset[SnliVeBatch | Nlvr2Batch]):
         Raises:
             ValueError: It has no label.
         """
-        names = LABELS[self._pictures.kind]
+        names = self._pictures.schema.labels
         if entry["label"] not in names:
             raise ValueError(
                 f"statement {entry['statement_id']} of split {', '.join(self._pictures.splits)} has the label "

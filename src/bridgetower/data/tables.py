@@ -1,70 +1,265 @@
-"""Rows of Parquet files from elsewhere, with pictures left where they are."""
+"""Rows of Parquet and Arrow files, where they lie; images of other people's files are left there."""
+
+from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
-from bridgetower.data.locations import CellPicture, cell_bytes, group_column, opened_table
+from bridgetower.data.images import ImageRef
 from bridgetower.files import unfit_name
 
 MAX_GROUP_BYTES = 2**26
-"""Largest row group that is read to get one of its pictures."""
+"""Largest row group that is read to get one of its images."""
 
+_GROUPS = 4  # row groups that are kept, as rows are asked for in order
+_ROWS = 1000  # of an Arrow file that are read at once, without their images
 _DIGEST_LETTERS = 32
 
 logger = logging.getLogger(__name__)
 
 
+class Table(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns the named columns of a row, or all of them."""
+        ...
+
+
+class ParquetRows:
+    """The rows of one or more Parquet files, memory-mapped: each is read when it is asked for, with its row group.
+
+    `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
+    small row groups, as `bridgetower.data.records.write_split` writes them: 1 MiB takes about as long to read as a
+    tenth of decoding a photo. For small sets of small images that is much: `keep` keeps what was read.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, keep: float = 0) -> None:
+        """Opens the files.
+
+        Args:
+            paths: Of the files.
+            keep: Row groups that stay in memory, the last ones read; infinity keeps all.
+        """
+        import pyarrow.parquet as pq
+
+        self.paths, self._keep, self._lock = tuple(paths), keep, Lock()
+        self._kept: OrderedDict[tuple[int, Sequence[str] | None], Any] = OrderedDict()
+        self._files = [pq.ParquetFile(path, memory_map=True) for path in self.paths]
+        contents = [file.metadata for file in self._files]
+        self._groups = [
+            (file, group) for file, content in enumerate(contents) for group in range(content.num_row_groups)
+        ]
+        self._ends = list(accumulate(contents[file].row_group(group).num_rows for file, group in self._groups))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __reduce__(self) -> tuple[partial[ParquetRows], tuple[Sequence[Path]]]:
+        return partial(ParquetRows, keep=self._keep), (self.paths,)  # worker processes map the files themselves
+
+    @property
+    def largest_group(self) -> int:
+        """Bytes of the largest row group."""
+        sizes = (self._files[file].metadata.row_group(group).total_byte_size for file, group in self._groups)
+        return max(sizes, default=0)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns a row, counted from 0 over all files: the named columns, or all of them.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {', '.join(map(str, self.paths))}; there are {len(self)}")
+        place = bisect_right(self._ends, number)
+        start = self._ends[place - 1] if place else 0
+        row: dict[str, Any] = self._group(place, columns).slice(number - start, 1).to_pylist()[0]
+        return row
+
+    def _group(self, place: int, columns: Sequence[str] | None) -> Any:
+        key = place, None if columns is None else tuple(columns)
+        with self._lock:
+            table = self._kept.get(key)
+            if table is None:
+                file, group = self._groups[place]
+                table = self._files[file].read_row_group(group, columns=columns, use_threads=False)
+                self._kept[key] = table
+                if len(self._kept) > self._keep:
+                    self._kept.popitem(last=False)
+            return table
+
+    def stream(self, name: str) -> Iterator[Any]:
+        """Yields one column of all rows, one row group in memory at a time."""
+        for file, group in self._groups:
+            yield from self._files[file].read_row_group(group, columns=[name]).column(0).to_pylist()
+
+    def column(self, name: str) -> list[Any]:
+        """Returns one column of all rows."""
+        return [value for file in self._files for value in file.read(columns=[name]).column(0).to_pylist()]
+
+
+class _Copy:
+    """The rows of a Parquet file with large row groups, in a copy that `datasets` makes and keeps in its cache."""
+
+    def __init__(self, path: Path) -> None:
+        import datasets
+
+        cache = datasets.config.HF_DATASETS_CACHE
+        logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", path, cache)
+        self._table = datasets.Dataset.from_parquet(str(path)).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        chosen = self._table if columns is None else self._table.select_columns(list(columns))
+        row: dict[str, Any] = chosen[number].to_pylist()[0]
+        return row
+
+
+class ArrowRows:
+    """The rows of an uncompressed file in Arrow's IPC file format, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._file = pa.memory_map(str(path))
+        self.content = self._file.read_buffer()
+        self.table = pa.ipc.open_file(self.content).read_all()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns the named columns of a row, or all of them."""
+        chosen = self.table if columns is None else self.table.select(list(columns))
+        row: dict[str, Any] = chosen.slice(number, 1).to_pylist()[0]
+        return row
+
+
+def open_table(path: Path) -> Table:
+    """Opens a Parquet or Arrow file, once as long as it is not written again.
+
+    Raises:
+        ValueError: If it is none, or cannot be named.
+    """
+    if problem := unfit_name(str(path)):
+        raise ValueError(problem)
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, size: int, written: int) -> Table:
+    import pyarrow as pa
+
+    is_arrow = path.suffix == ".arrow"
+    try:
+        if is_arrow:
+            return ArrowRows(path)
+        rows = ParquetRows([path], keep=_GROUPS)
+    except pa.ArrowInvalid as error:
+        what = "Arrow IPC file" if is_arrow else "Parquet file"
+        raise ValueError(f"{path} is no {what} ({error}); copy it again, or write it in that format") from error
+    return _Copy(path) if rows.largest_group > MAX_GROUP_BYTES else rows
+
+
 def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Reads the rows of a Parquet file; pictures become `CellPicture`, pictures that are only a path that path.
+    """Reads the rows of a Parquet file; images become `ImageRef`, images that are only a path that path.
 
     A file whose row groups are large is copied to the cache of `datasets` first, and the copy stays there: no single
-    picture of it could be read without the memory for a group.
+    image of it could be read without the memory for a group.
 
     Raises:
         ValueError: If it is no Parquet file.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if problem := unfit_name(str(path)):
-        raise ValueError(problem)
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file ({error}); write it again") from error
-    groups = range(file.metadata.num_row_groups)
-    if any(file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES for group in groups):
-        yield from _copied_rows(path)
-        return
-    for group in groups:
-        columns = {name: group_column(path, name, group) for name in file.schema_arrow.names}
-        for number in range(file.metadata.row_group(group).num_rows):
-            cells = {name: values[number].as_py() for name, values in columns.items()}
-            yield {name: _cell(path, name, group, number, value) for name, value in cells.items()}
+    table = open_table(path)
+    for number in range(len(table)):
+        yield {name: _cell(path, name, number, value) for name, value in table.row(number).items()}
 
 
-def _copied_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    import datasets
-
-    cache = datasets.config.HF_DATASETS_CACHE
-    logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", path, cache)
-    for number, row in enumerate(opened_table(path)):
-        yield {name: _cell(path, name, None, number, value) for name, value in row.items()}
-
-
-def _cell(path: Path, column: str, group: int | None, row: int, value: object) -> object:
-    """Replaces picture bytes by where they are, and a picture that is only a path by the path."""
-    content, file = cell_bytes(value), _cell_path(value)
+def _cell(path: Path, column: str, row: int, value: object) -> object:
+    """Replaces image bytes by where they are, and an image that is only a path by the path."""
+    content = cell_bytes(value)
+    given = value.get("path") if isinstance(value, dict) else None
+    file = given if isinstance(given, str) else None
     if content is None:
         return value if file is None else file
     digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
     name = Path(file).name if file else digest
-    return CellPicture(table=path, column=column, group=group, row=row, name=digest, file_name=name)
+    return ImageRef(path=path, cell=(column, row), name=digest, file_name=name, signature=digest)
 
 
-def _cell_path(value: object) -> str | None:
-    path = value.get("path") if isinstance(value, dict) else None
-    return path if isinstance(path, str) else None
+def cell_bytes(value: object) -> bytes | None:
+    """The bytes in a cell, if there are any: plain, or beside a path."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else None
+
+
+def arrow_rows(
+    path: Path, images: Sequence[str], columns: Sequence[str], lists: Sequence[str] = ()
+) -> Iterator[Mapping[str, Any]]:
+    """Reads the rows of an Arrow file; images become `ImageRef`, or None where there is none.
+
+    Args:
+        path: An uncompressed file in Arrow's IPC file format.
+        images: Columns of image bytes.
+        columns: Other columns to read.
+        lists: Those of them that hold a list in each row.
+
+    Raises:
+        ValueError: If it is no such file, a column is missing, or one holds something else.
+    """
+    import pyarrow.compute as pc
+
+    rows = open_table(path)
+    assert isinstance(rows, ArrowRows)
+    _check_columns(path, rows, images, columns, lists)
+    sizes = {name: pc.binary_length(rows.table[name]) for name in images}
+    for start in range(0, len(rows), _ROWS):
+        lengths = {name: sizes[name].slice(start, _ROWS).to_pylist() for name in images}
+        for place, row in enumerate(rows.table.select(list(columns)).slice(start, _ROWS).to_pylist()):
+            refs = {name: _arrow_image(path, name, start + place, lengths[name][place]) for name in images}
+            yield {**row, **refs}
+
+
+def _arrow_image(path: Path, column: str, row: int, size: int | None) -> ImageRef | None:
+    if size is None:
+        return None
+    name = f"{path.name}/row {row}"
+    return ImageRef(path=path, cell=(column, row), name=name, file_name=name, signature=str(size))
+
+
+def _check_columns(
+    path: Path, rows: ArrowRows, images: Sequence[str], columns: Sequence[str], lists: Sequence[str]
+) -> None:
+    import pyarrow as pa
+
+    schema = rows.table.schema
+    missing = [name for name in (*images, *columns) if name not in schema.names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    flat = [name for name in lists if not any(check(schema.field(name).type) for check in is_list)]
+    if flat:
+        types = ", ".join(str(schema.field(name).type) for name in flat)
+        raise ValueError(f"{path} has {types} in column {', '.join(flat)}; expected a list in each row")
+    for name in images:
+        kind = schema.field(name).type
+        if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+            raise ValueError(f"{path} has images of type {kind}; expected bytes")
+        values = [chunk.buffers()[2] for chunk in rows.table[name].chunks if chunk.buffers()[2]]
+        start, end = rows.content.address, rows.content.address + rows.content.size
+        if not all(start <= each.address < end for each in values):
+            raise ValueError(f"{path} is compressed; write it again without compression")

@@ -9,23 +9,23 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bridgetower.data.locations import IMAGE_SUFFIXES, SpanPicture
-from bridgetower.files import parse_json
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
+from bridgetower.files import json_object
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a shard says of one picture.
+    """What a shard holds of one image.
 
     Attributes:
         key: Path of its members without their ending.
-        picture: The first member that is named as a picture; None if there is none.
+        image: The first member that is named as an image; None if there is none.
         text: Content of its `.txt`; empty if there is none.
         details: Content of its `.json`, such as {"url": …, "caption": …}.
     """
 
     key: str
-    picture: SpanPicture | None
+    image: ImageRef | None
     text: str
     details: Mapping[str, Any]
 
@@ -36,7 +36,7 @@ class Sample:
 
 
 def tar_samples(path: Path) -> Iterator[Sample]:
-    """Reads the texts of a shard and where its pictures are; pictures are not read.
+    """Reads the texts of a shard and where its images are; images are not read.
 
     Raises:
         ValueError: If the file is no tar archive, is cut off, or a text in it cannot be read.
@@ -64,17 +64,23 @@ def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample(path: Path, archive: tarfile.TarFile, key: str, members: Iterator[tarfile.TarInfo]) -> Sample:
-    picture: SpanPicture | None = None
+    image: ImageRef | None = None
     text, details = "", dict[str, Any]()
     for member in members:
         ending = _key_and_ending(member.name)[1]
-        if ending in IMAGE_SUFFIXES and picture is None:
-            picture = SpanPicture(file=path, member=member.name, offset=member.offset_data, size=member.size)
+        if ending in IMAGE_SUFFIXES and image is None:
+            image = ImageRef(
+                path=path,
+                name=f"{path.name}/{member.name}",
+                file_name=PurePosixPath(member.name).name,
+                piece=(member.offset_data, member.size),
+                signature=str(member.size),
+            )
         elif ending == ".txt":
             text = _read(path, archive, member).strip()
         elif ending == ".json":
-            details = _details(path, archive, member)
-    return Sample(key=key, picture=picture, text=text, details=details)
+            details = json_object(_read(path, archive, member), f"{member.name} in {path}", "write the shard again")
+    return Sample(key=key, image=image, text=text, details=details)
 
 
 def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
@@ -84,13 +90,6 @@ def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         return file.read().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{member.name} in {path} is not UTF-8 ({error}); write the shard again") from error
-
-
-def _details(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
-    content = parse_json(_read(path, archive, member), f"{member.name} in {path}", "write the shard again")
-    if not isinstance(content, dict):
-        raise ValueError(f"{member.name} in {path} holds a {type(content).__name__}; expected a JSON object")
-    return content
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:

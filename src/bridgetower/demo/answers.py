@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bridgetower.analysis.answer_examples import AnswerExample, answer_examples
 from bridgetower.analysis.results import Arm, DemoAnswers
-from bridgetower.data.prepare import prepare_scenes
-from bridgetower.data.scenes.config import ScenesConfig
+from bridgetower.data.schema import VQA
 from bridgetower.data.splits import read_split
 from bridgetower.demo.folder import answering_model, trained_model
+from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.grounding import Judged, judge
 from bridgetower.predictor import load
 from bridgetower.training.config import RunConfig
@@ -36,7 +37,7 @@ def prepare_questions(out: Path, minutes: float, *, progress: bool) -> None:
         num_test=NUM_TEST,
         side=recipe.model.vision.image_size,
     )
-    prepare_scenes(scenes_folder(out), config, progress=progress)
+    prepare_toyset("scenes", scenes_folder(out), config, progress=progress)
 
 
 def answering_config(out: Path, arm: Arm, seed: int, steps: int) -> RunConfig:
@@ -69,6 +70,6 @@ def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tupl
 
 def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their pictures and answers."""
-    rows = read_split(scenes_folder(out), "test", kind="vqa")
+    rows = read_split(scenes_folder(out), "test", schema=VQA)
     pictures = [image["bytes"] for image in rows.stream("image")]
     return answer_examples(judged, pictures, count=EXAMPLES)

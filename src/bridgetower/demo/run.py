@@ -19,7 +19,6 @@ from bridgetower.analysis.report import write_report
 from bridgetower.analysis.results import ARMS, Arm, DemoDataset, DemoResults, DemoRun, curve
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.prepare import prepare
 from bridgetower.demo.answers import (
     answer_figures,
     answering_config,
@@ -29,6 +28,7 @@ from bridgetower.demo.answers import (
 )
 from bridgetower.demo.folder import answering_folder, held_out_index, held_out_pictures, run_folder, trained_model
 from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
@@ -83,7 +83,7 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
 
 
 def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callable[[], float]) -> DemoResults:
-    datasets = [DemoDataset.of(prepare(name, out / "data" / name, progress=progress)) for name in DATASETS]
+    datasets = [DemoDataset.of(prepare_toyset(name, out / "data" / name, progress=progress)) for name in DATASETS]
     configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
     train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
     steps = STEPS_OF_ANSWERS * demo_steps(minutes)

@@ -11,9 +11,9 @@ from torch import nn
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, GlueName
-from bridgetower.data.kinds import LABELS, Kind, nlvr2_sentence
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import Examples
+from bridgetower.data.schema import NLVR2, SNLI_VE, VQA, Schema, nlvr2_sentence
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.config import Benchmark, RetrievalConfig
@@ -72,15 +72,15 @@ def evaluate(
         case "vqav2":
             names, read = predictor.class_names("vqa"), "test" if split == "test-dev" else split
             answerable = config.protocol == "paper" and not read.startswith("test")
-            questions = VqaQuestions(_pictures(predictor, data, read, "vqa"), names, answerable=answerable)
+            questions = VqaQuestions(_pictures(predictor, data, read, VQA), names, answerable=answerable)
             _check_ids([entry["question_id"] for entry in questions])
             return _questions(questions, _predicted(VqaTask(predictor.model), questions, options))
         case "snli-ve":
-            statements = _statements(predictor, data, split, "snli-ve")
-            return _judged(statements, "snli-ve", _predicted(SnliVeTask(predictor.model), statements, options))
+            statements = _statements(predictor, data, split, SNLI_VE)
+            return _judged(statements, SNLI_VE, _predicted(SnliVeTask(predictor.model), statements, options))
         case "nlvr2":
-            statements = _statements(predictor, data, split, "nlvr2")
-            return _judged(statements, "nlvr2", _predicted(Nlvr2Task(predictor.model), statements, options))
+            statements = _statements(predictor, data, split, NLVR2)
+            return _judged(statements, NLVR2, _predicted(Nlvr2Task(predictor.model), statements, options))
         case "cifar10" | "cifar100":
             return evaluate_cifar(predictor, 10 if benchmark == "cifar10" else 100, _one(folders), split, options)
         case _:
@@ -119,8 +119,8 @@ def _questions(questions: VqaQuestions, predictions: Predictions) -> Outcome:
     )
 
 
-def _judged(statements: Statements, kind: Kind, predictions: Predictions) -> Outcome:
-    entries, names = list(statements), LABELS[kind]
+def _judged(statements: Statements, schema: Schema, predictions: Predictions) -> Outcome:
+    entries, names = list(statements), schema.labels
     labels = [names[number] for number in predictions.classes.tolist()]
     rows = [
         {"statement_id": entry["statement_id"], "label": label, "probability": probability}
@@ -128,12 +128,12 @@ def _judged(statements: Statements, kind: Kind, predictions: Predictions) -> Out
     ]
     num_labelled = sum(bool(entry["label"]) for entry in entries)
     by_id = dict(zip([entry["statement_id"] for entry in entries], labels, strict=True))
-    unknown = [name for name in by_id if kind == "nlvr2" and nlvr2_sentence(name) is None]
+    unknown = [name for name in by_id if schema is NLVR2 and nlvr2_sentence(name) is None]
     return Outcome(
         figures=statement_figures(statements, predictions) if num_labelled else {},
         counts=_counts("num_statements", len(entries), "num_labelled", num_labelled),
         predictions=rows,
-        submission=nlvr2_submission(by_id) if kind == "nlvr2" and not unknown else None,
+        submission=nlvr2_submission(by_id) if schema is NLVR2 and not unknown else None,
         notes=[_without_sentences(unknown, len(by_id))] if unknown else (),
     )
 
@@ -155,15 +155,15 @@ def _check_ids(ids: Sequence[int | str]) -> None:
         raise ValueError(f"{len(ids) - len(set(ids))} ids of {len(ids)} come again; expected one example of each id")
 
 
-def _statements(predictor: Predictor, data: DataConfig, split: str, kind: Kind) -> Statements:
-    predictor.class_names("nlvr2" if kind == "nlvr2" else "snli_ve")
-    statements = Statements(_pictures(predictor, data, split, kind))
+def _statements(predictor: Predictor, data: DataConfig, split: str, schema: Schema) -> Statements:
+    predictor.class_names("nlvr2" if schema is NLVR2 else "snli_ve")
+    statements = Statements(_pictures(predictor, data, split, schema))
     _check_ids([entry["statement_id"] for entry in statements])
     return statements
 
 
-def _pictures(predictor: Predictor, data: DataConfig, split: str, kind: Kind) -> Pictures:
-    return Pictures(data, split, predictor.processor, kind=kind)
+def _pictures(predictor: Predictor, data: DataConfig, split: str, schema: Schema) -> Pictures:
+    return Pictures(data, split, predictor.processor, schema=schema)
 
 
 def _one(folders: Sequence[str | Path]) -> str | Path:

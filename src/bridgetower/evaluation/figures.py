@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bridgetower.data.config import GlueName
-from bridgetower.data.kinds import nlvr2_sentence
+from bridgetower.data.schema import NLVR2, nlvr2_sentence
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.class_metrics import (
@@ -60,7 +60,7 @@ def statement_figures(statements: Statements, predictions: Predictions) -> dict[
     labels = torch.tensor([statements.label(entry) for entry in labelled.values()])
     predicted = predictions.classes[list(labelled)]
     figures = {"accuracy": accuracy(predicted, labels)}
-    if statements.kind == "nlvr2":
+    if statements.schema is NLVR2:
         groups = [nlvr2_sentence(entry["statement_id"]) for entry in labelled.values()]
         known = [group for group in groups if group is not None]
         if len(known) == len(groups):

@@ -11,9 +11,9 @@ from torch import nn
 
 from bridgetower.data.config import DataConfig
 from bridgetower.data.controls import WithOtherPictures
-from bridgetower.data.kinds import LABELS
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import Examples
+from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.evaluation.predictions import Predictions, predict_classes
@@ -113,11 +113,13 @@ def _examples(
     predictor: Predictor, kind: JudgedKind, folder: Path, split: str
 ) -> tuple[VqaQuestions | Statements, Sequence[str]]:
     """The examples of a split, and the names of the model's answers."""
-    pictures = Pictures(DataConfig(folders=(str(folder),), cache=True), split, predictor.processor, kind=kind)
+    pictures = Pictures(
+        DataConfig(folders=(str(folder),), cache=True), split, predictor.processor, schema=SCHEMAS[kind]
+    )
     if kind == "vqa":
         names = predictor.class_names("vqa")
         return VqaQuestions(pictures, names), names
-    return Statements(pictures, labelled=True), LABELS[kind]
+    return Statements(pictures, labelled=True), SCHEMAS[kind].labels
 
 
 def _told(examples: VqaQuestions | Statements, topic_of: Callable[[str], str] | None) -> Sequence[Told]:

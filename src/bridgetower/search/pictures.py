@@ -13,7 +13,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.data.locations import FilePicture
 from bridgetower.data.sources import read_rows
 from bridgetower.distributed import available_cores
 from bridgetower.files import unfit_name
@@ -105,9 +104,9 @@ def list_pictures(source: Path, config: IndexConfig) -> Listing:
     found: dict[str, Listed] = {}
     bad: dict[str, str] = {}
     for row in rows:
-        if not isinstance(row.picture, FilePicture):
+        if not row.image.is_file:
             raise ValueError(f"{source} holds pictures, which a search could not open; write them to files first")
-        path, captions = row.picture.name, tuple(filter(None, map(str.strip, row.captions)))
+        path, captions = row.image.name, tuple(filter(None, map(str.strip, row.captions)))
         if path in found:
             found[path] = replace(found[path], captions=(*found[path].captions, *captions))
             continue

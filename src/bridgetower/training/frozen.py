@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.data.frozen import TOKENS, FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
-from bridgetower.data.kinds import image_columns
 from bridgetower.data.pictures import Pictures
 from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
@@ -89,7 +88,7 @@ class _Towers:
 
     def pictures(self, name: str, pictures: Pictures, num_views: int, seed: int, dtype: torch.dtype) -> FrozenPictures:
         """Computes all views of some pictures."""
-        config, columns = self.model.config, image_columns(pictures.kind)
+        config, columns = self.model.config, pictures.schema.image_columns
         shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
         files = self._files(name, len(pictures) * num_views * len(columns), dtype.itemsize * shape.numel())
         frozen = FrozenPictures(files=files, num_views=num_views, columns=columns, seed=seed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.cifar import cifar_names
 from bridgetower.data.glue import GLUE, read_glue
-from bridgetower.data.kinds import Kind, text_of
 from bridgetower.data.pictures import Pictures
-from bridgetower.data.vocabulary import read_vocabulary
+from bridgetower.data.schema import CAPTIONS, NLVR2, SNLI_VE, VQA, Schema
 from bridgetower.processor import Processor
 from bridgetower.tasks.config import (
     CifarConfig,
@@ -36,18 +36,18 @@ def training_texts(config: RunConfig, processor: Processor) -> Iterator[str]:
             folder, splits = the_folder(config), config.data.train_splits
             rows = [row for split in splits for row in read_glue(folder, name, split, max_bad=max_bad)]
             return (text for row in rows for text in row.texts)
-    pictures = Pictures(config.data, config.data.train_splits, processor, kind=KINDS[config.task.kind])
-    return (text_of(entry) for said in pictures.said() for entry in said)
+    pictures = Pictures(config.data, config.data.train_splits, processor, schema=SCHEMA_OF[config.task.kind])
+    return (pictures.schema.text_of(entry) for said in pictures.said() for entry in said)
 
 
-KINDS: Mapping[str, Kind] = {
-    PretrainingConfig.kind: "captions",
-    RankingConfig.kind: "captions",
-    VqaConfig.kind: "vqa",
-    SnliVeConfig.kind: "snli-ve",
-    Nlvr2Config.kind: "nlvr2",
+SCHEMA_OF: Mapping[str, Schema] = {
+    PretrainingConfig.kind: CAPTIONS,
+    RankingConfig.kind: CAPTIONS,
+    VqaConfig.kind: VQA,
+    SnliVeConfig.kind: SNLI_VE,
+    Nlvr2Config.kind: NLVR2,
 }
-"""The kind of prepared sets that a task is trained on; the others read the files of their authors."""
+"""The schema of the prepared sets that a task is trained on; the others read the files of their authors."""
 
 
 def the_folder(config: RunConfig) -> str:

@@ -43,7 +43,7 @@ from bridgetower.tasks.snli_ve import SnliVeTask
 from bridgetower.tasks.vqa import VqaTask
 from bridgetower.training.config import RunConfig
 from bridgetower.training.parts import Work
-from bridgetower.training.texts import KINDS, the_folder
+from bridgetower.training.texts import SCHEMA_OF, the_folder
 
 _Set = TypeVar("_Set", bound=Pictures)
 
@@ -183,7 +183,7 @@ def _caption_images(config: RunConfig, processor: Processor) -> tuple[CaptionIma
 
 
 def _pictures(config: RunConfig, processor: Processor) -> tuple[Pictures, Pictures]:
-    return _both(config, partial(Pictures, processor=processor, kind=KINDS[config.task.kind]))
+    return _both(config, partial(Pictures, processor=processor, schema=SCHEMA_OF[config.task.kind]))
 
 
 def _both(config: RunConfig, read: Callable[[DataConfig, str | Sequence[str]], _Set]) -> tuple[_Set, _Set]:

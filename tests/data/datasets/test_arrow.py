@@ -1,0 +1,297 @@
+"""ViLT-style Arrow files of every set."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.data.answers import read_vocabulary, soft_targets
+from bridgetower.data.config import ArrowConfig
+from bridgetower.data.datasets import DATASETS
+from bridgetower.data.info import DatasetInfo
+from bridgetower.data.prepare import prepare_arrow
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.splits import read_split
+from miniature import coco_name, jpeg
+from miniature_arrow import (
+    VOCABULARY,
+    write_arrow_file,
+    write_cc3m_arrow,
+    write_coco_arrow,
+    write_flickr30k_arrow,
+    write_nlvr2_arrow,
+    write_sbu_arrow,
+    write_snli_ve_arrow,
+    write_vg_arrow,
+    write_vgqa_arrow,
+    write_vqav2_arrow,
+)
+from rows import png
+
+Counts = Mapping[str, tuple[int, int]]
+SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
+    "coco": (write_coco_arrow, {"train": (4, 20), "validation": (2, 10), "test": (2, 10)}),
+    "flickr30k": (write_flickr30k_arrow, {"train": (2, 10), "validation": (2, 10), "test": (2, 10)}),
+    "cc3m": (write_cc3m_arrow, {"train": (31, 31)}),
+    "sbu": (write_sbu_arrow, {"train": (9, 9)}),
+    "vg": (write_vg_arrow, {"train": (2, 4)}),
+    "vqav2": (write_vqav2_arrow, dict.fromkeys(("train", "validation", "test", "test-dev"), (2, 4))),
+    "vgqa": (write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
+    "vgqa-coco": (write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
+    "snli-ve": (write_snli_ve_arrow, dict.fromkeys(("train", "validation", "test"), (2, 6))),
+    "nlvr2": (write_nlvr2_arrow, dict.fromkeys(("train", "validation", "test1"), (2, 4))),
+}
+
+
+def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
+    return {split: (part.images, part.texts) for split, part in info.splits.items()}
+
+
+def row(folder: Path, split: str, number: int, kind: Any = "captions") -> dict[str, Any]:
+    return read_split(folder, split, schema=SCHEMAS[kind]).row(number)
+
+
+def test_every_set_is_here() -> None:
+    assert {name for name, each in DATASETS.items() if each.arrow} == SETS.keys()
+
+
+def test_a_folder_with_all_of_them(tmp_path: Path) -> None:
+    for write, _ in SETS.values():
+        write(tmp_path / "arrows")
+    prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+    assert {name: counts(info) for name, info in prepared.items()} == {name: each for name, (_, each) in SETS.items()}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SETS)
+
+
+def test_some_of_them(tmp_path: Path) -> None:
+    for write, _ in SETS.values():
+        write(tmp_path / "arrows")
+    config = ArrowConfig(sets=("nlvr2", "cc3m"), splits=("validation", "balanced-test1"))
+    prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
+    assert {name: counts(info) for name, info in prepared.items()} == {
+        "cc3m": {"validation": (1, 1)},
+        "nlvr2": {"validation": (2, 4), "balanced-test1": (2, 4)},
+    }
+
+
+class TestCaptions:
+    def test_rows(self, tmp_path: Path) -> None:
+        write_coco_arrow(tmp_path / "arrows")
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["coco"]
+        assert row(tmp_path / "out" / "coco", "train", 3) == {
+            "image": {"bytes": jpeg(3), "path": coco_name(3, "val2014")},  # of restval
+            "image_id": coco_name(3, "val2014"),
+            "captions": [f"Caption {n} of {coco_name(3, 'val2014')}." for n in range(5)],
+        }
+        size = (tmp_path / "arrows" / "coco_caption_karpathy_test.arrow").stat().st_size
+        assert info.sources["coco_caption_karpathy_test.arrow"] == f"{size} bytes"
+
+    def test_pictures_without_an_ending(self, tmp_path: Path) -> None:
+        write_vg_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        found = row(tmp_path / "out" / "vg", "train", 1)
+        assert (found["image"]["path"], found["captions"]) == ("107899.jpg", ["the clock", "a tree"])
+
+    def test_missing_shards_are_named(self, tmp_path: Path) -> None:
+        write_cc3m_arrow(tmp_path / "arrows")
+        for number in (7, 30):
+            (tmp_path / "arrows" / f"conceptual_caption_train_{number}.arrow").unlink()
+        message = (
+            r"2 bad .*: no file conceptual_caption_train_7\.arrow in .* no file conceptual_caption_train_30\.arrow"
+        )
+        with pytest.raises(ValueError, match=message):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=2))["cc3m"]
+        assert info.splits["train"].images == 29
+
+    def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path: Path) -> None:
+        write_coco_arrow(tmp_path / "arrows")
+        write_sbu_arrow(tmp_path / "arrows")
+        (tmp_path / "arrows" / "coco_caption_karpathy_restval.arrow").unlink()
+        message = r"no file coco_caption_karpathy_restval\.arrow in .*; put it there, or leave out train \(splits\)"
+        with pytest.raises(FileNotFoundError, match=message):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9))
+        config = ArrowConfig(max_errors=9, splits=("validation", "test"))
+        assert list(prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)["coco"].splits) == list(config.splits)
+        with pytest.raises(FileNotFoundError, match=r"no file conceptual_caption_val_0\.arrow in"):
+            prepare_arrow(
+                tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9, sets=("cc3m",), splits=("validation",))
+            )
+
+    def test_more_shards_than_the_official_ones(self, tmp_path: Path) -> None:
+        write_sbu_arrow(tmp_path / "arrows")
+        for number in (9, 10):
+            row = {"image": jpeg(number), "caption": ["more"], "image_id": f"{number}_o.jpg", "split": "SBU"}
+            write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["sbu"]
+        assert info.splits["train"].images == 11
+        assert read_split(tmp_path / "out" / "sbu", "train").column("captions")[-1] == ["more"]
+
+    def test_a_picture_that_comes_twice_or_not_at_all(self, tmp_path: Path) -> None:
+        write_flickr30k_arrow(tmp_path / "arrows")
+        one = {"image": jpeg(1), "caption": ["x"], "image_id": "1.jpg", "split": "val"}
+        path = tmp_path / "arrows" / "f30k_caption_karpathy_val.arrow"
+        write_arrow_file(path, [one, one, {**one, "image": None, "image_id": "2.jpg"}])
+        message = r"2 bad .*_val\.arrow, row 1: 1\.jpg comes twice \| .*_val\.arrow, row 2: no picture of 2\.jpg"
+        with pytest.raises(ValueError, match=message):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+
+
+class TestQuestions:
+    def test_answers_give_the_scores_of_the_file(self, tmp_path: Path) -> None:
+        write_vqav2_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        found = row(tmp_path / "out" / "vqav2", "validation", 1, "vqa")
+        assert (found["image_id"], found["image"]["bytes"]) == ("11", jpeg(11))
+        first, second = found["questions"]
+        assert (first["question_id"], first["question"]) == (11000, "What is behind him?")
+        assert soft_targets(first["answers"], VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
+        assert soft_targets(second["answers"], VOCABULARY) == {"yes": 0.6, "no": 0.9}
+        assert len(first["answers"]) == len(second["answers"]) == 10
+        assert row(tmp_path / "out" / "vqav2", "test-dev", 0, "vqa")["questions"][0]["answers"] == []
+
+    def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path: Path) -> None:
+        write_vqav2_arrow(tmp_path / "arrows")
+        one = {"questions": ["?"], "answers": [["net"]], "answer_labels": [[0]], "answer_scores": [[0.3]]}
+        file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
+        write_arrow_file(file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}])
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        (question,) = row(tmp_path / "out" / "vqav2", "validation", 0, "vqa")["questions"]
+        assert soft_targets(question["answers"], VOCABULARY) == {"net": 0.3}
+
+    def test_vocabulary_is_that_of_the_classes(self, tmp_path: Path) -> None:
+        write_vqav2_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        assert read_vocabulary(tmp_path / "out" / "vqav2") == VOCABULARY
+
+    def test_no_vocabulary_of_only_some_classes(self, tmp_path: Path) -> None:
+        write_vgqa_arrow(tmp_path / "arrows")
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vgqa"]
+        assert "answers.json" in info.left_out
+        assert not (tmp_path / "out" / "vgqa" / "answers.json").exists()
+        (question, _) = row(tmp_path / "out" / "vgqa", "train", 0, "vqa")["questions"]
+        assert question["answers"] == ["yes"]
+
+    def test_files_with_normal_answers_come_first(self, tmp_path: Path) -> None:
+        for ending in ("", "_fix"):
+            write_vqav2_arrow(tmp_path / "arrows", ending=ending)
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vqav2"]
+        assert {name for name in info.sources if name.endswith(".arrow")} == {
+            f"vqav2_{split}_fix.arrow" for split in ("train", "val", "test", "test-dev")
+        }
+        for path in (tmp_path / "arrows").glob("*_fix.arrow"):
+            path.unlink()
+        assert "vqav2_train.arrow" in prepare_arrow(tmp_path / "arrows", tmp_path / "raw")["vqav2"].sources
+
+
+class TestStatements:
+    def test_snli_ve(self, tmp_path: Path) -> None:
+        write_snli_ve_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        found = row(tmp_path / "out" / "snli-ve", "validation", 1, "snli-ve")
+        assert (found["image_id"], found["image"]["bytes"]) == ("snli_dev-1", jpeg(3))
+        assert found["statements"] == [
+            {"statement_id": "snli_dev-1-0", "text": "A man.", "label": "entailment"},
+            {"statement_id": "snli_dev-1-1", "text": "A cat.", "label": "contradiction"},
+            {"statement_id": "snli_dev-1-2", "text": "Sleeping.", "label": "neutral"},
+        ]
+
+    def test_nlvr2(self, tmp_path: Path) -> None:
+        write_nlvr2_arrow(tmp_path / "arrows")
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out")
+        found = row(tmp_path / "out" / "nlvr2", "validation", 1, "nlvr2")
+        assert found["image"] == {"bytes": png(1), "path": "dev-1-0-img0.png"}
+        assert found["image_2"] == {"bytes": jpeg(1), "path": "dev-1-0-img1.png"}
+        assert found["statements"] == [
+            {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
+            {"statement_id": "dev-1-0#1", "text": "Both are.", "label": "False"},
+        ]
+
+    def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(self, tmp_path: Path) -> None:
+        said = (
+            ("dev-3-1-1", ["Both."]),
+            ("dev-3-1-4", ["None."]),
+            ("dev-3-2-4", ["Odd."]),
+            ("dev-3-2-5", ["A.", "B."]),
+        )
+        rows = [
+            {
+                "image_0": png(1),
+                "image_1": png(2),
+                "questions": texts,
+                "answers": ["True"] * len(texts),
+                "identifier": name,
+            }
+            for name, texts in said
+        ]
+        write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
+        config = ArrowConfig(splits=("validation",))
+        with pytest.raises(
+            ValueError, match=r"has 1 bad .*: dev-3-2-5: 2 statements, expected the one that the identifier"
+        ):
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
+        prepare_arrow(tmp_path / "arrows", tmp_path / "out", replace(config, max_errors=1))
+        first, second = (row(tmp_path / "out" / "nlvr2", "validation", n, "nlvr2") for n in (0, 1))
+        assert (first["image_id"], first["image"]["path"]) == ("dev-3-1", "dev-3-1-img0.png")
+        assert [entry["statement_id"] for entry in first["statements"]] == ["dev-3-1-1", "dev-3-1-4"]
+        assert [entry["statement_id"] for entry in second["statements"]] == ["dev-3-2-4"]
+
+    def test_empty_ones_are_bad(self, tmp_path: Path) -> None:
+        write_snli_ve_arrow(tmp_path / "arrows")
+        write_nlvr2_arrow(tmp_path / "arrows")
+        write_vqav2_arrow(tmp_path / "arrows")
+        asked = {"answers": [], "answer_labels": [], "answer_scores": [], "image_id": 4, "split": "test"}
+        content: dict[str, dict[str, Any]] = {
+            "snli_dev": {"image": jpeg(1), "sentences": [["p", " "], ["p", "A man."]], "labels": [1, 2]},
+            "nlvr2_dev": {
+                **{"image_0": png(1), "image_1": png(2), "identifier": "dev-1-0"},
+                **{"questions": ["", "Both."], "answers": ["True", "False"]},
+            },
+            "vqav2_test_fix": {"image": jpeg(4), **asked, "questions": ["", "Why?"], "question_id": [40, 41]},
+        }
+        for name, one in content.items():
+            write_arrow_file(tmp_path / "arrows" / f"{name}.arrow", [one])
+        for name, split in (("snli-ve", "validation"), ("nlvr2", "validation"), ("vqav2", "test")):
+            with pytest.raises(ValueError, match=r"has 1 bad .*, row 0: (statement|question) .* is empty$"):
+                prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,)))
+            info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), max_errors=1))[name]
+            assert info.splits[split].texts == 1
+
+    def test_wrong_labels_are_bad(self, tmp_path: Path) -> None:
+        one = {"image": jpeg(1), "sentences": [["p", "A man."]], "labels": [3]}
+        pair = {
+            "image_0": png(1),
+            "image_1": png(2),
+            "questions": ["Both."],
+            "answers": ["yes"],
+            "identifier": "dev-1-0",
+        }
+        write_arrow_file(tmp_path / "arrows" / "snli_dev.arrow", [one])
+        write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", [pair])
+        for name, message in (("snli-ve", "snli_dev-0-0: label 3"), ("nlvr2", "dev-1-0#0: label 'yes', expected the")):
+            with pytest.raises(ValueError, match=f"1 bad .*{message}"):
+                prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), splits=("validation",)))
+
+
+def test_a_text_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
+    """Else each of its letters would be a caption."""
+    write_arrow_file(tmp_path / "vg.arrow", [{"image": jpeg(1), "caption": "a cat", "image_id": "1"}])
+    with pytest.raises(ValueError, match=r"vg\.arrow has large_string in column caption; expected a list in each row"):
+        prepare_arrow(tmp_path, tmp_path / "out")
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with ViLT-style Arrow files"):
+        prepare_arrow(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="has no file; expected Arrow files as the official code names them"):
+        prepare_arrow(tmp_path, tmp_path / "out")
+    write_arrow_file(tmp_path / "other" / "data-00000-of-00001.arrow", [{"image": jpeg(1), "caption": ["a"]}])
+    with pytest.raises(FileNotFoundError, match=r"has data-00000-of-00001\.arrow; expected Arrow files as the"):
+        prepare_arrow(tmp_path / "other", tmp_path / "out")
+    with pytest.raises(ValueError, match="no set called coc; sets are coco, flickr30k"):
+        prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(sets=("coc",)))
+    write_vg_arrow(tmp_path)
+    with pytest.raises(ValueError, match="no split test of vg; splits are train"):
+        prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(splits=("test",)))

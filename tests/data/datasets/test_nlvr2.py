@@ -1,0 +1,102 @@
+"""NLVR2 from its JSON lines and folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.splits import read_split
+from bridgetower.processor import open_image
+from miniature import jpeg, write_lines, write_nlvr2
+from rows import png
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_nlvr2(tmp_path / "nlvr")
+    return tmp_path / "nlvr"
+
+
+def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    edit(rows)
+    write_lines(path, rows)
+
+
+def test_splits(source: Path, tmp_path: Path) -> None:
+    info = prepare_set("nlvr2", source, tmp_path / "out")
+    assert {split: (part.images, part.texts) for split, part in info.splits.items()} == {
+        "train": (3, 6),
+        "validation": (3, 6),
+        "test1": (3, 6),
+    }
+
+
+def test_a_row_is_a_pair_with_its_statements(source: Path, tmp_path: Path) -> None:
+    prepare_set("nlvr2", source, tmp_path / "out")
+    row = read_split(tmp_path / "out", "train", schema=SCHEMAS["nlvr2"]).row(1)
+    assert row["image_id"] == "train-10-0"
+    assert row["image"] == {"bytes": png(1), "path": "train-10-0-img0.png"}
+    assert row["image_2"] == {"bytes": jpeg(1), "path": "train-10-0-img1.png"}  # a JPEG, whatever its name
+    assert open_image(row["image_2"]["bytes"]).size == (12, 9)
+    assert row["statements"] == [
+        {"statement_id": "train-10-0-0", "text": "Statement 0 about train-10-0.", "label": "False"},
+        {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0.", "label": "True"},
+    ]
+
+
+def test_further_splits(source: Path, tmp_path: Path) -> None:
+    splits = ("balanced-validation", "unbalanced-test1", "test2")
+    info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(splits=splits))
+    assert {split: part.texts for split, part in info.splits.items()} == {
+        "balanced-validation": 2,
+        "test2": 6,
+        "unbalanced-test1": 4,
+    }
+    row = read_split(tmp_path / "out", "test2", schema=SCHEMAS["nlvr2"]).row(0)
+    assert [statement["label"] for statement in row["statements"]] == ["", ""]
+
+
+@pytest.mark.parametrize("folder", ["nlvr/nlvr2", ""])
+def test_other_places(source: Path, tmp_path: Path, folder: str) -> None:
+    target = source / folder
+    target.mkdir(parents=True, exist_ok=True)
+    (source / "nlvr2" / "data").rename(target / "data")
+    for split in ("dev", "test1"):
+        (source / split).rename(source / "images" / split)
+    assert prepare_set("nlvr2", source, tmp_path / "out").splits["test1"].images == 3
+
+
+@pytest.mark.parametrize("label", [True, "true", None, ""])
+def test_a_wrong_label_is_bad(source: Path, tmp_path: Path, label: object) -> None:
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(label=label))
+    with pytest.raises(ValueError, match=rf"1 bad .*dev-0-0-1 of dev\.json: label {label!r}, expected the text"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+
+
+def test_an_empty_statement_is_bad(source: Path, tmp_path: Path) -> None:
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=" \n"))
+    with pytest.raises(ValueError, match=r"1 bad .*dev-0-0: statement 'dev-0-0-1' is empty$"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+    info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(max_errors=1))
+    assert info.splits["validation"].texts == 5
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=None))
+    with pytest.raises(ValueError, match=r"dev\.json is not as published"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+
+
+def test_a_statement_that_comes_twice(source: Path, tmp_path: Path) -> None:
+    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows.append(rows[0]))
+    with pytest.raises(ValueError, match=r"dev-0-0-0 of dev\.json comes twice"):
+        prepare_set("nlvr2", source, tmp_path / "out")
+
+
+def test_a_missing_second_picture(source: Path, tmp_path: Path) -> None:
+    (source / "images" / "train" / "8" / "train-10-0-img1.png").unlink()
+    with pytest.raises(ValueError, match=r"1 bad .*train-10-0: no file 'images/train/8/train-10-0-img1\.png'$"):
+        prepare_set("nlvr2", source, tmp_path / "out")

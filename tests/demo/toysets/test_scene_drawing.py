@@ -1,0 +1,171 @@
+"""Scenes as pictures."""
+
+import io
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from bridgetower.demo.toysets.scene_drawing import (
+    BACKGROUNDS,
+    COLOURS,
+    LEVELS,
+    RELATIONS,
+    Noun,
+    Scene,
+    Shape,
+    curtain_box,
+    draw,
+    draw_lot,
+    holds,
+    png,
+)
+
+SIDE = 120
+
+
+def pixel(picture, x, y):
+    return picture.getpixel((int(x * picture.width), int(y * picture.height)))
+
+
+def test_every_shape_has_its_colour_at_its_centre():
+    generator = random.Random(0)
+    for level in LEVELS.values():
+        for _ in range(20):
+            scene = draw_lot(generator, level, level.num_shapes[1])
+            picture = draw(scene, SIDE)
+            for shape in scene.shapes:
+                colour = BACKGROUNDS[scene.background] if shape.kind == "ring" else COLOURS[shape.colour]
+                assert pixel(picture, shape.x, shape.y) == colour
+
+
+@pytest.mark.parametrize("turn", [0.0, 33.0])
+def test_every_kind_stays_within_its_circle_and_looks_its_own_way(turn):
+    drawn = {}
+    for kind in LEVELS["hard"].kinds:
+        shape = Shape(kind=kind, colour="black", size="large", x=0.5, y=0.5, turn=turn)
+        black = np.asarray(draw(Scene(shapes=(shape,)), SIDE).convert("L")) < 128
+        rows, columns = np.nonzero(black)
+        distance = np.hypot(rows + 0.5 - SIDE / 2, columns + 0.5 - SIDE / 2).max()
+        assert 0.7 * shape.radius * SIDE < distance < shape.radius * SIDE + 1
+        drawn[kind] = black
+    kinds = sorted(drawn)
+    for index, kind in enumerate(kinds):
+        for other in kinds[index + 1 :]:
+            differing = (drawn[kind] ^ drawn[other]).sum()
+            assert differing > 0.1 * drawn[kind].sum(), (kind, other)
+
+
+@pytest.mark.parametrize("curtain", ["left of", "right of", "above", "below"])
+def test_curtain_covers_its_side(curtain):
+    picture = np.asarray(draw(Scene(shapes=(), curtain=curtain), SIDE))
+    left, top, right, bottom = (round(edge * SIDE) for edge in curtain_box(curtain))
+    covered = np.zeros((SIDE, SIDE), dtype=bool)
+    covered[top:bottom, left:right] = True
+    assert (picture[covered] < 160).all()
+    assert (picture[~covered] == 255).all()
+
+
+def test_unknown_kind_is_an_error():
+    with pytest.raises(ValueError, match=r"no shape called 'cube'; expected circle"):
+        draw(Scene(shapes=(Shape(kind="cube", colour="red", size="large", x=0.5, y=0.5),)), SIDE)
+
+
+def test_png_is_the_same_picture():
+    scene = draw_lot(random.Random(3), LEVELS["hard"], 5)
+    assert Image.open(io.BytesIO(png(scene, 60))).tobytes() == draw(scene, 60).tobytes()
+
+
+levels = st.sampled_from(sorted(LEVELS))
+seeds = st.integers(0, 10_000)
+
+
+def shape(kind="circle", colour="red", x=0.5, y=0.5):
+    return Shape(kind=kind, colour=colour, size="large", x=x, y=y)
+
+
+class TestNoun:
+    @pytest.mark.parametrize(
+        ("noun", "text", "with_article", "plural"),
+        [
+            (Noun(kind="circle", colour="red"), "red circle", "a red circle", "red circles"),
+            (Noun(kind="cross", colour="orange"), "orange cross", "an orange cross", "orange crosses"),
+            (Noun(colour="blue", size="small"), "small blue shape", "a small blue shape", "small blue shapes"),
+        ],
+    )
+    def test_words(self, noun, text, with_article, plural):
+        assert (str(noun), noun.with_article, noun.plural) == (text, with_article, plural)
+
+    def test_fits_what_it_names_only(self):
+        assert Noun(kind="circle").fits(shape())
+        assert Noun(colour="red", size="large").fits(shape())
+        assert not Noun(kind="circle", colour="blue").fits(shape())
+        assert not Noun(size="small").fits(shape())
+
+
+class TestScene:
+    def test_only_is_none_for_none_and_for_several(self):
+        scene = Scene(shapes=(shape(), shape(x=0.1), shape(kind="star")))
+        assert scene.only(Noun(kind="star")) is scene.shapes[2]
+        assert scene.only(Noun(kind="circle")) is None
+        assert scene.only(Noun(kind="heart")) is None
+
+
+class TestHolds:
+    @pytest.mark.parametrize(
+        ("relation", "x", "y", "expected"),
+        [
+            ("left of", 0.2, 0.5, True),
+            ("left of", 0.8, 0.5, False),
+            ("left of", 0.45, 0.1, None),
+            ("right of", 0.8, 0.5, True),
+            ("above", 0.5, 0.2, True),
+            ("below", 0.5, 0.2, False),
+        ],
+    )
+    def test_reference_values(self, relation, x, y, expected):
+        assert holds(relation, shape(x=x, y=y), shape()) is expected
+
+    @given(x=st.floats(0, 1), y=st.floats(0, 1), relation=st.sampled_from(RELATIONS))
+    def test_opposites(self, x, y, relation):
+        opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation]
+        one, other = shape(x=x, y=y), shape()
+        assert holds(relation, one, other) == holds(opposite, other, one)
+
+
+class TestDrawLot:
+    @given(name=levels, seed=seeds, curtain=st.sampled_from([None, *RELATIONS]))
+    def test_shapes_lie_apart_and_in_the_open(self, name, seed, curtain):
+        level = LEVELS[name]
+        scene = draw_lot(random.Random(seed), level, level.num_shapes[1], curtain=curtain)
+        assert scene.shapes
+        for one, other in itertools.combinations(scene.shapes, 2):
+            assert math.hypot(one.x - other.x, one.y - other.y) > one.radius + other.radius
+        for one in scene.shapes:
+            assert one.radius <= one.x <= 1 - one.radius
+            assert one.radius <= one.y <= 1 - one.radius
+        if curtain:
+            left, top, right, bottom = curtain_box(curtain)
+            for one in scene.shapes:
+                assert (
+                    one.x + one.radius < left
+                    or one.x - one.radius > right
+                    or one.y + one.radius < top
+                    or one.y - one.radius > bottom
+                )
+
+    @given(name=levels, seed=seeds)
+    def test_same_seed_same_scene(self, name, seed):
+        first, second = (draw_lot(random.Random(seed), LEVELS[name], 3) for _ in range(2))
+        assert first == second
+
+    def test_shapes_take_after_the_nouns(self):
+        generator, noun = random.Random(0), Noun(kind="star", colour="orange")
+        scenes = [draw_lot(generator, LEVELS["medium"], 4, nouns=[noun]) for _ in range(300)]
+        plain = [draw_lot(generator, LEVELS["medium"], 4) for _ in range(300)]
+        assert sum(len(scene.all(noun)) for scene in scenes) > 3 * sum(len(scene.all(noun)) for scene in plain)

@@ -1,0 +1,158 @@
+"""Captions, questions and statements against hand-made scenes, and scenes drawn for an answer."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from bridgetower.data.schema import SNLI_VE
+from bridgetower.demo.toysets import scene_texts
+from bridgetower.demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
+from bridgetower.demo.toysets.scene_texts import TOPICS, Asked, caption, draw_two_nouns, scenes_for
+
+CONTRADICTION, NEUTRAL, ENTAILMENT = SNLI_VE.labels
+
+
+def shape(kind, colour, x=0.5, y=0.5, size="large"):
+    return Shape(kind=kind, colour=colour, size=size, x=x, y=y)
+
+
+SCENE = Scene(
+    shapes=(
+        shape("circle", "red", 0.2, 0.3),
+        shape("square", "blue", 0.8, 0.3),
+        shape("triangle", "red", 0.8, 0.8),
+        shape("triangle", "green", 0.5, 0.55),
+    )
+)
+OPEN = Scene(shapes=(shape("circle", "red", 0.2, 0.2), shape("square", "red", 0.8, 0.25)))
+COVERED = replace(OPEN, curtain="below")
+PAIR = (
+    Scene(shapes=(shape("circle", "red"), shape("circle", "blue"))),
+    Scene(shapes=(shape("circle", "red"), shape("square", "red"), shape("square", "red"))),
+)
+ANSWERS = {
+    "vqa": {
+        "is there a red circle?": ("yes",),
+        "is there a blue circle?": ("no",),
+        "what colour is the circle?": ("red",),
+        "what colour is the triangle?": (None,),
+        "how many triangles are there?": ("2",),
+        "how many red shapes are there?": ("2",),
+        "how many yellow shapes are there?": ("0",),
+        "how many green triangles are there?": ("1",),
+        "is the red circle left of the blue square?": ("yes",),
+        "is the red circle right of the blue square?": ("no",),
+        "is the red circle above the blue square?": (None,),
+        "is the red triangle below the blue square?": ("yes",),
+        "is the red circle left of the yellow square?": (None,),
+        "which shape is above the green triangle?": (None,),
+        "which shape is left of the green triangle?": ("circle",),
+        "which shape is below the green triangle?": ("triangle",),
+    },
+    "snli-ve": {  # the label where all is open, and with a curtain
+        "there is a red circle.": (ENTAILMENT, ENTAILMENT),
+        "there is a blue circle.": (CONTRADICTION, NEUTRAL),
+        "all shapes are red.": (ENTAILMENT, NEUTRAL),
+        "all shapes are circles.": (CONTRADICTION, CONTRADICTION),
+        "there is exactly one circle.": (ENTAILMENT, NEUTRAL),
+        "there is exactly one red shape.": (CONTRADICTION, CONTRADICTION),
+        "there are exactly two red shapes.": (ENTAILMENT, NEUTRAL),
+        "there are exactly three red shapes.": (CONTRADICTION, NEUTRAL),
+        "the red circle is left of the red square.": (ENTAILMENT, ENTAILMENT),
+        "the red circle is right of the red square.": (CONTRADICTION, CONTRADICTION),
+        "the red circle is above the red square.": (None, None),  # too close to call
+        "the red circle is above the blue square.": (None, NEUTRAL),
+    },
+    "nlvr2": {
+        "there is a red circle in both pictures.": ("True",),
+        "there is a blue circle in both pictures.": ("False",),
+        "exactly one of the pictures has a red circle.": ("False",),
+        "exactly one of the pictures has a red square.": ("True",),
+        "exactly one of the pictures has a green square.": ("False",),
+        "there are more circles in the left picture than in the right one.": ("True",),
+        "there are more circles in the right picture than in the left one.": ("False",),
+        "there are more red circles in the right picture than in the left one.": ("False",),
+        "the two pictures hold three circles in all.": ("True",),
+        "the two pictures hold two circles in all.": ("False",),
+        "the two pictures hold four red shapes in all.": ("True",),
+    },
+}
+SCENES = {"vqa": [(SCENE,)], "snli-ve": [(OPEN,), (COVERED,)], "nlvr2": [PAIR]}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_answers_to_hand_made_scenes(kind):
+    found = {}
+    for topic, make in TOPICS[kind].items():
+        generator = random.Random(topic)
+        for _ in range(5000):
+            asked = make(generator, LEVELS["easy"])
+            found[asked.text] = tuple(asked.answer(*scenes) for scenes in SCENES[kind])
+            assert {*found[asked.text]} <= {None, *asked.answers}
+    assert {text: found[text] for text in ANSWERS[kind]} == ANSWERS[kind]
+
+
+@pytest.mark.parametrize("topic", TOPICS["vqa"])
+def test_answers_of_rich_scenes_may_be_given(topic):
+    generator = random.Random(0)
+    for _ in range(200):
+        question = TOPICS["vqa"][topic](generator, LEVELS["hard"])
+        assert question.answer(SCENE) in {None, *question.answers}
+
+
+def test_sizes_are_named_now_and_then_where_there_are_several():
+    generator = random.Random(0)
+    texts = Counter("small" in TOPICS["vqa"]["exists"](generator, LEVELS["medium"]).text for _ in range(800))
+    assert 60 < texts[True] < 140
+
+
+def test_two_nouns_never_name_the_same_shape():
+    generator = random.Random(0)
+    for _ in range(500):
+        first, second = draw_two_nouns(generator, LEVELS["medium"])
+        assert (first.kind, first.colour) != (second.kind, second.colour)
+
+
+def test_captions_name_shapes_from_left_to_right():
+    shapes = (
+        shape("star", "orange", 0.8, 0.1, "small"),
+        shape("circle", "red", 0.2, 0.9),
+        shape("square", "blue", 0.5, 0.5),
+    )
+    assert caption(Scene(shapes=shapes), LEVELS["easy"]) == (
+        "from left to right: a red circle, a blue square and an orange star."
+    )
+    assert caption(Scene(shapes=shapes[:2]), LEVELS["medium"]) == (
+        "from left to right: a large red circle and a small orange star."
+    )
+    assert caption(Scene(shapes=shapes[1:2]), LEVELS["easy"]) == "a red circle."
+
+
+class TestScenesFor:
+    def test_have_the_answer(self):
+        noun = Noun(kind="star")
+        asked = Asked(text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun))))
+        for answer in asked.answers:
+            (scene,) = scenes_for(asked, answer, random.Random(0), LEVELS["medium"])
+            assert len(scene.all(noun)) == int(answer)
+            assert scene.curtain is None
+
+    def test_half_of_them_have_curtains(self):
+        asked = Asked(text="?", answers=("yes",), nouns=(), answer=lambda scene: "yes")
+        generator = random.Random(0)
+        scenes = [scenes_for(asked, "yes", generator, LEVELS["easy"], curtains=True)[0] for _ in range(400)]
+        assert 160 < sum(scene.curtain is not None for scene in scenes) < 240
+        assert len({scene.curtain for scene in scenes}) == 5
+
+    def test_pairs_differ(self):
+        asked = Asked(text="?", answers=("True",), nouns=(), answer=lambda left, right: "True", num_scenes=2)
+        left, right = scenes_for(asked, "True", random.Random(0), LEVELS["easy"])
+        assert left != right
+
+    def test_an_answer_that_no_scene_has_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(scene_texts, "_TRIES", 5)
+        asked = Asked(text="is it so?", answers=("yes",), nouns=(), answer=lambda scene: None)
+        with pytest.raises(RuntimeError, match="no scene in 5 answers 'is it so\\?' with 'yes'"):
+            scenes_for(asked, "yes", random.Random(0), LEVELS["easy"])

@@ -1,0 +1,97 @@
+"""Sets of scenes: the same for the same seed, and balanced, so that texts alone tell nothing."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import pytest
+
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.demo.toysets.scenes import ScenesConfig, collect
+from bridgetower.processor import open_image
+
+SMALL = ScenesConfig(num_train=40, num_validation=8, num_test=8, side=30)
+
+
+def texts_and_answers(config, split="train"):
+    for record in collect(config).splits[split]:
+        if config.kind == "vqa":
+            (question,) = record.entries
+            assert len(question.answers) == 10
+            yield question.question_type, question.question, question.answers[0]
+        else:
+            (statement,) = record.entries
+            yield statement.statement_id.rsplit("-", 1)[1], statement.text, statement.label
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+class TestKinds:
+    def test_pictures_can_be_opened(self, kind):
+        collection = collect(replace(SMALL, kind=kind))
+        assert collection.info.kind == kind
+        assert collection.schema is SCHEMAS[kind]
+        for records in collection.splits.values():
+            for record in records:
+                assert len(record.images) == len(collection.schema.image_columns)
+                assert {open_image(image.content).size for image in record.images} == {(30, 30)}
+
+    def test_more_training_pictures_leave_the_others_as_they_are(self, kind):
+        config = replace(SMALL, kind=kind)
+        few, more = (collect(replace(config, num_train=number)).splits for number in (10, 20))
+        assert list(more["train"])[:10] == list(few["train"])
+        assert list(more["test"]) == list(few["test"])
+
+    def test_seeds_levels_and_splits_differ(self, kind):
+        config = replace(SMALL, kind=kind)
+        sets = [config, replace(config, seed=1), replace(config, level="hard")]
+        pictures = [[record.images[0].content for record in collect(each).splits["test"]] for each in sets]
+        pictures.append([record.images[0].content for record in collect(config).splits["validation"]])
+        assert len({tuple(each) for each in pictures}) == 4
+
+
+@pytest.mark.parametrize("level", ["easy", "medium", "hard"])
+@pytest.mark.parametrize("kind", ["vqa", "snli-ve", "nlvr2"])
+def test_the_text_alone_tells_nothing(kind, level):
+    """What each text's commonest answer in one half gets right in the other is what guessing gets."""
+    config = replace(SMALL, kind=kind, level=level, num_train=2000)
+    examples = list(texts_and_answers(config))
+    half = len(examples) // 2
+    told: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, text, answer in examples[:half]:
+        told[text][answer] += 1
+    right, guessed = 0.0, 0.0
+    for topic, text, answer in examples[half:]:
+        right += bool(told[text]) and told[text].most_common(1)[0][0] == answer
+        guessed += bool(told[text]) / number_of_answers(kind, topic, text, level)
+    assert abs(right - guessed) < 4 * (half / 4) ** 0.5
+
+
+def number_of_answers(kind, topic, text, level):
+    if kind != "vqa":
+        return len(SCHEMAS[kind].labels)
+    if topic == "count":
+        return 5
+    if text.startswith("is"):
+        return 2
+    kinds, colours = {"easy": (3, 4), "medium": (5, 6), "hard": (7, 8)}[level]
+    return colours if topic == "colour" else kinds
+
+
+@pytest.mark.parametrize("level", ["easy", "medium", "hard"])
+def test_vocabulary_has_every_answer(level):
+    config = replace(SMALL, kind="vqa", level=level, num_train=400)
+    vocabulary = collect(config).vocabulary
+    assert {answer for _, _, answer in texts_and_answers(config)} == set(vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "poem"}, "kind is 'poem'.*expected one of captions, vqa, snli-ve, nlvr2"),
+        ({"level": "absurd"}, "level is 'absurd'; expected one of easy, medium, hard"),
+        ({"num_test": 0}, "num_test 0, .*expected at least 1"),
+        ({"side": 10}, "side 10; expected .*30 pixels"),
+    ],
+)
+def test_unfit_values(values, message):
+    with pytest.raises(ValueError, match=message):
+        ScenesConfig(**values)
