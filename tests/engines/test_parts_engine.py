@@ -94,6 +94,7 @@ class TestEquality:
 class TestCoarse:
     """Precisions that trade exactness for speed: near the model, but not equal."""
 
+    @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
     @torch.inference_mode()
     def test_bfloat16(self, bridges: Path) -> None:
         self._near(opened(bridges, "openvino", "bf16"), 0.1)

@@ -157,6 +157,7 @@ class TestPacked:
         assert ours.dtype == torch.bfloat16
         assert tiny.off(ours.double(), exact) < 2 * tiny.off(plain(hidden).double(), exact)
 
+    @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
     @pytest.mark.parametrize("autocast", [True, False])
     def test_bfloat16_products_of_a_float32_model(self, autocast: bool) -> None:
         """What autocast does, with the weights cast once."""

@@ -129,9 +129,11 @@ class TestDownstreamHeads:
 
 
 class TestModel:
-    @pytest.mark.parametrize("name", ["text.dropout", "fusion.layer_norm_eps", "heads.itc_size"])
-    def test_a_setting_that_would_be_ignored(self, config: RunConfig, name: str) -> None:
-        changed = replace(config, model=config.model.override({name: 0.5 if name == "text.dropout" else 7}))
+    @pytest.mark.parametrize(
+        ("name", "value"), [("text.dropout", 0.5), ("fusion.layer_norm_eps", 0.5), ("heads.itc_size", 7)]
+    )
+    def test_a_setting_that_would_be_ignored(self, config: RunConfig, name: str, value: float) -> None:
+        changed = replace(config, model=config.model.override({name: value}))
         with pytest.raises(ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own architecture"):
             starting_checkpoint(changed)
 
