@@ -97,7 +97,7 @@ def _product(func: Any, args: Any) -> Product | None:
 
 @torch.no_grad()
 def _fastest(product: Product) -> float:
-    ways = [_pytorch] if product.batch > 1 else [_pytorch, _packed]
+    ways = [_pytorch, _packed] if product.batch == 1 and product.dtype in _packed_dtypes() else [_pytorch]
     return min(_best_seconds(*way(product)) for way in ways)
 
 
@@ -115,6 +115,11 @@ def _packed(product: Product) -> tuple[Callable[[Any], Tensor], list[Any]]:
     weights = [torch.randn(product.n, product.k).to(product.dtype) for _ in range(_copies(product))]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, product.m) for weight in weights]
     return lambda weight: ONEDNN(rows, weight, None, "none", [], ""), packed
+
+
+def _packed_dtypes() -> list[torch.dtype]:
+    """Number formats in which oneDNN computes products with packed weights on this processor."""
+    return [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
 
 
 def _copies(product: Product) -> int:
@@ -136,7 +141,7 @@ def _best_seconds(run: Callable[[Any], Tensor], operands: list[Any]) -> float:
 def product_rows(setting: Setting) -> Iterator[Row]:
     """Rates of a product of the base model, in oneDNN and as PyTorch computes it by default."""
     m, k, n = (32, 32, 64) if setting.quick else (325, 768, 3072)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in _packed_dtypes():
         product = Product(1, m, k, n, dtype)
         ours, plain = _best_seconds(*_packed(product)), _best_seconds(*_pytorch(product))
         yield Row(

@@ -270,6 +270,7 @@ def test_an_image_is_dropped_or_pasted(opened: Any, searcher: Searcher, predicto
         assert "Your own image is not part of the link." in settled(page)
         check_hits(page, searcher.search(image=PNGS[0], top=24))
         page.get_by_role("link", name="Examine", exact=True).click()
+        until(lambda: page.title() == "Examine · BridgeTower", page)
         page.evaluate(DROP, dropped)
         assert use(page, "Ask", "Question", "which?", "Ask") == named(predictor.answer(PNGS[0], "which?", top=5))
 
