@@ -222,20 +222,23 @@ def _attacks() -> dict[str, tuple[bytes, str]]:
         "icon": (_icon(), "cannot be read as an image"),
         "jpeg2000": (_small("JPEG2000"), "cannot be read as an image"),
         "webp, exif": (_small("WEBP", exif=exif), ""),
-        "webp, canvas": (_animated_webp(), "16384x16384 = 268435456 pixels"),
+        "webp, canvas": (_animated_webp(), "268435456 pixels"),
         "png, exif": (_png(_chunk(b"eXIf", exif)), ""),
         "png, text": (_png(_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw.encode()))), ""),
         "png, profiles": (_png(*[_chunk(b"iCCP", profile)] * 300), "compressed texts and profiles, are too many"),
         "png, chunks": (_png(*[_chunk(b"prVt")] * 200_000), "too many"),
-        "png, frame": (_animated_png(), "12000x12000 = 144000000 pixels"),
+        "png, frame": (_animated_png(), "144000000 pixels"),
         "jpeg, exif": (_jpeg(b"\xff\xe1" + struct.pack(">H", 8 + len(short)) + b"Exif\0\0" + short), ""),
         "jpeg, segments": (_jpeg(b"\xff\xe5\0\x02" * 1_000_000), "too many"),
-        "gif, frame": (_gif(b"!\xf9\x04\x08\0\0\0\0", side=15_000), "15000x15000 = 225000000 pixels"),
+        "gif, frame": (_gif(b"!\xf9\x04\x08\0\0\0\0", side=15_000), "225000000 pixels"),
         "gif, comment": (_gif(b"!\xfe", (b"\xff" + b"x" * 255) * 25_000, b"\0"), "20000 parts before its first image"),
         "bmp, delta": (_run_length_bmp(), "run-length encoded BMP"),
-        "tiff, tags": (_overlapping(600, _MEBI), "overlap or are too many"),
+        "tiff, tags": (
+            _overlapping(600, _MEBI),
+            "overlap or are too many|Missing dimensions",
+        ),  # the latter of Pillow 13
         "tiff, directory": (_sub_directory(), ""),
-        "tiff, tile": (_large_tile(), "16384x16384 = 268435456 pixels"),
+        "tiff, tile": (_large_tile(), "268435456 pixels"),
         "tiff, strips": (_many_strips(), "tag 273 has 2000000 values"),
         "tiff, overlap": (_overlapping_strips(), "strips or tiles overlap"),
         "tiff, lzma": (_small("TIFF", compression="lzma"), "TIFF with compression lzma"),
@@ -249,5 +252,5 @@ def test_no_file_takes_more_than_is_planned(tmp_path: Path) -> None:
     assert len(opened) == len(attacks)
     for name, rise, error in opened:
         content, words = attacks[name]
-        assert (words in error) if words else not error, f"{name}: {error}"
+        assert any(part in error for part in words.split("|")) if words else not error, f"{name}: {error}"
         assert rise < MEMORY_PER_PIXEL * 1_000_000 + 3 * len(content) + _CONSTANT, name
