@@ -124,8 +124,11 @@ def card_paths(page: Any) -> list[str]:
 
 def until(holds: Callable[[], bool], page: Any) -> None:
     """Waits for something on the page; `wait_for_function` would need what its policy forbids."""
-    while not holds():  # a test that hangs is ended by the limit of the whole run
+    for _ in range(3000):  # a minute, as long as the driver waits elsewhere
+        if holds():
+            return
         page.wait_for_timeout(20)
+    pytest.fail("the page did not get there within a minute")
 
 
 def check_hits(page: Any, hits: list[Hit]) -> None:
