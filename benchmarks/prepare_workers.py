@@ -45,7 +45,7 @@ def write_source(folder: Path, count: int) -> Path:
 
 def seconds(table: Path, way: str, workers: int) -> float:
     """Returns how long a way takes to prepare the table, the start of its workers included."""
-    with tempfile.TemporaryDirectory() as out, patch("bridgetower.data.shards.ThreadPoolExecutor", WAYS[way]):
+    with tempfile.TemporaryDirectory() as out, patch("bridgetower.data.writer.ThreadPoolExecutor", WAYS[way]):
         start = time.perf_counter()
         prepare_pairs(table, Path(out), PairsConfig(num_workers=workers), progress=False)
         return time.perf_counter() - start
