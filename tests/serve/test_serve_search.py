@@ -41,6 +41,7 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
         {"against": "captions", "rerank": 3},
         {"where": "array_has(captions, 'red bar on black')"},
         {"where": "width > 1000"},
+        {"where": "Width >= 24 AND path IN ('01.png', '02.png', 'it''s.png')"},
     ],
 )
 def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> None:
@@ -125,8 +126,13 @@ def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None
         ({"image": URIS[0], "rerank": 3}, "matched with a text"),
         ({"query": "a", "against": "pairs"}, "both a text and an image"),
         ({"query": "a", "where": "nothing > 3"}, "'nothing' is not allowed"),
-        ({"query": "a", "where": "width >"}, "where is 'width >'"),
+        ({"query": "a", "where": "width >"}, "after 'width >' comes 'the end'"),
+        ({"query": "a", "where": "width > 0 -- '\n and version() = 3 -- '"}, "where is"),
         ({"query": "a", "where": "width > 'a'"}, "where is"),
+        ({"query": "a", "where": "not 1"}, "Cannot infer common argument type"),
+        ({"query": "a", "where": "-path = 'a'"}, "Negation only supports numeric"),
+        ({"query": "a", "where": "'a' = 1"}, "Cannot cast string 'a'"),
+        ({"query": "a", "where": "width / 0 = 1"}, "Divide by zero"),
         ({"image": "/etc/passwd"}, "expected a data URI"),
         ({"query": "red circle " * 30}, "the limit is 24"),
     ],

@@ -339,8 +339,8 @@ def _written(uri: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Of LanceDB's message, without the place in its own sources."""
-    return re.sub(r", /\S+\.rs:\d+:\d+$", "", str(error).partition("\n")[0])
+    """Of LanceDB's message, without places in its own sources."""
+    return re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).partition("\n")[0])
 
 
 def _complaint(error: Exception) -> str:

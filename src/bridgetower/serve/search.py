@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, likeliest_first, mean_vector
 from bridgetower.search.table import Found
 from bridgetower.serve.bodies import JsonRoute
-from bridgetower.serve.conditions import MAX_CHARACTERS, check_condition
+from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.forward import Item, Tokens
 from bridgetower.serve.schemas import COMPUTING, Body, Listed, Text, Top, Truncate, Usage, json_of
@@ -51,9 +51,7 @@ class SearchRequest(Body):
     @field_validator("where")
     @classmethod
     def _harmless(cls, given: str | None) -> str | None:
-        if given is not None:
-            check_condition(given)
-        return given
+        return None if given is None else parsed_condition(given)
 
 
 class Picture(BaseModel):
