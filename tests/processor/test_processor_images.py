@@ -295,6 +295,40 @@ def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
     assert np.array_equal(_array(content), np.asarray(Image.open(io.BytesIO(content))))
 
 
+def _many_scans(image: Image.Image, count: int) -> bytes:
+    """A progressive JPEG whose last scan is there many times; each goes over the whole image."""
+    content = _bytes(image, "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]
+
+
+def _jpeg_in_tiff(jpeg: bytes, size: tuple[int, int]) -> bytes:
+    values = [(256, size[0]), (257, size[1]), (258, 8), (259, 7), (262, 6), (273, 8), (277, 3), (278, size[1])]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*values, (279, len(jpeg))]]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + directory
+
+
+def test_a_jpeg_has_at_most_a_hundred_scans(photo: Photo) -> None:
+    image = photo(40, 30)
+    few, many = _many_scans(image, 100), _many_scans(image, 101)
+    assert _array(few).shape == (40, 30, 3)
+    assert _array(_jpeg_in_tiff(_many_scans(image, 90), image.size)).shape == (40, 30, 3)
+    hidden = many[:2] + b"\xff\xe1\0\4\xff\xd9" + many[2:]  # the end of an image within metadata is none
+    for content in (many, many + few, hidden, many.replace(b"\xff\xda", b"\xff\xff\xda")):
+        with pytest.raises(ValueError, match="has more than 100 scans"):
+            open_image(content)
+    with pytest.raises(ValueError, match="damaged"):
+        open_image(_jpeg_in_tiff(many, image.size))
+
+
+def test_what_looks_like_a_scan_elsewhere_in_a_jpeg_is_none(photo: Photo) -> None:
+    content = _bytes(photo(40, 30), "JPEG", comment=b"\xff\xda" * 200)
+    expected = _array(_bytes(photo(40, 30), "JPEG"))
+    assert (_array(content) == expected).all()
+    assert (_array(content + b"\xff\xda" * 200) == expected).all()  # a film after the image, as phones write it
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
         open_image(tmp_path / "nothing.jpg")

@@ -51,7 +51,12 @@ _TIFF_VALUES = 2**18  # strips or tiles of an image; each takes a hundredfold in
 _TIFF_BYTES, _TIFF_SIZES = (1, 2, 7), {3: "H", 4: "L"}  # types of values
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _TIFF_LAYERS = 6  # channels that Pillow takes
+_JPEG_SCANS = 100  # of one image; files have about ten, and each goes over the whole image however short it is
 _PNG_COMPRESSED = 32  # compressed texts and profiles; each may take 1 MiB
+
+# Of those that end a scan; all others libjpeg skips, or gives up at.
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_SOS, _EOI = b"\xda", b"\xd9"
 
 _XMP_ORIENTATION = r'tiff:Orientation(="|>)([0-9])'
 
@@ -91,6 +96,7 @@ def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
 def _opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     match _format(content):
         case "JPEG":
+            _check_scans(content)
             return _Jpeg(_Limited(content))
         case "PNG":
             _check_png(content, max_pixels)
@@ -177,6 +183,20 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise TooLargeError(
             f"has {width}x{height} = {width * height} pixels, the limit is {max_pixels}; shrink it first"
         )
+
+
+def _check_scans(content: bytes) -> None:
+    """Counts the scans of a JPEG up to its end, by the same markers as libjpeg."""
+    if content.count(b"\xff" + _SOS) <= _JPEG_SCANS:
+        return
+    scans = 0
+    found = _JPEG_MARKER.search(content)
+    while found and found[1] != _EOI:
+        scans += found[1] == _SOS
+        if scans > _JPEG_SCANS:
+            raise ValueError(f"it has more than {_JPEG_SCANS} scans, each of which takes the time of an image")
+        length = int.from_bytes(content[found.end() : found.end() + 2])
+        found = _JPEG_MARKER.search(content, found.end() + length)
 
 
 def _check_png(content: bytes, max_pixels: int) -> None:
