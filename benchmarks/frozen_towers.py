@@ -26,8 +26,8 @@ from bridgetower.data.prepare import prepare_pairs
 from bridgetower.data.sampling import BatchKey, Examples
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.presets import BASE, NANO
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import Fabric, make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups

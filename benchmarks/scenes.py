@@ -27,7 +27,7 @@ from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.predictor import load
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
 from bridgetower.training.recipes import RECIPES

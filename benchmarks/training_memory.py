@@ -18,9 +18,9 @@ from bridgetower.data.captions import CaptionPairs
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.loop import make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.parts import Parts

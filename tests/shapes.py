@@ -14,9 +14,9 @@ from bridgetower.data.prepare import prepare_pairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from tiny import off_defaults
 
 COLOURS = ("red", "green", "blue", "yellow", "white")

@@ -14,10 +14,10 @@ from bridgetower.answering import Choice
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 from bridgetower.predictor import Predictor, load
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
 
 QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
 

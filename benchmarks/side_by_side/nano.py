@@ -14,8 +14,8 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import itc_loss
-from bridgetower.tasks.matching import random_pairs
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import itc_loss
+from bridgetower.objectives.matching import random_pairs
+from bridgetower.objectives.pretraining import PretrainingTask
 from side_by_side.machine import peak_gib
 from side_by_side.products import rates
 from side_by_side.rows import Row

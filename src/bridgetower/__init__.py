@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bridgetower.search.build import build_index
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
-    from bridgetower.training.config import RunConfig
+    from bridgetower.tasks.run_config import RunConfig
     from bridgetower.training.recipes import RECIPES
     from bridgetower.training.run import train
 
@@ -55,7 +55,7 @@ _HOMES = {
     "ModelConfig": "bridgetower.model.config",
     "Predictor": "bridgetower.predictor",
     "Processor": "bridgetower.processor",
-    "RunConfig": "bridgetower.training.config",
+    "RunConfig": "bridgetower.tasks.run_config",
     "Searcher": "bridgetower.search.searcher",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",

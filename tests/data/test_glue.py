@@ -9,7 +9,7 @@ import pytest
 import originals
 from bridgetower.data.config import GlueName
 from bridgetower.data.glue import GLUE, read_glue
-from bridgetower.tasks.config import GLUE_FIGURES
+from bridgetower.objectives.config import GLUE_FIGURES
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from bridgetower.data.prepare import prepare_pairs
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.config import GlueConfig, Nlvr2Config, Phase, PretrainingConfig, SnliVeConfig, VqaConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import GlueConfig, Nlvr2Config, Phase, PretrainingConfig, SnliVeConfig, VqaConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.run import train
 

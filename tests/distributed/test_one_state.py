@@ -9,7 +9,7 @@ from spawn import run_on_ranks
 from torch import Tensor, nn
 
 from bridgetower.distributed import from_first, rank, require_same
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import FILE, TrainingState, load_state, save_state
 

@@ -25,10 +25,10 @@ from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.encodings import Encoded
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import itc_loss
-from bridgetower.tasks.matching import Pairs
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import itc_loss
+from bridgetower.objectives.matching import Pairs
+from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.gradient_cache import contrast_of_step
 from bridgetower.training.logs import mean_over_ranks
 

@@ -20,8 +20,8 @@ from bridgetower.data.statements import Statements
 from bridgetower.data.vqa import VqaQuestions
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.predictions import Predictions, predict_classes
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 
 WORLD = 2
 Result = dict[str, Any]

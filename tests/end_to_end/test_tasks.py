@@ -12,7 +12,7 @@ import miniature_arrow
 import originals
 from bridgetower import cli
 from bridgetower.data.glue import GLUE
-from bridgetower.tasks.config import GLUE_FIGURES
+from bridgetower.objectives.config import GLUE_FIGURES
 from bridgetower.training.recipes import RECIPES as ALL_RECIPES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")

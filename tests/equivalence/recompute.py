@@ -13,11 +13,11 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.masking import IGNORED
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import Losses
-from bridgetower.tasks.matching import Pairs
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import Losses
+from bridgetower.objectives.matching import Pairs
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig
 from golden import Case
 
 OBJECTIVES = ("mlm", "itm", "itc")

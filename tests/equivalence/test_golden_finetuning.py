@@ -7,9 +7,9 @@ import torch
 from recompute import encode, features, outputs_of
 
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 from golden import case, check, variant, wrong
 
 CASES = ("c_vqa", "d_snli", "e_nlvr2")

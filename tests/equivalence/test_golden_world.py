@@ -8,9 +8,9 @@ from spawn import run_on_ranks
 
 from bridgetower.checkpoints.keymap import scatter
 from bridgetower.distributed import all_gather, rank, world_size
-from bridgetower.tasks.losses import own_columns
-from bridgetower.tasks.matching import pairs_with_negatives
-from bridgetower.tasks.pretraining import gather_texts
+from bridgetower.objectives.losses import own_columns
+from bridgetower.objectives.matching import pairs_with_negatives
+from bridgetower.objectives.pretraining import gather_texts
 from golden import GRADIENTS, case, wrong
 
 ARMS = ("itc_gather_with_grads_True", "itc_gather_with_grads_False", "hard_local", "hard_global")

@@ -16,8 +16,8 @@ from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.config import SnliVeConfig, VqaConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import SnliVeConfig, VqaConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from golden import case

@@ -13,8 +13,8 @@ from bridgetower.data.sampling import BatchKey
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
 from bridgetower.evaluation.predictions import predict_classes
+from bridgetower.objectives.snli_ve import SnliVeTask
 from bridgetower.processor import Processor
-from bridgetower.tasks.snli_ve import SnliVeTask
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matchi
 from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
+from bridgetower.objectives.config import Protocol
 from bridgetower.processor import Processor
-from bridgetower.tasks.config import Protocol
 
 DROPPED = -100.0
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.config import Part
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
 
 PARTS: tuple[Part, ...] = ("vision", "text", "fusion")
 CHOICES: list[tuple[Part, ...]] = [("vision",), ("text",), ("fusion",), PARTS]

@@ -16,9 +16,9 @@ from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
+from bridgetower.objectives.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
 from bridgetower.processor import Processor
-from bridgetower.tasks.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.parts import Parts
 from bridgetower.training.run import train
 from folders import same_weights

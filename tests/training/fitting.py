@@ -14,7 +14,7 @@ import asked
 import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.losses import Losses
+from bridgetower.objectives.losses import Losses
 from bridgetower.training.loop import fit, make_fabric
 from bridgetower.training.parts import Parts
 

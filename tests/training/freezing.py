@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bridgetower.data.frozen import FrozenExamples, StoredOutputs, StoredViews, key_ids
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import make_fabric
 from bridgetower.training.parts import Work

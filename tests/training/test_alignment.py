@@ -14,9 +14,9 @@ from torch import Tensor
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.sampling import BatchKey
-from bridgetower.tasks.config import PretrainingConfig, RankingConfig
+from bridgetower.objectives.config import PretrainingConfig, RankingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.alignment import Alignment, align_projections
-from bridgetower.training.config import RunConfig
 from bridgetower.training.loop import make_fabric
 from bridgetower.training.run import train
 from folders import same_weights

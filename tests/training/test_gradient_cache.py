@@ -11,9 +11,9 @@ from torch import Tensor
 import shapes
 import tiny
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.losses import itc_loss
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import itc_loss
+from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
 
 CONTRAST = Phase(mlm=0, itm=0, itc=2)

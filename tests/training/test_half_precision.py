@@ -17,9 +17,9 @@ import bridgetower.training.run as run_module
 import originals
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.tasks.config import CifarConfig, PretrainingConfig
-from bridgetower.tasks.losses import info_nce
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import CifarConfig, PretrainingConfig
+from bridgetower.objectives.losses import info_nce
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parts import Work
 from bridgetower.training.recipes import RECIPES

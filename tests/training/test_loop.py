@@ -17,9 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import bridgetower.training.loop as loop_module
 import shapes
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.loop import Interrupted, fit, make_fabric
 from bridgetower.training.parts import Parts

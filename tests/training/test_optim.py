@@ -14,7 +14,7 @@ import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import OfficialAdamW, build_optimizer, parameter_groups, schedule
 
 MODELS = {

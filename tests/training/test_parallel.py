@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bridgetower.files import locked
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.parallel import LostProcessError, train_all

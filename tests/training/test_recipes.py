@@ -8,8 +8,8 @@ import tyro
 
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
-from bridgetower.tasks.config import CifarConfig, PretrainingConfig, RankingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import CifarConfig, PretrainingConfig, RankingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
 
 # How training pictures are varied: smallest crop, mirrored, RandAugment and its magnitude, profile of evaluation.

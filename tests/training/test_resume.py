@@ -12,7 +12,7 @@ import torch
 import shapes
 from bridgetower.data.config import PairsConfig
 from bridgetower.data.prepare import prepare_pairs
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import STATE, train
 from folders import snapshot
 

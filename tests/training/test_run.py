@@ -21,9 +21,9 @@ from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retriev
 from bridgetower.files import locked
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.run import CONFIG, STATE, read_run, train
 from bridgetower.training.start import starting_checkpoint

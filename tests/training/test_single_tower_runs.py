@@ -12,8 +12,8 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.config import CifarConfig, GlueConfig, TaskConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import CifarConfig, GlueConfig, TaskConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from folders import same_weights
 

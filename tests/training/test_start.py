@@ -12,7 +12,7 @@ import shapes
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.model.config import HeadsConfig
 from bridgetower.processor import Processor, ProcessorConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
 from bridgetower.training.start import starting_checkpoint
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import FILE, MICRO_BATCHES, PROCESSES, TrainingState, load_state, save_state
 

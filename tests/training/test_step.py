@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import shapes
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parts import Parts
 from bridgetower.training.state import FILE

@@ -11,8 +11,8 @@ import tyro
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.tasks.config import Nlvr2Config, Phase, RankingConfig, SnliVeConfig, TaskConfig, VqaConfig
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.objectives.config import Nlvr2Config, Phase, RankingConfig, SnliVeConfig, TaskConfig, VqaConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.recipes import RECIPES
 
 

@@ -19,8 +19,8 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.frozen import StoredViews
 from bridgetower.data.sampling import BatchKey
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.config import PretrainingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import FOLDER
 from bridgetower.training.parts import Work
 from bridgetower.training.run import train

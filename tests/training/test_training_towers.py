@@ -13,7 +13,7 @@ import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.processor import Processor
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint

@@ -10,9 +10,9 @@ from fitting import KINDS
 import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.answers import write_vocabulary
+from bridgetower.objectives.config import VqaConfig
 from bridgetower.predictor import load
-from bridgetower.tasks.config import VqaConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.work import plan

@@ -15,7 +15,7 @@ from bridgetower.cli.options import Recipe
 from bridgetower.cli.output import emit, headline
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
 
 

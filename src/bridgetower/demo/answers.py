@@ -15,7 +15,7 @@ from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.grounding import Judged, judge
 from bridgetower.predictor import load
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
 
 SCENES_PER_MINUTE = 2_500  # of the demo, for training; at least one batch of them

@@ -32,9 +32,9 @@ from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
+from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
-from bridgetower.tasks.config import PretrainingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
 from bridgetower.training.recipes import RECIPES

@@ -23,10 +23,10 @@ from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
 from bridgetower.evaluation.scoring import Means
 from bridgetower.evaluation.single_tower import evaluate_cifar, evaluate_glue
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 from bridgetower.predictor import Predictor
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
 
 
 def evaluate(

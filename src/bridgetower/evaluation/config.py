@@ -7,7 +7,7 @@ from typing import Literal
 
 from bridgetower.data.config import GlueName
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.tasks.config import Protocol
+from bridgetower.objectives.config import Protocol
 
 Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2", "cifar10", "cifar100", GlueName]
 

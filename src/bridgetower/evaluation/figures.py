@@ -19,7 +19,7 @@ from bridgetower.evaluation.class_metrics import (
 )
 from bridgetower.evaluation.predictions import Predictions
 from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_scores
-from bridgetower.tasks.config import GLUE_FIGURES
+from bridgetower.objectives.config import GLUE_FIGURES
 
 _METRICS = {
     metric.__name__: metric

@@ -20,10 +20,10 @@ from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.shares import Grounding
 from bridgetower.evaluation.text_only import majority_answer, text_only_answers
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 from bridgetower.predictor import Predictor
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
 
 JudgedKind = Literal["vqa", "snli-ve", "nlvr2"]
 

@@ -15,7 +15,7 @@ from bridgetower.data.masking import IGNORED
 from bridgetower.data.sampling import BatchKey, derive_seed
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.outputs import TowerOutputs
-from bridgetower.tasks.losses import mlm_loss
+from bridgetower.objectives.losses import mlm_loss
 
 BATCH_SIZE = 64
 

@@ -26,10 +26,10 @@ from bridgetower.files import locked, remove_leftovers, require_space
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.outputs import TowerOutputs
+from bridgetower.objectives.losses import similarity
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars
 from bridgetower.rows import FILE_BYTES, MemoryRows, RowFiles, Rows
-from bridgetower.tasks.losses import similarity
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.figures import glue_figures
 from bridgetower.evaluation.outcome import Outcome, glue_submission
 from bridgetower.evaluation.predictions import predict_classes, predict_numbers
+from bridgetower.objectives.single_tower import ImageTask, TextTask
 from bridgetower.predictor import Predictor
-from bridgetower.tasks.single_tower import ImageTask, TextTask
 
 
 def evaluate_cifar(

@@ -16,9 +16,9 @@ from bridgetower.data.sampling import Examples, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.precision import autocast
+from bridgetower.objectives.losses import info_nce
 from bridgetower.progress import step_bars
-from bridgetower.tasks.losses import info_nce
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.loop import Fabric
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from bridgetower.model.precision import autocast
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.loop import Fabric
 from bridgetower.training.parts import Work
 

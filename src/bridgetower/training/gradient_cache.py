@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.tasks.config import PretrainingConfig
-from bridgetower.tasks.contrast import Contrast, contrast_parts
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.objectives.contrast import Contrast, contrast_parts
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import RunConfig
 
 
 def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bridgetower.distributed import all_gather
 from bridgetower.files import json_text, write_text, writing
 from bridgetower.progress import step_bars
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

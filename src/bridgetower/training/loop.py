@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from bridgetower.data.batch import Batch
 from bridgetower.data.sampling import StepSampler
 from bridgetower.distributed import require_same
-from bridgetower.tasks.config import PretrainingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule

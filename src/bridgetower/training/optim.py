@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
 # `rank_output` is not among its heads.

@@ -19,7 +19,7 @@ import torch
 
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.run import CONFIG, train

@@ -11,7 +11,7 @@ from torch import nn
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import Examples
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

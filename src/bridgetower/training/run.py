@@ -10,8 +10,8 @@ from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import from_first, process_group, require_same
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.alignment import align_projections
-from bridgetower.training.config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric

@@ -15,7 +15,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import FINE_TUNING, RECIPES
 from bridgetower.training.texts import class_labels, training_texts
 from bridgetower.training.towers import Towers, read_towers

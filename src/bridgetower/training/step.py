@@ -18,10 +18,10 @@ from bridgetower.data.batch import Batch, CaptionBatch
 from bridgetower.data.sampling import derive_seed
 from bridgetower.distributed import all_gather
 from bridgetower.model.precision import autocast
-from bridgetower.tasks.config import PretrainingConfig
-from bridgetower.tasks.contrast import Contrast
-from bridgetower.tasks.losses import Losses
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.objectives.contrast import Contrast
+from bridgetower.objectives.losses import Losses
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
 from bridgetower.training.parts import Parts
 

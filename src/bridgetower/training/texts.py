@@ -9,8 +9,7 @@ from bridgetower.data.cifar import cifar_names
 from bridgetower.data.glue import GLUE, read_glue
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.schema import CAPTIONS, NLVR2, SNLI_VE, VQA, Schema
-from bridgetower.processor import Processor
-from bridgetower.tasks.config import (
+from bridgetower.objectives.config import (
     CifarConfig,
     GlueConfig,
     Nlvr2Config,
@@ -19,7 +18,8 @@ from bridgetower.tasks.config import (
     SnliVeConfig,
     VqaConfig,
 )
-from bridgetower.training.config import RunConfig
+from bridgetower.processor import Processor
+from bridgetower.tasks.run_config import RunConfig
 
 
 def training_texts(config: RunConfig, processor: Processor) -> Iterator[str]:

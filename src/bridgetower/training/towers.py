@@ -12,7 +12,7 @@ from torch import Tensor
 from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
-from bridgetower.training.config import RunConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
 
 # The run decides these: positions are resized, and published weights are the same with any dropout.

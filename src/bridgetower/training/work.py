@@ -25,8 +25,7 @@ from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.evaluation.single_tower import predict_texts
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.processor import Processor
-from bridgetower.tasks.config import (
+from bridgetower.objectives.config import (
     CifarConfig,
     GlueConfig,
     Nlvr2Config,
@@ -35,13 +34,14 @@ from bridgetower.tasks.config import (
     SnliVeConfig,
     VqaConfig,
 )
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.pretraining import PretrainingTask
-from bridgetower.tasks.ranking import RankingTask
-from bridgetower.tasks.single_tower import ImageTask, TextTask
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.objectives.ranking import RankingTask
+from bridgetower.objectives.single_tower import ImageTask, TextTask
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
+from bridgetower.processor import Processor
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.parts import Work
 from bridgetower.training.texts import SCHEMA_OF, the_folder
 

@@ -8,8 +8,8 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.recipes.shared import PAPER_OPTIMIZER
 
 PRETRAIN_BASE = RunConfig(

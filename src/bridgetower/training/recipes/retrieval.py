@@ -5,8 +5,8 @@ from dataclasses import replace
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE
-from bridgetower.tasks.config import Phase, PretrainingConfig, RankingConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes.shared import COLOUR_VIEWS, PAPER_OPTIMIZER
 
 _AT_384 = BASE.override({"vision.image_size": 384})

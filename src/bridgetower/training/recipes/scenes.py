@@ -5,8 +5,8 @@ from dataclasses import replace
 from bridgetower.data.config import DataConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import NANO
-from bridgetower.tasks.config import Nlvr2Config, SnliVeConfig, VqaConfig
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.objectives.config import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 
 NUM_ANSWERS = 14
 """Of the level `easy`; `medium` has 18, `hard` 22."""

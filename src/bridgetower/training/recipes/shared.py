@@ -1,7 +1,7 @@
 """What recipes of the paper have in common: the optimiser, and how training pictures are varied."""
 
 from bridgetower.data.config import DataConfig
-from bridgetower.training.config import OptimizerConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 
 PAPER_OPTIMIZER = OptimizerConfig(
     lr=1e-5, weight_decay=0.01, warmup=0.1, head_multiplier=5, fusion_multiplier=5, rule="official"

@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from bridgetower.data.config import DataConfig, GlueName
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE
-from bridgetower.tasks.config import CifarConfig, GlueConfig
-from bridgetower.training.config import OptimizerConfig, RunConfig
+from bridgetower.objectives.config import CifarConfig, GlueConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-5, weight_decay=0.1, warmup=0.06, head_multiplier=1, fusion_multiplier=1)
 _SOURCE = "paper, appendix, for the learning rate{}; epochs, warm-up and decay are chosen here; give a pre-trained init"

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE
-from bridgetower.tasks.config import Nlvr2Config, SnliVeConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import Nlvr2Config, SnliVeConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes.shared import COLOUR_VIEWS, PAPER_OPTIMIZER
 
 _AT_384 = BASE.override({"vision.image_size": 384})

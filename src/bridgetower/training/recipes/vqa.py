@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE
-from bridgetower.tasks.config import VqaConfig
-from bridgetower.training.config import RunConfig
+from bridgetower.objectives.config import VqaConfig
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes.shared import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS
 
 NUM_ANSWERS = 3129

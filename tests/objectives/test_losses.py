@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
-from bridgetower.tasks.losses import Losses, class_loss, itc_loss, mlm_loss, similarity
+from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, similarity
 
 SCALE = torch.tensor(1 / 0.07)
 

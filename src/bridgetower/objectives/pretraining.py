@@ -12,10 +12,10 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
 from bridgetower.model.bridgetower import BridgeTower, EncodeRead
 from bridgetower.model.encodings import Encoded
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.contrast import Contrast, Features
-from bridgetower.tasks.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
-from bridgetower.tasks.matching import Pairs, hard_pairs, random_pairs
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.contrast import Contrast, Features
+from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
+from bridgetower.objectives.matching import Pairs, hard_pairs, random_pairs
 
 
 class PretrainingTask(nn.Module):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.tasks.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs
+from bridgetower.objectives.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs
 
 SEEDS = st.integers(0, 2**31)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import Nlvr2Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
-from bridgetower.tasks.losses import Losses, class_loss, known
+from bridgetower.objectives.losses import Losses, class_loss, known
 
 
 class Nlvr2Task(nn.Module):

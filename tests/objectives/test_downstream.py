@@ -10,12 +10,12 @@ from torch import Tensor
 import tiny
 from bridgetower.data.batch import ImageBatch, Nlvr2Batch, RankingBatch, SnliVeBatch, TextBatch, VqaBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.config import RankingConfig
-from bridgetower.tasks.nlvr2 import Nlvr2Task
-from bridgetower.tasks.ranking import RankingTask
-from bridgetower.tasks.single_tower import ImageTask, TextTask
-from bridgetower.tasks.snli_ve import SnliVeTask
-from bridgetower.tasks.vqa import VqaTask
+from bridgetower.objectives.config import RankingConfig
+from bridgetower.objectives.nlvr2 import Nlvr2Task
+from bridgetower.objectives.ranking import RankingTask
+from bridgetower.objectives.single_tower import ImageTask, TextTask
+from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.vqa import VqaTask
 
 LENGTHS = (5, 3, 4)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import VqaBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.losses import Losses, known, vqa_loss
+from bridgetower.objectives.losses import Losses, known, vqa_loss
 
 
 class VqaTask(nn.Module):

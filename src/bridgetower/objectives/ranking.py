@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from bridgetower.data.batch import RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
-from bridgetower.tasks.config import RankingConfig
-from bridgetower.tasks.losses import Losses, class_loss
-from bridgetower.tasks.matching import random_pairs
+from bridgetower.objectives.config import RankingConfig
+from bridgetower.objectives.losses import Losses, class_loss
+from bridgetower.objectives.matching import random_pairs
 
 
 class RankingTask(nn.Module):

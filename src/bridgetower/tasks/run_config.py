@@ -12,7 +12,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
-from bridgetower.tasks.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
+from bridgetower.objectives.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.distributed import all_gather
-from bridgetower.tasks.losses import info_nce
+from bridgetower.objectives.losses import info_nce
 
 
 @dataclass(frozen=True)

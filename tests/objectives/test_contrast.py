@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridgetower.tasks.contrast import Contrast, Features, contrast_parts
-from bridgetower.tasks.losses import itc_loss
+from bridgetower.objectives.contrast import Contrast, Features, contrast_parts
+from bridgetower.objectives.losses import itc_loss
 
 INDEX = torch.tensor([0, 1, 2, 0, 3])
 SPLITS = ([5], [2, 3], [1, 1, 1, 1, 1])

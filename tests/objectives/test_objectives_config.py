@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bridgetower.tasks.config import Phase, PretrainingConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
 
 
 class TestPhase:

@@ -11,9 +11,9 @@ import shapes
 import tiny
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.config import Phase, PretrainingConfig
-from bridgetower.tasks.matching import hard_pairs
-from bridgetower.tasks.pretraining import PretrainingTask
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.matching import hard_pairs
+from bridgetower.objectives.pretraining import PretrainingTask
 
 CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
 ALL = Phase(mlm=1, itm=1, itc=1)

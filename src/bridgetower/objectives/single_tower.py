@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import ImageBatch, TextBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.losses import Losses, class_loss, known
+from bridgetower.objectives.losses import Losses, class_loss, known
 
 
 class ImageTask(nn.Module):
