@@ -97,7 +97,7 @@ def _write(uri: Path, count: int) -> Row:
     nothing = torch.empty(0, WIDTH)
     for start in range(0, count, CHUNK):
         vectors = generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start)
-        index.put(
+        index.upsert(
             [
                 IndexedRow(
                     picture=Listed(path=f"{number:09}.jpg", size=1, mtime=1),
@@ -107,12 +107,12 @@ def _write(uri: Path, count: int) -> Row:
                 for number, vector in enumerate(vectors, start=start)
             ]
         )
-    index.tidy()
+    index.optimize()
     return {}
 
 
 def _group(uri: Path) -> Row:
-    Index(uri).approximate()
+    Index(uri).create_ann_index()
     return {}
 
 

@@ -37,11 +37,11 @@ class TestIndex:
         assert first.pop("seconds") > 0
         assert first == {
             "index": str(tmp_path / "photos.lance"),
-            **{"pictures": 3, "added": 3, "changed": 0, "removed": 0, "reused": 0, "bad": []},
+            **{"pictures": 3, "added": 3, "changed": 0, "removed": 0, "bad": []},
         }
         (photos / "red.png").unlink()
         (photos / "broken.png").write_text("")
-        (second,) = run(*command, "--max-bad", 1, "--batch-size", 1)
+        (second,) = run(*command, "--max-errors", 1, "--batch-size", 1)
         assert (second["pictures"], second["removed"]) == (2, 1)
         assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the image again"]
 
@@ -52,7 +52,7 @@ class TestIndex:
         for name in (*names, "caf\udce9.png"):
             Image.new("RGB", (24, 24), "red").save(folder / name)
         command = ("index", folder, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
-        (first,), (second,) = run(*command, "--max-bad", 1), run(*command, "--max-bad", 1)
+        (first,), (second,) = run(*command, "--max-errors", 1), run(*command, "--max-errors", 1)
         assert (first["added"], second["added"], second["changed"], second["removed"]) == (3, 0, 0, 0)
         assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in first["bad"][0]
         hits = run("search", tmp_path / "photos.lance", "red")
@@ -61,8 +61,8 @@ class TestIndex:
         for name in names:
             (folder / name).unlink()
         Image.new("RGB", (24, 24), "red").save(folder / "last.png")
-        (third,) = run(*command, "--max-bad", 1)
-        assert (third["pictures"], third["removed"], third["reused"]) == (1, 3, 1)
+        (third,) = run(*command, "--max-errors", 1)
+        assert (third["pictures"], third["removed"]) == (1, 3)
 
     def test_errors(
         self,
@@ -74,7 +74,7 @@ class TestIndex:
     ) -> None:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
-        assert "1 bad pictures, allowed are 0 (max_bad); the other 3 are in the index" in refused(*command)
+        assert "1 bad pictures, allowed are 0 (max_errors); the other 3 are in the index" in refused(*command)
         assert "model" in refused(*command, "--image-size", 40)
         assert "is no name for an index" in refused(
             "index", photos, "--out", tmp_path / "photos", "--model", tiny_checkpoint

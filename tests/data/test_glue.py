@@ -56,11 +56,11 @@ def test_bad_rows_are_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptur
     path = tmp_path / "QQP" / "train.tsv"
     path.write_text(path.read_text() + "7\t8\t9\tcut off\n10\t11\t12\ta?\tb?\tmaybe\n")
     with pytest.raises(
-        ValueError, match=r"8 good and 2 bad rows \(line 10: 4 columns; line 11: label 'maybe'\); max_ba"
+        ValueError, match=r"8 good and 2 bad rows \(line 10: 4 columns; line 11: label 'maybe'\); max_errors"
     ):
-        read_glue(tmp_path, "qqp", "train", max_bad=1)
+        read_glue(tmp_path, "qqp", "train", max_errors=1)
     with caplog.at_level(logging.WARNING):
-        assert len(read_glue(tmp_path, "qqp", "train", max_bad=2)) == 8
+        assert len(read_glue(tmp_path, "qqp", "train", max_errors=2)) == 8
     assert "2 bad rows are left out" in caplog.text
 
 
@@ -70,9 +70,9 @@ def test_rows_keep_their_numbers_and_a_test_split_takes_no_bad_one(tmp_path: Pat
         path = tmp_path / "RTE" / file
         header, *lines = path.read_text().splitlines()
         path.write_text("\n".join([header, lines[0], bad, *lines[1:]]) + "\n")
-    assert [row.index for row in read_glue(tmp_path, "rte", "validation", max_bad=1)] == [0, *range(2, 9)]
-    with pytest.raises(ValueError, match=r"test\.tsv has 2 good and 1 bad rows .*; max_bad is 0"):
-        read_glue(tmp_path, "rte", "test", max_bad=1)
+    assert [row.index for row in read_glue(tmp_path, "rte", "validation", max_errors=1)] == [0, *range(2, 9)]
+    with pytest.raises(ValueError, match=r"test\.tsv has 2 good and 1 bad rows .*; max_errors is 0"):
+        read_glue(tmp_path, "rte", "test", max_errors=1)
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:

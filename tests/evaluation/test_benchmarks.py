@@ -186,8 +186,8 @@ class TestRefusals:
             evaluate(load(tiny_checkpoint, device="cpu"), benchmark, [folder], "test", RetrievalConfig())
 
     def test_bad_rows_of_what_is_not_glue(self, predictor: Predictor, sets: Any) -> None:
-        with pytest.raises(ValueError, match="max_bad 1 is for GLUE; leave it out for nlvr2"):
-            evaluate(predictor, "nlvr2", [sets["nlvr2"]], "test", RetrievalConfig(), max_bad=1)
+        with pytest.raises(ValueError, match="max_errors 1 is for GLUE; leave it out for nlvr2"):
+            evaluate(predictor, "nlvr2", [sets["nlvr2"]], "test", RetrievalConfig(), max_errors=1)
 
     def test_a_set_of_another_kind(self, predictor: Predictor, sets: Any) -> None:
         with pytest.raises(ValueError, match="use a set of kind vqa"):

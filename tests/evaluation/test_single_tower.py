@@ -98,9 +98,9 @@ def test_bad_rows_that_may_be_left_out(make: Any, tmp_path: Path) -> None:
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, lines[0], "7\tcut off", *lines[1:]]) + "\n")
     predictor = make()
-    with pytest.raises(ValueError, match=r"dev\.tsv has 8 good and 1 bad rows \(line 3: 2 columns\); max_bad is 0"):
+    with pytest.raises(ValueError, match=r"dev\.tsv has 8 good and 1 bad rows \(line 3: 2 columns\); max_errors is 0"):
         measure(predictor, "rte", tmp_path, "validation")
-    outcome = evaluate(predictor, "rte", [tmp_path], "validation", RetrievalConfig(), max_bad=1)
+    outcome = evaluate(predictor, "rte", [tmp_path], "validation", RetrievalConfig(), max_errors=1)
     assert outcome.counts == {"num_texts": 8}
     assert [row["index"] for row in outcome.predictions] == [0, *range(2, 9)]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridgetower.search.index import Index, held
+from bridgetower.search.index import Index, write_lock
 from bridgetower.search.pictures import Listed
 from bridgetower.search.table import IndexedRow, table_of
 
@@ -50,7 +50,7 @@ def content(index: Index) -> dict[str, dict[str, object]]:
 def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
     index = make()
     assert (len(index), index.info.fingerprint, index.model, index.root) == (0, "f" * 16, "owner/name@1a", tmp_path)
-    index.put([row("a.png")])
+    index.upsert([row("a.png")])
     shutil.move(index.uri, tmp_path / "elsewhere.lance")
     moved = Index(tmp_path / "elsewhere.lance")
     assert (len(moved), moved.info) == (1, index.info)
@@ -63,7 +63,7 @@ def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
 
 def test_every_value_of_a_row(make: Make) -> None:
     index = make()
-    index.put([row("a.png", captions=["one", "two"]), row("b.png")])
+    index.upsert([row("a.png", captions=["one", "two"]), row("b.png")])
     found = content(index)
     assert found["a.png"]["captions"] == ["one", "two"]
     assert found["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
@@ -71,13 +71,12 @@ def test_every_value_of_a_row(make: Make) -> None:
     assert (found["b.png"]["text_vectors"], found["b.png"]["image_vector"]) == ([], [1, 1, 1])
     assert str(found["b.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
     assert index.listed() == {"a.png": row("a.png", captions=["one", "two"]).picture, "b.png": row("b.png").picture}
-    assert index.digests(["b.png", "c.png"]) == {"b.png": "digest of b.png"}
 
 
 def test_an_image_is_found_by_its_digest(make: Make) -> None:
     index = make()
-    index.put([row("a.png", captions=["one"]), replace(row("b.png"), digest="x' OR 'a' = 'a"), row("c.png")])
-    index.copy([("a.png", Listed(path=f"copy-{number}.png", size=10, mtime=5)) for number in range(20)])
+    index.upsert([row("a.png", captions=["one"]), replace(row("b.png"), digest="x' OR 'a' = 'a"), row("c.png")])
+    index.upsert([replace(row(f"copy-{number}.png"), digest="digest of a.png") for number in range(20)])
     (found,) = index.with_digest("digest of c.png")
     assert (found.path, found.size, found.width, found.height, list(found.captions)) == ("c.png", 10, 30, 20, [])
     assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b.png"]
@@ -88,28 +87,21 @@ def test_an_image_is_found_by_its_digest(make: Make) -> None:
 def test_examples_come_from_all_over_the_index(make: Make) -> None:
     index = make()
     assert index.examples(12) == []
-    index.put([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
+    index.upsert([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
     found = index.examples(4)
     assert [one.path for one in found] == ["012.png", "037.png", "062.png", "087.png"]
     assert [list(one.captions) for one in found] == [["12"], ["37"], ["62"], ["87"]]
     assert len(index.examples(1000)) == 100
 
 
-def test_replaces_copies_and_deletes_by_path(make: Make) -> None:
+def test_replaces_and_deletes_by_path(make: Make) -> None:
     index = make()
     names = ["a.png", "b'.png", 'c".png', "d\\.png", "e%.png"]
-    index.put([row(name, value=number) for number, name in enumerate(names)])
-    index.put([row("a.png", value=9), row("new.png", value=8)])
-    later, same, other = (
-        Listed(path=path, size=10, mtime=time) for path, time in (("copy.png", 7), ("b'.png", 8), ('c".png', 9))
-    )
-    index.copy([("b'.png", later), ("b'.png", same), ("e%.png", other)])
+    index.upsert([row(name, value=number) for number, name in enumerate(names)])
+    index.upsert([row("a.png", value=9), row("new.png", value=8)])
     index.remove(["d\\.png", "e%.png", "nothing.png"])
     values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
-    assert values == {"a.png": 9, "b'.png": 1, 'c".png': 4, "new.png": 8, "copy.png": 1}
-    assert index.listed()["copy.png"] == later
-    assert index.listed()["b'.png"].mtime == 8
-    assert content(index)["copy.png"]["digest"] == "digest of b'.png"
+    assert values == {"a.png": 9, "b'.png": 1, 'c".png': 2, "new.png": 8}
 
 
 def test_tidies_many_small_pieces(make: Make) -> None:
@@ -119,13 +111,13 @@ def test_tidies_many_small_pieces(make: Make) -> None:
         return len(list((Path(index.uri) / "data").iterdir()))
 
     for number in range(30):
-        index.put([row(f"{number}.png")])
+        index.upsert([row(f"{number}.png")])
     before = pieces()
-    index.tidy()
+    index.optimize()
     assert pieces() > before  # the old ones are kept for those who read them now
     assert len(Index(index.uri)) == 30
     untouched = pieces()
-    index.tidy()
+    index.optimize()
     assert pieces() == untouched
 
 
@@ -137,7 +129,7 @@ class TestApproximate:
     @pytest.fixture
     def index(self, make: Make, vectors: torch.Tensor) -> Index:
         index = make()
-        index.put([replace(row(f"{number:03}"), image_vector=vector) for number, vector in enumerate(vectors)])
+        index.upsert([replace(row(f"{number:03}"), image_vector=vector) for number, vector in enumerate(vectors)])
         return index
 
     def test_finds_nearly_the_same(self, index: Index, vectors: torch.Tensor) -> None:
@@ -145,38 +137,38 @@ class TestApproximate:
             return [[one.path for one in index.nearest(vector, 10, exact=exact)] for vector in vectors[:40]]
 
         expected = [[f"{number:03}" for number in near] for near in (vectors[:40] @ vectors.T).topk(10).indices]
-        assert not index.is_approximate
+        assert not index.has_ann_index
         assert found(exact=False) == expected
-        index.approximate()
-        assert index.is_approximate
-        assert Index(index.uri).is_approximate
+        index.create_ann_index()
+        assert index.has_ann_index
+        assert Index(index.uri).has_ann_index
         assert found(exact=True) == expected
         hits = [len(set(one) & set(other)) for one, other in zip(found(exact=False), expected, strict=True)]
         assert sum(hits) / 400 > 0.9
 
     def test_goes_on_with_what_is_written_later(self, index: Index) -> None:
-        index.approximate()
+        index.create_ann_index()
         new = torch.tensor([1.0, 0.0, 0.0])
-        index.put([replace(row("new"), image_vector=new)])
+        index.upsert([replace(row("new"), image_vector=new)])
         assert index.nearest(new, 1)[0].path == "new"
-        index.put([replace(row(f"more{number}"), image_vector=new) for number in range(100)])
-        index.tidy()
+        index.upsert([replace(row(f"more{number}"), image_vector=new) for number in range(100)])
+        index.optimize()
         index.remove(["new"])
         found = index.nearest(new, 100)
         assert {one.path for one in found} == {f"more{number}" for number in range(100)}
-        assert index.is_approximate
+        assert index.has_ann_index
 
     def test_few_rows(self, make: Make) -> None:
         index = make()
-        index.put([row("a.png")])
-        index.approximate()
+        index.upsert([row("a.png")])
+        index.create_ann_index()
         assert index.nearest(torch.ones(3), 5)[0].path == "a.png"
 
 
 def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make()
     reader = Index(index.uri)
-    index.put([row("a.png")])
+    index.upsert([row("a.png")])
     deadline = 50
     while len(reader) == 0 and deadline:
         deadline -= 1
@@ -192,13 +184,13 @@ class TestVectorsThatAreNoNumbers:
         vectors = getattr(bad, name).clone()
         vectors.flatten()[1] = value
         with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
-            index.put([row("a.png"), replace(bad, **{name: vectors})])
+            index.upsert([row("a.png"), replace(bad, **{name: vectors})])
         assert len(index) == 0
 
     def test_are_noticed_by_a_search(self, make: Make) -> None:
         index = make()
-        index.put([row("a.png"), row("b.png")])
-        index._merge(table_of([row("c.png", value=float("nan"))], index._table.schema))  # as an earlier release did
+        index.upsert([row("a.png"), row("b.png")])
+        index._table.add(table_of([row("c.png", value=float("nan"))], index._table.schema))  # as an earlier release did
         assert index.nearest(torch.ones(3), 2)[0].path == "a.png"
         for exact in (False, True):
             with pytest.raises(ValueError, match=r"has vectors with NaN, which no search finds; make the index again"):
@@ -207,21 +199,21 @@ class TestVectorsThatAreNoNumbers:
 
 def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:
     index = make()
-    with held(index.uri):
+    with write_lock(index.uri):
         assert len(Index(index.uri)) == 0
-        with pytest.raises(FileExistsError, match="another process works in"), held(index.uri):
+        with pytest.raises(FileExistsError, match="another process works in"), write_lock(index.uri):
             pass
-    with held("s3://bucket/photos.lance"):
+    with write_lock("s3://bucket/photos.lance"):
         pass
 
 
 def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(200)
     index = Index.create(disk / "photos.lance", fingerprint="f", model="m", root=disk, image_width=3, pair_width=5)
-    index.put([row("a.png")])
+    index.upsert([row("a.png")])
     (disk / "filler").write_bytes(bytes(100_000))
     with pytest.raises(OSError, match=r"photos\.lance cannot be written: .*(No space|os error 28)"):
-        index.put([row(f"{number:0500}.png") for number in range(2000)])
+        index.upsert([row(f"{number:0500}.png") for number in range(2000)])
     assert list(Index(index.uri).listed()) == ["a.png"]
 
 
@@ -229,7 +221,7 @@ def test_refuses_what_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"):
         Index(tmp_path / "photos.lance")
     assert list(tmp_path.iterdir()) == []
-    with held(tmp_path / "photos.lance"):  # where a run was killed before it wrote anything
+    with write_lock(tmp_path / "photos.lance"):  # where a run was killed before it wrote anything
         assert not Index.exists(tmp_path / "photos.lance")
     lancedb.connect(tmp_path).create_table("other", pa.table({"a": np.arange(3)}))
     with pytest.raises(ValueError, match=r"other\.lance is no index of this release"):

@@ -10,19 +10,19 @@ from PIL import Image
 from bridgetower.data.splits import parquet_path
 from bridgetower.predictor import Predictor
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.pictures import Batch, Decoded, Listed, Pictures, decode, known_as, list_pictures
+from bridgetower.search.pictures import Batch, Decoded, Listed, Pictures, decode, list_pictures
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
 AS_USUAL = IndexConfig()
 
 
 def decoded(folder: Path, predictor: Predictor, config: IndexConfig = AS_USUAL) -> dict[str, Decoded]:
-    listing = list_pictures(folder, config)
-    pictures = Pictures(listing.root, list(listing.pictures.values()), predictor.processor, {})
+    manifest = list_pictures(folder, config)
+    pictures = Pictures(manifest.root, list(manifest.pictures.values()), predictor.processor)
     return {one.picture.path: one for batch in decode(pictures, config) for one in batch.unpacked()}
 
 
-class TestListing:
+class TestManifest:
     def test_a_folder_with_all_in_it(self, photos: Path) -> None:
         (photos / "sub" / "04.txt").write_text("a red bar\n\n  on black \n")
         (photos / ".hidden").mkdir()
@@ -30,11 +30,11 @@ class TestListing:
         (photos / "folder.png").mkdir()
         (photos / "notes.md").write_text("no picture")
         os.mkfifo(photos / "pipe.jpg")
-        listing = list_pictures(photos, AS_USUAL)
-        assert sorted(listing.pictures) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
-        assert (listing.root, listing.bad) == (photos, ())
+        manifest = list_pictures(photos, AS_USUAL)
+        assert sorted(manifest.pictures) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
+        assert (manifest.root, manifest.bad) == (photos, ())
         status = (photos / "sub" / "04.png").stat()
-        assert listing.pictures["sub/04.png"] == Listed(
+        assert manifest.pictures["sub/04.png"] == Listed(
             path="sub/04.png",
             size=status.st_size,
             mtime=status.st_mtime_ns // 1000,
@@ -54,11 +54,11 @@ class TestListing:
     )
     def test_a_table(self, photos: Path, name: str, content: str) -> None:
         (photos / name).write_text(content)
-        listing = list_pictures(photos / name, AS_USUAL)
-        found = {path: picture.captions for path, picture in listing.pictures.items()}
+        manifest = list_pictures(photos / name, AS_USUAL)
+        found = {path: picture.captions for path, picture in manifest.pictures.items()}
         assert found == {"00.png": ("one", "two"), "sub/04.png": ()}
-        assert listing.bad[0].endswith("no file 'no.png' (No such file or directory)")
-        assert len(listing.bad) == 1
+        assert manifest.bad[0].endswith("no file 'no.png' (No such file or directory)")
+        assert len(manifest.bad) == 1
 
     def test_a_link_to_nothing_and_a_name_that_is_no_text_are_bad(self, photos: Path) -> None:
         (photos / "link.png").symlink_to("nowhere.png")
@@ -70,9 +70,9 @@ class TestListing:
     def test_names_are_kept_exactly(self, photos: Path) -> None:
         for name in (" a.png", "a\n.png"):
             (photos / name).write_bytes((photos / "00.png").read_bytes())
-        listing = list_pictures(photos, AS_USUAL)
-        assert {" a.png", "a\n.png"} <= listing.pictures.keys()
-        assert listing.bad == ()
+        manifest = list_pictures(photos, AS_USUAL)
+        assert {" a.png", "a\n.png"} <= manifest.pictures.keys()
+        assert manifest.bad == ()
 
     def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
         with pytest.raises(ValueError, match="names no picture; nothing was changed"):
@@ -123,7 +123,7 @@ class TestDecoding:
         assert [path for path, one in found.items() if one.image] == ["sub/04.png", "sub/05.png"]
 
     def test_a_file_that_went_away(self, photos: Path, predictor: Predictor) -> None:
-        gone = Pictures(photos, [Listed(path="gone.png", size=1, mtime=1)], predictor.processor, {})[0]
+        gone = Pictures(photos, [Listed(path="gone.png", size=1, mtime=1)], predictor.processor)[0]
         assert gone.image is None
         assert "No such file" in str(gone.problem)
 
@@ -137,14 +137,6 @@ class TestDecoding:
             if one.image and other.image:
                 assert torch.equal(one.image.pixels, other.image.pixels)
                 assert one.image.width == other.image.width
-
-    def test_a_known_content_is_not_decoded(self, photos: Path, predictor: Predictor) -> None:
-        picture = list_pictures(photos, AS_USUAL).pictures["00.png"]
-        digest = Pictures(photos, [picture], predictor.processor, {})[0].digest
-        for path, used in ((None, True), ("00.png", True), ("01.png", False)):
-            known = {known_as(path, digest, picture): "old.png"}
-            one = Pictures(photos, [picture], predictor.processor, known)[0]
-            assert (one.known, one.image is None) == (("old.png", True) if used else (None, False))
 
 
 def test_a_batch_without_pictures() -> None:

@@ -75,7 +75,7 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
         pair_width=16,
     )
     none = {"text_vectors": torch.empty(0, 8), "pair_vectors": torch.empty(0, 16)}
-    index.put(
+    index.upsert(
         [
             IndexedRow(
                 picture=Listed(path=f"{number:03}.png", size=1, mtime=0),
@@ -88,7 +88,7 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
             for number, vector in enumerate(vectors)
         ]
     )
-    index.approximate()
+    index.create_ann_index()
     return index
 
 

@@ -11,7 +11,15 @@ import tyro
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.objectives.config import Nlvr2Config, Phase, RankingConfig, SnliVeConfig, TaskConfig, VqaConfig
+from bridgetower.objectives.config import (
+    GlueConfig,
+    Nlvr2Config,
+    Phase,
+    RankingConfig,
+    SnliVeConfig,
+    TaskConfig,
+    VqaConfig,
+)
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.recipes import RECIPES
 
@@ -25,6 +33,12 @@ class TestRunConfig:
             init="somewhere",
         )
         assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+    def test_names_of_earlier_releases_are_read(self) -> None:
+        run = replace(RECIPES["glue-rte"], task=GlueConfig(name="rte", max_errors=3))
+        values = run.to_dict()
+        values["task"]["max_bad"] = values["task"].pop("max_errors")
+        assert RunConfig.from_dict(values) == run
 
     @pytest.mark.parametrize("path", [(), ("optimizer",), ("data",), ("task",), ("model", "text")])
     def test_unknown_keys(self, path: tuple[str, ...]) -> None:

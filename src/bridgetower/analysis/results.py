@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,16 +10,12 @@ from typing import Any, Literal, TypedDict, get_args
 
 from bridgetower.data.info import DatasetInfo
 from bridgetower.evaluation.shares import Grounding
-from bridgetower.files import read_json, write_json
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.files import write_json
 
 FORMAT = 1
 
 Arm = Literal["bridgetower", "meter"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-REQUIRED = frozenset({"rsum", "chance_rsum"})
-"""Test figures that every run has on every data set."""
-
 PARTS = ("image tower", "text tower", "fusion encoder", "heads")
 
 
@@ -71,18 +66,6 @@ class DemoRun:
     curve: tuple[CurvePoint, ...]
     test: dict[str, dict[str, float]]
 
-    def __post_init__(self) -> None:
-        """Checks the arm and that every figure is a finite number."""
-        check_choice("arm", self.arm, Arm)
-        named = {f"test {dataset}": figures for dataset, figures in self.test.items()}
-        named |= {f"validation step {point.step}": point.figures for point in self.curve}
-        for where, figures in named.items():
-            for name, value in figures.items():
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"{name} of {self.arm} seed {self.seed} ({where}) is {value}; expected a finite number"
-                    )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
@@ -102,18 +85,6 @@ class ModelCost:
     gflops_per_pair_by_part: dict[str, float]
     milliseconds_per_pair: float
 
-    def __post_init__(self) -> None:
-        """Checks the arm, the parts and their sum."""
-        check_choice("arm", self.arm, Arm)
-        for parts in (self.parameters_by_part, self.gflops_per_pair_by_part):
-            if set(parts) != set(PARTS):
-                raise ValueError(f"cost of {self.arm} has parts {sorted(parts)}; expected {', '.join(PARTS)}")
-        if sum(self.parameters_by_part.values()) != self.parameters:
-            total = sum(self.parameters_by_part.values())
-            raise ValueError(
-                f"parts of {self.arm} have {total} parameters, the model {self.parameters}; expected a sum"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoAnswers:
@@ -128,10 +99,6 @@ class DemoAnswers:
     seed: int
     steps: int
     topics: dict[str, Grounding]
-
-    def __post_init__(self) -> None:
-        """Checks the arm."""
-        check_choice("arm", self.arm, Arm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +116,6 @@ class DemoDataset:
     split_rule: str
     sources: dict[str, str]
     licences: dict[str, str]
-
-    def __post_init__(self) -> None:
-        """Checks that the splits for training and test are counted."""
-        for split in ("train", "test"):
-            if self.splits.get(split, {}).keys() != {"images", "captions"}:
-                raise ValueError(f"split {split} of {self.name} is {self.splits.get(split)}; expected images, captions")
 
     @classmethod
     def of(cls, info: DatasetInfo) -> DemoDataset:
@@ -193,26 +154,6 @@ class DemoResults:
     answers: tuple[DemoAnswers, ...] = ()
     versions: dict[str, str]
     seconds_total: float
-
-    def __post_init__(self) -> None:
-        """Checks that the runs can be compared."""
-        if self.version != FORMAT:
-            raise ValueError(f"results have version {self.version}, this release reads {FORMAT}; make them again")
-        names = [(run.arm, run.seed) for run in self.runs]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"runs are {names}; expected at least one, and each arm and seed once")
-        steps = sorted({run.steps for run in self.runs})
-        if len(steps) > 1:
-            raise ValueError(f"runs have {steps} steps; expected equal numbers, for a fair comparison")
-        measured = [_measured(run) for run in self.runs]
-        if any(names != measured[0] for names in measured):
-            raise ValueError("runs were measured on different data sets or figures; evaluate all of them alike")
-        without = [dataset for dataset, figures in measured[0].items() if not figures >= REQUIRED]
-        if without:
-            raise ValueError(f"test figures on {without} lack {', '.join(sorted(REQUIRED))}; evaluate retrieval first")
-        missing = set(self.runs[0].test) - {dataset.name for dataset in self.datasets}
-        if missing:
-            raise ValueError(f"runs were tested on {sorted(missing)}, which datasets does not describe; add them")
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -254,29 +195,9 @@ class DemoResults:
         """Returns plain values, ready for JSON, with `summary` and `difference`, which follow from the runs."""
         return asdict(self) | {"summary": self.summary(), "difference": self.differences()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DemoResults:
-        """Builds the results that `to_dict` described; what follows from the runs is computed afresh.
-
-        Raises:
-            ValueError: A field is unknown or missing, or the runs cannot be compared.
-        """
-        stored = {name: value for name, value in values.items() if name not in ("summary", "difference")}
-        return from_plain(cls, stored, "results")
-
     def write(self, path: Path) -> None:
         """Writes `to_dict` as JSON, atomically."""
         write_json(path, self.to_dict())
-
-    @classmethod
-    def read(cls, path: Path) -> DemoResults:
-        """Reads what `write` wrote.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It holds something else.
-        """
-        return cls.from_dict(read_json(path))
 
 
 def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
@@ -288,7 +209,3 @@ def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
         )
         for line in lines
     )
-
-
-def _measured(run: DemoRun) -> dict[str, set[str]]:
-    return {dataset: set(figures) for dataset, figures in run.test.items()}

@@ -31,7 +31,7 @@ def evaluate(
     data: tuple[Path, ...],
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
-    max_bad: int = 0,
+    max_errors: int = 0,
     num_workers: int = 0,
     work: Path | None = None,
     loading: Loading = AS_USUAL,
@@ -58,7 +58,7 @@ def evaluate(
         data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
-        max_bad: Bad rows of a GLUE file that may be left out; they are named.
+        max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode pictures; 0 decodes in the main one.
         work: Folder for what retrieval has so far, and for encodings that do not fit into --memory-gib; in the user's
             cache if none is given. Killed, the same command continues; at the end it is emptied.
@@ -79,7 +79,7 @@ def evaluate(
             split,
             options,
             work=work or cache_folder() / "evaluations",
-            max_bad=max_bad,
+            max_errors=max_errors,
             num_workers=num_workers,
             progress=sys.stderr.isatty(),
         )

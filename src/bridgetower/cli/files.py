@@ -60,8 +60,8 @@ def export(
 ) -> None:
     """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
-    The parts are run before they get their name: onnx in ONNX Runtime and OpenVINO, whichever is installed,
-    torch-export in PyTorch. Prints the largest difference from the model by engine and part; if one is above 1e-4 (of
+    The parts are run before they get their name: in ONNX Runtime and OpenVINO, whichever is installed.
+    Prints the largest difference from the model by engine and part; if one is above 1e-4 (of
     the largest value, where that is above 1; onnx-int8: 0.2), nothing is written. The folder is a checkpoint as well.
 
     Example: bridgetower export MODEL my-export --format onnx
@@ -69,8 +69,7 @@ def export(
     Args:
         model: What to load.
         destination: New folder.
-        form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime;
-            torch-export for torch.export.load and what compiles its .pt2 files.
+        form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
         image_size: Resize the position embeddings to this many pixels; an export takes pictures of one size.

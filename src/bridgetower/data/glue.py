@@ -114,15 +114,15 @@ def glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
     return existing_files(home, [task.files[split]], f"GLUE's {task.folder}")[0]
 
 
-def read_glue(folder: str | Path, name: GlueName, split: str, *, max_bad: int = 0) -> list[GlueRow]:
+def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int = 0) -> list[GlueRow]:
     """Reads a split.
 
     Args:
         folder: GLUE's folder, or that of the task.
         name: Of the task.
         split: `train`, `validation` (GLUE's dev) or `test`; of MNLI also `validation-mismatched`, `test-mismatched`.
-        max_bad: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few. None
-            of a test split may be, since the server wants every row.
+        max_errors: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few.
+            None of a test split may be, since the server wants every row.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -145,10 +145,10 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_bad: int = 
             values = [cells[column].strip() for column in columns]
             count = len(task.texts)
             rows.append(GlueRow(tuple(values[:count]), values[count] if len(values) > count else "", index))
-    max_bad = 0 if split.startswith("test") else max_bad
-    if len(bad) > max_bad or not rows:
+    max_errors = 0 if split.startswith("test") else max_errors
+    if len(bad) > max_errors or not rows:
         shown = "; ".join(bad[:_SHOWN])
-        raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_bad is {max_bad}")
+        raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_errors is {max_errors}")
     if bad:
         _LOG.warning("%s: %d bad rows are left out (%s)", path, len(bad), "; ".join(bad[:_SHOWN]))
     return rows

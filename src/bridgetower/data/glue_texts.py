@@ -26,7 +26,13 @@ class GlueTexts(Dataset[TextBatch]):
     """
 
     def __init__(
-        self, folder: str | Path, name: GlueName, splits: str | Sequence[str], processor: Processor, *, max_bad: int = 0
+        self,
+        folder: str | Path,
+        name: GlueName,
+        splits: str | Sequence[str],
+        processor: Processor,
+        *,
+        max_errors: int = 0,
     ) -> None:
         """Reads the files of one or several splits; see `read_glue`.
 
@@ -37,7 +43,7 @@ class GlueTexts(Dataset[TextBatch]):
         names = (splits,) if isinstance(splits, str) else tuple(splits)
         self.task, self._processor = GLUE[name], processor
         self.files = [glue_file(folder, name, split) for split in names]
-        self.rows = [row for split in names for row in read_glue(folder, name, split, max_bad=max_bad)]
+        self.rows = [row for split in names for row in read_glue(folder, name, split, max_errors=max_errors)]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -116,7 +116,7 @@ class Manifest:
 
     def _add_image(self, key: tuple[str, str], images: Sequence[ImageRef], place: str) -> int:
         signatures = [image.file_signature for image in images]
-        missing = [image.name for image, stamp in zip(images, signatures, strict=True) if stamp is None]
+        missing = [image.name for image, signature in zip(images, signatures, strict=True) if signature is None]
         packed = [", ".join(map(repr, missing))] if missing else [image.packed() for image in images]
         values = (*key, escaped(place), json.dumps(packed), "" if missing else json.dumps(signatures))
         added = self._database.execute(

@@ -7,7 +7,7 @@ from typing import Literal
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 EngineRequest = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
-Form = Literal["onnx", "onnx-int8", "torch-export"]
+Form = Literal["onnx", "onnx-int8"]
 
 # None: the model itself, no exported parts.
 FORMS: dict[tuple[EngineName, Precision], Form | None] = {
@@ -30,7 +30,4 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 
 # Largest difference from the model that an export may have, as a share of an output's largest value where that is
 # above one. That of int8 only tells a broken export from a whole one.
-TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2, "torch-export": 1e-4}
-
-SUFFIXES: dict[Form, str] = {"onnx": "onnx", "onnx-int8": "onnx", "torch-export": "pt2"}
-"""Of the file of a part."""
+TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2}

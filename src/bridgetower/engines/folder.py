@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.engines.config import FORMS, SUFFIXES, TOLERANCES, EngineName, Form, Precision
+from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
 from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
 from bridgetower.engines.packages import is_installed, require
-from bridgetower.engines.parts import Part, PartName, flat, make_part, part_names
+from bridgetower.engines.parts import Part, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
-from bridgetower.files import new_folder, read_json, replacing, sha256_of, write_json
+from bridgetower.files import new_folder, read_json, sha256_of, write_json
 from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
 
@@ -46,10 +43,6 @@ class _Manifest:
     largest_difference: dict[str, dict[str, float]]
 
 
-Run = Callable[..., Sequence[Tensor]]
-"""Computes the outputs of a part from its arguments."""
-
-
 def write_exported(
     checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
@@ -63,7 +56,7 @@ def write_exported(
 
     Returns:
         Engine → part → largest difference of its outputs, as a share of their largest value where that is above one;
-        for every engine that is installed and runs the form. `torch-export` is read back and run by torch.
+        for every engine that is installed and runs the form.
 
     Raises:
         FileExistsError: The folder holds something else.
@@ -74,14 +67,18 @@ def write_exported(
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
         model = read_checkpoint(temporary).model()
-        readers = dict(_readers(form, temporary))
-        differences: dict[str, dict[str, float]] = {engine: {} for engine in readers}
-        names = _names(checkpoint, form)
+        require("onnxscript", extra="onnx")
+        runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
+        names = part_names(checkpoint.config)
         for name in counted(names, "exporting parts", shown=progress):
             part = make_part(model, name)
-            _write(part, temporary, form)
-            for engine, read in readers.items():
-                differences[engine][name] = _compared(part, engine, read(part), TOLERANCES[form])
+            if form == "onnx":
+                write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
+            else:
+                write_int8_graph(part, temporary / f"{name}.onnx")
+            for engine, runner in runners.items():
+                differences[engine][name] = _compared(part, engine, runner, TOLERANCES[form])
         write_json(temporary / MANIFEST, _manifest(temporary, form, names, differences))
     return differences
 
@@ -103,52 +100,13 @@ def check_exported(folder: Path) -> None:
         raise ValueError(f"{folder} was exported as version {content.get('version')}; this release reads {VERSION}")
     manifest = from_plain(_Manifest, content, str(folder / MANIFEST))
     for name, digest in manifest.parts.items():
-        path = folder / f"{name}.{SUFFIXES[manifest.form]}"
+        path = folder / f"{name}.onnx"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
     if _fingerprint(folder, manifest.form) != manifest.weights:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
-
-
-def _names(checkpoint: Checkpoint, form: Form) -> tuple[PartName, ...]:
-    """Returns the parts to write; those of a CLS alone only where parts share their weights."""
-    names = part_names(checkpoint.config)
-    return tuple(name for name in names if not name.endswith("_cls")) if form == "torch-export" else names
-
-
-def _write(part: Part, folder: Path, form: Form) -> None:
-    path = folder / f"{part.name}.{SUFFIXES[form]}"
-    match form:
-        case "onnx":
-            write_graph(part, path, folder / _WEIGHTS)
-        case "onnx-int8":
-            write_int8_graph(part, path)
-        case "torch-export":
-            with replacing(path, (RuntimeError,)) as temporary:
-                torch.export.save(part.exported(), temporary)
-
-
-def _readers(form: Form, folder: Path) -> Iterator[tuple[str, Callable[[Part], Run]]]:
-    """Yields the name of each engine that runs the parts of a folder, and what reads a part for it."""
-    if form == "torch-export":
-        yield "torch", partial(_program, folder)
-        return
-    require("onnxscript", extra="onnx")
-    for engine, precision in _engines(form):
-        yield engine, partial(_run_by, make_runner(engine, folder, precision))
-
-
-def _program(folder: Path, part: Part) -> Run:
-    return torch.export.load(folder / f"{part.name}.{SUFFIXES['torch-export']}").module()
-
-
-def _run_by(runner: Runner, part: Part) -> Run:
-    def run(*inputs: Any) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in runner.run(part.name, [value.numpy() for value in flat(inputs)])]
-
-    return run
 
 
 def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
@@ -171,7 +129,7 @@ def _manifest(
             version=VERSION,
             form=form,
             weights=_fingerprint(folder, form),
-            parts={name: sha256_of(folder / f"{name}.{SUFFIXES[form]}") for name in names},
+            parts={name: sha256_of(folder / f"{name}.onnx") for name in names},
             largest_difference=differences,
         )
     )
@@ -182,14 +140,15 @@ def _fingerprint(folder: Path, form: Form) -> str:
     return layout(folder / _WEIGHTS) if form == "onnx" else sha256_of(folder / _WEIGHTS)
 
 
-def _compared(part: Part, engine: str, run: Run, tolerance: float) -> float:
+def _compared(part: Part, engine: str, runner: Runner, tolerance: float) -> float:
     """Returns how far an engine's outputs are from the model's, over examples of several sizes."""
     largest = 0.0
     for inputs in part.examples():
         with torch.no_grad():
-            expected, outputs = part.module(*inputs), run(*inputs)
+            expected = part.module(*inputs)
+        outputs = runner.run(part.name, [value.numpy() for value in flat(inputs)])
         for output, wanted in zip(outputs, expected, strict=True):
-            off = (output - wanted).abs().max() / wanted.abs().max().clamp(min=1)
+            off = (torch.from_numpy(output) - wanted).abs().max() / wanted.abs().max().clamp(min=1)
             largest = max(largest, float(off))
     if not largest <= tolerance:
         raise ValueError(

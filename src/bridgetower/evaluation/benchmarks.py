@@ -37,7 +37,7 @@ def evaluate(
     config: RetrievalConfig,
     *,
     work: Path | None = None,
-    max_bad: int = 0,
+    max_errors: int = 0,
     num_workers: int = 0,
     progress: bool = False,
 ) -> Outcome:
@@ -50,7 +50,7 @@ def evaluate(
         split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
         work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
-        max_bad: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
+        max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
         num_workers: Processes that decode; 0 decodes in this one.
         progress: Show bars.
 
@@ -61,8 +61,8 @@ def evaluate(
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if benchmark != "retrieval" and others != RetrievalConfig():
         raise ValueError(f"candidates, folds, captions and memory are for retrieval; leave them out for {benchmark}")
-    if max_bad and benchmark not in get_args(GlueName):
-        raise ValueError(f"max_bad {max_bad} is for GLUE; leave it out for {benchmark}")
+    if max_errors and benchmark not in get_args(GlueName):
+        raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers)
     options = {"batch_size": config.batch_size, "num_workers": num_workers, "progress": progress}
     match benchmark:
@@ -84,7 +84,7 @@ def evaluate(
         case "cifar10" | "cifar100":
             return evaluate_cifar(predictor, 10 if benchmark == "cifar10" else 100, _one(folders), split, options)
         case _:
-            return evaluate_glue(predictor, benchmark, _one(folders), split, options, max_bad=max_bad)
+            return evaluate_glue(predictor, benchmark, _one(folders), split, options, max_errors=max_errors)
 
 
 def _retrieval(predictor: Predictor, images: CaptionImages, config: RetrievalConfig, means: Means) -> Outcome:

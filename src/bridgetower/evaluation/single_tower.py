@@ -58,7 +58,7 @@ def evaluate_glue(
     split: str,
     options: dict[str, Any],
     *,
-    max_bad: int = 0,
+    max_errors: int = 0,
 ) -> Outcome:
     """Measures what GLUE reports of a task; a test split gives the file that its server takes.
 
@@ -68,7 +68,7 @@ def evaluate_glue(
         folder: Of its TSV files.
         split: Which split.
         options: Of `predict_classes`.
-        max_bad: Bad rows that may be left out; none of a test split, of which the server wants every row.
+        max_errors: Bad rows that may be left out; none of a test split, of which the server wants every row.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -76,7 +76,7 @@ def evaluate_glue(
             classes.
     """
     task = TextTask(predictor.model)
-    texts = GlueTexts(folder, name, split, predictor.processor, max_bad=max_bad)
+    texts = GlueTexts(folder, name, split, predictor.processor, max_errors=max_errors)
     _check_head(predictor, texts.task.classes, name)
     predicted, classes = predict_texts(task, texts, **options), texts.task.classes
     labels = [f"{number:.3f}" if task.regresses else classes[number] for number in predicted.tolist()]

@@ -212,19 +212,19 @@ class GlueConfig:
     Attributes:
         kind: Tells the task in a saved run; no option of the command.
         name: Of the task.
-        max_bad: Bad rows of a file that may be left out; they are named.
+        max_errors: Bad rows of a file that may be left out; they are named.
     """
 
     kind: Annotated[Literal["glue"], Fixed, Suppress] = "glue"
     name: GlueName = "cola"
-    max_bad: int = 0
+    max_errors: int = 0
 
     def __post_init__(self) -> None:
         """Checks the name and the number."""
         check_numbers(self)
         check_choice("name", self.name, GlueName)
-        if self.max_bad < 0:
-            raise ValueError(f"max_bad is {self.max_bad}; expected at least 0")
+        if self.max_errors < 0:
+            raise ValueError(f"max_errors is {self.max_errors}; expected at least 0")
 
     @property
     def figures(self) -> tuple[Figure, ...]:

@@ -13,8 +13,8 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Resized
 from bridgetower.progress import count_bars
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, held
-from bridgetower.search.pictures import Decoded, Known, Listed, Listing, Pictures, decode, known_as, list_pictures
+from bridgetower.search.index import Index, write_lock
+from bridgetower.search.pictures import Decoded, Pictures, SourceManifest, decode, list_pictures
 from bridgetower.search.places import Uri, split
 from bridgetower.search.table import IndexedRow
 
@@ -30,8 +30,6 @@ class IndexReport:
         added: That were not in it.
         changed: That were in it with other content, captions or times.
         removed: That its source no longer has, or that can no longer be read.
-        reused: Of those added or changed, how many had the content and captions of a picture that was in it, such as
-            files that were renamed or copied; they are not embedded again.
         bad: What cannot be used, each with the reason.
         seconds: That it took, without loading the model.
     """
@@ -40,7 +38,6 @@ class IndexReport:
     added: int
     changed: int
     removed: int
-    reused: int
     bad: tuple[str, ...]
     seconds: float
 
@@ -56,7 +53,7 @@ def build_index(
 ) -> IndexReport:
     """Makes an index, or brings one up to date: new and changed pictures are embedded, dropped ones deleted.
 
-    Whether a picture changed is told by its size, its time and its captions; of one that changed, by its content.
+    Whether a picture changed is told by its size, its time and its captions.
     What was embedded is written every few seconds. A run that was killed is completed by the next one.
 
     Args:
@@ -72,30 +69,29 @@ def build_index(
         FileNotFoundError: There is no source.
         FileExistsError: Another process writes the index.
         ValueError: The source names no picture, the index is of another model or folder, the model has no contrastive
-            head, or more than `max_bad` pictures cannot be used; the others are in the index then.
+            head, or more than `max_errors` pictures cannot be used; the others are in the index then.
     """
     started, config = time.perf_counter(), config or IndexConfig()
     split(out)  # refuses what is no name for an index
-    listing = list_pictures(Path(source), config)
+    manifest = list_pictures(Path(source), config)
     listed = time.perf_counter()
     predictor = _loaded(model)
     started += time.perf_counter() - listed
     predictor.model.contrastive_head()
-    with held(out):
-        index = _opened(out, predictor, listing.root, storage_options)
-        update = _Update(index, predictor, listing, config)
+    with write_lock(out):
+        index = _opened(out, predictor, manifest.root, storage_options)
+        update = _Update(index, predictor, manifest, config)
         update.run(progress)
-    bad = (*listing.bad, *update.bad.values())
+    bad = (*manifest.bad, *update.bad.values())
     report = IndexReport(
         pictures=len(index),
         added=len(update.wanted) - len(update.changed) - len(update.bad.keys() - update.changed.keys()),
         changed=len(update.changed.keys() - update.bad.keys()),
         removed=len(update.removed),
-        reused=update.reused,
         bad=bad,
         seconds=time.perf_counter() - started,
     )
-    _check_bad(source, report, config.max_bad)
+    _check_bad(source, report, config.max_errors)
     return report
 
 
@@ -108,59 +104,35 @@ def _loaded(model: Predictor | str | Path | Callable[[], Predictor]) -> Predicto
 class _Update:
     """One run over an index."""
 
-    def __init__(self, index: Index, predictor: Predictor, listing: Listing, config: IndexConfig) -> None:
-        self.index, self.predictor, self.listing, self.config = index, predictor, listing, config
+    def __init__(self, index: Index, predictor: Predictor, manifest: SourceManifest, config: IndexConfig) -> None:
+        self.index, self.predictor, self.manifest, self.config = index, predictor, manifest, config
         before = index.listed()
-        self.wanted = [picture for path, picture in listing.pictures.items() if before.get(path) != picture]
+        self.wanted = [picture for path, picture in manifest.pictures.items() if before.get(path) != picture]
         self.changed = {picture.path: before[picture.path] for picture in self.wanted if picture.path in before}
-        self.removed = {path: row for path, row in before.items() if path not in listing.pictures}
-        self.known = self._known()
+        self.removed = {path: row for path, row in before.items() if path not in manifest.pictures}
         self.bad: dict[str, str] = {}
-        self.reused = 0
 
     def run(self, progress: bool) -> None:
         """Embeds, writes and deletes."""
-        pictures = Pictures(self.listing.root, self.wanted, self.predictor.processor, self.known)
+        pictures = Pictures(self.manifest.root, self.wanted, self.predictor.processor)
         rows: list[IndexedRow] = []
-        copies: list[tuple[str, Listed]] = []
         written = time.monotonic()
         with count_bars(shown=progress and bool(self.wanted)) as bar:
             task = bar.add_task("embedding", total=len(self.wanted))
             for batch in decode(pictures, self.config):
                 decoded = batch.unpacked()
                 rows += self._embedded(decoded)
-                copies += self._copies(decoded)
                 bar.advance(task, len(decoded))
                 if time.monotonic() - written >= self.config.commit_seconds:
-                    self._write(rows, copies)
-                    rows, copies, written = [], [], time.monotonic()
-        self._write(rows, copies)
+                    self.index.upsert(rows)
+                    rows, written = [], time.monotonic()
+        self.index.upsert(rows)
         self.removed |= {path: row for path, row in self.changed.items() if path in self.bad}
         self.index.remove(self.removed)
         if self.wanted or self.removed:
-            self.index.tidy(len(self.changed) + len(self.removed))
-        if self.config.ann and not self.index.is_approximate:
-            self.index.approximate()
-
-    def _write(self, rows: Sequence[IndexedRow], copies: Sequence[tuple[str, Listed]]) -> None:
-        if rows:
-            self.index.put(rows)
-        if copies:
-            self.index.copy(copies)
-        self.reused += len(copies)
-
-    def _known(self) -> Known:
-        """Rows whose vectors may serve a picture that is not in the index as it is.
-
-        A row that is about to be deleted serves any picture with its content and captions. One that may be replaced
-        serves only itself: it could be replaced before another picture asks for it.
-        """
-        digests = self.index.digests([*self.changed, *self.removed])
-        of_removed = {known_as(None, digests[path], row): path for path, row in self.removed.items()}
-        return of_removed | {known_as(path, digests[path], row): path for path, row in self.changed.items()}
-
-    def _copies(self, decoded: Iterable[Decoded]) -> list[tuple[str, Listed]]:
-        return [(one.known, one.picture) for one in decoded if one.known is not None]
+            self.index.optimize(len(self.changed) + len(self.removed))
+        if self.config.ann and not self.index.has_ann_index:
+            self.index.create_ann_index()
 
     def _embedded(self, decoded: Iterable[Decoded]) -> list[IndexedRow]:
         """Embeds a batch, keeping count of the bad ones."""
@@ -230,12 +202,12 @@ def _opened(out: Uri, predictor: Predictor, root: Path, storage_options: Mapping
     return index
 
 
-def _check_bad(source: str | Path, report: IndexReport, max_bad: int) -> None:
+def _check_bad(source: str | Path, report: IndexReport, max_errors: int) -> None:
     bad = report.bad
-    if len(bad) <= max_bad:
+    if len(bad) <= max_errors:
         return
     more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
     raise ValueError(
-        f"{source} has {len(bad)} bad pictures, allowed are {max_bad} (max_bad); the other {report.pictures} are in "
-        f"the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
+        f"{source} has {len(bad)} bad pictures, allowed are {max_errors} (max_errors); the other {report.pictures} are "
+        f"in the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
     )

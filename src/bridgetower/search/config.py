@@ -18,7 +18,7 @@ class IndexConfig:
         captions_from: "folder" takes the name of the folder that a picture is in as its caption.
         truncate: Cut captions that are too long; otherwise their picture counts as bad.
         ann: Also group the vectors, so that searches in large sets are quicker; they may then miss some of the nearest.
-        max_bad: Number of pictures that may be left out because they cannot be read; each is named.
+        max_errors: Number of pictures that may be left out because they cannot be read; each is named.
         batch_size: Pictures embedded at once.
         num_workers: Processes that decode pictures; None starts one per core where that pays off.
         commit_seconds: Time after which what was embedded is written; a killed run loses no more work than that.
@@ -29,7 +29,7 @@ class IndexConfig:
     captions_from: CaptionsFrom = "text"
     truncate: bool = False
     ann: bool = False
-    max_bad: int = 0
+    max_errors: int = 0
     batch_size: int = 32
     num_workers: int | None = None
     commit_seconds: float = 10.0
@@ -37,8 +37,8 @@ class IndexConfig:
     def __post_init__(self) -> None:
         """Checks the counts."""
         check_numbers(self)
-        if self.max_bad < 0 or self.batch_size < 1 or (self.num_workers or 0) < 0 or self.commit_seconds < 0:
+        if self.max_errors < 0 or self.batch_size < 1 or (self.num_workers or 0) < 0 or self.commit_seconds < 0:
             raise ValueError(
-                f"max_bad {self.max_bad}, batch_size {self.batch_size}, num_workers {self.num_workers}, commit_seconds "
-                f"{self.commit_seconds}; expected at least 0, 1, 0 and 0"
+                f"max_errors {self.max_errors}, batch_size {self.batch_size}, num_workers {self.num_workers}, "
+                f"commit_seconds {self.commit_seconds}; expected at least 0, 1, 0 and 0"
             )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from jaxtyping import Float
@@ -28,7 +28,6 @@ from bridgetower.search.table import (
     info_of,
     schema_of,
     table_of,
-    times,
 )
 
 try:
@@ -45,8 +44,6 @@ _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are told of
 _TOLD = ("digest", *ABOUT)
-
-_Item = TypeVar("_Item")
 
 
 class Index:
@@ -173,14 +170,6 @@ class Index:
             for path, size, mtime, captions in values
         }
 
-    def digests(self, paths: Collection[str]) -> dict[str, str]:
-        """Returns the digests of some pictures, by path."""
-        found: dict[str, str] = {}
-        for chunk in _chunks(list(paths)):
-            table = self._table.search().where(_is_one_of(chunk)).select(["path", "digest"]).to_arrow()
-            found |= zip(table["path"].to_pylist(), table["digest"].to_pylist(), strict=True)
-        return found
-
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
         rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_TOLD)).limit(_MAX_COPIES)
@@ -208,7 +197,7 @@ class Index:
             count: How many; fewer if there are no more.
             column: Which vectors; of several of one picture the nearest counts.
             where: A condition on the other columns in SQL, such as `width > 800`.
-            exact: Compare every vector, even where `approximate` was called.
+            exact: Compare every vector, even where `create_ann_index` was called.
 
         Raises:
             ValueError: The condition is none, or pictures have vectors that are no numbers, so that nothing finds them.
@@ -227,13 +216,13 @@ class Index:
             if where is None:
                 raise
             raise ValueError(f"where is {where!r}: {_complaint(error)}; columns are {', '.join(ABOUT)}") from error
-        unhidden = where is None and column == "image_vector" and (exact or not self.is_approximate)
+        unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in _TOLD}) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
-    def put(self, rows: Sequence[IndexedRow]) -> None:
+    def upsert(self, rows: Sequence[IndexedRow]) -> None:
         """Writes pictures in one commit; those that are there are replaced.
 
         Raises:
@@ -242,24 +231,10 @@ class Index:
         bad = [row.picture.path for row in rows if not row.is_finite]
         if bad:
             raise ValueError(f"{bad[0]!r} has a vector with NaN or infinite values; nothing would find it")
-        self._merge(table_of(rows, self._table.schema))
-
-    def copy(self, copies: Sequence[tuple[str, Listed]]) -> None:
-        """Writes pictures whose content and captions are those of rows that are there.
-
-        Args:
-            copies: Path of the row, and the picture to write; it may have the same path, or several the same row.
-        """
-        for chunk in _chunks(copies):
-            found = self._table.search().where(_is_one_of({path for path, _ in chunk})).to_arrow()
-            numbers = {path: number for number, path in enumerate(found["path"].to_pylist())}
-            rows = found.take([numbers[path] for path, _ in chunk])
-            changed = {
-                "path": pa.array([picture.path for _, picture in chunk]),
-                "mtime": times([picture.mtime for _, picture in chunk]),
-            }
-            columns = [changed.get(name, rows[name]) for name in self._table.schema.names]
-            self._merge(pa.table(columns, schema=self._table.schema))
+        if rows:
+            with _written(self.uri):
+                merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+                merge.execute(table_of(rows, self._table.schema))
 
     def remove(self, paths: Iterable[str]) -> None:
         """Deletes rows."""
@@ -267,7 +242,7 @@ class Index:
             with _written(self.uri):
                 self._table.delete(_is_one_of(chunk))
 
-    def approximate(self) -> None:
+    def create_ann_index(self) -> None:
         """Groups the pictures' vectors, so that searches compare only those of the groups nearest to the query.
 
         Pictures that are written later are compared one by one until the table is tidied. Vectors of captions and of
@@ -278,11 +253,11 @@ class Index:
             self._table.create_index("image_vector", config=config, replace=True)
 
     @property
-    def is_approximate(self) -> bool:
-        """Whether `approximate` was called."""
+    def has_ann_index(self) -> bool:
+        """Whether `create_ann_index` was called."""
         return bool(self._table.list_indices())
 
-    def tidy(self, num_replaced: int = 0) -> None:
+    def optimize(self, num_replaced: int = 0) -> None:
         """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
 
         Args:
@@ -294,12 +269,8 @@ class Index:
             with _written(self.uri):
                 self._table.optimize(cleanup_older_than=_KEPT)
 
-    def _merge(self, rows: pa.Table) -> None:
-        with _written(self.uri):
-            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
-
-def held(uri: Uri) -> AbstractContextManager[None]:
+def write_lock(uri: Uri) -> AbstractContextManager[None]:
     """Holds an index for this process while it is written, where it is a local folder.
 
     Raises:
@@ -358,5 +329,5 @@ def _is_one_of(values: Collection[str], column: str = "path") -> str:
     return f"{column} IN ({names})"
 
 
-def _chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
     return (items[start : start + _MAX_PATHS] for start in range(0, len(items), _MAX_PATHS))

@@ -19,9 +19,6 @@ from bridgetower.files import unfit_name
 from bridgetower.processor import Processor, Resized
 from bridgetower.search.config import IndexConfig
 
-Known = dict[tuple[str | None, str, tuple[str, ...]], str]
-"""Paths of rows that can be copied, by `known_as`."""
-
 MIN_FOR_WORKERS = 500  # pictures; starting processes takes about as long as decoding these
 
 
@@ -43,7 +40,7 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class SourceManifest:
     """All that a source names.
 
     Attributes:
@@ -64,24 +61,17 @@ class Decoded:
     Attributes:
         picture: As listed.
         digest: SHA-256 of the file; empty if it could not be read.
-        image: What was decoded, unless there is a row to copy or a problem.
-        known: Path of a row to copy.
+        image: What was decoded, unless there is a problem.
         problem: Why it cannot be used.
     """
 
     picture: Listed
     digest: str = ""
     image: Resized | None = None
-    known: str | None = None
     problem: str | None = None
 
 
-def known_as(path: str | None, digest: str, picture: Listed) -> tuple[str | None, str, tuple[str, ...]]:
-    """What a row is looked up by: content and captions, and the path if only the picture itself may ask for it."""
-    return path, digest, picture.captions
-
-
-def list_pictures(source: Path, config: IndexConfig) -> Listing:
+def list_pictures(source: Path, config: IndexConfig) -> SourceManifest:
     """Finds the pictures of a folder or a table; no picture is opened.
 
     Args:
@@ -117,7 +107,7 @@ def list_pictures(source: Path, config: IndexConfig) -> Listing:
             bad[path] = f"{row.place}: {listed}"
     if not found and not bad:
         raise ValueError(f"{source} names no picture; nothing was changed: check that it is the right source")
-    return Listing(root=root, pictures=found, bad=tuple(bad.values()))
+    return SourceManifest(root=root, pictures=found, bad=tuple(bad.values()))
 
 
 def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | None:
@@ -137,16 +127,15 @@ def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | 
 class Pictures(Dataset[Decoded]):
     """Decodes listed pictures, each on its own."""
 
-    def __init__(self, root: Path, pictures: Sequence[Listed], processor: Processor, known: Known) -> None:
+    def __init__(self, root: Path, pictures: Sequence[Listed], processor: Processor) -> None:
         """Keeps them.
 
         Args:
             root: Folder that the paths start from.
             pictures: What to decode.
             processor: The model's.
-            known: Rows that can be copied, so that their pictures need not be decoded.
         """
-        self.root, self.pictures, self.processor, self.known = root, pictures, processor, known
+        self.root, self.pictures, self.processor = root, pictures, processor
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -158,9 +147,6 @@ class Pictures(Dataset[Decoded]):
         try:
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            for path in (picture.path, None):
-                if known := self.known.get(known_as(path, digest, picture)):
-                    return Decoded(picture=picture, digest=digest, known=known)
             return Decoded(picture=picture, digest=digest, image=self.processor.prepare(file))
         except (ValueError, OSError) as error:
             return Decoded(picture=picture, problem=str(error).replace(str(file), "it"))

@@ -143,7 +143,7 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
     columns = {
         "path": pa.array([row.picture.path for row in rows]),
         "size": pa.array([row.picture.size for row in rows]),
-        "mtime": times([row.picture.mtime for row in rows]),
+        "mtime": pa.array([row.picture.mtime for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
         "digest": pa.array([row.digest for row in rows]),
         "width": pa.array([row.width for row in rows], pa.int32()),
         "height": pa.array([row.height for row in rows], pa.int32()),
@@ -154,8 +154,3 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
         lists = [list(getattr(row, name).numpy()) for row in rows]
         columns[name] = pa.array(lists, schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def times(microseconds: Sequence[int]) -> pa.Array:
-    """Returns times of files, given in microseconds since 1970."""
-    return pa.array(microseconds, pa.int64()).cast(pa.timestamp("us", tz="UTC"))

@@ -21,6 +21,8 @@ Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 _NotAnOption = Annotated[str, Fixed, Suppress]
 
+_EARLIER_NAMES = {"task": {"max_bad": "max_errors"}}  # of fields in saved runs, by their part
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -232,5 +234,9 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Builds the config that `to_dict` described; unknown fields are an error."""
-        return from_plain(cls, values, "run config")
+        """Builds the config that `to_dict` described, under earlier names too; unknown fields are an error."""
+        renamed = dict(values)
+        for part, names in _EARLIER_NAMES.items():
+            if isinstance(values.get(part), Mapping):
+                renamed[part] = {names.get(name, name): value for name, value in values[part].items()}
+        return from_plain(cls, renamed, "run config")

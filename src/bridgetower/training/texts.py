@@ -32,9 +32,9 @@ def training_texts(config: RunConfig, processor: Processor) -> Iterator[str]:
     match config.task:
         case CifarConfig():
             raise ValueError("CIFAR has no texts to train a tokenizer on; give init, init_text or tokenizer")
-        case GlueConfig(name=name, max_bad=max_bad):
+        case GlueConfig(name=name, max_errors=max_errors):
             folder, splits = the_folder(config), config.data.train_splits
-            rows = [row for split in splits for row in read_glue(folder, name, split, max_bad=max_bad)]
+            rows = [row for split in splits for row in read_glue(folder, name, split, max_errors=max_errors)]
             return (text for row in rows for text in row.texts)
     pictures = Pictures(config.data, config.data.train_splits, processor, schema=SCHEMA_OF[config.task.kind])
     return (pictures.schema.text_of(entry) for said in pictures.said() for entry in said)

@@ -159,8 +159,8 @@ def _cifar(config: RunConfig, task: CifarConfig, model: BridgeTower, processor: 
 
 def _glue(config: RunConfig, task: GlueConfig, model: BridgeTower, processor: Processor) -> Work:
     data, folder, name = config.data, the_folder(config), task.name
-    train = GlueTexts(folder, name, data.train_splits, processor, max_bad=task.max_bad)
-    held_out = GlueTexts(folder, name, data.validation_split, processor, max_bad=task.max_bad)
+    train = GlueTexts(folder, name, data.train_splits, processor, max_errors=task.max_errors)
+    held_out = GlueTexts(folder, name, data.validation_split, processor, max_errors=task.max_errors)
     trained, labels = TextTask(model), held_out.labels()
 
     def evaluate() -> dict[str, float]:
