@@ -190,7 +190,8 @@ class TestVectorsThatAreNoNumbers:
     def test_are_noticed_by_a_search(self, make: Make) -> None:
         index = make()
         index.upsert([row("a.png"), row("b.png")])
-        index._table.add(table_of([row("c.png", value=float("nan"))], index._table.schema))  # as an earlier release did
+        merge = index._table.merge_insert("path").when_not_matched_insert_all()  # as an earlier release did
+        merge.execute(table_of([row("c.png", value=float("nan"))], index._table.schema))
         assert index.nearest(torch.ones(3), 2)[0].path == "a.png"
         for exact in (False, True):
             with pytest.raises(ValueError, match=r"has vectors with NaN, which no search finds; make the index again"):
