@@ -109,9 +109,9 @@ def main() -> None:
     rows = []
     for batch_size in options.batches:
         for name, ways in WAYS.items():
-            found = alone(run, "plain", Phase(mlm=0, itm=0, itc=1), batch_size, ways)
+            found = alone(run, "adamw", Phase(mlm=0, itm=0, itc=1), batch_size, ways)
             rows.append({"name": name, "batch": batch_size, **{key: value / 2**20 for key, value in found.items()}})
-    for rule in ("plain", "official"):
+    for rule in ("adamw", "hf_adamw"):
         found = alone(run, rule, Phase(itc=1), MICRO, {})
         row = {key: value / 2**20 for key, value in found.items()}
         rows.append({"name": f"MLM + ITM + ITC, optimizer.rule {rule}", "batch": MICRO, **row})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints.keymap import Naming, name_table, scatter
+from bridgetower.checkpoints.keymap import Naming, export_tensors, name_table
 from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 # As CLIP, RoBERTa and transformers would have it: heads of width 64 in the image tower, a fusion encoder like the text
@@ -80,12 +80,12 @@ def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (),
     naming: Naming = "timm" if config.vision.patch_bias else "clip"
     tensors = tiny.build(config, seed).state_dict()
     width, generator = config.text.hidden_size, torch.Generator().manual_seed(seed)
-    carried = {
+    extra_tensors = {
         "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
         "text.pooler.dense.bias": torch.rand(width, generator=generator),
     }
     state_dict = {"temperature": torch.tensor(0.07)}
-    state_dict |= scatter(name_table([*tensors, *carried], naming), tensors | carried)
+    state_dict |= export_tensors(name_table([*tensors, *extra_tensors], naming), tensors | extra_tensors)
     state_dict["text_transformer.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
     if naming == "clip":
         left_over = ("positional_embedding", "ln_final.weight", "ln_final.bias")

@@ -108,12 +108,12 @@ def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:
     pixels = torch.randn(pairs, 3, side, side, generator=torch.Generator().manual_seed(0))
     texts, length = (1 if axis == "encoded images for one text" else pairs), size if "tokens" in axis else TOKENS
     ids = torch.randint(5, config.text.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0))
-    stored: Any = engine.start_image(engine.encode_image(pixels)) if texts < pairs else None
+    stored: Any = engine.cache_image(engine.encode_image(pixels)) if texts < pairs else None
 
     def match() -> Tensor:
         text = engine.encode_text(ids)
         if stored is not None:
-            return engine.fuse(stored, engine.start_text(text)[torch.zeros(pairs, dtype=torch.long)]).pooled
+            return engine.fuse(stored, engine.cache_text(text)[torch.zeros(pairs, dtype=torch.long)]).pooled
         return engine.fuse(engine.encode_image(pixels), text).pooled
 
     return match

@@ -24,11 +24,11 @@ def rerank_row(setting: Setting) -> Iterator[Row]:
     count = 4 if setting.quick else 64
     engine, inputs = setting.engine("torch", "fp32"), setting.inputs(1, TOKENS, count)
     model = setting.theirs()
-    image = engine.start_image(engine.encode_image(inputs["pixel_values"]))
+    image = engine.cache_image(engine.encode_image(inputs["pixel_values"]))
     sample = slice(0, 2 if setting.quick else 4)  # transformers takes the same time for every pair
 
     def ours() -> Tensor:
-        return scores(engine, image, engine.start_text(engine.encode_text(inputs["input_ids"])))
+        return scores(engine, image, engine.cache_text(engine.encode_text(inputs["input_ids"])))
 
     def theirs() -> Tensor:
         pixels = inputs["pixel_values"][sample]
@@ -81,8 +81,8 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
     )
     few = {name: tensor[: min(sample, 4)] for name, tensor in inputs.items()}
     ways: dict[str, Callable[[], object]] = {
-        "image": lambda: engine.start_image(engine.encode_image(inputs["pixel_values"])),
-        "text": lambda: engine.start_text(engine.encode_text(inputs["input_ids"])),
+        "image": lambda: engine.cache_image(engine.encode_image(inputs["pixel_values"])),
+        "text": lambda: engine.cache_text(engine.encode_text(inputs["input_ids"])),
         "pair": lambda: engine.fuse(*started),
         "pair alone": lambda: engine.fuse(*plain),
         "transformers pair": lambda: model(**few),
@@ -119,8 +119,8 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
 
 
 def _started(engine: Engine, inputs: dict[str, Tensor]) -> tuple[Encoded, Encoded]:
-    image = engine.start_image(engine.encode_image(inputs["pixel_values"]))
-    return image, engine.start_text(engine.encode_text(inputs["input_ids"]))
+    image = engine.cache_image(engine.encode_image(inputs["pixel_values"]))
+    return image, engine.cache_text(engine.encode_text(inputs["input_ids"]))
 
 
 def _timing(setting: Setting, way: Callable[[], object]) -> Timing:

@@ -22,7 +22,7 @@ from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
-from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
@@ -128,7 +128,7 @@ class Predictor(Answering):
         self.source = checkpoint.source
         self.engine = engine
         self.processor: Processor = checkpoint.processor
-        self._about = replace(checkpoint, tensors={}, carried={})
+        self._about = replace(checkpoint, tensors={}, extra_tensors={})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -166,10 +166,10 @@ class Predictor(Answering):
         items = [numbered[batch] for batch in _batches(len(given), batch_size, False)]
         decoded = loaded(self.processor.resize_numbered, items, num_workers=num_workers)
         vectors = [
-            self.model.image_embeds(self._encode(given[batch], self.processor.normalise(next(decoded)), read="cls"))
+            self.model.image_embeds(self._encode(given[batch], self.processor.normalise(next(decoded)), outputs="cls"))
             for batch in _batches(len(given), batch_size, progress)
         ]
-        return unit(torch.cat(vectors))
+        return l2_normalize(torch.cat(vectors))
 
     @torch.inference_mode()
     def embed_texts(
@@ -191,8 +191,8 @@ class Predictor(Answering):
         order = sorted(range(len(given)), key=lambda row: len(given[row]))  # so that batches hold little padding
         ids = [given[row] for row in order]
         batches = _batches(len(ids), batch_size, progress)
-        vectors = [self.model.text_embeds(self._encode_texts(ids, batch, read="cls")) for batch in batches]
-        return unit(torch.cat(vectors))[torch.tensor(order).argsort()]
+        vectors = [self.model.text_embeds(self._encode_texts(ids, batch, outputs="cls")) for batch in batches]
+        return l2_normalize(torch.cat(vectors))[torch.tensor(order).argsort()]
 
     @torch.inference_mode()
     def embed_pairs(
@@ -209,7 +209,7 @@ class Predictor(Answering):
         given, words = _pairs(images, texts)
         ids = self.processor.token_ids(words, truncate=truncate)
         batches = _batches(len(given), batch_size, progress)
-        return unit(torch.cat([self.model.pair_embeds(self._pooled(given, ids, batch)) for batch in batches]))
+        return l2_normalize(torch.cat([self.model.pair_embeds(self._pooled(given, ids, batch)) for batch in batches]))
 
     @torch.inference_mode()
     def match(
@@ -264,11 +264,11 @@ class Predictor(Answering):
 
         def image_blocks() -> Iterator[tuple[slice, Encoded]]:
             batches = _batches(len(images), batch_size, False)
-            return _blocks(batches, lambda batch: self.engine.start_image(self._encode_images(images, batch)), room)
+            return _blocks(batches, lambda batch: self.engine.cache_image(self._encode_images(images, batch)), room)
 
         def text_blocks() -> Iterator[tuple[slice, Encoded]]:
             batches = _batches(len(ids), batch_size, False)
-            return _blocks(batches, lambda batch: self.engine.start_text(self._encode_texts(ids, batch)), room)
+            return _blocks(batches, lambda batch: self.engine.cache_text(self._encode_texts(ids, batch)), room)
 
         kept: list[tuple[slice, Encoded]] = []
         with count_bars(shown=progress) as bars:
@@ -417,7 +417,7 @@ class Predictor(Answering):
         if others is None:
             return self._pooled(images, ids, batch)
         first, second = self._encode_images(images, batch), self._encode_images(others, batch, token_type=SECOND_IMAGE)
-        text = self.engine.start_text(self._encode_texts(ids, batch))
+        text = self.engine.cache_text(self._encode_texts(ids, batch))
         return torch.cat([self.engine.fuse(image, text).pooled for image in (first, second)], dim=-1)
 
     def _fill(
@@ -425,43 +425,43 @@ class Predictor(Answering):
     ) -> list[list[list[FilledWord]]]:
         """Fills the masks of one batch of pairs."""
         masked = self.processor.pad(ids[batch]).input_ids == self.processor.mask_token_id
-        fused = self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), read="text")
+        fused = self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), outputs="text")
         masks = iter(self.words(fused.text[masked.to(self.device)], top))
         return [list(islice(masks, count)) for count in masked.sum(dim=1).tolist()]
 
     def _encode_images(
-        self, images: Sequence[ImageLike], batch: slice, read: EncodeRead = "layers", *, token_type: int = IMAGE
+        self, images: Sequence[ImageLike], batch: slice, outputs: EncodeOutputs = "layers", *, token_type: int = IMAGE
     ) -> Encoded:
         """Decodes and encodes one batch of images."""
         pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        return self._encode(images[batch], pixel_values, read, token_type=token_type)
+        return self._encode(images[batch], pixel_values, outputs, token_type=token_type)
 
     def _encode(
         self,
         images: Sequence[ImageLike],
         pixel_values: Float[Tensor, "b 3 h w"],
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
         *,
         token_type: int = IMAGE,
     ) -> Encoded:
         """Encodes images that were decoded; an object that comes several times is encoded once."""
         first = {id(image): number for number, image in reversed(list(enumerate(images)))}
         kept = sorted(first.values())
-        encoded = self.engine.encode_image(pixel_values[kept], token_type, read=read)
+        encoded = self.engine.encode_image(pixel_values[kept], token_type, outputs=outputs)
         if len(kept) == len(images):
             return encoded
         rows = [kept.index(first[id(image)]) for image in images]
         return encoded[torch.tensor(rows, device=self.device)]
 
-    def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, read: EncodeRead = "layers") -> Encoded:
+    def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, outputs: EncodeOutputs = "layers") -> Encoded:
         text = self.processor.pad(ids[batch])
-        return self.engine.encode_text(text.input_ids, text.attention_mask, read=read)
+        return self.engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
 
     def _pooled(self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice) -> Tensor:
         return self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled
 
 
-def unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Returns a model's vectors at length one, in float32 on the CPU."""
     return _numbers(F.normalize(vectors.float(), dim=-1).cpu())
 

@@ -40,7 +40,7 @@ def contexts(model: BridgeTower, weights: torch.Tensor, lengths: tuple[int, ...]
             attention.key_value.register_forward_hook(lambda module, inputs, output: seen["key_value"].append(output)),
             attention.out.register_forward_pre_hook(lambda module, inputs: seen["out"].append(inputs[0])),
         ]
-    model.fuse(*encodings(model, lengths), read="all")
+    model.fuse(*encodings(model, lengths), outputs="all")
     for hook in hooks:
         hook.remove()
     off = []
@@ -57,7 +57,7 @@ def test_weights_are_those_that_the_layers_use() -> None:
     image, text = encodings(model, (5, 3, 4))
     weights, pooled = cross_attention(model, image, text)
     assert weights.shape == (3, 3, 4, 5, 10)
-    assert torch.equal(pooled, model.fuse(image, text, read="all").pooled)
+    assert torch.equal(pooled, model.fuse(image, text, outputs="all").pooled)
     assert max(contexts(model, weights, (5, 3, 4))) < 1e-5
     assert max(contexts(model, weights.flip(2), (5, 3, 4))) > 1e-3  # the control: heads in another order
     assert max(contexts(model, weights.flip(0), (5, 3, 4))) > 1e-3  # and layers
@@ -67,7 +67,7 @@ def test_weights_are_those_that_the_layers_use() -> None:
 def test_shared_starts_change_nothing() -> None:
     model = build()
     image, text = encodings(model, (5, 5))
-    started = cross_attention(model, model.start_image(image), model.start_text(text))[0]
+    started = cross_attention(model, model.cache_image(image), model.cache_text(text))[0]
     assert torch.equal(started, cross_attention(model, image, text)[0])
 
 

@@ -27,7 +27,7 @@ def fusion_stream(own: int, other: int, queries: int, width: int, intermediate: 
 
 def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     vision, fusion = config.vision, config.fusion
-    width, layers, handed = fusion.hidden_size, fusion.num_layers, fusion.num_handed_layers
+    width, layers, bridged = fusion.hidden_size, fusion.num_layers, fusion.num_bridged_layers
     patch_count = (vision.image_size // vision.patch_size) ** 2
     image = patch_count + (2 if vision.distillation_token else 1)
     streams = [
@@ -35,7 +35,7 @@ def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
         for layer in range(1, layers + 1)
         for own, other in ((image, text), (text, image))
     ]
-    projections = handed * width * (image * vision.hidden_size + text * config.text.hidden_size)
+    projections = bridged * width * (image * vision.hidden_size + text * config.text.hidden_size)
     patches = patch_count * 3 * vision.patch_size**2 * vision.hidden_size
     multiply_adds = {
         "image tower": patches + tower(image, vision.hidden_size, vision.intermediate_size, vision.num_layers),
@@ -60,7 +60,7 @@ def test_counter_alone_misses_the_products_of_onednn() -> None:
     model, pixels = tiny.build(), tiny.images(1)
     ids, _ = tiny.texts([LENGTH])
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(pixels, ids, read="pooled")
+        model(pixels, ids, outputs="pooled")
     assert counter.get_total_flops() < sum(expected_flops(tiny.CONFIG, LENGTH).values()) / 2
 
 

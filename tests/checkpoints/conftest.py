@@ -38,7 +38,7 @@ def checkpoint() -> Checkpoint:
     tokenizer = train_tokenizer(["a dog runs", "two red boats"] * 3, vocab_size=280)
     processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16), tokenizer)
     tensors = {name: value.detach() for name, value in tiny.build(CONFIG).state_dict().items()}
-    return Checkpoint(source="mine", config=CONFIG, tensors=tensors, carried=pooler, processor=processor)
+    return Checkpoint(source="mine", config=CONFIG, tensors=tensors, extra_tensors=pooler, processor=processor)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.checkpoints.checkpoint import carried_names, check_tensors, collect, parameter_shapes
-from bridgetower.checkpoints.keymap import Source, name_table, scatter
+from bridgetower.checkpoints.checkpoint import check_tensors, collect, extra_tensor_names, parameter_shapes
+from bridgetower.checkpoints.keymap import Source, export_tensors, name_table
 from bridgetower.processor import Processor, ProcessorConfig
 
 
@@ -165,21 +165,21 @@ class TestCollect:
 
     @pytest.fixture
     def foreign(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        return scatter(name_table(checkpoint.tensors, "clip"), checkpoint.tensors)
+        return export_tensors(name_table(checkpoint.tensors, "clip"), checkpoint.tensors)
 
     @staticmethod
     def collected(tensors: dict[str, Tensor]) -> Checkpoint:
         table = name_table(parameter_shapes(tiny.CONFIG), "clip")
-        carried = name_table(carried_names(tiny.CONFIG), "clip")
-        return collect("theirs", tiny.CONFIG, tensors, table, carried, ("left_.*", "temp"))
+        extra_tensors = name_table(extra_tensor_names(tiny.CONFIG), "clip")
+        return collect("theirs", tiny.CONFIG, tensors, table, extra_tensors, ("left_.*", "temp"))
 
     def test_read(self, checkpoint: Checkpoint, foreign: dict[str, Tensor]) -> None:
         collected = self.collected(foreign)
         assert tiny.equal(collected.tensors, checkpoint.tensors)
-        assert collected.carried == {}
+        assert collected.extra_tensors == {}
         assert collected.dropped == ()
 
-    def test_carried_and_dropped(self, foreign: dict[str, Tensor]) -> None:
+    def test_extra_and_dropped(self, foreign: dict[str, Tensor]) -> None:
         more = {
             "text_transformer.pooler.dense.weight": torch.rand(32, 32),
             "vit_model.visual.ln_separate.3.bias": torch.rand(24),
@@ -188,7 +188,7 @@ class TestCollect:
             "temp": torch.rand(1),
         }
         collected = self.collected(foreign | more)
-        assert collected.carried.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
+        assert collected.extra_tensors.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
         assert collected.dropped == ("left_a", "left_b", "temp")
 
     @pytest.mark.parametrize("name", ["xleft_a", "temperature2", "temp.x", "vit_model.visual.ln_separate.9.bias"])
@@ -214,11 +214,11 @@ class TestForeignShape:
         assert Source(("a",), leading_ones=2).foreign_shape(torch.Size((7,))) == (1, 1, 7)
 
 
-def test_carried_names_of_unread_layers() -> None:
-    names = carried_names(tiny.CONFIG, extra_vision_layers=2)
+def test_extra_tensor_names_of_unread_layers() -> None:
+    names = extra_tensor_names(tiny.CONFIG, extra_vision_layers=2)
     assert len(names) == len(set(names))
     blocks = {name.split(".")[2] for name in names if name.startswith("vision.layers.")}
     norms = {name.split(".")[2] for name in names if name.startswith("vision.separate_norms.")}
     assert blocks == {"4", "5"}
     assert norms >= {str(number) for number in range(6)}
-    assert not any(name.startswith("vision.layers.") for name in carried_names(tiny.CONFIG))
+    assert not any(name.startswith("vision.layers.") for name in extra_tensor_names(tiny.CONFIG))

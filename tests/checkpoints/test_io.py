@@ -36,7 +36,7 @@ class TestSources:
         assert read.source == str(folder)
         assert read.config == checkpoint.config
         assert tiny.equal(read.tensors, checkpoint.tensors)
-        assert tiny.equal(read.carried, checkpoint.carried)
+        assert tiny.equal(read.extra_tensors, checkpoint.extra_tensors)
         assert read.processor is not None
         assert checkpoint.processor is not None
         assert read.processor.config == replace(
@@ -184,7 +184,7 @@ class TestWriting:
         update_weights(changed(checkpoint), own)
         read = read_checkpoint(own)
         assert tiny.equal(read.tensors, changed(checkpoint).tensors)
-        assert tiny.equal(read.carried, checkpoint.carried)
+        assert tiny.equal(read.extra_tensors, checkpoint.extra_tensors)
 
     def test_same_bytes_every_time(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         for to in ("bridgetower", "hf"):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import official
 import tiny
-from bridgetower.checkpoints.checkpoint import carried_names, parameter_shapes
-from bridgetower.checkpoints.keymap import Naming, Source, gather, name_table, scatter
+from bridgetower.checkpoints.checkpoint import extra_tensor_names, parameter_shapes
+from bridgetower.checkpoints.keymap import Naming, Source, export_tensors, import_tensors, name_table
 from bridgetower.model.config import ModelConfig
 
 DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}
@@ -70,30 +70,30 @@ class TestBijection:
     def test_ours_come_back(self, table: Table) -> None:
         ours = random_tensors(table.config)
         names = table.of(ours)
-        assert tiny.equal(gather(names, scatter(names, ours)), ours)
+        assert tiny.equal(import_tensors(names, export_tensors(names, ours)), ours)
 
     def test_foreign_ones_come_back(self, table: Table) -> None:
         ours = random_tensors(table.config)
         names = table.of(ours)
-        foreign = {name: torch.rand_like(value) for name, value in scatter(names, ours).items()}
-        assert tiny.equal(scatter(names, gather(names, foreign)), foreign)
+        foreign = {name: torch.rand_like(value) for name, value in export_tensors(names, ours).items()}
+        assert tiny.equal(export_tensors(names, import_tensors(names, foreign)), foreign)
 
     def test_no_foreign_name_serves_twice(self, table: Table) -> None:
         ours = [*parameter_shapes(table.config)]
         if table.naming != "timm":
-            ours += carried_names(table.config, extra_vision_layers=2)
+            ours += extra_tensor_names(table.config, extra_vision_layers=2)
         uses = Counter(name for source in table.of(ours).values() for name in source.names)
         assert [name for name, count in uses.items() if count > 1] == []
 
     def test_no_number_is_lost(self, table: Table) -> None:
         ours = random_tensors(table.config)
-        foreign = scatter(table.of(ours), ours)
+        foreign = export_tensors(table.of(ours), ours)
         assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
 
     def test_foreign_shapes_are_foretold(self, table: Table) -> None:
         ours = random_tensors(table.config)
         names = table.of(ours)
-        foreign = scatter(names, ours)
+        foreign = export_tensors(names, ours)
         for name, source in names.items():
             assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
 
@@ -101,7 +101,7 @@ class TestBijection:
         ours = random_tensors(table.config)
         names = table.of(ours)
         exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
-        assert not tiny.equal(gather(exchanged, scatter(names, ours)), ours)
+        assert not tiny.equal(import_tensors(exchanged, export_tensors(names, ours)), ours)
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -192,7 +192,7 @@ class TestNames:
 def test_a_missing_source_is_an_error() -> None:
     ours = random_tensors(tiny.CONFIG)
     names = name_table(ours, "clip")
-    foreign = scatter(names, ours)
+    foreign = export_tensors(names, ours)
     del foreign["text_transformer.encoder.layer.1.attention.self.key.bias"]
     with pytest.raises(KeyError, match=r"layer\.1\.attention\.self\.key\.bias"):
-        gather(names, foreign)
+        import_tensors(names, foreign)

@@ -47,9 +47,9 @@ class TestKinds:
         assert tiny.equal(checkpoint.tensors, made.tensors)
         assert checkpoint.source == str(tmp_path / "model.ckpt")
 
-    def test_the_rest_is_carried_or_reported(self, tmp_path: Path, kind: str) -> None:
+    def test_the_rest_is_extra_or_reported(self, tmp_path: Path, kind: str) -> None:
         checkpoint = read(tmp_path, official.make(KINDS[kind]))
-        assert checkpoint.carried.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
+        assert checkpoint.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
         dropped = {"text_transformer.embeddings.position_ids"}
         if "timm" not in kind:
             dropped |= {f"vit_model.{name}" for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")}
@@ -83,10 +83,10 @@ class TestNames:
         with pytest.raises(ValueError, match=f"model.ckpt has unknown tensors: {name}"):
             read(tmp_path, official.make({}, extra=[name]))
 
-    def test_separate_norms_are_carried(self, tmp_path: Path) -> None:
+    def test_separate_norms_are_extra(self, tmp_path: Path) -> None:
         names = [f"vit_model.visual.ln_separate.{number}.weight" for number in range(3)]
-        carried = read(tmp_path, official.make({}, extra=names)).carried
-        assert {f"vision.separate_norms.{number}.weight" for number in range(3)} <= carried.keys()
+        extra_tensors = read(tmp_path, official.make({}, extra=names)).extra_tensors
+        assert {f"vision.separate_norms.{number}.weight" for number in range(3)} <= extra_tensors.keys()
 
     def test_missing_ones(self, tmp_path: Path) -> None:
         made = official.make()

@@ -15,7 +15,7 @@ from bridgetower.data.frozen import (
     FrozenExamples,
     FrozenPictures,
     FrozenTexts,
-    StoredOutputs,
+    StoredFeatures,
     key_ids,
     needed_texts,
     text_keys,
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Callable[[str, list[int]], RowFiles]:
 
 class TestOutputs:
     def test_layers_and_cls(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        outputs = StoredOutputs(store("texts", [3, 1, 2]), [2, 0, 2])
+        outputs = StoredFeatures(store("texts", [3, 1, 2]), [2, 0, 2])
         first, second = outputs.layers()
         assert len(outputs) == 3
         assert first[:, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
@@ -55,7 +55,7 @@ class TestOutputs:
 
     def test_are_put_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
         files = store("texts", [3, 1, 2])
-        whole = StoredOutputs.cat([StoredOutputs(files, [1]), StoredOutputs(files, [0, 2])])
+        whole = StoredFeatures.cat([StoredFeatures(files, [1]), StoredFeatures(files, [0, 2])])
         assert whole.rows == (1, 0, 2)
 
 

@@ -14,7 +14,7 @@ import tiny
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.bridgetower import IMAGE, BridgeTower
 from bridgetower.model.encodings import Fused
-from bridgetower.model.fusion import Read
+from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.linear import Linear
 
 CPU = torch.device("cpu")
@@ -29,18 +29,18 @@ def packed(engine: TorchEngine) -> set[bool]:
     return {module.is_packed for module in engine.model.modules() if isinstance(module, Linear)}
 
 
-def fused(model: BridgeTower | TorchEngine, read: Read, dtype: torch.dtype = torch.float32) -> Fused:
+def fused(model: BridgeTower | TorchEngine, outputs: FusionOutputs, dtype: torch.dtype = torch.float32) -> Fused:
     pixel_values = tiny.images(3).to(dtype)
     image, text = model.encode_image(pixel_values, IMAGE), model.encode_text(*tiny.texts([5, 3, 4]))
-    return model.fuse(model.start_image(image), model.start_text(text), read)
+    return model.fuse(model.cache_image(image), model.cache_text(text), outputs)
 
 
-@pytest.mark.parametrize("read", get_args(Read))
+@pytest.mark.parametrize("outputs", get_args(FusionOutputs))
 @torch.inference_mode()
-def test_fused(read: Read) -> None:
+def test_fused(outputs: FusionOutputs) -> None:
     model, engine = made()
     assert packed(engine) == {False}
-    ours, theirs = fused(engine, read), fused(model, read)
+    ours, theirs = fused(engine, outputs), fused(model, outputs)
     assert packed(engine) == {True}
     for name in ("pooled", "text", "image"):
         if getattr(theirs, f"_{name}", None) is not None:
@@ -51,7 +51,7 @@ def test_fused(read: Read) -> None:
 def test_cls() -> None:
     model, engine = made()
     pixel_values = tiny.images(3)
-    ours, theirs = (each.encode_image(pixel_values, IMAGE, read="cls").cls for each in (engine, model))
+    ours, theirs = (each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (engine, model))
     assert tiny.off(ours, theirs) < 1e-5
 
 

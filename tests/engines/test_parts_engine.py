@@ -46,10 +46,10 @@ def outputs(runs: PartsEngine | BridgeTower, lengths: list[int], *, padded: bool
     found |= {f"text {n}": layer[mask.bool()] for n, layer in enumerate(text.layers)}
     found |= {"image cls": image.cls, "text cls": text.cls, "pooled": runs.fuse(image, text).pooled}
     if config.heads.itc:
-        found["image cls alone"] = runs.encode_image(pixel_values, read="cls").cls
-        found["text cls alone"] = runs.encode_text(ids, given, read="cls").cls
+        found["image cls alone"] = runs.encode_image(pixel_values, outputs="cls").cls
+        found["text cls alone"] = runs.encode_text(ids, given, outputs="cls").cls
     if config.heads.mlm:
-        found["stream"] = runs.fuse(image, text, read="text").text[mask.bool()]
+        found["stream"] = runs.fuse(image, text, outputs="text").text[mask.bool()]
     return found
 
 
@@ -120,7 +120,7 @@ class TestRefusals:
 
     def test_everything_at_once(self, with_all: PartsEngine) -> None:
         image, text = with_all.encode_image(tiny.images(2)), with_all.encode_text(*tiny.texts([3, 3]))
-        with pytest.raises(ValueError, match='read="all" is not exported'):
-            with_all.fuse(image, text, read="all")
+        with pytest.raises(ValueError, match='outputs="all" is not exported'):
+            with_all.fuse(image, text, outputs="all")
         with pytest.raises(ValueError, match="2 images and 1 texts"):
             with_all.fuse(image, text[:1])

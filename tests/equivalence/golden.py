@@ -114,9 +114,9 @@ class Case:
         """Our parameter names to official ones."""
         return name_table(self.checkpoint.tensors, self.naming)
 
-    def carried_names(self) -> set[str]:
+    def extra_tensor_names(self) -> set[str]:
         """Official names of what is carried along unread."""
-        table = name_table(self.checkpoint.carried, self.naming)
+        table = name_table(self.checkpoint.extra_tensors, self.naming)
         return {name for source in table.values() for name in source.names}
 
 

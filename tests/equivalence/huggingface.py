@@ -24,7 +24,7 @@ from transformers import (
 
 import tiny
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.checkpoints.keymap import Source, name_table, scatter
+from bridgetower.checkpoints.keymap import Source, export_tensors, name_table
 from bridgetower.model.bridgetower import BridgeTower
 
 KINDS: dict[str, type[PreTrainedModel]] = {
@@ -164,7 +164,7 @@ def their_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 def our_gradients(checkpoint: Checkpoint, model: BridgeTower) -> dict[str, Tensor]:
     """Returns this package's gradients under transformers' names."""
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
-    return scatter(table(checkpoint, gradients), gradients)
+    return export_tensors(table(checkpoint, gradients), gradients)
 
 
 def table(checkpoint: Checkpoint, names: Mapping[str, Tensor]) -> dict[str, Source]:

@@ -45,7 +45,7 @@ def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> Ca
 
 def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = "") -> dict[str, Tensor]:
     """Both streams and the pooled output, under the official names."""
-    fused = model.fuse(image, text, read="all")
+    fused = model.fuse(image, text, outputs="all")
     return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
 
 
@@ -57,7 +57,7 @@ def encode(
     return model.encode_image(image), model.encode_text(ids, mask)
 
 
-def handed_layers(model: BridgeTower, encoded: Encoded, token_type: int) -> Tensor:
+def bridged_layers(model: BridgeTower, encoded: Encoded, token_type: int) -> Tensor:
     """Projected tower layers [K, B, L, D] without the token type, which the official code adds only when it fuses."""
     return torch.stack(encoded.layers) - model.token_type_embedding.weight[token_type]
 
@@ -76,7 +76,7 @@ def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> d
     masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
     head = task.model.mlm_head
     assert head is not None
-    logits = head(task.model.fuse(image, masked, read="text").text)
+    logits = head(task.model.fuse(image, masked, outputs="text").text)
     return {"mlm_logits": logits, "mlm_loss": task.mlm(image, batch)[0]}
 
 
@@ -116,7 +116,7 @@ def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerCo
         weight_decay=official["weight_decay"],
         head_multiplier=official["lr_mult_head"],
         fusion_multiplier=official["lr_mult_cross_modal"],
-        rule="official",
+        rule="hf_adamw",
         warmup=warmup,
         **({"schedule": "cosine"} if power == "cosine" else decay),
     )

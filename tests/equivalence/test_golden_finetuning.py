@@ -156,7 +156,7 @@ class TestFeaturesOfOneImage:
 
     def test_pooled_output_read_alone(self, recorded):
         model = recorded.load()
-        pooled = model.fuse(*encode(model, recorded.inputs), read="pooled").pooled
+        pooled = model.fuse(*encode(model, recorded.inputs), outputs="pooled").pooled
         assert wrong({"cls_feats": pooled}, recorded.outputs) == {}
 
     def test_control_another_text_fails(self, recorded):

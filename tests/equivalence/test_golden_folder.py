@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgetower.checkpoints.keymap import Source, gather, scatter
+from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors
 from bridgetower.checkpoints.tensors import read_safetensors, read_torch_archive
 from golden import FOLDER_VARIABLE, Case, case, folder
 
@@ -66,15 +66,15 @@ class TestFolder:
 
 
 class TestNames:
-    def test_every_official_tensor_is_read_carried_or_reported(self, recorded):
+    def test_every_official_tensor_is_read_extra_or_reported(self, recorded):
         read = {name for source in recorded.table().values() for name in source.names}
-        carried, dropped = recorded.carried_names(), set(recorded.checkpoint.dropped)
-        assert len(read) + len(carried) + len(dropped) == len(read | carried | dropped)
-        assert read | carried | dropped == set(official_tensors(recorded))
+        extra_tensors, dropped = recorded.extra_tensor_names(), set(recorded.checkpoint.dropped)
+        assert len(read) + len(extra_tensors) + len(dropped) == len(read | extra_tensors | dropped)
+        assert read | extra_tensors | dropped == set(official_tensors(recorded))
 
     def test_round_trip_is_bit_for_bit(self, recorded):
         official = official_tensors(recorded)
-        back = scatter(recorded.table(), gather(recorded.table(), official))
+        back = export_tensors(recorded.table(), import_tensors(recorded.table(), official))
         assert all(torch.equal(tensor, official[name]) for name, tensor in back.items())
 
     def test_control_exchanged_query_and_key_are_seen(self, recorded):
@@ -82,7 +82,7 @@ class TestNames:
         name = "text.layers.0.attention.qkv.weight"
         query, key, value = table[name].names
         wrong = table | {name: Source((key, query, value))}
-        back = scatter(table, gather(wrong, official))
+        back = export_tensors(table, import_tensors(wrong, official))
         assert [entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])] == [query, key]
 
     def test_control_an_unknown_tensor_is_refused(self, recorded, tmp_path):

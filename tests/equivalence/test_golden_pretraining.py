@@ -67,8 +67,8 @@ class TestOutputs:
 
     def test_parts_that_are_read_alone_are_the_same(self, recorded, task, encoded):
         ours = {
-            "cls_feats": task.model.fuse(*encoded, read="pooled").pooled,
-            "text_feats": task.model.fuse(*encoded, read="text").text,
+            "cls_feats": task.model.fuse(*encoded, outputs="pooled").pooled,
+            "text_feats": task.model.fuse(*encoded, outputs="text").text,
         }
         assert wrong(ours, recorded.outputs) == {}
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from recompute import handed_layers
+from recompute import bridged_layers
 
 from bridgetower.evaluation.metrics import NON_CANDIDATE_SCORE, retrieval_recalls, topk_candidates, two_stage_scores
 from golden import case, check, wrong
@@ -44,7 +44,7 @@ def score_pairs(model, image, text, wanted, batch_size):
     logits = torch.full((*wanted.shape, 2), torch.nan)
     for pairs in wanted.nonzero().split(batch_size):
         rows, columns = pairs.unbind(dim=1)
-        logits[rows, columns] = model.itm_logits(model.fuse(image[rows], text[columns], read="pooled").pooled)
+        logits[rows, columns] = model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled)
     return logits
 
 
@@ -81,10 +81,10 @@ def ranks(figures):
 
 
 class TestEncodings:
-    def test_handed_layers(self, recorded, model, encoded):
+    def test_bridged_layers(self, recorded, model, encoded):
         for name, part, token_type in (("image_embedss", encoded[0], 1), ("text_embedss", encoded[1], 0)):
             expected = recorded.outputs[name]
-            ours = handed_layers(model, part, token_type)[:, : expected.shape[1]]
+            ours = bridged_layers(model, part, token_type)[:, : expected.shape[1]]
             assert wrong({name: ours}, recorded.outputs) == {}
 
     def test_features_and_similarities(self, recorded, model, encoded, similarity):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from recompute import encode, features, handed_layers, pretraining_outputs, pretraining_task
+from recompute import bridged_layers, encode, features, pretraining_outputs, pretraining_task
 
-from bridgetower.checkpoints.keymap import scatter
+from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.model.vision import resize_position_embedding
 from golden import case, check, variant, wrong
 
@@ -37,7 +37,7 @@ class TestSeparateNorms:
         assert change == pytest.approx(recorded.meta["infer_vs_fusion_cls_max_abs"], rel=1e-3)
 
     def test_unused_norms_are_carried_along(self, recorded):
-        norms = [name for name in recorded.checkpoint.carried if name.startswith("vision.separate_norms.")]
+        norms = [name for name in recorded.checkpoint.extra_tensors if name.startswith("vision.separate_norms.")]
         assert len(norms) == 2 * recorded.meta["arch"]["vision"]["layers"]
 
 
@@ -49,14 +49,14 @@ class TestTimm:
     def test_outputs(self, recorded):
         model = recorded.load()
         ours = outputs_of_case(recorded, model)
-        ours["image_embedss"] = handed_layers(model, model.encode_image(recorded.inputs["image"]), token_type=1)
+        ours["image_embedss"] = bridged_layers(model, model.encode_image(recorded.inputs["image"]), token_type=1)
         check(ours, recorded.outputs, without=[name for name in recorded.outputs if name.startswith("resized_")])
 
     def test_outputs_at_another_size(self, recorded):
         model = recorded.load(image_size=recorded.meta["resize_to"])
         ours = features(model, *encode(model, recorded.inputs, prefix="resized_"), prefix="resized_")
         resized = recorded.checkpoint.resized(recorded.meta["resize_to"])
-        official = scatter(recorded.table(), resized.tensors)
+        official = export_tensors(recorded.table(), resized.tensors)
         ours["resized_pos_embed"] = official["vit_model.pos_embed"]
         recorded_resized = {name: value for name, value in recorded.outputs.items() if name.startswith("resized_")}
         check(ours, recorded_resized)
@@ -88,7 +88,10 @@ class TestMeter:
         model = recorded.load()
         image, text = encode(model, recorded.inputs)
         ours = outputs_of_case(recorded, model)
-        ours["image_embeds"], ours["text_embeds"] = handed_layers(model, image, 1)[0], handed_layers(model, text, 0)[0]
+        ours["image_embeds"], ours["text_embeds"] = (
+            bridged_layers(model, image, 1)[0],
+            bridged_layers(model, text, 0)[0],
+        )
         check(ours, recorded.outputs)
 
     def test_control_a_lower_tower_layer_fails(self, recorded):

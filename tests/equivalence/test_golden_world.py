@@ -6,7 +6,7 @@ import torch.distributed as dist
 from recompute import caption_batch, encode, itm_outputs, pretraining_task
 from spawn import run_on_ranks
 
-from bridgetower.checkpoints.keymap import scatter
+from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.objectives.losses import own_columns
 from bridgetower.objectives.matching import pairs_with_negatives
@@ -31,7 +31,7 @@ def gradient_norms(recorded, model, names):
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in recorded.checkpoint.tensors.items()}
     gradients = {name: torch.zeros(shape) if ours[name] is None else ours[name] for name, shape in shapes.items()}
-    official = scatter(table, gradients)
+    official = export_tensors(table, gradients)
     return {name: official[name].norm().item() for name in names}
 
 

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
 import tiny
 from bridgetower import predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
-from bridgetower.checkpoints.keymap import Source, gather
+from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 ATOL = 1e-5
@@ -186,7 +186,7 @@ def with_sources_swapped(case: Case, name: str, first: int, second: int) -> Chec
     (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
     names = list(source.names)
     names[first], names[second] = names[second], names[first]
-    wrong = gather({name: Source(tuple(names))}, case.theirs.state_dict())
+    wrong = import_tensors({name: Source(tuple(names))}, case.theirs.state_dict())
     return replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
 
 

@@ -71,9 +71,9 @@ class TestConversion:
         pooler = {
             name: value for name, value in hf.reload(folder, kind).state_dict().items() if "text_model.pooler" in name
         }
-        assert len(pooler) == len(checkpoint.carried) == 2
+        assert len(pooler) == len(checkpoint.extra_tensors) == 2
         for name, value in pooler.items():
-            assert torch.equal(value, checkpoint.carried["text." + name.partition("text_model.")[2]])
+            assert torch.equal(value, checkpoint.extra_tensors["text." + name.partition("text_model.")[2]])
 
 
 def test_one_folder_serves_both_heads(tmp_path: Path) -> None:

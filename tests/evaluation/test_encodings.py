@@ -29,7 +29,7 @@ class Texts:
     def whole(self, rows: range) -> Encoded:
         ids, mask = self.ids[rows.start : rows.stop], self.mask[rows.start : rows.stop]
         longest = int(mask.sum(dim=1).max())
-        return self.model.start_text(self.model.encode_text(ids[:, :longest], mask[:, :longest]))
+        return self.model.cache_text(self.model.encode_text(ids[:, :longest], mask[:, :longest]))
 
 
 @pytest.fixture

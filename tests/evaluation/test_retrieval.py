@@ -143,7 +143,7 @@ class TestMemory:
         config = model.config
         ids = images.processor.token_ids(images.texts()[0])
         tokens = config.vision.num_tokens * len(images) + sum(map(len, ids))
-        return tokens * (config.fusion.num_handed_layers + 4) * config.fusion.hidden_size * 4 / 2**30
+        return tokens * (config.fusion.num_bridged_layers + 4) * config.fusion.hidden_size * 4 / 2**30
 
     def test_files_give_the_same_bits(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

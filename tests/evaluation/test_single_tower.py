@@ -48,7 +48,7 @@ def test_cifar(make: Any, folder: Path) -> None:
     outcome = measure(predictor, "cifar10", folder, "test")
     pictures = [originals.cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
     with torch.no_grad():
-        cls = predictor.model.encode_image(predictor.processor.images(pictures), read="cls").cls
+        cls = predictor.model.encode_image(predictor.processor.images(pictures), outputs="cls").cls
         expected = predictor.model.class_logits("image", cls).argmax(dim=1).tolist()
     assert [row["label"] for row in outcome.predictions] == [originals.CIFAR10[number] for number in expected]
     assert [row["id"] for row in outcome.predictions] == [f"test_batch-{row}" for row in range(8)]

@@ -15,7 +15,7 @@ import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Fused
-from bridgetower.model.fusion import Read
+from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.presets import meter
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -73,7 +73,7 @@ class TestComposition:
             assert tiny.off(layer, expected) < ATOL
         assert torch.equal(text.cls, hidden[-1][:, 0])
         assert torch.equal(text.mask, mask.bool())
-        assert len(image.layers) == len(text.layers) == config.fusion.num_handed_layers
+        assert len(image.layers) == len(text.layers) == config.fusion.num_bridged_layers
 
     def test_integer_and_boolean_masks(self, model: BridgeTower) -> None:
         ids, mask = tiny.texts([5, 3])
@@ -120,14 +120,14 @@ class TestBatches:
         assert close(joined, whole)
 
 
-def gradients(model: BridgeTower, read: Any, loss: Callable[[Fused], Tensor]) -> dict[str, Tensor]:
+def gradients(model: BridgeTower, outputs: Any, loss: Callable[[Fused], Tensor]) -> dict[str, Tensor]:
     """Gradients of all parameters and of both encodings; what is not reached has gradient 0."""
     pixels = tiny.images(3).requires_grad_()
     image, text = model.encode_image(pixels), model.encode_text(*tiny.texts([5, 3, 4]))
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
     leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
-    found = torch.autograd.grad(loss(model.fuse(image, text, read)), list(leaves.values()), allow_unused=True)
+    found = torch.autograd.grad(loss(model.fuse(image, text, outputs)), list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
@@ -146,14 +146,14 @@ class TestParts:
         yield sizes
         hook.remove()
 
-    @pytest.mark.parametrize("read", get_args(Read))
-    def test_they_change_nothing(self, model: BridgeTower, calls: list[int], read: Read) -> None:
+    @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
+    def test_they_change_nothing(self, model: BridgeTower, calls: list[int], outputs: FusionOutputs) -> None:
         image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
-        whole = model.fuse(image, text, read)
+        whole = model.fuse(image, text, outputs)
         assert calls == [3], "with gradients: all at once"
         with torch.no_grad():
-            parts = model.fuse(image, text, read)
-            shared = model.fuse(model.start_image(image), model.start_text(text), read)
+            parts = model.fuse(image, text, outputs)
+            shared = model.fuse(model.cache_image(image), model.cache_text(text), outputs)
         assert calls == [3] + 6 * [1]
         for name in ("_text", "_image", "_pooled"):
             expected = getattr(whole, name)
@@ -170,18 +170,19 @@ class TestParts:
 
 
 class TestReading:
-    @pytest.mark.parametrize("read", ["pooled", "text"])
-    def test_values(self, model: BridgeTower, read: Any) -> None:
+    @pytest.mark.parametrize("outputs", ["pooled", "text"])
+    def test_values(self, model: BridgeTower, outputs: Any) -> None:
         image, text = tiny.encodings(model)
-        some, everything = model.fuse(image, text, read), model.fuse(image, text, "all")
-        assert tiny.off(getattr(some, read), getattr(everything, read)) < ATOL
+        some, everything = model.fuse(image, text, outputs), model.fuse(image, text, "all")
+        assert tiny.off(getattr(some, outputs), getattr(everything, outputs)) < ATOL
 
-    @pytest.mark.parametrize("read", ["pooled", "text"])
-    def test_gradients(self, model: BridgeTower, read: Any) -> None:
-        shape = {"pooled": (3, 32), "text": (3, 5, 16)}[read]
+    @pytest.mark.parametrize("outputs", ["pooled", "text"])
+    def test_gradients(self, model: BridgeTower, outputs: Any) -> None:
+        shape = {"pooled": (3, 32), "text": (3, 5, 16)}[outputs]
         weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         some, everything = (
-            gradients(model, chosen, lambda fused: (getattr(fused, read) * weights).sum()) for chosen in (read, "all")
+            gradients(model, chosen, lambda fused: (getattr(fused, outputs) * weights).sum())
+            for chosen in (outputs, "all")
         )
         assert some.keys() == everything.keys()
         assert [name for name in some if tiny.off(some[name], everything[name]) > ATOL] == []
@@ -194,21 +195,21 @@ class TestReading:
         assert max(tiny.off(pooled[name], text[name]) for name in pooled) > 0.1
 
     @pytest.mark.parametrize(
-        ("read", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
+        ("outputs", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
     )
-    def test_what_was_not_read_is_an_error(self, read: Any, missing: list[str]) -> None:
-        fused = tiny.build().fuse(*tiny.encodings(tiny.build()), read)
+    def test_what_was_not_read_is_an_error(self, outputs: Any, missing: list[str]) -> None:
+        fused = tiny.build().fuse(*tiny.encodings(tiny.build()), outputs)
         for name in ("text", "image", "pooled"):
             if name in missing:
-                with pytest.raises(ValueError, match=f"{name} was not computed; call fuse with read="):
+                with pytest.raises(ValueError, match=f"{name} was not computed; call fuse with outputs="):
                     getattr(fused, name)
             else:
                 assert getattr(fused, name).shape[0] == 3
 
     def test_a_name_that_is_not_there(self, model: BridgeTower) -> None:
         fuse = inspect.unwrap(BridgeTower.fuse)  # without the annotations' own check
-        with pytest.raises(ValueError, match="read is 'typo'; expected one of pooled, text, all"):
-            fuse(model, *tiny.encodings(model), read="typo")
+        with pytest.raises(ValueError, match="outputs is 'typo'; expected one of pooled, text, all"):
+            fuse(model, *tiny.encodings(model), outputs="typo")
 
 
 class TestTowerLayers:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.config import FusionConfig
-from bridgetower.model.fusion import Bridge, FusionEncoder, FusionLayer, Read
+from bridgetower.model.fusion import Bridge, FusionEncoder, FusionLayer, FusionOutputs
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
 METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
@@ -29,7 +29,7 @@ def made(module: nn.Module) -> nn.Module:
 
 def inputs(config: FusionConfig = CONFIG) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     """Image layers of 5 tokens, text layers of 4, and a mask of texts of 4, 2 and 3 tokens."""
-    count = config.num_handed_layers
+    count = config.num_bridged_layers
     image = tuple(random(3, 5, WIDTH, seed=number) for number in range(count))
     text = tuple(random(3, 4, WIDTH, seed=10 + number) for number in range(count))
     return image, text, torch.arange(4)[None] < torch.tensor([4, 2, 3])[:, None]
@@ -121,13 +121,13 @@ class TestEncoder:
         expected = by_hand(encoder, config, mask if masked else None)
         assert max(tiny.off(one, other) for one, other in zip(ours, expected, strict=True)) < ATOL
 
-    @pytest.mark.parametrize("read", ["pooled", "text"])
+    @pytest.mark.parametrize("outputs", ["pooled", "text"])
     @pytest.mark.parametrize("config", [CONFIG, METER], ids=["bridges", "meter"])
-    def test_reading_less(self, config: FusionConfig, read: Read) -> None:
+    def test_reading_less(self, config: FusionConfig, outputs: FusionOutputs) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
         whole_text, whole_image = encoder(image, text, mask, "all")
-        some_text, some_image = encoder(image, text, mask, read)
-        if read == "text":
+        some_text, some_image = encoder(image, text, mask, outputs)
+        if outputs == "text":
             assert tiny.off(some_text, whole_text) < ATOL
             assert some_image is None
         else:
@@ -145,7 +145,7 @@ class TestEncoder:
         assert ran == [1, 2, 1, 2, 3]
 
     @pytest.mark.parametrize("number", [0, 1, 2])
-    def test_every_handed_layer_is_read(self, number: int) -> None:
+    def test_every_bridged_layer_is_read(self, number: int) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
         expected = encoder(image, text, mask, "all")
         for changed in ("image", "text"):
@@ -171,7 +171,7 @@ class TestEncoder:
         assert {name: value.shape for name, value in control.items()} == {
             name: value.shape for name, value in bridged.items()
         }
-        assert (NORMS.num_handed_layers, METER.num_handed_layers, CONFIG.num_handed_layers) == (1, 1, 3)
+        assert (NORMS.num_bridged_layers, METER.num_bridged_layers, CONFIG.num_bridged_layers) == (1, 1, 3)
 
     def test_eps_of_bridges_and_input_norms(self) -> None:
         config = tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.data.frozen import FrozenExamples, StoredOutputs, StoredViews, key_ids
+from bridgetower.data.frozen import FrozenExamples, StoredFeatures, StoredViews, key_ids
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
@@ -38,7 +38,7 @@ def recomputed(batch: Any, work: Work, examples: FrozenExamples) -> Any:
         if isinstance(value, StoredViews):
             places = [frozen.place(row) for row in value.rows]
             values[name] = torch.cat([pictures.views([image], draws, column) for image, column, draws in places])
-        elif isinstance(value, StoredOutputs):
+        elif isinstance(value, StoredFeatures):
             values[name] = processor.pad([key_ids(keys[row]).tolist() for row in value.rows]).input_ids
     pictures.frozen = frozen
     return replace(batch, **values)

@@ -156,7 +156,7 @@ class TestSignals:
 
 
 class TestResume:
-    @pytest.mark.parametrize("rule", ["plain", "official"])
+    @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
     def test_gives_the_same_bits(self, build: Callable[..., Parts], tmp_path: Path, rule: Any) -> None:
         options = {"optimizer": OptimizerConfig(lr=1e-2, rule=rule), "micro_batch_size": 4}
         whole = run(build(**options), tmp_path / "whole")

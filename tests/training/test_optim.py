@@ -15,7 +15,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter
 from bridgetower.tasks.run_config import OptimizerConfig
-from bridgetower.training.optim import OfficialAdamW, build_optimizer, parameter_groups, schedule
+from bridgetower.training.optim import HfAdamW, build_optimizer, parameter_groups, schedule
 
 MODELS = {
     "tower": shapes.MODEL,
@@ -69,22 +69,20 @@ class TestOfficialRule:
         start, gradients = rng.normal(size=(4, 3)), [scale * rng.normal(size=(4, 3)) for _ in range(6)]
         rates = [0.0, 0.02, 0.05, 0.04, 0.02, 0.01]
         expected = self.reference(start, gradients, rates, decay)
-        np.testing.assert_allclose(self.run("official", gradients, start, rates, decay), expected, rtol=1e-9)
+        np.testing.assert_allclose(self.run("hf_adamw", gradients, start, rates, decay), expected, rtol=1e-9)
         if decay or scale < 1:
-            plain = self.run("plain", gradients, start, rates, decay)
+            plain = self.run("adamw", gradients, start, rates, decay)
             assert np.abs(plain - expected).max() > 1e-4  # torch's AdamW is another rule
 
     def test_parameters_without_gradient_stay(self) -> None:
         still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        optimizer = OfficialAdamW(
-            [{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8
-        )
+        optimizer = HfAdamW([{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
         moved.grad = torch.ones(2)
         optimizer.step()
         assert torch.equal(still, torch.ones(2))
         assert (moved < 1).all()
 
-    @pytest.mark.parametrize("rule", ["official", "plain"])
+    @pytest.mark.parametrize("rule", ["hf_adamw", "adamw"])
     def test_continues_from_its_state(self, rule: Any) -> None:
         config = OptimizerConfig(lr=0.1, rule=rule)
 
@@ -108,7 +106,7 @@ class TestOfficialRule:
 
 class TestGroups:
     @pytest.mark.parametrize("name", MODELS)
-    @pytest.mark.parametrize("rule", ["plain", "official"])
+    @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
     def test_every_parameter_is_in_exactly_one_group(self, name: str, rule: Any) -> None:
         model = BridgeTower(MODELS[name])
         groups = parameter_groups(model, OptimizerConfig(rule=rule))
@@ -134,7 +132,7 @@ class TestGroups:
         assert "vision.patch_embedding.weight" in found
 
     def test_official_rule_spares_biases_and_the_norms_that_its_list_names(self) -> None:
-        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="official")).items() if not decay}
+        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw")).items() if not decay}
         model = BridgeTower(shapes.MODEL)
         norms = {
             f"{path}.weight"
@@ -143,7 +141,7 @@ class TestGroups:
         }
         biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
         assert spared == norms | biases
-        decayed = with_names(OptimizerConfig(rule="official"))
+        decayed = with_names(OptimizerConfig(rule="hf_adamw"))
         for key in ("vision.pre_norm.weight", "vision.class_embedding", "itc_head.temperature"):
             assert decayed[key][1] == 0.01
 
@@ -208,7 +206,7 @@ class TestSchedule:
         assert schedule(OptimizerConfig(warmup=0.0), 1)(0) == 1
 
 
-@pytest.mark.parametrize("rule", ["plain", "official"])
+@pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
 def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule: str) -> None:
     model = BridgeTower(shapes.MODEL)
     config = OptimizerConfig(rule=rule)  # type: ignore[arg-type]

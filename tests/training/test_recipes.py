@@ -90,7 +90,7 @@ class TestPublished:
 
     def test_optimiser_is_the_official_one(self, name: str) -> None:
         optimizer = RECIPES[name].optimizer
-        assert (optimizer.rule, optimizer.betas, optimizer.eps) == ("official", (0.9, 0.98), 1e-8)
+        assert (optimizer.rule, optimizer.betas, optimizer.eps) == ("hf_adamw", (0.9, 0.98), 1e-8)
         assert (optimizer.schedule, optimizer.power, optimizer.end_lr) == ("polynomial", 1.0, 0.0)
         assert optimizer.clip_norm is None
 

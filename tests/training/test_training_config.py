@@ -40,6 +40,12 @@ class TestRunConfig:
         values["task"]["max_bad"] = values["task"].pop("max_errors")
         assert RunConfig.from_dict(values) == run
 
+    @pytest.mark.parametrize(("earlier", "rule"), [("plain", "adamw"), ("official", "hf_adamw")])
+    def test_rules_of_saved_runs_had_other_names(self, earlier: str, rule: str) -> None:
+        values = RECIPES["pretrain-base"].to_dict()
+        values["optimizer"]["rule"] = earlier
+        assert RunConfig.from_dict(values).optimizer.rule == rule
+
     @pytest.mark.parametrize("path", [(), ("optimizer",), ("data",), ("task",), ("model", "text")])
     def test_unknown_keys(self, path: tuple[str, ...]) -> None:
         values = RECIPES["pretrain-base"].to_dict()
@@ -117,7 +123,7 @@ class TestRunConfig:
             ({"warmup": 1.0}, "warm-up as a share"),
             ({"head_multiplier": -1.0}, "expected multipliers >= 0"),
             ({"clip_norm": 0.0}, "clip_norm 0.0; expected multipliers >= 0 and a norm above 0"),
-            ({"rule": "offical"}, "rule is 'offical'; expected one of plain, official"),
+            ({"rule": "offical"}, "rule is 'offical'; expected one of adamw, hf_adamw"),
             ({"schedule": "linear"}, "schedule is 'linear'; expected one of polynomial, cosine"),
             ({"schedule": "cosine", "power": 2.0}, "are for the polynomial schedule"),
             ({"schedule": "cosine", "end_lr": 1e-7}, "are for the polynomial schedule"),

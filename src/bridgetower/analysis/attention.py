@@ -116,9 +116,9 @@ def cross_attention(
     again from the queries and keys that the pass has made.
     """
     layers = [cast(FusionLayer, layer) for layer in model.fusion.text_layers]
-    image, text = replace(image, start=None), replace(text, start=None)
+    image, text = replace(image, first_layer_cache=None), replace(text, first_layer_cache=None)
     with _outputs(layers) as outputs:
-        pooled = model.fuse(image, text, read="all").pooled
+        pooled = model.fuse(image, text, outputs="all").pooled
     weights = []
     for layer, (query, key_value) in zip(layers, outputs, strict=True):
         heads = layer.cross_attention.num_heads

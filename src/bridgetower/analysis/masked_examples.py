@@ -196,7 +196,7 @@ def _probabilities(predictor: Predictor, pictures: Sequence[bytes], ids: list[in
     """Distribution over the vocabulary at the hidden word beside each picture, [pictures, vocabulary]."""
     engine = predictor.engine
     image, text = engine.encode_image(predictor.processor.images(pictures)), engine.encode_text(torch.tensor([ids]))
-    stream = engine.fuse(image, text[torch.zeros(len(image), dtype=torch.long)], read="text").text
+    stream = engine.fuse(image, text[torch.zeros(len(image), dtype=torch.long)], outputs="text").text
     return engine.model.mlm_logits(stream[:, hidden.position]).float().softmax(dim=-1).cpu()
 
 

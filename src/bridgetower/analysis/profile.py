@@ -69,10 +69,10 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
     """
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
-    pooled = model(pixels, ids, read="pooled").pooled
+    pooled = model(pixels, ids, outputs="pooled").pooled
     image_tower = _flops(lambda: model.vision(pixels, model.config.vision_layers))
     text_tower = _flops(lambda: model.text(ids, None, model.config.text_layers))
-    backbone = _flops(lambda: model(pixels, ids, read="pooled"))
+    backbone = _flops(lambda: model(pixels, ids, outputs="pooled"))
     counts = image_tower, text_tower, backbone - image_tower - text_tower, _flops(lambda: head(pooled))
     return dict(zip(PARTS, counts, strict=True))
 
@@ -111,11 +111,11 @@ def milliseconds_by_part(
     _check(text_length, repeats, warmup)
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
-    pooled = model(pixels, ids, read="pooled").pooled
+    pooled = model(pixels, ids, outputs="pooled").pooled
     passes: tuple[Callable[[], object], ...] = (
         lambda: model.vision(pixels, model.config.vision_layers),
         lambda: model.text(ids, None, model.config.text_layers),
-        lambda: model(pixels, ids, read="pooled"),
+        lambda: model(pixels, ids, outputs="pooled"),
         lambda: head(pooled),
     )
     rounds = [[_timed(forward, pixels.device) for forward in passes] for _ in range(warmup + repeats)]
@@ -128,7 +128,8 @@ def _milliseconds(model: BridgeTower, text_length: int, repeats: int, warmup: in
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
     times = [
-        _timed(lambda: head(model(pixels, ids, read="pooled").pooled), pixels.device) for _ in range(warmup + repeats)
+        _timed(lambda: head(model(pixels, ids, outputs="pooled").pooled), pixels.device)
+        for _ in range(warmup + repeats)
     ]
     return statistics.median(times[warmup:])
 

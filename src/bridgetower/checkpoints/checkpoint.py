@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.keymap import Source, gather
+from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig, VisionConfig
 from bridgetower.model.heads import ClassifierName
@@ -30,8 +30,8 @@ class Checkpoint:
     Attributes:
         source: Where it came from; a hub id carries its commit, `id@commit`.
         tensors: Every parameter of `BridgeTower(config)`, under its name.
-        carried: Tensors of the source that no computation reads but a conversion back must write (the text pooler,
-            the official `ln_separate`).
+        extra_tensors: Tensors of the source that no computation reads but a conversion back must write (the text
+            pooler, the official `ln_separate`).
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
         labels: Names of the classes by head, such as the answers of `vqa`; those of `model.labels.FIXED` go without.
     """
@@ -39,7 +39,7 @@ class Checkpoint:
     source: str
     config: ModelConfig
     tensors: dict[str, Tensor]
-    carried: dict[str, Tensor] = field(default_factory=dict)
+    extra_tensors: dict[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     processor: Processor | None = None
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> N
         raise ValueError(f"{source} has {len(tensors)} tensors for the {layers} layers of its config; copy it again")
 
 
-def carried_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
+def extra_tensor_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
     """Names that a source may have and no computation of ours reads, in our naming."""
     read, depth = config.vision.num_layers, config.vision.num_layers + extra_vision_layers
     names = [f"text.pooler.dense.{kind}" for kind in ("weight", "bias")]
@@ -152,32 +152,32 @@ def collect(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     table: Mapping[str, Source],
-    carried_table: Mapping[str, Source],
+    extra_table: Mapping[str, Source],
     droppable: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Sorts a foreign checkpoint's tensors into read, carried and dropped ones.
+    """Sorts a foreign checkpoint's tensors into read, extra and dropped ones.
 
     Args:
         source: Named in errors.
         config: Decides which tensors there must be, and their shapes.
         tensors: Foreign name to tensor.
         table: Our parameter names to foreign ones.
-        carried_table: Of tensors that are kept if they are there.
+        extra_table: Of tensors that are kept if they are there.
         droppable: Patterns of foreign names that may be left behind.
         dtype: Of the model's tensors; None keeps each as it is.
 
     Raises:
         ValueError: Tensors are missing, unknown, wrongly shaped, no floats or not finite, with a list.
     """
-    carried_table = {ours: entry for ours, entry in carried_table.items() if set(entry.names) <= set(tensors)}
-    carried = {name for entry in carried_table.values() for name in entry.names}
-    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, carried)
+    extra_table = {ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)}
+    extra_tensors = {name for entry in extra_table.values() for name in entry.names}
+    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_tensors)
     return Checkpoint(
         source=source,
         config=config,
-        tensors=finite(source, gather(table, tensors, dtype)),
-        carried=gather(carried_table, tensors),
+        tensors=finite(source, import_tensors(table, tensors, dtype)),
+        extra_tensors=import_tensors(extra_table, tensors),
         dropped=dropped,
     )
 
@@ -188,7 +188,7 @@ def check_sources(
     tensors: Mapping[str, Tensor],
     table: Mapping[str, Source],
     droppable: Iterable[str],
-    carried: Collection[str] = (),
+    extra_tensors: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Checks that foreign tensors are those that a table asks for, and returns the names of those to leave behind.
 
@@ -198,13 +198,13 @@ def check_sources(
         tensors: Foreign name to tensor.
         table: Our names to foreign ones.
         droppable: Patterns of foreign names that may be left behind.
-        carried: Foreign names that are known besides.
+        extra_tensors: Foreign names that are known besides.
 
     Raises:
         ValueError: Tensors are missing, unknown, wrongly shaped or no floats, with a list.
     """
     needed = {name for entry in table.values() for name in entry.names}
-    rest = set(tensors) - needed - set(carried)
+    rest = set(tensors) - needed - set(extra_tensors)
     dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
     _refuse(source, "lacks", sorted(needed - set(tensors)))
     _refuse(source, "has unknown", sorted(rest - dropped))

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, check_depth, collect, parameter_shapes
-from bridgetower.checkpoints.keymap import name_table, scatter
+from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect, extra_tensor_names, parameter_shapes
+from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import check_numbers, known_fields
@@ -97,8 +97,8 @@ def read_checkpoint(
     extra = vision.num_hidden_layers - config.vision.num_layers
     check_depth(source, config, tensors)
     table = name_table(parameter_shapes(config), "huggingface", **options)
-    carried = name_table(carried_names(config, extra), "huggingface", **options)
-    return collect(source, config, tensors, table, carried, _DROPPABLE, dtype)
+    extra_table = name_table(extra_tensor_names(config, extra), "huggingface", **options)
+    return collect(source, config, tensors, table, extra_table, _DROPPABLE, dtype)
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -116,19 +116,19 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     heads = config.heads
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
-    tensors = dict(checkpoint.tensors) | checkpoint.carried
+    tensors = dict(checkpoint.tensors) | checkpoint.extra_tensors
     if "text.pooler.dense.weight" not in tensors:  # transformers builds this pooler but never reads it
         tensors["text.pooler.dense.weight"] = torch.zeros(config.text.hidden_size, config.text.hidden_size)
         tensors["text.pooler.dense.bias"] = torch.zeros(config.text.hidden_size)
     options: dict[str, Any] = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
     table = name_table(tensors, "huggingface", **options)
-    return _config_values(checkpoint), scatter(table, tensors)
+    return _config_values(checkpoint), export_tensors(table, tensors)
 
 
 def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors: Mapping[str, Tensor]) -> ModelConfig:
     _check_runnable(source, top, text, vision)
     depth, fusion_depth = text.num_hidden_layers, top.num_hidden_layers
-    handed = tuple(range(depth - fusion_depth + 1, depth + 1))
+    bridged = tuple(range(depth - fusion_depth + 1, depth + 1))
     width = vision.hidden_size
     itc = "itc_text_head.fc.weight"
     return ModelConfig(
@@ -160,8 +160,8 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
             num_heads=text.num_attention_heads,
             intermediate_size=text.intermediate_size,
             bridge=cast(BridgeKind, top.link_tower_type),
-            vision_layers=handed,
-            text_layers=handed,
+            vision_layers=bridged,
+            text_layers=bridged,
             separate_projections=not top.share_cross_modal_transformer_layers,
             layer_norm_eps=text.layer_norm_eps,
             bridge_layer_norm_eps=top.layer_norm_eps,
@@ -211,7 +211,7 @@ def _untie(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
 def _obstacles(config: ModelConfig) -> list[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     depth = config.text.num_layers
-    handed = tuple(range(depth - fusion.num_layers + 1, depth + 1))
+    bridged = tuple(range(depth - fusion.num_layers + 1, depth + 1))
     checks = {
         "it has no bridges (METER)": fusion.bridge not in _LINK_TOWERS or not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
@@ -225,7 +225,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
         "its image feed-forward is not four times the width": vision.intermediate_size != 4 * vision.hidden_size,
         "its text tower is BERT": text.positions != "roberta",
         "its bridges are not fed from the same top layers of both towers": (
-            config.vision_layers != handed or config.text_layers != handed
+            config.vision_layers != bridged or config.text_layers != bridged
         ),
         "it has heads of downstream tasks (VQA, SNLI-VE, NLVR2, ranking, CIFAR or GLUE)": config.heads.has_downstream,
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
@@ -255,7 +255,7 @@ def _lost(config: ModelConfig) -> list[tuple[str, float, float]]:
 def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     vision, text, fusion = config.vision, config.text, config.fusion
-    extra_layers = {name.split(".")[2] for name in checkpoint.carried if name.startswith("vision.layers.")}
+    extra_layers = {name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith("vision.layers.")}
     return {
         "model_type": "bridgetower",
         "architectures": [_architecture(config.heads)],
@@ -289,7 +289,7 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
             "patch_size": vision.patch_size,
             "image_size": vision.image_size,
             "layer_norm_eps": vision.layer_norm_eps,
-            "share_layernorm": "vision.separate_norms.0.weight" not in checkpoint.carried,
+            "share_layernorm": "vision.separate_norms.0.weight" not in checkpoint.extra_tensors,
         },
     }
 

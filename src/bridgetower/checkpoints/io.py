@@ -91,8 +91,8 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """
     require_empty(folder)
     write_safetensors(folder / "model.safetensors", checkpoint.tensors)
-    if checkpoint.carried:
-        write_safetensors(folder / "carried.safetensors", checkpoint.carried)
+    if checkpoint.extra_tensors:
+        write_safetensors(folder / "carried.safetensors", checkpoint.extra_tensors)
     if checkpoint.processor is not None:
         checkpoint.processor.save(folder)
     if checkpoint.labels:
@@ -162,12 +162,12 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.d
     config = ModelConfig.from_dict(values["model"])
     tensors = read_safetensors(folder / "model.safetensors")
     check_tensors(name, config, tensors)
-    carried, labels = folder / "carried.safetensors", folder / LABELS
+    extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(
         source=name,
         config=config,
         tensors=finite(name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}),
-        carried=dict(read_safetensors(carried)) if carried.exists() else {},
+        extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
     )

@@ -191,7 +191,7 @@ def rule_table(
     return {name: Source(_foreign(name, compiled, prefixes), leading_ones.get(name, 0)) for name in names}
 
 
-def gather(
+def import_tensors(
     table: Mapping[str, Source], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """Collects our tensors from foreign ones.
@@ -210,8 +210,8 @@ def gather(
     return gathered
 
 
-def scatter(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `gather`: splits our tensors into foreign ones."""
+def export_tensors(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `import_tensors`: splits our tensors into foreign ones."""
     scattered = {}
     for name, source in table.items():
         parts = tensors[name].chunk(len(source.names)) if len(source.names) > 1 else (tensors[name],)

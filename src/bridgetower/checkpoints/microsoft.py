@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.checkpoint import Checkpoint, carried_names, collect, parameter_shapes
+from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import Naming, name_table
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.checkpoints.tower_settings import PUBLISHED_HEADS
@@ -77,8 +77,8 @@ def read_checkpoint(
     except KeyError as error:
         raise ValueError(f"{source} lacks {error}; expected an official BridgeTower or METER checkpoint") from error
     table = name_table(parameter_shapes(config), naming)
-    carried = name_table([name for name in carried_names(config) if naming == "clip" or "text." in name], naming)
-    return collect(source, config, tensors, table, carried, _DROPPABLE, dtype)
+    extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
+    return collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
 
 
 def _model_config(

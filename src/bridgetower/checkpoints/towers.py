@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import check_sources, finite, with_positions_for
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
-from bridgetower.checkpoints.keymap import gather
+from bridgetower.checkpoints.keymap import import_tensors
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
 from bridgetower.checkpoints.tower_names import TowerNaming, recognise
@@ -255,4 +255,4 @@ def _collect(
     dropped = check_sources(found.name, shapes, found.tensors, table, naming.droppable)
     if dropped:
         logger.info("%s: not used: %s", found.name, ", ".join(dropped))
-    return finite(found.name, gather(table, found.tensors, torch.float32))
+    return finite(found.name, import_tensors(table, found.tensors, torch.float32))

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 
 # What fills up short texts, by field.
 _FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}
@@ -61,10 +61,10 @@ class CaptionBatch(Batch):
         mlm_weight: What MLM of this batch is multiplied with; None is 1.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
-    input_ids: Int[Tensor, "b l"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
+    input_ids: Int[Tensor, "b l"] | CachedFeatures
     attention_mask: Int[Tensor, "b l"] | None
-    masked_input_ids: Int[Tensor, "b l"] | TowerOutputs
+    masked_input_ids: Int[Tensor, "b l"] | CachedFeatures
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
     step_labels: Int[Tensor, ""] | None = None
@@ -89,8 +89,8 @@ class RankingBatch(Batch):
         image_index: Equal numbers mark the same image.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
-    input_ids: Int[Tensor, "t l"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
+    input_ids: Int[Tensor, "t l"] | CachedFeatures
     attention_mask: Int[Tensor, "t l"] | None
     image_index: Int[Tensor, " b"]
 
@@ -104,8 +104,8 @@ class VqaBatch(Batch):
         targets: Score of each answer from 0 to 1; None where the answers are not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
-    input_ids: Int[Tensor, "b l"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
+    input_ids: Int[Tensor, "b l"] | CachedFeatures
     attention_mask: Int[Tensor, "b l"] | None
     targets: Float[Tensor, "b k"] | None = None
 
@@ -119,8 +119,8 @@ class SnliVeBatch(Batch):
         labels: Classes; None where they are not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
-    input_ids: Int[Tensor, "b l"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
+    input_ids: Int[Tensor, "b l"] | CachedFeatures
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | None = None
 
@@ -135,9 +135,9 @@ class Nlvr2Batch(Batch):
         labels: 1 where the statement is true; None where that is not known.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
-    pixel_values_2: Float[Tensor, "b 3 h w"] | TowerOutputs
-    input_ids: Int[Tensor, "b l"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
+    pixel_values_2: Float[Tensor, "b 3 h w"] | CachedFeatures
+    input_ids: Int[Tensor, "b l"] | CachedFeatures
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | None = None
 
@@ -146,7 +146,7 @@ class Nlvr2Batch(Batch):
 class ImageBatch(Batch):
     """Images alone, with their classes; None where they are not known."""
 
-    pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
     labels: Int[Tensor, " b"] | None = None
 
 
@@ -159,7 +159,7 @@ class TextBatch(Batch):
         labels: Classes, or numbers to be predicted; None where they are not known.
     """
 
-    input_ids: Int[Tensor, "b l"] | TowerOutputs
+    input_ids: Int[Tensor, "b l"] | CachedFeatures
     attention_mask: Int[Tensor, "b l"] | None
     labels: Int[Tensor, " b"] | Float[Tensor, " b"] | None = None
 
@@ -174,7 +174,7 @@ def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
     values: dict[str, Any] = {"seed": seed, "ids": tuple(name for part in parts for name in part.ids)}
     for field in fields(parts[0]):
         items = [getattr(part, field.name) for part in parts]
-        if isinstance(items[0], TowerOutputs):
+        if isinstance(items[0], CachedFeatures):
             values[field.name] = type(items[0]).cat(items)
         elif isinstance(items[0], Tensor):
             values[field.name] = _stacked(items, _FILLS.get(field.name))

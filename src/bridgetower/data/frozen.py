@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Batch, joined
 from bridgetower.data.sampling import BatchKey, Examples, derive_seed
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 from bridgetower.rows import RowFiles
 
 TOKENS = "tokens"
-"""The field of the files: the handed layers of each token [L, K, W]."""
+"""The field of the files: the bridged hidden states of each token [L, K, W]."""
 
 TEXT_FIELDS = ("input_ids", "masked_input_ids")
 """Fields of batches that the text tower reads."""
@@ -26,7 +26,7 @@ TEXT_FIELDS = ("input_ids", "masked_input_ids")
 _KEPT = 65_536  # examples whose small tensors stay in memory
 
 
-class StoredOutputs(TowerOutputs):
+class StoredFeatures(CachedFeatures):
     """Rows of files that hold what a tower said."""
 
     def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ class StoredOutputs(TowerOutputs):
         return len(self.rows)
 
     def layers(self) -> list[Float[Tensor, "b l w"]]:
-        """Returns every handed layer; shorter rows are filled up with zeros."""
+        """Returns the hidden states of every bridged layer; shorter rows are filled up with zeros."""
         found = list(self.files.read(TOKENS, self.rows))
         tokens = found[0].new_zeros(len(found), max(map(len, found)), *found[0].shape[1:])  # [B, L, K, W]
         for row, values in enumerate(found):
@@ -74,9 +74,9 @@ class FrozenPictures:
         firsts = [self._row(image, column) for image in images]
         return StoredViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
 
-    def first_views(self, images: Sequence[int]) -> StoredOutputs:
+    def first_views(self, images: Sequence[int]) -> StoredFeatures:
         """Returns the first view of each picture, of a pair that of the first one."""
-        return StoredOutputs(self.files, [self._row(image, "image") for image in images])
+        return StoredFeatures(self.files, [self._row(image, "image") for image in images])
 
     def place(self, row: int) -> tuple[int, str, torch.Generator]:
         """Returns the picture and the column of a row, and what its view is drawn from."""
@@ -90,7 +90,7 @@ class FrozenPictures:
         return image * self.num_views * len(self.columns) + self.columns.index(column)
 
 
-class StoredViews(StoredOutputs):
+class StoredViews(StoredFeatures):
     """Views of pictures that can be drawn again, so that examples whose texts are kept see all views."""
 
     def __init__(
@@ -117,7 +117,7 @@ class StoredViews(StoredOutputs):
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Joins views of the same files."""
-        joined_rows = StoredOutputs.cat(parts).rows
+        joined_rows = StoredFeatures.cat(parts).rows
         firsts = [row for part in parts for row in part.firsts]
         return cls(parts[0].files, firsts, stride=parts[0].stride, num_views=parts[0].num_views, rows=joined_rows)
 
@@ -135,13 +135,13 @@ class FrozenTexts:
         self.files = files
         self._row_of = {key: row for row, key in enumerate(keys)}
 
-    def outputs(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> StoredOutputs:
+    def outputs(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> StoredFeatures:
         """Looks texts up.
 
         Raises:
             KeyError: One was not computed.
         """
-        return StoredOutputs(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
+        return StoredFeatures(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
 
 
 class FrozenExamples(Dataset[Batch]):

@@ -20,7 +20,7 @@ from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
 from bridgetower.data.tables import ParquetRows
 from bridgetower.data.views import random_view
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 from bridgetower.processor import Processor
 
 
@@ -112,7 +112,7 @@ class Pictures:
 
     def views(
         self, images: Sequence[int], generator: torch.Generator, column: str = "image"
-    ) -> Float[Tensor, "b 3 h w"] | TowerOutputs:
+    ) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
         """Returns normalised pictures, varied as the config says.
 
         Raises:
@@ -123,7 +123,7 @@ class Pictures:
         pixels = torch.stack([self._view(image, column, generator) for image in images])
         return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
 
-    def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | TowerOutputs:
+    def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
         """Returns normalised pictures, of a pair the first one."""
         if self.frozen is not None:
             return self.frozen.first_views(images)

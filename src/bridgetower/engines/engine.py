@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import Read
+from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.linear import pack_weights
 
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Where the encodings are."""
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
         """Encodes images."""
 
@@ -41,17 +41,17 @@ class Engine(Protocol):
         input_ids: Int[Tensor, "b l"],
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """Encodes texts."""
 
-    def start_image(self, image: Encoded) -> Encoded:
+    def cache_image(self, image: Encoded) -> Encoded:
         """Adds what several texts can share of each image, where the engine shares anything."""
 
-    def start_text(self, text: Encoded) -> Encoded:
+    def cache_text(self, text: Encoded) -> Encoded:
         """Adds what several images can share of each text, where the engine shares anything."""
 
-    def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read."""
 
 
@@ -95,33 +95,33 @@ class TorchEngine:
         return _Calls(model.encode_image, model.encode_text, model.fuse)
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
         """See `BridgeTower.encode_image`."""
-        return self._calls.encode_image(pixel_values.to(self.device, self._dtype), token_type, read=read)
+        return self._calls.encode_image(pixel_values.to(self.device, self._dtype), token_type, outputs=outputs)
 
     def encode_text(
         self,
         input_ids: Int[Tensor, "b l"],
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """See `BridgeTower.encode_text`."""
         mask = None if attention_mask is None else attention_mask.to(self.device)
-        return self._calls.encode_text(input_ids.to(self.device), mask, read=read)
+        return self._calls.encode_text(input_ids.to(self.device), mask, outputs=outputs)
 
-    def start_image(self, image: Encoded) -> Encoded:
-        """See `BridgeTower.start_image`."""
-        return self.model.start_image(image)
+    def cache_image(self, image: Encoded) -> Encoded:
+        """See `BridgeTower.cache_image`."""
+        return self.model.cache_image(image)
 
-    def start_text(self, text: Encoded) -> Encoded:
-        """See `BridgeTower.start_text`."""
-        return self.model.start_text(text)
+    def cache_text(self, text: Encoded) -> Encoded:
+        """See `BridgeTower.cache_text`."""
+        return self.model.cache_text(text)
 
-    def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """See `BridgeTower.fuse`."""
-        return self._calls.fuse(image, text, read)
+        return self._calls.fuse(image, text, outputs)
 
 
 @dataclass(frozen=True)

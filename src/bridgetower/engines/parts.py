@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from bridgetower.model.bridgetower import BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.fusion import Read
+from bridgetower.model.fusion import FusionOutputs
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
 
@@ -57,42 +57,42 @@ class Part:
 
 
 class _Image(nn.Module):
-    """The image tower: its handed layers and the last CLS, or the CLS alone."""
+    """The image tower: its bridged hidden states and the last CLS, or the CLS alone."""
 
-    def __init__(self, model: BridgeTower, read: EncodeRead) -> None:
+    def __init__(self, model: BridgeTower, outputs: EncodeOutputs) -> None:
         super().__init__()
-        self.model, self.read = model, read
+        self.model, self.outputs = model, outputs
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        image = self.model.encode_image(pixel_values, read=self.read)
+        image = self.model.encode_image(pixel_values, outputs=self.outputs)
         return *image.layers, image.cls
 
 
 class _Text(nn.Module):
-    """The text tower: its handed layers and the last CLS, or the CLS alone."""
+    """The text tower: its bridged hidden states and the last CLS, or the CLS alone."""
 
-    def __init__(self, model: BridgeTower, read: EncodeRead) -> None:
+    def __init__(self, model: BridgeTower, outputs: EncodeOutputs) -> None:
         super().__init__()
-        self.model, self.read = model, read
+        self.model, self.outputs = model, outputs
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        text = self.model.encode_text(input_ids, attention_mask, read=self.read)
+        text = self.model.encode_text(input_ids, attention_mask, outputs=self.outputs)
         return *text.layers, text.cls
 
 
 class _Fusion(nn.Module):
     """The fusion encoder: the pooled output, or the text stream."""
 
-    def __init__(self, model: BridgeTower, read: Read) -> None:
+    def __init__(self, model: BridgeTower, outputs: FusionOutputs) -> None:
         super().__init__()
-        self.model, self.read = model, read
+        self.model, self.outputs = model, outputs
 
     def forward(self, image: Sequence[Tensor], text: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor]:
         # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
         encoded_image = Encoded(tuple(image), image[0][:, 0])
         encoded_text = Encoded(tuple(text), text[0][:, 0], attention_mask.bool())
-        fused = self.model.fuse(encoded_image, encoded_text, self.read)
-        return (fused.pooled if self.read == "pooled" else fused.text,)
+        fused = self.model.fuse(encoded_image, encoded_text, self.outputs)
+        return (fused.pooled if self.outputs == "pooled" else fused.text,)
 
 
 def part_names(config: ModelConfig) -> tuple[PartName, ...]:
@@ -118,30 +118,30 @@ def flat(arguments: Sequence[Any]) -> list[Tensor]:
     return [tensor for value in arguments for tensor in (value if isinstance(value, list) else [value])]
 
 
-def _image_part(model: BridgeTower, name: PartName, read: EncodeRead) -> Part:
+def _image_part(model: BridgeTower, name: PartName, outputs: EncodeOutputs) -> Part:
     return Part(
         name=name,
-        module=_Image(model, read),
+        module=_Image(model, outputs),
         inputs=(_pixel_values(model),),
         dynamic=({0: _batch()},),
         input_names=("pixel_values",),
-        output_names=(*(_layer_names(model, "image") if read == "layers" else ()), "cls"),
+        output_names=(*(_layer_names(model, "image") if outputs == "layers" else ()), "cls"),
     )
 
 
-def _text_part(model: BridgeTower, name: PartName, read: EncodeRead) -> Part:
+def _text_part(model: BridgeTower, name: PartName, outputs: EncodeOutputs) -> Part:
     sizes = {0: _batch(), 1: _length(model)}
     return Part(
         name=name,
-        module=_Text(model, read),
+        module=_Text(model, outputs),
         inputs=_text(model),
         dynamic=(sizes, sizes),
         input_names=("input_ids", "attention_mask"),
-        output_names=(*(_layer_names(model, "text") if read == "layers" else ()), "cls"),
+        output_names=(*(_layer_names(model, "text") if outputs == "layers" else ()), "cls"),
     )
 
 
-def _fusion_part(model: BridgeTower, name: PartName, read: Read) -> Part:
+def _fusion_part(model: BridgeTower, name: PartName, outputs: FusionOutputs) -> Part:
     input_ids, mask = _text(model)
     with torch.no_grad():
         image, text = model.encode_image(_pixel_values(model)), model.encode_text(input_ids, mask)
@@ -149,11 +149,11 @@ def _fusion_part(model: BridgeTower, name: PartName, read: Read) -> Part:
     sizes = {0: batch, 1: _length(model)}
     return Part(
         name=name,
-        module=_Fusion(model, read),
+        module=_Fusion(model, outputs),
         inputs=(list(image.layers), list(text.layers), mask),
         dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
         input_names=(*_layer_names(model, "image"), *_layer_names(model, "text"), "attention_mask"),
-        output_names=(read,),
+        output_names=(outputs,),
     )
 
 
@@ -170,7 +170,7 @@ def _length(model: BridgeTower) -> Dim:
 
 
 def _layer_names(model: BridgeTower, side: Literal["image", "text"]) -> tuple[str, ...]:
-    return tuple(f"{side}_{number}" for number in range(model.config.fusion.num_handed_layers))
+    return tuple(f"{side}_{number}" for number in range(model.config.fusion.num_bridged_layers))
 
 
 def _pixel_values(model: BridgeTower) -> Tensor:

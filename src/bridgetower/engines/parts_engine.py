@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bridgetower.engines.parts import PartName
 from bridgetower.engines.runner import Runner
-from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import Read
+from bridgetower.model.fusion import FusionOutputs
 
 
 class PartsEngine:
@@ -27,7 +27,7 @@ class PartsEngine:
         self._runner = runner
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, read: EncodeRead = "layers"
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
         """Encodes images, see `BridgeTower.encode_image`.
 
@@ -40,7 +40,7 @@ class PartsEngine:
                 f"images of {pixel_values.shape[-1]} x {pixel_values.shape[-2]} pixels; this engine was built for "
                 f"{side} x {side}: pass image_size to load"
             )
-        if read == "cls":
+        if outputs == "cls":
             return Encoded((), self._run("image_cls", pixel_values)[0])
         *layers, cls = self._run("image", pixel_values)
         token_types = self.model.token_type_embedding.weight
@@ -53,38 +53,38 @@ class PartsEngine:
         input_ids: Int[Tensor, "b l"],
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """Encodes texts, see `BridgeTower.encode_text`."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
-        if read == "cls":
+        if outputs == "cls":
             return Encoded((), self._run("text_cls", input_ids, mask)[0])
         *layers, cls = self._run("text", input_ids, mask)
         return Encoded(tuple(layers), cls, None if attention_mask is None else attention_mask.bool())
 
-    def start_image(self, image: Encoded) -> Encoded:
+    def cache_image(self, image: Encoded) -> Encoded:
         """Returns `image`: parts share nothing between pairs."""
         return image
 
-    def start_text(self, text: Encoded) -> Encoded:
+    def cache_text(self, text: Encoded) -> Encoded:
         """Returns `text`: parts share nothing between pairs."""
         return text
 
-    def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses pairs, see `BridgeTower.fuse`.
 
         Raises:
-            ValueError: `read` is "all", which is not exported, or the numbers of images and texts differ.
+            ValueError: `outputs` is "all", which is not exported, or the numbers of images and texts differ.
         """
-        if read == "all":
-            raise ValueError('read="all" is not exported; expected "pooled" or "text", or load with engine="torch"')
+        if outputs == "all":
+            raise ValueError('outputs="all" is not exported; expected "pooled" or "text", or load with engine="torch"')
         if len(image) != len(text):
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
         mask = torch.ones(text.layers[0].shape[:2]) if text.mask is None else text.mask
         streams = (*image.layers, *text.layers, mask.to(torch.int64))
-        if read == "text":
+        if outputs == "text":
             (hidden,) = self._run("fusion_text", *streams)
             return Fused(text=hidden)
         (pooled,) = self._run("fusion_pooled", *streams)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.fusion import StreamStart
+from bridgetower.model.fusion import FirstLayerCache
 from bridgetower.rows import Rows
 
 Encode = Callable[[Sequence[range]], Iterator[Encoded]]
@@ -86,7 +86,7 @@ class Encodings:
             layers=tuple(layers),
             cls=torch.cat(list(self._kept.read(_CLS, items))).to(device),
             mask=mask,
-            start=StreamStart(attended, start[:, :, 0], start[:, :, 1:].flatten(2)),
+            first_layer_cache=FirstLayerCache(attended, start[:, :, 0], start[:, :, 1:].flatten(2)),
         )
 
     def _write(self, number: int, batches: Sequence[Encoded], vectors: Sequence[Tensor]) -> None:
@@ -103,7 +103,7 @@ class Encodings:
 
 def _rows(batch: Encoded) -> dict[str, list[Tensor]]:
     """Cuts a batch with starts into the fields of its rows, without what is padded."""
-    start = batch.start
+    start = batch.first_layer_cache
     assert start is not None
     stream = torch.stack([*batch.layers, start.attended], dim=2)  # [B, L, K + 1, D]
     key, value = start.key_value.chunk(2, dim=-1)

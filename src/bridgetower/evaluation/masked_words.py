@@ -14,7 +14,7 @@ from bridgetower.data.config import MaskingConfig
 from bridgetower.data.masking import IGNORED
 from bridgetower.data.sampling import BatchKey, derive_seed
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 from bridgetower.objectives.losses import mlm_loss
 
 BATCH_SIZE = 64
@@ -69,8 +69,8 @@ def other_images(image_index: Int[Tensor, " b"], num_images: int, seed: int) -> 
     return (image_index + torch.randint(1, num_images, image_index.shape, generator=generator)) % num_images
 
 
-def _loss(model: BridgeTower, pixel_values: Tensor | TowerOutputs, batch: CaptionBatch) -> Tensor:
+def _loss(model: BridgeTower, pixel_values: Tensor | CachedFeatures, batch: CaptionBatch) -> Tensor:
     """Loss and accuracy [2] of a batch with some pictures, on the CPU."""
     text = model.encode_text(batch.masked_input_ids, batch.attention_mask)
-    fused = model.fuse(model.encode_image(pixel_values), text, read="text")
+    fused = model.fuse(model.encode_image(pixel_values), text, outputs="text")
     return torch.stack(mlm_loss(model.mlm_logits, fused.text, batch.mlm_labels)).cpu()

@@ -25,7 +25,7 @@ from bridgetower.evaluation.encodings import Embed, Encode, Encodings
 from bridgetower.files import locked, remove_leftovers, require_space
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars
@@ -149,7 +149,7 @@ class PairScorer:
             taken, which = places[batch].unique(return_inverse=True)
             text = self._text.take(taken.tolist(), self._device)
             fused = self._model.fuse(
-                image[pairs[batch, 0].to(self._device)], text[which.to(self._device)], read="pooled"
+                image[pairs[batch, 0].to(self._device)], text[which.to(self._device)], outputs="pooled"
             )
             logits[batch] = head(fused.pooled).float().cpu()
             advance(len(batch))
@@ -160,7 +160,7 @@ class PairScorer:
     def _plan(self) -> tuple[Encodings, Encodings]:
         """Plans the encodings of images and texts, in files if both together do not fit into memory."""
         model, config = self._model, self._model.config
-        widths = config.fusion.num_handed_layers + 4  # a start has the fusion width four times
+        widths = config.fusion.num_bridged_layers + 4  # a start has the fusion width four times
         token_bytes = widths * config.fusion.hidden_size * next(model.parameters()).element_size()
         image_bytes, num_tokens = token_bytes * config.vision.num_tokens, sum(map(len, self._ids))
         room = self._config.memory_gib * 2**30
@@ -195,11 +195,11 @@ class PairScorer:
     def _encode_images(self, batches: Sequence[range]) -> Iterator[Encoded]:
         for pixels in self._pixel_values([self._own[list(rows)].tolist() for rows in batches]):
             if self._with_pairs:
-                yield self._model.start_image(self._model.encode_image(pixels))
+                yield self._model.cache_image(self._model.encode_image(pixels))
             else:
-                yield self._model.encode_image(pixels, read="cls")
+                yield self._model.encode_image(pixels, outputs="cls")
 
-    def _pixel_values(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor | TowerOutputs]:
+    def _pixel_values(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor | CachedFeatures]:
         images = self._images
         if images.frozen is not None:
             yield from (images.pixel_values(batch) for batch in batches)
@@ -213,9 +213,9 @@ class PairScorer:
             ids = batch.input_ids.to(self._device)
             mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
             if self._with_pairs:
-                yield self._model.start_text(self._model.encode_text(ids, mask))
+                yield self._model.cache_text(self._model.encode_text(ids, mask))
             else:
-                yield self._model.encode_text(ids, mask, read="cls")
+                yield self._model.encode_text(ids, mask, outputs="cls")
 
 
 class _Folder:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import FusionEncoder, Read
+from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import (
     ClassifierHead,
     ClassifierName,
@@ -27,11 +27,11 @@ from bridgetower.model.heads import (
 )
 from bridgetower.model.layers import Pooler
 from bridgetower.model.linear import Linear
-from bridgetower.model.outputs import TowerOutputs
+from bridgetower.model.outputs import CachedFeatures
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
-EncodeRead = Literal["layers", "cls"]
+EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 BUFFER_BYTES = 2**25
@@ -48,7 +48,7 @@ class BridgeTower(nn.Module):
         fusion, heads = config.fusion, config.heads
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text)
-        projections = fusion.num_handed_layers if fusion.separate_projections else 1
+        projections = fusion.num_bridged_layers if fusion.separate_projections else 1
         self.image_projections = _projections(config.vision.hidden_size, fusion.hidden_size, projections)
         self.text_projections = _projections(config.text.hidden_size, fusion.hidden_size, projections)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
@@ -75,103 +75,103 @@ class BridgeTower(nn.Module):
 
     def encode_image(
         self,
-        pixel_values: Float[Tensor, "b 3 h w"] | TowerOutputs,
+        pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures,
         token_type: int = IMAGE,
         *,
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """Encodes images.
 
         Args:
             pixel_values: Normalised images, or what this tower says of them.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
-            read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
+            outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
         Raises:
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
         layers = self.config.vision_layers
-        if isinstance(pixel_values, TowerOutputs):
-            if read == "cls":
+        if isinstance(pixel_values, CachedFeatures):
+            if outputs == "cls":
                 return Encoded((), self._here(pixel_values.cls()))
             hidden = [self._here(layer) for layer in pixel_values.layers()]
         else:
-            if read == "cls":
+            if outputs == "cls":
                 return Encoded((), self.vision.cls(pixel_values, layers[-1]))
             hidden = self.vision(pixel_values, layers)
-        return Encoded(self._hand_over(hidden, self.image_projections, token_type), hidden[-1][:, 0])
+        return Encoded(self._project(hidden, self.image_projections, token_type), hidden[-1][:, 0])
 
     def encode_text(
         self,
-        input_ids: Int[Tensor, "b l"] | TowerOutputs,
+        input_ids: Int[Tensor, "b l"] | CachedFeatures,
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
-        read: EncodeRead = "layers",
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """Encodes texts.
 
         Args:
             input_ids: Token ids, or what this tower says of them.
             attention_mask: 0 on padding; None if nothing is padded.
-            read: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
+            outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
         Raises:
             ValueError: The text is longer than the position table.
         """
         mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
-        if isinstance(input_ids, TowerOutputs):
-            if read == "cls":
+        if isinstance(input_ids, CachedFeatures):
+            if outputs == "cls":
                 return Encoded((), self._here(input_ids.cls()))
             hidden = [self._here(layer) for layer in input_ids.layers()]
         else:
-            if read == "cls":
+            if outputs == "cls":
                 return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
             hidden = self.text(input_ids, mask, layers)
-        return Encoded(self._hand_over(hidden, self.text_projections, TEXT), hidden[-1][:, 0], mask)
+        return Encoded(self._project(hidden, self.text_projections, TEXT), hidden[-1][:, 0], mask)
 
-    def start_image(self, image: Encoded) -> Encoded:
+    def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
 
         In training with dropout it returns `image` as it is: there every pair has draws of its own.
         """
         if self._draws_dropout():
             return image
-        return replace(image, start=self.fusion.start_image(image.layers[0]))
+        return replace(image, first_layer_cache=self.fusion.cache_image(image.layers[0]))
 
-    def start_text(self, text: Encoded) -> Encoded:
+    def cache_text(self, text: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each text alone, for texts that several images share.
 
         In training with dropout it returns `text` as it is: there every pair has draws of its own.
         """
         if self._draws_dropout():
             return text
-        return replace(text, start=self.fusion.start_text(text.layers[0], text.mask))
+        return replace(text, first_layer_cache=self.fusion.cache_text(text.layers[0], text.mask))
 
-    def fuse(self, image: Encoded, text: Encoded, read: Read = "pooled") -> Fused:
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read; in inference on a CPU, some pairs after others.
 
         Args:
             image: From `encode_image`.
             text: From `encode_text`, as many as images.
-            read: `pooled` for matching and classification, `text` for masked words, `all` for everything.
+            outputs: `pooled` for matching and classification, `text` for masked words, `all` for everything.
 
         Raises:
-            ValueError: The numbers of images and texts differ, there is no such `read`, or something was encoded for
+            ValueError: The numbers of images and texts differ, there is no such `outputs`, or something was encoded for
                 its CLS only.
         """
-        if read not in get_args(Read):
-            raise ValueError(f"read is {read!r}; expected one of {', '.join(get_args(Read))}")
+        if outputs not in get_args(FusionOutputs):
+            raise ValueError(f"outputs is {outputs!r}; expected one of {', '.join(get_args(FusionOutputs))}")
         if image.cls.shape[0] != text.cls.shape[0]:  # len() would fix the number in an export
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
         if not (image.layers and text.layers):
-            raise ValueError('these encodings hold the CLS only; encode with read="layers" what is to be fused')
+            raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
         at_once = self._pairs_at_once(image)
         if at_once is None or len(image) <= at_once:
-            return self._fuse(image, text, read)
+            return self._fuse(image, text, outputs)
         parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
-        return Fused.cat([self._fuse(image[part], text[part], read) for part in parts])
+        return Fused.cat([self._fuse(image[part], text[part], outputs) for part in parts])
 
     def _pairs_at_once(self, image: Encoded) -> int | None:
         """Returns how many pairs to fuse at once; None: all, as where gradients, dropout or a graph are wanted."""
@@ -181,13 +181,13 @@ class BridgeTower(nn.Module):
         pair_bytes = hidden.shape[1] * self.config.fusion.intermediate_size * hidden.element_size()
         return max(1, BUFFER_BYTES // pair_bytes)
 
-    def _fuse(self, image: Encoded, text: Encoded, read: Read) -> Fused:
-        streams = (image.layers, text.layers, text.mask, read, image.start, text.start)
+    def _fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs) -> Fused:
+        streams = (image.layers, text.layers, text.mask, outputs, image.first_layer_cache, text.first_layer_cache)
         text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:
             return Fused(text=text_stream)
         pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
-        if read == "pooled":
+        if outputs == "pooled":
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
 
@@ -199,7 +199,7 @@ class BridgeTower(nn.Module):
             second: As many of token type 2.
             text: One for each pair of images; it is encoded once.
         """
-        text = self.start_text(text)
+        text = self.cache_text(text)
         return torch.cat([self.fuse(first, text).pooled, self.fuse(second, text).pooled], dim=-1)
 
     def forward(
@@ -207,10 +207,10 @@ class BridgeTower(nn.Module):
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
-        read: Read = "all",
+        outputs: FusionOutputs = "all",
     ) -> Fused:
         """Encodes both modalities and fuses them."""
-        return self.fuse(self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), read)
+        return self.fuse(self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), outputs)
 
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of images.
@@ -220,9 +220,9 @@ class BridgeTower(nn.Module):
         """
         head = self.contrastive_head()
         if isinstance(head, FusedItcHead):  # transformers reads the CLS that fusion gets, the official code the tower's
-            handed = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
-            return _unit(head.image(handed))
-        return _unit(head.image(image.cls))
+            bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
+            return _l2_normalize(head.image(bridged))
+        return _l2_normalize(head.image(image.cls))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts.
@@ -230,7 +230,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no contrastive head.
         """
-        return _unit(self.contrastive_head().text(text.cls))
+        return _l2_normalize(self.contrastive_head().text(text.cls))
 
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Returns L2-normalised embeddings of fused pairs.
@@ -238,7 +238,7 @@ class BridgeTower(nn.Module):
         The contrastive model of transformers has a head for them; elsewhere it is the pooled output itself.
         """
         head = self.itc_head
-        return _unit(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled)
+        return _l2_normalize(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled)
 
     def itm_logits(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns logits of no match (0) and match (1).
@@ -337,7 +337,7 @@ class BridgeTower(nn.Module):
     def _draws_dropout(self) -> bool:
         return self.training and self.config.fusion.dropout > 0
 
-    def _hand_over(
+    def _project(
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
     ) -> tuple[Float[Tensor, "b l d"], ...]:
         token_types = self.token_type_embedding.weight
@@ -349,7 +349,7 @@ class BridgeTower(nn.Module):
         )
 
 
-def _unit(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """L2-normalised in float32 at least: bfloat16 has three digits, so that lengths are off and similar items tie."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 

@@ -139,10 +139,10 @@ class FusionConfig:
             `norm` is LayerNorm(z), so that only the last tower layers reach the encoder; None builds no bridges at all,
             as in METER.
         input_norm: LayerNorm on the first layer's input; METER has none.
-        vision_layers: Image tower layers, counted from 1, that are handed to the fusion encoder: one per fusion layer
+        vision_layers: Image tower layers, counted from 1, that are bridged to the fusion encoder: one per fusion layer
             with bridges, exactly one without (None or `norm`). None takes the top ones.
-        text_layers: Text tower layers that are handed over, likewise.
-        separate_projections: One projection per handed layer and modality instead of one shared by all.
+        text_layers: Text tower layers likewise.
+        separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
@@ -164,21 +164,21 @@ class FusionConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Checks sizes, heads, the bridge's name and the number of handed layers."""
+        """Checks sizes, heads, the bridge's name and the number of bridged layers."""
         check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, num_token_types=(2, 1_000), **_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
         check_choice("fusion.bridge", self.bridge, BridgeKind, or_none=True)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            if layers is not None and (not _is_whole(layers) or len(layers) != self.num_handed_layers):
+            if layers is not None and (not _is_whole(layers) or len(layers) != self.num_bridged_layers):
                 raise ValueError(
-                    f"fusion.{name} is {layers}; expected {self.num_handed_layers} tower layers "
+                    f"fusion.{name} is {layers}; expected {self.num_bridged_layers} tower layers "
                     f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
                 )
 
     @property
-    def num_handed_layers(self) -> int:
+    def num_bridged_layers(self) -> int:
         """Tower layers per modality that reach the fusion encoder."""
         return 1 if self.bridge in (None, "norm") else self.num_layers
 
@@ -190,7 +190,7 @@ class HeadsConfig:
     Attributes:
         mlm: Head for masked words.
         itm: Head that tells whether image and text match.
-        itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *handed*
+        itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *bridged*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
@@ -249,7 +249,7 @@ class ModelConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
     def __post_init__(self) -> None:
-        """Checks that the handed tower layers exist, and that NLVR2 has a token type for its second image."""
+        """Checks that the bridged tower layers exist, and that NLVR2 has a token type for its second image."""
         if self.heads.nlvr2 and self.fusion.num_token_types < 3:
             raise ValueError(
                 f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"
@@ -266,13 +266,13 @@ class ModelConfig:
 
     @property
     def vision_layers(self) -> tuple[int, ...]:
-        """Image tower layers handed to the fusion encoder, counted from 1."""
-        return self.fusion.vision_layers or _top_layers(self.vision.num_layers, self.fusion.num_handed_layers)
+        """Image tower layers bridged to the fusion encoder, counted from 1."""
+        return self.fusion.vision_layers or _top_layers(self.vision.num_layers, self.fusion.num_bridged_layers)
 
     @property
     def text_layers(self) -> tuple[int, ...]:
-        """Text tower layers handed to the fusion encoder, counted from 1."""
-        return self.fusion.text_layers or _top_layers(self.text.num_layers, self.fusion.num_handed_layers)
+        """Text tower layers bridged to the fusion encoder, counted from 1."""
+        return self.fusion.text_layers or _top_layers(self.text.num_layers, self.fusion.num_bridged_layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain nested dictionaries, ready for JSON."""

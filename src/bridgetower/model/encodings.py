@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bridgetower.model.fusion import StreamStart
+from bridgetower.model.fusion import FirstLayerCache
 
 Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
 
@@ -20,17 +20,17 @@ class Encoded:
     """One modality of a batch, ready to be fused with any encoding of the other modality.
 
     Attributes:
-        layers: The handed tower layers, projected to the fusion width, token type added; each [B, L, D].
+        layers: The bridged hidden states of the tower, projected to the fusion width, token type added; each [B, L, D].
         cls: The tower's last CLS before projection [B, tower width], the contrastive head's input.
         mask: False on padding [B, L]; None if nothing is padded (always for images).
-        start: What the first fusion layer computes of it alone, see `BridgeTower.start_image` and `start_text`; None:
-            computed again in every `fuse`.
+        first_layer_cache: What the first fusion layer computes of it alone, see `BridgeTower.cache_image` and
+            `cache_text`; None: computed again in every `fuse`.
     """
 
     layers: tuple[Float[Tensor, "b l d"], ...]
     cls: Float[Tensor, "b w"]
     mask: Bool[Tensor, "b l"] | None = None
-    start: StreamStart | None = None
+    first_layer_cache: FirstLayerCache | None = None
 
     def __len__(self) -> int:
         return len(self.cls)
@@ -42,8 +42,8 @@ class Encoded:
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
         """Applies `function` to every tensor, for moving, detaching or selecting."""
         mask = None if self.mask is None else function(self.mask)
-        start = None if self.start is None else self.start.map(function)
-        return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, start)
+        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(function)
+        return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, cache)
 
     @property
     def nbytes(self) -> int:
@@ -73,8 +73,8 @@ class Encoded:
         def pad(tokens: Tensor) -> Tensor:
             return F.pad(tokens, (0, 0, 0, missing))
 
-        start = None if self.start is None else self.start.map(pad)
-        return Encoded(tuple(map(pad, self.layers)), self.cls, F.pad(mask, (0, missing)), start)
+        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(pad)
+        return Encoded(tuple(map(pad, self.layers)), self.cls, F.pad(mask, (0, missing)), cache)
 
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:
@@ -88,44 +88,44 @@ class Encoded:
         lengths = {part.layers[0].shape[1] for part in parts if part.layers}
         if len(lengths) > 1 or any(part.mask is not None for part in parts):
             parts = [part.padded(max(lengths)) for part in parts]
-        starts = [part.start for part in parts if part.start is not None]
+        caches = [part.first_layer_cache for part in parts if part.first_layer_cache is not None]
         return Encoded(
             layers=tuple(torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)),
             cls=torch.cat([part.cls for part in parts]),
             mask=None if parts[0].mask is None else torch.cat([part.mask for part in parts if part.mask is not None]),
-            start=StreamStart.cat(starts) if len(starts) == len(parts) else None,
+            first_layer_cache=FirstLayerCache.cat(caches) if len(caches) == len(parts) else None,
         )
 
 
 class Fused:
-    """Outputs of the fusion encoder, as far as they were read."""
+    """Outputs of the fusion encoder, as far as they were asked for."""
 
     def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
         self._text, self._image, self._pooled = text, image, pooled
 
     @property
     def text(self) -> Float[Tensor, "b l d"]:
-        """The text stream, with `read="text"` or `"all"`."""
+        """The text stream, with `outputs="text"` or `"all"`."""
         return _read(self._text, "text", '"text" or "all"')
 
     @property
     def image(self) -> Float[Tensor, "b p d"]:
-        """The image stream, with `read="all"`."""
+        """The image stream, with `outputs="all"`."""
         return _read(self._image, "image", '"all"')
 
     @property
     def pooled(self) -> Float[Tensor, "b e"]:
-        """Text and image pooler outputs side by side, with `read="pooled"` or `"all"`."""
+        """Text and image pooler outputs side by side, with `outputs="pooled"` or `"all"`."""
         return _read(self._pooled, "pooled", '"pooled" or "all"')
 
     @staticmethod
     def cat(parts: Sequence[Fused]) -> Fused:
-        """Joins batches along samples; texts are of one length, and all parts were read alike."""
+        """Joins batches along samples; texts are of one length, and all parts have the same outputs."""
         outputs = zip(*((part._text, part._image, part._pooled) for part in parts), strict=True)
         return Fused(*(None if each[0] is None else torch.cat(each) for each in outputs))
 
 
-def _read(output: Tensor | None, name: str, reads: str) -> Tensor:
+def _read(output: Tensor | None, name: str, outputs: str) -> Tensor:
     if output is None:
-        raise ValueError(f"{name} was not computed; call fuse with read={reads}")
+        raise ValueError(f"{name} was not computed; call fuse with outputs={outputs}")
     return output

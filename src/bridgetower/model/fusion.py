@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bridgetower.model.config import BridgeKind, FusionConfig
 from bridgetower.model.dropout import dropout
 from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention
-from bridgetower.model.recomputation import Output, P, recomputed
+from bridgetower.model.recomputation import Output, P, activation_checkpointing
 
-Read = Literal["pooled", "text", "all"]
+FusionOutputs = Literal["pooled", "text", "all"]
 
 
 class Bridge(nn.Module):
@@ -43,8 +43,8 @@ class Bridge(nn.Module):
 
 
 @dataclass(frozen=True)
-class StreamStart:
-    """What the first fusion layer computes of one stream before it meets the other; one start serves many pairs.
+class FirstLayerCache:
+    """What the first fusion layer computes of one stream before it meets the other; one serves many pairs.
 
     Attributes:
         attended: Self-attention and its norm [B, L, D].
@@ -56,16 +56,16 @@ class StreamStart:
     query: Float[Tensor, "b l d"]
     key_value: Float[Tensor, "b l e"]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> StreamStart:
+    def map(self, function: Callable[[Tensor], Tensor]) -> FirstLayerCache:
         """Applies `function` to every tensor."""
-        return StreamStart(function(self.attended), function(self.query), function(self.key_value))
+        return FirstLayerCache(function(self.attended), function(self.query), function(self.key_value))
 
     @staticmethod
-    def cat(parts: Sequence[StreamStart]) -> StreamStart:
+    def cat(parts: Sequence[FirstLayerCache]) -> FirstLayerCache:
         """Joins batches of equally long streams."""
         attended = torch.cat([part.attended for part in parts])
         query = torch.cat([part.query for part in parts])
-        return StreamStart(attended, query, torch.cat([part.key_value for part in parts]))
+        return FirstLayerCache(attended, query, torch.cat([part.key_value for part in parts]))
 
 
 class FusionLayer(nn.Module):
@@ -90,29 +90,29 @@ class FusionLayer(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         other_mask: Bool[Tensor, "b m"] | None = None,
         num_queries: int | None = None,
-        start: StreamStart | None = None,
-        other_start: StreamStart | None = None,
+        cache: FirstLayerCache | None = None,
+        other_cache: FirstLayerCache | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Returns the stream's output at its first `num_queries` positions (None: at all).
 
-        A start stands for what this method would compute of one of the streams alone.
+        A cache stands for what this method would compute of one of the streams alone.
         """
-        if start is None:
+        if cache is None:
             attended = self._attend_self(hidden, mask, num_queries)
             query = self.cross_attention.query(attended)
         else:
-            attended, query = start.attended[:, :num_queries], start.query[:, :num_queries]
-        key_value = self.cross_attention.key_value(other) if other_start is None else other_start.key_value
+            attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
+        key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
         crossed = self.cross_attention.attend(query, key_value, other_mask)
         queries = self.cross_attention_norm(attended + self._drop(crossed))
         return self.mlp_norm(queries + self._drop(self.mlp(queries)))
 
-    def start(
+    def cache(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, *, reader: FusionLayer
-    ) -> StreamStart:
+    ) -> FirstLayerCache:
         """Returns what needs this stream only; `reader` is the other stream's layer."""
         attended = self._attend_self(hidden, mask)
-        return StreamStart(attended, self.cross_attention.query(attended), reader.cross_attention.key_value(hidden))
+        return FirstLayerCache(attended, self.cross_attention.query(attended), reader.cross_attention.key_value(hidden))
 
     def _attend_self(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
         attended = self.self_attention(hidden, mask, num_queries)
@@ -138,54 +138,54 @@ class FusionEncoder(nn.Module):
         self.text_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
         self.image_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
 
-    def start_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> StreamStart:
-        """Returns what the first layer computes of texts alone, from the first handed layer."""
+    def cache_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
+        """Returns what the first layer computes of texts alone, from the first bridged layer."""
         text_layer, image_layer = self._layers(0)
-        return self._recomputed(text_layer.start)(self.text_norm(first), mask, reader=image_layer)
+        return self._checkpointed(text_layer.cache)(self.text_norm(first), mask, reader=image_layer)
 
-    def start_image(self, first: Float[Tensor, "b p d"]) -> StreamStart:
-        """Returns what the first layer computes of images alone, from the first handed layer."""
+    def cache_image(self, first: Float[Tensor, "b p d"]) -> FirstLayerCache:
+        """Returns what the first layer computes of images alone, from the first bridged layer."""
         text_layer, image_layer = self._layers(0)
-        return self._recomputed(image_layer.start)(self.image_norm(first), None, reader=text_layer)
+        return self._checkpointed(image_layer.cache)(self.image_norm(first), None, reader=text_layer)
 
     def forward(
         self,
         image: tuple[Float[Tensor, "b p d"], ...],
         text: tuple[Float[Tensor, "b l d"], ...],
         text_mask: Bool[Tensor, "b l"] | None,
-        read: Read,
-        image_start: StreamStart | None = None,
-        text_start: StreamStart | None = None,
+        outputs: FusionOutputs,
+        image_cache: FirstLayerCache | None = None,
+        text_cache: FirstLayerCache | None = None,
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
-        """Returns the text and the image stream, as far as `read` needs them.
+        """Returns the text and the image stream, as far as `outputs` needs them.
 
         `pooled` computes the last layer at the two CLS positions only, `text` leaves the last image layer out (the
-        image stream is then None), `all` computes everything. What is computed does not depend on `read`, nor on
-        whether the starts were given.
+        image stream is then None), `all` computes everything. What is computed does not depend on `outputs`, nor on
+        whether the caches were given.
         """
         text_stream, image_stream = self.text_norm(text[0]), self.image_norm(image[0])
         last = len(self.text_layers) - 1
         for index, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
             if index > 0:
-                text_start = image_start = None
+                text_cache = image_cache = None
                 if self.text_bridges:
-                    tower = min(index, len(text) - 1)  # bridges of kind `norm` do not read the one layer that is handed
+                    tower = min(index, len(text) - 1)  # bridges of kind `norm` do not read the one bridged layer
                     text_stream = self.text_bridges[index - 1](text[tower], text_stream)
                     image_stream = self.image_bridges[index - 1](image[tower], image_stream)
-            cut = 1 if read == "pooled" and index == last else None
-            starts = {"start": text_start, "other_start": image_start}
-            run_text, run_image = self._recomputed(text_layer), self._recomputed(image_layer)
-            text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **starts)
-            if read == "text" and index == last:
+            cut = 1 if outputs == "pooled" and index == last else None
+            caches = {"cache": text_cache, "other_cache": image_cache}
+            run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)
+            text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **caches)
+            if outputs == "text" and index == last:
                 return text_output, None
             # Both streams read the other's *input*: neither sees the other's update of the same layer.
-            starts = {"start": image_start, "other_start": text_start}
-            image_stream = run_image(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **starts)
+            caches = {"cache": image_cache, "other_cache": text_cache}
+            image_stream = run_image(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **caches)
             text_stream = text_output
         return text_stream, image_stream
 
-    def _recomputed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
-        return recomputed(layer, when=self.checkpoint_activations)
+    def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
+        return activation_checkpointing(layer, when=self.checkpoint_activations)
 
     def _layers(self, index: int) -> tuple[FusionLayer, FusionLayer]:
         """The text and the image stream's layer."""

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class TowerOutputs(ABC):
-    """The handed layers of one tower for some images or texts, read when they are asked for."""
+class CachedFeatures(ABC):
+    """The bridged hidden states of one tower for some images or texts, read when they are asked for."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -20,7 +20,7 @@ class TowerOutputs(ABC):
 
     @abstractmethod
     def layers(self) -> list[Float[Tensor, "b l w"]]:
-        """Returns every handed layer; rows that are shorter than the longest are filled up with zeros."""
+        """Returns the hidden states of every bridged layer; shorter rows are filled up with zeros."""
 
     @abstractmethod
     def cls(self) -> Float[Tensor, "b w"]:

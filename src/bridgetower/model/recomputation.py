@@ -13,7 +13,7 @@ P = ParamSpec("P")
 Output = TypeVar("Output")
 
 
-def recomputed(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
+def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
     """Returns `layer`, or if `when` a form of it that computes twice and keeps nothing in between.
 
     The second time, dropout draws what it drew the first time, and autocast is as it was.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bridgetower.model.config import TextConfig
 from bridgetower.model.dropout import dropout
 from bridgetower.model.layers import PostNormLayer
-from bridgetower.model.recomputation import recomputed
+from bridgetower.model.recomputation import activation_checkpointing
 
 
 class TextTower(nn.Module):
@@ -36,7 +36,7 @@ class TextTower(nn.Module):
         """
         hidden, outputs = self.embed(input_ids), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
-            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden, mask)
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
             if number in read_layers:
                 outputs.append(hidden)
         return outputs
@@ -51,8 +51,8 @@ class TextTower(nn.Module):
         """
         hidden = self.embed(input_ids)
         for layer in self.layers[: read_layer - 1]:
-            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden, mask)
-        last = recomputed(self.layers[read_layer - 1], when=self.checkpoint_activations)
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
+        last = activation_checkpointing(self.layers[read_layer - 1], when=self.checkpoint_activations)
         return last(hidden, mask, num_queries=1)[:, 0]
 
     def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:

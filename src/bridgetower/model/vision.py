@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import VisionConfig
 from bridgetower.model.layers import PreNormLayer
-from bridgetower.model.recomputation import recomputed
+from bridgetower.model.recomputation import activation_checkpointing
 
 
 class VisionTower(nn.Module):
-    """A ViT whose handed layers all go through one shared final LayerNorm (official `ln_post`, timm `norm`)."""
+    """A ViT whose bridged layers all go through one shared final LayerNorm (official `ln_post`, timm `norm`)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
         """
         hidden, outputs = self.pre_norm(self.embed(pixel_values)), []
         for number, layer in enumerate(self.layers[: read_layers[-1]], start=1):
-            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden)
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
             if number in read_layers:
                 outputs.append(self.post_norm(hidden))
         return outputs
@@ -53,8 +53,8 @@ class VisionTower(nn.Module):
         """
         hidden = self.pre_norm(self.embed(pixel_values))
         for layer in self.layers[: read_layer - 1]:
-            hidden = recomputed(layer, when=self.checkpoint_activations)(hidden)
-        last = recomputed(self.layers[read_layer - 1], when=self.checkpoint_activations)
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
+        last = activation_checkpointing(self.layers[read_layer - 1], when=self.checkpoint_activations)
         return self.post_norm(last(hidden, num_queries=1)[:, 0])
 
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
-from bridgetower.model.bridgetower import BridgeTower, EncodeRead
+from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features
@@ -74,9 +74,9 @@ class PretrainingTask(nn.Module):
         """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
         image, text = self._encode(batch, phase)
         if phase.itm or phase.mlm:
-            image = self.model.start_image(image)
+            image = self.model.cache_image(image)
         if phase.itm and text is not None:
-            text = self.model.start_text(text)
+            text = self.model.cache_text(text)
         return image, text
 
     def itc(
@@ -91,13 +91,13 @@ class PretrainingTask(nn.Module):
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
-        fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], read="pooled")
+        fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
         return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         masked = self.model.encode_text(batch.masked_input_ids, batch.attention_mask)
-        fused = self.model.fuse(image, masked, read="text")
+        fused = self.model.fuse(image, masked, outputs="text")
         loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
         weight = batch.mlm_weight
         return (loss, accuracy) if weight is None else (loss * weight, accuracy * weight)
@@ -111,7 +111,8 @@ class PretrainingTask(nn.Module):
             return random_pairs(batch.image_index, generator), (image, text)
         index, own = batch.image_index, slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
-            image, text = replace(image, start=None).map(all_gather), gather_texts(replace(text, start=None))
+            image = replace(image, first_layer_cache=None).map(all_gather)
+            text = gather_texts(replace(text, first_layer_cache=None))
             own = own_columns(len(batch))
         all_index = all_gather(index) if len(image) > len(batch) else index
         with torch.no_grad():
@@ -122,11 +123,11 @@ class PretrainingTask(nn.Module):
         return pairs, (image, text)
 
     def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
-        image = self.model.encode_image(batch.pixel_values, read="layers" if phase.itm or phase.mlm else "cls")
+        image = self.model.encode_image(batch.pixel_values, outputs="layers" if phase.itm or phase.mlm else "cls")
         if not (phase.itm or phase.itc):
             return image, None
-        read: EncodeRead = "layers" if phase.itm else "cls"
-        return image, self.model.encode_text(batch.input_ids, batch.attention_mask, read=read)
+        outputs: EncodeOutputs = "layers" if phase.itm else "cls"
+        return image, self.model.encode_text(batch.input_ids, batch.attention_mask, outputs=outputs)
 
 
 def gather_texts(text: Encoded) -> Encoded:

@@ -54,7 +54,7 @@ class RankingTask(nn.Module):
     def encode(self, batch: RankingBatch) -> tuple[Encoded, Encoded]:
         """Encodes every image and every text once."""
         model = self.model
-        image = model.start_image(model.encode_image(batch.pixel_values))
+        image = model.cache_image(model.encode_image(batch.pixel_values))
         return image, model.encode_text(batch.input_ids, batch.attention_mask)
 
     def scores(self, image: Encoded, text: Encoded) -> Float[Tensor, "b n"]:

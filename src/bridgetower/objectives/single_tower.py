@@ -36,7 +36,7 @@ class ImageTask(nn.Module):
 
     def logits(self, batch: ImageBatch) -> Float[Tensor, "b k"]:
         """Returns the logits of the classes."""
-        return self.model.class_logits("image", self.model.encode_image(batch.pixel_values, read="cls").cls)
+        return self.model.class_logits("image", self.model.encode_image(batch.pixel_values, outputs="cls").cls)
 
 
 class TextTask(nn.Module):
@@ -69,7 +69,7 @@ class TextTask(nn.Module):
 
     def logits(self, batch: TextBatch) -> Float[Tensor, "b k"]:
         """Returns the logits of the classes, or one number."""
-        text = self.model.encode_text(batch.input_ids, batch.attention_mask, read="cls")
+        text = self.model.encode_text(batch.input_ids, batch.attention_mask, outputs="cls")
         return self.model.class_logits("text", text.cls)
 
     @property

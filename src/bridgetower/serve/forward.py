@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bridgetower.analysis.attention import Attention, attention_of
 from bridgetower.answering import Choice, PairHead, choices
-from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, EncodeRead
+from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, EncodeOutputs
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.predictor import FilledWord, Predictor, classified, matched, unit
+from bridgetower.predictor import FilledWord, Predictor, classified, l2_normalize, matched
 from bridgetower.processor import Resized
 
 Kind = Literal["embedding", "match", "answer", "entail", "reason", "fill_mask", "attention"]
@@ -97,24 +97,24 @@ class _Batch:
 
     def image_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
         image, rows = self._images([item.image for item in items], "cls")
-        return unit(self.model.image_embeds(image))[rows.cpu()]
+        return l2_normalize(self.model.image_embeds(image))[rows.cpu()]
 
     def text_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
         text, rows = self._texts(items, "cls")
-        return unit(self.model.text_embeds(text))[rows.cpu()]
+        return l2_normalize(self.model.text_embeds(text))[rows.cpu()]
 
     def pairs(self, items: Sequence[Item]) -> list[Outcome]:
         image, image_rows = self._images([item.image for item in items], "layers")
         text, text_rows = self._texts(items, "layers")
-        image, text = self.engine.start_image(image), self.engine.start_text(text)  # shared by the pairs of each
+        image, text = self.engine.cache_image(image), self.engine.cache_text(text)  # shared by the pairs of each
 
-        def fused(numbers: list[int], read: Literal["pooled", "text"]) -> Fused:
-            return self.engine.fuse(image[image_rows[numbers]], text[text_rows[numbers]], read)
+        def fused(numbers: list[int], outputs: Literal["pooled", "text"]) -> Fused:
+            return self.engine.fuse(image[image_rows[numbers]], text[text_rows[numbers]], outputs)
 
         def reasoned(numbers: list[int]) -> Iterable[Outcome]:
             some = [items[number] for number in numbers]
             other, rows = self._images([item.image_2 for item in some], "layers", SECOND_IMAGE)
-            second = self.engine.fuse(self.engine.start_image(other)[rows], text[text_rows[numbers]]).pooled
+            second = self.engine.fuse(self.engine.cache_image(other)[rows], text[text_rows[numbers]]).pooled
             return self._choices("nlvr2", torch.cat([fused(numbers, "pooled").pooled, second], dim=-1), some)
 
         return _assembled(
@@ -137,7 +137,7 @@ class _Batch:
         return _assembled(
             [item.kind for item in items],
             {
-                "embedding": lambda rows: unit(self.model.pair_embeds(pooled[rows])),
+                "embedding": lambda rows: l2_normalize(self.model.pair_embeds(pooled[rows])),
                 "match": lambda rows: matched(self.model.itm_logits(pooled[rows])).tolist(),
                 "answer": lambda rows: self._choices("vqa", pooled[rows], [items[row] for row in rows]),
                 "entail": lambda rows: self._choices("snli_ve", pooled[rows], [items[row] for row in rows]),
@@ -163,18 +163,20 @@ class _Batch:
         return [chosen[: item.top] for chosen, item in zip(ranked, items, strict=True)]
 
     def _images(
-        self, images: Sequence[Resized | None], read: EncodeRead, token_type: int = IMAGE
+        self, images: Sequence[Resized | None], outputs: EncodeOutputs, token_type: int = IMAGE
     ) -> tuple[Encoded, Int[Tensor, " n"]]:
         """Returns the different images, encoded, and the row of each."""
         pictures, rows = _distinct(images)
         pixels = self.predictor.processor.normalise(torch.stack([picture.pixels for picture in pictures]))
-        return self.engine.encode_image(pixels, token_type, read=read), torch.tensor(rows, device=self.engine.device)
+        return self.engine.encode_image(pixels, token_type, outputs=outputs), torch.tensor(
+            rows, device=self.engine.device
+        )
 
-    def _texts(self, items: Sequence[Item], read: EncodeRead) -> tuple[Encoded, Int[Tensor, " n"]]:
+    def _texts(self, items: Sequence[Item], outputs: EncodeOutputs) -> tuple[Encoded, Int[Tensor, " n"]]:
         """Returns the different texts of items, encoded, and the row of each item."""
         ids, rows = _distinct([item.ids for item in items])
         text = self.predictor.processor.pad(ids)
-        encoded = self.engine.encode_text(text.input_ids, text.attention_mask, read=read)
+        encoded = self.engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
         return encoded, torch.tensor(rows, device=self.engine.device)
 
 

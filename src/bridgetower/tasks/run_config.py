@@ -16,9 +16,10 @@ from bridgetower.objectives.config import CifarConfig, Figure, GlueConfig, Pretr
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
-Rule = Literal["plain", "official"]
+Rule = Literal["adamw", "hf_adamw"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
+_EARLIER_RULES: dict[str, Rule] = {"plain": "adamw", "official": "hf_adamw"}  # of saved runs
 _NotAnOption = Annotated[str, Fixed, Suppress]
 
 _EARLIER_NAMES = {"task": {"max_bad": "max_errors"}}  # of fields in saved runs, by their part
@@ -36,8 +37,8 @@ class OptimizerConfig:
         head_multiplier: Of the learning rate, for heads. The official code reads a float as an absolute rate; here it
             always multiplies.
         fusion_multiplier: Of the learning rate, for the fusion encoder with its projections and poolers.
-        rule: `plain` is torch's AdamW and decays matrices only; `official` is the AdamW that the official code used
-            (epsilon before the bias correction, decay after the step) with its decay list, which misses CLIP's
+        rule: `adamw` is torch's and decays matrices only; `hf_adamw` is that of transformers 4.17, which the official
+            code used (epsilon before the bias correction, decay after the step) with its decay list, missing CLIP's
             LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads.
         schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0.
         warmup: Share of all steps over which the rate rises from 0.
@@ -52,7 +53,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     head_multiplier: float = 5.0
     fusion_multiplier: float = 5.0
-    rule: Rule = "plain"
+    rule: Rule = "adamw"
     schedule: Schedule = "polynomial"
     warmup: float = 0.1
     power: float = 1.0
@@ -239,4 +240,7 @@ class RunConfig:
         for part, names in _EARLIER_NAMES.items():
             if isinstance(values.get(part), Mapping):
                 renamed[part] = {names.get(name, name): value for name, value in values[part].items()}
+        optimizer = renamed.get("optimizer")
+        if isinstance(optimizer, Mapping) and optimizer.get("rule") in _EARLIER_RULES:
+            renamed["optimizer"] = {**optimizer, "rule": _EARLIER_RULES[optimizer["rule"]]}
         return from_plain(cls, renamed, "run config")

@@ -28,7 +28,7 @@ LR = 1e-2
 
 
 class Alignment(nn.Module):
-    """ITC of what the projections hand to the fusion encoder: one contrast for each tower layer that is handed over.
+    """ITC of what the projections hand to the fusion encoder: one contrast for each bridged tower layer.
 
     An image or a text is the mean of its projected tokens, since it is tokens that cross-attention compares. As with
     the contrastive head (paper, section "Pre-training Objectives"), the temperature is learnt and starts at 0.07.
@@ -40,7 +40,7 @@ class Alignment(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
-        """Returns the mean of the contrastive losses of all handed layers."""
+        """Returns the mean of the contrastive losses of all bridged layers."""
         images = self.model.encode_image(batch.pixel_values)
         texts = self.model.encode_text(batch.input_ids, batch.attention_mask)
         losses = []

@@ -1,4 +1,4 @@
-"""AdamW in the official and the plain form, its parameter groups, its learning-rate schedule."""
+"""AdamW in torch's and transformers' form, its parameter groups, its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def multiplier(name: str, config: OptimizerConfig) -> float:
 def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> bool:
     """Whether weight decay applies.
 
-    `plain` decays matrices and convolutions. `official` decays everything but biases and the norms that its list
+    `adamw` decays matrices and convolutions. `hf_adamw` decays everything but biases and the norms that its list
     names: the list misses CLIP's `ln_*` weights, the norms in task heads, class and position embeddings and the
     temperature.
 
     Args:
         name: Our name of the parameter.
-        parameter: Its shape decides under `plain`.
-        rule: `plain` or `official`.
+        parameter: Its shape decides under `adamw`.
+        rule: `adamw` or `hf_adamw`.
         clip_vision: The image tower is CLIP's, not timm's, whose norms the official list names.
     """
-    if rule == "plain":
+    if rule == "adamw":
         return parameter.ndim >= 2 and ("embedding" not in name or "patch_embedding" in name)
     if name.endswith("bias"):
         return False
@@ -96,12 +96,12 @@ def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
     """Returns AdamW under the config's rule."""
     groups = [{**group, "base_lr": group["lr"]} for group in groups]
-    if config.rule == "official":
-        return OfficialAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.rule == "hf_adamw":
+        return HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-class OfficialAdamW(Optimizer):
+class HfAdamW(Optimizer):
     """AdamW as transformers 4.17 had it, with which the official models were trained.
 
     The epsilon is added before the bias correction, and decay comes after the step with the full learning rate.

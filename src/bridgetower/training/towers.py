@@ -31,7 +31,7 @@ class Towers:
 
         Raises:
             ValueError: The patch does not divide the size, the tokenizer does not fit the text tower, or a tower has
-                too few layers to hand over.
+                too few layers to bridge.
         """
         vision = replace(model.vision if self.vision is None else self.vision.config, image_size=image_size)
         if self.text is None:

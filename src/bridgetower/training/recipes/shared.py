@@ -4,7 +4,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.tasks.run_config import OptimizerConfig
 
 PAPER_OPTIMIZER = OptimizerConfig(
-    lr=1e-5, weight_decay=0.01, warmup=0.1, head_multiplier=5, fusion_multiplier=5, rule="official"
+    lr=1e-5, weight_decay=0.01, warmup=0.1, head_multiplier=5, fusion_multiplier=5, rule="hf_adamw"
 )
 
 # Official `blip_randaug_wc` in training; squashed pictures in evaluation (official `blip`).

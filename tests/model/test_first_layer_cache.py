@@ -1,4 +1,4 @@
-"""What a stream computes alone is computed once, and read="cls" computes nothing that the CLS does not need."""
+"""What a stream computes alone is computed once, and outputs="cls" computes nothing that the CLS does not need."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ VARIANTS = {
     "one layer": tiny.changed(fusion__num_layers=1),
     "three layers": tiny.changed(fusion__num_layers=3),
 }
-READS = {"pooled": "pooled", "text": "text", "all": "image"}
+OUTPUTS = {"pooled": "pooled", "text": "text", "all": "image"}
 
 
-def started(model: BridgeTower, image: Encoded, text: Encoded) -> tuple[Encoded, Encoded]:
-    return model.start_image(image), model.start_text(text)
+def cached(model: BridgeTower, image: Encoded, text: Encoded) -> tuple[Encoded, Encoded]:
+    return model.cache_image(image), model.cache_text(text)
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=[name.replace(" ", "_") for name in VARIANTS])
@@ -37,31 +37,31 @@ def model(request: pytest.FixtureRequest) -> BridgeTower:
     return tiny.build(request.param)
 
 
-class TestStarts:
+class TestFirstLayerCache:
     @settings(max_examples=15, deadline=None)
     @given(
         pairs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=6),
         name=st.sampled_from(list(VARIANTS)),
-        read=st.sampled_from(list(READS)),
+        outputs=st.sampled_from(list(OUTPUTS)),
     )
-    def test_pairs_that_share_starts(self, pairs: list[tuple[int, int]], name: str, read: Any) -> None:
+    def test_pairs_that_share_caches(self, pairs: list[tuple[int, int]], name: str, outputs: Any) -> None:
         model = tiny.build(VARIANTS[name])
         image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4, 1]))
         rows, columns = torch.tensor(pairs).T
-        plain = model.fuse(image[rows], text[columns], read)
-        image, text = started(model, image, text)
-        shared = model.fuse(image[rows], text[columns], read)
-        assert tiny.off(getattr(plain, READS[read]), getattr(shared, READS[read])) < ATOL
+        plain = model.fuse(image[rows], text[columns], outputs)
+        image, text = cached(model, image, text)
+        shared = model.fuse(image[rows], text[columns], outputs)
+        assert tiny.off(getattr(plain, OUTPUTS[outputs]), getattr(shared, OUTPUTS[outputs])) < ATOL
 
-    @pytest.mark.parametrize("read", READS)
-    def test_gradients(self, model: BridgeTower, read: Any) -> None:
+    @pytest.mark.parametrize("outputs", OUTPUTS)
+    def test_gradients(self, model: BridgeTower, outputs: Any) -> None:
         rows, columns = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 0])
 
-        def gradients(start: bool) -> dict[str, Tensor]:
+        def gradients(cache: bool) -> dict[str, Tensor]:
             image, text = tiny.encodings(model)
-            if start:
-                image, text = started(model, image, text)
-            output = getattr(model.fuse(image[rows], text[columns], read), READS[read])
+            if cache:
+                image, text = cached(model, image, text)
+            output = getattr(model.fuse(image[rows], text[columns], outputs), OUTPUTS[outputs])
             weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
             parameters = dict(model.named_parameters())
             found = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
@@ -75,41 +75,41 @@ class TestStarts:
         model, counts = tiny.build(), []
         for layers in (model.fusion.image_layers, model.fusion.text_layers):
             layers[0].self_attention.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
-        image, text = started(model, *tiny.encodings(model))
+        image, text = cached(model, *tiny.encodings(model))
         rows = torch.tensor([0, 1, 2, 0, 1, 2])
         model.fuse(image[rows], text[rows.flip(0)])
         assert counts == [3, 3]
 
-    def test_one_start_is_enough(self, model: BridgeTower) -> None:
+    def test_one_cache_is_enough(self, model: BridgeTower) -> None:
         image, text = tiny.encodings(model)
         expected = model.fuse(image, text).pooled
-        assert tiny.off(model.fuse(model.start_image(image), text).pooled, expected) < ATOL
-        assert tiny.off(model.fuse(image, model.start_text(text)).pooled, expected) < ATOL
+        assert tiny.off(model.fuse(model.cache_image(image), text).pooled, expected) < ATOL
+        assert tiny.off(model.fuse(image, model.cache_text(text)).pooled, expected) < ATOL
 
     def test_padding_and_joining_keep_it(self, model: BridgeTower) -> None:
         image, text = tiny.encodings(model)
-        parts = [model.start_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows]) for rows in (slice(1), slice(1, 3))]
+        parts = [model.cache_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows]) for rows in (slice(1), slice(1, 3))]
         joined = Encoded.cat([parts[0], parts[1].padded(8)])
-        assert joined.start is not None
-        assert joined.start.query.shape[:2] == (3, 8)
+        assert joined.first_layer_cache is not None
+        assert joined.first_layer_cache.query.shape[:2] == (3, 8)
         assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
 
-    def test_a_part_without_start_takes_it_from_all(self) -> None:
+    def test_a_part_without_cache_takes_it_from_all(self) -> None:
         text = tiny.encodings(tiny.build())[1]
-        assert Encoded.cat([tiny.build().start_text(text), text]).start is None
+        assert Encoded.cat([tiny.build().cache_text(text), text]).first_layer_cache is None
 
-    def test_control_another_items_start(self, model: BridgeTower) -> None:
+    def test_control_another_items_cache(self, model: BridgeTower) -> None:
         image, text = tiny.encodings(model)
-        wrong = model.start_image(image).map(lambda tensor: tensor.flip(0))
-        mixed = Encoded(image.layers, image.cls, start=wrong.start)
+        wrong = model.cache_image(image).map(lambda tensor: tensor.flip(0))
+        mixed = Encoded(image.layers, image.cls, first_layer_cache=wrong.first_layer_cache)
         assert tiny.off(model.fuse(mixed, text).pooled, model.fuse(image, text).pooled) > 1e-3
 
     def test_dropout_keeps_the_draws_of_every_pair_apart(self) -> None:
         model = tiny.build().train()
         image, text = tiny.encodings(model)
-        assert model.start_image(image).start is model.start_text(text).start is None
+        assert model.cache_image(image).first_layer_cache is model.cache_text(text).first_layer_cache is None
         model = tiny.build(tiny.changed(fusion__dropout=0.0)).train()
-        assert model.start_image(tiny.encodings(model)[0]).start is not None
+        assert model.cache_image(tiny.encodings(model)[0]).first_layer_cache is not None
 
 
 class TestCls:
@@ -126,11 +126,11 @@ class TestCls:
     def test_embeddings_and_gradients(self, config: ModelConfig) -> None:
         model, pixels, words = tiny.build(config), tiny.images(3), tiny.texts([5, 3, 4])
         results = []
-        for read in ("layers", "cls"):
+        for outputs in ("layers", "cls"):
             embeds = torch.cat(
                 [
-                    model.image_embeds(model.encode_image(pixels, read=read)),
-                    model.text_embeds(model.encode_text(*words, read=read)),
+                    model.image_embeds(model.encode_image(pixels, outputs=outputs)),
+                    model.text_embeds(model.encode_text(*words, outputs=outputs)),
                 ]
             )
             weights = torch.randn(embeds.shape, generator=torch.Generator().manual_seed(1))
@@ -152,17 +152,17 @@ class TestCls:
         for tower in (model.vision, model.text):
             for layer in tower.layers[-2:]:
                 layer.mlp.register_forward_hook(count)
-        model.encode_image(tiny.images(2), read="cls")
-        model.encode_text(*tiny.texts([5, 3]), read="cls")
+        model.encode_image(tiny.images(2), outputs="cls")
+        model.encode_text(*tiny.texts([5, 3]), outputs="cls")
         assert lengths == [10, 1, 5, 1]
 
     def test_cannot_be_fused(self) -> None:
         model = tiny.build()
-        image, text = model.encode_image(tiny.images(3), read="cls"), tiny.encodings(model)[1]
-        with pytest.raises(ValueError, match='hold the CLS only; encode with read="layers"'):
+        image, text = model.encode_image(tiny.images(3), outputs="cls"), tiny.encodings(model)[1]
+        with pytest.raises(ValueError, match='hold the CLS only; encode with outputs="layers"'):
             model.fuse(image, text)
 
     def test_can_be_cut_and_joined(self) -> None:
         model = tiny.build()
-        text = model.encode_text(*tiny.texts([5, 3, 4]), read="cls")
+        text = model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls")
         assert torch.equal(Encoded.cat([text[:1], text[1:]]).cls, text.cls)
