@@ -10,8 +10,11 @@ The names below are the public API. They are imported when they are first used, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bridgetower.extras import Extra, require
 
 if TYPE_CHECKING:
     from bridgetower.analysis.attention import explain
@@ -65,9 +68,19 @@ _HOMES = {
     "read_checkpoint": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",
 }
+_EXTRAS: Mapping[str, Extra] = {
+    "Index": "search",
+    "Searcher": "search",
+    "build_index": "search",
+    "draw_explanation": "plot",
+    "train": "train",
+}
+"""What is missing in a plain installation."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EXTRAS:
+        require(_EXTRAS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines import packages, start
+from bridgetower.engines import start
 from bridgetower.engines.config import FASTEST, FORMS, PRECISIONS, EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.engines.parts_engine import PartsEngine
@@ -74,7 +75,7 @@ class TestStart:
     def test_a_missing_package(
         self, exported: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
     ) -> None:
-        monkeypatch.setattr(packages, "is_installed", lambda package: package != name)
+        monkeypatch.setattr(extras, "is_installed", lambda package: package != name)
         message = rf"package {name} is not installed; run: pip install 'bridgetower\[{extra}\]'"
         with pytest.raises(FileNotFoundError, match=message):
             EngineChoice(engine=name).start(read_checkpoint(exported), exported)

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import AS_USUAL, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
 from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.extras import require
 from bridgetower.files import cache_folder
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def evaluate(
     """
     if work is not None and benchmark != "retrieval":
         raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
+    require("train")
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
 

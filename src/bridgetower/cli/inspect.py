@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from bridgetower.cli.output import emit
+from bridgetower.extras import require
 from bridgetower.files import escaped
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def inspect(
         check: Compare every file with its digest too; reads all images.
         json: Print JSON on a terminal too.
     """
+    require("train")
     from bridgetower.data.inspection import inspect as read_report
     from bridgetower.data.inspection import write_samples
 

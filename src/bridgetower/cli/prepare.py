@@ -16,6 +16,7 @@ from bridgetower.cli.output import emit
 from bridgetower.data.config import ArrowConfig, PairsConfig
 from bridgetower.data.datasets import DATASETS
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
+from bridgetower.extras import require
 
 if TYPE_CHECKING:
     from bridgetower.data.info import DatasetInfo
@@ -42,6 +43,7 @@ def pairs(
         out: Folder of the data set.
         options: How the source is read and split.
     """
+    require("train")
     from bridgetower.data.prepare import prepare_pairs
 
     _report(out, prepare_pairs(source, out, options, progress=sys.stderr.isatty()))
@@ -53,6 +55,7 @@ def _arrow(
     out: Out,
     options: Annotated[ArrowConfig, arg(name="")] = ArrowConfig(),  # noqa: B008 - frozen
 ) -> None:
+    require("train")
     from bridgetower.data.prepare import prepare_arrow
 
     for name, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
@@ -60,10 +63,12 @@ def _arrow(
 
 
 def _toyset(name: str, out: Path, options: Any) -> None:
+    require("train")
     _report(out, prepare_toyset(name, out, options, progress=sys.stderr.isatty()))
 
 
 def _published(name: str, source: Path, out: Path, options: Any) -> None:
+    require("train")
     from bridgetower.data.prepare import prepare_set
 
     _report(out, prepare_set(name, source, out, options, progress=sys.stderr.isatty()))

@@ -14,6 +14,7 @@ from tyro.conf import arg
 from bridgetower.cli.options import Recipe
 from bridgetower.cli.output import emit, headline
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
+from bridgetower.extras import require
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.recipes import RECIPES
@@ -44,6 +45,7 @@ def train(
         vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
         text_tower: Text tower to build in place of the recipe's, with the same dropout.
     """
+    require("train")
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
@@ -90,6 +92,8 @@ def demo(
         minutes: About how long one seed takes on two cores; scales the number of training steps.
         seeds: Trainings of each model; more give a spread.
     """
+    for extra in ("demo", "train", "search", "plot"):
+        require(extra)
     from bridgetower.demo.run import run_demo
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.parallel import LostProcessError

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.defaults import index_or_demo, model_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit, emit_lines
+from bridgetower.extras import require
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def index(
         options: How.
         loading: How the model is loaded.
     """
+    require("search")
     from bridgetower.search.build import build_index
 
     chosen = model_or_demo(model, f"bridgetower index {source} --out {out} --model MODEL")
@@ -97,6 +99,9 @@ def search(
         truncate: Cut a text that is too long instead of refusing it.
         json: Print JSON on a terminal too.
     """
+    require("search")
+    if sheet is not None:
+        require("plot")
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
     from bridgetower.search.sheet import write_sheet

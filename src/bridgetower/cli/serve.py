@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from bridgetower.cli.defaults import demo_answering, index_or_demo, model_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions
+from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def serve(
         options: How it is served.
         loading: How the model is loaded.
     """
-    from bridgetower.engines.packages import require
-
-    require("fastapi", "uvicorn", "prometheus_client", extra="serve")
+    require("serve")
     from bridgetower.serve.server import listen
     from bridgetower.serve.server import serve as run
 
@@ -84,6 +83,7 @@ def service(
             raise ValueError(f"root is {root}, where an index's pictures are, but there is no index; add --index")
         predictor = loading.load(model)
     else:
+        require("search")
         from bridgetower.search.index import Index
         from bridgetower.search.searcher import Searcher
 

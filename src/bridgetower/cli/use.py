@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from bridgetower.cli.defaults import model_or_demo
 from bridgetower.cli.options import AS_USUAL, PLAIN_RUN, Loading, Model, ModelOrDemo, Running
 from bridgetower.cli.output import emit, emit_lines
+from bridgetower.extras import require
 
 
 def embed(
@@ -164,6 +165,7 @@ def explain(
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
     """
+    require("plot")
     from bridgetower.analysis.attention import explain as look
     from bridgetower.analysis.attention_picture import draw_explanation
     from bridgetower.lettering import write_picture

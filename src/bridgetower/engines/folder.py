@@ -11,9 +11,9 @@ import torch
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
 from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
-from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts import Part, flat, make_part, part_names
 from bridgetower.engines.runner import Runner, make_runner
+from bridgetower.extras import is_installed, require
 from bridgetower.files import new_folder, read_json, sha256_of, write_json
 from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
@@ -67,7 +67,7 @@ def write_exported(
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
         model = read_checkpoint(temporary).model()
-        require("onnxscript", extra="onnx")
+        require("onnx", "onnxscript")
         runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(checkpoint.config)
@@ -117,7 +117,7 @@ def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
             able.setdefault(engine, precision)
     installed = {engine: precision for engine, precision in able.items() if is_installed(engine)}
     if not installed:
-        require(*able, extra="onnx")
+        require("onnx", *able)
     yield from installed.items()
 
 

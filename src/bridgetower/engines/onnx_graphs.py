@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from bridgetower.engines.packages import require
 from bridgetower.engines.parts import Part
+from bridgetower.extras import require
 from bridgetower.files import parse_json, replacing
 
 _OPSET = 20  # the first with Gelu
@@ -35,7 +35,7 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
     Raises:
         FileNotFoundError: The packages for it are not installed.
     """
-    require("onnxscript", extra="onnx")
+    require("onnx", "onnxscript")
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript.optimizer import optimize_ir
@@ -67,7 +67,7 @@ def write_int8_graph(part: Part, path: Path) -> None:
     Raises:
         FileNotFoundError: The packages for it are not installed.
     """
-    require("onnxscript", "onnxruntime", extra="onnx")
+    require("onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridgetower.engines.packages import require
 from bridgetower.engines.parts import PartName
+from bridgetower.extras import require
 
 
 class OnnxRuntimeRunner:
@@ -25,7 +25,7 @@ class OnnxRuntimeRunner:
         Raises:
             FileNotFoundError: ONNX Runtime is not installed.
         """
-        require("onnxruntime", extra="onnx")
+        require("onnx", "onnxruntime")
         self._folder = folder
         self._sessions: dict[PartName, Any] = {}
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from bridgetower.engines.config import Precision
-from bridgetower.engines.packages import require
 from bridgetower.engines.parts import PartName
 from bridgetower.engines.signal_stack import kept_signal_stack
+from bridgetower.extras import require
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -30,7 +30,7 @@ class OpenVinoRunner:
         Raises:
             FileNotFoundError: OpenVINO is not installed.
         """
-        require("openvino", extra="openvino")
+        require("openvino", "openvino")
         self._folder, self._hint = folder, _HINTS[precision]
         self._compiled: dict[PartName, Any] = {}
 

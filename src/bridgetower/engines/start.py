@@ -13,9 +13,9 @@ from bridgetower.engines.cache import cached_export
 from bridgetower.engines.config import ENGINES, FASTEST, FORMS, PRECISIONS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.engines.folder import check_exported, is_exported
-from bridgetower.engines.packages import is_installed, require
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runner import make_runner
+from bridgetower.extras import is_installed, require
 from bridgetower.files import cache_folder
 
 
@@ -76,7 +76,7 @@ class EngineChoice:
             return TorchEngine(
                 checkpoint.model(), find_device(self.device), self.dtype, compiler="inductor" if self.compile else None
             )
-        require(self.engine, extra="openvino" if self.engine == "openvino" else "onnx")
+        require("openvino" if self.engine == "openvino" else "onnx", self.engine)
         if folder is None or not is_exported(folder, self.form):
             folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
         check_exported(folder)

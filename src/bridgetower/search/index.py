@@ -10,8 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import pyarrow as pa
 from jaxtyping import Float
+from lancedb.index import IvfSq
 from torch import Tensor
 
 from bridgetower.files import locked
@@ -29,12 +31,6 @@ from bridgetower.search.table import (
     schema_of,
     table_of,
 )
-
-try:
-    import lancedb
-    from lancedb.index import IvfSq
-except ModuleNotFoundError as error:
-    raise FileNotFoundError("LanceDB is not installed; run pip install 'bridgetower[search]'") from error
 
 _SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version

