@@ -468,6 +468,22 @@ class TestLogging:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stderr.splitlines() == ["INFO ours", "WARNING a warning"]
 
+    def test_nothing_in_the_log_moves_the_terminal_or_feigns_an_entry(self) -> None:
+        script = "\n".join(
+            (
+                "import logging, sys",
+                "from bridgetower import cli",
+                "cli.main(['--help'])",
+                "logging.getLogger('bridgetower').warning('%s is bad', 'a\\x1b[2J\\x9b\\nERROR \\u202egnp.exe')",
+                "cli.main(['search', 'no\\x1b[2J\\u202emodel/a.lance', 'a'])",
+            )
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[0] == r"WARNING a\u001b[2J\u009b\nERROR \u202egnp.exe is bad"
+        assert "\x1b" not in done.stderr + done.stdout
+        assert r"no\u001b[2J\u202emodel/a.lance" in done.stderr
+
 
 class TestHelp:
     @pytest.mark.parametrize("verb", [*((verb,) for verb in VERBS), ("train", "pretrain-nano")])

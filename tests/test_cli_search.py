@@ -157,11 +157,11 @@ class TestSearch:
         photos: Path,
         tmp_path: Path,
     ) -> None:
-        (photos / "red.txt").write_text("[bold]wine\n")
+        (photos / "red.txt").write_text("[bold]wine \x1b[2J\n")
         run("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main(["search", str(tmp_path / "photos.lance"), "red"])
-        assert "[bold]wine" in capsys.readouterr().out
+        assert r"[bold]wine \u001b[2J" in capsys.readouterr().out
 
     def test_errors(
         self, refused: Callable[..., str], index: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path

@@ -1,6 +1,7 @@
 """Atomic writes: the old content or the new, whatever fails in between; never a part, and no litter."""
 
 import errno
+import json
 import math
 import os
 import pickle
@@ -19,12 +20,15 @@ from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import (
     cache_folder,
     intended_name,
+    json_text,
     locked,
     new_folder,
+    one_line,
     read_json,
     remove_leftovers,
     replacing,
     require_space,
+    visible,
     write_bytes,
     write_json,
     write_text,
@@ -343,3 +347,30 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "bridgetower"
+
+
+HOSTILE = "a\x1b]0;owned\x07\x9b2J\u202egnp.exe\u2028\r\x7f\x00"
+SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (HOSTILE, SHOWN),
+        ("plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba", "plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_is_not_seen_is_made_visible(text: str, shown: str) -> None:
+    assert visible(text) == one_line(text) == shown
+
+
+def test_only_one_line_has_no_line_feeds() -> None:
+    assert visible("a\nb") == "a\nb"
+    assert one_line("a\nb") == r"a\nb"
+
+
+def test_json_shows_it_and_is_the_same() -> None:
+    written = json_text({HOSTILE: [HOSTILE]})
+    assert json.loads(written) == {HOSTILE: [HOSTILE]}
+    assert visible(written) == written

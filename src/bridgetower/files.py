@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -12,6 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Control characters but tab and line feed, and what reverses or hides text: marks of direction, breaks of lines.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 _MARK = ".partial-"  # in the name of every temporary folder
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
@@ -134,6 +138,19 @@ def escaped(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def visible(text: str) -> str:
+    r"""Returns text for a terminal or a log: `\u001b` stands for the escape character, and so for all that is not seen.
+
+    Line feeds stay; in a string of JSON, this is JSON of the same string.
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped(text))
+
+
+def one_line(text: str) -> str:
+    r"""Returns what `visible` returns, in one line: `\n` stands for a line feed."""
+    return visible(text).replace("\n", "\\n")
+
+
 def unfit_name(name: str) -> str | None:
     """Says what is wrong with the name of a file that cannot be stored; None if it can."""
     return None if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
@@ -146,7 +163,7 @@ def json_text(content: object, *, indent: int | None = None) -> str:
         FloatingPointError: A number in it is NaN or infinite, which JSON does not have.
     """
     try:
-        return escaped(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False))
+        return visible(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
         raise FloatingPointError(f"a result is NaN or infinite, which JSON cannot hold ({error})") from error
 

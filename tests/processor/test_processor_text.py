@@ -353,3 +353,50 @@ def test_unsuitable_tokenizers_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build(tokenizer)
+
+
+def _changed(tokenizer: Tokenizer, **changes: Any) -> str:
+    return json.dumps(json.loads(tokenizer.to_str()) | changes)
+
+
+_WITHOUT_UNKNOWN = {"type": "WordLevel", "unk_token": "<none>"}
+_TEMPLATE = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+_PANICKING = {
+    "when it is read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "at any text": {
+        "post_processor": {"type": "TemplateProcessing", "single": _TEMPLATE, "pair": _TEMPLATE, "special_tokens": {}}
+    },
+}
+
+
+@pytest.mark.parametrize("changes", _PANICKING.values(), ids=_PANICKING)
+def test_a_tokenizer_that_panics_is_an_error(changes: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, **changes))
+    with pytest.raises(ValueError, match=r"valid tokenizer \(|cannot encode an empty text \(") as caught:
+        Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), load_tokenizer(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def _uses(processor: Processor) -> dict[str, Callable[[], object]]:
+    return {
+        "token_ids": lambda: processor.token_ids(["a dog"]),
+        "pair_ids": lambda: processor.pair_ids([("a dog", "a cat")]),
+        "token_offsets": lambda: processor.token_offsets("a dog"),
+    }
+
+
+@pytest.mark.parametrize("use", ["token_ids", "pair_ids", "token_offsets"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},  # panics
+        {"model": _WITHOUT_UNKNOWN, "pre_tokenizer": None},  # a bare Exception
+    ],
+)
+def test_texts_that_a_tokenizer_fails_at_are_errors(use: str, changes: Any, tokenizer: Tokenizer) -> None:
+    if "model" in changes:
+        changes = changes | {"model": changes["model"] | {"vocab": json.loads(tokenizer.to_str())["model"]["vocab"]}}
+    failing = Tokenizer.from_str(_changed(tokenizer, **changes))
+    processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), failing)
+    with pytest.raises(ValueError, match=r"^the tokenizer cannot encode th.*use another one$"):
+        _uses(processor)[use]()

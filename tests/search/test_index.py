@@ -218,6 +218,31 @@ def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
     assert list(Index(index.uri).listed()) == ["a.png"]
 
 
+def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) -> None:
+    index = make()
+    index.upsert([row("a.png")])
+    for file in Path(index.uri).glob("data/*"):
+        file.write_bytes(file.read_bytes()[:50])
+    damaged = Index(index.uri)
+    uses: list[Callable[[], object]] = [
+        *(damaged.listed, lambda: damaged.examples(1), lambda: damaged.with_digest("0" * 64)),
+        lambda: damaged.nearest(torch.ones(3), 1),
+    ]
+    for use in uses:
+        with pytest.raises(OSError, match=r"photos\.lance cannot be read: [^/]*; make the index again$"):
+            use()
+
+
+@pytest.mark.parametrize("mtime", [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1])
+def test_times_that_python_does_not_have_are_no_obstacle(make: Make, mtime: int) -> None:
+    index, one = make(), row("a.png")
+    index.upsert([replace(one, picture=replace(one.picture, mtime=mtime))])
+    assert [found.path for found in index.nearest(torch.ones(3), 1)] == ["a.png"]
+    assert [found.path for found in index.examples(1)] == ["a.png"]
+    assert [found.path for found in index.with_digest(one.digest)] == ["a.png"]
+    assert index.listed()["a.png"].mtime == mtime
+
+
 def test_refuses_what_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"):
         Index(tmp_path / "photos.lance")

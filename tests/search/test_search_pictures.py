@@ -1,6 +1,7 @@
 """What a folder or table names, and what comes of each file."""
 
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ class TestManifest:
             mtime=status.st_mtime_ns // 1000,
             captions=("a red bar", "on black"),
         )
+
+    @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
+    def test_times_outside_of_the_calendar(self, photos: Path, second: int, year: int) -> None:
+        os.utime(photos / "00.png", (second, second))
+        if (photos / "00.png").stat().st_mtime != second:
+            pytest.skip("this file system has no such times")
+        mtime = list_pictures(photos, AS_USUAL).pictures["00.png"].mtime
+        assert (datetime(1970, 1, 1) + timedelta(microseconds=mtime)).year == year
 
     @pytest.mark.parametrize(
         ("name", "content"),

@@ -54,6 +54,12 @@ def test_comparisons_are_written_anew(condition: str, written: str) -> None:
         ("width = 1 = 1", "expected and, or, or the end"),
         ("width is 1", "expected false or null or true"),
         ("path like path", "expected a string"),
+        ("mtime > timestamp '10000-01-01'", "'10000-01-01' is no time of the years 1 to 9999"),
+        ("mtime > timestamp '0000-01-01'", "is no time"),
+        ("mtime > timestamp '-9999-01-01'", "is no time"),
+        ("mtime > timestamp '2024-02-30'", "is no time"),
+        ("mtime > timestamp 'now'", "is no time"),
+        ("mtime > timestamp mtime", "expected a string"),
         ("array_has(captions, captions)", "expected a string"),
         ("width in ()", "comes ')'"),
         ("width > 1e400", "'1' at character 8"),
@@ -65,6 +71,6 @@ def test_comparisons_are_written_anew(condition: str, written: str) -> None:
     ],
 )
 def test_all_else(condition: str, words: str) -> None:
-    with pytest.raises(ValueError, match=r"allowed|limit|expected|more than") as caught:
+    with pytest.raises(ValueError, match=r"allowed|limit|expected|more than|no time") as caught:
         parsed_condition(condition)
     assert words in str(caught.value)

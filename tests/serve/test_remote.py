@@ -225,14 +225,17 @@ def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     [
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
         *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
-        *("64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+        *("64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2002::", "::7f00:1"),
+        *("::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "fec0::1", "fd00::1", "100::1", "2001:db8::1", "3fff::1", "2001:20::1"),
+        *("5f00::1", "4000::1", "192.0.0.8", "192.0.0.171", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
+        *("192.88.99.1", "0.1.2.3", "240.0.0.1", "239.1.2.3"),
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize("address", ["8.8.8.8", "192.0.1.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111"])
 def test_public_addresses(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 

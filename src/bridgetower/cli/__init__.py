@@ -13,8 +13,8 @@ from importlib import import_module, resources
 from typing import Any
 
 import bridgetower
-from bridgetower.cli.output import STDOUT, with_options, with_whole_entries
-from bridgetower.files import writing
+from bridgetower.cli.output import STDOUT, log_to, with_options, with_whole_entries
+from bridgetower.files import visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": {
@@ -38,7 +38,7 @@ COMMANDS = {name: module for group in GROUPS.values() for name, module in group.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
     logging.getLogger("bridgetower").setLevel(logging.INFO)
     try:
         try:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        print(f"bridgetower: {with_options(str(error))}", file=sys.stderr)
+        print(f"bridgetower: {visible(with_options(str(error)))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from bridgetower.cli.defaults import answering_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, ModelOrDemo, Running
 from bridgetower.cli.output import emit_lines
-from bridgetower.files import escaped
+from bridgetower.files import one_line
 
 if TYPE_CHECKING:
     from bridgetower.answering import Choice, Options
@@ -131,10 +131,10 @@ def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequen
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*given, name)
     for row, choices in zip(rows, chosen, strict=True):
-        table.add_row(
-            *map(escaped, row.values()), "\n".join(f"{choice.label}  {choice.probability:.3f}" for choice in choices)
-        )
+        chosen_lines = "\n".join(f"{one_line(choice.label)}  {choice.probability:.3f}" for choice in choices)
+        table.add_row(*(Text(one_line(value)) for value in row.values()), Text(chosen_lines))
     Console().print(table)

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from bridgetower.cli.output import emit
 from bridgetower.extras import require
-from bridgetower.files import escaped
+from bridgetower.files import one_line
 
 if TYPE_CHECKING:
     from bridgetower.data.inspection import Report, SplitReport
@@ -74,9 +74,13 @@ def _print_tables(report: Report) -> None:
     from rich.table import Table
 
     info, console = report.info, Console()
-    console.print(f"[bold]{escaped(info.name)}[/bold] ({info.kind}): {info.split_rule}", highlight=False)
+
+    def show(line: str) -> None:
+        console.print(one_line(line), highlight=False, markup=False)
+
+    show(f"{info.name} ({info.kind}): {info.split_rule}")
     if info.protocol:
-        console.print(info.protocol, highlight=False)
+        show(info.protocol)
     table = Table("split", "images", "texts", "words: median, longest", "published by")
     for name, split in report.splits.items():
         published = split.published
@@ -88,9 +92,9 @@ def _print_tables(report: Report) -> None:
     for name, split in report.splits.items():
         if split.classes:
             classes = ", ".join(f"{label} {count:,}" for label, count in split.classes.items())
-            console.print(f"{name}: {classes}", highlight=False)
+            show(f"{name}: {classes}")
     for reason, count in info.left_out_counts().items():
-        console.print(f"left out, {reason}: {count:,}", highlight=False)
+        show(f"left out, {reason}: {count:,}")
 
 
 def _of(count: int, published: int | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bridgetower.files import escaped, json_text, write_text, writing
+from bridgetower.files import json_text, one_line, visible, write_text, writing
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
@@ -20,6 +21,30 @@ STDOUT = Path("standard output")
 
 _STAGES = {"itc": "contrastive", "two_stage": "after matching", "one_stage": "all pairs", "chance": "chance"}
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Shows what is not seen, such as a line feed in a file's name, which could feign an entry of the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
+        """Returns the entry in one line."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
+        """Returns the lines of a traceback."""
+        return visible(super().formatException(ei))
+
+
+def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
+    """Sends the log of all libraries to a handler, one line per entry but for tracebacks.
+
+    Args:
+        handler: Writes the log.
+        form: Of an entry.
+        alone: Take the place of the handlers that there are; otherwise nothing is done if there is one.
+    """
+    handler.setFormatter(_OneLineFormatter(form))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=alone)
 
 
 def emit(value: object) -> None:
@@ -43,7 +68,7 @@ def emit_table(title: str, figures: Mapping[str, float]) -> None:
     from rich.table import Table
 
     shown = [stage for stage in _STAGES if f"{stage}_rsum" in figures]
-    table = Table("", *(_STAGES[stage] for stage in shown), title=escaped(title))
+    table = Table("", *(_STAGES[stage] for stage in shown), title=one_line(title))
     for name in (figure.removeprefix("chance_") for figure in figures if figure.startswith("chance_")):
         scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
         table.add_row(name.replace("_", " "), *(f"{scale * figures[f'{stage}_{name}']:.1f}" for stage in shown))
@@ -58,7 +83,7 @@ def emit_figures(title: str, figures: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "", title=escaped(title))
+    table = Table("", "", title=one_line(title))
     for name, value in figures.items():
         is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
         table.add_row(name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}")

@@ -14,6 +14,7 @@ from bridgetower.cli.defaults import index_or_demo, model_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running
 from bridgetower.cli.output import emit, emit_lines
 from bridgetower.extras import require
+from bridgetower.files import one_line
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _show(hits: Sequence[Hit]) -> None:
         match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
         size = f"{hit.width}x{hit.height}"
         more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
-        names = Text(hit.path), Text("".join(hit.captions[:1]) + more)  # brackets in them are no markup
+        names = Text(one_line(hit.path)), Text(one_line("".join(hit.captions[:1])) + more)  # brackets are no markup
         table.add_row(str(rank), names[0], match, f"{hit.cosine:.3f}", size, names[1])
     for column in table.columns[2:5]:
         column.justify = "right"

@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from bridgetower.cli.defaults import demo_answering, index_or_demo, model_or_demo
 from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions
+from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
 
@@ -118,8 +119,7 @@ def _log_with_time() -> None:
     from rich.logging import RichHandler
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    form = "%(asctime)s %(levelname)s %(message)s"
     if sys.stderr.isatty():
-        handlers, form = [RichHandler(console=Console(stderr=True), show_path=False)], "%(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, handlers=handlers, force=True)
+        log_to(RichHandler(console=Console(stderr=True), show_path=False), "%(message)s", alone=True)
+    else:
+        log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s", alone=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from bridgetower import files
@@ -26,7 +26,9 @@ from bridgetower.processor.text import (
     SpecialTokens,
     TextBatch,
     continues_word,
+    decode,
     encode,
+    encode_with_offsets,
     join_pair,
     pad,
     special_tokens,
@@ -177,6 +179,14 @@ class Processor:
         """
         return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate)
 
+    def token_offsets(self, text: str) -> Encoding:
+        """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of.
+
+        Raises:
+            ValueError: The text is not valid Unicode, or the tokenizer fails.
+        """
+        return encode_with_offsets(self._tokenizer, text)
+
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
         """Tokenises single texts or pairs of them, without padding; what is too long is cut.
 
@@ -205,7 +215,7 @@ class Processor:
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True) -> str:
         """Turns the ids of one text back into a string."""
-        return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+        return decode(self._tokenizer, [int(number) for number in ids], skip_special_tokens=skip_special_tokens)
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -76,7 +77,8 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
         raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
     family = BERT if tokenizer.token_to_id(BERT.bos) is not None else ROBERTA
     ids = family.ids(tokenizer)
-    added = tokenizer.encode("").ids
+    with tokenizers_errors("the tokenizer cannot encode an empty text"):
+        added = tokenizer.encode("").ids
     if added != [ids.bos, ids.eos]:
         raise ValueError(
             f"the tokenizer puts {added} around a text, expected {family.bos} {ids.bos} and {family.eos} {ids.eos}; "
@@ -114,7 +116,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, trunc
         ValueError: There are no texts, one is not a string or not valid Unicode, or too long and not to be cut.
     """
     _check_texts(texts)
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    with tokenizers_errors("the tokenizer cannot encode these texts"):
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
     for number, ids in enumerate(encoded):
         if len(ids) <= max_length:
             continue
@@ -125,6 +128,45 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, trunc
             )
         encoded[number] = [*ids[: max_length - 1], ids[-1]]
     return encoded
+
+
+def encode_with_offsets(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Turns a text into ids with the characters that each stands for, uncut.
+
+    Raises:
+        ValueError: The text is not valid Unicode, or the tokenizer fails.
+    """
+    _check_texts([text])
+    with tokenizers_errors("the tokenizer cannot encode this text"):
+        return tokenizer.encode(text)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """Turns ids back into a text.
+
+    Raises:
+        ValueError: The tokenizer fails.
+    """
+    with tokenizers_errors("the tokenizer cannot decode these ids"):
+        return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+
+@contextmanager
+def tokenizers_errors(what: str) -> Iterator[None]:
+    """Makes every failure of `tokenizers` a ValueError of one line.
+
+    It raises bare `Exception` for all errors of its own, and where its Rust code panics, what is no `Exception` at all.
+
+    Args:
+        what: Cannot be done.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
 
 
 def join_pair(

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, WordPiece
 
 from bridgetower.files import read_json
-from bridgetower.processor.text import BERT, ROBERTA, SpecialTokens
+from bridgetower.processor.text import BERT, ROBERTA, SpecialTokens, tokenizers_errors
 
 _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
     f"{name}_token": name for name in ("pad", "unk", "mask")
@@ -169,9 +169,8 @@ def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
 
 
 def _build(source: str, build: Callable[[], Tokenizer]) -> Tokenizer:
-    try:
-        return build()
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    except Exception as error:  # tokenizers raises bare Exception for every kind of bad content
-        raise ValueError(f"{source} does not hold a valid tokenizer ({error}); copy the files again") from error
+    with tokenizers_errors(f"{source} does not hold a valid tokenizer"):
+        try:
+            return build()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error

@@ -39,7 +39,19 @@ _PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py tells what it co
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are told of
-_TOLD = ("digest", *ABOUT)
+_TOLD = ("digest", "path", "size", "width", "height", "captions")
+
+# Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types, and columns of vectors.
+_INTERNALS = (
+    (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
+    (
+        r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )",
+        "",
+    ),
+    (r"\. Valid fields are .*", ""),
+    (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
+    (r"\b(?:Large)?Utf8\b", "String"),
+)
 
 
 class Index:
@@ -158,7 +170,8 @@ class Index:
     def listed(self) -> dict[str, Listed]:
         """Returns every picture as its source named it when it was written, by path."""
         columns = ["path", "size", "mtime", "captions"]
-        table = self._table.search().select(columns).to_arrow().select(columns)
+        with _read(self.uri):
+            table = self._table.search().select(columns).to_arrow().select(columns)
         table = table.set_column(2, "mtime", table["mtime"].cast(pa.int64()))
         values = zip(*(table[name].to_pylist() for name in columns), strict=True)
         return {
@@ -169,13 +182,15 @@ class Index:
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
         rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_TOLD)).limit(_MAX_COPIES)
-        return [Indexed(**row) for row in rows.to_list()]
+        with _read(self.uri):
+            return [Indexed(**row) for row in rows.to_list()]
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
         rows, size = min(count, len(self)), len(self)
         places = [(2 * place + 1) * size // (2 * rows) for place in range(rows)]
-        return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
+        with _read(self.uri):
+            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
 
     def nearest(
         self,
@@ -197,6 +212,7 @@ class Index:
 
         Raises:
             ValueError: The condition is none, or pictures have vectors that are no numbers, so that nothing finds them.
+            OSError: The index cannot be read.
         """
         there = len(self)
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
@@ -206,12 +222,15 @@ class Index:
             query = query.bypass_vector_index()
         if where is not None:
             query = query.where(where, prefilter=True)
-        try:
-            rows = query.select([*_TOLD, "_distance"]).to_list()
-        except (ValueError, RuntimeError) as error:
-            if where is None:
-                raise
-            raise ValueError(f"where is {where!r}: {_complaint(error)}; columns are {', '.join(ABOUT)}") from error
+        query = query.select([*_TOLD, "_distance"])
+        if where is None:
+            with _read(self.uri):
+                rows = query.to_list()
+        else:
+            try:
+                rows = query.to_list()
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"where is {where!r}: {_told_by(error)}; columns are {', '.join(ABOUT)}") from error
         unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
@@ -285,12 +304,21 @@ def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and "not found" in str(error):
             return None
-        raise ValueError(f"{uri} cannot be opened as an index: {_first_line(error)}") from error
+        raise ValueError(f"{uri} cannot be opened as an index: {_told_by(error)}") from error
 
 
 def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
     options = dict(storage_options) if storage_options else None
     return lancedb.connect(place, read_consistency_interval=_SEEN_WITHIN, storage_options=options)
+
+
+@contextmanager
+def _read(uri: str) -> Iterator[None]:
+    """Turns what LanceDB says when it cannot read, a damaged file for example, into an error of the system's kind."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{uri} cannot be read: {_told_by(error)}; make the index again") from error
 
 
 @contextmanager
@@ -302,17 +330,15 @@ def _written(uri: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"{uri} cannot be written: {_first_line(error)}") from error
+        raise OSError(f"{uri} cannot be written: {_told_by(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    """Of LanceDB's message, without places in its own sources."""
-    return re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).partition("\n")[0])
-
-
-def _complaint(error: Exception) -> str:
-    """Of LanceDB's message about a condition, without the kind of the error and without the columns of vectors."""
-    return re.sub(r"^Invalid input, |Schema error: |\. Valid fields are .*", "", _first_line(error))
+def _told_by(error: Exception) -> str:
+    """What LanceDB says, in one line and without what it says of its own sources, nor of the columns of vectors."""
+    message = str(error).partition("\n")[0]
+    for pattern, replacement in _INTERNALS:
+        message = re.sub(pattern, replacement, message)
+    return message
 
 
 def _num_partitions(num_rows: int) -> int:

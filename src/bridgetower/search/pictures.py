@@ -19,6 +19,8 @@ from bridgetower.files import unfit_name
 from bridgetower.processor import Processor, Resized
 from bridgetower.search.config import IndexConfig
 
+_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
+
 MIN_FOR_WORKERS = 500  # pictures; starting processes takes about as long as decoding these
 
 
@@ -29,7 +31,7 @@ class Listed:
     Attributes:
         path: From the source's folder.
         size: Of the file, in bytes.
-        mtime: Of the file, in microseconds since 1970.
+        mtime: Of the file, in microseconds since 1970, within the years 1 to 9999.
         captions: Stripped, none empty.
     """
 
@@ -121,7 +123,8 @@ def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | 
         return f"no file {path!r} ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Listed(path=path, size=status.st_size, mtime=status.st_mtime_ns // 1000, captions=captions)
+    mtime = min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
+    return Listed(path=path, size=status.st_size, mtime=mtime, captions=captions)
 
 
 class Pictures(Dataset[Decoded]):

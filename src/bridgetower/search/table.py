@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Literal
 
 import pyarrow as pa
@@ -77,7 +76,6 @@ class Indexed:
         digest: SHA-256 of the file.
         path: From the folder of the pictures.
         size: Of the file, in bytes.
-        mtime: Of the file.
         width: Of the upright picture, in pixels.
         height: Of the same.
         captions: That came with it.
@@ -86,7 +84,6 @@ class Indexed:
     digest: str
     path: str
     size: int
-    mtime: datetime
     width: int
     height: int
     captions: Sequence[str]

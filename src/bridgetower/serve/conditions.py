@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 
 from bridgetower.search.table import ABOUT
 
@@ -16,6 +17,7 @@ _KEYWORDS = frozenset(
 _LITERALS = frozenset({"null", "true", "false"})
 _COMPARISONS = frozenset({"=", "<", ">", "<=", ">=", "<>", "!="})
 _END = "the end"
+_TIME = re.compile(r"'\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)?)?'", re.ASCII)
 _TOKEN = re.compile(
     r"\s*(?:(?P<token>'(?:[^']|'')*'|\d+(?:\.\d+)?(?![\w.])|[A-Za-z_]\w*|<=|>=|<>|!=|[=<>(),+*/%-])|(?P<end>\Z)|(?P<bad>.))",
     re.ASCII,
@@ -133,7 +135,7 @@ class _Parser:
             self._condition()
             self._expect(")")
         elif self._took("timestamp"):
-            self._string()
+            self._time()
         elif self._took("array_has"):
             self._expect("(")
             self._expect("captions")
@@ -145,6 +147,16 @@ class _Parser:
         else:
             self._fail("a column, a number, a string or a parenthesis")
         self._depth -= 1
+
+    def _time(self) -> None:
+        given = self._next
+        self._string()
+        try:
+            found = _TIME.fullmatch(given) and datetime.fromisoformat(given.strip("'"))
+        except ValueError:
+            found = None
+        if not found:
+            raise ValueError(f"{given} is no time of the years 1 to 9999; expected one such as '2024-05-31 12:00:00'")
 
     def _string(self) -> None:
         if not self._next.startswith("'"):

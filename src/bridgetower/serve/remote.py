@@ -23,7 +23,20 @@ _PORTS = {"http": 80, "https": 443}
 _CHUNK = 2**16
 AT_ONCE = 8
 """Images that are fetched at the same time; more wait."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_INTERNET = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is given to networks of the internet; outside are this machine, local networks and mapped IPv4."""
+
+_SPECIAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # Teredo and other protocols, documentation, 6to4
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        "224.0.0.0/3",  # multicast and what is reserved
+    )
+]
+"""Networks for special purposes, as IANA's registries have them; those that Python knows differ by its release."""
 
 
 class RemotePictures:
@@ -158,13 +171,9 @@ def _addresses(host: str, port: int) -> list[str]:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the internet, and does not stand for another address."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped
-        if inner is not None:
-            return is_public(inner)
-        if address.sixtofour or address.teredo or address in _NAT64:
-            return False
-    return address.is_global and not address.is_multicast
+    if address.version == 6 and address not in _INTERNET:
+        return False
+    return address.is_global and not any(address in network for network in _SPECIAL)
 
 
 class _Deadline:

@@ -10,6 +10,7 @@ from annotated_types import Len
 from fastapi import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from bridgetower.files import visible
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS
@@ -158,4 +159,5 @@ async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
 
 def json_of(content: BaseModel) -> Response:
     """Returns a response that is already what its route declares, so that it is not checked once more."""
-    return Response(content.model_dump_json(exclude_none=True), media_type="application/json")
+    text = content.model_dump_json(exclude_none=True)
+    return Response(text if text.isascii() else visible(text), media_type="application/json")
