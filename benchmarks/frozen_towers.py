@@ -25,6 +25,7 @@ from bridgetower.data.config import DataConfig, PairsConfig
 from bridgetower.data.prepare import prepare_pairs
 from bridgetower.data.sampling import BatchKey, Examples
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -72,6 +73,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     """Builds the run in one of the three ways and returns the median processor time of a step."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
+    optimize_for_cpu(model)
     work = plan(config, checkpoint, model)
     if way == "files":
         work = replace(work, examples=frozen_examples(config, model, work, dataset_out, fabric, progress=False))

@@ -30,6 +30,7 @@ from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
@@ -106,6 +107,7 @@ def evaluating(folder: Path, dataset: Path, warm: Path, memory_gib: float) -> di
     checkpoint = read_checkpoint(folder)
     model, processor = checkpoint.model().eval(), checkpoint.processor
     assert processor is not None
+    optimize_for_cpu(model)
     config = RetrievalConfig(candidates=CANDIDATES, memory_gib=memory_gib)
     small, images = (CaptionImages(DataConfig(folders=(str(place),)), "test", processor) for place in (warm, dataset))
     evaluate_retrieval(model, small, config)

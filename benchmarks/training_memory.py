@@ -16,6 +16,7 @@ import torch
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionPairs
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -68,6 +69,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, object]) -> di
     )
     model = BridgeTower(NANO)
     init_weights(model, torch.Generator().manual_seed(0))
+    optimize_for_cpu(model)
     fabric = make_fabric(config)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     setup, optimizer = fabric.setup(PretrainingTask(model, task).train(), optimizer)

@@ -17,6 +17,7 @@ from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice
 from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.heads import ItcHead
 from bridgetower.model.init import init_weights
 
@@ -110,6 +111,7 @@ class Setting:
         init_weights(model, torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
         _draw_heads(model.matching_head().fc, model.contrastive_head())
+        optimize_for_cpu(model)
         return model
 
 

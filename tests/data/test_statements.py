@@ -13,7 +13,7 @@ from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.statements import Statements
-from bridgetower.model.labels import FIXED
+from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
 
 
@@ -31,8 +31,8 @@ def load(tmp_path: Path, tiny_processor: Processor) -> Any:
 
 def test_classes_are_in_the_order_of_the_heads() -> None:
     assert {kind: schema.labels for kind, schema in SCHEMAS.items() if schema.labels} == {
-        "snli-ve": FIXED["snli_ve"],
-        "nlvr2": FIXED["nlvr2"],
+        "snli-ve": FIXED_LABELS["snli_ve"],
+        "nlvr2": FIXED_LABELS["nlvr2"],
     }
 
 

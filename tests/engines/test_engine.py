@@ -9,13 +9,13 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 import tiny
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.bridgetower import IMAGE, BridgeTower
 from bridgetower.model.encodings import Fused
 from bridgetower.model.fusion import FusionOutputs
-from bridgetower.model.linear import Linear
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def made(dtype: torch.dtype = torch.float32) -> tuple[BridgeTower, TorchEngine]:
 
 
 def packed(engine: TorchEngine) -> set[bool]:
-    return {module.is_packed for module in engine.model.modules() if isinstance(module, Linear)}
+    return {module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear)}
 
 
 def fused(model: BridgeTower | TorchEngine, outputs: FusionOutputs, dtype: torch.dtype = torch.float32) -> Fused:

@@ -18,6 +18,7 @@ from bridgetower import predictor
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.keymap import Naming, Source, name_table
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu
 
 FOLDER_VARIABLE = "BRIDGETOWER_GOLDEN"
 
@@ -100,15 +101,19 @@ class Case:
         return {name: value.float() if value.dtype == torch.float16 else value for name, value in loaded.items()}
 
     def load(self, image_size: int | None = None) -> BridgeTower:
-        """Returns the model through the public loader, at its own or another image size."""
+        """Returns the model through the public loader, with the kernels for a CPU, at its own or another image size."""
         source = self.path("checkpoint.ckpt")
-        return predictor.load(source, image_size=image_size, device="cpu", overrides=self.overrides).model
+        model = predictor.load(source, image_size=image_size, device="cpu", overrides=self.overrides).model
+        optimize_for_cpu(model)
+        return model
 
     def fresh_model(self) -> BridgeTower:
         """Returns a model for training, whose steps leave the cached checkpoint as it was."""
         checkpoint = self.checkpoint
         tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        return replace(checkpoint, tensors=tensors).model()
+        model = replace(checkpoint, tensors=tensors).model()
+        optimize_for_cpu(model)
+        return model
 
     def table(self) -> dict[str, Source]:
         """Our parameter names to official ones."""

@@ -83,7 +83,7 @@ class TestTasks:
         recorded = case(name)
         model = recorded.load()
         head = head_of(name, model)
-        head.dropout, head.training = 0.5, True
+        head.train().dropout.p = 0.5
         torch.manual_seed(0)
         assert wrong(outputs(name, model, batch_of(name, recorded.inputs)), recorded.outputs) != {}
 

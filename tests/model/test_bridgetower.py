@@ -1,8 +1,8 @@
 """The whole model: encodings can be cut, joined, repeated and fused in any order without a change."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Fused
-from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.presets import meter
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -132,41 +131,6 @@ def gradients(model: BridgeTower, outputs: Any, loss: Callable[[Fused], Tensor])
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
-
-
-class TestParts:
-    """Pairs that are fused some after others, in inference on a CPU."""
-
-    @pytest.fixture
-    def calls(self, model: BridgeTower, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-        """The pairs of each run of the fusion encoder, for which every pair is too large."""
-        monkeypatch.setattr("bridgetower.model.bridgetower.BUFFER_BYTES", 1)
-        sizes: list[int] = []
-        hook = model.fusion.register_forward_hook(lambda module, given, output: sizes.append(len(output[0])))
-        yield sizes
-        hook.remove()
-
-    @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
-    def test_they_change_nothing(self, model: BridgeTower, calls: list[int], outputs: FusionOutputs) -> None:
-        image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
-        whole = model.fuse(image, text, outputs)
-        assert calls == [3], "with gradients: all at once"
-        with torch.no_grad():
-            parts = model.fuse(image, text, outputs)
-            shared = model.fuse(model.cache_image(image), model.cache_text(text), outputs)
-        assert calls == [3] + 6 * [1]
-        for name in ("_text", "_image", "_pooled"):
-            expected = getattr(whole, name)
-            for ours in (getattr(parts, name), getattr(shared, name)):
-                assert (ours is None) == (expected is None)
-                assert expected is None or tiny.off(ours, expected) < ATOL
-
-    def test_dropout_draws_for_all(self, model: BridgeTower, calls: list[int]) -> None:
-        model.train()
-        with torch.no_grad():
-            model.fuse(model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3])))
-        model.eval()
-        assert calls == [2]
 
 
 class TestReading:

@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.attention import attend
 from bridgetower.model.layers import (
     CrossAttention,
+    DotProductAttention,
     FeedForward,
     Pooler,
     PostNormLayer,
     PreNormLayer,
     SelfAttention,
+    activated,
 )
 
 WIDTH, HEADS = 12, 3
@@ -35,7 +36,7 @@ def made(module: nn.Module) -> nn.Module:
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    return attend(query, key, value, num_heads=heads, mask=mask, dropout=0.0)
+    return DotProductAttention(heads, 0.0)(query, key, value, mask)
 
 
 class TestSelfAttention:
@@ -63,7 +64,7 @@ class TestCrossAttention:
         weight, bias = layer.key_value.weight.chunk(2), layer.key_value.bias.chunk(2)
         key, value = (F.linear(other, weight[part], bias[part]) for part in range(2))
         expected = layer.out(attended(layer.query(hidden), key, value, HEADS, mask))
-        assert tiny.off(layer(hidden, other, mask), expected) < ATOL
+        assert tiny.off(layer(layer.query(hidden), layer.key_value(other), mask), expected) < ATOL
 
 
 class TestMasks:
@@ -76,6 +77,19 @@ class TestMasks:
     def test_nothing_masked_is_no_mask(self) -> None:
         layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH)
         assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL
+
+
+VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
+
+
+def test_activation_formulas() -> None:
+    assert tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
+    assert tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+
+
+def test_quick_gelu_is_an_approximation() -> None:
+    assert 1e-3 < tiny.off(activated(VALUES, "quick_gelu"), F.gelu(VALUES)) < 0.03
+    assert activated(torch.zeros(3), "quick_gelu").tolist() == [0, 0, 0]
 
 
 class TestFeedForward:
@@ -126,15 +140,16 @@ def test_pooler() -> None:
 
 class TestDropout:
     LAYERS = (
-        (SelfAttention(WIDTH, HEADS, 0.5), 1),
-        (CrossAttention(WIDTH, HEADS, 0.5), 2),
-        (PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5), 1),
+        (SelfAttention(WIDTH, HEADS, 0.5), [WIDTH]),
+        (CrossAttention(WIDTH, HEADS, 0.5), [WIDTH, 2 * WIDTH]),
+        (PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5), [WIDTH]),
     )
 
-    @pytest.mark.parametrize(("layer", "streams"), LAYERS, ids=["self", "cross", "layer"])
-    def test_in_training_only(self, layer: nn.Module, streams: int) -> None:
-        inputs = [random(2, 5, WIDTH, seed=seed) for seed in range(streams)]
+    @pytest.mark.parametrize(("layer", "widths"), LAYERS, ids=["self", "cross", "layer"])
+    def test_in_training_only(self, layer: nn.Module, widths: list[int]) -> None:
+        inputs = [random(2, 5, width, seed=seed) for seed, width in enumerate(widths)]
         layer = made(layer)
+        inputs += [None] * isinstance(layer, CrossAttention)
         assert torch.equal(layer(*inputs), layer(*inputs))
         layer.train()
         assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
@@ -147,5 +162,5 @@ class TestDropout:
         """Kept values grow by 1 / (1 - p), so the mean over many draws is the value without dropout."""
         layer, hidden = made(PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5)), random(1, 1, WIDTH)
         torch.manual_seed(0)
-        mean = layer.train()._drop(hidden.expand(20000, 1, -1)).mean(dim=0)
+        mean = layer.train().dropout(hidden.expand(20000, 1, -1)).mean(dim=0)
         assert tiny.off(mean, hidden[0]) < 0.06

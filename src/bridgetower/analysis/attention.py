@@ -121,7 +121,7 @@ def cross_attention(
         pooled = model.fuse(image, text, outputs="all").pooled
     weights = []
     for layer, (query, key_value) in zip(layers, outputs, strict=True):
-        heads = layer.cross_attention.num_heads
+        heads = layer.cross_attention.attention.num_heads
         queries, keys = (
             tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key_value.chunk(2, dim=-1)[0])
         )

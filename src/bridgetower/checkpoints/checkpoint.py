@@ -13,9 +13,8 @@ from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig, VisionConfig
+from bridgetower.model.config import FIXED_LABELS, ModelConfig, VisionConfig, check_labels
 from bridgetower.model.heads import ClassifierName
-from bridgetower.model.labels import FIXED, check_labels
 from bridgetower.model.vision import resize_position_embedding
 from bridgetower.processor import Processor
 
@@ -33,7 +32,7 @@ class Checkpoint:
         extra_tensors: Tensors of the source that no computation reads but a conversion back must write (the text
             pooler, the official `ln_separate`).
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
-        labels: Names of the classes by head, such as the answers of `vqa`; those of `model.labels.FIXED` go without.
+        labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
     """
 
     source: str
@@ -55,7 +54,7 @@ class Checkpoint:
         Raises:
             ValueError: They are not known.
         """
-        names = FIXED.get(head) or self.labels.get(head)
+        names = FIXED_LABELS.get(head) or self.labels.get(head)
         if names is None:
             raise ValueError(
                 f"{self.source} does not name the classes of its {head} head; for an official .ckpt with a vqa head "

@@ -112,8 +112,8 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
     """Lends a model that computes in the precision that is wanted, while scores stay in float32."""
     import torch
 
-    from bridgetower.model.linear import pack_weights
-    from bridgetower.model.precision import autocast
+    from bridgetower.model.cpu import pack_weights
+    from bridgetower.model.layers import autocast
 
     predictor = replace(loading, precision="fp32").load(model)
     pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.model.cpu import pack_weights
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
-from bridgetower.model.linear import pack_weights
 
 
 class Engine(Protocol):
@@ -58,7 +58,8 @@ class Engine(Protocol):
 class TorchEngine:
     """The model itself, on any device.
 
-    On a CPU, weights are packed when they are first used: loading reads none of them, and takes no second copy.
+    On a CPU, its kernels are swapped in and weights packed when they are first used: loading reads none of them, and
+    takes no second copy.
 
     Attributes:
         model: In evaluation mode, on the device, in the number format that it computes in.

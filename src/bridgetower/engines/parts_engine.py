@@ -10,6 +10,7 @@ from torch import Tensor
 from bridgetower.engines.parts import PartName
 from bridgetower.engines.runner import Runner
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
 
@@ -25,6 +26,7 @@ class PartsEngine:
     def __init__(self, model: BridgeTower, runner: Runner) -> None:
         self.model, self.device = model.requires_grad_(False), torch.device("cpu")
         self._runner = runner
+        optimize_for_cpu(model)
 
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"

@@ -26,17 +26,12 @@ from bridgetower.model.heads import (
     TextHead,
 )
 from bridgetower.model.layers import Pooler
-from bridgetower.model.linear import Linear
 from bridgetower.model.outputs import CachedFeatures
 from bridgetower.model.text import TextTower
 from bridgetower.model.vision import VisionTower
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
-
-BUFFER_BYTES = 2**25
-"""Of the largest activation of a fusion layer, in inference on a CPU. More pairs at once were slower: of the
-base model 0.116 s each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only growth`)."""
 
 
 class BridgeTower(nn.Module):
@@ -148,7 +143,7 @@ class BridgeTower(nn.Module):
         return replace(text, first_layer_cache=self.fusion.cache_text(text.layers[0], text.mask))
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
-        """Fuses image b with text b, computing only what is read; in inference on a CPU, some pairs after others.
+        """Fuses image b with text b, computing only what is read.
 
         Args:
             image: From `encode_image`.
@@ -167,21 +162,6 @@ class BridgeTower(nn.Module):
             )
         if not (image.layers and text.layers):
             raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
-        at_once = self._pairs_at_once(image)
-        if at_once is None or len(image) <= at_once:
-            return self._fuse(image, text, outputs)
-        parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
-        return Fused.cat([self._fuse(image[part], text[part], outputs) for part in parts])
-
-    def _pairs_at_once(self, image: Encoded) -> int | None:
-        """Returns how many pairs to fuse at once; None: all, as where gradients, dropout or a graph are wanted."""
-        hidden = image.layers[0]
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or hidden.device.type != "cpu":
-            return None
-        pair_bytes = hidden.shape[1] * self.config.fusion.intermediate_size * hidden.element_size()
-        return max(1, BUFFER_BYTES // pair_bytes)
-
-    def _fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs) -> Fused:
         streams = (image.layers, text.layers, text.mask, outputs, image.first_layer_cache, text.first_layer_cache)
         text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:
@@ -355,7 +335,7 @@ def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(Linear(tower_size, fusion_size) for _ in range(count))
+    return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
 
 
 def _classifier(

@@ -14,6 +14,9 @@ BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
 ItcKind = Literal["tower", "fused"]
 Part = Literal["vision", "text", "fusion"]
 
+# Names of the classes of heads in the official order (`write_snli.py`; NLVR2's files hold these very strings).
+FIXED_LABELS = {"snli_ve": ("contradiction", "neutral", "entailment"), "nlvr2": ("False", "True")}
+
 _EPS = (1e-20, 1.0)
 _WIDTH, _CLASSES = 65_536, 10_000_000
 _SIZES: dict[str, tuple[float, float]] = {
@@ -302,6 +305,22 @@ def check_image_size(image_size: int, patch_size: int) -> None:
             f"image size {image_size} is not a multiple of the patch size {patch_size}; "
             f"use {lower} or {lower + patch_size}"
         )
+
+
+def check_labels(source: str, labels: Mapping[str, tuple[str, ...]], counts: Mapping[str, int]) -> None:
+    """Raises ValueError unless the labels of every head are distinct, and as many as its classes.
+
+    Args:
+        source: Named in the error.
+        labels: Names by head.
+        counts: Classes by head.
+    """
+    for head, names in labels.items():
+        if len(set(names)) != len(names) or len(names) != counts.get(head, 0):
+            raise ValueError(
+                f"{source} has {len(set(names))} different names among {len(names)} for the {counts.get(head, 0)} "
+                f"classes of its {head} head; expected one for each, in the order of the classes"
+            )
 
 
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:

@@ -11,9 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import BridgeKind, FusionConfig
-from bridgetower.model.dropout import dropout
-from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention
-from bridgetower.model.recomputation import Output, P, activation_checkpointing
+from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, SelfAttention, activation_checkpointing
 
 FusionOutputs = Literal["pooled", "text", "all"]
 
@@ -80,7 +78,7 @@ class FusionLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = FeedForward(width, config.intermediate_size)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
@@ -103,9 +101,9 @@ class FusionLayer(nn.Module):
         else:
             attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
         key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
-        crossed = self.cross_attention.attend(query, key_value, other_mask)
-        queries = self.cross_attention_norm(attended + self._drop(crossed))
-        return self.mlp_norm(queries + self._drop(self.mlp(queries)))
+        crossed = self.cross_attention(query, key_value, other_mask)
+        queries = self.cross_attention_norm(attended + self.dropout(crossed))
+        return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
     def cache(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, *, reader: FusionLayer
@@ -116,10 +114,7 @@ class FusionLayer(nn.Module):
 
     def _attend_self(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
         attended = self.self_attention(hidden, mask, num_queries)
-        return self.self_attention_norm(hidden[:, :num_queries] + self._drop(attended))
-
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return dropout(hidden, self.dropout, self.training)
+        return self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
 
 
 class FusionEncoder(nn.Module):

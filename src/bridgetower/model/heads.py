@@ -8,9 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.model.dropout import dropout
-from bridgetower.model.linear import Linear
-
 ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "image", "text"]
 
 
@@ -19,9 +16,9 @@ class MlmHead(nn.Module):
 
     def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float) -> None:
         super().__init__()
-        self.dense = Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.decoder = Linear(hidden_size, vocab_size)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
         """Returns vocabulary logits."""
@@ -33,7 +30,7 @@ class ItmHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.fc = Linear(2 * hidden_size, 2)
+        self.fc = nn.Linear(2 * hidden_size, 2)
 
     def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns the two logits."""
@@ -45,7 +42,7 @@ class RankHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.fc = Linear(2 * hidden_size, 1)
+        self.fc = nn.Linear(2 * hidden_size, 1)
 
     def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         """Returns the scores."""
@@ -57,14 +54,14 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, pooled_size: int, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.dense = Linear(pooled_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(pooled_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
-        self.decoder = Linear(hidden_size, num_classes)
+        self.decoder = nn.Linear(hidden_size, num_classes)
 
     def forward(self, pooled: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
         """Returns logits of the classes."""
-        hidden = dropout(pooled, self.dropout, self.training)
+        hidden = self.dropout(pooled)
         return self.decoder(F.gelu(self.norm(self.dense(hidden))))
 
 
@@ -73,7 +70,7 @@ class ImageHead(nn.Module):
 
     def __init__(self, vision_size: int, num_classes: int) -> None:
         super().__init__()
-        self.fc = Linear(vision_size, num_classes)
+        self.fc = nn.Linear(vision_size, num_classes)
 
     def forward(self, cls: Float[Tensor, "b v"]) -> Float[Tensor, "b k"]:
         """Returns logits of the classes."""
@@ -85,14 +82,14 @@ class TextHead(nn.Module):
 
     def __init__(self, text_size: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.dense = Linear(text_size, text_size)
-        self.decoder = Linear(text_size, num_classes)
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(text_size, text_size)
+        self.decoder = nn.Linear(text_size, num_classes)
 
     def forward(self, cls: Float[Tensor, "b t"]) -> Float[Tensor, "b k"]:
         """Returns logits of the classes, or one number."""
-        hidden = torch.tanh(self.dense(dropout(cls, self.dropout, self.training)))
-        return self.decoder(dropout(hidden, self.dropout, self.training))
+        hidden = torch.tanh(self.dense(self.dropout(cls)))
+        return self.decoder(self.dropout(hidden))
 
 
 class ItcHead(nn.Module):
@@ -102,8 +99,8 @@ class ItcHead(nn.Module):
 
     def __init__(self, vision_size: int, text_size: int, itc_size: int) -> None:
         super().__init__()
-        self.image = Linear(vision_size, itc_size)
-        self.text = Linear(text_size, itc_size)
+        self.image = nn.Linear(vision_size, itc_size)
+        self.text = nn.Linear(text_size, itc_size)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -118,9 +115,9 @@ class FusedItcHead(nn.Module):
 
     def __init__(self, hidden_size: int, text_size: int, itc_size: int) -> None:
         super().__init__()
-        self.image = Linear(hidden_size, itc_size)
-        self.text = Linear(text_size, itc_size)
-        self.pooled = Linear(2 * hidden_size, itc_size)
+        self.image = nn.Linear(hidden_size, itc_size)
+        self.text = nn.Linear(text_size, itc_size)
+        self.pooled = nn.Linear(2 * hidden_size, itc_size)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def logit_scale(self) -> Float[Tensor, ""]:

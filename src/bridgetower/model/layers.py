@@ -1,14 +1,72 @@
 """Building blocks that the towers and the fusion encoder share: attention, feed-forward, transformer layers."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.activation import activated_
-from bridgetower.model.attention import attend
 from bridgetower.model.config import Activation
-from bridgetower.model.dropout import dropout
-from bridgetower.model.linear import Linear, linear
+
+P = ParamSpec("P")
+Output = TypeVar("Output")
+
+
+def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
+    """Returns the activation of each value: GELU, or CLIP's approximation `quick_gelu`, x·σ(1.702x)."""
+    if activation == "gelu":
+        return F.gelu(hidden)
+    return F.silu(1.702 * hidden) / 1.702  # keeps one tensor for the gradient, where the formula keeps two
+
+
+def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
+    """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients.
+
+    The second time, dropout draws what it drew the first time, and autocast is as it was (Chen et al. 2016).
+    """
+    if when and torch.is_grad_enabled():
+        return partial(checkpoint, layer, use_reentrant=False)
+    return layer
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Returns the context of a forward pass, whose products run in bfloat16 if `precision` is `bf16`.
+
+    Inputs, weights and outputs keep their number format; a loss is to be computed of float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class DotProductAttention(nn.Module):
+    """Scaled dot-product attention of several heads, without weights of its own."""
+
+    def __init__(self, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+
+    def forward(
+        self,
+        query: Float[Tensor, "b q d"],
+        key: Float[Tensor, "b m d"],
+        value: Float[Tensor, "b m d"],
+        mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b q d"]:
+        """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
+        query, key, value = map(self.split_heads, (query, key, value))
+        attention_mask = None if mask is None else mask[:, None, None, :]
+        rate = self.dropout if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=rate)
+        return context.transpose(1, 2).flatten(2)
+
+    def split_heads(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l e"]:
+        """Returns the part of each head."""
+        return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -16,23 +74,26 @@ class SelfAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
-        self.out = Linear(hidden_size, hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.attention = DotProductAttention(num_heads, dropout)
+        self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
-        if num_queries is None or self.qkv.is_packed:
-            query, key, value = self.qkv(hidden).chunk(3, dim=-1)
-            query = query[:, :num_queries]
-        else:
-            width = hidden.shape[-1]
-            query = linear(hidden[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
-            key, value = linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        rate = self.dropout if self.training else 0.0
-        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=rate))
+        return self.out(self.attention(*self.project(hidden, num_queries), mask))
+
+    def project(
+        self, hidden: Float[Tensor, "b l d"], num_queries: int | None
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        """Returns the queries of the first positions, and all keys and values."""
+        if num_queries is None:
+            return self.qkv(hidden).chunk(3, dim=-1)
+        width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
+        query = F.linear(hidden[:, :num_queries], weight[:width], bias[:width])
+        key, value = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+        return query, key, value
 
 
 class CrossAttention(nn.Module):
@@ -40,24 +101,22 @@ class CrossAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.query = Linear(hidden_size, hidden_size)
-        self.key_value = Linear(hidden_size, 2 * hidden_size)
-        self.out = Linear(hidden_size, hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.attention = DotProductAttention(num_heads, dropout)
+        self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden: Float[Tensor, "b q d"], other: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None = None
-    ) -> Float[Tensor, "b q d"]:
-        """Attends from every position of `hidden` to the positions of `other` where `mask` is True."""
-        return self.attend(self.query(hidden), self.key_value(other), mask)
-
-    def attend(
         self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None
     ) -> Float[Tensor, "b q d"]:
-        """Attends with the outputs of the layers `query` and `key_value`."""
-        key, value = key_value.chunk(2, dim=-1)
-        rate = self.dropout if self.training else 0.0
-        return self.out(attend(query, key, value, num_heads=self.num_heads, mask=mask, dropout=rate))
+        """Attends from every position of one stream to those of the other where `mask` is True.
+
+        Args:
+            query: What the layer `query` gives of the one.
+            key_value: What the layer `key_value` gives of the other.
+            mask: Of the other.
+        """
+        return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
 
 
 class FeedForward(nn.Module):
@@ -65,16 +124,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.up = Linear(hidden_size, intermediate_size)
-        self.down = Linear(intermediate_size, hidden_size)
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
         self.activation = activation
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Applies the layer position by position."""
-        up = self.up(hidden)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.down(up, self.activation)
-        return self.down(activated_(up, self.activation))
+        return self.down(activated(self.up(hidden), self.activation))
 
 
 class PreNormLayer(nn.Module):
@@ -107,7 +163,7 @@ class PostNormLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.mlp = FeedForward(hidden_size, intermediate_size)
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
@@ -117,11 +173,8 @@ class PostNormLayer(nn.Module):
         Positions where `mask` is False are not attended to.
         """
         attended = self.attention(hidden, mask, num_queries)
-        hidden = self.attention_norm(hidden[:, :num_queries] + self._drop(attended))
-        return self.mlp_norm(hidden + self._drop(self.mlp(hidden)))
-
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return dropout(hidden, self.dropout, self.training)
+        hidden = self.attention_norm(hidden[:, :num_queries] + self.dropout(attended))
+        return self.mlp_norm(hidden + self.dropout(self.mlp(hidden)))
 
 
 class Pooler(nn.Module):
@@ -129,7 +182,7 @@ class Pooler(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.dense = Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
         """Reads the first position only."""

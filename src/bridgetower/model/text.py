@@ -5,9 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig
-from bridgetower.model.dropout import dropout
-from bridgetower.model.layers import PostNormLayer
-from bridgetower.model.recomputation import activation_checkpointing
+from bridgetower.model.layers import PostNormLayer, activation_checkpointing
 
 
 class TextTower(nn.Module):
@@ -21,6 +19,7 @@ class TextTower(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, width)
         self.token_type_embedding = nn.Embedding(config.type_vocab_size, width)
         self.embedding_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             PostNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.dropout)
             for _ in range(config.num_layers)
@@ -63,7 +62,7 @@ class TextTower(nn.Module):
             )
         hidden = self.word_embedding(input_ids) + self.token_type_embedding.weight[0]
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(input_ids)))
-        return dropout(hidden, self.config.dropout, self.training)
+        return self.dropout(hidden)
 
     def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
         """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: the column."""

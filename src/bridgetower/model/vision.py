@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import VisionConfig
-from bridgetower.model.layers import PreNormLayer
-from bridgetower.model.recomputation import activation_checkpointing
+from bridgetower.model.layers import PreNormLayer, activation_checkpointing
 
 
 class VisionTower(nn.Module):

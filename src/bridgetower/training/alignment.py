@@ -15,7 +15,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.sampling import Examples, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.precision import autocast
+from bridgetower.model.layers import autocast
 from bridgetower.objectives.losses import info_nce
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig

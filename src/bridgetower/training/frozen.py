@@ -21,7 +21,7 @@ from bridgetower.data.pictures import Pictures
 from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.precision import autocast
+from bridgetower.model.layers import autocast
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows

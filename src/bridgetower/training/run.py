@@ -10,6 +10,7 @@ from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import from_first, process_group, require_same
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.alignment import align_projections
 from bridgetower.training.frozen import frozen_examples
@@ -87,6 +88,7 @@ def _train(
     fabric.barrier()
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train().to(fabric.device)
+    optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
     checkpoint = replace(checkpoint, tensors={})
     work = plan(config, checkpoint, model)

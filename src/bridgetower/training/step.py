@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from bridgetower.data.batch import Batch, CaptionBatch
 from bridgetower.data.sampling import derive_seed
 from bridgetower.distributed import all_gather
-from bridgetower.model.precision import autocast
+from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses

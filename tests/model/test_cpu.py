@@ -1,0 +1,492 @@
+"""The kernels for a CPU against PyTorch's: the same values, gradients and names; what they leave as it is."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import Activation, ModelConfig
+from bridgetower.model.cpu import (
+    BlockedAttention,
+    OneDnnLinear,
+    SharedDrawDropout,
+    activated_,
+    activation_gradient,
+    draw_kept,
+    in_onednn,
+    linear,
+    optimize_for_cpu,
+    pack_weights,
+)
+from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.layers import activated
+from bridgetower.model.presets import meter
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+
+ATOL, EXACT = 1e-5, 1e-10
+VARIANTS = {"bridges": tiny.CONFIG, "meter": meter(tiny.CONFIG)}
+WIDTH, HEADS = 12, 3
+LARGE = 700  # positions whose scores of one head are a block of their own
+RATE = 0.3
+VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mask_of(*lengths: int) -> Tensor:
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def gradients(output: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, leaves, random(*output.shape, seed=9))
+
+
+def made_linear(inputs: int, outputs: int) -> OneDnnLinear:
+    layer = nn.Linear(inputs, outputs)
+    optimize_for_cpu(layer)
+    assert isinstance(layer, OneDnnLinear)
+    return layer
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
+    return BlockedAttention(HEADS, dropout)(query, key, value, mask)
+
+
+def optimized(model: nn.Module) -> nn.Module:
+    optimize_for_cpu(model)
+    return model
+
+
+class TestWholeModel:
+    """A step of pre-training with every head, and its names, with the kernels and without."""
+
+    @staticmethod
+    def step(model: BridgeTower) -> dict[str, Tensor]:
+        task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),)))
+        losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
+        losses.total.backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        return found | {name: value.detach() for name, value in losses.parts.items()}
+
+    @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+    def test_losses_and_gradients(self, config: ModelConfig) -> None:
+        plain, ours = tiny.build(config), tiny.build(config)
+        names = list(plain.state_dict())
+        optimize_for_cpu(ours)
+        assert list(ours.state_dict()) == names
+        expected, found = self.step(plain), self.step(ours)
+        assert expected.keys() == found.keys()
+        assert [n for n in expected if tiny.off(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())] == []
+
+    def test_every_kernel_is_in_use(self) -> None:
+        before = {type(module).__name__ for module in tiny.build().modules()}
+        after = {type(module).__name__ for module in optimized(tiny.build()).modules()}
+        assert before - after == {
+            "BridgeTower",
+            "DotProductAttention",
+            "Dropout",
+            "FeedForward",
+            "Linear",
+            "SelfAttention",
+        }
+
+    def test_optimizing_twice_changes_nothing_more(self) -> None:
+        model = optimized(tiny.build())
+        kinds = [type(module) for module in model.modules()]
+        assert [type(module) for module in optimized(model).modules()] == kinds
+
+    def test_modules_of_ones_own_are_left_as_they_are(self) -> None:
+        class Own(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+
+        model = nn.ModuleList([Own(), nn.Linear(3, 3)])
+        pack_weights(model)
+        assert [type(module) for module in model[0].modules()] == [Own, nn.Sequential, nn.Linear, nn.Dropout]
+        assert isinstance(model[1], OneDnnLinear)
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 5, 24), (2, 3, 4, 24)], ids=str)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
+    hidden, weight = random(*shape).requires_grad_(), random(10, 24, seed=1).requires_grad_()
+    bias = random(10, seed=2).requires_grad_() if biased else None
+    leaves = [hidden, weight] if bias is None else [hidden, weight, bias]
+    ours, theirs = linear(hidden, weight, bias), F.linear(hidden, weight, bias)
+    assert in_onednn(hidden, weight)
+    assert tiny.off(ours, theirs) < ATOL
+    for one, other in zip(gradients(ours, leaves), gradients(theirs, leaves), strict=True):
+        assert tiny.off(one, other) < ATOL
+
+
+def test_parts_of_tensors() -> None:
+    """Operands that are not dense: the first tokens of each text, the first rows of a weight, a transposed gradient."""
+    hidden, weight = random(3, 6, 24).requires_grad_(), random(30, 24, seed=1).requires_grad_()
+    ours, theirs = (product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear))
+    assert tiny.off(ours, theirs) < ATOL
+    for one, other in zip(gradients(ours, [hidden, weight]), gradients(theirs, [hidden, weight]), strict=True):
+        assert tiny.off(one, other) < ATOL
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2], ids=["input", "weight", "bias"])
+def test_frozen_parts_get_no_gradient(frozen: int) -> None:
+    leaves = [random(4, 8), random(6, 8, seed=1), random(6, seed=2)]
+    for number, leaf in enumerate(leaves):
+        leaf.requires_grad_(number != frozen)
+    linear(*leaves).sum().backward()
+    assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+class TestActivatedInput:
+    """A feed-forward layer's second product, whose input is an activation."""
+
+    def test_values_and_gradients(self, activation: Activation) -> None:
+        hidden, weight = random(2, 5, 24).requires_grad_(), random(10, 24, seed=1).requires_grad_()
+        leaves = [hidden, weight, random(10, seed=2).requires_grad_()]
+        ours = linear(hidden, weight, leaves[2], activation)
+        theirs = F.linear(activated(hidden, activation), weight, leaves[2])
+        assert tiny.off(ours, theirs) < ATOL
+        wanted = gradients(theirs, leaves)
+        for one, other in zip(gradients(ours, leaves), wanted, strict=True):
+            assert tiny.off(one, other) < ATOL
+        plain = linear(hidden, weight, leaves[2])
+        assert tiny.off(gradients(plain, leaves)[0], wanted[0]) > 0.1, "control: without the activation"
+
+    def test_it_is_not_kept_for_the_gradient(self, activation: Activation) -> None:
+        up, down = made_linear(8, 6), made_linear(6, 4)
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+            hidden = up(random(5, 8))
+            linear(hidden, down.weight, down.bias, activation)
+            assert [tensor.shape for tensor in kept if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
+            F.linear(activated(hidden, activation), down.weight)
+        assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, "control: apart, both are kept"
+
+    def test_a_packed_weight_elsewhere_and_without_gradients(self, activation: Activation) -> None:
+        layer, hidden = made_linear(24, 10), random(3, 24)
+        given, expected = hidden.clone(), F.linear(activated(hidden, activation), layer.weight, layer.bias)
+        with torch.no_grad():
+            assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
+        doubled = linear(hidden.double(), layer.weight.double(), layer.bias.double(), activation)
+        assert tiny.off(doubled, expected.double()) < ATOL
+        pack_weights(layer)
+        assert layer.weight.is_mkldnn
+        assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
+        assert torch.equal(hidden, given)
+
+
+def test_control_a_transposed_weight_is_another_product() -> None:
+    hidden, weight = random(3, 8), random(8, 8, seed=1)
+    assert tiny.off(linear(hidden, weight.T, None), F.linear(hidden, weight)) > 0.1
+
+
+class TestElsewhere:
+    """Where oneDNN is not asked, the results are PyTorch's own."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+    def test_other_number_formats(self, dtype: torch.dtype) -> None:
+        layer, hidden = made_linear(8, 6).to(dtype), random(3, 8).to(dtype)
+        assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
+
+    def test_autocast(self) -> None:
+        layer, hidden = made_linear(8, 6), random(3, 8)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(hidden)
+        assert output.dtype == torch.bfloat16
+
+    def test_no_rows(self) -> None:
+        layer = made_linear(8, 6)
+        output = layer(random(0, 5, 8))
+        assert output.shape == (0, 5, 6)
+        output.sum().backward()
+        assert layer.weight.grad is not None
+        assert not layer.weight.grad.any()
+
+
+class TestPacked:
+    """Weights in the order in which oneDNN reads them."""
+
+    @staticmethod
+    def made(dtype: torch.dtype = torch.float32) -> tuple[OneDnnLinear, OneDnnLinear]:
+        """A layer, and the same one packed."""
+        plain, packed = (tiny.off_defaults(made_linear(24, 10)).to(dtype) for _ in range(2))
+        pack_weights(packed)
+        return plain, packed
+
+    @pytest.mark.parametrize("shape", [(24,), (1, 24), (2, 5, 24), (0, 24), (2, 0, 24)], ids=str)
+    def test_values(self, shape: tuple[int, ...]) -> None:
+        plain, packed = self.made()
+        assert packed.weight.is_mkldnn
+        assert not plain.weight.is_mkldnn
+        with torch.inference_mode():
+            ours = packed(random(*shape))
+        assert ours.shape == plain(random(*shape)).shape
+        torch.testing.assert_close(ours, F.linear(random(*shape), plain.weight, plain.bias), atol=ATOL, rtol=0)
+
+    def test_gradients_of_inputs(self) -> None:
+        plain, packed = self.made()
+        hidden = random(2, 5, 24).requires_grad_()
+        (ours,), (theirs,) = (gradients(layer(hidden), [hidden]) for layer in (packed, plain))
+        assert tiny.off(ours, theirs) < ATOL
+
+    def test_bfloat16_is_as_near_to_float32_as_pytorch_is(self) -> None:
+        plain, packed = self.made(torch.bfloat16)
+        hidden = random(50, 24).bfloat16()
+        exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
+        ours = packed(hidden)
+        assert ours.dtype == torch.bfloat16
+        assert tiny.off(ours.double(), exact) < 2 * tiny.off(plain(hidden).double(), exact)
+
+    @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+    @pytest.mark.parametrize("autocast", [True, False])
+    def test_bfloat16_products_of_a_float32_model(self, autocast: bool) -> None:
+        """What autocast does, with the weights cast once."""
+        plain, packed = self.made()
+        pack_weights(packed, torch.bfloat16)
+        hidden = random(2, 5, 24)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = plain(hidden)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            ours = packed(hidden)
+        assert ours.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, expected)
+        assert not torch.equal(ours.float(), plain(hidden))
+
+    def test_state_dict_is_what_it_was(self) -> None:
+        plain, packed = self.made()
+        ours, theirs = packed.state_dict(), plain.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def test_in_inference_mode(self) -> None:
+        model = tiny.build()
+        with torch.inference_mode():
+            pack_weights(model)
+        assert not any(parameter.is_inference() for parameter in model.parameters())
+        tiny.build(seed=1).load_state_dict(model.state_dict(), assign=True)
+
+    def test_control_packing_is_of_these_weights(self) -> None:
+        plain, packed = self.made()
+        with torch.no_grad():
+            plain.weight.add_(0.1)
+        assert tiny.off(packed(random(3, 24)), plain(random(3, 24))) > 0.01
+
+    def test_nothing_stays_of_what_was_loaded(self) -> None:
+        layer = made_linear(24, 10)
+        loaded = {parameter.data_ptr() for parameter in layer.parameters()}
+        pack_weights(layer)
+        assert layer.bias.data_ptr() not in loaded
+
+    def test_other_number_formats_are_left_alone(self) -> None:
+        layer = made_linear(24, 10).double()
+        pack_weights(layer)
+        assert not layer.weight.is_mkldnn
+
+
+def streams(samples: int, queries: int, keys: int) -> list[Tensor]:
+    """Query, key and value as the layers make them: parts of wider tensors."""
+    query = exact(samples, queries, WIDTH)
+    key, value = exact(samples, keys, 2 * WIDTH, seed=1).chunk(2, dim=-1)
+    return [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Softmax attention, head by head and sample by sample."""
+    size = query.shape[-1] // heads
+    rows = []
+    for sample in range(len(query)):
+        parts = []
+        for head in range(heads):
+            columns = slice(head * size, (head + 1) * size)
+            kept = slice(None) if mask is None else mask[sample]
+            keys, values = key[sample, kept, columns], value[sample, kept, columns]
+            parts.append((query[sample, :, columns] @ keys.T / size**0.5).softmax(dim=-1) @ values)
+        rows.append(torch.cat(parts, dim=-1))
+    return torch.stack(rows)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """PyTorch's attention."""
+    split = [tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in (query, key, value)]
+    hidden = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(*split, attn_mask=hidden).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("mask", [None, mask_of(5, 3)], ids=["everything", "masked"])
+def test_attention_formula(mask: Tensor | None) -> None:
+    query, key, value = streams(2, 4, 5)
+    ours = attend(query, key, value, mask=mask, dropout=0.0)
+    assert tiny.off(ours, by_hand(query, key, value, HEADS, mask)) < EXACT
+
+
+def test_control_heads_matter() -> None:
+    query, key, value = streams(2, 4, 5)
+    ours = attend(query, key, value, mask=None, dropout=0.0)
+    assert tiny.off(ours, by_hand(query, key, value, 2, None)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("samples", "queries", "keys", "mask"),
+    [(2, 4, 5, None), (2, 4, 5, mask_of(5, 3)), (3, 1, 6, mask_of(1, 6, 2)), (2, LARGE, LARGE, mask_of(LARGE, 400))],
+    ids=["everything", "masked", "one query", "several blocks"],
+)
+def test_attention_values_and_gradients_are_those_of_pytorch(
+    samples: int, queries: int, keys: int, mask: Tensor | None
+) -> None:
+    leaves = streams(samples, queries, keys)
+    ours, theirs = attend(*leaves, mask=mask, dropout=0.0), fused(*leaves, mask)
+    assert tiny.off(ours, theirs) < EXACT
+    cotangent = exact(*ours.shape, seed=5)
+    expected = torch.autograd.grad(theirs, leaves, cotangent)
+    for one, other in zip(torch.autograd.grad(ours, leaves, cotangent), expected, strict=True):
+        assert tiny.off(one, other) < EXACT
+
+
+@pytest.mark.parametrize("keys", [5, LARGE])
+def test_dropout_of_weights(keys: int) -> None:
+    leaves, rate = streams(2, keys, keys), 0.4
+    torch.manual_seed(0)
+    ours = attend(*leaves, mask=None, dropout=rate)
+    torch.manual_seed(0)
+    kept = draw_kept((2, HEADS, keys, keys), rate)
+    query, key, value = (tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in leaves)
+    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * kept / (1 - rate)
+    theirs = (weights @ value).transpose(1, 2).flatten(2)
+    assert tiny.off(ours, theirs) < EXACT
+    cotangent = exact(*ours.shape, seed=5)
+    expected = torch.autograd.grad(theirs, leaves, cotangent)
+    for one, other in zip(torch.autograd.grad(ours, leaves, cotangent), expected, strict=True):
+        assert tiny.off(one, other) < EXACT
+
+
+def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is() -> None:
+    leaves = [tensor.bfloat16() for tensor in streams(2, 40, 40)]
+    exact = fused(*(tensor.double() for tensor in leaves), None)
+    ours = attend(*leaves, mask=None, dropout=0.0)
+    assert ours.dtype == torch.bfloat16
+    assert tiny.off(ours.double(), exact) < 3 * tiny.off(fused(*leaves, None).double(), exact)
+
+
+def drawn(hidden: Tensor, rate: float = RATE, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    return SharedDrawDropout(rate)(hidden)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_rate_at_every_place_of_a_draw(rate: float) -> None:
+    """Four values share a draw of 64 bits, so each fourth is counted by itself."""
+    torch.manual_seed(0)
+    count = 400_000
+    kept = draw_kept((count,), rate)
+    assert set(kept.unique().tolist()) == {0, 1}
+    for place in range(4):
+        share = kept[place::4].double().mean()
+        assert abs(share - (1 - rate)) < 5 * (rate * (1 - rate) / (count / 4)) ** 0.5
+
+
+def test_values_that_share_a_draw_are_independent() -> None:
+    torch.manual_seed(0)
+    places = draw_kept((100_000, 4), 0.5).double()
+    correlation = torch.corrcoef(places.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_dropped_values_are_zero_or_scaled(dtype: torch.dtype) -> None:
+    hidden = torch.rand(50, 7, dtype=dtype) + 1
+    output = drawn(hidden)
+    assert output.dtype == dtype
+    kept = output != 0
+    assert 0 < kept.double().mean() < 1
+    torch.testing.assert_close(output[kept], hidden[kept] / (1 - RATE))
+
+
+def test_gradient_of_dropout_takes_the_same_draws() -> None:
+    hidden = (torch.rand(50, 7) + 1).requires_grad_()
+    output = drawn(hidden)
+    output.sum().backward()
+    torch.testing.assert_close(hidden.grad, (output != 0) / (1 - RATE))
+
+
+def test_draws_follow_the_seed() -> None:
+    hidden = torch.ones(3, 5)  # 15 values: not a multiple of four
+    assert torch.equal(drawn(hidden), drawn(hidden))
+    assert not torch.equal(drawn(hidden), drawn(hidden, seed=1))
+
+
+def test_nothing_is_dropped_in_evaluation_or_at_rate_zero() -> None:
+    hidden = torch.ones(3, 5)
+    assert SharedDrawDropout(RATE).eval()(hidden) is hidden
+    assert SharedDrawDropout(0.0)(hidden) is hidden
+
+
+def test_dropout_of_no_values() -> None:
+    assert drawn(torch.ones(0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+class TestActivations:
+    def test_in_place(self, activation: Activation) -> None:
+        place = VALUES.clone()
+        assert tiny.off(activated_(place, activation), activated(VALUES, activation)) < 1e-12
+        assert tiny.off(place, activated(VALUES, activation)) < 1e-12
+
+    def test_gradient(self, activation: Activation) -> None:
+        hidden, outer = VALUES.clone().requires_grad_(), VALUES.cos()
+        (automatic,) = torch.autograd.grad(activated(hidden, activation), hidden, outer)
+        assert tiny.off(activation_gradient(outer, VALUES, activation), automatic) < 1e-12
+
+
+class TestChunks:
+    """Pairs that are fused some after others, in inference."""
+
+    @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+    def model(self, request: pytest.FixtureRequest) -> BridgeTower:
+        model = tiny.build(request.param)
+        optimize_for_cpu(model)
+        return model
+
+    @pytest.fixture
+    def calls(self, model: BridgeTower, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+        """The pairs of each run of the fusion encoder, for which every pair is too large."""
+        monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", 1)
+        sizes: list[int] = []
+        hook = model.fusion.register_forward_hook(lambda module, given, output: sizes.append(len(output[0])))
+        yield sizes
+        hook.remove()
+
+    @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
+    def test_they_change_nothing(self, model: BridgeTower, calls: list[int], outputs: FusionOutputs) -> None:
+        image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
+        whole = model.fuse(image, text, outputs)
+        assert calls == [3], "with gradients: all at once"
+        with torch.no_grad():
+            parts = model.fuse(image, text, outputs)
+            shared = model.fuse(model.cache_image(image), model.cache_text(text), outputs)
+        assert calls == [3] + 6 * [1]
+        for name in ("_text", "_image", "_pooled"):
+            expected = getattr(whole, name)
+            for ours in (getattr(parts, name), getattr(shared, name)):
+                assert (ours is None) == (expected is None)
+                assert expected is None or tiny.off(ours, expected) < ATOL
+
+    def test_dropout_draws_for_all(self, model: BridgeTower, calls: list[int]) -> None:
+        model.train()
+        with torch.no_grad():
+            model.fuse(model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3])))
+        model.eval()
+        assert calls == [2]
