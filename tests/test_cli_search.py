@@ -13,7 +13,7 @@ from PIL import Image
 
 from bridgetower import cli
 from bridgetower.demo.folder import FOLDER, held_out_index, held_out_pictures, trained_model
-from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher

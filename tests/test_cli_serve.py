@@ -19,7 +19,7 @@ import pytest
 from bridgetower.cli.options import PLAIN_RUN
 from bridgetower.cli.serve import KEY, service
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_pictures, trained_model
-from bridgetower.demo.held_out import index_held_out, write_held_out
+from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig

@@ -6,9 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from bridgetower.analysis.answer_examples import AnswerExample
-from bridgetower.analysis.examples import Direction, Hit, SearchExample
-from bridgetower.analysis.masked_examples import Guess, MaskExample
+from bridgetower.analysis.examples import AnswerExample, Direction, Guess, Hit, MaskExample, SearchExample
 from bridgetower.analysis.results import (
     PARTS,
     Arm,

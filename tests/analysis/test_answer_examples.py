@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridgetower.analysis.answer_examples import answer_examples
+from bridgetower.analysis.examples import answer_examples
 from bridgetower.evaluation.grounding import Judged, Told
 
 TOLD = [Told(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridgetower.analysis import formats
+from bridgetower.analysis import findings
 from bridgetower.analysis.results import spread
 
 
@@ -17,12 +17,12 @@ from bridgetower.analysis.results import spread
     ],
 )
 def test_number(value: float, sign: bool, expected: str) -> None:
-    assert formats.number(value, sign=sign) == expected
+    assert findings.number(value, sign=sign) == expected
 
 
 def test_mean_std() -> None:
-    assert formats.mean_std(spread([0.1, 0.2, 0.6]), scale=100) == "30.0 ± 26.5"
-    assert formats.mean_std(spread([0.3]), scale=100, sign=True) == "+30.0"
+    assert findings.mean_std(spread([0.1, 0.2, 0.6]), scale=100) == "30.0 ± 26.5"
+    assert findings.mean_std(spread([0.3]), scale=100, sign=True) == "+30.0"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_mean_std() -> None:
     ],
 )
 def test_percent(probability: float, expected: str) -> None:
-    assert formats.percent(probability) == expected
+    assert findings.percent(probability) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_percent(probability: float, expected: str) -> None:
     [(0.2, "0 s"), (89.0, "89 s"), (90.1, "2 min"), (3570.0, "1 h 00 min"), (3930.0, "1 h 06 min")],
 )
 def test_duration(seconds: float, expected: str) -> None:
-    assert formats.duration(seconds) == expected
+    assert findings.duration(seconds) == expected
 
 
 def test_ordinal() -> None:
     places = (1, 2, 3, 4, 11, 12, 13, 21, 102, 111, 113)
-    assert [formats.ordinal(place) for place in places] == [
+    assert [findings.ordinal(place) for place in places] == [
         "1st",
         "2nd",
         "3rd",
@@ -67,7 +67,7 @@ def test_ordinal() -> None:
 
 
 def test_listing() -> None:
-    assert [formats.listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+    assert [findings.listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "",
         "a",
         "a and b",
@@ -76,9 +76,9 @@ def test_listing() -> None:
 
 
 def test_large_numbers() -> None:
-    assert formats.count(1234567) == "1\u202f234\u202f567"
-    assert formats.millions(3_669_123) == "3.67 M"
+    assert findings.count(1234567) == "1\u202f234\u202f567"
+    assert findings.millions(3_669_123) == "3.67 M"
 
 
 def test_gflops() -> None:
-    assert [formats.gflops(value) for value in (0.0, 1e-6, 0.0638, 235.44)] == ["0.000", "< 0.001", "0.064", "235.4"]
+    assert [findings.gflops(value) for value in (0.0, 1e-6, 0.0638, 235.44)] == ["0.000", "< 0.001", "0.064", "235.4"]

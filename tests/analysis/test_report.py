@@ -179,7 +179,7 @@ class TestVariants:
     def test_without_curves_examples_and_costs(self) -> None:
         page = Page(report(made_up.results(made_up.run(curve=()), costs=()), searches={}, masks=[], answers=[]))
         assert "The runs were not evaluated while they trained." in page.text
-        assert page.all("svg") == []
+        assert all("svg" not in picture["src"] for picture in page.all("img"))
 
 
 class TestSelfContained:
@@ -190,7 +190,7 @@ class TestSelfContained:
                 assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
         assert "@import" not in html
         assert "@font-face" not in html
-        assert set(re.findall(r"url\((.)", html)) == {"#"}
+        assert "url(" not in html
 
     def test_no_address_stands_in_the_page(self, html: str) -> None:
         assert not re.findall(r"https?:|//[a-z]", html)
@@ -247,7 +247,6 @@ class TestAccessibility:
 
     def test_images_have_alternatives(self, page: Page) -> None:
         assert all(picture["alt"] for picture in page.all("img"))
-        assert all(drawing["aria-label"] for drawing in page.all("svg"))
 
     def test_tables_have_captions_and_heads(self, html: str, page: Page) -> None:
         tables = len(page.all("table"))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.demo.answers import answering_config
 from bridgetower.demo.folder import trained_model
-from bridgetower.demo.run import MINUTES, demo_config, run_demo
+from bridgetower.demo.run import MINUTES, answering_config, demo_config, run_demo
 from bridgetower.files import locked
 from bridgetower.model.presets import meter
 from bridgetower.training.recipes import RECIPES

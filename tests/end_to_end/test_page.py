@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridgetower.analysis.attention import explain
-from bridgetower.analysis.formats import number, percent
+from bridgetower.analysis.findings import number, percent
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.grounding import Judged
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.retrieval import RetrievalResult
-from bridgetower.predictor import Predictor
+from bridgetower.predictor import FilledWord, Predictor
+from bridgetower.processor import Processor
 
 Direction = Literal["text_to_image", "image_to_text"]
 
@@ -205,3 +209,244 @@ def _first_texts(index: Int[Tensor, "t"]) -> list[int]:
     counts = torch.bincount(index)
     first: list[int] = (counts.cumsum(0) - counts).tolist()
     return first
+
+
+def _word_set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+COLOURS = _word_set(
+    "red orange yellow green blue purple violet pink brown black white gray grey gold golden silver maroon crimson "
+    "turquoise azure beige"
+)
+SHAPES = _word_set(
+    "star stars circle circles disk disc square squares triangle triangles cross crosses heart hearts band bands "
+    "stripe stripes crescent diamond diamonds ring rings arrow arrows line lines border field"
+)
+# Function words, places, numbers, and what every caption of a set says: nobody needs the picture for these.
+UNINFORMATIVE = _word_set(
+    "a an the and or of in on at to for from with without by is are was be as it its his her their that which this "
+    "each other into over under between along near like about not no so emoji flag flags symbol side left right top "
+    "bottom upper lower middle center centre centered half corner edge edges equal large small one two three four "
+    "five six seven eight nine ten"
+)
+
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """What a model puts in for a hidden word beside one picture.
+
+    Attributes:
+        picture: File content.
+        caption: Main caption of that picture.
+        candidates: The likeliest words, best first.
+        truth_probability: Of the hidden word, over the whole vocabulary.
+    """
+
+    picture: bytes
+    caption: str
+    candidates: tuple[FilledWord, ...]
+    truth_probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskExample:
+    """A caption with one word hidden.
+
+    Attributes:
+        before, truth, after: The caption in three parts; the model sees the first and the last.
+        right: Beside the caption's own picture.
+        wrong: Beside a picture none of whose captions has the word.
+    """
+
+    before: str
+    truth: str
+    after: str
+    right: Guess
+    wrong: Guess
+
+
+@dataclass(frozen=True)
+class HiddenWord:
+    """A word that is one token.
+
+    Attributes:
+        caption: That it stands in.
+        position: Of its token among those of the caption, start token included.
+        start, end: Where it stands in the caption, in characters.
+    """
+
+    caption: str
+    position: int
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        """The word as it is spelt."""
+        return self.caption[self.start : self.end]
+
+
+@torch.inference_mode()
+def mask_examples(predictor: Predictor, images: CaptionImages, *, count: int, top: int = 5) -> list[MaskExample]:
+    """Hides a telling word in a caption of `count` pictures, spread evenly over the set.
+
+    Of each picture's captions the shortest counts that `telling_word` finds a word in. The wrong picture is the first
+    from half-way round the set on that does not have the word in a caption. Pictures without either are passed over.
+
+    Args:
+        predictor: With a masked-language head.
+        images: Pictures with captions.
+        count: Examples; fewer if the set does not hold as many.
+        top: Candidates per guess.
+
+    Raises:
+        ValueError: The model has no masked-language head, or a number is below 1.
+    """
+    if predictor.model.mlm_head is None:
+        raise ValueError(f"{predictor.source} has no masked-language head; load a checkpoint with one")
+    if count < 1 or top < 1:
+        raise ValueError(f"count is {count} and top {top}; expected at least 1")
+    words = [_words_of(captions) for captions in images.captions]
+    usable: list[tuple[int, int, HiddenWord]] = []
+    for image, captions in enumerate(images.captions):
+        hidden = _first_telling(captions, predictor.processor)
+        other = None if hidden is None else _without(hidden.word.lower(), words, image)
+        if hidden is not None and other is not None:
+            usable.append((image, other, hidden))
+    chosen = [usable[row] for row in spread_evenly(range(len(usable)), count)]
+    return [_example(predictor, images, image, other, hidden, top) for image, other, hidden in chosen]
+
+
+def telling_word(caption: str, processor: Processor) -> HiddenWord | None:
+    """Chooses the word to hide, by rule: a colour, else a shape, else the last word that is not `UNINFORMATIVE`.
+
+    Only words count that are one token, stand in the part that the model reads, and occur once, since a second
+    occurrence would give the word away. Of several colours or shapes it is the middle one.
+    """
+    occurrences = Counter(_WORD.findall(caption.lower()))
+    words = [hidden for hidden in _single_tokens(caption, processor) if occurrences[hidden.word.lower()] == 1]
+    for kind in (COLOURS, SHAPES):
+        of_kind = [hidden for hidden in words if hidden.word.lower() in kind]
+        if of_kind:
+            return of_kind[len(of_kind) // 2]
+    things = [hidden for hidden in words if len(hidden.word) > 2 and hidden.word.lower() not in UNINFORMATIVE]
+    return things[-1] if things else None
+
+
+def _single_tokens(caption: str, processor: Processor) -> list[HiddenWord]:
+    """Lists the words that are one token each, up to where the processor cuts."""
+    (ids,) = processor.token_ids([caption], truncate=True)
+    encoding = processor.token_offsets(caption)
+    tokens_of = Counter(encoding.word_ids)
+    found = []
+    for position in range(1, len(ids) - 1):
+        start, end = encoding.offsets[position]
+        start += len(caption[start:end]) - len(caption[start:end].lstrip())  # some tokenizers count the space before
+        if tokens_of[encoding.word_ids[position]] == 1 and _WORD.fullmatch(caption[start:end]):
+            found.append(HiddenWord(caption, position, start, end))
+    return found
+
+
+def _first_telling(captions: Sequence[str], processor: Processor) -> HiddenWord | None:
+    found = (telling_word(caption, processor) for caption in sorted(captions, key=len))
+    return next((hidden for hidden in found if hidden is not None), None)
+
+
+def _words_of(captions: Sequence[str]) -> set[str]:
+    return {word for caption in captions for word in _WORD.findall(caption.lower())}
+
+
+def _without(word: str, words: Sequence[set[str]], image: int) -> int | None:
+    """First picture from half-way round the set on whose captions lack the word."""
+    order = [(image + len(words) // 2 + step) % len(words) for step in range(len(words))]
+    return next((other for other in order if word not in words[other]), None)
+
+
+def _example(
+    predictor: Predictor, images: CaptionImages, image: int, other: int, hidden: HiddenWord, top: int
+) -> MaskExample:
+    processor = predictor.processor
+    (ids,) = processor.token_ids([hidden.caption], truncate=True)
+    truth = ids[hidden.position]
+    ids[hidden.position] = processor.mask_token_id
+    probabilities = _probabilities(predictor, [images.image_bytes(image), images.image_bytes(other)], ids, hidden)
+    right, wrong = (
+        Guess(
+            picture=images.image_bytes(row),
+            caption=images.captions[row][0],
+            candidates=_candidates(processor, distribution, top),
+            truth_probability=float(distribution[truth]),
+        )
+        for row, distribution in zip((image, other), probabilities, strict=True)
+    )
+    before, after = hidden.caption[: hidden.start], hidden.caption[hidden.end :]
+    return MaskExample(before=before, truth=hidden.word, after=after, right=right, wrong=wrong)
+
+
+def _probabilities(predictor: Predictor, pictures: Sequence[bytes], ids: list[int], hidden: HiddenWord) -> Tensor:
+    """Distribution over the vocabulary at the hidden word beside each picture, [pictures, vocabulary]."""
+    engine = predictor.engine
+    image, text = engine.encode_image(predictor.processor.images(pictures)), engine.encode_text(torch.tensor([ids]))
+    stream = engine.fuse(image, text[torch.zeros(len(image), dtype=torch.long)], outputs="text").text
+    return engine.model.mlm_logits(stream[:, hidden.position]).float().softmax(dim=-1).cpu()
+
+
+def _candidates(processor: Processor, distribution: Tensor, top: int) -> tuple[FilledWord, ...]:
+    best = distribution.topk(min(top, len(distribution)))
+    return tuple(
+        FilledWord(processor.decode([token]).strip(), probability)
+        for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerExample:
+    """A question, the right answer and the model's.
+
+    Attributes:
+        picture: File content.
+        question: The words.
+        answer: The right answer.
+        given: What the model answers.
+    """
+
+    picture: bytes
+    question: str
+    answer: str
+    given: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the model answers right."""
+        return self.given == self.answer
+
+
+def answer_examples(judged: Judged, pictures: Sequence[bytes], *, count: int) -> list[AnswerExample]:
+    """Chooses, of each topic, the first questions that are answered right and the first that are not.
+
+    Args:
+        judged: Of a set with one question to each picture.
+        pictures: Files of the pictures, in order.
+        count: Of either per topic; fewer if there are no more.
+
+    Raises:
+        ValueError: There is not one picture for each question, or the count is below 1.
+    """
+    if len(pictures) != len(judged.told) or count < 1:
+        raise ValueError(
+            f"{len(pictures)} pictures for {len(judged.told)} questions, count {count}; expected as many pictures as "
+            "questions and a count of at least 1"
+        )
+    examples = [
+        AnswerExample(picture=picture, question=told.text, answer=told.answer, given=given)
+        for picture, told, given in zip(pictures, judged.told, judged.answers, strict=True)
+    ]
+    chosen = []
+    for topic in dict.fromkeys(told.topic for told in judged.told):
+        about = [example for example, told in zip(examples, judged.told, strict=True) if told.topic == topic]
+        for right in (True, False):
+            chosen += [example for example in about if example.is_right is right][:count]
+    return chosen

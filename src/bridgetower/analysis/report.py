@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import base64
+import io
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
-from bridgetower.analysis import formats
-from bridgetower.analysis.answer_examples import AnswerExample
-from bridgetower.analysis.charts import learning_curve
-from bridgetower.analysis.examples import SearchExample
+from bridgetower.analysis.examples import AnswerExample, MaskExample, SearchExample
 from bridgetower.analysis.findings import (
+    ARM_NAMES,
+    MINUS,
+    NO_VALUE,
+    count,
+    duration,
+    gflops,
     image_finding,
     image_gain,
     image_reading,
     interval,
+    listing,
     matching_finding,
+    mean_std,
     method,
+    millions,
+    number,
+    ordinal,
+    percent,
     retrieval_finding,
 )
-from bridgetower.analysis.formats import ARM_NAMES, MINUS, NO_VALUE, count, duration, gflops, mean_std, millions, number
-from bridgetower.analysis.masked_examples import MaskExample
-from bridgetower.analysis.results import PARTS, DemoResults, Spread, spread
+from bridgetower.analysis.results import PARTS, Arm, DemoResults, Spread, spread
 from bridgetower.files import write_text
 from bridgetower.processor import media_type
+
+_INKS: dict[Arm, str] = {"bridgetower": "#1f5fa8", "meter": "#b4541a"}
+_LINES: dict[Arm, str] = {"bridgetower": "-", "meter": "--"}
 
 _STAGES = {"itc": "ITC only", "two_stage": "two-stage"}
 _DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -75,13 +89,12 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
-        name: getattr(formats, name) for name in ("count", "number", "percent", "ordinal", "duration")
-    } | {"data_uri": _data_uri}
+    filters = (count, number, percent, ordinal, duration)
+    templates.filters |= {each.__name__: each for each in filters} | {"data_uri": _data_uri}
     tested = list(results.runs[0].test)
     return templates.get_template("report.html").render(
         style=templates.loader.get_source(templates, "report.css")[0],  # type: ignore[union-attr]  # set above
-        title=f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {formats.listing(tested)}",
+        title=f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {listing(tested)}",
         lead=method(results),
         arms={arm: ARM_NAMES[arm] for arm in results.arms},
         several_seeds=any(len(results.seeds(arm)) > 1 for arm in results.arms),
@@ -136,15 +149,63 @@ def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
     }
 
 
-def _drawings(results: DemoResults) -> dict[str, str]:
+def _drawings(results: DemoResults) -> list[dict[str, str]]:
+    """Learning curves with their captions; none of what no run has."""
     points = [point.figures for run in results.runs for point in run.curve]
     chance = next((metrics["chance_rsum"] for metrics in points if "chance_rsum" in metrics), None)
-    accuracy = {"label": "matching accuracy (%)", "chance": 0.5, "scale": 100.0}
     drawings = {
         "RSUM of the validation images (600 is perfect)": learning_curve(results, "rsum", label="RSUM", chance=chance),
-        "Matching accuracy on the validation images": learning_curve(results, "itm_accuracy", **accuracy),  # type: ignore[arg-type]
+        "Matching accuracy on the validation images": learning_curve(
+            results, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100.0
+        ),
     }
-    return {caption: drawing for caption, drawing in drawings.items() if drawing is not None}
+    return [{"caption": caption, "image": drawing} for caption, drawing in drawings.items() if drawing is not None]
+
+
+def learning_curve(
+    results: DemoResults, metric: str, *, label: str, chance: float | None = None, scale: float = 1.0
+) -> str | None:
+    """Draws a validation metric of every arm: a line for the mean over seeds, a band from lowest to highest seed.
+
+    The same results give the same bytes.
+
+    Args:
+        results: With the runs' curves; of each arm the steps count that all its runs have.
+        metric: Its name in them.
+        label: Of the vertical axis.
+        chance: Value of a random guess, drawn as a dotted line.
+        scale: Factor on every value, such as 100 for percent.
+
+    Returns:
+        An SVG image as a data URI, or None if no run has the metric.
+    """
+    curves = {arm: _curve(results, arm, metric) for arm in results.arms}
+    if not any(curves.values()):
+        return None
+    with matplotlib.rc_context({"svg.hashsalt": metric}):
+        drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
+        axes = drawing.add_subplot(xlabel="optimiser steps", ylabel=label)
+        for arm, curve in curves.items():
+            low, mean, high = (
+                [scale * pick(values) for values in curve.values()] for pick in (min, statistics.fmean, max)
+            )
+            axes.plot(list(curve), mean, _LINES[arm], color=_INKS[arm], marker="o" if len(curve) == 1 else "")
+            axes.fill_between(list(curve), low, high, color=_INKS[arm], alpha=0.18, linewidth=0)
+        if chance is not None:
+            axes.axhline(chance * scale, color="black", linestyle=":")
+        axes.grid(visible=True, alpha=0.4)
+        stream = io.BytesIO()
+        drawing.savefig(stream, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _curve(results: DemoResults, arm: Arm, metric: str) -> dict[int, list[float]]:
+    """Values of a metric, one per seed, at the steps at which every run of an arm has it."""
+    runs = [
+        {point.step: point.figures[metric] for point in run.curve if metric in point.figures}
+        for run in results.arm_runs(arm)
+    ]
+    return {step: [run[step] for run in runs] for step in sorted(set.intersection(*map(set, runs)))}
 
 
 def _recall_table(results: DemoResults, dataset: str) -> _Table:

@@ -21,15 +21,15 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "embed": "use",
         "match": "use",
         "fill-mask": "use",
-        "answer": "answering",
-        "entail": "answering",
-        "reason": "answering",
+        "answer": "use",
+        "entail": "use",
+        "reason": "use",
         "explain": "use",
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},
-    "train and evaluate": {"demo": "runs", "train": "runs", "evaluate": "evaluation", "profile": "profile"},
-    "prepare data": {"prepare": "prepare", "inspect": "inspect"},
-    "convert": {"convert": "files", "export": "files"},
+    "train and evaluate": {"demo": "runs", "train": "runs", "evaluate": "evaluation", "profile": "models"},
+    "prepare data": {"prepare": "data", "inspect": "data"},
+    "convert": {"convert": "models", "export": "models"},
 }
 """Commands by purpose, each with the module of `bridgetower.cli` that has it."""
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.defaults import index_or_demo, model_or_demo
-from bridgetower.cli.options import PLAIN_RUN, Model, Running
+from bridgetower.cli.options import PLAIN_RUN, Model, Running, index_or_demo, model_or_demo
 from bridgetower.cli.output import emit, emit_lines
 from bridgetower.extras import require
 from bridgetower.files import one_line

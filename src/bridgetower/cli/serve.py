@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from bridgetower.cli.defaults import demo_answering, index_or_demo, model_or_demo
-from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions
+from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions, demo_answering, index_or_demo, model_or_demo
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig

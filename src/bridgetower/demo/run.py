@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,33 +12,137 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from bridgetower.analysis.answer_examples import AnswerExample
-from bridgetower.analysis.examples import SearchExample, search_examples
-from bridgetower.analysis.masked_examples import MaskExample, mask_examples
+from bridgetower.analysis.examples import (
+    AnswerExample,
+    MaskExample,
+    SearchExample,
+    answer_examples,
+    mask_examples,
+    search_examples,
+)
 from bridgetower.analysis.profile import model_cost
 from bridgetower.analysis.report import write_report
-from bridgetower.analysis.results import ARMS, Arm, DemoDataset, DemoResults, DemoRun, curve
+from bridgetower.analysis.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.demo.answers import (
-    answer_figures,
-    answering_config,
-    judged_answers,
-    prepare_questions,
-    scene_examples,
+from bridgetower.data.schema import VQA
+from bridgetower.data.splits import read_split
+from bridgetower.demo.folder import (
+    answering_folder,
+    answering_model,
+    held_out_index,
+    held_out_pictures,
+    run_folder,
+    trained_model,
 )
-from bridgetower.demo.folder import answering_folder, held_out_index, held_out_pictures, run_folder, trained_model
-from bridgetower.demo.held_out import index_held_out, write_held_out
 from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig
+from bridgetower.evaluation.grounding import Judged, judge
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import build_index
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
 from bridgetower.training.recipes import RECIPES
+
+
+def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:
+    """Writes the test pictures of data sets as files, each with a text file of its captions beside it.
+
+    A file that is there with the same content is left as it is, so that its time stays.
+
+    Args:
+        datasets: Prepared folders by name; each gets a folder of that name.
+        folder: Where to write.
+    """
+    for name, dataset in datasets.items():
+        rows = read_split(dataset, "test")
+        for row in map(rows.row, range(len(rows))):
+            picture = folder / name / row["image"]["path"]
+            _write(picture, row["image"]["bytes"])
+            _write(picture.with_suffix(".txt"), "".join(f"{caption}\n" for caption in row["captions"]).encode())
+
+
+def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
+    """Brings the index of held-out pictures up to date; one of another model, such as of an earlier demo, is replaced.
+
+    Args:
+        folder: From `write_held_out`.
+        uri: The index.
+        predictor: The model.
+    """
+    if Index.exists(uri) and Index(uri).info.fingerprint != predictor.fingerprint:
+        shutil.rmtree(uri)
+    build_index(folder, uri, predictor, IndexConfig(truncate=True, num_workers=0))
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not (path.exists() and path.read_bytes() == content):
+        write_bytes(path, content)
+
+
+SCENES_PER_MINUTE = 2_500  # of the demo, for training; at least one batch of them
+NUM_VALIDATION, NUM_TEST = 400, 1_000
+EXAMPLES = 2  # of either kind per topic
+
+
+def scenes_folder(out: Path) -> Path:
+    """Folder of the questions."""
+    return out / "data" / "scenes"
+
+
+def prepare_questions(out: Path, minutes: float, *, progress: bool) -> None:
+    """Draws the scenes and asks about them; more minutes draw more."""
+    recipe = RECIPES["scenes-vqa"]
+    config = ScenesConfig(
+        num_train=max(recipe.batch_size, round(SCENES_PER_MINUTE * minutes)),
+        num_validation=NUM_VALIDATION,
+        num_test=NUM_TEST,
+        side=recipe.model.vision.image_size,
+    )
+    prepare_toyset("scenes", scenes_folder(out), config, progress=progress)
+
+
+def answering_config(out: Path, arm: Arm, seed: int, steps: int) -> RunConfig:
+    """Returns the run in which a pre-trained model learns to answer: the recipe with so many steps."""
+    recipe = RECIPES["scenes-vqa"]
+    every = max(1, steps // 3)
+    return replace(
+        recipe,
+        init=str(trained_model(out, arm, seed)),
+        data=replace(recipe.data, folders=(str(scenes_folder(out)),)),
+        seed=seed,
+        max_steps=steps,
+        evaluate_every=every,
+        checkpoint_every=every,
+    )
+
+
+def judged_answers(out: Path, arm: Arm, seed: int) -> Judged:
+    """Answers the test questions with the last checkpoint."""
+    predictor = load(answering_model(out, arm, seed), device="cpu")
+    return judge(predictor, "vqa", scenes_folder(out))
+
+
+def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
+    """Returns what is reported of the answers of each arm and seed."""
+    return tuple(
+        DemoAnswers(arm=arm, seed=seed, steps=steps, topics=dict(one.groundings)) for (arm, seed), one in judged.items()
+    )
+
+
+def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
+    """Returns questions of the test split with their pictures and answers."""
+    rows = read_split(scenes_folder(out), "test", schema=VQA)
+    pictures = [image["bytes"] for image in rows.stream("image")]
+    return answer_examples(judged, pictures, count=EXAMPLES)
+
 
 DatasetName = Literal["emoji", "flags"]
 

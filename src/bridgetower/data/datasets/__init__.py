@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 
-from bridgetower.data.datasets.cc3m import CC3M
-from bridgetower.data.datasets.coco import COCO
-from bridgetower.data.datasets.flickr30k import FLICKR30K
+from bridgetower.data.datasets.karpathy import COCO, FLICKR30K
+from bridgetower.data.datasets.links import CC3M, SBU
 from bridgetower.data.datasets.nlvr2 import NLVR2
-from bridgetower.data.datasets.sbu import SBU
 from bridgetower.data.datasets.snli_ve import SNLI_VE
 from bridgetower.data.datasets.spec import DatasetSpec
-from bridgetower.data.datasets.vg import VG
-from bridgetower.data.datasets.vgqa import VGQA, VGQA_COCO
+from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
 from bridgetower.data.datasets.vqav2 import VQAV2
 
 DATASETS: Mapping[str, DatasetSpec] = {

@@ -1,28 +1,32 @@
-"""Visual Genome: descriptions of regions, and which of its images COCO has too (Krishna et al. 2017)."""
+"""Visual Genome (Krishna et al. 2017): descriptions of regions as captions, and questions as training data of VQAv2."""
 
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from bridgetower.data.config import VgConfig
-from bridgetower.data.datasets.arrow import captioned
+from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary
+from bridgetower.data.config import VgConfig, VgqaConfig
+from bridgetower.data.datasets.arrow import ArrowFiles, asked, captioned
 from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
-from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.schema import CAPTIONS, VQA, Question
 
 _FOLDERS = ("images/VG_100K", "images/VG_100K_2", "VG_100K", "VG_100K_2")
 
 
-def image_of(originals: Originals, image_id: int) -> ImageRef:
+def _image_of(originals: Originals, image_id: int) -> ImageRef:
     """The image with a number, which may be in any of four folders."""
     return originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
 
 
-def annotation_of(originals: Originals, file: str) -> Path:
+def _annotation_of(originals: Originals, file: str) -> Path:
     """An annotation file, which may be in the folder or in its `annotations`."""
     return originals.annotation(file, f"annotations/{file}")
 
 
-def images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
+def _images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
     """Numbers of the images that COCO has in the splits that are to be left out.
 
     Raises:
@@ -32,7 +36,7 @@ def images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
     if not config.leave_out:
         return set()
     splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
-    images = annotation_of(originals, "image_data.json")
+    images = _annotation_of(originals, "image_data.json")
     if config.karpathy:
         originals.used.append(config.karpathy)
     held_out = {
@@ -48,22 +52,22 @@ def images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
     return {image["image_id"] for image in originals.items(images, "item") if image["coco_id"] in held_out}
 
 
-def leave_out(manifest: Manifest, image_id: int, config: VgConfig) -> None:
+def _leave_out(manifest: Manifest, image_id: int, config: VgConfig) -> None:
     """Notes that an image of `images_in_coco` is not taken."""
     manifest.leave_out(f"picture in COCO's {' or '.join(config.leave_out)} split", str(image_id))
 
 
 def _fill(originals: Originals, manifest: Manifest, config: VgConfig) -> None:
-    held_out = images_in_coco(originals, config)
-    for image in originals.items(annotation_of(originals, "region_descriptions.json"), "item"):
+    held_out = _images_in_coco(originals, config)
+    for image in originals.items(_annotation_of(originals, "region_descriptions.json"), "item"):
         if image["id"] in held_out:
-            leave_out(manifest, image["id"], config)
+            _leave_out(manifest, image["id"], config)
             continue
         phrases = [region["phrase"].strip() for region in image["regions"]]
         for region in (region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase):
             manifest.leave_out("empty description", str(region["region_id"]))
         texts = [phrase for phrase in phrases if phrase]
-        manifest.add(str(image["id"]), [image_of(originals, image["id"])], texts, split="train")
+        manifest.add(str(image["id"]), [_image_of(originals, image["id"])], texts, split="train")
 
 
 VG = DatasetSpec(
@@ -85,3 +89,73 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy s
     fill=_fill,
     arrow=captioned(layout="vg", split_rule="all is train", stems={"train": ("vg",)}),
 )
+
+
+def _fill_vgqa(originals: Originals, manifest: Manifest, config: VgqaConfig) -> None:
+    manifest.vocabulary = read_vocabulary(config.answers)
+    originals.used.append(config.answers / ANSWERS_FILE)
+    known = frozenset(manifest.vocabulary)
+    held_out = _images_in_coco(originals, config)
+    for image in originals.items(_annotation_of(originals, "question_answers.json"), "item"):
+        image_id = image.get("id", image.get("image_id"))
+        if image_id in held_out:
+            _leave_out(manifest, image_id, config)
+        else:
+            questions = list(_usable(image["qas"], known, manifest))
+            manifest.add(str(image_id), [_image_of(originals, image_id)], questions, split="train")
+
+
+def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], manifest: Manifest) -> Iterator[Question]:
+    """Yields the questions with exactly one answer of the vocabulary, each once."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    good = []
+    for pair in pairs:
+        answer = normalise_answer(pair["answer"])
+        if answer in known:
+            answers[pair["question"]].add(answer)
+            good.append(pair)
+        else:
+            manifest.leave_out("answer not in the vocabulary", str(pair["qa_id"]))
+    seen: set[str] = set()
+    for pair in good:
+        question = pair["question"]
+        if len(answers[question]) > 1:
+            manifest.leave_out("question with several answers", str(pair["qa_id"]))
+        elif question in seen:
+            manifest.leave_out("question that was asked before", str(pair["qa_id"]))
+        else:
+            seen.add(question)
+            yield Question(question_id=pair["qa_id"], question=question, answers=(pair["answer"],))
+
+
+def _arrow(stem: str) -> ArrowFiles:
+    return asked(
+        layout=f"{stem}_{{train,val}}",
+        split_rule="as the files have them; validation holds the pictures of Karpathy's val and test splits of COCO",
+        stems={"train": (f"{stem}_train",), "validation": (f"{stem}_val",)},
+        annotators=1,
+    )
+
+
+VGQA = DatasetSpec(
+    name="vgqa",
+    schema=VQA,
+    summary="Questions of Visual Genome as further training data of VQAv2.",
+    layout="""
+question_answers.json and image_data.json (or in annotations/)
+images/VG_100K/2.jpg … and images/VG_100K_2/1.jpg …
+dataset_coco.json (or in karpathy/, or where --karpathy says)
+""",
+    example="bridgetower prepare vgqa --source vg --answers data/vqav2 --karpathy dataset_coco.json --out data/vgqa",
+    splits=("train",),
+    split_rule="all is train but pictures of COCO that Karpathy's splits hold out",
+    protocol=(
+        "questions with exactly one distinct answer that VQAv2's vocabulary has, once per picture; answers as they "
+        "were given"
+    ),
+    licences={"questions, answers and pictures": "CC-BY 4.0"},
+    config=VgqaConfig,
+    fill=_fill_vgqa,
+    arrow=_arrow("vgqa"),
+)
+VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=VQA, arrow=_arrow("vgqa_coco"))

@@ -1,4 +1,4 @@
-"""COCO captions in the splits of Karpathy and Fei-Fei (2015), which Flickr30k has too."""
+"""COCO and Flickr30k captions in the splits of Karpathy and Fei-Fei (2015)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,13 +10,13 @@ from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCoun
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS
 
-KARPATHY = "Karpathy's splits"
-PROTOCOL = "every caption in its order, repeated ones included, without spaces at its ends"
+_KARPATHY = "Karpathy's splits"
+_PROTOCOL = "every caption in its order, repeated ones included, without spaces at its ends"
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def fill_from_karpathy(file: str, originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def _fill(file: str, originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
     """Reads a file of Karpathy's, which holds captions and splits."""
     path = originals.annotation(file, f"karpathy/{file}")
     for image in originals.items(path, "images.item"):
@@ -46,14 +46,14 @@ val2014/COCO_val2014_000000000042.jpg …
 """,
     splits=("train", "validation", "test"),
     split_rule="Karpathy's splits; restval belongs to train",
-    protocol=PROTOCOL,
+    protocol=_PROTOCOL,
     licences={"captions": "CC-BY 4.0", "pictures": "terms of use of Flickr"},
     published={
-        "train": [PublishedCount(images=113_287, texts=566_747, source=KARPATHY)],
-        "validation": [PublishedCount(images=5_000, texts=25_010, source=KARPATHY)],
-        "test": [PublishedCount(images=5_000, texts=25_010, source=KARPATHY)],
+        "train": [PublishedCount(images=113_287, texts=566_747, source=_KARPATHY)],
+        "validation": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],
+        "test": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],
     },
-    fill=partial(fill_from_karpathy, "dataset_coco.json"),
+    fill=partial(_fill, "dataset_coco.json"),
     arrow=captioned(
         layout="coco_caption_karpathy_{train,restval,val,test}",
         split_rule="Karpathy's splits; restval belongs to train",
@@ -61,6 +61,36 @@ val2014/COCO_val2014_000000000042.jpg …
             "train": ("coco_caption_karpathy_train", "coco_caption_karpathy_restval"),
             "validation": ("coco_caption_karpathy_val",),
             "test": ("coco_caption_karpathy_test",),
+        },
+    ),
+)
+
+
+FLICKR30K = DatasetSpec(
+    name="flickr30k",
+    schema=CAPTIONS,
+    summary="Flickr30k captions in Karpathy's splits.",
+    layout="""
+dataset_flickr30k.json (or in karpathy/)
+flickr30k-images/1000092795.jpg …
+""",
+    splits=("train", "validation", "test"),
+    split_rule=_KARPATHY,
+    protocol=_PROTOCOL,
+    licences={"captions and pictures": "for research and education, under the terms of use of Flickr"},
+    published={
+        "train": [PublishedCount(images=29_000, texts=145_000, source=_KARPATHY)],
+        "validation": [PublishedCount(images=1_014, texts=5_070, source=_KARPATHY)],
+        "test": [PublishedCount(images=1_000, texts=5_000, source=_KARPATHY)],
+    },
+    fill=partial(_fill, "dataset_flickr30k.json"),
+    arrow=captioned(
+        layout="f30k_caption_karpathy_{train,val,test}",
+        split_rule=_KARPATHY,
+        stems={
+            "train": ("f30k_caption_karpathy_train",),
+            "validation": ("f30k_caption_karpathy_val",),
+            "test": ("f30k_caption_karpathy_test",),
         },
     ),
 )
