@@ -2,9 +2,8 @@
 
     python benchmarks/inference_memory.py
 
-Each row is a process of its own. Models have random weights; pictures are noise, captions of 12 words. Of an evaluation
-there are two numbers: memory of the process's own, looked at every few milliseconds, and its peak with the pages of
-mapped files, which the system takes back when it needs them.
+Each row is a process of its own. Models have random weights; images are noise, captions of 12 words. Of an evaluation
+it is the memory of the process's own, looked at every few milliseconds.
 """
 
 import argparse
@@ -36,7 +35,6 @@ from bridgetower.model.presets import BASE, NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 WORDS = [f"word{number}" for number in range(300)]
-ROOM_GIB = 0.03  # for encodings
 CANDIDATES = 2
 
 
@@ -101,21 +99,20 @@ def loading(folder: Path) -> dict[str, int]:
     return {"peak": resident("VmHWM") - before}
 
 
-def evaluating(folder: Path, dataset: Path, warm: Path, memory_gib: float) -> dict[str, int]:
+def evaluating(folder: Path, dataset: Path, warm: Path) -> dict[str, int]:
     """Evaluates a model on a set, after a small one for what any first evaluation takes."""
     torch.set_num_threads(1)
     checkpoint = read_checkpoint(folder)
     model, processor = checkpoint.model().eval(), checkpoint.processor
     assert processor is not None
     optimize_for_cpu(model)
-    config = RetrievalConfig(candidates=CANDIDATES, memory_gib=memory_gib)
+    config = RetrievalConfig(candidates=CANDIDATES)
     small, images = (CaptionImages(DataConfig(folders=(str(place),)), "test", processor) for place in (warm, dataset))
     evaluate_retrieval(model, small, config)
-    before, own = resident("VmRSS"), resident("RssAnon")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+    before = resident("RssAnon")
     with tempfile.TemporaryDirectory() as work, watched() as highest:
         evaluate_retrieval(model, images, config, Means(work=Path(work)))
-    return {"images": len(images), "own": highest[-1] - own, "peak": resident("VmHWM") - before}
+    return {"images": len(images), "peak": highest[-1] - before}
 
 
 def alone(function: Callable[..., dict[str, int]], *arguments: object) -> dict[str, int]:
@@ -127,9 +124,7 @@ def alone(function: Callable[..., dict[str, int]], *arguments: object) -> dict[s
 def main() -> None:
     """Measures, prints a table and, if asked to, writes a JSON list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--images", type=int, default=700, help="of the small set: more than fit into one file of encodings"
-    )
+    parser.add_argument("--images", type=int, default=700, help="of the small set")
     parser.add_argument("--skip-base", action="store_true", help="do not load the base model, which takes 4 GB of disk")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
@@ -144,12 +139,10 @@ def main() -> None:
             print(f"load {size}: file {file} MiB, peak {peak} MiB", flush=True)
         warm = make_set(folder / "warm", 16)
         sets = [make_set(folder / str(count), count) for count in (options.images, 10 * options.images)]
-        for room, memory in ((f"{ROOM_GIB} GiB for encodings", ROOM_GIB), ("all in memory", 64.0)):
-            for dataset in sets:
-                found = alone(evaluating, folder / "nano", dataset, warm, memory)
-                rows.append({"name": f"evaluate, {room}", **found})
-                own, peak = found["own"], found["peak"]
-                print(f"evaluate {found['images']} images, {room}: own {own} MiB, {peak} with maps", flush=True)
+        for dataset in sets:
+            found = alone(evaluating, folder / "nano", dataset, warm)
+            rows.append({"name": "evaluate", **found})
+            print(f"evaluate {found['images']} images: peak {found['peak']} MiB", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
 

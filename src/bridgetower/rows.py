@@ -1,8 +1,7 @@
-"""Rows of tensors, written once and in parts: in memory, or in memory-mapped files so that writing can go on later."""
+"""Rows of tensors in memory-mapped files, written once and in parts, so that writing can go on later."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,87 +22,11 @@ CONTENT = "content.json"
 _MOST_MAPPED = 2**28  # bytes that were read, after which files are mapped anew: until then they count as memory
 
 
-class Rows(ABC):
-    """Numbered rows, each with one tensor per field; the first axis of a field may differ from row to row."""
+class RowFiles:
+    """Numbered rows in files, one file for each part, which is written whole or not at all.
 
-    def __init__(self, *, num_rows: int, rows_per_part: int) -> None:
-        """Plans the parts.
-
-        Args:
-            num_rows: In all of them.
-            rows_per_part: The last part may have fewer.
-        """
-        self.num_rows, self.rows_per_part = num_rows, rows_per_part
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    @property
-    def num_parts(self) -> int:
-        """Number of parts, written or not."""
-        return -(-self.num_rows // self.rows_per_part)
-
-    def missing(self) -> list[int]:
-        """Returns the numbers of the parts that are not written yet."""
-        return [number for number in range(self.num_parts) if not self._is_written(number)]
-
-    def rows_of(self, number: int) -> range:
-        """Returns the rows of a part."""
-        return range(number * self.rows_per_part, min((number + 1) * self.rows_per_part, self.num_rows))
-
-    @abstractmethod
-    def write(self, number: int, fields: Mapping[str, Sequence[Tensor]]) -> None:
-        """Writes a part.
-
-        Args:
-            number: Of the part.
-            fields: The tensors of all its rows by field; those of one field have the same dtype, and the same shape
-                beyond the first axis.
-
-        Raises:
-            OSError: It could not be written, on a full disk for example.
-        """
-
-    def read(self, field: str, rows: Sequence[int]) -> Iterator[Tensor]:
-        """Yields one field of some rows, without copying it: copy what is kept for longer."""
-        for row in rows:
-            values, ends = self._part(row // self.rows_per_part, field)
-            place = row % self.rows_per_part
-            yield values[ends[place - 1] if place else 0 : ends[place]]
-
-    @abstractmethod
-    def _is_written(self, number: int) -> bool: ...
-
-    @abstractmethod
-    def _part(self, number: int, field: str) -> tuple[Tensor, list[int]]:
-        """Returns the rows of a part, one after the other, and where each of them ends."""
-
-
-class MemoryRows(Rows):
-    """Rows in memory."""
-
-    def __init__(self, *, num_rows: int, rows_per_part: int) -> None:
-        super().__init__(num_rows=num_rows, rows_per_part=rows_per_part)
-        self._parts: dict[int, dict[str, tuple[Tensor, list[int]]]] = {}
-
-    def write(self, number: int, fields: Mapping[str, Sequence[Tensor]]) -> None:
-        """Keeps a part."""
-        self._parts[number] = {
-            name: (torch.cat(list(rows)).cpu(), torch.tensor([len(row) for row in rows]).cumsum(0).tolist())
-            for name, rows in fields.items()
-        }
-
-    def _is_written(self, number: int) -> bool:
-        return number in self._parts
-
-    def _part(self, number: int, field: str) -> tuple[Tensor, list[int]]:
-        return self._parts[number][field]
-
-
-class RowFiles(Rows):
-    """Rows in files, one for each part, which is written whole or not at all.
-
-    A row is read from the mapping of its file, so that only what is read takes memory, and not for long.
+    Each row has one tensor per field, whose first axis may differ from row to row. It is read from the mapping of its
+    file, so that only what is read takes memory, and not for long.
     """
 
     def __init__(self, folder: Path, name: str, *, num_rows: int, rows_per_part: int) -> None:
@@ -115,15 +38,31 @@ class RowFiles(Rows):
             num_rows: In all of them.
             rows_per_part: The last file may have fewer.
         """
-        super().__init__(num_rows=num_rows, rows_per_part=rows_per_part)
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.num_rows, self.rows_per_part = folder, name, num_rows, rows_per_part
         self._forget()
+
+    def __len__(self) -> int:
+        return self.num_rows
 
     def __getstate__(self) -> dict[str, object]:
         return vars(self) | {"_mapped": {}, "_handed_out": 0}  # each process maps for itself
 
+    def missing(self) -> list[int]:
+        """Returns the numbers of the parts that are not written yet."""
+        num_parts = -(-self.num_rows // self.rows_per_part)
+        return [number for number in range(num_parts) if not self._path(number).exists()]
+
+    def rows_of(self, number: int) -> range:
+        """Returns the rows of a part."""
+        return range(number * self.rows_per_part, min((number + 1) * self.rows_per_part, self.num_rows))
+
     def write(self, number: int, fields: Mapping[str, Sequence[Tensor]]) -> None:
-        """Writes a file.
+        """Writes a part.
+
+        Args:
+            number: Of the part.
+            fields: The tensors of all its rows by field; those of one field have the same dtype, and the same shape
+                beyond the first axis.
 
         Raises:
             OSError: It could not be written, on a full disk for example.
@@ -137,14 +76,15 @@ class RowFiles(Rows):
 
     def read(self, field: str, rows: Sequence[int]) -> Iterator[Tensor]:
         """Yields one field of some rows, mapped from the file: copy what is kept for longer."""
-        for values in super().read(field, rows):
-            self._handed_out += values.nbytes
-            yield values
-
-    def _is_written(self, number: int) -> bool:
-        return self._path(number).exists()
+        for row in rows:
+            values, ends = self._part(row // self.rows_per_part, field)
+            place = row % self.rows_per_part
+            found = values[ends[place - 1] if place else 0 : ends[place]]
+            self._handed_out += found.nbytes
+            yield found
 
     def _part(self, number: int, field: str) -> tuple[Tensor, list[int]]:
+        """Returns the rows of a part, one after the other, and where each of them ends."""
         if self._handed_out > _MOST_MAPPED:
             self._forget()
         if (number, field) not in self._mapped:

@@ -16,12 +16,13 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig
+from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.sampling import StepSampler
 from bridgetower.data.splits import read_split
 from bridgetower.distributed import rank, world_size
+from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.encodings import Encoded
@@ -150,7 +151,16 @@ def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
     config, model = RetrievalConfig(candidates=3, batch_size=4), loaded.model()
     result = evaluate_retrieval(model, images, config)
     accuracy = evaluate_matching(model, images, config)
-    return {"figures": result.figures(), "similarity": result.similarity, "itm": result.itm, "accuracy": accuracy}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked_words, "BATCH_SIZE", 5)
+        words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
+    return {
+        "figures": result.figures(),
+        "similarity": result.similarity,
+        "itm": result.itm,
+        "accuracy": accuracy,
+        "words": words,
+    }
 
 
 def sample() -> list[tuple[int, ...]]:
@@ -311,6 +321,7 @@ class TestEvaluation:
             found = process["evaluation"]
             assert found["figures"] == expected["figures"]
             assert found["accuracy"] == expected["accuracy"] == expected["figures"]["itm_accuracy"]
+            assert found["words"] == pytest.approx(expected["words"], abs=1e-7)
             torch.testing.assert_close(found["similarity"], expected["similarity"], atol=1e-5, rtol=0)
             torch.testing.assert_close(found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True)
 
@@ -320,6 +331,7 @@ class TestEvaluation:
         expected = evaluate(tiny_checkpoint, single_picture, "test")
         for process in processes:
             assert process["evaluation of one"]["figures"] == expected["figures"]
+            assert process["evaluation of one"]["words"] == pytest.approx(expected["words"], abs=1e-7)
 
 
 def test_logged_figures_are_means_over_the_processes(processes: list[Result]) -> None:

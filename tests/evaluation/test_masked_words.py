@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.evaluation import masked_words
-from bridgetower.evaluation.masked_words import caption_batches, evaluate_masked_words, other_images
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
+from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
 
@@ -24,19 +26,14 @@ def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
 
 
 class TestOtherImages:
-    @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(4, 6), st.integers(0, 9))
-    def test_never_the_same_picture(self, index: list[int], num_images: int, seed: int) -> None:
-        image_index = torch.tensor(index)
-        others = other_images(image_index, num_images, seed)
-        assert bool((others != image_index).all())
-        assert set(others.tolist()) <= set(range(num_images))
+    @given(st.integers(0, 5), st.integers(0, 99))
+    def test_never_the_same_image(self, image: int, row: int) -> None:
+        other = other_image(image, row, 6)
+        assert other != image
+        assert other in range(6)
 
     def test_all_others_are_drawn(self) -> None:
-        assert set(other_images(torch.full((200,), 3), 9, seed=0).tolist()) == set(range(9)) - {3}
-
-    def test_one_picture_has_no_other(self) -> None:
-        with pytest.raises(ValueError, match="the set has 1 pictures; expected at least 2"):
-            other_images(torch.tensor([0]), 1, seed=0)
+        assert {other_image(3, row, 9) for row in range(200)} == set(range(9)) - {3}
 
 
 class TestEvaluation:
@@ -46,10 +43,12 @@ class TestEvaluation:
     ) -> None:
         monkeypatch.setattr(masked_words, "BATCH_SIZE", batch_size)
         losses, hits = {"": [], "wrong_image_": []}, {"": [], "wrong_image_": []}
+        pairs = MaskedPairs(images, MASKING)
+        batches = [pairs[number][0] for number in range(len(pairs))]
         rows = [
-            (batch, row, other)
-            for batch in caption_batches(CaptionPairs(images, MASKING))
-            for row, other in enumerate(other_images(batch.image_index, len(images), batch.seed).tolist())
+            (batch, row, other_image(int(batch.image_index[row]), batch_size * number + row, len(images)))
+            for number, batch in enumerate(batches)
+            for row in range(len(batch))
         ]
         assert len(rows) == sum(map(len, images.captions)) == 14
         for batch, row, other in rows:
@@ -73,8 +72,19 @@ class TestEvaluation:
 
     def test_is_the_same_at_every_call(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         first = evaluate_masked_words(tiny_model, images, MASKING)
+        evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=2))
         torch.manual_seed(5)
-        assert evaluate_masked_words(tiny_model, images, MASKING) == first
+        before = torch.get_rng_state()
+        for num_workers in (0, 2):
+            assert evaluate_masked_words(tiny_model, images, MASKING, num_workers=num_workers) == first
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_words_are_hidden_by_the_number_of_the_pair(
+        self, tiny_model: BridgeTower, images: CaptionImages, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = evaluate_masked_words(tiny_model, images, MASKING)
+        monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)
+        assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(one, abs=1e-6)
 
     def test_a_set_of_one_picture_has_no_wrong_ones(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         both = evaluate_masked_words(tiny_model, images, MASKING)

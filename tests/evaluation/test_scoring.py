@@ -97,31 +97,26 @@ class TestBatches:
         widths: list[int] = []
         tiny_model.text.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
         evaluate_retrieval(tiny_model, images, CONFIG)
-        ids = images.processor.token_ids(images.texts()[0])
-        in_order = [max(map(len, ids[start : start + 3])) for start in range(0, len(ids), 3)]
-        assert sum(widths) < sum(in_order)
         assert widths == sorted(widths)
+        assert len(set(widths)) > 2
 
 
 @pytest.mark.usefixtures("small_parts")
 class TestWork:
-    @pytest.mark.parametrize("memory_gib", [8.0, 1e-6])
-    def test_continues_where_it_stopped(
-        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, memory_gib: float
-    ) -> None:
-        config, means = replace(CONFIG, memory_gib=memory_gib), Means(work=tmp_path)
-        expected = evaluate_retrieval(tiny_model, images, config)
+    def test_continues_where_it_stopped(self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path) -> None:
+        means = Means(work=tmp_path)
+        expected = evaluate_retrieval(tiny_model, images, CONFIG)
         pairs = int((~expected.itm.isnan()).sum()) if expected.itm is not None else 0
         hook = stop_after(tiny_model, 12)
         with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, config, means)
+            evaluate_retrieval(tiny_model, images, CONFIG, means)
         hook.remove()
         (folder,) = tmp_path.iterdir()
         kept = len(list(folder.glob("process-0/scores-*")))
         assert kept >= 2
         seen: list[int] = []
         tiny_model.fusion.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
-        found = evaluate_retrieval(tiny_model, images, config, means)
+        found = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
         assert found.figures() == expected.figures()
         assert torch.equal(found.similarity, expected.similarity)
@@ -184,7 +179,7 @@ def test_killed_and_called_again_it_gives_the_same_figures(
     tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
-    command += ["--batch-size", "3", "--memory-gib", "1e-6", "--device", "cpu", "--json"]
+    command += ["--batch-size", "3", "--device", "cpu", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(kills.__file__).parent), os.environ.get("PYTHONPATH", "")])
 

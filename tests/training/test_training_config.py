@@ -56,6 +56,12 @@ class TestRunConfig:
         with pytest.raises(ValueError, match=r"has unknown fields \['learning_rat'\]; known: \["):
             RunConfig.from_dict(values)
 
+    def test_the_memory_for_encodings_of_earlier_releases_is_left_out(self) -> None:
+        run = RECIPES["pretrain-nano"]
+        values = json.loads(json.dumps(run.to_dict()))
+        values["evaluation"]["memory_gib"] = 8.0
+        assert RunConfig.from_dict(values) == run
+
     def test_unknown_key_in_a_phase(self) -> None:
         values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
         values["task"]["phases"][1]["mlmm"] = 1

@@ -61,8 +61,8 @@ def evaluate(
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode pictures; 0 decodes in the main one.
-        work: Folder for what retrieval has so far, and for encodings that do not fit into --memory-gib; in the user's
-            cache if none is given. Killed, the same command continues; at the end it is emptied.
+        work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
+            command continues; at the end it is emptied.
         loading: How the model is loaded.
         out: Folder for what is found out.
         json: Print JSON on a terminal too.
@@ -133,4 +133,4 @@ def _settings(benchmark: Benchmark, options: RetrievalConfig) -> dict[str, objec
     """What decides the figures: the protocol, and for retrieval what it is made of."""
     if benchmark != "retrieval":
         return {"protocol": options.protocol}
-    return {name: value for name, value in vars(options).items() if name not in ("batch_size", "memory_gib")}
+    return {name: value for name, value in vars(options).items() if name != "batch_size"}

@@ -60,7 +60,7 @@ def evaluate(
     """
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if benchmark != "retrieval" and others != RetrievalConfig():
-        raise ValueError(f"candidates, folds, captions and memory are for retrieval; leave them out for {benchmark}")
+        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
     if max_errors and benchmark not in get_args(GlueName):
         raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers)

@@ -24,7 +24,6 @@ class RetrievalConfig:
         fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
             COCO 1k: 1000. None ranks the whole set.
         batch_size: Items, pairs or examples at once.
-        memory_gib: Memory for encodings. Where they do not fit, they are kept in memory-mapped files.
     """
 
     candidates: int = 128
@@ -32,7 +31,6 @@ class RetrievalConfig:
     max_captions: int | None = None
     fold_size: int | None = None
     batch_size: int = 64
-    memory_gib: float = 8.0
 
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
@@ -41,6 +39,4 @@ class RetrievalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
-        if self.memory_gib <= 0:
-            raise ValueError(f"memory_gib is {self.memory_gib}; expected more than 0")
         check_choice("protocol", self.protocol, Protocol)

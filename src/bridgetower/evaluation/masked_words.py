@@ -1,76 +1,113 @@
-"""Masked words: does the model find them, and does it look at the picture?"""
+"""Masked words: does the model find them, and does it look at the image?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import CaptionBatch, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.masking import IGNORED
 from bridgetower.data.sampling import BatchKey, derive_seed
+from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.outputs import CachedFeatures
 from bridgetower.objectives.losses import mlm_loss
+from bridgetower.progress import counted
 
 BATCH_SIZE = 64
 
+Pixels = Tensor | CachedFeatures
+
+
+class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
+    """Every pair of a set in order, in batches, with words hidden.
+
+    What is hidden of a pair, and which other image it is shown with, depend on its number alone.
+    """
+
+    def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
+        self.pairs = CaptionPairs(images, masking)
+
+    def __len__(self) -> int:
+        return -(-len(self.pairs) // BATCH_SIZE)
+
+    def __getitem__(self, number: int) -> tuple[CaptionBatch, tuple[Pixels, ...]]:
+        """Returns a batch, and the pixel values of its images, then of other ones if the set has any.
+
+        Raises:
+            ValueError: An image cannot be decoded; its id is named.
+        """
+        images = self.pairs.images
+        rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
+        batch = joined([self._pair(row) for row in rows], seed=0)
+        if len(images) == 1:
+            return batch, (batch.pixel_values,)
+        own = zip(batch.image_index.tolist(), rows, strict=True)
+        return batch, (batch.pixel_values, images.pixel_values([other_image(*pair, len(images)) for pair in own]))
+
+    def _pair(self, row: int) -> CaptionBatch:
+        """Returns a batch of one pair, with an explicit mask."""
+        pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
+        return replace(pair, attention_mask=torch.ones_like(pair.mlm_labels))
+
 
 @torch.inference_mode()
-def evaluate_masked_words(model: BridgeTower, images: CaptionImages, masking: MaskingConfig) -> dict[str, float]:
-    """Returns loss and accuracy on hidden words with the right picture and with another picture of the set.
+def evaluate_masked_words(
+    model: BridgeTower,
+    images: CaptionImages,
+    masking: MaskingConfig,
+    *,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Returns loss and accuracy on hidden words with the right image and with another image of the set.
 
-    Every pair counts, and at every call the same words are hidden and the same other pictures shown. The gap between
-    `mlm_accuracy` and `mlm_wrong_image_accuracy` tells how much the model reads off the picture. A set of one picture
-    has no other: the two `mlm_wrong_image_…` figures are then left out.
+    Every pair counts, and at every call the same words are hidden and the same other images shown. The gap between
+    `mlm_accuracy` and `mlm_wrong_image_accuracy` tells how much the model reads off the image. A set of one image
+    has no other: the two `mlm_wrong_image_…` metrics are then left out. The processes of a run share the batches; every
+    process gets the same result, which is that of one process.
+
+    Args:
+        model: In evaluation mode.
+        images: With their captions.
+        masking: Which words are hidden.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show a bar.
 
     Raises:
-        ValueError: The model has no masked-language head, or a picture cannot be decoded.
+        ValueError: The model has no masked-language head, or an image cannot be decoded.
     """
-    device = next(model.parameters()).device
+    model.masked_language_head()
+    device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
+    own = torch.arange(rank(), len(pairs), world_size())
+    # With a generator of its own, the loader draws nothing from torch's global one.
+    loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = DataLoader(
+        pairs, sampler=own.tolist(), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+    )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
-    totals, words = torch.zeros(len(kinds), 2), 0
-    for batch in caption_batches(CaptionPairs(images, masking)):
-        count = int((batch.mlm_labels != IGNORED).sum())
-        shown = [batch.pixel_values]
-        if len(images) > 1:
-            shown.append(images.pixel_values(other_images(batch.image_index, len(images), batch.seed).tolist()))
-        totals += count * torch.stack([_loss(model, pixels.to(device), batch.to(device)) for pixels in shown])
-        words += count
-    means = (totals / max(words, 1)).tolist()
-    names = ("loss", "accuracy")
+    sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)
+    words = torch.zeros(len(own), dtype=torch.int64)
+    shown = counted(loader, "masked words", shown=progress and rank() == 0, total=len(own))
+    for number, (batch, pixel_values) in enumerate(shown):
+        moved, words[number] = batch.to(device), batch.num_labels
+        text = model.encode_text(moved.masked_input_ids, moved.attention_mask)
+        for kind, pixels in enumerate(pixel_values):
+            fused = model.fuse(model.encode_image(pixels.to(device)), text, outputs="text")
+            sums[number, kind] = torch.stack(mlm_loss(model.mlm_logits, fused.text, moved.mlm_labels)).cpu()
+    _, sums, words = gather_by_id(own, sums * words[:, None, None], words)
+    means = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()
     return {
         f"mlm_{kind}{name}": value
         for kind, row in zip(kinds, means, strict=True)
-        for name, value in zip(names, row, strict=True)
+        for name, value in zip(("loss", "accuracy"), row, strict=True)
     }
 
 
-def caption_batches(pairs: CaptionPairs) -> Iterator[CaptionBatch]:
-    """Yields every pair once, in order; the last batch may be smaller."""
-    for start in range(0, len(pairs), BATCH_SIZE):
-        rows = range(start, min(start + BATCH_SIZE, len(pairs)))
-        yield pairs[BatchKey(tuple(rows), derive_seed("masked words", start))]
-
-
-def other_images(image_index: Int[Tensor, " b"], num_images: int, seed: int) -> Int[Tensor, " b"]:
-    """Draws for each picture another one of the set, all others alike.
-
-    Raises:
-        ValueError: There is no other.
-    """
-    if num_images < 2:
-        raise ValueError(f"the set has {num_images} pictures; expected at least 2, so that there is another")
-    generator = torch.Generator().manual_seed(seed)
-    return (image_index + torch.randint(1, num_images, image_index.shape, generator=generator)) % num_images
-
-
-def _loss(model: BridgeTower, pixel_values: Tensor | CachedFeatures, batch: CaptionBatch) -> Tensor:
-    """Loss and accuracy [2] of a batch with some pictures, on the CPU."""
-    text = model.encode_text(batch.masked_input_ids, batch.attention_mask)
-    fused = model.fuse(model.encode_image(pixel_values), text, outputs="text")
-    return torch.stack(mlm_loss(model.mlm_logits, fused.text, batch.mlm_labels)).cpu()
+def other_image(image: int, row: int, num_images: int) -> int:
+    """Draws another image of a set, all others alike, by the number of the pair that it is shown with."""
+    return (image + 1 + derive_seed("other image", row) % (num_images - 1)) % num_images

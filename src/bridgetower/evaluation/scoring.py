@@ -1,42 +1,40 @@
-"""Scores of pairs of images and captions: each encoded once, pairs in batches of like length, safe against kills."""
+"""Scores of pairs of images and captions: pairs in batches of like length, in parts that outlast a kill."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.encodings import Embed, Encode, Encodings
-from bridgetower.files import locked, remove_leftovers, require_space
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.files import locked, remove_leftovers, replacing
+from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.outputs import CachedFeatures
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import loaded
-from bridgetower.progress import count_bars
-from bridgetower.rows import FILE_BYTES, MemoryRows, RowFiles, Rows
-
-logger = logging.getLogger(__name__)
+from bridgetower.progress import count_bars, counted
 
 PAIRS_PER_PART = 4096
 """About how many pairs are scored before their scores are kept."""
 
-_LOGITS = "logits"
+_PART_BYTES = 2**27
+"""About the most that the encodings of the images of a part take."""
 
 Head = Callable[[Tensor], Tensor]
 """Gives the logits of no match and match of a pooled output."""
@@ -75,26 +73,26 @@ class Scores:
 
 
 class PairScorer:
-    """Encodes images and captions and scores pairs of them; the processes of a run share the images.
+    """Scores pairs of images and captions; the processes of a run share the images.
+
+    Every image is encoded once for its vector and once more for its pairs, and captions with every batch of pairs, so
+    that no encoding is kept for longer than a part of the images takes.
 
     Attributes:
         text_image_index: Row of the image that each text belongs to.
     """
 
     def __init__(
-        self, model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means, folder: _Folder
+        self, model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means, folder: Path | None
     ) -> None:
-        self._model, self._images, self._config, self._means = model, images, config, means
+        self._model, self._images, self._config, self._means, self._folder = model, images, config, means, folder
         self._device = next(model.parameters()).device
         texts, self.text_image_index = images.texts(config.max_captions)
         ids = images.processor.token_ids(texts, truncate=True)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
         self._ids = [ids[text] for text in order]
-        self._order, self._place = torch.tensor(order), torch.tensor(order).argsort()
+        self._place = torch.tensor(order).argsort()
         self._own = torch.arange(rank(), len(images), world_size())
-        self._folder = folder
-        self._with_pairs = model.itm_head is not None or model.rank_head is not None
-        self._image, self._text = self._plan()
 
     def similarity(self) -> Float[Tensor, "i t"]:
         """Returns the cosines of the contrastive vectors.
@@ -102,10 +100,9 @@ class PairScorer:
         Raises:
             ValueError: A picture cannot be decoded.
         """
-        self._fill(encodings=False)
-        size = self._model.config.heads.itc_size
-        _, images = gather_by_id(self._own, self._image.vectors(size))
-        return similarity(images, self._text.vectors(size)[self._place], torch.ones(()))
+        _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
+        texts = self._kept("vectors-texts", self._text_vectors)
+        return similarity(images, texts[self._place], torch.ones(()))
 
     def score(self, wanted: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
         """Returns the scores of the wanted pairs; those of a part of the images are kept as soon as they are there.
@@ -118,36 +115,34 @@ class PairScorer:
             ValueError: A picture cannot be decoded, or a score is not a number.
         """
         own = wanted[self._own]
-        size = max(1, min(self._images_at_once, PAIRS_PER_PART * len(own) // max(1, int(own.sum()))))
-        pairs = hashlib.sha256(own.numpy().data).hexdigest()[:8]
-        scores = self._folder.rows(f"scores-{pairs}", num_rows=len(own), rows_per_part=size)
-        if scores.missing():
-            self._fill(encodings=True)
-        with count_bars(shown=self._means.progress and rank() == 0) as bars:
-            bar = bars.add_task("pairs", total=int(own.sum()))
-            missing = scores.missing()
-            for number in range(scores.num_parts):
-                rows = scores.rows_of(number)
+        size = max(1, min(self._images_at_once(), PAIRS_PER_PART * len(own) // max(1, int(own.sum()))))
+        digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
+        parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(_split(range(len(own)), size))}
+        encoded = self._image_parts([rows for name, rows in parts.items() if not self._is_kept(name)])
+        match, accepted = torch.full(own.shape, torch.nan), torch.zeros(own.shape, dtype=torch.bool)
+        with count_bars(shown=self._shown) as bars:
+            bar, done = bars.add_task("pairs", total=int(own.sum())), 0
+            for name, rows in parts.items():
                 part = own[rows.start : rows.stop]
-                if number in missing:
-                    logits = self._score_part(
-                        rows, part, head or self._model.itm_logits, lambda n: bars.advance(bar, n)
-                    )
-                    scores.write(number, {_LOGITS: logits})
-                else:
-                    bars.advance(bar, int(part.sum()))
-        return _gathered(self._own, own, scores)
+                advance = partial(bars.advance, bar)
+                compute = partial(self._score_part, encoded, part, head or self._model.itm_logits, advance)
+                logits, done = self._kept(name, compute), done + int(part.sum())
+                match[rows.start : rows.stop][part] = logits[:, 1]
+                accepted[rows.start : rows.stop][part] = logits[:, 1] > logits[:, 0]
+                bars.update(bar, completed=done)
+        _, match, accepted = gather_by_id(self._own, match, accepted)
+        return Scores(match=match, accepted=accepted)
 
     def _score_part(
-        self, rows: range, wanted: Bool[Tensor, "r t"], head: Head, advance: Callable[[int], object]
-    ) -> list[Float[Tensor, "n 2"]]:
-        """Returns the logits of some images' pairs, in the order of their texts."""
-        pairs = wanted.nonzero()  # by image, then by text
+        self, images: Iterator[Encoded], wanted: Bool[Tensor, "r t"], head: Head, advance: Callable[[int], object]
+    ) -> Float[Tensor, "n 2"]:
+        """Returns the logits of the next images' pairs, in the order of images and texts."""
+        image, pairs = next(images), wanted.nonzero()  # by image, then by text
         places = self._place[pairs[:, 1]]
-        image, logits = self._image.take(rows, self._device), torch.empty(len(pairs), 2)
+        logits = torch.empty(len(pairs), 2)
         for batch in places.argsort(stable=True).split(self._config.batch_size):
             taken, which = places[batch].unique(return_inverse=True)
-            text = self._text.take(taken.tolist(), self._device)
+            text = self._model.cache_text(self._encode_texts(taken.tolist()))
             fused = self._model.fuse(
                 image[pairs[batch, 0].to(self._device)], text[which.to(self._device)], outputs="pooled"
             )
@@ -155,95 +150,75 @@ class PairScorer:
             advance(len(batch))
         if bool(logits.isnan().any()):
             raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
-        return list(logits.split(wanted.sum(dim=1).tolist()))
+        return logits
 
-    def _plan(self) -> tuple[Encodings, Encodings]:
-        """Plans the encodings of images and texts, in files if both together do not fit into memory."""
-        model, config = self._model, self._model.config
-        widths = config.fusion.num_bridged_layers + 4  # a start has the fusion width four times
-        token_bytes = widths * config.fusion.hidden_size * next(model.parameters()).element_size()
-        image_bytes, num_tokens = token_bytes * config.vision.num_tokens, sum(map(len, self._ids))
-        room = self._config.memory_gib * 2**30
-        self._images_at_once = int(room / 2 / image_bytes)
-        in_files = image_bytes * len(self._own) + token_bytes * num_tokens > room
+    def _image_vectors(self) -> Float[Tensor, "n c"]:
+        """Returns the contrastive vectors of this process's images."""
+        batches = _split(range(len(self._own)), self._config.batch_size)
+        pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
+        vectors = [self._model.image_embeds(self._model.encode_image(batch, outputs="cls")) for batch in pixels]
+        return self._joined(vectors)
 
-        def plan(name: str, num_rows: int, num_bytes: int, encode: Encode, embed: Embed) -> Encodings:
-            batch = self._config.batch_size
-            per_part = batch * max(1, FILE_BYTES * num_rows // max(1, num_bytes) // batch)
-            kept = vectors = None
-            if self._with_pairs and in_files:
-                kept = self._folder.large_rows(name, num_bytes, num_rows=num_rows, rows_per_part=per_part)
-            elif self._with_pairs:
-                kept = MemoryRows(num_rows=num_rows, rows_per_part=per_part)
-            if model.itc_head is not None:
-                vectors = embed, self._folder.rows(f"vectors of {name}", num_rows=num_rows, rows_per_part=per_part)
-            return Encodings(encode, batch_size=batch, kept=kept, vectors=vectors)
+    def _text_vectors(self) -> Float[Tensor, "n c"]:
+        """Returns the contrastive vectors of all texts, short ones first."""
+        texts = counted(_split(range(len(self._ids)), self._config.batch_size), "text batches", shown=self._shown)
+        return self._joined([self._model.text_embeds(self._encode_texts(rows, outputs="cls")) for rows in texts])
 
-        num_images = len(self._own)
-        return (
-            plan("images", num_images, image_bytes * num_images, self._encode_images, model.image_embeds),
-            plan("texts", len(self._ids), token_bytes * num_tokens, self._encode_texts, model.text_embeds),
-        )
+    def _joined(self, vectors: Sequence[Tensor]) -> Float[Tensor, "n c"]:
+        """Joins vectors, in float32 on the CPU; a process may have none."""
+        none = torch.empty(0, self._model.config.heads.itc_size)
+        return torch.cat([none, *(batch.float().cpu() for batch in vectors)])
 
-    def _fill(self, *, encodings: bool) -> None:
-        with count_bars(shown=self._means.progress and rank() == 0) as bars:
-            for name, side, count in (("images", self._image, len(self._own)), ("texts", self._text, len(self._ids))):
-                bar = bars.add_task(name, total=count)
-                side.fill(partial(bars.advance, bar), encodings=encodings)
-                bars.update(bar, completed=count)
+    def _image_parts(self, parts: Sequence[range]) -> Iterator[Encoded]:
+        """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
+        split = [_split(part, self._config.batch_size) for part in parts]
+        pixels = self._pixel_values([rows for batches in split for rows in batches])
+        encoded = (self._model.cache_image(self._model.encode_image(batch)) for batch in pixels)
+        for batches in split:
+            yield Encoded.cat(list(islice(encoded, len(batches))))
 
-    def _encode_images(self, batches: Sequence[range]) -> Iterator[Encoded]:
-        for pixels in self._pixel_values([self._own[list(rows)].tolist() for rows in batches]):
-            if self._with_pairs:
-                yield self._model.cache_image(self._model.encode_image(pixels))
-            else:
-                yield self._model.encode_image(pixels, outputs="cls")
+    def _images_at_once(self) -> int:
+        """Returns how many images' encodings take `_PART_BYTES`."""
+        config = self._model.config
+        widths = config.fusion.num_bridged_layers + 4  # its first-layer cache has the fusion width four times
+        token_bytes = widths * config.fusion.hidden_size * next(self._model.parameters()).element_size()
+        return _PART_BYTES // (token_bytes * config.vision.num_tokens)
 
-    def _pixel_values(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor | CachedFeatures]:
-        images = self._images
+    def _pixel_values(self, batches: Sequence[range]) -> Iterator[Tensor | CachedFeatures]:
+        images, numbers = self._images, [self._own[list(rows)].tolist() for rows in batches]
         if images.frozen is not None:
-            yield from (images.pixel_values(batch) for batch in batches)
+            yield from (images.pixel_values(batch) for batch in numbers)
             return
-        for pixels in loaded(images.pixels, batches, num_workers=self._means.num_workers):
+        for pixels in loaded(images.pixels, numbers, num_workers=self._means.num_workers):
             yield images.processor.normalise(pixels).to(self._device)
 
-    def _encode_texts(self, batches: Sequence[range]) -> Iterator[Encoded]:
-        for rows in batches:
-            batch = self._images.processor.pad(self._ids[rows.start : rows.stop])
-            ids = batch.input_ids.to(self._device)
-            mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
-            if self._with_pairs:
-                yield self._model.cache_text(self._model.encode_text(ids, mask))
-            else:
-                yield self._model.encode_text(ids, mask, outputs="cls")
+    def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
+        batch = self._images.processor.pad([self._ids[place] for place in places])
+        mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
+        return self._model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
+
+    @property
+    def _shown(self) -> bool:
+        return self._means.progress and rank() == 0
+
+    def _is_kept(self, name: str) -> bool:
+        return self._folder is not None and (self._folder / f"{name}.safetensors").exists()
+
+    def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns a result from its file; without one computes it and, where there is a folder, writes the file."""
+        if self._folder is None:
+            return compute()
+        path = self._folder / f"{name}.safetensors"
+        if not path.exists():
+            values = compute()
+            with replacing(path, (SafetensorError,)) as temporary:
+                save_file({"values": values}, temporary)
+        return load_file(path)["values"]
 
 
-class _Folder:
-    """Where the rows of one process go: those that outlast a kill, and encodings that do not fit into memory."""
-
-    def __init__(self, path: Path | None, stack: ExitStack) -> None:
-        self._lasting, self._stack = path, stack
-        self._large = path
-
-    def rows(self, name: str, *, num_rows: int, rows_per_part: int) -> Rows:
-        """Returns rows that outlast a kill if there is a folder for that."""
-        if self._lasting is None:
-            return MemoryRows(num_rows=num_rows, rows_per_part=rows_per_part)
-        return RowFiles(self._lasting, name, num_rows=num_rows, rows_per_part=rows_per_part)
-
-    def large_rows(self, name: str, num_bytes: int, *, num_rows: int, rows_per_part: int) -> Rows:
-        """Returns rows in files, in a temporary folder if there is no other.
-
-        Raises:
-            OSError: The disk has no room for so many bytes.
-        """
-        if self._large is None:
-            self._large = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bridgetower-")))
-        files = RowFiles(self._large, name, num_rows=num_rows, rows_per_part=rows_per_part)
-        missing = num_bytes * len(files.missing()) // max(1, files.num_parts)
-        require_space(self._large, missing, f"encodings of {name}")
-        logger.info("encodings of %s take %.1f GiB in %s until this ends", name, num_bytes / 2**30, self._large)
-        return files
+def _split(rows: range, size: int) -> list[range]:
+    """Cuts rows into parts of so many."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @contextmanager
@@ -255,22 +230,25 @@ def pair_scorer(
     Raises:
         FileExistsError: Another process does the same evaluation.
     """
-    with ExitStack() as stack:
-        path = None
-        if means.work is not None:
-            path = means.work / _digest(model, images, config)
-            if rank() == 0:
-                stack.enter_context(locked(path))
-            (path / f"process-{rank()}").mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path / f"process-{rank()}")
-        yield PairScorer(model, images, config, means, _Folder(path and path / f"process-{rank()}", stack))
+    if means.work is None:
+        yield PairScorer(model, images, config, means, None)
         barrier()
-        if path is not None and rank() == 0:
+        return
+    path = means.work / _digest(model, images, config)
+    with ExitStack() as stack:
+        if rank() == 0:
+            stack.enter_context(locked(path))
+        folder = path / f"process-{rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        yield PairScorer(model, images, config, means, folder)
+        barrier()
+        if rank() == 0:
             shutil.rmtree(path)
 
 
 def _digest(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> str:
-    """Names an evaluation by all that decides its encodings and scores."""
+    """Names an evaluation by all that decides its scores."""
     content = {
         "weights": exact_fingerprint(model.state_dict()),
         "preprocessing": fingerprint(model.config, {}, images.processor),
@@ -280,13 +258,3 @@ def _digest(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) 
         "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _gathered(own_rows: Int[Tensor, " r"], wanted: Bool[Tensor, "r t"], scores: Rows) -> Scores:
-    """Puts the scores of all processes into tables."""
-    match, accepted = torch.full(wanted.shape, torch.nan), torch.zeros(wanted.shape, dtype=torch.bool)
-    for row, logits in enumerate(scores.read(_LOGITS, range(len(own_rows)))):
-        match[row, wanted[row]] = logits[:, 1]
-        accepted[row, wanted[row]] = logits[:, 1] > logits[:, 0]
-    _, match, accepted = gather_by_id(own_rows, match, accepted)
-    return Scores(match=match, accepted=accepted)

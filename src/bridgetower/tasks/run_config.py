@@ -22,7 +22,12 @@ ContrastOver = Literal["micro-batch", "step"]
 _EARLIER_RULES: dict[str, Rule] = {"plain": "adamw", "official": "hf_adamw"}  # of saved runs
 _NotAnOption = Annotated[str, Fixed, Suppress]
 
-_EARLIER_NAMES = {"task": {"max_bad": "max_errors"}}  # of fields in saved runs, by their part
+# New names of fields in saved runs, by their part. None: of no effect any more. `memory_gib` bounded encodings that an
+# evaluation kept; they are computed again where they are needed.
+_EARLIER_NAMES: Mapping[str, Mapping[str, str | None]] = {
+    "task": {"max_bad": "max_errors"},
+    "evaluation": {"memory_gib": None},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +244,8 @@ class RunConfig:
         renamed = dict(values)
         for part, names in _EARLIER_NAMES.items():
             if isinstance(values.get(part), Mapping):
-                renamed[part] = {names.get(name, name): value for name, value in values[part].items()}
+                found = {names.get(name, name): value for name, value in values[part].items()}
+                renamed[part] = {name: value for name, value in found.items() if name is not None}
         optimizer = renamed.get("optimizer")
         if isinstance(optimizer, Mapping) and optimizer.get("rule") in _EARLIER_RULES:
             renamed["optimizer"] = {**optimizer, "rule": _EARLIER_RULES[optimizer["rule"]]}

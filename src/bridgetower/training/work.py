@@ -93,7 +93,10 @@ def _pretraining(config: RunConfig, task: PretrainingConfig, model: BridgeTower,
     train, held_out = _caption_images(config, processor)
 
     def evaluate() -> dict[str, float]:
-        figures = evaluate_masked_words(model, held_out, task.masking) if model.mlm_head else {}
+        figures: dict[str, float] = {}
+        if model.mlm_head:
+            num_workers = config.data.num_workers
+            figures = evaluate_masked_words(model, held_out, task.masking, num_workers=num_workers)
         if model.itc_head:
             figures |= evaluate_retrieval(model, held_out, config.evaluation).figures()
         elif model.itm_head:
