@@ -110,7 +110,7 @@ class Setting:
         model = BridgeTower(checkpoint.config.override(heads))
         init_weights(model, torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
-        _draw_heads(model.matching_head().fc, model.contrastive_head())
+        _draw_heads(model.head("itm").fc, model.contrastive_head())
         optimize_for_cpu(model)
         return model
 

@@ -241,7 +241,7 @@ class Predictor(Answering):
             ValueError: A model without matching head, different numbers without `all_pairs`, unreadable inputs, or
                 `memory_gib` of 0 or less.
         """
-        self.model.matching_head()
+        self.model.head("itm")
         if not memory_gib > 0:
             raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         given, words = _images(images), _texts(texts)
@@ -354,7 +354,7 @@ class Predictor(Answering):
         Raises:
             ValueError: The model has no such head, or the names are not known.
         """
-        self.model.classifier_head(head)
+        self.model.head(head)
         return self._about.class_names(head)
 
     @torch.inference_mode()
@@ -385,7 +385,7 @@ class Predictor(Answering):
         Raises:
             ValueError: A model without that head, different numbers of images and texts, or unreadable ones.
         """
-        self.model.classifier_head(head)
+        self.model.head(head)
         given, words = _pairs(images, texts)
         others = None if images_2 is None else _pairs(images_2, texts)[0]
         if (head == "nlvr2") != (others is not None):

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, model_cost, parameters_by_part
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import meter
 
 LENGTH = 7
@@ -52,12 +53,16 @@ def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     ids=["bridgetower", "meter", "distilled"],
 )
 def test_flops_equal_the_formula(config: ModelConfig) -> None:
-    assert flops_by_part(tiny.build(config), LENGTH) == expected_flops(config, LENGTH)
+    model = tiny.build(config)
+    assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
+    optimize_for_cpu(model)
+    assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
 
 
 def test_counter_alone_misses_the_products_of_onednn() -> None:
     """Without the formula for them the total would be too small, so the equality above is not there by itself."""
     model, pixels = tiny.build(), tiny.images(1)
+    optimize_for_cpu(model)
     ids, _ = tiny.texts([LENGTH])
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(pixels, ids, outputs="pooled")

@@ -169,7 +169,7 @@ class TestWork:
 
 
 def test_scores_that_are_not_numbers(tiny_model: BridgeTower, images: CaptionImages) -> None:
-    tiny_model.matching_head().register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    tiny_model.head("itm").register_forward_hook(lambda module, inputs, output: output * torch.nan)
     with pytest.raises(ValueError, match=r"\d+ of \d+ pairs have a score that is NaN"):
         evaluate_retrieval(tiny_model, images, CONFIG)
 

@@ -1,6 +1,7 @@
 """Heads against their formulas, and the embeddings that the model makes with them."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
+from bridgetower.model.config import HeadsConfig
 from bridgetower.model.heads import (
+    HEADS,
     ClassifierHead,
     FusedItcHead,
     ImageHead,
@@ -194,3 +197,18 @@ class TestWithoutHeads:
         model = tiny.build(NONE)
         pooled = model(tiny.images(2), *tiny.texts([4, 3])).pooled
         assert torch.equal(model.pair_embeds(pooled), F.normalize(pooled, dim=-1))
+
+
+class TestTable:
+    def test_every_head_of_the_config_is_in_it(self) -> None:
+        sizes = {"itc_size", "mlm_layer_norm_eps", "hidden_scale", "nlvr2_dropout"}
+        assert HEADS.keys() == {item.name for item in fields(HeadsConfig)} - sizes
+
+    @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.published])
+    def test_every_parameter_has_one_published_name(self, name: str) -> None:
+        every = {"vqa": 4, "snli_ve": True, "nlvr2": True, "rank": True, "itc": "tower"}
+        head = HEADS[name].build(
+            tiny.changed(**{f"heads__{key}": value for key, value in every.items()}, fusion__num_token_types=3)
+        )
+        for parameter, _ in head.named_parameters():
+            assert len([ours for ours in HEADS[name].published if f"{parameter}.".startswith(f"{ours}.")]) == 1

@@ -15,6 +15,7 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect,
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.heads import HEADS
 from bridgetower.model.plain import check_numbers, known_fields
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
@@ -212,6 +213,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     depth = config.text.num_layers
     bridged = tuple(range(depth - fusion.num_layers + 1, depth + 1))
+    lacking = [name for name, spec in HEADS.items() if getattr(config.heads, name) and not spec.in_transformers]
     checks = {
         "it has no bridges (METER)": fusion.bridge not in _LINK_TOWERS or not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
@@ -227,7 +229,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
         "its bridges are not fed from the same top layers of both towers": (
             config.vision_layers != bridged or config.text_layers != bridged
         ),
-        "it has heads of downstream tasks (VQA, SNLI-VE, NLVR2, ranking, CIFAR or GLUE)": config.heads.has_downstream,
+        f"it has heads that transformers lacks ({', '.join(lacking)})": bool(lacking),
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
         "its contrastive head is the official kind, on the towers; drop_itc=True leaves it out": (
             config.heads.itc == "tower"

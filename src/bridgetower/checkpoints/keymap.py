@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bridgetower.model.heads import HEADS
+
 Naming = Literal["clip", "timm", "huggingface"]
 Rule = tuple[str, tuple[str, ...]]
 
@@ -107,22 +109,9 @@ _FUSION = [
 _SHARED_PROJECTIONS = [(r"(text|image)_projections\.0\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}",))]
 _SEPARATE_PROJECTIONS = [(r"(text|image)_projections\.(\d+)\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}.{2}",))]
 _HEADS = [
-    (r"mlm_head\.dense\.(\w+)", ("mlm_score.transform.dense.{0}",)),
-    (r"mlm_head\.norm\.(\w+)", ("mlm_score.transform.LayerNorm.{0}",)),
-    (r"mlm_head\.decoder\.weight", ("mlm_score.decoder.weight",)),
-    (r"mlm_head\.decoder\.bias", ("mlm_score.bias",)),
-    (r"itm_head\.(.+)", ("itm_score.{0}",)),
-    (r"itc_head\.(text|image)\.(\w+)", ("itc_{0}_head.fc.{1}",)),
-    (r"itc_head\.pooled\.(\w+)", ("itc_cross_modal_head.fc.{0}",)),
-    (r"itc_head\.temperature", ("temperature",)),
-    (r"itc_head\.log_logit_scale", ("logit_scale",)),
-    (r"rank_head\.fc\.(\w+)", ("rank_output.{0}",)),
-    (r"(vqa|nlvr2)_head\.dense\.(\w+)", ("{0}_classifier.0.{1}",)),
-    (r"(vqa|nlvr2)_head\.norm\.(\w+)", ("{0}_classifier.1.{1}",)),
-    (r"(vqa|nlvr2)_head\.decoder\.(\w+)", ("{0}_classifier.3.{1}",)),
-    (r"snli_ve_head\.dense\.(\w+)", ("snli_classifier.0.{0}",)),
-    (r"snli_ve_head\.norm\.(\w+)", ("snli_classifier.1.{0}",)),
-    (r"snli_ve_head\.decoder\.(\w+)", ("snli_classifier.3.{0}",)),
+    (rf"{head}_head\.{re.escape(ours)}((?:\.\w+)*)", (theirs + "{0}",))
+    for head, spec in HEADS.items()
+    for ours, theirs in spec.published.items()
 ]
 
 

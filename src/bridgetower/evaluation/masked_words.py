@@ -82,7 +82,7 @@ def evaluate_masked_words(
     Raises:
         ValueError: The model has no masked-language head, or an image cannot be decoded.
     """
-    model.masked_language_head()
+    model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(rank(), len(pairs), world_size())
     # With a generator of its own, the loader draws nothing from torch's global one.

@@ -97,7 +97,7 @@ def evaluate_matching(model: BridgeTower, images: CaptionImages, config: Retriev
     Raises:
         ValueError: The model has no matching head, or a picture cannot be decoded.
     """
-    model.matching_head()
+    model.head("itm")
     with pair_scorer(model, images, config, AS_USUAL) as pairs:
         controls = _control_pairs(pairs.text_image_index, len(images))
         return _control_accuracy(pairs.score(controls), controls, pairs.text_image_index)
@@ -119,7 +119,7 @@ def evaluate_all_pairs(
     """
     _check_folds(images, config)
     if model.rank_head is None:
-        model.matching_head()
+        model.head("itm")
     head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
     size = config.fold_size or len(images)
     with pair_scorer(model, images, config, means) as pairs:

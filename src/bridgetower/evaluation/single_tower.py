@@ -100,7 +100,7 @@ def _figures(name: GlueName, texts: GlueTexts, predicted: Tensor) -> dict[str, f
 
 
 def _check_head(predictor: Predictor, classes: Sequence[str], name: GlueName) -> None:
-    predictor.model.classifier_head("text")
+    predictor.model.head("text")
     has = predictor.model.config.heads.text
     found = () if has == 1 else predictor.class_names("text")
     if tuple(found) != tuple(classes):

@@ -14,17 +14,7 @@ from torch import Tensor, nn
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
-from bridgetower.model.heads import (
-    ClassifierHead,
-    ClassifierName,
-    FusedItcHead,
-    ImageHead,
-    ItcHead,
-    ItmHead,
-    MlmHead,
-    RankHead,
-    TextHead,
-)
+from bridgetower.model.heads import HEADS, FusedItcHead, ItcHead, ItmHead, MlmHead, RankHead
 from bridgetower.model.layers import Pooler
 from bridgetower.model.outputs import CachedFeatures
 from bridgetower.model.text import TextTower
@@ -35,12 +25,17 @@ TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 
 class BridgeTower(nn.Module):
-    """Two towers, the fusion encoder and the heads that the config names."""
+    """Two towers, the fusion encoder and the heads that the config names, each as `NAME_head` or None."""
+
+    mlm_head: MlmHead | None
+    itm_head: ItmHead | None
+    itc_head: ItcHead | FusedItcHead | None
+    rank_head: RankHead | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        fusion, heads = config.fusion, config.heads
+        fusion = config.fusion
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text)
         projections = fusion.num_bridged_layers if fusion.separate_projections else 1
@@ -50,17 +45,8 @@ class BridgeTower(nn.Module):
         self.fusion = FusionEncoder(fusion)
         self.text_pooler = Pooler(fusion.hidden_size)
         self.image_pooler = Pooler(fusion.hidden_size)
-        self.mlm_head = (
-            MlmHead(fusion.hidden_size, config.text.vocab_size, heads.mlm_layer_norm_eps) if heads.mlm else None
-        )
-        self.itm_head = ItmHead(fusion.hidden_size) if heads.itm else None
-        self.itc_head = _itc_head(config)
-        self.rank_head = RankHead(fusion.hidden_size) if heads.rank else None
-        self.vqa_head = _classifier(config, heads.vqa)
-        self.snli_ve_head = _classifier(config, 3 * heads.snli_ve)
-        self.nlvr2_head = _classifier(config, 2 * heads.nlvr2, num_images=2, dropout=heads.nlvr2_dropout)
-        self.image_head = ImageHead(config.vision.hidden_size, heads.image) if heads.image else None
-        self.text_head = TextHead(config.text.hidden_size, heads.text, config.text.dropout) if heads.text else None
+        for name, spec in HEADS.items():
+            self.add_module(f"{name}_head", spec.build(config) if getattr(config.heads, name) else None)
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""
@@ -226,7 +212,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no matching head.
         """
-        logits: Tensor = self.matching_head()(pooled)
+        logits: Tensor = self.head("itm")(pooled)
         return logits
 
     def mlm_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
@@ -235,7 +221,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no masked-language head.
         """
-        logits: Tensor = self.masked_language_head()(hidden)
+        logits: Tensor = self.head("mlm")(hidden)
         return logits
 
     def rank_scores(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
@@ -244,12 +230,10 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no ranking head.
         """
-        if self.rank_head is None:
-            raise ValueError("this model has no ranking head; load a checkpoint with one")
-        scores: Tensor = self.rank_head(pooled)
+        scores: Tensor = self.head("rank")(pooled)
         return scores
 
-    def class_logits(self, name: ClassifierName, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+    def class_logits(self, name: str, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
         """Returns the logits of a downstream head.
 
         Args:
@@ -260,11 +244,11 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no such head.
         """
-        logits: Tensor = self.classifier_head(name)(features)
+        logits: Tensor = self.head(name)(features)
         return logits
 
-    def classifier_head(self, name: ClassifierName) -> nn.Module:
-        """Returns a downstream head.
+    def head(self, name: str) -> nn.Module:
+        """Returns a head.
 
         Raises:
             ValueError: The model has no such head; those that it has are named.
@@ -273,42 +257,19 @@ class BridgeTower(nn.Module):
         if head is None:
             present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
             raise ValueError(
-                f"this model has no {name} head (it has {', '.join(present) or 'none'}); load a checkpoint with one, "
-                "or fine-tune one"
+                f"this model has no {HEADS[name].title or name} head (it has {', '.join(present) or 'none'}); load a "
+                "checkpoint with one, or fine-tune one"
             )
         return head
 
-    def masked_language_head(self) -> MlmHead:
-        """Returns the head that fills masked words.
-
-        Raises:
-            ValueError: The model has none.
-        """
-        if self.mlm_head is None:
-            raise ValueError("this model has no masked-language (MLM) head; load a checkpoint with one")
-        return self.mlm_head
-
-    def matching_head(self) -> ItmHead:
-        """Returns the matching head.
-
-        Raises:
-            ValueError: The model has none.
-        """
-        if self.itm_head is None:
-            raise ValueError("this model has no matching (ITM) head; load a checkpoint with one")
-        return self.itm_head
-
     def contrastive_head(self) -> ItcHead | FusedItcHead:
-        """Returns the contrastive head.
+        """Returns the contrastive head, which has a temperature.
 
         Raises:
             ValueError: The model has none.
         """
-        if self.itc_head is None:
-            raise ValueError(
-                "this model has no contrastive (ITC) head, so its image and text vectors cannot be compared; "
-                "load a checkpoint with one (its name usually ends in -itc) or score pairs with match"
-            )
+        self.head("itc")
+        assert self.itc_head is not None
         return self.itc_head
 
     def _here(self, output: Tensor) -> Tensor:
@@ -336,21 +297,3 @@ def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
-
-
-def _classifier(
-    config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0
-) -> ClassifierHead | None:
-    """A head on the pooled output of one or two images; official `head_hidden_scale` counts in that of one."""
-    pooled_size = 2 * config.fusion.hidden_size
-    hidden_size = round(config.heads.hidden_scale * pooled_size)
-    return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout) if num_classes else None
-
-
-def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead | None:
-    heads = config.heads
-    if heads.itc == "tower":
-        return ItcHead(config.vision.hidden_size, config.text.hidden_size, heads.itc_size)
-    if heads.itc == "fused":
-        return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, heads.itc_size)
-    return None

@@ -229,11 +229,6 @@ class HeadsConfig:
         check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
 
-    @property
-    def has_downstream(self) -> bool:
-        """Whether there is a head of a downstream task, which transformers has none of."""
-        return any((self.rank, self.vqa, self.snli_ve, self.nlvr2, self.image, self.text))
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

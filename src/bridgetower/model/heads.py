@@ -1,12 +1,18 @@
 """Heads on the model's outputs: masked words, matching, contrast, and the classifiers of the downstream tasks."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from bridgetower.model.config import ModelConfig
 
 ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "image", "text"]
 
@@ -123,3 +129,114 @@ class FusedItcHead(nn.Module):
     def logit_scale(self) -> Float[Tensor, ""]:
         """Exp of the learned logarithm."""
         return self.log_logit_scale.exp()
+
+
+HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """A head in one place; the model has it as `NAME_head` where the field NAME of its `HeadsConfig` is set.
+
+    Attributes:
+        build: Makes the head for a model.
+        inputs: What it reads: the `pooled` output [B, 2D]; `pooled_pair`, those of two images side by side [B, 4D];
+            hidden states of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
+        title: What errors call it; None is its name.
+        published: Names in official checkpoints of its modules and parameters, by ours.
+        in_transformers: Whether transformers has the head, under the same names.
+        tower_lr: Its modules and parameters with the learning rate of the towers; all others have that of heads.
+    """
+
+    build: Callable[[ModelConfig], nn.Module]
+    inputs: HeadInputs
+    title: str | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+    in_transformers: bool = False
+    tower_lr: tuple[str, ...] = ()
+
+
+def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
+    if config.heads.itc == "tower":
+        return ItcHead(config.vision.hidden_size, config.text.hidden_size, config.heads.itc_size)
+    return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, config.heads.itc_size)
+
+
+def _classifier(config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0) -> ClassifierHead:
+    """A head on the pooled output of one or two images; official `head_hidden_scale` counts in that of one."""
+    pooled_size = 2 * config.fusion.hidden_size
+    hidden_size = round(config.heads.hidden_scale * pooled_size)
+    return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout)
+
+
+def _in_sequence(name: str) -> dict[str, str]:
+    """Official names of a `ClassifierHead`, which is an `nn.Sequential` there."""
+    return {"dense": f"{name}.0", "norm": f"{name}.1", "decoder": f"{name}.3"}
+
+
+HEADS: dict[str, HeadSpec] = {
+    "mlm": HeadSpec(
+        build=lambda config: MlmHead(
+            config.fusion.hidden_size, config.text.vocab_size, config.heads.mlm_layer_norm_eps
+        ),
+        inputs="text",
+        title="masked-language (MLM)",
+        published={
+            "dense": "mlm_score.transform.dense",
+            "norm": "mlm_score.transform.LayerNorm",
+            "decoder.weight": "mlm_score.decoder.weight",
+            "decoder.bias": "mlm_score.bias",
+        },
+        in_transformers=True,
+    ),
+    "itm": HeadSpec(
+        build=lambda config: ItmHead(config.fusion.hidden_size),
+        inputs="pooled",
+        title="matching (ITM)",
+        published={"fc": "itm_score.fc"},
+        in_transformers=True,
+    ),
+    "itc": HeadSpec(
+        build=_itc_head,
+        inputs="both_cls",
+        title="contrastive (ITC)",
+        published={
+            "text": "itc_text_head.fc",
+            "image": "itc_image_head.fc",
+            "pooled": "itc_cross_modal_head.fc",
+            "temperature": "temperature",
+            "log_logit_scale": "logit_scale",
+        },
+        in_transformers=True,
+        tower_lr=("temperature", "log_logit_scale"),
+    ),
+    "rank": HeadSpec(
+        build=lambda config: RankHead(config.fusion.hidden_size),
+        inputs="pooled",
+        title="ranking",
+        published={"fc": "rank_output"},
+        tower_lr=("fc",),  # the official `set_schedule` misses it
+    ),
+    "vqa": HeadSpec(
+        build=lambda config: _classifier(config, config.heads.vqa),
+        inputs="pooled",
+        published=_in_sequence("vqa_classifier"),
+    ),
+    "snli_ve": HeadSpec(
+        build=lambda config: _classifier(config, 3),
+        inputs="pooled",
+        published=_in_sequence("snli_classifier"),
+    ),
+    "nlvr2": HeadSpec(
+        build=lambda config: _classifier(config, 2, num_images=2, dropout=config.heads.nlvr2_dropout),
+        inputs="pooled_pair",
+        published=_in_sequence("nlvr2_classifier"),
+    ),
+    "image": HeadSpec(
+        build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image), inputs="image_cls"
+    ),
+    "text": HeadSpec(
+        build=lambda config: TextHead(config.text.hidden_size, config.heads.text, config.text.dropout),
+        inputs="text_cls",
+    ),
+}

@@ -28,7 +28,7 @@ class RankingTask(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         if config.itm:
-            model.matching_head().requires_grad_(False)
+            model.head("itm").requires_grad_(False)
 
     def forward(self, batch: RankingBatch) -> Losses:
         """Returns the loss of ranking, that of matching if it has a weight, and their accuracies.

@@ -155,7 +155,7 @@ class Searcher:
         if rerank and text is None:
             raise ValueError(f"rerank is {rerank}, but pictures are matched with a text; give one, or rerank 0")
         if rerank:
-            self.predictor.model.matching_head()
+            self.predictor.model.head("itm")
         return rerank
 
     def _vector(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,16 +36,12 @@ class ServedModel:
     def lacking(self, use: Use) -> str | None:
         """Returns what the model lacks for a use, None if it can serve it."""
         model = self.predictor.model
-        heads: dict[Use, Callable[[], object]] = {
-            "embeddings": model.contrastive_head,
-            "match": model.matching_head,
-            "fill-mask": model.masked_language_head,
-        }
+        heads: dict[Use, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
             if use in DOWNSTREAM:
                 self.predictor.class_names(DOWNSTREAM[use])
             elif use in heads:
-                heads[use]()
+                model.head(heads[use])
         except ValueError as error:
             beside = ", and name it with --answer-model when the server is started"
             return str(error) + (beside if use == "answer" and model.vqa_head is None else "")

@@ -11,15 +11,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.heads import HEADS
 from bridgetower.tasks.run_config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
-# `rank_output` is not among its heads.
-_CLASSIFIERS = ("vqa_head.", "snli_ve_head.", "nlvr2_head.")
-_HEADS = (
-    *("mlm_head.", "itm_head.", "itc_head.image", "itc_head.text", "itc_head.pooled", "image_head.", "text_head."),
-    *_CLASSIFIERS,
-)
 _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.", "image_pooler.")
 
 
@@ -48,8 +43,9 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
 
 def multiplier(name: str, config: OptimizerConfig) -> float:
     """Learning-rate factor of a parameter: heads, fusion encoder, or 1 for towers, token types and temperature."""
-    if name.startswith(_HEADS):
-        return config.head_multiplier
+    head, _, parameter = name.partition("_head.")
+    if parameter:
+        return 1.0 if parameter.startswith(HEADS[head].tower_lr) else config.head_multiplier
     return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
 
 
@@ -70,8 +66,10 @@ def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> boo
         return parameter.ndim >= 2 and ("embedding" not in name or "patch_embedding" in name)
     if name.endswith("bias"):
         return False
-    is_norm = name.endswith("norm.weight")
-    return not is_norm or name.startswith(_CLASSIFIERS) or (clip_vision and name.startswith("vision."))
+    if not name.endswith("norm.weight") or (clip_vision and name.startswith("vision.")):
+        return True
+    head, of_head, _ = name.partition("_head.")
+    return bool(of_head) and "norm" not in HEADS[head].published.get("norm", "norm").lower()
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
