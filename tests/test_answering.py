@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import shapes
-from bridgetower.answering import Choice
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.inference import Choice
 from bridgetower.objectives.nlvr2 import Nlvr2Task
 from bridgetower.objectives.snli_ve import SnliVeTask
 from bridgetower.objectives.vqa import VqaTask
@@ -116,10 +116,6 @@ class TestErrors:
             predictor.entail(pictures, QUESTIONS[:2])
         with pytest.raises(ValueError, match="2 images and 3 texts; expected one text per image"):
             predictor.reason(pictures, pictures[:2], QUESTIONS)
-        with pytest.raises(ValueError, match="expected second images for nlvr2 and for no other"):
-            predictor.class_probabilities("nlvr2", pictures, QUESTIONS)
-        with pytest.raises(ValueError, match="expected second images for nlvr2 and for no other"):
-            predictor.class_probabilities("vqa", pictures, QUESTIONS, pictures)
         with pytest.raises(ValueError, match="truncate=True"):
             predictor.answer(pictures[0], "what colour? " * 30)
         assert len(predictor.answer(pictures[0], "what colour? " * 30, truncate=True)) == 5

@@ -155,7 +155,7 @@ class TestResults:
             tower.register_forward_hook(lambda module, inputs, output, name=name: count(name, len(inputs[0])))
             for name, tower in towers.items()
         ]
-        predictor.match(files, TEXTS * 2, all_pairs=True, batch_size=2)
+        predictor.match(files, TEXTS * 2, all_pairs=True, batch_size=3)
         for hook in hooks:
             hook.remove()
         assert counts == {"vision": 3, "text": 6}

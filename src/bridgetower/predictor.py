@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from bridgetower.answering import Answering, PairHead
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
-from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.inference import (
+    HEADS,
+    Choice,
+    FilledWord,
+    Item,
+    Judging,
+    Kind,
+    Outcome,
+    choices,
+    compute,
+    image_bytes,
+    matched,
+    score_pairs,
+)
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
@@ -36,17 +47,18 @@ _GIB = 2**30
 _Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True)
-class FilledWord:
-    """A candidate for a masked word.
+class Options(TypedDict, total=False):
+    """What every use of pairs can be told besides.
 
     Attributes:
-        word: As it would stand in the text.
-        probability: Over the whole vocabulary.
+        batch_size: Pairs at once; 32 unless given.
+        truncate: Cut texts that are too long instead of refusing them.
+        progress: Show a bar.
     """
 
-    word: str
-    probability: float
+    batch_size: int
+    truncate: bool
+    progress: bool
 
 
 def load(
@@ -108,7 +120,7 @@ def load(
     return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None))
 
 
-class Predictor(Answering):
+class Predictor:
     """A loaded model with its preprocessing.
 
     Images are paths, bytes, PIL images or uint8 arrays, one or a sequence; results are float32 tensors on the CPU, one
@@ -145,7 +157,6 @@ class Predictor(Answering):
         """Where the engine's results are."""
         return self.engine.device
 
-    @torch.inference_mode()
     def embed_images(
         self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
     ) -> Float[Tensor, "n c"]:
@@ -163,15 +174,19 @@ class Predictor(Answering):
         self.model.contrastive_head()
         given = _images(images)
         numbered = list(enumerate(given))
-        items = [numbered[batch] for batch in _batches(len(given), batch_size, False)]
-        decoded = loaded(self.processor.resize_numbered, items, num_workers=num_workers)
-        vectors = [
-            self.model.image_embeds(self._encode(given[batch], self.processor.normalise(next(decoded)), outputs="cls"))
-            for batch in _batches(len(given), batch_size, progress)
-        ]
-        return l2_normalize(torch.cat(vectors))
+        decoded = loaded(
+            self.processor.resize_numbered,
+            [numbered[batch] for batch in _batches(len(given), batch_size, False)],
+            num_workers=num_workers,
+        )
 
-    @torch.inference_mode()
+        def items(batch: slice) -> list[Item]:
+            one_of_each: dict[int, Tensor] = {}
+            pairs = zip(given[batch], next(decoded), strict=True)
+            return [Item(image=one_of_each.setdefault(id(image), pixels)) for image, pixels in pairs]
+
+        return torch.stack(self._computed(items, len(given), batch_size, progress))
+
     def embed_texts(
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
     ) -> Float[Tensor, "n c"]:
@@ -189,15 +204,14 @@ class Predictor(Answering):
         self.model.contrastive_head()
         given = self.processor.token_ids(_texts(texts), truncate=truncate)
         order = sorted(range(len(given)), key=lambda row: len(given[row]))  # so that batches hold little padding
-        ids = [given[row] for row in order]
-        batches = _batches(len(ids), batch_size, progress)
-        vectors = [self.model.text_embeds(self._encode_texts(ids, batch, outputs="cls")) for batch in batches]
-        return l2_normalize(torch.cat(vectors))[torch.tensor(order).argsort()]
 
-    @torch.inference_mode()
-    def embed_pairs(
-        self, images: Images, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
-    ) -> Float[Tensor, "n c"]:
+        def items(batch: slice) -> list[Item]:
+            return [Item(ids=tuple(given[row])) for row in order[batch]]
+
+        vectors = torch.stack(self._computed(items, len(given), batch_size, progress))
+        return vectors[torch.tensor(order).argsort()]
+
+    def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
 
         They are comparable with the vectors of images and texts only in transformers' contrastive models, which have a
@@ -206,10 +220,7 @@ class Predictor(Answering):
         Raises:
             ValueError: Different numbers of images and texts, or unreadable ones.
         """
-        given, words = _pairs(images, texts)
-        ids = self.processor.token_ids(words, truncate=truncate)
-        batches = _batches(len(given), batch_size, progress)
-        return l2_normalize(torch.cat([self.model.pair_embeds(self._pooled(given, ids, batch)) for batch in batches]))
+        return torch.stack(self._of_pairs("embedding", *_pairs(images, texts), **options))
 
     @torch.inference_mode()
     def match(
@@ -227,12 +238,12 @@ class Predictor(Answering):
 
         Args:
             images, texts: Image n goes with text n.
-            all_pairs: Score every image with every text instead. Each image is still encoded only once; so is each
-                text if the encodings of all texts fit into a quarter of `memory_gib`, else once per part of the images.
+            all_pairs: Score every image with every text instead. Each image is still encoded only once, and texts
+                with every block of images.
             batch_size: Items or pairs at once.
             truncate: Cut longer texts instead of refusing them.
             progress: Show a bar.
-            memory_gib: With `all_pairs`: memory for encodings, which are made and matched in parts.
+            memory_gib: With `all_pairs`: memory for the encodings of images; half of it is for those of a block.
 
         Returns:
             [n], or [images, texts] with `all_pairs`.
@@ -250,75 +261,58 @@ class Predictor(Answering):
                 f"{len(given)} images and {len(words)} texts; expected one text per image, or all_pairs=True to match "
                 "every image with every text"
             )
-        ids = self.processor.token_ids(words, truncate=truncate)
         if not all_pairs:
-            batches = _batches(len(given), batch_size, progress)
-            return torch.cat([matched(self.model.itm_logits(self._pooled(given, ids, batch))) for batch in batches])
-        return self._match_all(given, ids, batch_size, int(memory_gib * _GIB) // 4, progress)
+            options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
+            return torch.tensor(self._of_pairs("match", given, words, **options))
+        ids = self.processor.token_ids(words, truncate=truncate)
+        return self._match_all(given, ids, batch_size, int(memory_gib * _GIB) // 2, progress)
 
+    @torch.inference_mode()
     def _match_all(
         self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch_size: int, room: int, progress: bool
     ) -> Float[Tensor, "i t"]:
-        """Matches every image with every text, in blocks of both; `room` bytes are of one block's encodings."""
+        """Matches every image with every text; `room` bytes are of the encodings of a block of images."""
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
         scores = torch.empty(len(images), len(ids))
 
-        def image_blocks() -> Iterator[tuple[slice, Encoded]]:
-            batches = _batches(len(images), batch_size, False)
-            return _blocks(batches, lambda batch: self.engine.cache_image(self._encode_images(images, batch)), room)
+        def text_of(places: Sequence[int]) -> Encoded:
+            text = self.processor.pad([ids[order[place]] for place in places])
+            return self.engine.cache_text(self.engine.encode_text(text.input_ids, text.attention_mask))
 
-        def text_blocks() -> Iterator[tuple[slice, Encoded]]:
-            batches = _batches(len(ids), batch_size, False)
-            return _blocks(batches, lambda batch: self.engine.cache_text(self._encode_texts(ids, batch)), room)
-
-        kept: list[tuple[slice, Encoded]] = []
         with count_bars(shown=progress) as bars:
             bar = bars.add_task("pairs", total=scores.numel())
-            for rows, image in image_blocks():
-                for columns, text in kept or text_blocks():
-                    kept = [(columns, text)] if len(text) == len(ids) else []
-                    pairs = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).to(self.device)
-                    block = []
-                    for batch in pairs.split(batch_size):
-                        fused = self.engine.fuse(image[batch[:, 0]], text[batch[:, 1]])
-                        block.append(matched(self.model.itm_logits(fused.pooled)))
-                        bars.advance(bar, len(batch))
-                    scores[rows, columns] = torch.cat(block).reshape(len(image), len(text))
+            for block in _batches(len(images), max(1, room // image_bytes(self.model)), False):
+                image = self._encoded(images[block], block.start, batch_size)
+                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)
+                found = []
+                for logits in score_pairs(
+                    self.engine, self.model.itm_logits, image, text_of, pairs, batch_size=batch_size
+                ):
+                    found.append(matched(logits))
+                    bars.advance(bar, len(logits))
+                scores[block, order] = torch.cat(found).reshape(len(ids), len(image)).T
         return scores
+
+    def _encoded(self, images: Sequence[ImageLike], first: int, batch_size: int) -> Encoded:
+        """Encodes images that are shared by several texts; `first` is the number of the first one."""
+        parts = []
+        for batch in _batches(len(images), batch_size, False):
+            pixel_values = self.processor.images(images[batch], first=first + batch.start)
+            parts.append(self.engine.cache_image(self.engine.encode_image(pixel_values)))
+        return Encoded.cat(parts)
 
     @overload
     def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
-        self,
-        images: ImageLike,
-        texts: str,
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: ImageLike, texts: str, *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[FilledWord]]: ...
 
     @overload
     def fill_mask(
-        self,
-        images: Sequence[ImageLike],
-        texts: Sequence[str],
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: Sequence[ImageLike], texts: Sequence[str], *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[list[FilledWord]]]: ...
 
-    @torch.inference_mode()
     def fill_mask(
-        self,
-        images: Images,
-        texts: Texts,
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
+        self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[FilledWord]] | list[list[list[FilledWord]]]:
         """Returns the `top` likeliest words for each mask of each text, given its image.
 
@@ -326,9 +320,7 @@ class Predictor(Answering):
             images, texts: Image n goes with text n; each text has one or more mask tokens (`processor.mask_token`,
                 usually `<mask>`).
             top: Candidates per mask.
-            batch_size: Pairs at once.
-            truncate: Cut longer texts instead of refusing them.
-            progress: Show a bar.
+            **options: See `Options`.
 
         Returns:
             Per mask, the candidates, likeliest first; for a sequence of texts, a list of that per text.
@@ -340,12 +332,11 @@ class Predictor(Answering):
         if top < 1:
             raise ValueError(f"top is {top}; expected at least 1")
         given, words = _pairs(images, texts)
-        ids = self.processor.token_ids(words, truncate=truncate)
+        ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
                 raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
-        batches = _batches(len(given), batch_size, progress)
-        filled = [masks for batch in batches for masks in self._fill(given, ids, batch, top)]
+        filled = self._of_pairs("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) else filled
 
     def class_names(self, head: ClassifierName) -> tuple[str, ...]:
@@ -357,130 +348,162 @@ class Predictor(Answering):
         self.model.head(head)
         return self._about.class_names(head)
 
-    @torch.inference_mode()
-    def class_probabilities(
+    @overload
+    def answer(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
+        self, images: ImageLike, questions: str, *, top: int = 5, **options: Unpack[Options]
+    ) -> list[Choice]: ...
+
+    @overload
+    def answer(
+        self, images: Sequence[ImageLike], questions: Sequence[str], *, top: int = 5, **options: Unpack[Options]
+    ) -> list[list[Choice]]: ...
+
+    def answer(
         self,
-        head: PairHead,
+        images: ImageLike | Sequence[ImageLike],
+        questions: str | Sequence[str],
+        *,
+        top: int = 5,
+        **options: Unpack[Options],
+    ) -> list[Choice] | list[list[Choice]]:
+        """Returns the `top` likeliest answers to each question about its image.
+
+        Args:
+            images, questions: Image n goes with question n.
+            top: Answers per question.
+            **options: See `Options`.
+
+        Returns:
+            The answers, likeliest first; for a sequence of questions, a list of that per question.
+
+        Raises:
+            ValueError: A model without VQA head or without the names of its answers, `top` below 1, different numbers
+                of images and questions, or unreadable ones.
+        """
+        if top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        chosen = self._judged("answer", images, questions, top=top, **options)
+        return chosen[0] if isinstance(questions, str) else chosen
+
+    @overload
+    def entail(  # type: ignore[overload-overlap]
+        self, images: ImageLike, statements: str, **options: Unpack[Options]
+    ) -> list[Choice]: ...
+
+    @overload
+    def entail(
+        self, images: Sequence[ImageLike], statements: Sequence[str], **options: Unpack[Options]
+    ) -> list[list[Choice]]: ...
+
+    def entail(
+        self, images: ImageLike | Sequence[ImageLike], statements: str | Sequence[str], **options: Unpack[Options]
+    ) -> list[Choice] | list[list[Choice]]:
+        """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it.
+
+        Args:
+            images, statements: Image n goes with statement n.
+            **options: See `Options`.
+
+        Returns:
+            The three judgements, likeliest first; for a sequence of statements, a list of that per statement.
+
+        Raises:
+            ValueError: A model without SNLI-VE head, different numbers of images and statements, or unreadable ones.
+        """
+        chosen = self._judged("entail", images, statements, **options)
+        return chosen[0] if isinstance(statements, str) else chosen
+
+    @overload
+    def reason(  # type: ignore[overload-overlap]
+        self, images: ImageLike, images_2: ImageLike, statements: str, **options: Unpack[Options]
+    ) -> list[Choice]: ...
+
+    @overload
+    def reason(
+        self,
+        images: Sequence[ImageLike],
+        images_2: Sequence[ImageLike],
+        statements: Sequence[str],
+        **options: Unpack[Options],
+    ) -> list[list[Choice]]: ...
+
+    def reason(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        images_2: ImageLike | Sequence[ImageLike],
+        statements: str | Sequence[str],
+        **options: Unpack[Options],
+    ) -> list[Choice] | list[list[Choice]]:
+        """Returns whether each statement about two images is true.
+
+        Args:
+            images, images_2, statements: The left image n and the right image n go with statement n.
+            **options: See `Options`.
+
+        Returns:
+            `False` and `True`, likeliest first; for a sequence of statements, a list of that per statement.
+
+        Raises:
+            ValueError: A model without NLVR2 head, different numbers of images and statements, or unreadable ones.
+        """
+        chosen = self._judged("reason", images, statements, images_2, **options)
+        return chosen[0] if isinstance(statements, str) else chosen
+
+    def compute(self, items: Sequence[Item]) -> list[Outcome]:
+        """Computes items of any kind together; see `inference.compute`."""
+        return compute(self.engine, self.processor, items)
+
+    def _judged(
+        self,
+        kind: Judging,
         images: Images,
         texts: Texts,
         images_2: Images | None = None,
         *,
+        top: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[list[Choice]]:
+        """Returns the `top` likeliest classes of each text with its image or images; None: all of them."""
+        names = self.class_names(HEADS[kind])
+        given, words = _pairs(images, texts)
+        others = None if images_2 is None else _pairs(images_2, texts)[0]
+        return choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)
+
+    def _of_pairs(
+        self,
+        kind: Kind,
+        images: Sequence[ImageLike],
+        texts: Sequence[str],
+        others: Sequence[ImageLike] | None = None,
+        *,
+        top: int = 1,
         batch_size: int = 32,
         truncate: bool = False,
         progress: bool = False,
-    ) -> Float[Tensor, "n k"]:
-        """Returns the probability of every class of a head for each text with its image.
+    ) -> list[Any]:
+        """Computes something of every image, or every two images, with its text."""
+        ids = self.processor.token_ids(texts, truncate=truncate)
 
-        Args:
-            head: `vqa`, `snli_ve`, or `nlvr2`, which reads two images.
-            images, texts: Image n goes with text n.
-            images_2: The second image of each text, for `nlvr2` alone.
-            batch_size: Texts at once.
-            truncate: Cut longer texts instead of refusing them.
-            progress: Show a bar.
+        def items(batch: slice) -> list[Item]:
+            first = self._decoded(images, batch)
+            second = [None] * len(first) if others is None else self._decoded(others, batch)
+            return [
+                Item(kind=kind, image=one, image_2=other, ids=tuple(tokens), top=top)
+                for one, other, tokens in zip(first, second, ids[batch], strict=True)
+            ]
 
-        Returns:
-            [n, classes]. Those of `vqa` are of each answer on its own and do not sum to one.
+        return self._computed(items, len(ids), batch_size, progress)
 
-        Raises:
-            ValueError: A model without that head, different numbers of images and texts, or unreadable ones.
-        """
-        self.model.head(head)
-        given, words = _pairs(images, texts)
-        others = None if images_2 is None else _pairs(images_2, texts)[0]
-        if (head == "nlvr2") != (others is not None):
-            raise ValueError(f"images_2 for head {head}; expected second images for nlvr2 and for no other")
-        ids = self.processor.token_ids(words, truncate=truncate)
-        probabilities = [
-            classified(head, self.model.class_logits(head, self._features(given, others, ids, batch)))
-            for batch in _batches(len(given), batch_size, progress)
-        ]
-        return torch.cat(probabilities)
+    def _computed(self, items: Callable[[slice], list[Item]], count: int, batch_size: int, progress: bool) -> list[Any]:
+        return [found for batch in _batches(count, batch_size, progress) for found in self.compute(items(batch))]
 
-    def words(self, hidden: Float[Tensor, "n d"], top: int) -> list[list[FilledWord]]:
-        """Returns the `top` likeliest words for each of the masks whose hidden states these are, likeliest first."""
-        probabilities = _numbers(self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1))
-        best = probabilities.topk(min(top, probabilities.shape[-1]))
-        return [
-            [FilledWord(self.processor.decode([token]).strip(), probability) for token, probability in words]
-            for words in map(zip, best.indices.tolist(), best.values.tolist())
-        ]
-
-    def _features(
-        self,
-        images: Sequence[ImageLike],
-        others: Sequence[ImageLike] | None,
-        ids: Sequence[Sequence[int]],
-        batch: slice,
-    ) -> Tensor:
-        """Returns what a downstream head reads of one batch: the pooled output, or those with two images."""
-        if others is None:
-            return self._pooled(images, ids, batch)
-        first, second = self._encode_images(images, batch), self._encode_images(others, batch, token_type=SECOND_IMAGE)
-        text = self.engine.cache_text(self._encode_texts(ids, batch))
-        return torch.cat([self.engine.fuse(image, text).pooled for image in (first, second)], dim=-1)
-
-    def _fill(
-        self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice, top: int
-    ) -> list[list[list[FilledWord]]]:
-        """Fills the masks of one batch of pairs."""
-        masked = self.processor.pad(ids[batch]).input_ids == self.processor.mask_token_id
-        fused = self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch), outputs="text")
-        masks = iter(self.words(fused.text[masked.to(self.device)], top))
-        return [list(islice(masks, count)) for count in masked.sum(dim=1).tolist()]
-
-    def _encode_images(
-        self, images: Sequence[ImageLike], batch: slice, outputs: EncodeOutputs = "layers", *, token_type: int = IMAGE
-    ) -> Encoded:
-        """Decodes and encodes one batch of images."""
-        pixel_values = self.processor.images(images[batch], first=batch.start or 0)
-        return self._encode(images[batch], pixel_values, outputs, token_type=token_type)
-
-    def _encode(
-        self,
-        images: Sequence[ImageLike],
-        pixel_values: Float[Tensor, "b 3 h w"],
-        outputs: EncodeOutputs = "layers",
-        *,
-        token_type: int = IMAGE,
-    ) -> Encoded:
-        """Encodes images that were decoded; an object that comes several times is encoded once."""
-        first = {id(image): number for number, image in reversed(list(enumerate(images)))}
-        kept = sorted(first.values())
-        encoded = self.engine.encode_image(pixel_values[kept], token_type, outputs=outputs)
-        if len(kept) == len(images):
-            return encoded
-        rows = [kept.index(first[id(image)]) for image in images]
-        return encoded[torch.tensor(rows, device=self.device)]
-
-    def _encode_texts(self, ids: Sequence[Sequence[int]], batch: slice, outputs: EncodeOutputs = "layers") -> Encoded:
-        text = self.processor.pad(ids[batch])
-        return self.engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
-
-    def _pooled(self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch: slice) -> Tensor:
-        return self.engine.fuse(self._encode_images(images, batch), self._encode_texts(ids, batch)).pooled
-
-
-def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-    """Returns a model's vectors at length one, in float32 on the CPU."""
-    return _numbers(F.normalize(vectors.float(), dim=-1).cpu())
-
-
-def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-    """Returns the probabilities of a match, in float32 on the CPU."""
-    return _numbers(logits.float().softmax(dim=-1)[:, 1].cpu())
-
-
-def classified(head: PairHead, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """Returns the probabilities of the classes of a head, of `vqa` each on its own, in float32 on the CPU."""
-    values = logits.float().cpu()
-    return _numbers(values.sigmoid() if head == "vqa" else values.softmax(dim=-1))
-
-
-def _numbers(results: Tensor) -> Tensor:
-    if not results.isfinite().all():
-        raise FloatingPointError("the model gives NaN; its weights or settings are damaged, or too large for bf16")
-    return results
+    def _decoded(self, images: Sequence[ImageLike], batch: slice) -> list[UInt8[Tensor, "3 h w"]]:
+        """Decodes one batch of images; an object that comes several times is decoded once."""
+        found: dict[int, Tensor] = {}
+        for number, image in enumerate(images[batch], batch.start):
+            if id(image) not in found:
+                found[id(image)] = self.processor.resize_numbered((number, image))
+        return [found[id(image)] for image in images[batch]]
 
 
 def _images(images: Images) -> list[ImageLike]:
@@ -503,21 +526,6 @@ def _some(items: list[_Item], what: str) -> list[_Item]:
     if not items:
         raise ValueError(f"no {what} given; expected at least one")
     return items
-
-
-def _blocks(batches: Iterable[slice], encode: Callable[[slice], Encoded], room: int) -> Iterator[tuple[slice, Encoded]]:
-    """Yields the encodings of several batches joined, with the items they are of: as many as `room` bytes take."""
-    parts: list[Encoded] = []
-    start = 0
-    for batch in batches:
-        part = encode(batch)
-        if parts and sum(each.nbytes for each in parts) + part.nbytes > room:
-            joined, parts = Encoded.cat(parts), []
-            yield slice(start, start + len(joined)), joined
-            start += len(joined)
-        parts.append(part)
-    joined, parts = Encoded.cat(parts), []
-    yield slice(start, start + len(joined)), joined
 
 
 def _batches(count: int, size: int, progress: bool) -> Iterator[slice]:

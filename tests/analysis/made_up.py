@@ -18,7 +18,7 @@ from bridgetower.analysis.results import (
     ModelCost,
 )
 from bridgetower.evaluation.shares import Grounding
-from bridgetower.predictor import FilledWord
+from bridgetower.inference import FilledWord
 
 STAGES = ("itc", "two_stage", "chance")
 DIRECTIONS = ("image_to_text", "text_to_image")

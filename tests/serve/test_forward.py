@@ -9,18 +9,22 @@ import torch
 from torch import Tensor
 
 from bridgetower.analysis.attention import Attention, explain
-from bridgetower.answering import Choice
-from bridgetower.predictor import FilledWord, Predictor, load
-from bridgetower.processor import Resized
-from bridgetower.serve.forward import Item, Kind, Outcome, Tokens, compute, compute_with
+from bridgetower.inference import Choice, FilledWord, Item, Pixels, Tokens
+from bridgetower.predictor import Predictor, load
+from bridgetower.serve.forward import AttentionItem, Outcome, QueueItem, compute
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
 
 
-def prepared(predictor: Predictor, texts: Sequence[str] = TEXTS) -> tuple[list[Resized], list[Tokens]]:
-    images = [predictor.processor.prepare(content) for content in PNGS]
+def prepared(predictor: Predictor, texts: Sequence[str] = TEXTS) -> tuple[list[Pixels], list[Tokens]]:
+    images = [predictor.processor.resize(content) for content in PNGS]
     return images, [tuple(ids) for ids in predictor.processor.token_ids(texts)]
+
+
+def computed(predictor: Predictor, items: Sequence[QueueItem]) -> list[Outcome]:
+    """What one model computes of a batch."""
+    return compute(lambda item: predictor, items)
 
 
 def items_of(predictor: Predictor) -> list[Item]:
@@ -68,7 +72,7 @@ def assert_same(outcomes: Sequence[Outcome], expected: Sequence[Any]) -> None:
 
 
 def test_a_mixed_batch_is_the_direct_calls(predictor: Predictor) -> None:
-    assert_same(compute(predictor, items_of(predictor)), expected_of(predictor))
+    assert_same(computed(predictor, items_of(predictor)), expected_of(predictor))
 
 
 def test_any_part_and_order_of_the_batch(predictor: Predictor) -> None:
@@ -76,7 +80,7 @@ def test_any_part_and_order_of_the_batch(predictor: Predictor) -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 5, 11):
         numbers = torch.randperm(len(items), generator=generator)[:size].tolist()
-        outcomes = compute(predictor, [items[number] for number in numbers])
+        outcomes = computed(predictor, [items[number] for number in numbers])
         assert_same(outcomes, [expected[number] for number in numbers])
 
 
@@ -85,7 +89,7 @@ def test_control_a_swapped_pair_is_noticed(predictor: Predictor) -> None:
     images, _ = prepared(predictor)
     items[2] = Item(kind="match", image=images[1], ids=items[2].ids)
     with pytest.raises(AssertionError):
-        assert_same(compute(predictor, items), expected)
+        assert_same(computed(predictor, items), expected)
 
 
 def test_each_picture_and_text_is_encoded_once(predictor: Predictor) -> None:
@@ -99,7 +103,7 @@ def test_each_picture_and_text_is_encoded_once(predictor: Predictor) -> None:
 
     towers = {"vision": predictor.model.vision, "text": predictor.model.text}
     hooks = [tower.register_forward_hook(counting(name)) for name, tower in towers.items()]
-    compute(predictor, items_of(predictor))
+    computed(predictor, items_of(predictor))
     for hook in hooks:
         hook.remove()
     assert counts == {"vision": 3, "text": 6}
@@ -112,7 +116,7 @@ def test_answers(answering_checkpoint: Path) -> None:
         Item(kind="answer", image=image, ids=ids, top=top)
         for image, ids, top in zip(images, texts, (1, 3, 5), strict=True)
     ]
-    outcomes = compute(predictor, items)
+    outcomes = computed(predictor, items)
     for outcome, content, text, top in zip(outcomes, PNGS, TEXTS, (1, 3, 5), strict=True):
         expected = predictor.answer(content, text, top=top)
         assert isinstance(outcome, list)
@@ -123,8 +127,8 @@ def test_answers(answering_checkpoint: Path) -> None:
 
 def test_attention_among_others(predictor: Predictor) -> None:
     images, texts = prepared(predictor)
-    looks = [Item(kind="attention", image=image, ids=ids) for image, ids in zip(images, texts, strict=True)]
-    outcomes = compute(predictor, [looks[0], *items_of(predictor), *looks[1:]])
+    looks = [AttentionItem(image=image, ids=ids) for image, ids in zip(images, texts, strict=True)]
+    outcomes = computed(predictor, [looks[0], *items_of(predictor), *looks[1:]])
     for outcome, content, text in zip([outcomes[0], *outcomes[-2:]], PNGS, TEXTS, strict=True):
         expected = explain(predictor, content, text)
         assert isinstance(outcome, Attention)
@@ -136,13 +140,13 @@ def test_attention_among_others(predictor: Predictor) -> None:
 
 def test_exported_parts(exported: Path, predictor: Predictor) -> None:
     engine = load(exported, engine="onnxruntime")
-    assert_same(compute(engine, items_of(engine)), expected_of(predictor))
+    assert_same(computed(engine, items_of(engine)), expected_of(predictor))
 
 
 def test_more_masks_than_are_ranked_at_once(predictor: Predictor) -> None:
     images, _ = prepared(predictor)
     (ids,) = prepared(predictor, ["<mask>" * 20])[1]
-    outcomes = compute(predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images * 2])
+    outcomes = computed(predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images * 2])
     assert [len(outcome) for outcome in outcomes if isinstance(outcome, list)] == [20] * 6
     (masks,) = [predictor.fill_mask(PNGS[1], "<mask>" * 20, top=1)]
     first = [words[0] for words in outcomes[4]]  # type: ignore[union-attr, index]
@@ -155,13 +159,12 @@ def test_answers_of_another_model(predictor: Predictor, answering_checkpoint: Pa
     (image, *_), (text, *_) = prepared(predictor)
     asked = Item(kind="answer", image=image, ids=text, top=2)
     items = [asked, Item(image=image, ids=text), asked, Item(kind="match", image=image, ids=text)]
-    predictors: dict[Kind, Predictor] = {"answer": answering, "embedding": predictor, "match": predictor}
-    first, joint, second, match = compute_with(predictors, items)
-    (expected,) = compute(answering, [asked])
+    first, joint, second, match = compute(lambda item: answering if item is asked else predictor, items)
+    (expected,) = computed(answering, [asked])
     assert first == second
     assert [choice.label for choice in first] == [choice.label for choice in expected]  # type: ignore[union-attr]
-    assert_same([joint, match], compute(predictor, [items[1], items[3]]))
-    assert compute_with({"answer": answering, "embedding": answering}, items[:2])[0] == first
+    assert_same([joint, match], computed(predictor, [items[1], items[3]]))
+    assert computed(answering, items[:2])[0] == first
 
 
 def test_two_images_beside_all_other_kinds(answering_checkpoint: Path) -> None:
@@ -175,13 +178,13 @@ def test_two_images_beside_all_other_kinds(answering_checkpoint: Path) -> None:
         Item(kind="entail", image=first, ids=text, top=1),
     ]
     expected = [
-        model.reason(first, second, TEXTS[0]),
-        model.answer(first, TEXTS[0], top=2),
-        model.entail(second, TEXTS[1]),
-        model.reason(third, first, TEXTS[1])[:1],
-        model.entail(first, TEXTS[0])[:1],
+        model.reason(PNGS[0], PNGS[1], TEXTS[0]),
+        model.answer(PNGS[0], TEXTS[0], top=2),
+        model.entail(PNGS[1], TEXTS[1]),
+        model.reason(PNGS[2], PNGS[0], TEXTS[1])[:1],
+        model.entail(PNGS[0], TEXTS[0])[:1],
     ]
-    for outcome, choices in zip(compute(model, items), expected, strict=True):
+    for outcome, choices in zip(computed(model, items), expected, strict=True):
         assert isinstance(outcome, list)
         assert [choice.label for choice in outcome] == [choice.label for choice in choices]  # type: ignore[union-attr]
         found = [choice.probability for choice in outcome]  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bridgetower.answering import Choice
+from bridgetower.inference import Choice
 from bridgetower.predictor import Predictor, load
 from served import PNGS, TEXTS, URIS, error_of, running
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
@@ -18,7 +18,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.predictor import Predictor
-from bridgetower.processor import ImageLike, Processor, Resized
+from bridgetower.processor import ImageLike, Processor
 
 _VIEW_SIDE = 480  # pixels, at least
 
@@ -72,17 +72,17 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
     """
     processor = predictor.processor
     (ids,) = processor.token_ids([text], truncate=truncate)
-    found = attention_of(predictor, processor.prepare(image), ids)
+    found = attention_of(predictor, processor.resize(image), ids)
     return Explanation(text=text, view=view_of(processor, image), **vars(found))
 
 
 @torch.inference_mode()
-def attention_of(predictor: Predictor, image: Resized, ids: Sequence[int]) -> Attention:
+def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int]) -> Attention:
     """Does the part of `explain` that needs the model.
 
     Args:
         predictor: The loaded model.
-        image: The prepared picture.
+        image: As `Processor.resize` returns it.
         ids: Of the text.
 
     Raises:
@@ -91,7 +91,7 @@ def attention_of(predictor: Predictor, image: Resized, ids: Sequence[int]) -> At
     model, processor = predictor.model, predictor.processor
     words, tokens = words_of(processor, ids)
     parameter = next(model.parameters())
-    pixel_values = processor.normalise(image.pixels[None]).to(parameter.device, parameter.dtype)
+    pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
     encoded_image = model.encode_image(pixel_values)
     encoded_text = model.encode_text(processor.pad([ids]).input_ids.to(parameter.device))
     weights, pooled = cross_attention(model, encoded_image, encoded_text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.grounding import Judged
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.retrieval import RetrievalResult
-from bridgetower.predictor import FilledWord, Predictor
+from bridgetower.inference import FilledWord, Item, top_words, two_stage_order
+from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
 
 Direction = Literal["text_to_image", "image_to_text"]
@@ -196,12 +197,10 @@ def _orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction,
         image_side = topk_candidates(cosine, config.candidates, dim=1)
         text_side = topk_candidates(cosine, config.candidates, dim=0)
         stage = two_stage_scores(result.itm, image_side, text_side, protocol=config.protocol)
-    return {"image_to_text": _order(stage[0], cosine), "text_to_image": _order(stage[1].T, cosine.T)}
-
-
-def _order(scores: Float[Tensor, "q m"], cosine: Float[Tensor, "q m"]) -> Int[Tensor, "q m"]:
-    by_cosine = cosine.argsort(dim=1, descending=True, stable=True)
-    return by_cosine.gather(1, scores.gather(1, by_cosine).argsort(dim=1, descending=True, stable=True))
+    return {
+        "image_to_text": two_stage_order(cosine, stage[0]),
+        "text_to_image": two_stage_order(cosine.T, stage[1].T),
+    }
 
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:
@@ -289,7 +288,6 @@ class HiddenWord:
         return self.caption[self.start : self.end]
 
 
-@torch.inference_mode()
 def mask_examples(predictor: Predictor, images: CaptionImages, *, count: int, top: int = 5) -> list[MaskExample]:
     """Hides a telling word in a caption of `count` pictures, spread evenly over the set.
 
@@ -377,7 +375,7 @@ def _example(
         Guess(
             picture=images.image_bytes(row),
             caption=images.captions[row][0],
-            candidates=_candidates(processor, distribution, top),
+            candidates=tuple(top_words(processor, distribution[None], top)[0]),
             truth_probability=float(distribution[truth]),
         )
         for row, distribution in zip((image, other), probabilities, strict=True)
@@ -386,20 +384,15 @@ def _example(
     return MaskExample(before=before, truth=hidden.word, after=after, right=right, wrong=wrong)
 
 
-def _probabilities(predictor: Predictor, pictures: Sequence[bytes], ids: list[int], hidden: HiddenWord) -> Tensor:
-    """Distribution over the vocabulary at the hidden word beside each picture, [pictures, vocabulary]."""
-    engine = predictor.engine
-    image, text = engine.encode_image(predictor.processor.images(pictures)), engine.encode_text(torch.tensor([ids]))
-    stream = engine.fuse(image, text[torch.zeros(len(image), dtype=torch.long)], outputs="text").text
-    return engine.model.mlm_logits(stream[:, hidden.position]).float().softmax(dim=-1).cpu()
-
-
-def _candidates(processor: Processor, distribution: Tensor, top: int) -> tuple[FilledWord, ...]:
-    best = distribution.topk(min(top, len(distribution)))
-    return tuple(
-        FilledWord(processor.decode([token]).strip(), probability)
-        for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
+def _probabilities(
+    predictor: Predictor, pictures: Sequence[bytes], ids: list[int], hidden: HiddenWord
+) -> Iterator[Float[Tensor, " v"]]:
+    """Yields the distribution over the vocabulary at the hidden word beside each image."""
+    tokens, place = tuple(ids), ids[: hidden.position].count(predictor.processor.mask_token_id)
+    images = [predictor.processor.resize(picture) for picture in pictures]
+    for found in predictor.compute([Item(kind="mask_probabilities", image=image, ids=tokens) for image in images]):
+        assert isinstance(found, Tensor)
+        yield found[place]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from bridgetower.extras import require
 from bridgetower.files import one_line
 
 if TYPE_CHECKING:
-    from bridgetower.answering import Choice, Options
+    from bridgetower.inference import Choice
+    from bridgetower.predictor import Options
 
 
 def embed(

@@ -23,6 +23,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.files import locked, remove_leftovers, replacing
+from bridgetower.inference import image_bytes, score_pairs
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.outputs import CachedFeatures
@@ -115,7 +116,7 @@ class PairScorer:
             ValueError: A picture cannot be decoded, or a score is not a number.
         """
         own = wanted[self._own]
-        size = max(1, min(self._images_at_once(), PAIRS_PER_PART * len(own) // max(1, int(own.sum()))))
+        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, int(own.sum()))))
         digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
         parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(_split(range(len(own)), size))}
         encoded = self._image_parts([rows for name, rows in parts.items() if not self._is_kept(name)])
@@ -138,15 +139,16 @@ class PairScorer:
     ) -> Float[Tensor, "n 2"]:
         """Returns the logits of the next images' pairs, in the order of images and texts."""
         image, pairs = next(images), wanted.nonzero()  # by image, then by text
-        places = self._place[pairs[:, 1]]
-        logits = torch.empty(len(pairs), 2)
-        for batch in places.argsort(stable=True).split(self._config.batch_size):
-            taken, which = places[batch].unique(return_inverse=True)
-            text = self._model.cache_text(self._encode_texts(taken.tolist()))
-            fused = self._model.fuse(
-                image[pairs[batch, 0].to(self._device)], text[which.to(self._device)], outputs="pooled"
-            )
-            logits[batch] = head(fused.pooled).float().cpu()
+        pairs[:, 1] = self._place[pairs[:, 1]]
+        order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
+
+        def text_of(places: Sequence[int]) -> Encoded:
+            return self._model.cache_text(self._encode_texts(places))
+
+        size = self._config.batch_size
+        scored = score_pairs(self._model, head, image, text_of, pairs[order], batch_size=size)
+        for batch, found in zip(order.split(size), scored, strict=True):
+            logits[batch] = found.float().cpu()
             advance(len(batch))
         if bool(logits.isnan().any()):
             raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
@@ -176,13 +178,6 @@ class PairScorer:
         encoded = (self._model.cache_image(self._model.encode_image(batch)) for batch in pixels)
         for batches in split:
             yield Encoded.cat(list(islice(encoded, len(batches))))
-
-    def _images_at_once(self) -> int:
-        """Returns how many images' encodings take `_PART_BYTES`."""
-        config = self._model.config
-        widths = config.fusion.num_bridged_layers + 4  # its first-layer cache has the fusion width four times
-        token_bytes = widths * config.fusion.hidden_size * next(self._model.parameters()).element_size()
-        return _PART_BYTES // (token_bytes * config.vision.num_tokens)
 
     def _pixel_values(self, batches: Sequence[range]) -> Iterator[Tensor | CachedFeatures]:
         images, numbers = self._images, [self._own[list(rows)].tolist() for rows in batches]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.distributed import available_cores
+from bridgetower.inference import two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
@@ -125,10 +126,11 @@ class Searcher:
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
-        matched: list[tuple[Found, float | None]] = []
+        matched: list[Found] = []
+        probabilities: list[float] = []
         if text is not None and rerank:
-            matched = self._matched(text, found[:rerank], truncate, batch_size)
-        ranked = [*matched, *((one, None) for one in found[rerank:])]
+            matched, probabilities = self._matched(text, found[:rerank], truncate, batch_size)
+        ranked = two_stages(matched, probabilities, found[rerank:])
         return [self.hit(one, probability) for one, probability in ranked[:top]]
 
     def num_candidates(
@@ -169,15 +171,15 @@ class Searcher:
 
     def _matched(
         self, text: str, found: Sequence[Found], truncate: bool, batch_size: int
-    ) -> list[tuple[Found, float | None]]:
-        """Sorts candidates by their probability; those that cannot be opened are left out."""
+    ) -> tuple[list[Found], list[float]]:
+        """Returns candidates and their probabilities; those that cannot be opened are left out."""
         opened = self.opened(found)
         probabilities: list[float] = []
         for start in range(0, len(opened), batch_size):
             images = [image for _, image in opened[start : start + batch_size]]
             scores = self.predictor.match(images, [text], all_pairs=True, batch_size=batch_size, truncate=truncate)
             probabilities += scores[:, 0].tolist()
-        return likeliest_first([one for one, _ in opened], probabilities)
+        return [one for one, _ in opened], probabilities
 
     def opened(self, found: Sequence[Found]) -> list[tuple[Found, Resized]]:
         """Returns candidates with their pictures; those that cannot be opened are left out.
@@ -230,7 +232,11 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def likeliest_first(found: Sequence[Found], probabilities: Sequence[float]) -> list[tuple[Found, float | None]]:
-    """Returns candidates with the probabilities that they match the text, sorted by these."""
-    order = sorted(range(len(found)), key=lambda number: -probabilities[number])
-    return [(found[number], probabilities[number]) for number in order]
+def two_stages(
+    matched: Sequence[Found], probabilities: Sequence[float], others: Sequence[Found]
+) -> list[tuple[Found, float | None]]:
+    """Ranks candidates by the probabilities that they match the text, then the others by cosine."""
+    found = [*zip(matched, probabilities, strict=True), *((one, None) for one in others)]
+    cosine = torch.tensor([one.cosine for one, _ in found])
+    match = torch.tensor([*probabilities, *[torch.nan] * len(others)])
+    return [found[row] for row in two_stage_order(cosine, match).tolist()]

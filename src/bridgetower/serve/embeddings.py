@@ -10,9 +10,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
+from bridgetower.inference import Item
 from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.config import MOST_ITEMS
-from bridgetower.serve.forward import Item
 from bridgetower.serve.schemas import (
     COMPUTING,
     PICTURE,
@@ -171,9 +171,9 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
         images = await service.inputs.images(pictures, param)
         texts = await service.inputs.texts(words, param, truncate=body.truncate) if words else []
         if joint:
-            items = [Item(image=images[0], ids=texts[0])]
+            items = [Item(image=images[0].pixels, ids=texts[0])]
         else:
-            items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
+            items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
         vectors = await service.batcher.submit(items)
     data = [
         Embedding(index=number, embedding=_encoded(vector, body.encoding_format))

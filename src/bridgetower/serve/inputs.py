@@ -14,9 +14,9 @@ from PIL import Image
 
 from bridgetower.analysis.attention import view_of
 from bridgetower.distributed import available_cores
+from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Tokens
 from bridgetower.serve.remote import RemotePictures
 
 MAX_CHARACTERS = 20_000

@@ -8,10 +8,10 @@ from annotated_types import Len
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bridgetower.inference import Item
 from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item
 from bridgetower.serve.inputs import is_picture
 from bridgetower.serve.schemas import COMPUTING, PICTURE, Body, Modality, Text, Truncate, Usage, json_of
 from bridgetower.serve.service import Served, Service
@@ -146,6 +146,6 @@ async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], 
         items, tokens = [Item(ids=ids) for ids in texts], service.tokens([], texts)
     else:
         images = [*await service.inputs.images(query, "query"), *await service.inputs.images(documents, "documents")]
-        items, tokens = [Item(image=image) for image in images], service.tokens(images, [])
+        items, tokens = [Item(image=image.pixels) for image in images], service.tokens(images, [])
     first, *vectors = await service.batcher.submit(items)
     return [float(first @ vector) for vector in vectors], tokens

@@ -10,12 +10,13 @@ import torch
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, likeliest_first, mean_vector
+from bridgetower.inference import Item, Tokens
+from bridgetower.processor import Resized
+from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, mean_vector, two_stages
 from bridgetower.search.table import Found
 from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item, Tokens
 from bridgetower.serve.schemas import COMPUTING, Body, Listed, Text, Top, Truncate, Usage, json_of
 from bridgetower.serve.service import Served, Service
 
@@ -116,9 +117,9 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
     images = [] if body.image is None else await service.inputs.images([body.image], "image")
     texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
     if body.against == "pairs":
-        items = [Item(image=images[0], ids=texts[0])]
+        items = [Item(image=images[0].pixels, ids=texts[0])]
     else:
-        items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
+        items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
         nearest = await asyncio.to_thread(
@@ -131,25 +132,24 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
-    matched, tokens = await _matched(service, searcher, nearest[:rerank], texts)
-    ranked = [*matched, *((one, None) for one in nearest[rerank:])][: body.top]
-    return [searcher.hit(one, probability) for one, probability in ranked], service.tokens(images, texts) + tokens
+    matched, probabilities = await _matched(service, searcher, nearest[:rerank], texts)
+    ranked = two_stages([one for one, _ in matched], probabilities, nearest[rerank:])[: body.top]
+    tokens = service.tokens([*images, *(image for _, image in matched)], texts)
+    return [searcher.hit(one, probability) for one, probability in ranked], tokens
 
 
 async def _matched(
     service: Service, searcher: Searcher, found: list[Found], texts: list[Tokens]
-) -> tuple[list[tuple[Found, float | None]], int]:
-    """Returns candidates with their probabilities, likeliest first, and the tokens that were read of them."""
+) -> tuple[list[tuple[Found, Resized]], list[float]]:
+    """Returns candidates with their images, and the probability of each."""
     if not found:
-        return [], 0
+        return [], []
     try:
         opened = await asyncio.to_thread(searcher.opened, found)
     except ValueError as error:
         logger.error("search: %s", error)
         message = "none of the pictures that were found can be opened where the index has them; send rerank 0"
         raise ApiError(404, message, code="no_pictures") from error
-    items = [Item(kind="match", image=image, ids=texts[0]) for _, image in opened]
+    items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
     probabilities: list[Any] = await service.batcher.submit(items)
-    return likeliest_first([one for one, _ in opened], probabilities), service.tokens(
-        [image for _, image in opened], []
-    )
+    return opened, probabilities

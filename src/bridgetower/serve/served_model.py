@@ -8,15 +8,12 @@ from typing import Literal
 
 import torch
 
-from bridgetower.answering import PairHead
+from bridgetower.inference import HEADS, Item, Tokens
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
-from bridgetower.serve.forward import Item, Tokens
 from bridgetower.serve.inputs import Inputs
 
 Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason"]
-DOWNSTREAM: dict[Use, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
-"""Heads of what a model can be fine-tuned for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +35,8 @@ class ServedModel:
         model = self.predictor.model
         heads: dict[Use, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
-            if use in DOWNSTREAM:
-                self.predictor.class_names(DOWNSTREAM[use])
+            if use in HEADS:
+                self.predictor.class_names(HEADS[use])
             elif use in heads:
                 model.head(heads[use])
         except ValueError as error:
@@ -55,5 +52,6 @@ class ServedModel:
         """Returns a pair to compute before the first request, which runs all of the model but its heads."""
         processor = self.predictor.processor
         side = processor.config.image_size
-        image = Resized(pixels=torch.zeros(3, side, side, dtype=torch.uint8), width=side, height=side)
-        return Item(image=image, ids=(processor.bos_token_id, processor.eos_token_id))
+        return Item(
+            image=torch.zeros(3, side, side, dtype=torch.uint8), ids=(processor.bos_token_id, processor.eos_token_id)
+        )

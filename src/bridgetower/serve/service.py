@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 from fastapi import Depends, Request
 
 from bridgetower.analysis.attention import Attention, words_of
+from bridgetower.inference import HEADS, Item, Kind, Tokens
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
 from bridgetower.serve.config import MOST_TOP, ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import Item, Kind, Outcome, Tokens, compute_with
+from bridgetower.serve.forward import AttentionItem, Outcome, QueueItem, compute
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
 from bridgetower.serve.remote import RemotePictures
-from bridgetower.serve.served_model import DOWNSTREAM, ServedModel, Use
+from bridgetower.serve.served_model import ServedModel, Use
 
 if TYPE_CHECKING:
     from bridgetower.search.index import Index
@@ -73,7 +74,7 @@ class Service:
         self.main = served(config.name, predictor)
         self.answering = self.main if answering is None else served(None, answering)
         self.originals = asyncio.Semaphore(_ORIGINALS)
-        self._batcher: Batcher[Item, Any] | None = None
+        self._batcher: Batcher[QueueItem, Any] | None = None
         self._warm = False
 
     @property
@@ -136,7 +137,7 @@ class Service:
         return self._warm and self.batcher.alive
 
     @property
-    def batcher(self) -> Batcher[Item, Any]:
+    def batcher(self) -> Batcher[QueueItem, Any]:
         """The queue."""
         if self._batcher is None:
             raise RuntimeError("the service does not run; use it within running()")
@@ -168,7 +169,7 @@ class Service:
 
     def model_for(self, use: Use) -> ServedModel:
         """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
-        return self.answering if use in DOWNSTREAM and self.answering.lacking(use) is None else self.main
+        return self.answering if use in HEADS and self.answering.lacking(use) is None else self.main
 
     def uses(self, model: ServedModel) -> list[Use]:
         """Returns what a model is used for."""
@@ -208,7 +209,7 @@ class Service:
             truncate: Cut texts that are too long.
 
         Returns:
-            What `forward.compute` has of each pair, and the tokens that were read.
+            What `forward.compute` returns of each pair, and the tokens that were read.
 
         Raises:
             ApiError: An input cannot be used.
@@ -220,7 +221,13 @@ class Service:
         if kind == "fill_mask":
             self._check_masks(words, params[1], top)
         items = [
-            Item(kind=kind, image=pictures[image], image_2=others[image] if others else None, ids=words[text], top=top)
+            Item(
+                kind=kind,
+                image=pictures[image].pixels,
+                image_2=others[image].pixels if others else None,
+                ids=words[text],
+                top=top,
+            )
             for image, text in pairs
         ]
         return await self.batcher.submit(items), model.tokens([*pictures, *others], words)
@@ -235,7 +242,7 @@ class Service:
             words_of(self.predictor.processor, ids)
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
-        (attention,) = await self.batcher.submit([Item(kind="attention", image=image, ids=ids)])
+        (attention,) = await self.batcher.submit([AttentionItem(image=image.pixels, ids=ids)])
         return cast(Attention, attention)
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
@@ -254,10 +261,13 @@ class Service:
     def _model_of(self, kind: Kind) -> ServedModel:
         return self.model_for(kind) if kind in ("answer", "entail", "reason") else self.main
 
-    def _compute(self, items: Sequence[Item]) -> list[Outcome]:
-        return compute_with({item.kind: self._model_of(item.kind).predictor for item in items}, items)
+    def _compute(self, items: Sequence[QueueItem]) -> list[Outcome]:
+        def predictor_of(item: QueueItem) -> Predictor:
+            return self._model_of(item.kind).predictor if isinstance(item, Item) else self.predictor
 
-    def _first_items(self) -> list[Item]:
+        return compute(predictor_of, items)
+
+    def _first_items(self) -> list[QueueItem]:
         """What is computed before the first request."""
         answering = [] if self.answering is self.main else [replace(self.answering.pair(), kind="answer")]
         return [self.main.pair(), *answering]

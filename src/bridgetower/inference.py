@@ -1,0 +1,307 @@
+"""From inputs to results: items of every kind are encoded, fused and read by heads together, whoever asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from bridgetower.engines.engine import Engine
+from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.model.encodings import Encoded, Fused
+from bridgetower.processor import Processor
+
+Judging = Literal["answer", "entail", "reason"]
+Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
+PairHead = Literal["vqa", "snli_ve", "nlvr2"]
+
+HEADS: Mapping[str, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
+"""The head that each kind of judgement is read from."""
+
+Tokens = tuple[int, ...]
+Pixels = UInt8[Tensor, "3 h w"]
+
+_MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Result = TypeVar("_Result")
+_Source = TypeVar("_Source")
+
+
+@dataclass(frozen=True)
+class FilledWord:
+    """A candidate for a masked word.
+
+    Attributes:
+        word: As it would stand in the text.
+        probability: Over the whole vocabulary.
+    """
+
+    word: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An answer or a judgement that the model can choose.
+
+    Attributes:
+        label: Its name.
+        probability: Of `answer`, of each answer on its own, so that they do not sum to one; elsewhere over all choices.
+    """
+
+    label: str
+    probability: float
+
+
+Outcome = Tensor | float | list[list[FilledWord]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Item:
+    """One thing to be computed.
+
+    Attributes:
+        kind: An `embedding` is of the image, the text or both; every other kind takes both, and `reason` two images.
+            The text of a `fill_mask` or `mask_probabilities` has a mask.
+        image: As `Processor.resize` returns it. One object in several items is encoded once.
+        image_2: The second image of `reason`, likewise.
+        ids: The text's token ids, likewise.
+        top: Words per mask of `fill_mask`; the best of a judgement are chosen by `choices`.
+    """
+
+    kind: Kind = "embedding"
+    image: Pixels | None = None
+    image_2: Pixels | None = None
+    ids: Tokens | None = None
+    top: int = 1
+
+    @property
+    def part(self) -> Literal["images", "texts", "pairs"]:
+        """What has to be run for it."""
+        if self.image is None:
+            return "texts"
+        return "images" if self.ids is None else "pairs"
+
+
+@torch.inference_mode()
+def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
+    """Computes items together.
+
+    What is fused is encoded in one run of each tower and fused together, those with masks apart, as something else is
+    read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read.
+
+    Args:
+        engine: Encodes and fuses; its model's heads are read.
+        processor: Normalises and pads, and has the words of the vocabulary.
+        items: At least one.
+
+    Returns:
+        For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` the
+        probability; of a judgement the probabilities of its classes [k], of an `answer` each on its own; of a
+        `fill_mask` the `top` likeliest words for each mask, and of `mask_probabilities` those of the whole vocabulary
+        at each mask [m, v].
+
+    Raises:
+        ValueError: The model lacks a head.
+        FloatingPointError: It gives NaN.
+    """
+    batch = _Batch(engine, processor)
+    parts: dict[str, Callable[[Sequence[Item]], Iterable[Outcome]]]
+    parts = {"pairs": batch.pairs, "images": batch.image_vectors, "texts": batch.text_vectors}
+    return assembled([item.part for item in items], lambda part, rows: parts[part]([items[row] for row in rows]))
+
+
+class _Batch:
+    """What is computed of a batch; an image or text in several items is encoded once."""
+
+    def __init__(self, engine: Engine, processor: Processor) -> None:
+        self.engine, self.model, self.processor = engine, engine.model, processor
+
+    def image_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
+        image, rows = self._images([item.image for item in items], "cls")
+        return l2_normalize(self.model.image_embeds(image))[rows.cpu()]
+
+    def text_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
+        text, rows = self._texts(items, "cls")
+        return l2_normalize(self.model.text_embeds(text))[rows.cpu()]
+
+    def pairs(self, items: Sequence[Item]) -> list[Outcome]:
+        image, image_rows = self._images([item.image for item in items], "layers")
+        text, text_rows = self._texts(items, "layers")
+        image, text = self.engine.cache_image(image), self.engine.cache_text(text)  # shared by the pairs of each
+
+        def fused(rows: list[int], outputs: Literal["pooled", "text"]) -> Fused:
+            return self.engine.fuse(image[image_rows[rows]], text[text_rows[rows]], outputs)
+
+        def read(key: str, rows: list[int]) -> Iterable[Outcome]:
+            some = [items[row] for row in rows]
+            if key in ("fill_mask", "mask_probabilities"):
+                return self._masks(fused(rows, "text").text, some)
+            pooled = fused(rows, "pooled").pooled
+            if key == "reason":
+                other, seconds = self._images([item.image_2 for item in some], "layers", SECOND_IMAGE)
+                second = self.engine.fuse(self.engine.cache_image(other)[seconds], text[text_rows[rows]]).pooled
+                return _classified("nlvr2", self.model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1)))
+            return assembled([item.kind for item in some], lambda kind, chosen: self._pooled(kind, pooled[chosen]))
+
+        apart = ("fill_mask", "mask_probabilities", "reason")
+        return assembled([item.kind if item.kind in apart else "pooled" for item in items], read)
+
+    def _pooled(self, kind: Kind, pooled: Tensor) -> Iterable[Outcome]:
+        if kind == "embedding":
+            return l2_normalize(self.model.pair_embeds(pooled))
+        if kind == "match":
+            probabilities: list[float] = matched(self.model.itm_logits(pooled)).tolist()
+            return probabilities
+        head: PairHead = "vqa" if kind == "answer" else "snli_ve"
+        return _classified(head, self.model.class_logits(head, pooled))
+
+    def _masks(self, hidden: Float[Tensor, "b l d"], items: Sequence[Item]) -> Iterable[Outcome]:
+        """Returns the distributions at the masks of items, or their words, for which few distributions are held."""
+        masked = self.processor.pad([item.ids or () for item in items]).input_ids == self.processor.mask_token_id
+        counts: list[int] = masked.sum(dim=1).tolist()
+        chosen = hidden[:, : masked.shape[1]][masked.to(hidden.device)]
+        parts = (self._distributions(part) for part in chosen.split(_MASKS))
+        if items[0].kind == "mask_probabilities":
+            return torch.cat(list(parts)).split(counts)
+        top = max(item.top for item in items)
+        words = (of_mask for part in parts for of_mask in top_words(self.processor, part, top))
+        return [
+            [of_mask[: item.top] for of_mask in islice(words, count)] for item, count in zip(items, counts, strict=True)
+        ]
+
+    def _distributions(self, hidden: Float[Tensor, "m d"]) -> Float[Tensor, "m v"]:
+        return _numbers(self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1))
+
+    def _images(
+        self, images: Sequence[Pixels | None], outputs: EncodeOutputs, token_type: int = IMAGE
+    ) -> tuple[Encoded, Int[Tensor, " n"]]:
+        """Returns the different images, encoded, and the row of each."""
+        different, rows = _distinct(images)
+        pixels = self.processor.normalise(torch.stack(different))
+        return self.engine.encode_image(pixels, token_type, outputs=outputs), torch.tensor(
+            rows, device=self.engine.device
+        )
+
+    def _texts(self, items: Sequence[Item], outputs: EncodeOutputs) -> tuple[Encoded, Int[Tensor, " n"]]:
+        """Returns the different texts of items, encoded, and the row of each item."""
+        ids, rows = _distinct([item.ids for item in items])
+        text = self.processor.pad(ids)
+        encoded = self.engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
+        return encoded, torch.tensor(rows, device=self.engine.device)
+
+
+class Fuses(Protocol):
+    """A model or an engine, as far as pairs are scored with it."""
+
+    def fuse(self, image: Encoded, text: Encoded) -> Fused:
+        """Fuses image b with text b."""
+
+
+def score_pairs(
+    fuses: Fuses,
+    head: Callable[[Float[Tensor, "b e"]], Float[Tensor, "b k"]],
+    image: Encoded,
+    text_of: Callable[[Sequence[int]], Encoded],
+    pairs: Int[Tensor, "n 2"],
+    *,
+    batch_size: int,
+) -> Iterator[Float[Tensor, "b k"]]:
+    """Yields what a head reads of pairs, batch by batch.
+
+    Args:
+        fuses: What fuses.
+        head: Reads pooled outputs.
+        image: Encoded images.
+        text_of: Gives the encodings of the texts of some numbers, each of which comes once, in ascending order.
+        pairs: Row of the image and number of the text; texts of like length should come together.
+        batch_size: Pairs at once.
+    """
+    device = image.cls.device
+    for batch in pairs.split(batch_size):
+        numbers, rows = batch[:, 1].unique(return_inverse=True)
+        text = text_of(numbers.tolist())
+        yield head(fuses.fuse(image[batch[:, 0].to(device)], text[rows.to(device)]).pooled)
+
+
+def image_bytes(model: BridgeTower) -> int:
+    """Returns how many bytes an encoded image takes, with what the first fusion layer computes of it alone."""
+    config = model.config
+    widths = config.fusion.num_bridged_layers + 4  # its first-layer cache has the fusion width four times
+    numbers = widths * config.fusion.hidden_size * config.vision.num_tokens
+    return numbers * next(model.parameters()).element_size()
+
+
+def two_stage_order(cosine: Float[Tensor, "*q n"], match: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
+    """Ranks items by two stages: what was matched by its matching score, then the rest by cosine.
+
+    Args:
+        cosine: Of the first stage, of all items.
+        match: Of the second stage; NaN where nothing was matched. Equal scores are ranked by cosine.
+    """
+    by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)
+    scores = match.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
+    return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
+
+
+def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
+    """Returns the `top` likeliest classes of every row, None for all of them."""
+    best = probabilities.topk(min(top or len(names), len(names)))
+    return [
+        [Choice(names[number], probability) for number, probability in zip(*row, strict=True)]
+        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def top_words(processor: Processor, probabilities: Float[Tensor, "m v"], top: int) -> list[list[FilledWord]]:
+    """Returns the `top` likeliest words of every distribution over the vocabulary, likeliest first."""
+    best = probabilities.topk(min(top, probabilities.shape[-1]))
+    return [
+        [FilledWord(processor.decode([token]).strip(), probability) for token, probability in zip(*row, strict=True)]
+        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """Returns a model's vectors at length one, in float32 on the CPU."""
+    return _numbers(F.normalize(vectors.float(), dim=-1).cpu())
+
+
+def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """Returns the probabilities of a match, in float32 on the CPU."""
+    return _numbers(logits.float().softmax(dim=-1)[:, 1].cpu())
+
+
+def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Iterable[_Result]]) -> list[_Result]:
+    """Computes the rows of each key together, and puts what comes of them in order."""
+    outcomes: dict[int, _Result] = {}
+    for key in dict.fromkeys(keys):
+        rows = [row for row, other in enumerate(keys) if other == key]
+        outcomes.update(zip(rows, outcomes_of(key, rows), strict=True))
+    return [outcomes[row] for row in range(len(keys))]
+
+
+def _classified(head: PairHead, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Returns the probabilities of the classes of a head, of `vqa` each on its own."""
+    values = logits.float().cpu()
+    return _numbers(values.sigmoid() if head == "vqa" else values.softmax(dim=-1))
+
+
+def _numbers(results: Tensor) -> Tensor:
+    if not results.isfinite().all():
+        raise FloatingPointError("the model gives NaN; its weights or settings are damaged, or too large for bf16")
+    return results
+
+
+def _distinct(sources: Sequence[_Source | None]) -> tuple[list[_Source], list[int]]:
+    """Returns the different objects, and the number of each source's among them."""
+    found = {id(source): source for source in sources if source is not None}
+    numbers = {key: number for number, key in enumerate(found)}
+    return list(found.values()), [numbers[id(source)] for source in sources]
