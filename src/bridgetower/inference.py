@@ -21,7 +21,7 @@ Judging = Literal["answer", "entail", "reason"]
 Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
 PairHead = Literal["vqa", "snli_ve", "nlvr2"]
 
-HEADS: Mapping[str, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
+HEAD_OF: Mapping[str, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
 """The head that each kind of judgement is read from."""
 
 Tokens = tuple[int, ...]

@@ -20,7 +20,7 @@ from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
 from bridgetower.inference import (
-    HEADS,
+    HEAD_OF,
     Choice,
     FilledWord,
     Item,
@@ -464,7 +464,7 @@ class Predictor:
         **options: Unpack[Options],
     ) -> list[list[Choice]]:
         """Returns the `top` likeliest classes of each text with its image or images; None: all of them."""
-        names = self.class_names(HEADS[kind])
+        names = self.class_names(HEAD_OF[kind])
         given, words = _pairs(images, texts)
         others = None if images_2 is None else _pairs(images_2, texts)[0]
         return choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)

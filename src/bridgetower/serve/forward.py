@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bridgetower.analysis.attention import Attention, attention_of
-from bridgetower.inference import HEADS, Choice, FilledWord, Item, Pixels, Tokens, assembled, choices
+from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Pixels, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 
 Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
@@ -43,6 +43,6 @@ def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[Queu
 
 def _outcome(predictor: Predictor, item: Item, found: Tensor | float | list[list[FilledWord]]) -> Outcome:
     """Names the classes of a judgement."""
-    if item.kind in HEADS and isinstance(found, Tensor):
-        return choices(found[None], predictor.class_names(HEADS[item.kind]), item.top)[0]
+    if item.kind in HEAD_OF and isinstance(found, Tensor):
+        return choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
     return found

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from bridgetower.inference import HEADS, Item, Tokens
+from bridgetower.inference import HEAD_OF, Item, Tokens
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.inputs import Inputs
@@ -35,8 +35,8 @@ class ServedModel:
         model = self.predictor.model
         heads: dict[Use, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
-            if use in HEADS:
-                self.predictor.class_names(HEADS[use])
+            if use in HEAD_OF:
+                self.predictor.class_names(HEAD_OF[use])
             elif use in heads:
                 model.head(heads[use])
         except ValueError as error:

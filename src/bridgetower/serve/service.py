@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 from fastapi import Depends, Request
 
 from bridgetower.analysis.attention import Attention, words_of
-from bridgetower.inference import HEADS, Item, Kind, Tokens
+from bridgetower.inference import HEAD_OF, Item, Kind, Tokens
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.batching import Batcher
@@ -169,7 +169,7 @@ class Service:
 
     def model_for(self, use: Use) -> ServedModel:
         """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
-        return self.answering if use in HEADS and self.answering.lacking(use) is None else self.main
+        return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
 
     def uses(self, model: ServedModel) -> list[Use]:
         """Returns what a model is used for."""
