@@ -32,10 +32,9 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import Fabric, make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.step import run_step
-from bridgetower.training.work import plan
 
 WORDS = [f"word{number}" for number in range(40)]
 PICTURES = 72
@@ -74,7 +73,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
     optimize_for_cpu(model)
-    work = plan(config, checkpoint, model)
+    work = build_task(config, checkpoint, model)
     if way == "files":
         work = replace(work, examples=frozen_examples(config, model, work, dataset_out, fabric, progress=False))
     elif way == "frozen":
@@ -82,7 +81,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
         model.text.requires_grad_(False)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     task, optimizer = fabric.setup(work.task, optimizer)
-    parts = Parts(
+    parts = TrainContext(
         config=config,
         task=work.task,
         model=model,

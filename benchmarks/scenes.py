@@ -21,16 +21,16 @@ from matplotlib.figure import Figure
 from bridgetower.analysis.results import spread
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
-from bridgetower.evaluation.grounding import JudgedKind, judge
 from bridgetower.evaluation.shares import Grounding
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.predictor import load
+from bridgetower.tasks.grounding import judge
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
-from bridgetower.training.recipes import RECIPES
 
 ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {
     "BridgeTower": lambda model: model,
@@ -53,7 +53,7 @@ class Task:
         unit: What makes it a share.
     """
 
-    kind: JudgedKind
+    kind: str
     recipe: str
     figure: str
     unit: float

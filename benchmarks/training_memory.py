@@ -24,7 +24,7 @@ from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.loop import make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
 
 MICRO = 64
@@ -73,7 +73,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, object]) -> di
     fabric = make_fabric(config)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     setup, optimizer = fabric.setup(PretrainingTask(model, task).train(), optimizer)
-    parts = Parts(
+    parts = TrainContext(
         config=config,
         task=setup.module,
         model=model,

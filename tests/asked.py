@@ -3,14 +3,20 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from bridgetower.data.answers import write_vocabulary
+from bridgetower.data.config import DataConfig
+from bridgetower.data.examples import EntryExamples
 from bridgetower.data.info import DatasetInfo, write_info
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.schema import SCHEMAS, Question, Statement
 from bridgetower.data.splits import parquet_path
+from bridgetower.processor import Processor
+from bridgetower.tasks.spec import ExampleSource, Use
+from bridgetower.tasks.table import TASKS
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 ANSWERS = ("yes", "no", "2", *COLOURS)
@@ -41,6 +47,31 @@ def write_splits(folder: Path, kind: str, records: Mapping[str, Sequence[Record]
     }
     about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
     write_info(folder, DatasetInfo(name=f"mini-{kind}", kind=kind, seed=0, split_rule="", splits=splits, **about))
+
+
+def examples(
+    folders: Path | Sequence[Path],
+    kind: str,
+    processor: Processor,
+    split: str | tuple[str, ...] = "train",
+    use: Use = "test",
+    *,
+    task: Any = None,
+    names: Sequence[str] | None = None,
+    **config: Any,
+) -> EntryExamples:
+    """The examples of a task."""
+    spec, given = TASKS[kind], (folders,) if isinstance(folders, Path) else folders
+    source = ExampleSource(
+        data=DataConfig(folders=tuple(map(str, given)), **config),
+        splits=(split,) if isinstance(split, str) else split,
+        processor=processor,
+        task=task or spec.config(),
+        names=names or (ANSWERS if kind == "vqa" else SCHEMAS[kind].labels),
+        use=use,
+    )
+    found: EntryExamples = spec.examples(source)
+    return found
 
 
 def questioned(split: str, count: int) -> list[Record]:

@@ -11,12 +11,10 @@ from PIL import Image
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
+from bridgetower.data.batch import Batch
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import Choice
-from bridgetower.objectives.nlvr2 import Nlvr2Task
-from bridgetower.objectives.snli_ve import SnliVeTask
-from bridgetower.objectives.vqa import VqaTask
+from bridgetower.objectives.classification import answerer, classifier
 from bridgetower.predictor import Predictor, load
 
 QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
@@ -54,9 +52,11 @@ class TestResults:
         pixels, others = processor.images(pictures), processor.images(pictures[::-1])
         with torch.no_grad():
             expected = {
-                "answer": VqaTask(model).predict(VqaBatch(pixel_values=pixels, **given)),
-                "entail": SnliVeTask(model).predict(SnliVeBatch(pixel_values=pixels, **given)),
-                "reason": Nlvr2Task(model).predict(Nlvr2Batch(pixel_values=pixels, pixel_values_2=others, **given)),
+                "answer": answerer(model).predict(Batch(pixel_values=pixels, **given)),
+                "entail": classifier(model, "snli_ve").predict(Batch(pixel_values=pixels, **given)),
+                "reason": classifier(model, "nlvr2").predict(
+                    Batch(pixel_values=pixels, pixel_values_2=others, **given)
+                ),
             }
         names = {
             "answer": shapes.COLOURS,

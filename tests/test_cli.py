@@ -551,7 +551,7 @@ class TestPublicNames:
     def test_are_there(self) -> None:
         assert dir(bridgetower) == sorted(bridgetower.__all__)
         for name in bridgetower.__all__:
-            home = getattr(getattr(bridgetower, name), "__module__", "bridgetower.training.recipes")
+            home = getattr(getattr(bridgetower, name), "__module__", "bridgetower.tasks.table")
             assert home.startswith("bridgetower.")
 
     def test_a_misspelt_one(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
     from bridgetower.tasks.run_config import RunConfig
-    from bridgetower.training.recipes import RECIPES
+    from bridgetower.tasks.table import RECIPES
     from bridgetower.training.run import train
 
 __version__ = "0.1.0"
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "RECIPES": "bridgetower.training.recipes",
+    "RECIPES": "bridgetower.tasks.table",
     "BridgeTower": "bridgetower.model.bridgetower",
     "Index": "bridgetower.search.index",
     "ModelConfig": "bridgetower.model.config",

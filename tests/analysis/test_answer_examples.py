@@ -3,7 +3,7 @@
 import pytest
 
 from bridgetower.analysis.examples import answer_examples
-from bridgetower.evaluation.grounding import Judged, Told
+from bridgetower.tasks.grounding import Judged, Told
 
 TOLD = [Told(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
 RIGHT = [True, False, True, False, False, False, True, True]

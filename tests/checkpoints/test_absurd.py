@@ -27,12 +27,13 @@ from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import from_plain
-from bridgetower.objectives.config import CifarConfig, GlueConfig, Phase, RankingConfig
+from bridgetower.objectives.config import Phase, RankingConfig
 from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
 
 VALUES = (
     *(math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e9, 10**9, 10**30, -(10**30), 1e300, 1e-300),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 import tiny
-from bridgetower.data.batch import RankingBatch, VqaBatch, joined
+from bridgetower.data.batch import Batch, RankingBatch, joined
 from bridgetower.data.masking import IGNORED
 
 
@@ -46,7 +46,7 @@ def test_several_texts_of_an_image_stay_together() -> None:
 
 def test_what_is_not_known_stays_unknown() -> None:
     ids, mask = tiny.texts((3,))
-    one = VqaBatch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
-    assert joined([one, replace(one, ids=("b",))], seed=0).targets is None
-    known = replace(one, targets=torch.tensor([[0.5, 1.0]]))
-    assert joined([known, known], seed=0).targets.tolist() == [[0.5, 1.0]] * 2
+    one = Batch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
+    assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
+    known = replace(one, labels=torch.tensor([[0.5, 1.0]]))
+    assert joined([known, known], seed=0).labels.tolist() == [[0.5, 1.0]] * 2

@@ -110,7 +110,7 @@ class TestExamples:
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
-        captions = len({caption for said in examples.examples.images.captions for caption in said})
+        captions = len({caption for said in examples.examples.pictures.captions for caption in said})
         assert captions < len(keys) <= captions + 2 * len(examples)
 
     def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples: FrozenExamples) -> None:

@@ -1,15 +1,18 @@
-"""GLUE's files: columns, headers, quotes, labels, and rows that are bad."""
+"""GLUE's files: columns, headers, quotes, labels, rows that are bad; rows as batches."""
 
 import logging
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 import originals
 from bridgetower.data.config import GlueName
-from bridgetower.data.glue import GLUE, read_glue
-from bridgetower.objectives.config import GLUE_FIGURES
+from bridgetower.data.glue import GLUE, GlueTexts, read_glue
+from bridgetower.data.sampling import BatchKey
+from bridgetower.processor import Processor
+from bridgetower.tasks.single_tower import GLUE_METRICS
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return originals.write_glue(tmp_path_factory.mktemp("glue"))
 
 
-def test_every_task_has_its_figures() -> None:
-    assert set(GLUE) == set(GLUE_FIGURES) == set(get_args(GlueName))
+def test_every_task_has_its_metrics() -> None:
+    assert set(GLUE) == set(GLUE_METRICS) == set(get_args(GlueName))
 
 
 @pytest.mark.parametrize("name", get_args(GlueName))
@@ -94,3 +97,32 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "QNLI" / "dev.tsv").write_text("index\tsentence1\tsentence\n0\ta\tb\n")
     with pytest.raises(ValueError, match="has no column question, label; it has index, sentence1, sentence"):
         read_glue(tmp_path, "qnli", "validation")
+
+
+def test_single_texts_and_classes(folder: Path, tiny_processor: Processor) -> None:
+    texts = GlueTexts(folder, "sst-2", "train", tiny_processor)
+    batch = texts[BatchKey((1, 0), 5)]
+    expected = tiny_processor.texts(
+        ["that loves its characters", "hide new secretions from the parental units"], truncate=True
+    )
+    assert torch.equal(batch.input_ids, expected.input_ids)
+    assert batch.labels.tolist() == [1, 0]
+    assert texts.labels().tolist() == [0, 1] * 4
+    assert (batch.ids, batch.seed) == (("1", "0"), 5)
+
+
+def test_pairs_and_numbers(folder: Path, tiny_processor: Processor) -> None:
+    texts = GlueTexts(folder, "sts-b", "train", tiny_processor)
+    batch = texts[BatchKey((2, 1), 5)]
+    ids = tiny_processor.pair_ids([("A man spreads cheese.", "He sleeps."), ("A man plays a flute.", "A man plays.")])
+    assert torch.equal(batch.input_ids, tiny_processor.pad(ids).input_ids)
+    assert batch.labels.tolist() == pytest.approx([0.0, 3.8])
+
+
+def test_several_splits_and_no_labels(folder: Path, tiny_processor: Processor) -> None:
+    assert len(GlueTexts(folder, "mnli", ("train", "validation-mismatched"), tiny_processor)) == 18
+    texts = GlueTexts(folder, "mnli", "test", tiny_processor)
+    assert texts[BatchKey((0, 1), 0)].labels is None
+    with pytest.raises(ValueError, match=r"test_matched\.tsv has no labels; choose a split that has"):
+        texts.labels()
+    assert list(texts.digests()) == [str(folder / "MNLI" / "test_matched.tsv")]

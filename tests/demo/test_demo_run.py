@@ -10,7 +10,7 @@ from bridgetower.demo.folder import trained_model
 from bridgetower.demo.run import MINUTES, answering_config, demo_config, run_demo
 from bridgetower.files import locked
 from bridgetower.model.presets import meter
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 
 OUT = Path("out")
 

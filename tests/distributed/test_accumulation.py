@@ -19,8 +19,11 @@ from bridgetower.data.prepare import prepare_pairs
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.objectives.config import GlueConfig, Nlvr2Config, Phase, PretrainingConfig, SnliVeConfig, VqaConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.single_tower import GlueConfig
+from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
+from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.run import train
 
@@ -123,7 +126,7 @@ def configs(uneven: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathF
             ),
             init=str(checkpoint),
             evaluation=RetrievalConfig(),
-            select_by="mlm_accuracy" if isinstance(task, PretrainingConfig) else task.figures[0],
+            select_by="mlm_accuracy" if isinstance(task, PretrainingConfig) else task.metrics[0],
             device="cpu",
             max_steps=1,
         )

@@ -12,16 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.config import DataConfig
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.examples import EntryExamples
 from bridgetower.data.sampling import BatchKey, StepSampler
-from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.statements import Statements
-from bridgetower.data.vqa import VqaQuestions
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.predictions import Predictions, predict_classes
-from bridgetower.objectives.snli_ve import SnliVeTask
-from bridgetower.objectives.vqa import VqaTask
+from bridgetower.objectives.classification import ClassificationTask, answerer, classifier
 
 WORLD = 2
 Result = dict[str, Any]
@@ -31,7 +26,7 @@ Result = dict[str, Any]
 class First:
     """The first few examples."""
 
-    examples: Statements
+    examples: EntryExamples
     number: int
 
     def __len__(self) -> int:
@@ -41,11 +36,11 @@ class First:
         return self.examples[key]
 
 
-def build(checkpoint: Path, folder: Path) -> tuple[VqaTask, VqaQuestions]:
+def build(checkpoint: Path, folder: Path) -> tuple[ClassificationTask, EntryExamples]:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
-    pictures = Pictures(DataConfig(folders=(str(folder),)), "train", loaded.processor, schema=SCHEMAS["vqa"])
-    return VqaTask(loaded.model()), VqaQuestions(pictures, loaded.class_names("vqa"))
+    questions = asked.examples(folder, "vqa", loaded.processor, names=loaded.class_names("vqa"))
+    return answerer(loaded.model()), questions
 
 
 def step(checkpoint: Path, folder: Path) -> Result:
@@ -66,9 +61,10 @@ def predict(checkpoint: Path, folder: Path, number: int | None = None) -> Predic
     """Of the first `number` statements."""
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
-    pictures = Pictures(DataConfig(folders=(str(folder),)), "validation", loaded.processor, schema=SCHEMAS["snli-ve"])
-    statements = Statements(pictures)
-    return predict_classes(SnliVeTask(loaded.model()), First(statements, number or len(statements)), batch_size=3)
+    statements = asked.examples(folder, "snli-ve", loaded.processor, "validation")
+    return predict_classes(
+        classifier(loaded.model(), "snli_ve"), First(statements, number or len(statements)), batch_size=3
+    )
 
 
 def everything(checkpoint: Path, questions: Path, statements: Path) -> Result:

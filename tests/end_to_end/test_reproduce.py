@@ -15,7 +15,7 @@ import pytest
 import miniature
 import official
 import originals
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 from pages import commands
 from published import openai, timm_vit, transformers_text
 

@@ -12,8 +12,8 @@ import miniature_arrow
 import originals
 from bridgetower import cli
 from bridgetower.data.glue import GLUE
-from bridgetower.objectives.config import GLUE_FIGURES
-from bridgetower.training.recipes import RECIPES as ALL_RECIPES
+from bridgetower.tasks.single_tower import GLUE_METRICS
+from bridgetower.tasks.table import RECIPES as ALL_RECIPES
 
 SMALL = ("--image-size", 20, "--data.max-length", 24, "--data.num-workers", 0, "--precision", "fp32")
 STEPS = ("--batch-size", 6, "--micro-batch-size", 3, "--max-epochs", 1, "--log-every", 1, "--evaluate-every", 0)
@@ -157,7 +157,7 @@ def test_retrieval(
     [
         ("cifar10", "cifar10", "accuracy", None),
         ("cifar100", "cifar100", "accuracy", None),
-        *((f"glue-{name}", name, figures[0], f"{GLUE[name].folder}.tsv") for name, figures in GLUE_FIGURES.items()),
+        *((f"glue-{name}", name, metrics[0], f"{GLUE[name].folder}.tsv") for name, metrics in GLUE_METRICS.items()),
     ],
 )
 def test_single_towers(

@@ -6,10 +6,8 @@ import pytest
 import torch
 from recompute import encode, features, outputs_of
 
-from bridgetower.data.batch import Nlvr2Batch, SnliVeBatch, VqaBatch
-from bridgetower.objectives.nlvr2 import Nlvr2Task
-from bridgetower.objectives.snli_ve import SnliVeTask
-from bridgetower.objectives.vqa import VqaTask
+from bridgetower.data.batch import Batch
+from bridgetower.objectives.classification import answerer, classifier
 from golden import case, check, variant, wrong
 
 CASES = ("c_vqa", "d_snli", "e_nlvr2")
@@ -21,16 +19,16 @@ def batch_of(name, inputs):
     text = {"input_ids": inputs["text_ids"], "attention_mask": inputs["text_masks"]}
     match name:
         case "c_vqa":
-            return VqaBatch(pixel_values=inputs["image"], targets=inputs["vqa_targets"], **text)
+            return Batch(pixel_values=inputs["image"], labels=inputs["vqa_targets"], **text)
         case "d_snli":
-            return SnliVeBatch(pixel_values=inputs["image"], labels=inputs["labels"], **text)
+            return Batch(pixel_values=inputs["image"], labels=inputs["labels"], **text)
         case "e_nlvr2":
             images = {"pixel_values": inputs["image_0"], "pixel_values_2": inputs["image_1"]}
-            return Nlvr2Batch(labels=inputs["labels"], **images, **text)
+            return Batch(labels=inputs["labels"], **images, **text)
 
 
 def task_of(name, model):
-    return {"c_vqa": VqaTask, "d_snli": SnliVeTask, "e_nlvr2": Nlvr2Task}[name](model)
+    return answerer(model) if name == "c_vqa" else classifier(model, {"d_snli": "snli_ve", "e_nlvr2": "nlvr2"}[name])
 
 
 def head_of(name, model):
@@ -59,7 +57,7 @@ class TestTasks:
         recorded = case(name)
         logits = recorded.outputs[f"{NAMES[name]}_logits"]
         expected = logits.sigmoid() if name == "c_vqa" else logits.softmax(dim=-1)
-        batch = changed(batch_of(name, recorded.inputs), **{"targets" if name == "c_vqa" else "labels": None})
+        batch = changed(batch_of(name, recorded.inputs), labels=None)
         ours = task_of(name, recorded.load()).predict(batch)
         assert wrong({"predicted": ours}, {"predicted": expected}) == {}
 
@@ -110,15 +108,15 @@ class TestLosses:
 
     def test_mean_score_of_the_likeliest_answers(self):
         recorded = case("c_vqa")
-        losses = VqaTask(recorded.load())(batch_of("c_vqa", recorded.inputs))
+        losses = answerer(recorded.load())(batch_of("c_vqa", recorded.inputs))
         assert losses.metrics["vqa_score"].item() == pytest.approx(recorded.meta["vqa_score_metric"])
 
     def test_the_best_answers_score_best(self):
         recorded = case("c_vqa")
         batch = batch_of("c_vqa", recorded.inputs)
         chosen = recorded.outputs["vqa_logits"].argmax(dim=1)
-        targets = torch.zeros_like(batch.targets).scatter(1, chosen[:, None], 0.6)
-        losses = VqaTask(recorded.load())(changed(batch, targets=targets))
+        targets = torch.zeros_like(batch.labels).scatter(1, chosen[:, None], 0.6)
+        losses = answerer(recorded.load())(changed(batch, labels=targets))
         assert losses.metrics["vqa_score"].item() == pytest.approx(0.6)
 
 
@@ -199,7 +197,7 @@ class TestFeaturesOfTwoImages:
     def test_text_is_encoded_once(self, recorded):
         model, calls = recorded.load(), []
         model.text.register_forward_hook(lambda *_: calls.append(1))
-        Nlvr2Task(model)(batch_of("e_nlvr2", recorded.inputs))
+        classifier(model, "nlvr2")(batch_of("e_nlvr2", recorded.inputs))
         assert len(calls) == 1
 
     def test_control_a_table_of_two_rows_is_refused(self, recorded):

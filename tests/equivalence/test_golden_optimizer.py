@@ -8,8 +8,8 @@ from recompute import optimizer_config
 
 from bridgetower.checkpoints.keymap import name_table
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
-from bridgetower.training.recipes import RECIPES
 from golden import case
 
 # Recorded groups -> the case whose checkpoint holds that model.

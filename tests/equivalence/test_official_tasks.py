@@ -16,8 +16,9 @@ from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.objectives.config import SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.statements import SnliVeConfig
+from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from golden import case
@@ -98,7 +99,7 @@ def run_of(converted: Path, folder: Path, task: VqaConfig | SnliVeConfig, heads:
     recorded = case("c_vqa").checkpoint.config
     return RunConfig(
         task=task,
-        select_by=task.figures[0],
+        select_by=task.metrics[0],
         model=replace(recorded, heads=heads),
         init=str(converted),
         data=DataConfig(folders=(str(folder),), max_length=recorded.text.max_length),

@@ -7,29 +7,28 @@ import torch
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.config import DataConfig
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.examples import EntryExamples
 from bridgetower.data.sampling import BatchKey
-from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.statements import Statements
 from bridgetower.evaluation.predictions import predict_classes
-from bridgetower.objectives.snli_ve import SnliVeTask
+from bridgetower.objectives.classification import ClassificationTask, classifier
 from bridgetower.processor import Processor
 
 
 @pytest.fixture
-def statements(tmp_path: Path, tiny_processor: Processor) -> Statements:
+def statements(tmp_path: Path, tiny_processor: Processor) -> EntryExamples:
     folder = asked.write_set(tmp_path / "set", "snli-ve")
-    return Statements(Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"]))
+    return asked.examples(folder, "snli-ve", tiny_processor)
 
 
 @pytest.fixture
-def task(answering_checkpoint: Path) -> SnliVeTask:
-    return SnliVeTask(read_checkpoint(answering_checkpoint).model())
+def task(answering_checkpoint: Path) -> ClassificationTask:
+    return classifier(read_checkpoint(answering_checkpoint).model(), "snli_ve")
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 0), (100, 0), (4, 2)])
-def test_every_example_in_order(task: SnliVeTask, statements: Statements, batch_size: int, num_workers: int) -> None:
+def test_every_example_in_order(
+    task: ClassificationTask, statements: EntryExamples, batch_size: int, num_workers: int
+) -> None:
     found = predict_classes(task, statements, batch_size=batch_size, num_workers=num_workers)
     with torch.no_grad():
         expected = torch.cat([task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))])
@@ -39,7 +38,10 @@ def test_every_example_in_order(task: SnliVeTask, statements: Statements, batch_
 
 
 def test_the_bar_is_on_standard_error(
-    task: SnliVeTask, statements: Statements, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    task: ClassificationTask,
+    statements: EntryExamples,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     predict_classes(task, statements, batch_size=5, progress=True)

@@ -12,13 +12,12 @@ from torch import Tensor
 import bridgetower.evaluation.scoring as scoring
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
-from bridgetower.objectives.config import Protocol
 from bridgetower.processor import Processor
 
 DROPPED = -100.0

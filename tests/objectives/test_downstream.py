@@ -8,14 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from bridgetower.data.batch import ImageBatch, Nlvr2Batch, RankingBatch, SnliVeBatch, TextBatch, VqaBatch
+from bridgetower.data.batch import Batch, RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.objectives.classification import ClassificationTask, answerer, classifier, regressor
 from bridgetower.objectives.config import RankingConfig
-from bridgetower.objectives.nlvr2 import Nlvr2Task
 from bridgetower.objectives.ranking import RankingTask
-from bridgetower.objectives.single_tower import ImageTask, TextTask
-from bridgetower.objectives.snli_ve import SnliVeTask
-from bridgetower.objectives.vqa import VqaTask
 
 LENGTHS = (5, 3, 4)
 
@@ -39,23 +36,23 @@ class TestVqa:
     TARGETS = torch.tensor([[1.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0], [0.6, 0.9, 0.0, 0.0]])
 
     def test_loss(self) -> None:
-        task = VqaTask(model(vqa=4))
-        batch = VqaBatch(pixel_values=tiny.images(3), targets=self.TARGETS, **texts())
+        task = answerer(model(vqa=4))
+        batch = Batch(pixel_values=tiny.images(3), labels=self.TARGETS, **texts())
         probabilities = task.predict(batch)
         entropy = self.TARGETS * probabilities.log() + (1 - self.TARGETS) * (1 - probabilities).log()
         assert task(batch).total.item() == pytest.approx(-entropy.mean().item() * 4, rel=1e-5)
 
     def test_any_number_of_answers(self) -> None:
-        task = VqaTask(model(vqa=1))
-        batch = VqaBatch(pixel_values=tiny.images(3), targets=self.TARGETS[:, :1], **texts())
+        task = answerer(model(vqa=1))
+        batch = Batch(pixel_values=tiny.images(3), labels=self.TARGETS[:, :1], **texts())
         assert task.predict(batch).shape == (3, 1)
         assert math.isfinite(task(batch).total.item())
 
 
 class TestSnliVe:
     def test_loss_and_accuracy(self) -> None:
-        task = SnliVeTask(model(snli_ve=True))
-        batch = SnliVeBatch(pixel_values=tiny.images(3), labels=torch.tensor([0, 2, 1]), **texts())
+        task = classifier(model(snli_ve=True), "snli_ve")
+        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 2, 1]), **texts())
         probabilities, losses = task.predict(batch), task(batch)
         assert torch.allclose(probabilities.sum(dim=1), torch.ones(3))
         assert losses.total.item() == pytest.approx(F.nll_loss(probabilities.log(), batch.labels).item(), rel=1e-5)
@@ -65,23 +62,23 @@ class TestSnliVe:
 
 class TestNlvr2:
     @pytest.fixture
-    def batch(self) -> Nlvr2Batch:
+    def batch(self) -> Batch:
         pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
-        return Nlvr2Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts())
+        return Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts())
 
-    def test_dropout_before_the_head(self, batch: Nlvr2Batch) -> None:
+    def test_dropout_before_the_head(self, batch: Batch) -> None:
         network = model(nlvr2=True, nlvr2_dropout=0.5)
         seen: list[Tensor] = []
         network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
         network.nlvr2_head.train()
-        Nlvr2Task(network)(batch)
+        classifier(network, "nlvr2")(batch)
         assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
 
-    def test_both_images_matter(self, batch: Nlvr2Batch) -> None:
-        task = Nlvr2Task(model(nlvr2=True))
+    def test_both_images_matter(self, batch: Batch) -> None:
+        task = classifier(model(nlvr2=True), "nlvr2")
         before = task.logits(batch)
         for name in ("pixel_values", "pixel_values_2"):
-            changed = Nlvr2Batch(**{**vars(batch), name: tiny.images(3, seed=5)})
+            changed = Batch(**{**vars(batch), name: tiny.images(3, seed=5)})
             assert tiny.off(task.logits(changed), before) > 1e-3
 
 
@@ -150,8 +147,8 @@ class TestRanking:
 class TestSingleTowers:
     def test_image_tower_alone(self) -> None:
         network = model(image=5, itm=False)
-        task = ImageTask(network)
-        batch = ImageBatch(pixel_values=tiny.images(3), labels=torch.tensor([0, 4, 2]))
+        task = classifier(network, "image")
+        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 4, 2]))
         cls = network.vision(batch.pixel_values, network.config.vision_layers)[-1][:, 0]
         expected = network.image_head(cls)
         assert tiny.off(task.logits(batch), expected) < 1e-5
@@ -161,7 +158,7 @@ class TestSingleTowers:
 
     def test_text_tower_alone(self) -> None:
         network = model(text=3, itm=False)
-        task, batch = TextTask(network), TextBatch(labels=torch.tensor([0, 2, 1]), **texts())
+        task, batch = classifier(network, "text"), Batch(labels=torch.tensor([0, 2, 1]), **texts())
         cls = network.text(batch.input_ids, batch.attention_mask.bool(), network.config.text_layers)[-1][:, 0]
         assert tiny.off(task.logits(batch), network.text_head(cls)) < 1e-5
         assert task(batch).metrics.keys() == {"accuracy"}
@@ -170,8 +167,8 @@ class TestSingleTowers:
         assert reached == {"text", "text_head"}
 
     def test_numbers(self) -> None:
-        task = TextTask(model(text=1, itm=False))
-        batch = TextBatch(labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
+        task = regressor(model(text=1, itm=False), "text")
+        batch = Batch(labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
         predicted = task.predict(batch)[:, 0]
         assert task(batch).total.item() == pytest.approx(((predicted - batch.labels) ** 2).mean().item(), rel=1e-5)
         assert task(batch).metrics == {}
@@ -180,14 +177,14 @@ class TestSingleTowers:
 @pytest.mark.parametrize(
     ("task", "batch"),
     [
-        (VqaTask(model(vqa=4)), VqaBatch(pixel_values=tiny.images(3), **texts())),
-        (SnliVeTask(model(snli_ve=True)), SnliVeBatch(pixel_values=tiny.images(3), **texts())),
-        (ImageTask(model(image=5)), ImageBatch(pixel_values=tiny.images(3))),
-        (TextTask(model(text=3)), TextBatch(**texts())),
+        (answerer(model(vqa=4)), Batch(pixel_values=tiny.images(3), **texts())),
+        (classifier(model(snli_ve=True), "snli_ve"), Batch(pixel_values=tiny.images(3), **texts())),
+        (classifier(model(image=5), "image"), Batch(pixel_values=tiny.images(3))),
+        (classifier(model(text=3), "text"), Batch(**texts())),
     ],
     ids=["vqa", "snli-ve", "image", "text"],
 )
-def test_without_labels(task: VqaTask, batch: VqaBatch) -> None:
+def test_without_labels(task: ClassificationTask, batch: Batch) -> None:
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):
         task(batch)

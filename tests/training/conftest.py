@@ -16,11 +16,13 @@ from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
-from bridgetower.objectives.config import Nlvr2Config, RankingConfig, SnliVeConfig, VqaConfig
+from bridgetower.objectives.config import RankingConfig
 from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.parts import Parts
+from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
+from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
+from bridgetower.training.setup import TrainContext
 from folders import same_weights
 from tiny import off_defaults
 
@@ -55,15 +57,15 @@ def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 act()
                 raise StoppedError
 
-        original = run_module.plan
+        original = run_module.build_task
 
-        def plan(*arguments: Any) -> Any:
+        def build_task(*arguments: Any) -> Any:
             work = original(*arguments)
             work.task.register_forward_pre_hook(fail)
             return work
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "plan", plan)
+            patch.setattr(run_module, "build_task", build_task)
             with pytest.raises(StoppedError):
                 train(config, out, progress=False)
 
@@ -83,7 +85,7 @@ def check_end(config: RunConfig, finished: tuple[Path, dict[str, float]]) -> Cal
 
 
 @pytest.fixture
-def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]:
+def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., TrainContext]:
     """Makes the parts of a run; without `task`, of the row task."""
 
     def make(
@@ -93,12 +95,12 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., Parts]
         save: Callable[[Path], None] = lambda folder: None,
         augmentation: Any = "none",
         **changes: Any,
-    ) -> Parts:
+    ) -> TrainContext:
         config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
         config = replace(config, data=replace(config.data, augmentation=augmentation))
         model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
         pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
-        return Parts(
+        return TrainContext(
             config=config,
             task=task(model),
             model=model,
@@ -133,7 +135,7 @@ def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
         kind: shapes.run_config(
             sets[kind],
             task=tasks[kind],
-            select_by=tasks[kind].figures[0],
+            select_by=tasks[kind].metrics[0],
             evaluation=RetrievalConfig(),
             model=replace(
                 shapes.MODEL,

@@ -16,7 +16,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import Losses
 from bridgetower.training.loop import fit, make_fabric
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 
 KINDS = ("ranking", *asked.KINDS)
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
@@ -37,7 +37,7 @@ class RowTask(nn.Module):
         return Losses.weigh({"row": loss}, {"row": 1.0})
 
 
-def run(parts: Parts, out: Path, **options: Any) -> Tensor:
+def run(parts: TrainContext, out: Path, **options: Any) -> Tensor:
     """Trains and returns all weights as one vector."""
     out.mkdir(exist_ok=True)
     fit(parts, make_fabric(parts.config), out, **{"resume": False, "progress": False} | options)

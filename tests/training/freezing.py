@@ -12,21 +12,20 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import make_fabric
-from bridgetower.training.parts import Work
+from bridgetower.training.setup import TaskSetup, build_task
 from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.work import plan
 
 
-def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, Work, FrozenExamples]:
+def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, TaskSetup, FrozenExamples]:
     """Model, work and examples of a run as `train` makes them."""
     out.mkdir(exist_ok=True)
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
-    work = plan(config, checkpoint, model)
+    work = build_task(config, checkpoint, model)
     return model, work, frozen_examples(config, model, work, out, make_fabric(config), progress=False)
 
 
-def recomputed(batch: Any, work: Work, examples: FrozenExamples) -> Any:
+def recomputed(batch: Any, work: TaskSetup, examples: FrozenExamples) -> Any:
     """The same batch with pixels and token ids."""
     pictures, processor = work.pictures[0], work.pictures[0].processor
     frozen, pictures.frozen = pictures.frozen, None

@@ -17,13 +17,14 @@ import bridgetower.training.run as run_module
 import originals
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.objectives.config import CifarConfig, PretrainingConfig
+from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.single_tower import CifarConfig
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.logs import read_metrics
-from bridgetower.training.parts import Work
-from bridgetower.training.recipes import RECIPES
 from bridgetower.training.run import train
+from bridgetower.training.setup import TaskSetup
 
 CONTRASTING = [
     name
@@ -104,7 +105,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfi
     """Trains and records the batches that reach the task, the outputs of all heads, the gradient and the losses."""
 
     def watched(config: RunConfig) -> Seen:
-        seen, original, stack = Seen(), run_module.plan, ExitStack()
+        seen, original, stack = Seen(), run_module.build_task, ExitStack()
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -113,7 +114,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfi
 
             return hook
 
-        def plan(*arguments: Any) -> Work:
+        def build_task(*arguments: Any) -> TaskSetup:
             work = original(*arguments)
             work.task.register_forward_pre_hook(lambda task, inputs: seen.batches.append(inputs[0]))
             for name, module in work.task.named_modules():
@@ -123,7 +124,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfi
             return work
 
         with monkeypatch.context() as patch, stack:
-            patch.setattr(run_module, "plan", plan)
+            patch.setattr(run_module, "build_task", build_task)
             train(config, tmp_path / config.precision, progress=False)
         (seen.losses,) = read_metrics(tmp_path / config.precision, "train")
         return seen

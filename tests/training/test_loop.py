@@ -22,13 +22,13 @@ from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.loop import Interrupted, fit, make_fabric
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import FILE
 from folders import snapshot
 
 
 class TestSteps:
-    def test_progress_and_learning_rates(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_progress_and_learning_rates(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
         optimizer = OptimizerConfig(lr=1e-2, warmup=0.5, head_multiplier=2, fusion_multiplier=3)
         parts = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
         rates = []
@@ -46,7 +46,9 @@ class TestSteps:
         logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
         assert logged == pytest.approx([1e-2 * factor for factor in factors])
 
-    def test_bfloat16_trains_in_single_precision_weights(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_bfloat16_trains_in_single_precision_weights(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         def task(model: BridgeTower) -> nn.Module:
             return PretrainingTask(model, PretrainingConfig(phases=shapes.PHASES))
 
@@ -60,7 +62,9 @@ class TestSteps:
 
 
 class TestSelection:
-    def test_best_is_kept_and_the_last_evaluation_returned(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_best_is_kept_and_the_last_evaluation_returned(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         scores, saved = iter([1.0, 3.0, 3.0, 2.0]), []
         parts = build(
             max_steps=7,
@@ -82,7 +86,7 @@ class TestSelection:
         assert not torch.equal(saved[0][1], states[0])
 
     def test_model_is_evaluated_without_dropout_and_trained_with(
-        self, build: Callable[..., Parts], tmp_path: Path
+        self, build: Callable[..., TrainContext], tmp_path: Path
     ) -> None:
         modes = []
         parts = build(
@@ -92,7 +96,9 @@ class TestSelection:
         run(parts, tmp_path)
         assert modes == [True, False, True, False]
 
-    def test_a_figure_that_the_evaluation_does_not_give(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_a_figure_that_the_evaluation_does_not_give(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         parts = build(select_by="mlm_accuracy")
         with pytest.raises(ValueError, match=r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]"):
             run(parts, tmp_path)
@@ -100,7 +106,7 @@ class TestSelection:
 
 class TestSmallContrast:
     def test_micro_batches_that_contrast_are_warned_of(
-        self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, build: Callable[..., TrainContext], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         def contrasting(model: BridgeTower) -> nn.Module:
             return PretrainingTask(model, PretrainingConfig(phases=shapes.PHASES))
@@ -123,7 +129,11 @@ class TestSmallContrast:
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_saves_stops_and_can_be_continued(
-        self, build: Callable[..., Parts], tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
+        self,
+        build: Callable[..., TrainContext],
+        tmp_path: Path,
+        number: signal.Signals,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         whole = run(build(), tmp_path / "whole")
         parts = build()
@@ -143,7 +153,9 @@ class TestSignals:
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(), tmp_path / "parts", resume=True), whole)
 
-    def test_at_the_last_step_the_run_is_simply_finished(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_at_the_last_step_the_run_is_simply_finished(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         parts = build(max_steps=2)
 
         def interrupt(task: Any, inputs: Any, output: Any) -> None:
@@ -157,7 +169,7 @@ class TestSignals:
 
 class TestResume:
     @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
-    def test_gives_the_same_bits(self, build: Callable[..., Parts], tmp_path: Path, rule: Any) -> None:
+    def test_gives_the_same_bits(self, build: Callable[..., TrainContext], tmp_path: Path, rule: Any) -> None:
         options = {"optimizer": OptimizerConfig(lr=1e-2, rule=rule), "micro_batch_size": 4}
         whole = run(build(**options), tmp_path / "whole")
         stopped = build(**options, checkpoint_every=2)
@@ -176,19 +188,19 @@ class TestResume:
         assert steps == [1, 2, 3, 4, 5, 6]
 
     @pytest.mark.parametrize("finished", [False, True])
-    def test_refuses_other_data(self, build: Callable[..., Parts], tmp_path: Path, finished: bool) -> None:
+    def test_refuses_other_data(self, build: Callable[..., TrainContext], tmp_path: Path, finished: bool) -> None:
         run(build(max_steps=2, evaluate=lambda: {"rsum": 7.0}), tmp_path)
         parts = replace(build(max_steps=2 if finished else 4), digests={"train.parquet": "34cd"})
         with pytest.raises(ValueError, match=r"result: content of train\.parquet was 12ab, now 34cd; put"):
             run(parts, tmp_path, resume=True)
 
-    def test_refuses_another_number_of_micro_batches(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_refuses_another_number_of_micro_batches(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
         run(build(max_steps=2), tmp_path)
         with pytest.raises(ValueError, match="result: micro-batches of each was 1, now 2; put"):
             run(build(max_steps=4, micro_batch_size=4), tmp_path, resume=True)
 
     def test_of_a_finished_run_does_nothing(
-        self, build: Callable[..., Parts], tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, build: Callable[..., TrainContext], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         whole = run(build(evaluate=lambda: {"rsum": 7.0}), tmp_path)
         before = snapshot(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-import bridgetower.training.work as work_module
+import bridgetower.objectives.pretraining as pretraining_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
@@ -136,7 +136,7 @@ class TestCheckpointedActivations:
             model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
             return PretrainingTask(model, task)
 
-        monkeypatch.setattr(work_module, "PretrainingTask", build)
+        monkeypatch.setattr(pretraining_module, "PretrainingTask", build)
         changed = replace(config, checkpoint_activations=("fusion",))
         assert train(changed, tmp_path / "run", progress=False) == finished[1]
         assert same_weights(tmp_path / "run" / "last", finished[0] / "last")

@@ -12,8 +12,9 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
-from bridgetower.objectives.config import CifarConfig, GlueConfig, TaskConfig
+from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
 from bridgetower.training.run import train
 from folders import same_weights
 
@@ -32,7 +33,7 @@ def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         kind: shapes.run_config(
             folder if kind == "cifar" else glue,
             task=task,
-            select_by=task.figures[0],
+            select_by=task.metrics[0],
             evaluation=RetrievalConfig(),
             model=replace(
                 shapes.MODEL,
@@ -52,7 +53,7 @@ def test_is_continued_with_the_same_bits(
     kind: str, runs: dict[str, RunConfig], tmp_path: Path, stop_at: Callable[..., None]
 ) -> None:
     figures = train(runs[kind], tmp_path / "whole", progress=False)
-    assert figures.keys() == set(runs[kind].task.figures)
+    assert figures.keys() == set(runs[kind].task.metrics)
     stop_at(4, tmp_path / "stopped", config=runs[kind])
     assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == figures
     assert same_weights(tmp_path / "stopped" / "last", tmp_path / "whole" / "last")
@@ -90,7 +91,7 @@ def test_from_nothing(runs: dict[str, RunConfig], tmp_path: Path) -> None:
 class TestRefusals:
     def test_several_folders(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:
         config = replace(runs["cola"], data=replace(runs["cola"].data, folders=("a", "b")))
-        with pytest.raises(ValueError, match=r"2 data folders; glue reads one, pass --data\.folders DIR"):
+        with pytest.raises(ValueError, match="2 data folders; glue reads one: give the folder of its files"):
             train(config, tmp_path / "run", progress=False)
 
     def test_another_number_of_classes(self, runs: dict[str, RunConfig], tmp_path: Path) -> None:

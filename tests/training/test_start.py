@@ -13,7 +13,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoin
 from bridgetower.model.config import HeadsConfig
 from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.start import starting_checkpoint
 
 ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)

@@ -16,18 +16,20 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.logs import read_metrics
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import FILE
 
 
 class TestAccumulation:
-    def gradients(self, parts: Parts, out: Path) -> list[Tensor]:
+    def gradients(self, parts: TrainContext, out: Path) -> list[Tensor]:
         with recorded_gradients(parts.model) as seen:
             run(parts, out)
         return seen
 
     @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
-    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, micro_batch_size: int) -> None:
+    def test_equals_one_large_batch(
+        self, build: Callable[..., TrainContext], tmp_path: Path, micro_batch_size: int
+    ) -> None:
         size = 6 if micro_batch_size == 3 else 8
         whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
         parts = self.gradients(
@@ -39,18 +41,20 @@ class TestAccumulation:
         losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in ("whole", "parts")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
-    def test_control_half_the_batch_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_control_half_the_batch_differs(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
         whole = self.gradients(build(batch_size=8, max_steps=1), tmp_path / "whole")
         half = self.gradients(build(batch_size=4, max_steps=1), tmp_path / "half")
         assert (whole[0] - half[0]).abs().max() > 1e-2
 
-    def test_a_batch_that_does_not_split(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_a_batch_that_does_not_split(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="batch_size 8 does not split into 1 processes x 3 micro-batches"):
             run(build(micro_batch_size=3), tmp_path)
 
 
 class TestClipping:
-    def test_shortens_the_gradient_and_keeps_its_direction(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_shortens_the_gradient_and_keeps_its_direction(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         seen = {}
         for name, clip_norm in (("free", None), ("clipped", 0.01)):
             parts = build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
@@ -67,7 +71,7 @@ class TestClipping:
 
 
 class TestNotFinite:
-    def test_stops_and_names_the_pictures(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_stops_and_names_the_pictures(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
         phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
         parts = build(
             lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
@@ -91,7 +95,7 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
     def test_a_gradient_stops_before_the_weights_change(
-        self, build: Callable[..., Parts], tmp_path: Path, clip_norm: float | None
+        self, build: Callable[..., TrainContext], tmp_path: Path, clip_norm: float | None
     ) -> None:
         parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
         batches: list[CaptionBatch] = []
@@ -113,18 +117,18 @@ class TestNotFinite:
 
 
 class TestContrastOverStep:
-    def contrasting(self, build: Callable[..., Parts], **changes: Any) -> Parts:
+    def contrasting(self, build: Callable[..., TrainContext], **changes: Any) -> TrainContext:
         task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
         parts = build(lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes)
         return replace(parts, config=replace(parts.config, task=task))
 
-    def trained(self, parts: Parts, out: Path) -> tuple[list[Tensor], list[float]]:
+    def trained(self, parts: TrainContext, out: Path) -> tuple[list[Tensor], list[float]]:
         with recorded_gradients(parts.model) as seen:
             run(parts, out)
         return seen, [entry["itc"] for entry in read_metrics(out, "train")]
 
     @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_equals_one_large_batch(self, build: Callable[..., Parts], tmp_path: Path, num_workers: int) -> None:
+    def test_equals_one_large_batch(self, build: Callable[..., TrainContext], tmp_path: Path, num_workers: int) -> None:
         whole = self.trained(self.contrasting(build), tmp_path / "whole")
         parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
         data = replace(parts.config.data, num_workers=num_workers)
@@ -134,13 +138,17 @@ class TestContrastOverStep:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
         assert found[1] == pytest.approx(whole[1], rel=1e-5)
 
-    def test_control_contrast_over_micro_batches_differs(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_control_contrast_over_micro_batches_differs(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         whole = self.trained(self.contrasting(build), tmp_path / "whole")
         parts = self.trained(self.contrasting(build, micro_batch_size=2), tmp_path / "parts")
         assert float((whole[0][0] - parts[0][0]).abs().max()) > 1e-2
         assert parts[1][0] < whole[1][0]  # fewer pairs to tell apart
 
-    def test_masked_words_are_those_of_a_step_without_it(self, build: Callable[..., Parts], tmp_path: Path) -> None:
+    def test_masked_words_are_those_of_a_step_without_it(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
         task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
         for contrast_over in ("step", "micro-batch"):
             parts = build(
@@ -153,7 +161,7 @@ class TestContrastOverStep:
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
-        self, build: Callable[..., Parts], tmp_path: Path, precision: str
+        self, build: Callable[..., TrainContext], tmp_path: Path, precision: str
     ) -> None:
         options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
         parts = self.contrasting(build, augmentation="affine", **options)

@@ -22,8 +22,8 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import FOLDER
-from bridgetower.training.parts import Work
 from bridgetower.training.run import train
+from bridgetower.training.setup import TaskSetup
 from folders import same_weights, snapshot
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
@@ -45,7 +45,7 @@ def all_runs(runs: dict[str, RunConfig], tiny_dataset: Path, tiny_checkpoint: Pa
     }
 
 
-def step(model: BridgeTower, work: Work, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def step(model: BridgeTower, work: TaskSetup, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients with the dropout of the fusion encoder and with towers that draw none."""
     model.zero_grad(set_to_none=True)
     work.task.train()

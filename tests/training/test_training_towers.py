@@ -14,7 +14,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from published import PIXELS, openai, transformers_text, transformers_vision

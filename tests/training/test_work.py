@@ -10,12 +10,12 @@ from fitting import KINDS
 import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.answers import write_vocabulary
-from bridgetower.objectives.config import VqaConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
+from bridgetower.training.setup import build_task
 from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.work import plan
 from folders import same_weights
 
 
@@ -71,7 +71,7 @@ class TestProtocol:
             data=replace(config.data, train_splits=("train", "validation")),
         )
         checkpoint = starting_checkpoint(config)
-        honest_work, paper_work = (plan(run, checkpoint, checkpoint.model()) for run in (config, paper))
+        honest_work, paper_work = (build_task(run, checkpoint, checkpoint.model()) for run in (config, paper))
         assert (len(honest_work.examples), len(paper_work.examples)) == (14, 23)
         unsure = honest_work.evaluate()["vqa_score_yes_no"]
         assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=0.01)
@@ -80,7 +80,7 @@ class TestProtocol:
 def test_statements_without_labels_are_refused_before_training(runs: dict[str, RunConfig], tmp_path: Path) -> None:
     for split in ({"train_splits": ("test",)}, {"validation_split": "test"}):
         config = replace(runs["nlvr2"], data=replace(runs["nlvr2"].data, **split))
-        with pytest.raises(ValueError, match="of split test has the label ''"):
+        with pytest.raises(ValueError, match="of split test has no label"):
             train(config, tmp_path / "run", progress=False)
 
 

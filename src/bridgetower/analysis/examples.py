@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.grounding import Judged
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.retrieval import RetrievalResult
 from bridgetower.inference import FilledWord, Item, top_words, two_stage_order
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
+from bridgetower.tasks.grounding import Judged
 
 Direction = Literal["text_to_image", "image_to_text"]
 

@@ -49,12 +49,14 @@ class Checkpoint:
         check_labels(self.source, self.labels, {"vqa": heads.vqa, "image": heads.image, "text": heads.text})
 
     def class_names(self, head: ClassifierName) -> tuple[str, ...]:
-        """Returns the names of the classes of a head.
+        """Returns the names of the classes of a head; none if it predicts a number.
 
         Raises:
             ValueError: They are not known.
         """
         names = FIXED_LABELS.get(head) or self.labels.get(head)
+        if names is None and head == "text" and self.config.heads.text == 1:
+            return ()
         if names is None:
             raise ValueError(
                 f"{self.source} does not name the classes of its {head} head; for an official .ckpt with a vqa head "

@@ -14,9 +14,10 @@ from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import AS_USUAL, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
-from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder
+from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
     from bridgetower.evaluation.outcome import Outcome
@@ -27,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 def evaluate(
     model: Positional[Model],
-    benchmark: Positional[Benchmark],
+    benchmark: Annotated[Positional[str], arg(help=f"What to measure: {', '.join(BENCHMARKS)}.")],
     *,
     data: tuple[Path, ...],
     split: str = "test",
@@ -71,7 +72,7 @@ def evaluate(
         raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
     require("train")
     from bridgetower.distributed import process_group, rank
-    from bridgetower.evaluation.benchmarks import evaluate as run_benchmark
+    from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
     with process_group(loading.device), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
@@ -121,15 +122,15 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
         yield predictor
 
 
-def _show(title: str, benchmark: Benchmark, outcome: Outcome) -> None:
+def _show(title: str, benchmark: str, outcome: Outcome) -> None:
     """Prints the figures as a table."""
     if benchmark == "retrieval":
-        emit_table(title, outcome.figures)
+        emit_table(title, outcome.metrics)
     else:
-        emit_figures(title, {**outcome.counts, **outcome.figures})
+        emit_figures(title, {**outcome.counts, **outcome.metrics})
 
 
-def _settings(benchmark: Benchmark, options: RetrievalConfig) -> dict[str, object]:
+def _settings(benchmark: str, options: RetrievalConfig) -> dict[str, object]:
     """What decides the figures: the protocol, and for retrieval what it is made of."""
     if benchmark != "retrieval":
         return {"protocol": options.protocol}

@@ -14,7 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.engines.config import EngineRequest, Precision
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 
 Recipe = tyro.extras.subcommand_type_from_defaults(
     RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False

@@ -17,7 +17,7 @@ from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, tra
 from bridgetower.extras import require
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import RECIPES
+from bridgetower.tasks.table import RECIPES
 
 
 def train(

@@ -22,15 +22,24 @@ _Batch = TypeVar("_Batch", bound="Batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What all batches have in common.
+    """Examples of a task; what the task does not read is None.
 
     Attributes:
         ids: Names of the examples, for predictions and error messages.
         seed: Of everything that is drawn while the batch is processed.
+        pixel_values, pixel_values_2: The image of each example, or both images.
+        input_ids: The text of each example.
+        attention_mask: 0 on padding; None if nothing is padded.
+        labels: Classes [b], numbers [b], or a score of each class [b, k]; None where they are not known.
     """
 
     ids: tuple[str, ...] = ()
     seed: int = 0
+    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures | None = None
+    pixel_values_2: Float[Tensor, "b 3 h w"] | CachedFeatures | None = None
+    input_ids: Int[Tensor, "b l"] | CachedFeatures | None = None
+    attention_mask: Int[Tensor, "b l"] | None = None
+    labels: Int[Tensor, " b"] | Float[Tensor, " b"] | Float[Tensor, "b k"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,7 +63,6 @@ class CaptionBatch(Batch):
     """Images with one caption each.
 
     Attributes:
-        attention_mask: 0 on padding; None if nothing is padded.
         masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
         image_index: Equal numbers mark the same image, across all ranks.
         step_labels: Number of labels in all micro-batches of this process in the step, if it was asked for.
@@ -63,7 +71,6 @@ class CaptionBatch(Batch):
 
     pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
     input_ids: Int[Tensor, "b l"] | CachedFeatures
-    attention_mask: Int[Tensor, "b l"] | None
     masked_input_ids: Int[Tensor, "b l"] | CachedFeatures
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
@@ -85,83 +92,14 @@ class RankingBatch(Batch):
 
     Attributes:
         input_ids: The texts of each image in succession, the true one first.
-        attention_mask: 0 on padding; None if nothing is padded.
+        attention_mask: Of all texts.
         image_index: Equal numbers mark the same image.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
     input_ids: Int[Tensor, "t l"] | CachedFeatures
-    attention_mask: Int[Tensor, "t l"] | None
+    attention_mask: Int[Tensor, "t l"] | None = None
     image_index: Int[Tensor, " b"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VqaBatch(Batch):
-    """Images with one question each.
-
-    Attributes:
-        attention_mask: 0 on padding; None if nothing is padded.
-        targets: Score of each answer from 0 to 1; None where the answers are not known.
-    """
-
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    input_ids: Int[Tensor, "b l"] | CachedFeatures
-    attention_mask: Int[Tensor, "b l"] | None
-    targets: Float[Tensor, "b k"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnliVeBatch(Batch):
-    """Images with one statement each.
-
-    Attributes:
-        attention_mask: 0 on padding; None if nothing is padded.
-        labels: Classes; None where they are not known.
-    """
-
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    input_ids: Int[Tensor, "b l"] | CachedFeatures
-    attention_mask: Int[Tensor, "b l"] | None
-    labels: Int[Tensor, " b"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nlvr2Batch(Batch):
-    """Pairs of images with one statement each.
-
-    Attributes:
-        pixel_values, pixel_values_2: First and second image.
-        attention_mask: 0 on padding; None if nothing is padded.
-        labels: 1 where the statement is true; None where that is not known.
-    """
-
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    pixel_values_2: Float[Tensor, "b 3 h w"] | CachedFeatures
-    input_ids: Int[Tensor, "b l"] | CachedFeatures
-    attention_mask: Int[Tensor, "b l"] | None
-    labels: Int[Tensor, " b"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageBatch(Batch):
-    """Images alone, with their classes; None where they are not known."""
-
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    labels: Int[Tensor, " b"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextBatch(Batch):
-    """Texts or pairs of texts alone.
-
-    Attributes:
-        attention_mask: 0 on padding; None if nothing is padded.
-        labels: Classes, or numbers to be predicted; None where they are not known.
-    """
-
-    input_ids: Int[Tensor, "b l"] | CachedFeatures
-    attention_mask: Int[Tensor, "b l"] | None
-    labels: Int[Tensor, " b"] | Float[Tensor, " b"] | None = None
 
 
 def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:

@@ -57,7 +57,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
     """(image, caption) pairs for training, addressed by batch."""
 
     def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
-        self.images, self.masking, self.config = images, masking, images.config
+        self.pictures, self.masking, self.config = images, masking, images.config
         self.pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -73,13 +73,13 @@ class CaptionPairs(Dataset[CaptionBatch]):
         text, masked, labels = self._texts(key, generator)
         images = [self.pairs[pair][0] for pair in key.examples]
         return CaptionBatch(
-            pixel_values=self.images.views(images, generator),
+            pixel_values=self.pictures.views(images, generator),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
             mlm_labels=labels,
             image_index=torch.tensor(images),
-            ids=tuple(self.images.image_ids[image] for image in images),
+            ids=tuple(self.pictures.image_ids[image] for image in images),
             seed=key.seed,
             step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
         )
@@ -93,8 +93,8 @@ class CaptionPairs(Dataset[CaptionBatch]):
         self, key: BatchKey, generator: torch.Generator
     ) -> tuple[TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
         """Draws captions and hides words: the texts, masked ids and labels."""
-        processor = self.images.processor
-        captions = [self.images.caption(*self.pairs[pair], generator) for pair in key.examples]
+        processor = self.pictures.processor
+        captions = [self.pictures.caption(*self.pairs[pair], generator) for pair in key.examples]
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import ImageBatch
+from bridgetower.data.batch import Batch
 from bridgetower.data.files import digests_of, existing_files
 from bridgetower.data.sampling import BatchKey
 from bridgetower.processor import Processor
@@ -44,7 +44,7 @@ _FILES: dict[NumClasses, _Files] = {
 }
 
 
-class CifarImages(Dataset[ImageBatch]):
+class CifarImages(Dataset[Batch]):
     """Pictures with their classes, addressed by batch; the files are mapped, not read."""
 
     def __init__(
@@ -71,17 +71,21 @@ class CifarImages(Dataset[ImageBatch]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, key: BatchKey) -> ImageBatch:
+    def __getitem__(self, key: BatchKey) -> Batch:
         """Builds the batch that `key` names."""
         chosen = self._rows[list(key.examples)].tolist()
         records = [self._records(self.files[file])[row] for file, row in chosen]
         pictures = [record[-3 * SIDE**2 :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
-        return ImageBatch(
+        return Batch(
             pixel_values=self.processor.images([np.ascontiguousarray(picture) for picture in pictures]),
             labels=self._labels[list(key.examples)],
             ids=tuple(f"{self.files[file].stem}-{row}" for file, row in chosen),
             seed=key.seed,
         )
+
+    @property
+    def pictures(self) -> None:
+        """They are in no prepared set."""
 
     def labels(self) -> Int[Tensor, " n"]:
         """Returns the class of every picture, in order."""

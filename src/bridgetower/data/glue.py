@@ -7,8 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bridgetower.data.batch import Batch
 from bridgetower.data.config import GlueName
-from bridgetower.data.files import existing_files
+from bridgetower.data.files import digests_of, existing_files
+from bridgetower.data.sampling import BatchKey
+from bridgetower.processor import Processor
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3
@@ -182,3 +189,75 @@ def _problem(cells: Sequence[str], columns: Sequence[int], task: GlueTask) -> st
     if task.classes:
         return "" if label in task.classes else f"label {label!r}"
     return "" if label.replace(".", "", 1).isdigit() else f"score {label!r}"
+
+
+class GlueTexts(Dataset[Batch]):
+    """Texts or pairs of texts with their labels, addressed by batch.
+
+    Attributes:
+        rows: As the files have them.
+        files: That were read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        name: GlueName,
+        splits: str | Sequence[str],
+        processor: Processor,
+        *,
+        max_errors: int = 0,
+    ) -> None:
+        """Reads the files of one or several splits; see `read_glue`.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: There is no such split, a column is missing, or rows are bad.
+        """
+        names = (splits,) if isinstance(splits, str) else tuple(splits)
+        self.task, self._processor = GLUE[name], processor
+        self.files = [glue_file(folder, name, split) for split in names]
+        self.rows = [row for split in names for row in read_glue(folder, name, split, max_errors=max_errors)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """Builds the batch that `key` names; it has labels where the rows have."""
+        rows = [self.rows[example] for example in key.examples]
+        text = self._processor.pad(self._processor.pair_ids([row.texts for row in rows]))
+        return Batch(
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            labels=self._labels([row.label for row in rows]) if all(row.label for row in rows) else None,
+            ids=tuple(map(str, key.examples)),
+            seed=key.seed,
+        )
+
+    @property
+    def pictures(self) -> None:
+        """There are none."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every row has a label."""
+        return all(row.label for row in self.rows)
+
+    def labels(self) -> Tensor:
+        """Returns the class of every row, or its number.
+
+        Raises:
+            ValueError: The rows have no labels.
+        """
+        if not self.labelled:
+            raise ValueError(f"{', '.join(map(str, self.files))} has no labels; choose a split that has")
+        return self._labels([row.label for row in self.rows])
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of every file, by path."""
+        return digests_of(self.files)
+
+    def _labels(self, labels: Sequence[str]) -> Tensor:
+        if not self.task.classes:
+            return torch.tensor([float(label) for label in labels])
+        return torch.tensor([self.task.classes.index(label) for label in labels])

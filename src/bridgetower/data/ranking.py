@@ -32,7 +32,7 @@ class RankingPairs(Dataset[RankingBatch]):
             raise ValueError(
                 f"{', '.join(images.splits)} has {len(images)} image; expected at least 2 for false captions"
             )
-        self.images, self.false_texts = images, false_texts
+        self.pictures, self.false_texts = images, false_texts
         self._pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -47,21 +47,21 @@ class RankingPairs(Dataset[RankingBatch]):
         generator = torch.Generator().manual_seed(key.seed)
         chosen = [self._pairs[pair] for pair in key.examples]
         texts = [text for pair in chosen for text in self._texts(*pair, generator)]
-        images, processor = [image for image, _ in chosen], self.images.processor
+        images, processor = [image for image, _ in chosen], self.pictures.processor
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
         return RankingBatch(
-            pixel_values=self.images.views(images, generator),
+            pixel_values=self.pictures.views(images, generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             image_index=torch.tensor(images),
-            ids=tuple(self.images.image_ids[image] for image in images),
+            ids=tuple(self.pictures.image_ids[image] for image in images),
             seed=key.seed,
         )
 
     def _texts(self, image: int, number: int | None, generator: torch.Generator) -> Sequence[str]:
-        shifts = torch.randint(1, len(self.images), (self.false_texts,), generator=generator)
-        others = ((image + shifts) % len(self.images)).tolist()
+        shifts = torch.randint(1, len(self.pictures), (self.false_texts,), generator=generator)
+        others = ((image + shifts) % len(self.pictures)).tolist()
         return [
-            self.images.caption(image, number, generator),
-            *(self.images.caption(other, None, generator) for other in others),
+            self.pictures.caption(image, number, generator),
+            *(self.pictures.caption(other, None, generator) for other in others),
         ]

@@ -26,6 +26,7 @@ class Schema:
         text: Field with the text; None where an entry is its text.
         id: Field that identifies an entry; None if nothing does.
         label: Field that `inspect` counts the values of.
+        label_noun: Names a label in errors.
         labels: Values of it, in the order of the class numbers; empty if it may have any. An entry without a label has
             an empty one.
         stripped: Whether a text may not have spaces at its ends.
@@ -39,6 +40,7 @@ class Schema:
     text: str | None = None
     id: str | None = None
     label: str | None = None
+    label_noun: str = "label"
     labels: tuple[str, ...] = ()
     stripped: bool = True
     image_columns: tuple[str, ...] = ("image",)
@@ -174,6 +176,7 @@ VQA = Schema(
     text="question",
     id="question_id",
     label="answer_type",
+    label_noun="answers",
     stripped=False,
 )
 SNLI_VE = Schema(name="snli-ve", labels=("contradiction", "neutral", "entailment"), **_STATEMENTS)

@@ -37,7 +37,6 @@ from bridgetower.demo.folder import (
 )
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
-from bridgetower.evaluation.grounding import Judged, judge
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json
@@ -46,10 +45,11 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
+from bridgetower.tasks.grounding import Judged, judge
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
-from bridgetower.training.recipes import RECIPES
 
 
 def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:

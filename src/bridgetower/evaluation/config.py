@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bridgetower.data.config import GlueName
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.objectives.config import Protocol
 
-Benchmark = Literal["retrieval", "vqav2", "snli-ve", "nlvr2", "cifar10", "cifar100", GlueName]
+Protocol = Literal["honest", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bridgetower.objectives.config import Protocol
+from bridgetower.evaluation.config import Protocol
 
 RECALL_KS = (1, 5, 10)
 """The ranks that the field reports; RSUM is the sum of both directions at these three."""

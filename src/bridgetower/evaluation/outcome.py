@@ -1,9 +1,7 @@
-"""What an evaluation leaves: figures, predictions by id, and the file that a test server takes."""
+"""What an evaluation leaves: metrics, predictions by id, and the file that a test server takes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +20,15 @@ class Outcome:
     """What was found out about a model.
 
     Attributes:
-        figures: By name; empty where the answers are not known.
+        metrics: By name; empty where the answers are not known.
         counts: Of what was judged.
-        details: Further figures, by group, such as the types of questions.
+        details: Further metrics, by group, such as the types of questions.
         predictions: One row per example, with its id.
         submission: Name and content of the file that a test server takes.
         notes: What cannot be given, and why.
     """
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     counts: Mapping[str, int]
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     predictions: Sequence[Mapping[str, Any]] = ()
@@ -38,10 +36,10 @@ class Outcome:
     notes: Sequence[str] = ()
 
     def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the content of `metrics.json`: what was measured and how, versions, counts, figures."""
+        """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""
         versions = {name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()}
         notes = {"notes": list(self.notes)} if self.notes else {}
-        return {**about, **self.counts, **self.figures, **self.details, **notes, "versions": versions}
+        return {**about, **self.counts, **self.metrics, **self.details, **notes, "versions": versions}
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
         """Writes `metrics.json`, and `predictions.jsonl` and the submission where there are any."""
@@ -54,20 +52,6 @@ class Outcome:
         write_json(folder / METRICS, self.report(about))
 
 
-def vqa_submission(answers: Mapping[int, str]) -> tuple[str, str]:
-    """Returns the file that VQA's server takes: one JSON array of `question_id` and `answer`."""
-    rows = [{"question_id": number, "answer": answer} for number, answer in answers.items()]
-    return "submission.json", json_text(rows)
-
-
-def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:
-    """Returns the file that NLVR2's evaluation takes: CSV lines of identifier and prediction, without header."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(labels.items())
-    return "submission.csv", stream.getvalue()
-
-
-def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
-    """Returns the file that GLUE's server takes: a header, then row number and prediction."""
-    rows = (f"{index}\t{label}\n" for index, label in enumerate(labels))
-    return name, "index\tprediction\n" + "".join(rows)
+def counts(name: str, total: int, name_known: str, known: int) -> dict[str, int]:
+    """Returns the number of examples, and of those that the metrics are of where these are others."""
+    return {name: total} | ({name_known: known} if 0 < known < total else {})

@@ -56,12 +56,12 @@ def predict_classes(
     return Predictions(classes=classes, probabilities=probabilities)
 
 
-def predict_numbers(
+def predict_outputs(
     task: nn.Module, examples: Examples, *, batch_size: int, num_workers: int = 0, progress: bool = False
-) -> Float[Tensor, " n"]:
-    """Returns the number that the task predicts for every example, as `predict_classes` does with classes."""
-    (numbers,) = _predict(task, examples, lambda output: (output[:, 0],), batch_size, num_workers, progress)
-    return numbers
+) -> Float[Tensor, "n k"]:
+    """Returns all that the task predicts for every example, as `predict_classes` does with the likeliest class."""
+    (outputs,) = _predict(task, examples, lambda output: (output,), batch_size, num_workers, progress)
+    return outputs
 
 
 @torch.inference_mode()
@@ -73,7 +73,7 @@ def _predict(
     num_workers: int,
     progress: bool,
 ) -> tuple[Tensor, ...]:
-    """Returns what `read` keeps of the prediction of every example, [n] each, in order and on the CPU."""
+    """Returns what `read` keeps of the prediction of every example, in order and on the CPU."""
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]

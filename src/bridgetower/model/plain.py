@@ -17,7 +17,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float.
 
     Fields may be dataclasses, tuples, lists, mappings, literals, finite numbers, texts and truth values, or one of
-    these or None, or one of several dataclasses, each of which has a field `kind` with a default of its own.
+    these or None. A dataclass that is already built is taken as it is.
 
     Args:
         cls: The dataclass.
@@ -99,13 +99,10 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if value is None and NoneType in kinds:
         return None
-    parts = [kind for kind in kinds if is_dataclass(kind)]
-    if len(parts) > 1:
-        return _one_of(parts, value, where)
     for kind in kinds:
         origin, arguments = get_origin(kind), get_args(kind)
         if is_dataclass(kind):
-            return from_plain(cast(type, kind), value, where)
+            return value if isinstance(value, cast(type, kind)) else from_plain(cast(type, kind), value, where)
         if origin is tuple and isinstance(value, list | tuple) and _fits(arguments, len(value)):
             items = zip(arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True)
             return tuple(_checked(item, element, f"{where}[{number}]") for number, (item, element) in enumerate(items))
@@ -121,15 +118,6 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         if origin is Literal and value in arguments:
             return value
     raise ValueError(f"{where} is {value!r}; expected {' or '.join(map(_name, kinds))}")
-
-
-def _one_of(parts: Sequence[Any], value: Any, where: str) -> Any:
-    """Builds the dataclass that the value's `kind` names."""
-    by_kind = {part.kind: part for part in parts}
-    name = value.get("kind") if isinstance(value, Mapping) else None
-    if name not in by_kind:
-        raise ValueError(f"{where}.kind is {name!r}; expected one of {', '.join(by_kind)}")
-    return from_plain(by_kind[name], value, where)
 
 
 def _fits(arguments: tuple[Any, ...], length: int) -> bool:

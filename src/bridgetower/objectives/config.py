@@ -1,35 +1,40 @@
-"""What each task is told: loss weights, negatives, masking; importable without torch."""
+"""What objectives are told: loss weights, negatives, masking; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Fixed, Suppress
 
-from bridgetower.data.config import GlueName, MaskingConfig
+from bridgetower.data.config import MaskingConfig
 from bridgetower.model.plain import check_choice, check_numbers
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
 MlmNormalization = Literal["step", "official"]
-Protocol = Literal["honest", "paper"]
-Figure = Literal[
-    "rsum",
-    "itc_rsum",
-    "two_stage_rsum",
-    "one_stage_rsum",
-    "itm_accuracy",
-    "mlm_accuracy",
-    "vqa_score",
-    "accuracy",
-    "f1",
-    "matthews_correlation",
-    "pearson_correlation",
-    "spearman_correlation",
-]
-"""Figures of an evaluation; `figures` of a task are those by which its best checkpoint can be chosen."""
+Reads = Literal["captions", "entries", "files"]
+NotAnOption = Annotated[str, Fixed, Suppress]
+"""A field that a run saves but the command line does not offer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What a run can be told about its task; each task has a config of its own.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+    """
+
+    reads: ClassVar[Reads] = "entries"
+    """What is trained on: captions or other entries of prepared sets, or files as their authors publish them."""
+
+    kind: NotAnOption = ""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of an evaluation by which the best checkpoint can be chosen, the usual one first."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingConfig:
+class PretrainingConfig(TaskConfig):
     """MLM, ITM and ITC on captions.
 
     Attributes:
@@ -82,9 +87,10 @@ class PretrainingConfig:
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
-    figures: ClassVar[tuple[Figure, ...]] = ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
+    reads: ClassVar[Reads] = "captions"
+    metrics = ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
-    kind: Annotated[Literal["pretraining"], Fixed, Suppress] = "pretraining"
+    kind: NotAnOption = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     mlm_normalization: MlmNormalization = "step"
@@ -115,7 +121,7 @@ class PretrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingConfig:
+class RankingConfig(TaskConfig):
     """Choosing the true text of an image among false ones.
 
     Attributes:
@@ -124,9 +130,10 @@ class RankingConfig:
         itm: Weight of the matching loss beside it; 0 does not compute it.
     """
 
-    figures: ClassVar[tuple[Figure, ...]] = ("rsum", "one_stage_rsum")
+    reads: ClassVar[Reads] = "captions"
+    metrics = ("rsum", "one_stage_rsum")
 
-    kind: Annotated[Literal["ranking"], Fixed, Suppress] = "ranking"
+    kind: NotAnOption = "ranking"
     false_texts: int = 15
     itm: float = 1.0
 
@@ -135,113 +142,3 @@ class RankingConfig:
         check_numbers(self)
         if self.false_texts < 1 or self.itm < 0:
             raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VqaConfig:
-    """Questions about pictures.
-
-    Attributes:
-        kind: Tells the task in a saved run; no option of the command.
-        protocol: `honest` scores every question of the validation split; `paper` leaves out those to which no annotator
-            gave an answer of the vocabulary, as the official code does. Both train without them.
-    """
-
-    figures: ClassVar[tuple[Figure, ...]] = ("vqa_score",)
-
-    kind: Annotated[Literal["vqa"], Fixed, Suppress] = "vqa"
-    protocol: Protocol = "honest"
-
-    def __post_init__(self) -> None:
-        """Checks the protocol."""
-        check_numbers(self)
-        check_choice("protocol", self.protocol, Protocol)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnliVeConfig:
-    """Does a picture contradict a statement, leave it open, or entail it?
-
-    Attributes:
-        kind: Tells the task in a saved run; no option of the command.
-    """
-
-    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
-
-    kind: Annotated[Literal["snli-ve"], Fixed, Suppress] = "snli-ve"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nlvr2Config:
-    """Is a statement about two pictures true?
-
-    Attributes:
-        kind: Tells the task in a saved run; no option of the command.
-    """
-
-    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
-
-    kind: Annotated[Literal["nlvr2"], Fixed, Suppress] = "nlvr2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CifarConfig:
-    """Classes of pictures from the image tower alone: CIFAR-10 and CIFAR-100.
-
-    Attributes:
-        kind: Tells the task in a saved run; no option of the command.
-        num_classes: 10, or 100.
-    """
-
-    figures: ClassVar[tuple[Figure, ...]] = ("accuracy",)
-
-    kind: Annotated[Literal["cifar"], Fixed, Suppress] = "cifar"
-    num_classes: Literal[10, 100] = 10
-
-    def __post_init__(self) -> None:
-        """Checks the number of classes."""
-        check_numbers(self)
-        if self.num_classes not in (10, 100):
-            raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueConfig:
-    """A task of GLUE from the text tower alone.
-
-    Attributes:
-        kind: Tells the task in a saved run; no option of the command.
-        name: Of the task.
-        max_errors: Bad rows of a file that may be left out; they are named.
-    """
-
-    kind: Annotated[Literal["glue"], Fixed, Suppress] = "glue"
-    name: GlueName = "cola"
-    max_errors: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the name and the number."""
-        check_numbers(self)
-        check_choice("name", self.name, GlueName)
-        if self.max_errors < 0:
-            raise ValueError(f"max_errors is {self.max_errors}; expected at least 0")
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Figures of the evaluation by which the best checkpoint can be chosen: those that GLUE reports."""
-        return GLUE_FIGURES[self.name]
-
-
-GLUE_FIGURES: Mapping[GlueName, tuple[Figure, ...]] = {
-    "cola": ("matthews_correlation",),
-    "mrpc": ("f1", "accuracy"),
-    "sst-2": ("accuracy",),
-    "qqp": ("f1", "accuracy"),
-    "sts-b": ("pearson_correlation", "spearman_correlation"),
-    "rte": ("accuracy",),
-    "qnli": ("accuracy",),
-    "mnli": ("accuracy",),
-}
-
-TaskConfig = PretrainingConfig | RankingConfig | VqaConfig | SnliVeConfig | Nlvr2Config | CifarConfig | GlueConfig
-"""What a run can learn, told apart by `kind`."""

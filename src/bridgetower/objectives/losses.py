@@ -64,7 +64,7 @@ def mlm_loss(
 
 
 def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy, and the accuracy: matching, SNLI-VE, NLVR2 and the single towers."""
+    """Cross-entropy, and the accuracy."""
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
 
@@ -78,17 +78,6 @@ def vqa_loss(
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets) * targets.shape[1]
     scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))
     return loss, scores.mean().detach()
-
-
-def known(labels: Tensor | None) -> Tensor:
-    """Returns the labels of a batch.
-
-    Raises:
-        ValueError: There are none, so that nothing can be learnt from it.
-    """
-    if labels is None:
-        raise ValueError("this batch has no labels; train and validate on a split that has them")
-    return labels
 
 
 def itc_loss(

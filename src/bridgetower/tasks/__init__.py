@@ -1,1 +1,1 @@
-"""What a run is told: its config; importable without torch."""
+"""What a model can be trained on and measured by: one value per task, and a table of them; importable without torch."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from tyro.conf import AvoidSubcommands, Fixed, Suppress
+from tyro.conf import AvoidSubcommands
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
-from bridgetower.objectives.config import CifarConfig, Figure, GlueConfig, PretrainingConfig, RankingConfig, TaskConfig
+from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -20,7 +20,6 @@ Rule = Literal["adamw", "hf_adamw"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 _EARLIER_RULES: dict[str, Rule] = {"plain": "adamw", "official": "hf_adamw"}  # of saved runs
-_NotAnOption = Annotated[str, Fixed, Suppress]
 
 # New names of fields in saved runs, by their part. None: of no effect any more. `memory_gib` bounded encodings that an
 # evaluation kept; they are computed again where they are needed.
@@ -133,8 +132,8 @@ class RunConfig:
         log_every: Steps between lines of `metrics.jsonl`; losses are those of that step, as means over the processes.
     """
 
-    recipe: _NotAnOption = ""
-    source: _NotAnOption = ""
+    recipe: NotAnOption = ""
+    source: NotAnOption = ""
     task: Annotated[TaskConfig, AvoidSubcommands] = field(default_factory=PretrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
@@ -159,7 +158,7 @@ class RunConfig:
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
-    select_by: Figure = "rsum"
+    select_by: str = "rsum"
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -190,23 +189,22 @@ class RunConfig:
         check_choice("precision", self.precision, Precision)
         check_choice("device", self.device, Device)
         check_choice("contrast_over", self.contrast_over, ContrastOver)
-        check_choice("select_by", self.select_by, Figure)
-        if self.select_by not in self.task.figures:
+        if self.select_by not in self.task.metrics:
             raise ValueError(
                 f"select_by is {self.select_by!r}, which the evaluation of {self.task.kind} does not give; expected "
-                f"one of {', '.join(self.task.figures)}"
+                f"one of {', '.join(self.task.metrics)}"
             )
 
     def _check_used(self) -> None:
         """Raises ValueError if something is set that the task would ignore."""
-        if isinstance(self.task, PretrainingConfig | RankingConfig):
+        if self.task.reads == "captions":
             return
         given = {
             "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size) != RetrievalConfig(),
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
-        if isinstance(self.task, CifarConfig | GlueConfig):
+        if self.task.reads == "files":
             given |= {
                 "data.random_crop, flip or rand_augment": self.data.has_views,
                 "data.augmentation": self.data.augmentation != DataConfig.augmentation,
@@ -239,14 +237,34 @@ class RunConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Builds the config that `to_dict` described, under earlier names too; unknown fields are an error."""
-        renamed = dict(values)
-        for part, names in _EARLIER_NAMES.items():
-            if isinstance(values.get(part), Mapping):
-                found = {names.get(name, name): value for name, value in values[part].items()}
-                renamed[part] = {name: value for name, value in found.items() if name is not None}
-        optimizer = renamed.get("optimizer")
-        if isinstance(optimizer, Mapping) and optimizer.get("rule") in _EARLIER_RULES:
-            renamed["optimizer"] = {**optimizer, "rule": _EARLIER_RULES[optimizer["rule"]]}
-        return from_plain(cls, renamed, "run config")
+    def from_dict(cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]) -> RunConfig:
+        """Builds the config that `to_dict` described, under earlier names too.
+
+        Args:
+            values: By field; unknown fields are an error.
+            tasks: Config of each task, by `kind`.
+
+        Raises:
+            ValueError: A field or the task is unknown, or a value is of the wrong type.
+        """
+        given = _under_current_names(values)
+        if "task" in given:
+            task = given["task"]
+            kind: Any = task.get("kind") if isinstance(task, Mapping) else task
+            if kind not in tasks:
+                raise ValueError(f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}")
+            given["task"] = from_plain(tasks[kind], task, "run config.task")
+        return from_plain(cls, given, "run config")
+
+
+def _under_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a saved run with the names that earlier releases gave fields and rules replaced."""
+    renamed = dict(values)
+    for part, names in _EARLIER_NAMES.items():
+        if isinstance(values.get(part), Mapping):
+            found = {names.get(name, name): value for name, value in values[part].items()}
+            renamed[part] = {name: value for name, value in found.items() if name is not None}
+    optimizer = renamed.get("optimizer")
+    if isinstance(optimizer, Mapping) and optimizer.get("rule") in _EARLIER_RULES:
+        renamed["optimizer"] = {**optimizer, "rule": _EARLIER_RULES[optimizer["rule"]]}
+    return renamed

@@ -27,7 +27,7 @@ from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.loop import Fabric
-from bridgetower.training.parts import Work
+from bridgetower.training.setup import TaskSetup
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _BATCH = 32  # pictures or texts at once
 
 @torch.no_grad()
 def frozen_examples(
-    config: RunConfig, model: BridgeTower, work: Work, out: Path, fabric: Fabric, *, progress: bool
+    config: RunConfig, model: BridgeTower, setup: TaskSetup, out: Path, fabric: Fabric, *, progress: bool
 ) -> FrozenExamples:
     """Freezes the towers and computes what they say of all pictures and texts of a run, as far as it is not there.
 
@@ -46,9 +46,9 @@ def frozen_examples(
     Args:
         config: Of the run.
         model: Its towers do not change any more.
-        work: Its pictures and examples.
+        setup: Its pictures and examples.
         out: Folder of the run; the files go to a folder in it.
-        fabric: From `make_fabric`; the processes share the work.
+        fabric: From `make_fabric`; the processes share the setup.
         progress: Show bars.
 
     Raises:
@@ -59,10 +59,10 @@ def frozen_examples(
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
-    assert work.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared pictures
-    folder, (train, held_out) = out / FOLDER, work.pictures
+    assert setup.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared pictures
+    folder, (train, held_out) = out / FOLDER, setup.pictures
     if rank() == 0:
-        claim_rows(folder, _content(config, model, work, train.processor))
+        claim_rows(folder, _content(config, model, setup, train.processor))
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -70,10 +70,10 @@ def frozen_examples(
     frozen = towers.pictures("train-pictures", train, config.frozen_views, config.seed, dtype)
     held_out.frozen = towers.pictures("validation-pictures", held_out, 1, config.seed, torch.float32)
     train.frozen = frozen
-    plain = FrozenExamples(work.examples, config.frozen_views, config.seed)
+    plain = FrozenExamples(setup.examples, config.frozen_views, config.seed)
     texts = towers.texts("train-texts", needed_texts(plain), train.processor, dtype)
     model.train()
-    return FrozenExamples(work.examples, config.frozen_views, config.seed, texts)
+    return FrozenExamples(setup.examples, config.frozen_views, config.seed, texts)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Views(Dataset[Tensor]):
         return pixels[0]
 
 
-def _content(config: RunConfig, model: BridgeTower, work: Work, processor: Processor) -> dict[str, Any]:
+def _content(config: RunConfig, model: BridgeTower, setup: TaskSetup, processor: Processor) -> dict[str, Any]:
     """What decides the files."""
     tensors = model.state_dict()
     towers = {name: tensors[name] for name in tensors if name.startswith(("vision.", "text."))}
@@ -169,7 +169,7 @@ def _content(config: RunConfig, model: BridgeTower, work: Work, processor: Proce
         "towers": exact_fingerprint(towers),
         "layers": [list(model.config.vision_layers), list(model.config.text_layers)],
         "preprocessing": fingerprint(model.config, {}, processor),
-        "data": dict(work.digests),
+        "data": dict(setup.digests),
         "views": {"number": config.frozen_views, "seed": config.seed, "precision": config.precision},
         "settings": {"data": config.data, "task": config.task},
     }

@@ -23,7 +23,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import MICRO_BATCHES, PROCESSES, TrainingState, load_state, save_state
 from bridgetower.training.step import count_micro_batches, counts_labels, run_step
@@ -56,7 +56,7 @@ def make_fabric(config: RunConfig) -> Fabric:
 
 
 def fit(
-    parts: Parts,
+    context: TrainContext,
     fabric: Fabric,
     out: Path,
     *,
@@ -67,7 +67,7 @@ def fit(
     """Trains to the end and returns the last evaluation; a finished run only returns it.
 
     Args:
-        parts: Task, data, evaluation.
+        context: Task, data, evaluation.
         fabric: From `make_fabric`.
         out: Folder of the run.
         resume: Continue from the state in `out`, in the middle of an epoch if need be.
@@ -80,57 +80,57 @@ def fit(
         FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
         Interrupted: A signal asked to stop; the state is saved.
     """
-    config = parts.config
-    optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
-    task, optimizer = fabric.setup(parts.task, optimizer)
-    conditions = _conditions(parts, fabric)
+    config = context.config
+    optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
+    task, optimizer = fabric.setup(context.task, optimizer)
+    conditions = _conditions(context, fabric)
     require_same(conditions)
     state = TrainingState()
     if resume:
-        state = load_state(out, parts.model, optimizer, conditions, allow_world_size_change=allow_world_size_change)
-    if 0 < state.step == parts.max_steps:
+        state = load_state(out, context.model, optimizer, conditions, allow_world_size_change=allow_world_size_change)
+    if 0 < state.step == context.max_steps:
         logger.info("%s is finished: all %d steps are done", out, state.step)
         return state.figures
-    batches = _batches(parts, fabric, state.step)
-    factor = schedule(config.optimizer, parts.max_steps)
+    batches = _batches(context, fabric, state.step)
+    factor = schedule(config.optimizer, context.max_steps)
     _warn_of_small_contrast(config, fabric)
-    log = RunLog(out, config, parts.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
+    log = RunLog(out, config, context.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
     with log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
-        for step in range(state.step, parts.max_steps):
+        for step in range(state.step, context.max_steps):
             _set_lr(optimizer, factor(step))
             started = time.perf_counter()
-            losses = run_step(fabric, task, parts, optimizer, batches, step)
+            losses = run_step(fabric, task, context, optimizer, batches, step)
             state.step = step + 1
             if log.due(state.step):
                 losses = mean_over_ranks(losses)
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
-            last = state.step == parts.max_steps
+            last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                state.figures = _evaluate(fabric, parts, state, log, out)
+                state.figures = _evaluate(fabric, context, state, log, out)
             stopping = _any_rank(fabric, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
-                _save(fabric, out, parts, optimizer, state)
+                _save(fabric, out, context, optimizer, state)
             if stopping and not last:
-                raise Interrupted(f"stopped after step {state.step} of {parts.max_steps}; --resume continues it")
+                raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
     return state.figures
 
 
-def _batches(parts: Parts, fabric: Fabric, first_step: int) -> Iterator[Batch]:
-    config, micro_batches = parts.config, count_micro_batches(parts.config, fabric.world_size)
+def _batches(context: TrainContext, fabric: Fabric, first_step: int) -> Iterator[Batch]:
+    config, micro_batches = context.config, count_micro_batches(context.config, fabric.world_size)
     sampler = StepSampler(
-        len(parts.examples),
+        len(context.examples),
         batch_size=config.batch_size,
         micro_batches=micro_batches,
-        passes=lambda step: 2 if reads_twice(config, step / parts.max_steps, micro_batches) else 1,
-        counted=lambda step: micro_batches > 1 and counts_labels(config, step / parts.max_steps),
-        steps=range(first_step, parts.max_steps),
+        passes=lambda step: 2 if reads_twice(config, step / context.max_steps, micro_batches) else 1,
+        counted=lambda step: micro_batches > 1 and counts_labels(config, step / context.max_steps),
+        steps=range(first_step, context.max_steps),
         seed=config.seed,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
     workers = config.data.num_workers
     loader: DataLoader[Any] = DataLoader(
-        parts.examples,  # type: ignore[arg-type]  # a Dataset in all but name
+        context.examples,  # type: ignore[arg-type]  # a Dataset in all but name
         sampler=sampler,
         batch_size=None,
         num_workers=workers,
@@ -154,31 +154,31 @@ def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
         )
 
 
-def _evaluate(fabric: Fabric, parts: Parts, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
-    parts.task.eval()
-    figures = parts.evaluate()
-    parts.task.train()
+def _evaluate(fabric: Fabric, context: TrainContext, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
+    context.task.eval()
+    figures = context.evaluate()
+    context.task.train()
     log.evaluation(state.step, figures)
-    score = figures.get(parts.config.select_by)
+    score = figures.get(context.config.select_by)
     if score is None:
-        raise ValueError(f"select_by is {parts.config.select_by!r}; the evaluation gave {sorted(figures)}")
+        raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(figures)}")
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
         if fabric.global_rank == 0:
-            parts.save(out / "best")
+            context.save(out / "best")
     return figures
 
 
-def _conditions(parts: Parts, fabric: Fabric) -> dict[str, str | int]:
+def _conditions(context: TrainContext, fabric: Fabric) -> dict[str, str | int]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
-    contents = {f"content of {path}": digest for path, digest in parts.digests.items()}
-    micro_batches = count_micro_batches(parts.config, fabric.world_size)
+    contents = {f"content of {path}": digest for path, digest in context.digests.items()}
+    micro_batches = count_micro_batches(context.config, fabric.world_size)
     return {PROCESSES: fabric.world_size, MICRO_BATCHES: micro_batches, **contents}
 
 
-def _save(fabric: Fabric, out: Path, parts: Parts, optimizer: Optimizer, state: TrainingState) -> None:
+def _save(fabric: Fabric, out: Path, context: TrainContext, optimizer: Optimizer, state: TrainingState) -> None:
     if fabric.global_rank == 0:
-        save_state(out, parts.model, optimizer, state, _conditions(parts, fabric))
+        save_state(out, context.model, optimizer, state, _conditions(context, fabric))
     fabric.barrier()
 
 

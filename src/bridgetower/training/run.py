@@ -12,14 +12,15 @@ from bridgetower.files import differences, intended_name, locked, read_json, rem
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.table import TASKS, spec_of
 from bridgetower.training.alignment import align_projections
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
-from bridgetower.training.parts import Parts, Work
+from bridgetower.training.setup import TaskSetup, TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
-from bridgetower.training.work import plan
 
 CONFIG = "run.json"
 
@@ -33,6 +34,7 @@ def train(
     config: RunConfig,
     out: Path,
     *,
+    task: TaskSpec | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
     progress: bool = True,
@@ -45,6 +47,7 @@ def train(
     Args:
         config: Decides the result. On CPUs, the same config on the same machine with as many threads gives the same
             bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
+        task: A task of your own; None: the one of `TASKS` that the config names.
         out: Folder of the run; only the first process needs to see it, unless towers are frozen.
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
@@ -52,7 +55,7 @@ def train(
         progress: Show a progress bar.
 
     Returns:
-        Figures of the last evaluation; a finished run is left as it is.
+        Metrics of the last evaluation; a finished run is left as it is.
 
     Raises:
         FileNotFoundError: `out` holds no run and `resume` is True.
@@ -64,14 +67,16 @@ def train(
     """
     if allow_world_size_change and not resume:
         raise ValueError("allow_world_size_change=True would be ignored without resume=True; leave it out")
+    spec = spec_of(config.task, task)
     with process_group(config.device):
         fabric = make_fabric(config)
         require_same({"out": str(out), "resume": resume, **config.to_dict()})
         if fabric.global_rank == 0:
-            _check_folder(out, resume=resume)
+            _check_folder(out, spec, resume=resume)
         with locked(out) if fabric.global_rank == 0 else nullcontext():
             return _train(
                 config,
+                spec,
                 out,
                 fabric,
                 resume=resume,
@@ -81,45 +86,60 @@ def train(
 
 
 def _train(
-    config: RunConfig, out: Path, fabric: Fabric, *, resume: bool, allow_world_size_change: bool, progress: bool
+    config: RunConfig,
+    spec: TaskSpec,
+    out: Path,
+    fabric: Fabric,
+    *,
+    resume: bool,
+    allow_world_size_change: bool,
+    progress: bool,
 ) -> dict[str, float]:
     if fabric.global_rank == 0:
-        _claim(config, out, resume=resume)
+        _claim(config, spec, out, resume=resume)
     fabric.barrier()
-    checkpoint = starting_checkpoint(config)
+    checkpoint = starting_checkpoint(config, spec)
     model = checkpoint.model().train().to(fabric.device)
     optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
     checkpoint = replace(checkpoint, tensors={})
-    work = plan(config, checkpoint, model)
+    setup = build_task(config, checkpoint, model, spec)
     if config.freeze_towers:
-        work = replace(work, examples=frozen_examples(config, model, work, out, fabric, progress=progress))
+        setup = replace(setup, examples=frozen_examples(config, model, setup, out, fabric, progress=progress))
     if config.align_first and not from_first((out / STATE).exists()):  # the state holds what came of it
-        align_projections(config, model, work.examples, fabric, progress=progress)
-    parts = _parts(config, checkpoint, model, work)
-    figures = fit(parts, fabric, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress)
+        align_projections(config, model, setup.examples, fabric, progress=progress)
+    context = _context(config, checkpoint, model, setup)
+    metrics = fit(
+        context, fabric, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress
+    )
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
     if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
-        parts.save(out / "last")
+        context.save(out / "last")
     fabric.barrier()
-    return figures
+    return metrics
 
 
-def read_run(out: Path) -> RunConfig:
+def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
     """Returns the config of the run in a folder.
+
+    Args:
+        out: Folder of the run.
+        task: A task of your own, if the run is of it.
 
     Raises:
         FileNotFoundError: The folder holds no run.
+        ValueError: It is of another task, or damaged.
     """
     if not (out / CONFIG).exists():
         raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
-    return RunConfig.from_dict(read_json(out / CONFIG))
+    specs = [*TASKS.values(), *([] if task is None else [task])]
+    return RunConfig.from_dict(read_json(out / CONFIG), {spec.name: spec.config for spec in specs})
 
 
-def _check_folder(out: Path, *, resume: bool) -> None:
+def _check_folder(out: Path, spec: TaskSpec, *, resume: bool) -> None:
     """Raises before anything is written if the folder holds what is not of a run, or a run that may not be replaced."""
     if resume:
-        read_run(out)
+        read_run(out, spec)
         spoilt = [folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT)]
         if spoilt:
             raise FileExistsError(
@@ -148,20 +168,20 @@ def _has_begun(out: Path) -> bool:
     return saved or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def _claim(config: RunConfig, out: Path, *, resume: bool) -> None:
+def _claim(config: RunConfig, spec: TaskSpec, out: Path, *, resume: bool) -> None:
     """Writes the config of a new run, or checks that of the run to continue."""
-    _check_folder(out, resume=resume)  # again, now that no other process can change it
+    _check_folder(out, spec, resume=resume)  # again, now that no other process can change it
     for folder in (out, out / "best", out / "last"):
         remove_leftovers(folder)
     if not resume:
         write_json(out / CONFIG, config.to_dict())
         return
-    changed = list(differences(read_run(out).to_dict(), config.to_dict()))
+    changed = list(differences(read_run(out, spec).to_dict(), config.to_dict()))
     if changed:
         raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
 
 
-def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, work: Work) -> Parts:
+def _context(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, setup: TaskSetup) -> TrainContext:
     def save(folder: Path) -> None:
         tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         current = replace(checkpoint, tensors=tensors)
@@ -172,8 +192,8 @@ def _parts(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, work: 
             (folder / name).unlink(missing_ok=True)
         write_checkpoint(current, folder)
 
-    max_steps = config.max_steps or (config.max_epochs or 0) * (len(work.examples) // config.batch_size)
-    return Parts(**vars(work), config=config, model=model, save=save, max_steps=max_steps)
+    max_steps = config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size)
+    return TrainContext(**vars(setup), config=config, model=model, save=save, max_steps=max_steps)
 
 
 __all__ = ["CONFIG", "STATE", "read_run", "train"]

@@ -16,8 +16,9 @@ from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import FINE_TUNING, RECIPES
-from bridgetower.training.texts import class_labels, training_texts
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.table import spec_of
+from bridgetower.training.setup import class_labels
 from bridgetower.training.towers import Towers, read_towers
 
 logger = logging.getLogger(__name__)
@@ -26,22 +27,27 @@ _CLASSIFIERS = ("vqa", "snli_ve", "nlvr2")
 HEADS = ("mlm", "itm", "itc", "rank", *_CLASSIFIERS, "image", "text")
 
 
-def starting_checkpoint(config: RunConfig) -> Checkpoint:
+def starting_checkpoint(config: RunConfig, task: TaskSpec | None = None) -> Checkpoint:
     """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given.
+
+    Args:
+        config: Of the run.
+        task: A task of your own; None: the one of `TASKS` that the config names.
 
     Raises:
         FileNotFoundError: What the run starts from is not there.
         ValueError: `init` or `init_text` has no tokenizer, the run sets a model value that these or `init_vision`
             decide, or captions may be longer than the text tower takes.
     """
-    checkpoint = _new(config) if config.init is None else _initial(config, config.init)
+    spec = spec_of(config.task, task)
+    checkpoint = _new(config, spec) if config.init is None else _initial(config, spec, config.init)
     longest = checkpoint.config.text.max_length
     if config.data.max_length > longest:
         raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
     return checkpoint
 
 
-def _initial(config: RunConfig, init: str) -> Checkpoint:
+def _initial(config: RunConfig, spec: TaskSpec, init: str) -> Checkpoint:
     """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
     checkpoint = read_checkpoint(init, dtype=torch.float32)  # some are in half precision
     processor = checkpoint.processor
@@ -51,7 +57,7 @@ def _initial(config: RunConfig, init: str) -> Checkpoint:
     checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
     if config.image_size is not None:
         checkpoint = checkpoint.resized(config.image_size)
-    return _with_heads(checkpoint, config)
+    return _with_heads(checkpoint, config, spec)
 
 
 def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> ProcessorConfig:
@@ -66,13 +72,13 @@ def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> Processor
     )
 
 
-def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
+def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
     """Returns the checkpoint with exactly the heads that the run asks for; new ones are drawn."""
     if config.model.heads.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
     kept, new, dropped = _sorted_heads(checkpoint.config.heads, config.model.heads)
     model_config = replace(checkpoint.config, heads=_effective_heads(checkpoint.config.heads, config.model.heads, kept))
-    _check_model(config, checkpoint, model_config)
+    _check_model(_default_model(config, spec), config, checkpoint, model_config)
     if dropped:
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
     if new:
@@ -86,7 +92,7 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig) -> Checkpoint:
     if "rank" in new and "itm_head.fc.weight" in tensors:  # official: it starts as the matching head's logit of a match
         tensors |= {f"rank_head.fc.{kind}": tensors[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
-    labels |= {head: names for head, names in class_labels(config).items() if head in new}
+    labels |= {head: names for head, names in class_labels(config, spec).items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
@@ -108,11 +114,9 @@ def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) ->
     )
 
 
-def _check_model(config: RunConfig, checkpoint: Checkpoint, effective: ModelConfig) -> None:
+def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, effective: ModelConfig) -> None:
     """Raises ValueError if the run changes a value of its recipe's model that the checkpoint decides."""
-    recipe = RECIPES.get(config.recipe)
-    default = (recipe.model if recipe else ModelConfig()).to_dict()
-    asked = config.model.to_dict()
+    default, asked = usual.to_dict(), config.model.to_dict()
     if config.image_size is not None:  # takes precedence over the model's, for a new model too
         asked["vision"]["image_size"] = config.image_size
     changed = set(differences(default, asked))
@@ -133,11 +137,11 @@ def _new_heads(config: ModelConfig, heads: list[str], seed: int) -> dict[str, Te
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
 
 
-def _new(config: RunConfig) -> Checkpoint:
-    if config.recipe in FINE_TUNING and not (config.init_vision or config.init_text):
+def _new(config: RunConfig, spec: TaskSpec) -> Checkpoint:
+    if spec.recipe(config.recipe) in spec.fine_tuning and not (config.init_vision or config.init_text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
-    towers = read_towers(config)
-    processor = _processor(config, towers)
+    towers = read_towers(config, _default_model(config, spec))
+    processor = _processor(config, spec, towers)
     image_size = processor.config.image_size
     model_config = towers.model_config(config.model, processor, image_size)
     model = BridgeTower(model_config)
@@ -148,11 +152,11 @@ def _new(config: RunConfig) -> Checkpoint:
         config=model_config,
         tensors=tensors,
         processor=processor,
-        labels=class_labels(config),
+        labels=class_labels(config, spec),
     )
 
 
-def _processor(config: RunConfig, towers: Towers) -> Processor:
+def _processor(config: RunConfig, spec: TaskSpec, towers: Towers) -> Processor:
     """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training texts."""
     values = ProcessorConfig(
         profile=config.data.profile or "official-pretrain",
@@ -165,5 +169,11 @@ def _processor(config: RunConfig, towers: Towers) -> Processor:
     tokenizer = towers.tokenizer(config.tokenizer)
     if tokenizer is not None:
         return Processor(values, tokenizer)
-    texts = training_texts(config, Processor(values, None))
+    texts = spec.training_texts(config, Processor(values, None))
     return Processor(values, train_tokenizer(texts, vocab_size=config.model.text.vocab_size))
+
+
+def _default_model(config: RunConfig, spec: TaskSpec) -> ModelConfig:
+    """The model of the recipe that the run started from."""
+    recipe = spec.recipe(config.recipe)
+    return recipe.model if recipe else ModelConfig()

@@ -23,7 +23,7 @@ from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
-from bridgetower.training.parts import Parts
+from bridgetower.training.setup import TrainContext
 
 
 def count_micro_batches(config: RunConfig, world_size: int) -> int:
@@ -33,14 +33,14 @@ def count_micro_batches(config: RunConfig, world_size: int) -> int:
 
 
 def run_step(
-    fabric: Fabric, task: Any, parts: Parts, optimizer: Optimizer, batches: Iterator[Batch], step: int
+    fabric: Fabric, task: Any, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
 ) -> dict[str, Tensor]:
     """Runs a step, counted from 0, over its micro-batches; returns their mean losses and figures.
 
     Args:
         fabric: From `make_fabric`.
-        task: `parts.task`, set up by Fabric.
-        parts: Of the run.
+        task: `context.task`, set up by Fabric.
+        context: Of the run.
         optimizer: Set up by Fabric, its learning rates set.
         batches: The micro-batches of this step are next, twice if `reads_twice`. If there are several and
             `counts_labels`, the first one has the `step_labels`.
@@ -49,11 +49,11 @@ def run_step(
     Raises:
         FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
     """
-    config, count = parts.config, count_micro_batches(parts.config, fabric.world_size)
-    progress = step / parts.max_steps
-    parts.task.progress = progress  # type: ignore[assignment]
+    config, count = context.config, count_micro_batches(context.config, fabric.world_size)
+    progress = step / context.max_steps
+    context.task.progress = progress  # type: ignore[assignment]
     moved = (batch.to(fabric.device) for batch in batches)
-    contrasts = _contrasts(fabric, parts, moved, step, count)
+    contrasts = _contrasts(fabric, context, moved, step, count)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     own: Iterator[Any] = islice(moved, count)
@@ -101,16 +101,16 @@ def _weighted(batches: Iterator[CaptionBatch], count: int, processes: int) -> It
         yield replace(batch, mlm_weight=batch.num_labels / mean)
 
 
-def _contrasts(fabric: Fabric, parts: Parts, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
+def _contrasts(fabric: Fabric, context: TrainContext, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
     """ITC over the whole step, for each of its micro-batches; nothing where each compares its own pairs."""
-    task: Any = parts.task
-    if not reads_twice(parts.config, task.progress, count):
+    task: Any = context.task
+    if not reads_twice(context.config, task.progress, count):
         return []
     return contrast_of_step(
         task,
         islice(batches, count),
-        lambda micro: _seed_dropout(parts.config, step, fabric.global_rank, micro),
-        partial(autocast, fabric.device, parts.config.precision),
+        lambda micro: _seed_dropout(context.config, step, fabric.global_rank, micro),
+        partial(autocast, fabric.device, context.config.precision),
     )
 
 

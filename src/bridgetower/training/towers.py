@@ -13,7 +13,6 @@ from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import RECIPES
 
 # The run decides these: positions are resized, and published weights are the same with any dropout.
 _FREE = ("image_size", "dropout")
@@ -68,15 +67,17 @@ class Towers:
         return replace(values, image_mean=mean, image_std=std)
 
 
-def read_towers(config: RunConfig) -> Towers:
+def read_towers(config: RunConfig, usual: ModelConfig) -> Towers:
     """Reads the towers that a run starts from.
+
+    Args:
+        config: Of the run.
+        usual: Model of its recipe.
 
     Raises:
         FileNotFoundError: One is not there.
         ValueError: One is damaged, unknown, or differs from what the run sets besides its recipe.
     """
-    recipe = RECIPES.get(config.recipe)
-    usual = recipe.model if recipe else ModelConfig()
     vision, text = config.init_vision, config.init_text
     return Towers(
         None if vision is None else read_vision_tower(vision, _asked(config.model.vision, usual.vision)),

@@ -13,11 +13,11 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.prepare import prepare_arrow
 from bridgetower.data.records import Record
-from bridgetower.evaluation.benchmarks import evaluate
-from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.evaluation.vqa_score import vqa_score
 from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.benchmarks import evaluate
 from miniature_arrow import write_nlvr2_arrow
 
 
@@ -34,7 +34,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def measure(predictor: Predictor, sets: dict[str, Path]) -> Any:
-    def call(benchmark: Benchmark, split: str, **options: Any) -> Outcome:
+    def call(benchmark: str, split: str, **options: Any) -> Outcome:
         kind: Any = "vqa" if benchmark == "vqav2" else benchmark
         return evaluate(predictor, benchmark, [sets[kind]], split, RetrievalConfig(**options))
 
@@ -57,7 +57,7 @@ class TestQuestions:
             vqa_score(row["answer"], question.answers)
             for row, (_, question) in zip(outcome.predictions, questions, strict=True)
         ]
-        assert outcome.figures["vqa_score"] == pytest.approx(100 * sum(scores) / len(scores), abs=0.005)
+        assert outcome.metrics["vqa_score"] == pytest.approx(100 * sum(scores) / len(scores), abs=0.005)
         assert outcome.counts == {"num_questions": 10}
         assert outcome.details["by_answer_type"].keys() == {"other", "yes/no"}
         assert outcome.details["by_question_type"].keys() == {"what colour is", "is this"}
@@ -72,7 +72,7 @@ class TestQuestions:
     @pytest.mark.parametrize("protocol", ["honest", "paper"])
     def test_a_test_split_has_a_submission_with_every_question(self, measure: Any, split: str, protocol: str) -> None:
         outcome = measure("vqav2", split, protocol=protocol)
-        assert outcome.figures == {}
+        assert outcome.metrics == {}
         name, content = outcome.submission
         rows = json.loads(content)
         assert name == "submission.json"
@@ -86,13 +86,13 @@ class TestQuestions:
         asked.write_splits(tmp_path, "vqa", {"validation": asked.questioned("test", 3)})
         outcome = evaluate(predictor, "vqav2", [tmp_path, sets["vqa"]], "validation", RetrievalConfig())
         alone = measure("vqav2", "validation")
-        assert outcome.figures == alone.figures
+        assert outcome.metrics == alone.metrics
         assert outcome.details == alone.details
         assert outcome.counts == {"num_questions": 16, "num_answered": 10}
         assert len(json.loads(outcome.submission[1])) == len(outcome.predictions) == 16
 
     def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
+        monkeypatch.setattr("bridgetower.evaluation.predictions.predict_classes", None)  # nothing is computed before
         records = [
             Record(image_id=f"{number}", images=record.images, entries=record.entries)
             for number, record in enumerate(asked.questioned("test", 1) * 2)
@@ -107,14 +107,14 @@ class TestStatements:
     @pytest.mark.parametrize(
         ("benchmark", "names"), [("snli-ve", {"accuracy"}), ("nlvr2", {"accuracy", "consistency"})]
     )
-    def test_figures_and_predictions(self, measure: Any, benchmark: Benchmark, names: set[str]) -> None:
+    def test_figures_and_predictions(self, measure: Any, benchmark: str, names: set[str]) -> None:
         outcome = measure(benchmark, "validation")
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         statements = [statement for record in make("validation", 5) for statement in record.entries]
         assert [row["statement_id"] for row in outcome.predictions] == [entry.statement_id for entry in statements]
         right = [row["label"] == entry.label for row, entry in zip(outcome.predictions, statements, strict=True)]
-        assert outcome.figures.keys() == names
-        assert outcome.figures["accuracy"] == pytest.approx(sum(right) / len(right))
+        assert outcome.metrics.keys() == names
+        assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
         assert outcome.counts == {"num_statements": len(statements)}
 
     @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
@@ -132,7 +132,7 @@ class TestStatements:
         asked.write_splits(tmp_path, benchmark, {"validation": records})
         outcome = evaluate(predictor, benchmark, [tmp_path, sets[benchmark]], "validation", RetrievalConfig())
         alone = measure(benchmark, "validation")
-        assert outcome.figures == alone.figures
+        assert outcome.metrics == alone.metrics
         num_labelled = alone.counts["num_statements"]
         total = num_labelled + measure(benchmark, "test").counts["num_statements"]
         assert outcome.counts == {"num_statements": total, "num_labelled": num_labelled}
@@ -142,7 +142,7 @@ class TestStatements:
     def test_statements_that_come_twice(
         self, predictor: Predictor, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bridgetower.evaluation.benchmarks.predict_classes", None)  # nothing is computed before
+        monkeypatch.setattr("bridgetower.evaluation.predictions.predict_classes", None)  # nothing is computed before
         with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
             evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
 
@@ -151,7 +151,7 @@ class TestStatements:
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path)
         outcome = evaluate(predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig())
-        assert outcome.figures.keys() == {"accuracy"}
+        assert outcome.metrics.keys() == {"accuracy"}
         assert outcome.submission is None
         (note,) = outcome.notes
         assert "no consistency and no submission: 4 of 4 statements, such as 'dev-0-0#0', have no identifier" in note
@@ -159,7 +159,7 @@ class TestStatements:
 
     def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure: Any) -> None:
         outcome = measure("nlvr2", "test")
-        assert outcome.figures == {}
+        assert outcome.metrics == {}
         assert outcome.submission[0] == "submission.csv"
         rows = [line.split(",") for line in outcome.submission[1].splitlines()]
         assert [row[0] for row in rows] == ["test-0-0-0", "test-0-1-0", "test-1-0-0"]
@@ -180,7 +180,7 @@ class TestRefusals:
             measure("nlvr2", "validation", candidates=3)
 
     @pytest.mark.parametrize("benchmark", ["vqav2", "snli-ve", "nlvr2"])
-    def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: Any, benchmark: Benchmark) -> None:
+    def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: Any, benchmark: str) -> None:
         folder = sets["vqa" if benchmark == "vqav2" else benchmark]
         with pytest.raises(ValueError, match=r"this model has no .* head \(it has mlm, itm, itc\)"):
             evaluate(load(tiny_checkpoint, device="cpu"), benchmark, [folder], "test", RetrievalConfig())
@@ -202,5 +202,5 @@ class TestRetrieval:
         for source, stage in ((tiny_checkpoint, "two_stage_rsum"), (tmp_path / "model", "one_stage_rsum")):
             model = load(source, device="cpu")
             outcome = evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(max_captions=1))
-            assert outcome.figures["rsum"] == outcome.figures[stage]
+            assert outcome.metrics["rsum"] == outcome.metrics[stage]
             assert outcome.counts == {"num_images": 9, "num_texts": 9}

@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from torch import nn
+from typing import NamedTuple
 
 from bridgetower.data.config import DataConfig
-from bridgetower.data.controls import WithOtherPictures
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.examples import EntryExamples, WithOtherImages
 from bridgetower.data.sampling import Examples
-from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.statements import Statements
-from bridgetower.data.vqa import VqaQuestions
-from bridgetower.evaluation.predictions import Predictions, predict_classes
+from bridgetower.data.schema import VQA
+from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.evaluation.shares import Grounding
 from bridgetower.evaluation.text_only import majority_answer, text_only_answers
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.objectives.nlvr2 import Nlvr2Task
-from bridgetower.objectives.snli_ve import SnliVeTask
-from bridgetower.objectives.vqa import VqaTask
 from bridgetower.predictor import Predictor
-
-JudgedKind = Literal["vqa", "snli-ve", "nlvr2"]
+from bridgetower.tasks.spec import ExampleSource
+from bridgetower.tasks.table import TASKS
 
 ALL = "overall"
 """Stands for all topics together."""
-
-_TASKS: Mapping[JudgedKind, Callable[[BridgeTower], nn.Module]] = {
-    "vqa": VqaTask,
-    "snli-ve": SnliVeTask,
-    "nlvr2": Nlvr2Task,
-}
 
 
 class Told(NamedTuple):
@@ -68,17 +53,17 @@ class Judged:
 
 def judge(
     predictor: Predictor,
-    kind: JudgedKind,
+    kind: str,
     folder: Path,
     *,
     topic_of: Callable[[str], str] | None = None,
     batch_size: int = 128,
 ) -> Judged:
-    """Answers the test split with the right and with other pictures, and with the words alone.
+    """Answers the test split with the right and with other images, and with the words alone.
 
     Args:
         predictor: The model with its preprocessing.
-        kind: Of the set.
+        kind: Of the task, one whose examples are entries with one right answer or label.
         folder: A prepared set with splits for training and test, whose annotators, if it has several, agree.
         topic_of: Topic of a statement by its identifier; None takes them all as one. Questions have a type.
         batch_size: Examples at once.
@@ -87,19 +72,31 @@ def judge(
         FileNotFoundError: The folder or a split is missing.
         ValueError: The set is of another kind, or the model lacks the head.
     """
-    examples, names = _examples(predictor, kind, folder, "test")
-    told = tuple(_told(examples, topic_of))
-    training = list(_told(_examples(predictor, kind, folder, "train")[0], topic_of))
-    task = _TASKS[kind](predictor.model)
+    spec = TASKS[kind]
+    assert spec.head is not None
+    names, task = predictor.class_names(spec.head), spec.config()
+    data = DataConfig(folders=(str(folder),), cache=True)
 
-    def said(chosen: Examples) -> list[str]:
-        predictions: Predictions = predict_classes(task, chosen, batch_size=batch_size)
+    def opened(split: str) -> EntryExamples:
+        examples: EntryExamples = spec.examples(
+            ExampleSource(
+                data=data, splits=(split,), processor=predictor.processor, task=task, names=names, use="validate"
+            )
+        )
+        return examples
+
+    module = spec.build(predictor.model, task)
+
+    def predicted(chosen: Examples) -> list[str]:
+        predictions = predict_classes(module, chosen, batch_size=batch_size)
         return [names[number] for number in predictions.classes.tolist()]
 
-    answers = said(examples)
+    examples = opened("test")
+    told, training = tuple(_told(examples, topic_of)), _told(opened("train"), topic_of)
+    answers = predicted(examples)
     given = {
         "model": answers,
-        "other_picture": said(WithOtherPictures(examples)),
+        "other_picture": predicted(WithOtherImages(examples)),
         "text_only": text_only_answers([(one.text, one.answer) for one in training], [one.text for one in told]),
         "majority": [majority_answer(one.answer for one in training)] * len(told),
     }
@@ -109,21 +106,8 @@ def judge(
     )
 
 
-def _examples(
-    predictor: Predictor, kind: JudgedKind, folder: Path, split: str
-) -> tuple[VqaQuestions | Statements, Sequence[str]]:
-    """The examples of a split, and the names of the model's answers."""
-    pictures = Pictures(
-        DataConfig(folders=(str(folder),), cache=True), split, predictor.processor, schema=SCHEMAS[kind]
-    )
-    if kind == "vqa":
-        names = predictor.class_names("vqa")
-        return VqaQuestions(pictures, names), names
-    return Statements(pictures, labelled=True), SCHEMAS[kind].labels
-
-
-def _told(examples: VqaQuestions | Statements, topic_of: Callable[[str], str] | None) -> Sequence[Told]:
-    if isinstance(examples, VqaQuestions):
+def _told(examples: EntryExamples, topic_of: Callable[[str], str] | None) -> Sequence[Told]:
+    if examples.schema is VQA:
         return [Told(entry["question_type"], entry["question"], entry["answers"][0]) for entry in examples]
     named = topic_of or (lambda _: ALL)
     return [Told(named(entry["statement_id"]), entry["text"], entry["label"]) for entry in examples]

@@ -4,14 +4,16 @@ import csv
 import json
 from pathlib import Path
 
-from bridgetower.evaluation.outcome import Outcome, glue_submission, nlvr2_submission, vqa_submission
+from bridgetower.evaluation.outcome import Outcome
+from bridgetower.tasks.single_tower import glue_submission
+from bridgetower.tasks.statements import nlvr2_submission
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "honest"}
 
 
 def test_everything_is_written(tmp_path: Path) -> None:
     outcome = Outcome(
-        figures={"vqa_score": 61.25},
+        metrics={"vqa_score": 61.25},
         counts={"num_questions": 2},
         details={"by_answer_type": {"other": 61.25}},
         predictions=[{"question_id": 1, "answer": "café"}, {"question_id": 2, "answer": "no"}],
@@ -28,17 +30,8 @@ def test_everything_is_written(tmp_path: Path) -> None:
 
 
 def test_figures_alone(tmp_path: Path) -> None:
-    Outcome(figures={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
+    Outcome(metrics={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_submission_of_vqa() -> None:
-    name, content = vqa_submission({262148000: "down", 262148001: "at table"})
-    assert name == "submission.json"
-    assert json.loads(content) == [
-        {"question_id": 262148000, "answer": "down"},
-        {"question_id": 262148001, "answer": "at table"},
-    ]
 
 
 def test_submission_of_nlvr2() -> None:

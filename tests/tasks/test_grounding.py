@@ -9,8 +9,8 @@ from bridgetower.data.schema import SCHEMAS
 from bridgetower.data.splits import read_split
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
-from bridgetower.evaluation.grounding import ALL, Judged, JudgedKind, judge
 from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.grounding import ALL, Judged, judge
 
 NUM_TEST = 24
 
@@ -26,8 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
-def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[JudgedKind, Judged]:
-    kind: JudgedKind = request.param
+def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[str, Judged]:
+    kind: str = request.param
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
     prepare_toyset("scenes", folder / kind, config, progress=False)
     return kind, judge(predictor, kind, folder / kind, topic_of=topic_of, batch_size=5)
@@ -43,7 +43,7 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
             return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
 
 
-def test_own_and_other_pictures(judged: tuple[JudgedKind, Judged], predictor: Predictor, folder: Path) -> None:
+def test_own_and_other_pictures(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
     kind, found = judged
     rows = read_split(folder / kind, "test", schema=SCHEMAS[kind])
     columns = ["image", "image_2"] if kind == "nlvr2" else ["image"]
@@ -62,7 +62,7 @@ def test_own_and_other_pictures(judged: tuple[JudgedKind, Judged], predictor: Pr
             assert share == pytest.approx(right / len(chosen))
 
 
-def test_words_alone(judged: tuple[JudgedKind, Judged], folder: Path) -> None:
+def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
     kind, found = judged
     rows = read_split(folder / kind, "train", schema=SCHEMAS[kind])
     name = "answers" if kind == "vqa" else "label"
@@ -75,7 +75,7 @@ def test_words_alone(judged: tuple[JudgedKind, Judged], folder: Path) -> None:
     assert len(found.groundings) == 5
 
 
-def test_statements_without_topics(predictor: Predictor, folder: Path, judged: tuple[JudgedKind, Judged]) -> None:
+def test_statements_without_topics(predictor: Predictor, folder: Path, judged: tuple[str, Judged]) -> None:
     kind, found = judged
     if kind == "vqa":
         assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}

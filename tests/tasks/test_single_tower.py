@@ -11,10 +11,10 @@ import originals
 import shapes
 from bridgetower.data.config import GlueName
 from bridgetower.data.glue import GLUE, read_glue
-from bridgetower.evaluation.benchmarks import evaluate
-from bridgetower.evaluation.config import Benchmark, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.benchmarks import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def make(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return predictor
 
 
-def measure(predictor: Predictor, benchmark: Benchmark, folder: Path, split: str, batch_size: int = 3) -> Any:
+def measure(predictor: Predictor, benchmark: str, folder: Path, split: str, batch_size: int = 3) -> Any:
     return evaluate(predictor, benchmark, [folder], split, RetrievalConfig(batch_size=batch_size))
 
 
@@ -53,7 +53,7 @@ def test_cifar(make: Any, folder: Path) -> None:
     assert [row["label"] for row in outcome.predictions] == [originals.CIFAR10[number] for number in expected]
     assert [row["id"] for row in outcome.predictions] == [f"test_batch-{row}" for row in range(8)]
     right = [number == (5 + row) % 10 for row, number in enumerate(expected)]
-    assert outcome.figures == {"accuracy": pytest.approx(sum(right) / 8)}
+    assert outcome.metrics == {"accuracy": pytest.approx(sum(right) / 8)}
     assert outcome.counts == {"num_images": 8}
     assert outcome.submission is None
     with pytest.raises(ValueError, match="the image head has 10 classes; expected 100 for cifar100"):
@@ -74,15 +74,15 @@ def test_glue(make: Any, folder: Path, name: GlueName, figures: set[str]) -> Non
     predictor = make(name)
     outcome = measure(predictor, name, folder, "validation")
     rows = read_glue(folder, name, "validation")
-    assert outcome.figures.keys() == figures
+    assert outcome.metrics.keys() == figures
     assert outcome.counts == {"num_texts": len(rows)}
     assert [row["index"] for row in outcome.predictions] == list(range(len(rows)))
     if figures == {"accuracy"}:
         right = [row["label"] == expected.label for row, expected in zip(outcome.predictions, rows, strict=True)]
-        assert outcome.figures["accuracy"] == pytest.approx(sum(right) / len(rows))
+        assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / len(rows))
     for split, file in GLUE[name].submission.items():
         outcome = measure(predictor, name, folder, split)
-        assert outcome.figures == {}
+        assert outcome.metrics == {}
         assert outcome.submission[0] == file
         lines = outcome.submission[1].splitlines()
         assert lines[0] == "index\tprediction"
@@ -113,5 +113,5 @@ def test_the_head_of_another_task(make: Any, folder: Path) -> None:
 
 
 def test_several_folders(make: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match="2 data folders for a benchmark of one"):
+    with pytest.raises(ValueError, match="2 data folders; glue reads one"):
         evaluate(make(), "rte", [folder, folder], "validation", RetrievalConfig())

@@ -8,9 +8,10 @@ import tyro
 
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
-from bridgetower.objectives.config import CifarConfig, PretrainingConfig, RankingConfig
+from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.recipes import FINE_TUNING, RECIPES
+from bridgetower.tasks.single_tower import CifarConfig
+from bridgetower.tasks.table import FINE_TUNING, RECIPES
 
 # How training pictures are varied: smallest crop, mirrored, RandAugment and its magnitude, profile of evaluation.
 PLAIN = (None, False, "none", 0, None)
@@ -192,7 +193,7 @@ class TestObjectives:
 class TestEveryRecipe:
     def test_survives_json(self, name: str) -> None:
         run = RECIPES[name]
-        assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+        assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict())), {run.task.kind: type(run.task)}) == run
 
     def test_says_what_it_is(self, name: str) -> None:
         run = RECIPES[name]
@@ -204,6 +205,6 @@ class TestEveryRecipe:
         run, heads = RECIPES[name], RECIPES[name].model.heads
         itc = heads.itc is not None
         possible = {"rsum": itc, "itc_rsum": itc, "two_stage_rsum": itc and heads.itm, "itm_accuracy": heads.itm}
-        assert run.select_by in run.task.figures
+        assert run.select_by in run.task.metrics
         if isinstance(run.task, PretrainingConfig):
             assert possible[run.select_by]

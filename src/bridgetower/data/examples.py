@@ -1,0 +1,210 @@
+"""Questions, statements and other entries of prepared sets as examples, each with its images, addressed by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bridgetower.data.answers import soft_targets
+from bridgetower.data.batch import Batch
+from bridgetower.data.pictures import Pictures
+from bridgetower.data.sampling import BatchKey, Examples
+from bridgetower.data.schema import Schema
+
+_PIXELS = ("pixel_values", "pixel_values_2")
+
+
+class Labels(Protocol):
+    """How the label of an entry becomes a tensor."""
+
+    def known(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the entry has a label."""
+        ...
+
+    def tensor(self, entry: Mapping[str, Any]) -> Tensor:
+        """Returns the label of an entry that has one, of the same shape for all of them."""
+        ...
+
+
+class ClassNumbers:
+    """Labels that name one class."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Numbers the classes in the order of their names."""
+        self.names = tuple(names)
+
+    def known(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the entry has a label."""
+        return bool(entry["label"])
+
+    def tensor(self, entry: Mapping[str, Any]) -> Int[Tensor, ""]:
+        """Returns the number of the class."""
+        return torch.tensor(self.names.index(entry["label"]))
+
+
+class AnswerScores:
+    """Answers of annotators as a score of each answer of a vocabulary."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        """Numbers the normalised answers that can be chosen."""
+        self.answers = tuple(answers)
+        self._number_of = {answer: number for number, answer in enumerate(answers)}
+
+    def known(self, entry: Mapping[str, Any]) -> bool:
+        """Whether annotators answered."""
+        return bool(entry["answers"])
+
+    def answerable(self, entry: Mapping[str, Any]) -> bool:
+        """Whether an annotator gave an answer of the vocabulary."""
+        return bool(soft_targets(entry["answers"], self._number_of))
+
+    def tensor(self, entry: Mapping[str, Any]) -> Float[Tensor, " k"]:
+        """Returns the score of each answer, from 0 to 1."""
+        scores = torch.zeros(len(self.answers))
+        for answer, score in soft_targets(entry["answers"], self._number_of).items():
+            scores[self._number_of[answer]] = score
+        return scores
+
+
+class EntryExamples(Dataset[Batch]):
+    """Entries of prepared sets, one example each, with the image or images that they are about.
+
+    Only the places of the entries are kept in memory: the 440 thousand questions of VQAv2 with ten answers each would
+    take half a gigabyte in every process that decodes.
+
+    Attributes:
+        pictures: What the entries are about.
+        encode: Makes labels of entries.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        encode: Labels,
+        *,
+        keep: Callable[[Mapping[str, Any]], bool] | None = None,
+        labelled: bool = False,
+        unique: bool = False,
+    ) -> None:
+        """Finds the entries.
+
+        Args:
+            pictures: Of a schema whose entries have a text and an identifier.
+            encode: Makes labels of entries.
+            keep: Tells which entries are examples; None: all of them.
+            labelled: Every example must have a label.
+            unique: No identifier may come twice.
+
+        Raises:
+            ValueError: There is no example, one without the label that it must have, or an identifier comes twice.
+        """
+        assert pictures.schema.id is not None
+        self.pictures, self.encode, self._keep, self._id = pictures, encode, keep, pictures.schema.id
+        places = [
+            place
+            for image, entries in enumerate(pictures.said())
+            for place in [(image, number) for number, entry in enumerate(entries) if self._kept(entry)]
+            * pictures.repeats(image)
+        ]
+        if not places:
+            folders = ", ".join(str(folder) for folder, _ in pictures.sources)
+            unfit = "" if keep is None else " is fit for this"
+            raise ValueError(
+                f"no example in split {', '.join(pictures.splits)} of {folders}{unfit}; choose another split"
+            )
+        self._places = torch.tensor(places)
+        if labelled:
+            self._check_labels()
+        if unique:
+            self._check_ids()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields every entry once, in the order of the examples of a set without repeats."""
+        return (entry for entries in self.pictures.said() for entry in entries if self._kept(entry))
+
+    @property
+    def schema(self) -> Schema:
+        """What the entries hold."""
+        return self.pictures.schema
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """Builds the batch that `key` names; it has labels where all its entries have.
+
+        Raises:
+            ValueError: An image cannot be decoded; its id is named.
+        """
+        generator = torch.Generator().manual_seed(key.seed)
+        places = self._places[list(key.examples)].tolist()
+        images = [image for image, _ in places]
+        entries = [self.pictures.said_of(image)[number] for image, number in places]
+        schema, processor = self.schema, self.pictures.processor
+        text = processor.pad(processor.token_ids([schema.text_of(entry) for entry in entries], truncate=True))
+        known = all(self.encode.known(entry) for entry in entries)
+        pixels: dict[str, Any] = {
+            name: self.pictures.views(images, generator, column)
+            for name, column in zip(_PIXELS, schema.image_columns, strict=False)
+        }
+        return Batch(
+            ids=tuple(str(entry[self._id]) for entry in entries),
+            seed=key.seed,
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            labels=torch.stack([self.encode.tensor(entry) for entry in entries]) if known else None,
+            **pixels,
+        )
+
+    def _kept(self, entry: dict[str, Any]) -> bool:
+        return self._keep is None or self._keep(entry)
+
+    def _check_labels(self) -> None:
+        unknown = next((entry for entry in self if not self.encode.known(entry)), None)
+        if unknown:
+            raise ValueError(
+                f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.pictures.splits)} has no "
+                f"{self.schema.label_noun}; choose a split that has"
+            )
+
+    def _check_ids(self) -> None:
+        ids = [entry[self._id] for entry in self]
+        if len(set(ids)) < len(ids):
+            raise ValueError(
+                f"{len(ids) - len(set(ids))} ids of {len(ids)} come again; expected one example of each id"
+            )
+
+
+class WithOtherImages(Dataset[Batch]):
+    """Each example with the image, or both images, of the example half a set away.
+
+    What a model gets right on them, it knows without looking.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        """Wraps a set.
+
+        Args:
+            examples: Questions or statements.
+
+        Raises:
+            ValueError: There is only one example, so that there is no other image.
+        """
+        if len(examples) < 2:
+            raise ValueError(f"{len(examples)} example has no other image; expected at least 2 examples")
+        self._examples, self._shift = examples, len(examples) // 2
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """Builds the batch that `key` names, with other images."""
+        others = tuple((example + self._shift) % len(self) for example in key.examples)
+        shown = self._examples[replace(key, examples=others)]
+        return replace(self._examples[key], **{name: getattr(shown, name) for name in _PIXELS})

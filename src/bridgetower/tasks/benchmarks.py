@@ -1,0 +1,90 @@
+"""Measures a loaded model on prepared sets, or on the files of published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.outcome import Outcome
+from bridgetower.objectives.config import TaskConfig
+from bridgetower.predictor import Predictor
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+from bridgetower.tasks.table import BENCHMARKS
+
+
+def evaluate(
+    predictor: Predictor,
+    benchmark: str,
+    folders: Sequence[str | Path],
+    split: str,
+    config: RetrievalConfig,
+    *,
+    spec: TaskSpec | None = None,
+    work: Path | None = None,
+    max_errors: int = 0,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Outcome:
+    """Measures a model on a split; every process of a distributed run gets the same outcome.
+
+    Args:
+        predictor: The model with its preprocessing.
+        benchmark: What to measure, one of `BENCHMARKS` or of the benchmarks of `spec`.
+        folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
+        split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
+        config: Protocol and batch size; the rest is for retrieval.
+        spec: A task of your own.
+        work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
+        max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show bars.
+
+    Raises:
+        FileNotFoundError: A folder or its split is missing.
+        ValueError: There is no such benchmark, the model lacks the head, the set is of another kind, or a setting is
+            not for this benchmark.
+    """
+    spec, task = _task(benchmark, spec, config, max_errors)
+    names = () if spec.head is None else predictor.class_names(spec.head)
+    source = ExampleSource(
+        data=DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers),
+        splits=(split,),
+        processor=predictor.processor,
+        task=task,
+        names=names,
+        use="test",
+    )
+    return spec.evaluate(
+        Evaluation(
+            task=task,
+            module=spec.build(predictor.model, task),
+            examples=spec.examples(source),
+            splits=(split,),
+            names=names,
+            settings=config,
+            work=work,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    )
+
+
+def _task(
+    benchmark: str, spec: TaskSpec | None, config: RetrievalConfig, max_errors: int
+) -> tuple[TaskSpec, TaskConfig]:
+    """Returns the task of a benchmark and its config with the settings that are for it."""
+    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
+    if benchmark not in known:
+        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
+    task = known[benchmark].benchmarks[benchmark]
+    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
+    if task.reads != "captions" and others != RetrievalConfig():
+        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+    if max_errors and not hasattr(task, "max_errors"):
+        raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
+    given: dict[str, Any] = {"protocol": config.protocol, "max_errors": max_errors}
+    return known[benchmark], replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})

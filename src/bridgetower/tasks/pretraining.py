@@ -1,0 +1,222 @@
+"""Pre-training, and fine-tuning for retrieval with contrast: MLM, ITM and ITC on captions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.schema import CAPTIONS
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.outcome import Outcome
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
+from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
+from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+
+if TYPE_CHECKING:
+    from bridgetower.data.captions import CaptionPairs
+    from bridgetower.data.ranking import RankingPairs
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.objectives.pretraining import PretrainingTask
+    from bridgetower.objectives.ranking import RankingTask
+
+
+def _build(model: BridgeTower, config: PretrainingConfig) -> PretrainingTask:
+    from bridgetower.objectives.pretraining import PretrainingTask
+
+    return PretrainingTask(model, config)
+
+
+def _build_ranking(model: BridgeTower, config: RankingConfig) -> RankingTask:
+    from bridgetower.objectives.ranking import RankingTask
+
+    return RankingTask(model, config)
+
+
+def _pairs(source: ExampleSource, masking: MaskingConfig | None = None) -> CaptionPairs:
+    from bridgetower.data.captions import CaptionImages, CaptionPairs
+
+    images = CaptionImages(source.data, source.splits, source.processor)
+    return CaptionPairs(images, masking or source.task.masking)
+
+
+def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
+    """Opens pairs with false texts; evaluation ranks all texts."""
+    from bridgetower.data.captions import CaptionImages
+    from bridgetower.data.ranking import RankingPairs
+
+    if source.use != "train":
+        return _pairs(source, MaskingConfig())
+    images = CaptionImages(source.data, source.splits, source.processor)
+    return RankingPairs(images, source.task.false_texts)
+
+
+def _evaluate(evaluation: Evaluation) -> Outcome:
+    """Measures retrieval; a model without contrastive head has one stage, all pairs."""
+    from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+    from bridgetower.evaluation.scoring import Means
+
+    model, images, settings = evaluation.module.model, evaluation.examples.pictures, evaluation.settings
+    means = Means(work=evaluation.work, num_workers=evaluation.num_workers, progress=evaluation.progress)
+    if model.itc_head is None:
+        metrics = evaluate_all_pairs(model, images, settings, means)
+    else:
+        metrics = evaluate_retrieval(model, images, settings, means).figures()
+    texts, _ = images.texts(settings.max_captions)
+    return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
+
+
+def _validate(evaluation: Evaluation) -> dict[str, float]:
+    """Measures each objective that the model has a head for."""
+    from bridgetower.evaluation.masked_words import evaluate_masked_words
+    from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+
+    model, images, settings = evaluation.module.model, evaluation.examples.pictures, evaluation.settings
+    metrics: dict[str, float] = {}
+    if model.mlm_head:
+        metrics = evaluate_masked_words(model, images, evaluation.task.masking, num_workers=evaluation.num_workers)
+    if model.itc_head:
+        metrics |= evaluate_retrieval(model, images, settings).figures()
+    elif model.itm_head:
+        metrics["itm_accuracy"] = evaluate_matching(model, images, settings)
+    return metrics
+
+
+def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
+    from bridgetower.evaluation.retrieval import evaluate_all_pairs
+
+    return evaluate_all_pairs(evaluation.module.model, evaluation.examples.pictures, evaluation.settings)
+
+
+PRETRAIN_BASE = RunConfig(
+    recipe="pretrain-base",
+    source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs, with the official mean of "
+    "MLM over each micro-batch; give init_vision and init_text, or the towers start from random weights",
+    task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),), mlm_normalization="official"),
+    model=BASE,
+    optimizer=PAPER_OPTIMIZER,
+    data=DataConfig(max_length=50, num_workers=4),
+    batch_size=4096,
+    micro_batch_size=32,
+    max_steps=100_000,
+    precision="bf16",
+    evaluate_every=10_000,
+    select_by="itm_accuracy",
+)
+
+PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, micro_batch_size=8)
+
+PRETRAIN_BASE_ITC = replace(
+    PRETRAIN_BASE,
+    recipe="pretrain-base-itc",
+    source="official script: MLM, with a mean over each micro-batch, + ITM + ITC with hard negatives; give init_vision "
+    "and init_text, or the towers start from random weights",
+    task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),), mlm_normalization="official"),
+    model=replace(BASE, heads=HeadsConfig(itc="tower")),
+    select_by="rsum",
+)
+
+PRETRAIN_NANO = RunConfig(
+    recipe="pretrain-nano",
+    source="this project: chosen on the validation splits of the emoji and flags sets, see docs/demo.md",
+    task=PretrainingConfig(
+        phases=(
+            Phase(until=0.4, mlm=0, itm=0, itc=1),
+            Phase(until=1.0, mlm=1, itm=1, itc=1),
+        )
+    ),
+    model=NANO,
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
+    data=DataConfig(augmentation="affine", max_length=40, background=(255, 255, 255), cache=True),
+    evaluation=RetrievalConfig(candidates=16, max_captions=1),
+    batch_size=128,
+    max_steps=600,
+    evaluate_every=100,
+    checkpoint_every=100,
+    select_by="itc_rsum",
+)
+
+PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
+
+PRETRAIN_NANO_METER_NORMS = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO))
+
+RETRIEVAL_FLICKR30K = RunConfig(
+    recipe="retrieval-flickr30k",
+    source="paper, appendix, and official script for Flickr30k: ITC + ITM; give a pre-trained init",
+    task=PretrainingConfig(phases=(Phase(mlm=0, itm=1, itc=1, negatives="hard"),)),
+    model=replace(BASE_AT_384, heads=HeadsConfig(mlm=False, itc="tower")),
+    image_size=384,
+    optimizer=replace(PAPER_OPTIMIZER, lr=5e-6, warmup=0.05),
+    data=replace(COLOUR_VIEWS, max_length=40),
+    evaluation=RetrievalConfig(candidates=128),
+    batch_size=512,
+    micro_batch_size=32,
+    max_epochs=20,
+    precision="bf16",
+    evaluate_every=1_000,
+)
+
+RETRIEVAL_COCO = replace(
+    RETRIEVAL_FLICKR30K,
+    recipe="retrieval-coco",
+    source="paper, appendix, and official script for COCO: ITC + ITM; give a pre-trained init",
+    optimizer=replace(PAPER_OPTIMIZER, lr=4.5e-6, warmup=0.1),
+    evaluation=RetrievalConfig(candidates=256),
+    batch_size=256,
+    max_epochs=30,
+    evaluate_every=10_000,
+)
+
+RETRIEVAL_FLICKR30K_RANKING = replace(
+    RETRIEVAL_FLICKR30K,
+    recipe="retrieval-flickr30k-ranking",
+    source="paper, appendix, and official script for Flickr30k: ITM alone, the true text among 15 false ones; give a "
+    "pre-trained init",
+    task=RankingConfig(false_texts=15),
+    model=replace(BASE_AT_384, heads=HeadsConfig(mlm=False, rank=True)),
+    optimizer=replace(PAPER_OPTIMIZER, lr=1.1e-5, warmup=0.1),
+    batch_size=2048,
+    micro_batch_size=4,
+    evaluate_every=0,
+)
+
+PRETRAINING = TaskSpec(
+    name="pretraining",
+    config=PretrainingConfig,
+    schema=CAPTIONS,
+    build=_build,
+    examples=_pairs,
+    evaluate=_evaluate,
+    validate=_validate,
+    metric_heads={
+        "rsum": ("itc",),
+        "itc_rsum": ("itc",),
+        "two_stage_rsum": ("itc", "itm"),
+        "itm_accuracy": ("itm",),
+        "mlm_accuracy": ("mlm",),
+    },
+    recipes=(
+        PRETRAIN_BASE,
+        PRETRAIN_BASE_ITC,
+        PRETRAIN_LARGE,
+        PRETRAIN_NANO,
+        PRETRAIN_NANO_METER,
+        PRETRAIN_NANO_METER_NORMS,
+    ),
+    fine_tuning=(RETRIEVAL_FLICKR30K, RETRIEVAL_COCO),
+    benchmarks={"retrieval": PretrainingConfig()},
+)
+
+RANKING = TaskSpec(
+    name="ranking",
+    config=RankingConfig,
+    schema=CAPTIONS,
+    build=_build_ranking,
+    examples=_ranked,
+    evaluate=_evaluate,
+    validate=_validate_ranking,
+    fine_tuning=(RETRIEVAL_FLICKR30K_RANKING,),
+)

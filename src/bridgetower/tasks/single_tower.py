@@ -1,0 +1,266 @@
+"""The paper's uni-modal checks: CIFAR on the image tower alone, GLUE on the text tower alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from bridgetower.data.config import DataConfig, GlueName
+from bridgetower.evaluation.outcome import Outcome
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.presets import BASE
+from bridgetower.objectives.config import NotAnOption, Reads, TaskConfig
+from bridgetower.tasks.recipes import SINGLE_TOWER_OPTIMIZER, SINGLE_TOWER_SOURCE
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, one_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridgetower.data.cifar import CifarImages
+    from bridgetower.data.glue import GlueTexts
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.objectives.classification import ClassificationTask
+
+NumClasses = Literal[10, 100]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarConfig(TaskConfig):
+    """Classes of images from the image tower alone: CIFAR-10 and CIFAR-100.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        num_classes: 10, or 100.
+    """
+
+    reads: ClassVar[Reads] = "files"
+    metrics = ("accuracy",)
+
+    kind: NotAnOption = "cifar"
+    num_classes: NumClasses = 10
+
+    def __post_init__(self) -> None:
+        """Checks the number of classes."""
+        check_numbers(self)
+        if self.num_classes not in (10, 100):
+            raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
+
+
+def _build_cifar(model: BridgeTower, config: CifarConfig) -> ClassificationTask:
+    from bridgetower.objectives.classification import classifier
+
+    return classifier(model, "image")
+
+
+def _cifar_names(data: DataConfig, config: CifarConfig) -> Sequence[str]:
+    from bridgetower.data.cifar import cifar_names
+
+    return cifar_names(one_folder(data, config.kind), config.num_classes)
+
+
+def _cifar_images(source: ExampleSource) -> CifarImages:
+    from bridgetower.data.cifar import CifarImages
+
+    number, folder = source.task.num_classes, one_folder(source.data, source.task.kind)
+    if len(source.names) != number:
+        raise ValueError(f"the image head has {len(source.names)} classes; expected {number} for cifar{number}")
+    return CifarImages(folder, source.splits, source.processor, number)
+
+
+def _no_texts(data: DataConfig, config: CifarConfig) -> Iterator[str]:
+    raise ValueError("CIFAR has no texts to train a tokenizer on; give init, init_text or tokenizer")
+
+
+def _evaluate_cifar(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation.class_metrics import accuracy
+
+    images, predictions = evaluation.examples, evaluation.predictions()
+    rows = [
+        {"id": name, "label": evaluation.names[number], "probability": probability}
+        for name, number, probability in zip(
+            images.ids(), predictions.classes.tolist(), predictions.probabilities.tolist(), strict=True
+        )
+    ]
+    metrics = {"accuracy": accuracy(predictions.classes, images.labels())}
+    return Outcome(metrics=metrics, counts={"num_images": len(images)}, predictions=rows)
+
+
+GLUE_METRICS: Mapping[GlueName, tuple[str, ...]] = {
+    "cola": ("matthews_correlation",),
+    "mrpc": ("f1", "accuracy"),
+    "sst-2": ("accuracy",),
+    "qqp": ("f1", "accuracy"),
+    "sts-b": ("pearson_correlation", "spearman_correlation"),
+    "rte": ("accuracy",),
+    "qnli": ("accuracy",),
+    "mnli": ("accuracy",),
+}
+"""What GLUE reports of each task; the first selects the best checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueConfig(TaskConfig):
+    """A task of GLUE from the text tower alone.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        name: Of the task.
+        max_errors: Bad rows of a file that may be left out; they are named.
+    """
+
+    reads: ClassVar[Reads] = "files"
+
+    kind: NotAnOption = "glue"
+    name: GlueName = "cola"
+    max_errors: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the name and the number."""
+        check_numbers(self)
+        check_choice("name", self.name, GlueName)
+        if self.max_errors < 0:
+            raise ValueError(f"max_errors is {self.max_errors}; expected at least 0")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What GLUE reports of the task."""
+        return GLUE_METRICS[self.name]
+
+
+def _build_glue(model: BridgeTower, config: GlueConfig) -> ClassificationTask:
+    from bridgetower.objectives.classification import classifier, regressor
+
+    return (classifier if model.config.heads.text > 1 else regressor)(model, "text")
+
+
+def _glue_names(data: DataConfig, config: GlueConfig) -> Sequence[str]:
+    from bridgetower.data.glue import GLUE
+
+    return GLUE[config.name].classes
+
+
+def _glue_texts(source: ExampleSource) -> GlueTexts:
+    from bridgetower.data.glue import GlueTexts
+
+    task, folder = source.task, one_folder(source.data, source.task.kind)
+    texts = GlueTexts(folder, task.name, source.splits, source.processor, max_errors=task.max_errors)
+    if tuple(source.names) != texts.task.classes:
+        names, needed = (", ".join(classes) or "a number" for classes in (source.names, texts.task.classes))
+        raise ValueError(f"the text head tells {names}; {task.name} needs {needed}")
+    if source.use != "test":
+        texts.labels()
+    return texts
+
+
+def _training_texts(data: DataConfig, config: GlueConfig) -> Iterator[str]:
+    from bridgetower.data.glue import read_glue
+
+    folder = one_folder(data, config.kind)
+    rows = (
+        row
+        for split in data.train_splits
+        for row in read_glue(folder, config.name, split, max_errors=config.max_errors)
+    )
+    return (text for row in rows for text in row.texts)
+
+
+def _evaluate_glue(evaluation: Evaluation) -> Outcome:
+    """Measures what GLUE reports of a task; a test split gives the file that its server takes."""
+    texts, classes = evaluation.examples, evaluation.examples.task.classes
+    predicted = evaluation.predictions().classes if classes else evaluation.outputs()[:, 0]
+    labels = [classes[number] if classes else f"{number:.3f}" for number in predicted.tolist()]
+    submissions = [texts.task.submission[split] for split in evaluation.splits if split.startswith("test")]
+    return Outcome(
+        metrics=glue_metrics(evaluation.task.name, predicted, texts.labels()) if texts.labelled else {},
+        counts={"num_texts": len(texts)},
+        predictions=[{"index": row.index, "label": label} for row, label in zip(texts.rows, labels, strict=True)],
+        submission=glue_submission(submissions[0], labels) if submissions else None,
+    )
+
+
+def glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns what GLUE reports of a task.
+
+    Args:
+        name: Of the task.
+        predicted: A class, or a number, for each row.
+        labels: The right ones.
+    """
+    from bridgetower.evaluation import class_metrics
+
+    return {metric: getattr(class_metrics, metric)(predicted, labels) for metric in GLUE_METRICS[name]}
+
+
+def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
+    """Returns the file that GLUE's server takes: a header, then row number and prediction."""
+    rows = (f"{index}\t{label}\n" for index, label in enumerate(labels))
+    return name, "index\tprediction\n" + "".join(rows)
+
+
+def _cifar_recipe(num_classes: NumClasses) -> RunConfig:
+    return RunConfig(
+        recipe=f"cifar{num_classes}",
+        source=SINGLE_TOWER_SOURCE.format(""),
+        task=CifarConfig(num_classes=num_classes),
+        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, image=num_classes)).override(
+            {"vision.image_size": 224}
+        ),
+        image_size=224,
+        optimizer=SINGLE_TOWER_OPTIMIZER,
+        data=DataConfig(profile="official-pretrain", num_workers=4),
+        batch_size=128,
+        max_epochs=10,
+        precision="bf16",
+        evaluate_every=500,
+        select_by="accuracy",
+    )
+
+
+_NUM_OUTPUTS: Mapping[GlueName, int] = {"sts-b": 1, "mnli": 3}  # of the others two
+
+
+def _glue_recipe(name: GlueName) -> RunConfig:
+    task = GlueConfig(name=name)
+    return RunConfig(
+        recipe=f"glue-{name}",
+        source=SINGLE_TOWER_SOURCE.format(" and the batch size"),
+        task=task,
+        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, text=_NUM_OUTPUTS.get(name, 2))),
+        optimizer=replace(SINGLE_TOWER_OPTIMIZER, lr=2e-5),
+        data=DataConfig(max_length=128),
+        batch_size=32,
+        max_epochs=10,
+        precision="bf16",
+        evaluate_every=500,
+        select_by=task.metrics[0],
+    )
+
+
+CIFAR = TaskSpec(
+    name="cifar",
+    config=CifarConfig,
+    head="image",
+    build=_build_cifar,
+    examples=_cifar_images,
+    evaluate=_evaluate_cifar,
+    class_names=_cifar_names,
+    texts=_no_texts,
+    fine_tuning=tuple(_cifar_recipe(number) for number in get_args(NumClasses)),
+    benchmarks={f"cifar{number}": CifarConfig(num_classes=number) for number in get_args(NumClasses)},
+)
+
+GLUE = TaskSpec(
+    name="glue",
+    config=GlueConfig,
+    head="text",
+    build=_build_glue,
+    examples=_glue_texts,
+    evaluate=_evaluate_glue,
+    class_names=_glue_names,
+    texts=_training_texts,
+    fine_tuning=tuple(_glue_recipe(name) for name in get_args(GlueName)),
+    benchmarks={name: GlueConfig(name=name) for name in get_args(GlueName)},
+)

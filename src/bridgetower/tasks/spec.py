@@ -1,0 +1,178 @@
+"""What a task is: one value that training, evaluation and the command line read; importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.objectives.config import TaskConfig
+from bridgetower.tasks.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from bridgetower.data.pictures import Pictures
+    from bridgetower.data.schema import Schema
+    from bridgetower.evaluation.outcome import Outcome
+    from bridgetower.evaluation.predictions import Predictions
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.model.heads import ClassifierName
+    from bridgetower.processor import Processor
+
+Use = Literal["train", "validate", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSource:
+    """Where examples come from, and what for.
+
+    Attributes:
+        data: Folders, and how they are read.
+        splits: Of the folders; joined.
+        processor: Makes pixels and tokens.
+        task: Config of the task.
+        names: Names of the classes of the task's head, in its order.
+        use: `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not.
+    """
+
+    data: DataConfig
+    splits: tuple[str, ...]
+    processor: Processor
+    task: Any
+    names: Sequence[str] = ()
+    use: Use
+
+    def pictures(self, schema: Schema) -> Pictures:
+        """Opens prepared sets.
+
+        Raises:
+            FileNotFoundError: A folder or its split is missing.
+            ValueError: No folder is given, or one holds another kind.
+        """
+        from bridgetower.data.pictures import Pictures
+
+        return Pictures(self.data, self.splits, self.processor, schema=schema)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, and how.
+
+    Attributes:
+        task: Config of the task.
+        module: The model with its losses, of which `predict` is used.
+        examples: Of the task.
+        splits: Which they are of.
+        names: Names of the classes of the task's head.
+        settings: Protocol and batch size; the rest is for retrieval.
+        work: Folder in which retrieval keeps what it has until it is finished.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show bars.
+    """
+
+    task: Any
+    module: Any
+    examples: Any
+    splits: tuple[str, ...]
+    names: Sequence[str] = ()
+    settings: RetrievalConfig
+    work: Path | None = None
+    num_workers: int = 0
+    progress: bool = False
+
+    def predictions(self) -> Predictions:
+        """Returns the likeliest class of every example, in order; every process of a distributed run gets all."""
+        from bridgetower.evaluation.predictions import predict_classes
+
+        return predict_classes(self.module, self.examples, **self._how)
+
+    def outputs(self) -> Float[Tensor, "n k"]:
+        """Returns all that is predicted for every example, likewise."""
+        from bridgetower.evaluation.predictions import predict_outputs
+
+        return predict_outputs(self.module, self.examples, **self._how)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self.settings.batch_size, "num_workers": self.num_workers, "progress": self.progress}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """Everything about a task.
+
+    What needs torch is in functions that import it when they are called.
+
+    Attributes:
+        name: Of the task, and `kind` of its config.
+        config: What a run can be told about it.
+        schema: What the rows of its prepared sets hold; None where it reads other files.
+        head: The head whose classes have names; None if there is none.
+        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config.
+        examples: Opens the examples of a split: a set addressed by batch (`Examples`), with `pictures`, the images of
+            its prepared sets, or None and the method `digests` of the files that it reads.
+        evaluate: Measures a model.
+        validate: Metrics of the validation split during training; None: those of `evaluate`.
+        class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
+            or there are none.
+        texts: All texts of the training splits, for a tokenizer; None: those of the schema's entries.
+        metric_heads: Heads of the model that a metric needs.
+        recipes: Runs that can start from random weights.
+        fine_tuning: Recipes that make sense only with an `init`.
+        benchmarks: Names under which `bridgetower evaluate` measures the task, each with its config.
+    """
+
+    name: str
+    config: type[TaskConfig]
+    schema: Schema | None = None
+    head: ClassifierName | None = None
+    build: Callable[[BridgeTower, Any], nn.Module]
+    examples: Callable[[ExampleSource], Any]
+    evaluate: Callable[[Evaluation], Outcome]
+    validate: Callable[[Evaluation], dict[str, float]] | None = None
+    class_names: Callable[[DataConfig, Any], Sequence[str]] | None = None
+    texts: Callable[[DataConfig, Any], Iterator[str]] | None = None
+    metric_heads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    recipes: tuple[RunConfig, ...] = ()
+    fine_tuning: tuple[RunConfig, ...] = ()
+    benchmarks: Mapping[str, TaskConfig] = field(default_factory=dict)
+
+    def recipe(self, name: str) -> RunConfig | None:
+        """Returns a recipe of the task by its name; None if there is none."""
+        return next((recipe for recipe in (*self.recipes, *self.fine_tuning) if recipe.recipe == name), None)
+
+    def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
+        """Yields all texts that a run is trained on.
+
+        Raises:
+            FileNotFoundError: A folder or its split is missing.
+            ValueError: No folder is given, one holds another kind, or the task has no texts.
+        """
+        if self.texts is not None:
+            return self.texts(config.data, config.task)
+        schema = self.schema
+        assert schema is not None  # a task without a schema gives its texts
+        source = ExampleSource(
+            data=config.data, splits=config.data.train_splits, processor=processor, task=config.task, use="train"
+        )
+        return (schema.text_of(entry) for entries in source.pictures(schema).said() for entry in entries)
+
+    def metrics(self, evaluation: Evaluation) -> dict[str, float]:
+        """Returns the metrics of a validation split."""
+        return dict(self.evaluate(evaluation).metrics) if self.validate is None else self.validate(evaluation)
+
+
+def one_folder(data: DataConfig, kind: str) -> str:
+    """Returns the folder of a task that reads a single one.
+
+    Raises:
+        ValueError: None is given, or several are.
+    """
+    if len(data.folders) != 1:
+        raise ValueError(f"{len(data.folders)} data folders; {kind} reads one: give the folder of its files")
+    return data.folders[0]

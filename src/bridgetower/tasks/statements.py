@@ -1,0 +1,238 @@
+"""Statements about one image (SNLI-VE) and about two (NLVR2)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bridgetower.data.schema import NLVR2 as IMAGE_PAIRS
+from bridgetower.data.schema import SNLI_VE as SINGLE_IMAGES
+from bridgetower.data.schema import Schema, nlvr2_sentence
+from bridgetower.evaluation.outcome import Outcome, counts
+from bridgetower.model.config import HeadsConfig
+from bridgetower.objectives.config import NotAnOption, TaskConfig
+from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER, SCENES_MODEL
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+from bridgetower.tasks.vqa import SCENES_VQA
+
+if TYPE_CHECKING:
+    from bridgetower.data.examples import EntryExamples
+    from bridgetower.evaluation.predictions import Predictions
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.objectives.classification import ClassificationTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnliVeConfig(TaskConfig):
+    """Does an image contradict a statement, leave it open, or entail it?
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+    """
+
+    metrics = ("accuracy",)
+
+    kind: NotAnOption = "snli-ve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nlvr2Config(TaskConfig):
+    """Is a statement about two images true?
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+    """
+
+    metrics = ("accuracy",)
+
+    kind: NotAnOption = "nlvr2"
+
+
+def _build_snli_ve(model: BridgeTower, config: SnliVeConfig) -> ClassificationTask:
+    from bridgetower.objectives.classification import classifier
+
+    return classifier(model, "snli_ve")
+
+
+def _build_nlvr2(model: BridgeTower, config: Nlvr2Config) -> ClassificationTask:
+    from bridgetower.objectives.classification import classifier
+
+    return classifier(model, "nlvr2")
+
+
+def _single_images(source: ExampleSource) -> EntryExamples:
+    return statements(source, SINGLE_IMAGES)
+
+
+def _image_pairs(source: ExampleSource) -> EntryExamples:
+    return statements(source, IMAGE_PAIRS)
+
+
+def statements(source: ExampleSource, schema: Schema) -> EntryExamples:
+    """Opens statements with their images.
+
+    Args:
+        source: Where they come from; to train on, every statement must have a label.
+        schema: Of SNLI-VE or NLVR2.
+
+    Raises:
+        FileNotFoundError: A folder or its split is missing.
+        ValueError: A statement has no label but must, or an identifier comes twice in a test.
+    """
+    from bridgetower.data.examples import ClassNumbers, EntryExamples
+
+    return EntryExamples(
+        source.pictures(schema),
+        ClassNumbers(schema.labels),
+        labelled=source.use != "test",
+        unique=source.use == "test",
+    )
+
+
+def _evaluate(evaluation: Evaluation) -> Outcome:
+    """Judges all statements; NLVR2 has a submission where its identifiers tell the sentences."""
+    examples, predictions = evaluation.examples, evaluation.predictions()
+    entries, is_nlvr2 = list(examples), examples.schema is IMAGE_PAIRS
+    labels = [evaluation.names[number] for number in predictions.classes.tolist()]
+    rows = [
+        {"statement_id": entry["statement_id"], "label": label, "probability": probability}
+        for entry, label, probability in zip(entries, labels, predictions.probabilities.tolist(), strict=True)
+    ]
+    num_labelled = sum(bool(entry["label"]) for entry in entries)
+    by_id = dict(zip([entry["statement_id"] for entry in entries], labels, strict=True))
+    unknown = [name for name in by_id if is_nlvr2 and nlvr2_sentence(name) is None]
+    return Outcome(
+        metrics=statement_metrics(examples, predictions) if num_labelled else {},
+        counts=counts("num_statements", len(entries), "num_labelled", num_labelled),
+        predictions=rows,
+        submission=nlvr2_submission(by_id) if is_nlvr2 and not unknown else None,
+        notes=[_without_sentences(unknown, len(by_id))] if unknown else (),
+    )
+
+
+def statement_metrics(examples: EntryExamples, predictions: Predictions) -> dict[str, float]:
+    """Returns `accuracy` and, where NLVR2's identifiers tell the sentences, `consistency` of the labelled statements.
+
+    Raises:
+        ValueError: No statement has a label.
+    """
+    import torch
+
+    from bridgetower.evaluation.class_metrics import accuracy, consistency
+
+    labelled: Mapping[int, Any] = {number: entry for number, entry in enumerate(examples) if entry["label"]}
+    labels = torch.tensor([int(examples.encode.tensor(entry)) for entry in labelled.values()])
+    predicted = predictions.classes[list(labelled)]
+    metrics = {"accuracy": accuracy(predicted, labels)}
+    if examples.schema is IMAGE_PAIRS:
+        groups = [nlvr2_sentence(entry["statement_id"]) for entry in labelled.values()]
+        known = [group for group in groups if group is not None]
+        if len(known) == len(groups):
+            metrics["consistency"] = consistency(predicted, labels, known)
+    return metrics
+
+
+def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the file that NLVR2's evaluation takes: CSV lines of identifier and prediction, without header."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(labels.items())
+    return "submission.csv", stream.getvalue()
+
+
+def _without_sentences(unknown: Sequence[str], total: int) -> str:
+    return (
+        f"no consistency and no submission: {len(unknown)} of {total} statements, such as {unknown[0]!r}, have no "
+        "identifier of NLVR2, which tells the sentence; prepare the set from NLVR2's JSON files"
+    )
+
+
+SNLI_VE_BASE = RunConfig(
+    recipe="snli-ve",
+    source="paper, appendix, and official script for SNLI-VE; give a pre-trained init",
+    task=SnliVeConfig(),
+    model=replace(BASE_AT_384, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True, hidden_scale=2.0)),
+    image_size=384,
+    optimizer=replace(PAPER_OPTIMIZER, lr=3e-6, warmup=0.06, head_multiplier=10),
+    data=COLOUR_VIEWS,
+    batch_size=64,
+    micro_batch_size=32,
+    max_epochs=5,
+    precision="bf16",
+    evaluate_every=4_000,
+    select_by="accuracy",
+)
+
+NLVR2_BASE = RunConfig(
+    recipe="nlvr2",
+    source="paper, appendix, and official script for NLVR2; give a pre-trained init",
+    task=Nlvr2Config(),
+    model=replace(
+        BASE_AT_384,
+        fusion=replace(BASE_AT_384.fusion, num_token_types=3),
+        heads=HeadsConfig(mlm=False, itm=False, nlvr2=True, hidden_scale=1.5),
+    ),
+    image_size=384,
+    optimizer=replace(PAPER_OPTIMIZER, lr=5e-6, weight_decay=0.008, head_multiplier=10),
+    data=COLOUR_VIEWS,
+    batch_size=64,
+    micro_batch_size=16,
+    max_epochs=10,
+    precision="bf16",
+    evaluate_every=1_000,
+    select_by="accuracy",
+)
+
+SCENES_SNLI_VE = replace(
+    SCENES_VQA,
+    recipe="scenes-snli-ve",
+    source="this project: for sets of `bridgetower prepare scenes --kind snli-ve`",
+    task=SnliVeConfig(),
+    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, snli_ve=True)),
+    max_steps=1_200,
+    select_by="accuracy",
+)
+
+SCENES_NLVR2 = replace(
+    SCENES_SNLI_VE,
+    recipe="scenes-nlvr2",
+    source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`, from a model that has learnt about "
+    "questions",
+    task=Nlvr2Config(),
+    model=replace(
+        SCENES_MODEL,
+        heads=replace(SCENES_MODEL.heads, nlvr2=True),
+        fusion=replace(SCENES_MODEL.fusion, num_token_types=3),
+    ),
+    optimizer=replace(SCENES_VQA.optimizer, lr=1e-4, warmup=0.1),  # 5e-4 unlearns what the model starts with
+    max_steps=800,
+)
+
+SNLI_VE = TaskSpec(
+    name="snli-ve",
+    config=SnliVeConfig,
+    schema=SINGLE_IMAGES,
+    head="snli_ve",
+    build=_build_snli_ve,
+    examples=_single_images,
+    evaluate=_evaluate,
+    recipes=(SCENES_SNLI_VE,),
+    fine_tuning=(SNLI_VE_BASE,),
+    benchmarks={"snli-ve": SnliVeConfig()},
+)
+
+NLVR2 = TaskSpec(
+    name="nlvr2",
+    config=Nlvr2Config,
+    schema=IMAGE_PAIRS,
+    head="nlvr2",
+    build=_build_nlvr2,
+    examples=_image_pairs,
+    evaluate=_evaluate,
+    recipes=(SCENES_NLVR2,),
+    fine_tuning=(NLVR2_BASE,),
+    benchmarks={"nlvr2": Nlvr2Config()},
+)

@@ -1,0 +1,44 @@
+"""Every task, and the recipes and benchmarks that follow from them; importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bridgetower.objectives.config import TaskConfig
+from bridgetower.tasks.pretraining import PRETRAINING, RANKING
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.single_tower import CIFAR, GLUE
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.statements import NLVR2, SNLI_VE
+from bridgetower.tasks.vqa import VQA
+
+TASKS: Mapping[str, TaskSpec] = {spec.name: spec for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CIFAR, GLUE)}
+"""By the `kind` of their configs."""
+
+RECIPES: Mapping[str, RunConfig] = {
+    recipe.recipe: recipe for spec in TASKS.values() for recipe in (*spec.recipes, *spec.fine_tuning)
+}
+
+FINE_TUNING = tuple(recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning)
+"""Recipes that make sense only with an `init`."""
+
+BENCHMARKS: Mapping[str, TaskSpec] = {name: spec for spec in TASKS.values() for name in spec.benchmarks}
+"""What `bridgetower evaluate` can measure."""
+
+
+def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
+    """Returns the spec of the task that a run is of.
+
+    Args:
+        config: Of the task.
+        own: A spec that is not among `TASKS`; None: the one of `TASKS` that the config names.
+
+    Raises:
+        ValueError: There is none, or it takes another config.
+    """
+    if own is None and config.kind not in TASKS:
+        raise ValueError(f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task")
+    spec = TASKS[config.kind] if own is None else own
+    if type(config) is not spec.config:
+        raise ValueError(f"task {spec.name} takes a {spec.config.__name__}; the run has a {type(config).__name__}")
+    return spec

@@ -1,0 +1,226 @@
+"""Visual question answering: a score for every answer of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.config import DataConfig
+from bridgetower.data.schema import VQA as SCHEMA
+from bridgetower.evaluation.config import Protocol
+from bridgetower.evaluation.outcome import Outcome, counts
+from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_scores
+from bridgetower.files import json_text
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.presets import BASE, LARGE
+from bridgetower.objectives.config import NotAnOption, TaskConfig
+from bridgetower.tasks.recipes import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS, SCENES_MODEL
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+
+if TYPE_CHECKING:
+    from bridgetower.data.examples import EntryExamples
+    from bridgetower.evaluation.predictions import Predictions
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.objectives.classification import ClassificationTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaConfig(TaskConfig):
+    """Questions about images.
+
+    Attributes:
+        kind: Tells the task in a saved run; no option of the command.
+        protocol: `honest` scores every question of the validation split; `paper` leaves out those to which no annotator
+            gave an answer of the vocabulary, as the official code does. Both train without them.
+    """
+
+    metrics = ("vqa_score",)
+
+    kind: NotAnOption = "vqa"
+    protocol: Protocol = "honest"
+
+    def __post_init__(self) -> None:
+        """Checks the protocol."""
+        check_numbers(self)
+        check_choice("protocol", self.protocol, Protocol)
+
+
+def _build(model: BridgeTower, config: VqaConfig) -> ClassificationTask:
+    from bridgetower.objectives.classification import answerer
+
+    return answerer(model)
+
+
+def _class_names(data: DataConfig, config: VqaConfig) -> Sequence[str]:
+    if not data.folders:
+        raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+    return read_vocabulary(data.folders[0])
+
+
+def _examples(source: ExampleSource) -> EntryExamples:
+    """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server wants the answers to all of it."""
+    from bridgetower.data.examples import AnswerScores, EntryExamples
+
+    source = replace(source, splits=tuple("test" if split == "test-dev" else split for split in source.splits))
+    answers = AnswerScores(source.names)
+    has_answers = not any(split.startswith("test") for split in source.splits)
+    answerable = source.use == "train" or (source.task.protocol == "paper" and has_answers)
+    return EntryExamples(
+        source.pictures(SCHEMA),
+        answers,
+        keep=answers.answerable if answerable else None,
+        labelled=source.use == "validate",
+        unique=source.use == "test",
+    )
+
+
+def _evaluate(evaluation: Evaluation) -> Outcome:
+    """Answers all questions; scores those that have annotators' answers."""
+    questions, predictions = evaluation.examples, evaluation.predictions()
+    entries = list(questions)
+    answers = [evaluation.names[number] for number in predictions.classes.tolist()]
+    by_id = dict(zip([entry["question_id"] for entry in entries], answers, strict=True))
+    rows = [
+        {"question_id": entry["question_id"], "answer": answer, "probability": probability}
+        for entry, answer, probability in zip(entries, answers, predictions.probabilities.tolist(), strict=True)
+    ]
+    num_answered = sum(bool(entry["answers"]) for entry in entries)
+    scores = question_scores(questions, predictions, evaluation.names) if num_answered else None
+    return Outcome(
+        metrics={} if scores is None else vqa_metrics(scores),
+        counts=counts("num_questions", len(entries), "num_answered", num_answered),
+        details={}
+        if scores is None
+        else {"by_answer_type": scores.by_answer_type, "by_question_type": scores.by_question_type},
+        predictions=rows,
+        submission=("submission.json", json_text([{"question_id": key, "answer": by_id[key]} for key in by_id])),
+    )
+
+
+def question_scores(questions: EntryExamples, predictions: Predictions, names: Sequence[str]) -> VqaScores:
+    """Returns VQA's official scores of the questions that have answers of annotators.
+
+    Args:
+        questions: In order, without repeats.
+        predictions: One for each question.
+        names: The answers that can be chosen.
+
+    Raises:
+        ValueError: No question has answers.
+    """
+    answered = {
+        number: AnsweredQuestion(
+            answers=tuple(entry["answers"]), answer_type=entry["answer_type"], question_type=entry["question_type"]
+        )
+        for number, entry in enumerate(questions)
+        if entry["answers"]
+    }
+    given = [names[number] for number in predictions.classes[list(answered)].tolist()]
+    return vqa_scores(given, list(answered.values()))
+
+
+def vqa_metrics(scores: VqaScores) -> dict[str, float]:
+    """Returns `vqa_score`, in percent, and that of each type of answer."""
+    by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items() if name}
+    return {"vqa_score": scores.overall, **by_type}
+
+
+NUM_ANSWERS = 3129
+NUM_SCENE_ANSWERS = 14
+"""Of the level `easy`; `medium` has 18, `hard` 22."""
+
+NUM_FLAG_ANSWERS = 17
+_HEADS = HeadsConfig(mlm=False, itm=False, vqa=NUM_ANSWERS, hidden_scale=2.0)
+
+VQAV2_BASE = RunConfig(
+    recipe="vqav2-base",
+    source="paper, appendix, and official script for VQAv2; give a pre-trained init. The paper trains on "
+    "--data.train-splits train validation",
+    task=VqaConfig(),
+    model=replace(BASE, heads=_HEADS).override({"vision.image_size": 576}),
+    image_size=576,
+    optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, warmup=0.06, weight_decay=0.05, head_multiplier=50),
+    data=QUESTION_VIEWS,
+    batch_size=512,
+    micro_batch_size=16,
+    max_epochs=10,
+    precision="bf16",
+    evaluate_every=2_000,
+    select_by="vqa_score",
+)
+
+VQAV2_LARGE = replace(
+    VQAV2_BASE,
+    recipe="vqav2-large",
+    model=replace(LARGE, heads=_HEADS).override({"vision.image_size": 574}),
+    image_size=574,
+    optimizer=replace(VQAV2_BASE.optimizer, lr=4e-6),
+    micro_batch_size=4,
+)
+
+VQAV2_BASE_NO_PRETRAINING = replace(
+    VQAV2_BASE,
+    recipe="vqav2-base-no-pretraining",
+    source="paper, appendix, and official script for VQAv2 without pre-training; give init_vision "
+    "and init_text. The paper trains on --data.train-splits train validation",
+    model=replace(VQAV2_BASE.model, heads=replace(_HEADS, hidden_scale=1.0)),
+    optimizer=replace(PAPER_OPTIMIZER, lr=2e-5, head_multiplier=50),
+    data=CLIP_VIEWS,
+)
+
+VQAV2_LARGE_NO_PRETRAINING = replace(
+    VQAV2_BASE_NO_PRETRAINING,
+    recipe="vqav2-large-no-pretraining",
+    model=replace(VQAV2_LARGE.model, heads=replace(_HEADS, hidden_scale=1.0)),
+    image_size=574,
+    optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, head_multiplier=50),
+    micro_batch_size=4,
+)
+
+SCENES_VQA = RunConfig(
+    recipe="scenes-vqa",
+    source="this project: for sets of `bridgetower prepare scenes` of the level easy; of others, set model.heads.vqa "
+    "to the number of their answers",
+    task=VqaConfig(),
+    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_SCENE_ANSWERS)),
+    optimizer=OptimizerConfig(
+        lr=5e-4, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
+    ),
+    data=DataConfig(max_length=32, cache=True),
+    batch_size=64,
+    max_steps=2_000,
+    precision="bf16",
+    evaluate_every=200,
+    checkpoint_every=400,
+    select_by="vqa_score",
+)
+
+FLAG_QUESTIONS = replace(
+    SCENES_VQA,
+    recipe="flag-questions",
+    source="this project: for `bridgetower prepare flag-questions`, from a model that has learnt about scenes",
+    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_FLAG_ANSWERS)),
+    optimizer=replace(SCENES_VQA.optimizer, lr=3e-4),
+    data=replace(SCENES_VQA.data, augmentation="affine"),
+    max_steps=240,
+    evaluate_every=40,
+    checkpoint_every=80,
+)
+
+VQA = TaskSpec(
+    name="vqa",
+    config=VqaConfig,
+    schema=SCHEMA,
+    head="vqa",
+    build=_build,
+    examples=_examples,
+    evaluate=_evaluate,
+    class_names=_class_names,
+    recipes=(SCENES_VQA, FLAG_QUESTIONS),
+    fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
+    benchmarks={"vqav2": VqaConfig()},
+)

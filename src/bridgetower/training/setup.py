@@ -1,0 +1,134 @@
+"""What a run trains, on which examples, and how it is judged: from its config and the spec of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from bridgetower.checkpoints import Checkpoint
+from bridgetower.data.config import DataConfig
+from bridgetower.data.pictures import Pictures
+from bridgetower.data.sampling import Examples
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, Use
+from bridgetower.tasks.table import spec_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSetup:
+    """What is trained and how it is judged.
+
+    Attributes:
+        task: Model and losses; its `progress` is set to the share of the run that is done.
+        examples: What it is trained on.
+        pictures: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
+        digests: Of the files that are read, by path.
+        evaluate: Gives the metrics of the validation split.
+    """
+
+    task: nn.Module
+    examples: Examples
+    pictures: tuple[Pictures, Pictures] | None = None
+    digests: Mapping[str, str]
+    evaluate: Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContext(TaskSetup):
+    """Everything that the loop needs, built by `bridgetower.training.run`.
+
+    Attributes:
+        config: Decides the result.
+        model: The model that the task trains.
+        save: Writes the weights as a checkpoint to a folder.
+        max_steps: Optimiser steps of the whole run.
+    """
+
+    config: RunConfig
+    model: BridgeTower
+    save: Callable[[Path], None]
+    max_steps: int
+
+
+def build_task(
+    config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, task: TaskSpec | None = None
+) -> TaskSetup:
+    """Builds task, examples and evaluation of a run.
+
+    Args:
+        config: Of the run.
+        checkpoint: What the run started from; its preprocessing and names of classes are used.
+        model: Is trained.
+        task: A task of your own; None: the one of `TASKS` that the config names.
+
+    Raises:
+        FileNotFoundError: A data folder or a split is missing.
+        ValueError: The data, the model or the metric to select by does not fit the task.
+    """
+    spec = spec_of(config.task, task)
+    _check_selection(config, spec, model)
+    processor = checkpoint.processor
+    assert processor is not None  # starting_checkpoint refused it
+    names = () if spec.head is None else checkpoint.class_names(spec.head)
+    validation = (config.data.validation_split,)
+
+    def opened(data: DataConfig, splits: tuple[str, ...], use: Use) -> ExampleSource:
+        return ExampleSource(data=data, splits=splits, processor=processor, task=config.task, names=names, use=use)
+
+    train = spec.examples(opened(config.data, config.data.train_splits, "train"))
+    held_out = spec.examples(opened(config.data.as_evaluated(), validation, "validate"))
+    evaluation = Evaluation(
+        task=config.task,
+        module=spec.build(model, config.task),
+        examples=held_out,
+        splits=validation,
+        names=names,
+        settings=config.evaluation,
+        num_workers=config.data.num_workers,
+    )
+    files = [examples.pictures or examples for examples in (train, held_out)]
+    return TaskSetup(
+        task=evaluation.module,
+        examples=train,
+        pictures=(train.pictures, held_out.pictures) if train.pictures else None,
+        digests=files[0].digests() | files[1].digests(),
+        evaluate=lambda: spec.metrics(evaluation),
+    )
+
+
+def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the classes of a new head, by head, where they are not the same for all data.
+
+    Raises:
+        FileNotFoundError: The (first) folder does not hold them.
+        ValueError: There is another number of them than the head has, or no folder is given.
+    """
+    if spec.head is None or spec.class_names is None:
+        return {}
+    names = tuple(spec.class_names(config.data, config.task))
+    expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
+    if found != expected:
+        raise ValueError(
+            f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; set it to "
+            f"{found}, or choose another set"
+        )
+    return {spec.head: names} if names else {}
+
+
+def _check_selection(config: RunConfig, spec: TaskSpec, model: BridgeTower) -> None:
+    """Raises before training starts if the evaluation cannot give the metric that selects the best checkpoint."""
+    absent = {
+        metric: [head for head in heads if getattr(model, f"{head}_head") is None]
+        for metric, heads in spec.metric_heads.items()
+    }
+    missing = absent.get(config.select_by)
+    if missing:
+        possible = [metric for metric, heads in absent.items() if not heads]
+        raise ValueError(
+            f"select_by is {config.select_by!r}, but the model has no {' and no '.join(missing)} head; "
+            f"use one of {', '.join(possible)}"
+        )

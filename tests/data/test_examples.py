@@ -1,0 +1,166 @@
+"""Questions and statements as examples: which ones there are, what a batch has, and pure functions of its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import asked
+from bridgetower.data.answers import soft_targets
+from bridgetower.data.config import DataConfig
+from bridgetower.data.examples import ClassNumbers, EntryExamples, WithOtherImages
+from bridgetower.data.pictures import Pictures
+from bridgetower.data.sampling import BatchKey
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.model.config import FIXED_LABELS
+from bridgetower.processor import Processor
+from bridgetower.tasks.vqa import VqaConfig
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: asked.write_set(tmp_path_factory.mktemp(kind), kind) for kind in asked.KINDS}
+
+
+@pytest.fixture
+def load(folders: dict[str, Path], tiny_processor: Processor) -> Any:
+    def make(kind: str, *arguments: Any, **options: Any) -> EntryExamples:
+        return asked.examples(folders[kind], kind, tiny_processor, *arguments, **options)
+
+    return make
+
+
+def test_classes_are_in_the_order_of_the_heads() -> None:
+    assert {kind: schema.labels for kind, schema in SCHEMAS.items() if schema.labels} == {
+        "snli-ve": FIXED_LABELS["snli_ve"],
+        "nlvr2": FIXED_LABELS["nlvr2"],
+    }
+
+
+class TestWhichThereAre:
+    def test_one_per_statement_in_order(self, load: Any) -> None:
+        examples = load("snli-ve")
+        names = [f"{number}.jpg#{place}r" for number in range(8) for place in range(1 + number % 2)]
+        assert len(examples) == len(names)
+        assert [entry["statement_id"] for entry in examples] == names
+        assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
+
+    def test_repeats_and_several_splits(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
+        def count(given: Path | list[Path], splits: Any = "train", **config: Any) -> Any:
+            return asked.examples(given, "snli-ve", tiny_processor, splits, "validate", **config)
+
+        folder = folders["snli-ve"]
+        once = count(folder)
+        assert len(count([folder, folder], repeats=(1, 3))) == 4 * len(once)
+        both, validation = count(folder, ("train", "validation")), count(folder, "validation")
+        assert list(both)[len(once) :] == list(validation)
+
+    def test_none_that_is_kept(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
+        folder = folders["snli-ve"]
+        pictures = Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"])
+        encode = ClassNumbers(FIXED_LABELS["snli_ve"])
+        neutral = EntryExamples(pictures, encode, keep=lambda entry: entry["label"] == "neutral")
+        assert {entry["label"] for entry in neutral} == {"neutral"}
+        assert len(neutral) == len(list(neutral)) < 12
+        with pytest.raises(ValueError, match=rf"no example in split train of {folder} is fit for this; choose another"):
+            EntryExamples(pictures, encode, keep=lambda entry: False)
+
+    def test_questions_without_an_answer_of_the_vocabulary(self, load: Any) -> None:
+        everything, answerable = load("vqa"), load("vqa", "train", "train")
+        left_out = [1021, 1051]
+        assert len(everything) == 16
+        assert [entry["question_id"] for entry in answerable] == [
+            entry["question_id"] for entry in everything if entry["question_id"] not in left_out
+        ]
+        row = [entry["question_id"] for entry in everything].index(1021)
+        assert not everything[BatchKey((row,), 0)].labels.any()
+        paper = load("vqa", "train", "validate", task=VqaConfig(protocol="paper"))
+        assert list(paper) == list(answerable)
+
+    @pytest.mark.parametrize(
+        ("kind", "use", "message"),
+        [
+            ("vqa", "validate", "question 3000 of split test has no answers; choose a split that has"),
+            ("vqa", "train", r"no example in split test of .* is fit for this"),
+            ("snli-ve", "train", "statement 0.jpg#0r of split test has no label; choose a split that has"),
+            ("nlvr2", "validate", "statement test-0-0-0 of split test has no label; choose a split that has"),
+        ],
+    )
+    def test_without_labels(self, load: Any, kind: str, use: str, message: str) -> None:
+        assert load(kind, "test")[BatchKey((0, 1), 0)].labels is None
+        with pytest.raises(ValueError, match=message):
+            load(kind, "test", use)
+
+
+class TestBatch:
+    def test_questions(self, load: Any, tiny_processor: Processor) -> None:
+        questions = load("vqa")
+        entries = list(questions)
+        batch = questions[BatchKey((4, 1), 3)]
+        assert batch.ids == ("1020", "1001")
+        text = tiny_processor.texts([entries[4]["question"], entries[1]["question"]])
+        assert torch.equal(batch.input_ids, text.input_ids)
+        assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("blue"), asked.png("red")]))
+        found = [
+            {name: score for name, score in zip(asked.ANSWERS, row, strict=True) if score}
+            for row in batch.labels.tolist()
+        ]
+        assert found == [
+            {"blue": pytest.approx(1.0), "green": pytest.approx(0.6)},
+            {"yes": pytest.approx(1.0), "no": pytest.approx(1.0)},
+        ]
+        assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], asked.ANSWERS))
+        assert batch.seed == 3
+
+    def test_one_image(self, load: Any, tiny_processor: Processor) -> None:
+        batch = load("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
+        assert batch.ids == ("1.jpg#1r", "0.jpg#0r")
+        assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("green"), asked.png("red")]))
+        assert batch.pixel_values_2 is None
+        assert torch.equal(batch.input_ids, tiny_processor.texts(["it is red", "it is red"]).input_ids)
+        assert batch.labels.tolist() == [1, 2]  # neutral, entailment
+
+    def test_two_images(self, load: Any, tiny_processor: Processor) -> None:
+        batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
+        assert batch.ids == ("train-0-1-0", "train-0-0-0")
+        first, second = (
+            tiny_processor.images([asked.png(name) for name in names])
+            for names in (("green", "red"), ("red", "orange"))
+        )
+        assert torch.equal(batch.pixel_values, first)
+        assert torch.equal(batch.pixel_values_2, second)
+        assert batch.labels.tolist() == [0, 1]
+
+    @pytest.mark.parametrize("kind", asked.KINDS)
+    def test_is_a_function_of_its_key(self, load: Any, kind: str) -> None:
+        examples = load(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
+        key = BatchKey((3, 0, 3), 17)
+        first, _ = examples[key], torch.manual_seed(99)
+        again, other = examples[key], examples[BatchKey(key.examples, 18)]
+        assert torch.equal(first.labels, again.labels)
+        for name in ("pixel_values", "pixel_values_2") if kind == "nlvr2" else ("pixel_values",):
+            assert torch.equal(getattr(first, name), getattr(again, name))
+            assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+class TestOtherImages:
+    @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
+    def test_texts_stay_and_images_are_those_of_the_other_half(self, load: Any, kind: str) -> None:
+        statements = load(kind)
+        others = WithOtherImages(statements)
+        everything = tuple(range(len(statements)))
+        own, other = statements[BatchKey(everything, 3)], others[BatchKey(everything, 3)]
+        assert len(others) == len(statements) >= 2
+        assert other.ids == own.ids
+        assert torch.equal(other.input_ids, own.input_ids)
+        assert torch.equal(other.labels, own.labels)
+        shift = len(statements) // 2
+        for name in ("pixel_values", "pixel_values_2") if kind == "nlvr2" else ("pixel_values",):
+            expected = getattr(own, name).roll(-shift, dims=0)
+            assert torch.equal(getattr(other, name), expected)
+            assert not torch.equal(expected, getattr(own, name))
+
+    def test_a_single_example_has_none(self) -> None:
+        with pytest.raises(ValueError, match="1 example has no other image"):
+            WithOtherImages([None])
