@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, resources
+from itertools import pairwise
 from typing import Any
 
 import bridgetower
@@ -81,8 +82,13 @@ def _call(name: str, arguments: Sequence[str]) -> None:
     import tyro
 
     from bridgetower.cli.options import OPTIONAL_VALUES
+    from bridgetower.tasks.spec import load_spec
 
-    command: Any = getattr(import_module(f"bridgetower.cli.{COMMANDS[name]}"), name.replace("-", "_"))
+    module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
+    command: Any = getattr(module, name.replace("-", "_"))
+    spec = _option("--task-spec", arguments) if name == "train" else None
+    if spec:
+        command = module.train_with(load_spec(spec))
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
         "args": arguments,
@@ -93,6 +99,12 @@ def _call(name: str, arguments: Sequence[str]) -> None:
         command.cli(**settings)
     else:
         tyro.cli(with_whole_entries(command), **settings)
+
+
+def _option(name: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option that decides which others there are; None if it is not given."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((value for word, value in pairwise(words) if word.replace("_", "-") == name), None)
 
 
 def overview() -> str:

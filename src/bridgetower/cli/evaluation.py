@@ -17,6 +17,7 @@ from bridgetower.cli.output import emit, emit_figures, emit_table
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder
+from bridgetower.tasks.spec import load_spec
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def evaluate(
     data: tuple[Path, ...],
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
+    task_spec: str | None = None,
     max_errors: int = 0,
     num_workers: int = 0,
     work: Path | None = None,
@@ -60,6 +62,7 @@ def evaluate(
         data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
+        task_spec: A task of your own, module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode pictures; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
@@ -81,6 +84,7 @@ def evaluate(
             data,
             split,
             options,
+            spec=None if task_spec is None else load_spec(task_spec),
             work=work or cache_folder() / "evaluations",
             max_errors=max_errors,
             num_workers=num_workers,

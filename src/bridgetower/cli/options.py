@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,11 +15,17 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.engines.config import EngineRequest, Precision
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 
-Recipe = tyro.extras.subcommand_type_from_defaults(
-    RECIPES, descriptions={name: recipe.source for name, recipe in RECIPES.items()}, prefix_names=False
-)
+
+def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:
+    """Returns the type of an argument that is one of some recipes, with an option for each of its values."""
+    sources = {name: recipe.source for name, recipe in recipes.items()}
+    return tyro.extras.subcommand_type_from_defaults(recipes, descriptions=sources, prefix_names=False)
+
+
+Recipe = recipe_type(RECIPES)
 Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
 ModelOrDemo = Annotated[Positional[Model | None], arg(metavar="[MODEL]")]
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import arg
 
-from bridgetower.cli.options import Recipe
+from bridgetower.cli.options import Recipe, recipe_type
 from bridgetower.cli.output import emit, headline
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.table import RECIPES
+from bridgetower.tasks.spec import TaskSpec, load_spec
+from bridgetower.tasks.table import RECIPES, spec_of
 
 
 def train(
-    config: Annotated[Recipe, arg(name="")],  # type: ignore[valid-type]
+    config: Annotated[Recipe, arg(name="")],
     *,
     out: Path,
+    task_spec: str | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
     vision_tower: VisionTowerName | None = None,
@@ -35,11 +39,14 @@ def train(
 
     From published towers: bridgetower train pretrain-base --init-vision ViT-B-16.pt --init-text roberta-base/ …
 
+    A task of your own: bridgetower train my-recipe --task-spec my_task:MY_TASK … (docs/architecture.md)
+
     With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
 
     Args:
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
+        task_spec: A task of your own, module:NAME; its recipes can be trained too.
         resume: Continue the run in --out where it was stopped or killed.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
         vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
@@ -49,19 +56,37 @@ def train(
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
-    run = _with_towers(config, vision_tower, text_tower)
+    task = None if task_spec is None else load_spec(task_spec)
+    run = _with_towers(config, spec_of(config.task, task), vision_tower, text_tower)
     try:
-        figures = train_run(run, out, resume=resume, allow_world_size_change=allow_world_size_change)
+        metrics = train_run(run, out, task=task, resume=resume, allow_world_size_change=allow_world_size_change)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     if os.environ.get("RANK", "0") == "0":
-        emit({"run": str(out), **figures})
+        emit({"run": str(out), **metrics})
 
 
-def _with_towers(run: RunConfig, vision: VisionTowerName | None, text: TextTowerName | None) -> RunConfig:
+def train_with(spec: TaskSpec) -> Callable[..., None]:
+    """Returns the command `train` with the recipes of a task of the user's own beside those that there are."""
+    recipes = {**RECIPES, **{recipe.recipe: recipe for recipe in (*spec.recipes, *spec.fine_tuning)}}
+
+    def command(*arguments: Any, **options: Any) -> None:
+        train(*arguments, **options)
+
+    command.__doc__, command.__signature__ = train.__doc__, signature(train)  # type: ignore[attr-defined]
+    hints = get_type_hints(train, include_extras=True)
+    command.__annotations__ = hints | {"config": Annotated[recipe_type(recipes), arg(name="")]}
+    return command
+
+
+def _with_towers(
+    run: RunConfig, spec: TaskSpec, vision: VisionTowerName | None, text: TextTowerName | None
+) -> RunConfig:
     """Returns the run with the named towers; a value that was set besides and would be lost is an error."""
-    recipe = RECIPES[run.recipe].model
+    given = spec.recipe(run.recipe)
+    assert given is not None  # the command offers recipes only
+    recipe = given.model
     for option, name, init in (("vision", vision, run.init_vision), ("text", text, run.init_text)):
         if name and init:
             raise ValueError(

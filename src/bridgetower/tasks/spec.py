@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,6 +167,32 @@ class TaskSpec:
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""
         return dict(self.evaluate(evaluation).metrics) if self.validate is None else self.validate(evaluation)
+
+
+def load_spec(name: str) -> TaskSpec:
+    """Returns a task of a user's own.
+
+    Args:
+        name: `module:NAME`; the module is one that Python finds, or a file in the working directory.
+
+    Raises:
+        ValueError: There is no such module, or no spec of that name in it.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"task_spec is {name!r}; expected module:NAME, such as my_task:TOPICS for my_task.py")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        spec = getattr(import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(
+            f"task_spec {name}: {error}; expected a module here or on PYTHONPATH, and a name in it"
+        ) from error
+    if not isinstance(spec, TaskSpec):
+        raise ValueError(f"task_spec {name} is a {type(spec).__name__}; expected a TaskSpec")
+    return spec
 
 
 def one_folder(data: DataConfig, kind: str) -> str:

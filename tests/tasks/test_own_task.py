@@ -1,0 +1,131 @@
+"""A task of a user's own, from a file of theirs: trained, continued and measured by the command and in Python."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import asked
+import shapes
+from bridgetower.cli import main
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.predictor import load
+from bridgetower.tasks.benchmarks import evaluate
+from bridgetower.tasks.spec import TaskSpec, load_spec
+from bridgetower.training.run import read_run, train
+
+MODULE = '''
+from dataclasses import dataclass, replace
+
+import shapes
+import torch.nn.functional as F
+from bridgetower.model.config import HeadsConfig
+from bridgetower.objectives.classification import ClassificationTask
+from bridgetower.objectives.config import NotAnOption, TaskConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.statements import SNLI_VE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothConfig(TaskConfig):
+    """Statements, with smoothed labels.
+
+    Attributes:
+        kind: Of the task.
+        smoothing: Share of each label that goes to the others.
+    """
+
+    metrics = ("accuracy",)
+
+    kind: NotAnOption = "smooth"
+    smoothing: float = 0.1
+
+
+def build(model, config):
+    def loss(logits, labels):
+        return F.cross_entropy(logits, labels, label_smoothing=config.smoothing), {}
+
+    return ClassificationTask(model, "snli_ve", loss=loss, probabilities=lambda logits: logits.softmax(dim=-1))
+
+
+RECIPE = RunConfig(
+    recipe="smooth-tiny",
+    source="a test",
+    task=SmoothConfig(),
+    model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True)),
+    optimizer=OptimizerConfig(lr=1e-2),
+    batch_size=4,
+    max_steps=2,
+    select_by="accuracy",
+)
+SMOOTH = replace(
+    SNLI_VE,
+    name="smooth",
+    config=SmoothConfig,
+    build=build,
+    recipes=(RECIPE,),
+    fine_tuning=(),
+    benchmarks={"smooth-statements": SmoothConfig()},
+)
+NUMBER = 3
+'''
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
+    (tmp_path / "smooth_task.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return load_spec("smooth_task:SMOOTH")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return asked.write_set(tmp_path / "set", "snli-ve")
+
+
+def test_command(spec: TaskSpec, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--task-spec", "smooth_task:SMOOTH"]
+    data = ["--data.folders", str(folder), "--data.max-length", "24", "--device", "cpu"]
+    command = ["train", "smooth-tiny", *own, *data, "--task.smoothing", "0.2", "--out", str(tmp_path / "run")]
+    main(command)
+    assert "accuracy" in json.loads(capsys.readouterr().out)
+    assert read_run(tmp_path / "run", spec).to_dict()["task"] == {"kind": "smooth", "smoothing": 0.2}
+    main([*command, "--resume"])
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "run"), "smooth-statements", *own, "--data", str(folder), "--split", "validation"])
+    report = json.loads(capsys.readouterr().out)
+    outcome = evaluate(
+        load(tmp_path / "run", device="cpu"), "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec
+    )
+    assert report["accuracy"] == outcome.metrics["accuracy"]
+
+
+def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
+    recipe = spec.recipes[0]
+    config = replace(recipe, data=replace(shapes.run_config(folder).data), device="cpu")
+    assert train(config, tmp_path / "run", task=spec, progress=False).keys() >= {"accuracy"}
+    with pytest.raises(ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"):
+        train(config, tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"):
+        train(shapes.run_config(folder), tmp_path / "other", task=spec, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smooth_task", "task_spec is 'smooth_task'; expected module:NAME"),
+        ("no_such_module:SMOOTH", "No module named 'no_such_module'"),
+        ("smooth_task:ROUGH", "has no attribute 'ROUGH'"),
+        ("smooth_task:NUMBER", "task_spec smooth_task:NUMBER is a int; expected a TaskSpec"),
+    ],
+)
+def test_no_spec(spec: TaskSpec, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_spec(name)
+
+
+def test_a_benchmark_of_another_task(spec: TaskSpec, tiny_checkpoint: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
+        evaluate(load(tiny_checkpoint, device="cpu"), "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
