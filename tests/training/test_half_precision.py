@@ -36,7 +36,7 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
     "vqav2-base": (
         "vqa_head",
         lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1],
-        "targets",
+        "labels",
     ),
     "snli-ve": ("snli_ve_head", F.cross_entropy, "labels"),
     "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),

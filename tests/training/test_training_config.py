@@ -59,7 +59,7 @@ class TestRunConfig:
         run = RECIPES["pretrain-nano"]
         values = json.loads(json.dumps(run.to_dict()))
         values["evaluation"]["memory_gib"] = 8.0
-        assert RunConfig.from_dict(values) == run
+        assert read(values) == run
 
     def test_unknown_key_in_a_phase(self) -> None:
         values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
