@@ -27,10 +27,9 @@ from bridgetower.data.prepare import prepare_pairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.evaluation.scoring import Means
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import BridgeTower, init_weights
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from bridgetower.analysis.attention import explain
     from bridgetower.analysis.attention_picture import draw_explanation
     from bridgetower.checkpoints import convert, read_checkpoint
-    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.model.bridgetower import BridgeTower, Extensions
     from bridgetower.model.config import ModelConfig
+    from bridgetower.model.heads import HeadSpec
+    from bridgetower.model.towers import TextTower, VisionTower
     from bridgetower.predictor import Predictor, load
     from bridgetower.processor import Processor
     from bridgetower.search.build import build_index
@@ -36,12 +38,16 @@ __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "BridgeTower",
+    "Extensions",
+    "HeadSpec",
     "Index",
     "ModelConfig",
     "Predictor",
     "Processor",
     "RunConfig",
     "Searcher",
+    "TextTower",
+    "VisionTower",
     "build_index",
     "convert",
     "draw_explanation",
@@ -54,12 +60,16 @@ __all__ = [
 _HOMES = {
     "RECIPES": "bridgetower.tasks.table",
     "BridgeTower": "bridgetower.model.bridgetower",
+    "Extensions": "bridgetower.model.bridgetower",
+    "HeadSpec": "bridgetower.model.heads",
     "Index": "bridgetower.search.index",
     "ModelConfig": "bridgetower.model.config",
     "Predictor": "bridgetower.predictor",
     "Processor": "bridgetower.processor",
     "RunConfig": "bridgetower.tasks.run_config",
     "Searcher": "bridgetower.search.searcher",
+    "TextTower": "bridgetower.model.towers",
+    "VisionTower": "bridgetower.model.towers",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
     "draw_explanation": "bridgetower.analysis.attention_picture",

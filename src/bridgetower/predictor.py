@@ -33,7 +33,7 @@ from bridgetower.inference import (
     matched,
     score_pairs,
 )
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
@@ -75,6 +75,7 @@ def load(
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     fast_decode: bool = False,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> Predictor:
     """Loads a model for use.
 
@@ -96,6 +97,7 @@ def load(
         overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
         fast_decode: Decode large JPEG files at reduced scale, which changes pixels a little; a model that was trained
             so does it anyway.
+        extensions: Towers, bridges and heads of one's own that the model's config names.
 
     Raises:
         FileNotFoundError: Nothing is there, or the engine's packages are not installed.
@@ -111,6 +113,7 @@ def load(
         answers=answers,
         overrides=overrides,
         dtype=choice.dtype,
+        extensions=extensions,
     )
     unchanged = image_size in (None, checkpoint.config.vision.image_size)
     if image_size is not None:

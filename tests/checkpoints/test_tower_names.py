@@ -5,8 +5,7 @@ import torch
 
 from bridgetower.checkpoints.tower_names import NAMINGS, TowerNaming, recognise
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.text import TextTower
-from bridgetower.model.vision import VisionTower
+from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 
 def tower_names(naming: TowerNaming) -> list[str]:
@@ -14,7 +13,7 @@ def tower_names(naming: TowerNaming) -> list[str]:
     clip = naming.kind in ("openai", "clip")
     vision = VisionConfig(num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip)
     with torch.device("meta"):
-        tower = TextTower(TextConfig(num_layers=2)) if naming.part == "text" else VisionTower(vision)
+        tower = TextTransformer(TextConfig(num_layers=2)) if naming.part == "text" else VisionTransformer(vision)
     return [f"{naming.part}.{name}" for name in tower.state_dict()]
 
 

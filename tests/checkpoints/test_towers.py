@@ -14,8 +14,7 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
-from bridgetower.model.text import TextTower
-from bridgetower.model.vision import VisionTower
+from bridgetower.model.towers import TextTransformer, VisionTransformer
 from payload import Payload
 from published import PIXELS, Published, openai, timm_vit, transformers_text, transformers_vision
 
@@ -38,7 +37,7 @@ def largest(differences: list[float]) -> float:
 @torch.no_grad()
 def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
     """The largest difference of any layer's hidden states."""
-    model = VisionTower(tower.config).eval()
+    model = VisionTransformer(tower.config).eval()
     model.load_state_dict(own_states(tower.tensors, "vision"))
     ours, theirs = model(pixels, tuple(range(1, tower.config.num_layers + 1))), published.hidden(pixels, **options)
     return largest([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)])
@@ -46,7 +45,7 @@ def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXE
 
 @torch.no_grad()
 def texts_off(tower: TextWeights, published: Published) -> float:
-    model = TextTower(tower.config).eval()
+    model = TextTransformer(tower.config).eval()
     model.load_state_dict(own_states(tower.tensors, "text"))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, tower.config.vocab_size, (3, 9), generator=generator)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from recompute import bridged_layers, encode, features, pretraining_outputs, pretraining_task
 
 from bridgetower.checkpoints.keymap import export_tensors
-from bridgetower.model.vision import resize_position_embedding
+from bridgetower.model.towers import resize_position_embedding
 from golden import case, check, variant, wrong
 
 

@@ -1,6 +1,7 @@
 """Bridges and the fusion encoder against their formulas, and what each way of reading computes."""
 
-from typing import Any
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.config import FusionConfig
-from bridgetower.model.fusion import Bridge, FusionEncoder, FusionLayer, FusionOutputs
+from bridgetower.model.config import BridgeKind, FusionConfig
+from bridgetower.model.fusion import BRIDGES, FusionEncoder, FusionLayer, FusionOutputs
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
 METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
@@ -36,31 +37,42 @@ def inputs(config: FusionConfig = CONFIG) -> tuple[tuple[Tensor, ...], tuple[Ten
 
 
 class TestBridge:
-    TOWER, STREAM = random(2, 4, WIDTH), random(2, 4, WIDTH, seed=1)
+    TOWER, STREAM, OTHER = random(2, 4, WIDTH), random(2, 4, WIDTH, seed=1), random(2, 5, WIDTH, seed=2)
 
-    @pytest.mark.parametrize("kind", ["add", "scaled_add", "interpolate", "norm"])
-    def test_formula(self, kind: Any) -> None:
-        bridge = made(Bridge(WIDTH, 1e-3, kind))
+    def output(self, kind: str) -> tuple[nn.Module, Tensor]:
+        """Of the bridge into the second fusion layer."""
+        bridge = made(BRIDGES[kind](CONFIG, 2))
+        return bridge, bridge(self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER)
+
+    @pytest.mark.parametrize("kind", BRIDGES)
+    def test_formula(self, kind: str) -> None:
+        bridge, output = self.output(kind)
         total = {
             "add": lambda: self.TOWER + self.STREAM,
             "scaled_add": lambda: bridge.scale * self.TOWER + self.STREAM,
             "interpolate": lambda: (1 - bridge.beta) * self.TOWER + bridge.beta * self.STREAM,
             "norm": lambda: self.STREAM,
         }[kind]()
-        expected = nn.functional.layer_norm(total, (WIDTH,), bridge.norm.weight, bridge.norm.bias, eps=1e-3)
-        assert tiny.off(bridge(self.TOWER, self.STREAM), expected) < ATOL
+        eps = CONFIG.bridge_layer_norm_eps
+        expected = nn.functional.layer_norm(total, (WIDTH,), bridge.norm.weight, bridge.norm.bias, eps=eps)
+        assert tiny.off(output, expected) < ATOL
 
     def test_kinds_differ(self) -> None:
-        outputs = [
-            made(Bridge(WIDTH, 1e-3, kind))(self.TOWER, self.STREAM) for kind in ("add", "scaled_add", "interpolate")
-        ]
+        outputs = [self.output(kind)[1] for kind in ("add", "scaled_add", "interpolate")]
         assert all(tiny.off(outputs[one], outputs[other]) > 0.01 for one, other in ((0, 1), (0, 2), (1, 2)))
 
     def test_start_values(self) -> None:
         """A fresh scaled bridge adds, a fresh interpolating one averages."""
-        assert Bridge(WIDTH, 1e-3, "scaled_add").scale.item() == 1
-        assert Bridge(WIDTH, 1e-3, "interpolate").beta.item() == 0.5
-        assert {name for name, _ in Bridge(WIDTH, 1e-3, "add").named_parameters()} == {"norm.weight", "norm.bias"}
+        assert BRIDGES["scaled_add"](CONFIG, 2).scale.item() == 1
+        assert BRIDGES["interpolate"](CONFIG, 2).beta.item() == 0.5
+        assert {name for name, _ in BRIDGES["add"](CONFIG, 2).named_parameters()} == {"norm.weight", "norm.bias"}
+
+    def test_those_of_the_config_are_in_the_table(self) -> None:
+        assert set(get_args(BridgeKind)) == set(BRIDGES)
+
+    def test_unknown(self) -> None:
+        with pytest.raises(ValueError, match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or one of your"):
+            FusionEncoder(replace(CONFIG, bridge="multiply"))
 
 
 class TestLayer:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import tiny
 from bridgetower.model.config import TextConfig
-from bridgetower.model.text import TextTower
+from bridgetower.model.towers import TextTransformer
 
 CONFIG = tiny.CONFIG.text
 BERT = tiny.changed(text__positions="bert", text__pad_token_id=0, text__type_vocab_size=2).text
@@ -16,8 +16,8 @@ ATOL = 1e-10
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 
 
-def made(config: TextConfig = CONFIG) -> TextTower:
-    return tiny.off_defaults(TextTower(config)).double().eval()
+def made(config: TextConfig = CONFIG) -> TextTransformer:
+    return tiny.off_defaults(TextTransformer(config)).double().eval()
 
 
 def texts(*lengths: int, width: int | None = None) -> tuple[Tensor, Tensor]:

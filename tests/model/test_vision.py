@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from bridgetower.model.config import VisionConfig
-from bridgetower.model.vision import VisionTower, resize_position_embedding
+from bridgetower.model.towers import VisionTransformer, resize_position_embedding
 
 CONFIG = tiny.CONFIG.vision
 TIMM = tiny.changed(
@@ -21,8 +21,8 @@ DISTILLED = replace(TIMM, distillation_token=True)
 ATOL = 1e-10
 
 
-def made(config: VisionConfig = CONFIG) -> VisionTower:
-    return tiny.off_defaults(VisionTower(config)).double().eval()
+def made(config: VisionConfig = CONFIG) -> VisionTransformer:
+    return tiny.off_defaults(VisionTransformer(config)).double().eval()
 
 
 def images(count: int = 2, height: int = 24, width: int = 24) -> Tensor:

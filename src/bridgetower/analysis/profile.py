@@ -151,7 +151,7 @@ def _check(text_length: int, repeats: int, warmup: int) -> None:
 def _inputs(model: BridgeTower, text_length: int) -> tuple[Tensor, Tensor]:
     """Draws one image and one text without padding, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    weight = model.vision.patch_embedding.weight
+    weight = model.token_type_embedding.weight
     size, text = model.config.vision.image_size, model.config.text
     pixels = torch.randn(1, 3, size, size, generator=generator)
     ids = torch.randint(text.pad_token_id + 1, text.vocab_size, (1, text_length), generator=generator)

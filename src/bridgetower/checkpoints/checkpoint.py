@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.config import FIXED_LABELS, ModelConfig, VisionConfig, check_labels
 from bridgetower.model.heads import ClassifierName
-from bridgetower.model.vision import resize_position_embedding
+from bridgetower.model.towers import resize_position_embedding
 from bridgetower.processor import Processor
 
 _LISTED = 10
@@ -28,10 +28,11 @@ class Checkpoint:
 
     Attributes:
         source: Where it came from; a hub id carries its commit, `id@commit`.
-        tensors: Every parameter of `BridgeTower(config)`, under its name.
+        tensors: Every parameter of `BridgeTower(config, extensions)`, under its name.
         extra_tensors: Tensors of the source that no computation reads but a conversion back must write (the text
             pooler, the official `ln_separate`).
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
+        extensions: Towers, bridges and heads of one's own that the config names.
         labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     extra_tensors: dict[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     processor: Processor | None = None
+    extensions: Extensions = NO_EXTENSIONS
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class Checkpoint:
     def model(self) -> BridgeTower:
         """Builds the model around the checkpoint's own tensors, without a second copy of the weights."""
         with torch.device("meta"):
-            model = BridgeTower(self.config)
+            model = BridgeTower(self.config, self.extensions)
         model.load_state_dict(self.tensors, strict=True, assign=True)
         return model.eval()
 
@@ -123,10 +125,10 @@ def with_positions_for(tensors: Mapping[str, Tensor], config: VisionConfig) -> d
 
 
 @lru_cache(maxsize=4)
-def parameter_shapes(config: ModelConfig) -> Mapping[str, torch.Size]:
-    """Returns the shape of every parameter of `BridgeTower(config)`, without allocating them."""
+def parameter_shapes(config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> Mapping[str, torch.Size]:
+    """Returns the shape of every parameter of `BridgeTower(config, extensions)`, without allocating them."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in BridgeTower(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in BridgeTower(config, extensions).state_dict().items()}
     return MappingProxyType(shapes)
 
 
@@ -214,10 +216,12 @@ def check_sources(
     return tuple(sorted(dropped))
 
 
-def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, with a list, unless `tensors` are exactly the parameters of `BridgeTower(config)`."""
+def check_tensors(
+    source: str, config: ModelConfig, tensors: Mapping[str, Tensor], extensions: Extensions = NO_EXTENSIONS
+) -> None:
+    """Raises ValueError, with a list, unless `tensors` are the parameters of `BridgeTower(config, extensions)`."""
     check_depth(source, config, tensors)
-    expected = parameter_shapes(config)
+    expected = parameter_shapes(config, extensions)
     _refuse(source, "lacks", sorted(set(expected) - set(tensors)))
     _refuse(source, "has unknown", sorted(set(tensors) - set(expected)))
     _check_shapes(source, expected, tensors)

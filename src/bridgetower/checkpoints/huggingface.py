@@ -15,7 +15,7 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect,
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
-from bridgetower.model.heads import HEADS
+from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.plain import check_numbers, known_fields
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
@@ -213,8 +213,10 @@ def _obstacles(config: ModelConfig) -> list[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     depth = config.text.num_layers
     bridged = tuple(range(depth - fusion.num_layers + 1, depth + 1))
-    lacking = [name for name, spec in HEADS.items() if getattr(config.heads, name) and not spec.in_transformers]
+    own = {vision.architecture, text.architecture} - {"vit", "bert"}
+    lacking = [name for name in chosen_heads(config.heads) if name not in HEADS or not HEADS[name].in_transformers]
     checks = {
+        f"it has towers of one's own ({', '.join(sorted(own))})": bool(own),
         "it has no bridges (METER)": fusion.bridge not in _LINK_TOWERS or not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
             (fusion.hidden_size, fusion.num_heads, fusion.intermediate_size)

@@ -23,6 +23,7 @@ from bridgetower.checkpoints.tensors import (
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import parse_json, read_json, require_empty, write_json
+from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
@@ -43,6 +44,7 @@ def read_checkpoint(
     answers: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> Checkpoint:
     """Reads a checkpoint of any published kind, recognised by what it holds.
 
@@ -54,6 +56,7 @@ def read_checkpoint(
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
         overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
         dtype: Of the tensors, converted while they are read; None keeps each as it is stored.
+        extensions: Towers, bridges and heads of one's own that a folder of this package names in its config.
 
     Raises:
         FileNotFoundError: Nothing is there.
@@ -63,7 +66,7 @@ def read_checkpoint(
     if revision is not None and path.exists():
         raise ValueError(f"revision {revision!r} is for hub ids, but {source} is a local path; leave it out")
     if path.is_dir():
-        checkpoint = _read_folder(path, str(source), overrides or {}, dtype)
+        checkpoint = _read_folder(path, str(source), overrides or {}, dtype, extensions)
     elif path.is_file():
         checkpoint = _read_official(path, overrides or {}, dtype)
     elif looks_like_hub_id(str(source)):
@@ -73,7 +76,7 @@ def read_checkpoint(
         folder, commit = download(repo, named or revision)
         if commit not in (named, revision):
             logger.warning("%s is at commit %s; pass revision=%r to pin it", source, commit, commit)
-        checkpoint = _read_folder(folder, f"{repo}@{commit}", overrides or {}, dtype)
+        checkpoint = _read_folder(folder, f"{repo}@{commit}", overrides or {}, dtype, extensions)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if checkpoint.dropped:
@@ -132,7 +135,9 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
     write_json(folder / "config.json", values)
 
 
-def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
+def _read_folder(
+    folder: Path, name: str, overrides: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
+) -> Checkpoint:
     if (folder / "best" / "config.json").exists():  # the folder of a training run
         folder = folder / "best"
     if not (folder / "config.json").exists():
@@ -141,7 +146,7 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: t
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
     if values.get("format") == _FORMAT["format"]:
-        return _read_own(folder, name, values, dtype)
+        return _read_own(folder, name, values, dtype, extensions)
     if values.get("model_type") != "bridgetower":
         raise ValueError(
             f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
@@ -152,7 +157,9 @@ def _read_folder(folder: Path, name: str, overrides: Mapping[str, Any], dtype: t
     return replace(checkpoint, processor=processor)
 
 
-def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
+def _read_own(
+    folder: Path, name: str, values: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
+) -> Checkpoint:
     if values.get("version") != _FORMAT["version"]:
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
@@ -161,11 +168,12 @@ def _read_own(folder: Path, name: str, values: Mapping[str, Any], dtype: torch.d
         raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
     config = ModelConfig.from_dict(values["model"])
     tensors = read_safetensors(folder / "model.safetensors")
-    check_tensors(name, config, tensors)
+    check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(
         source=name,
         config=config,
+        extensions=extensions,
         tensors=finite(name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}),
         extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,

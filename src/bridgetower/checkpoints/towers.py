@@ -21,8 +21,7 @@ from bridgetower.checkpoints.tower_names import TowerNaming, recognise
 from bridgetower.checkpoints.tower_settings import Normalisation, Values, normalisation, text_settings, vision_settings
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.text import TextTower
-from bridgetower.model.vision import VisionTower
+from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
 from bridgetower.processor.tokenizer import find_tokenizer
 
@@ -106,7 +105,7 @@ def read_vision_tower(source: str, asked: Values | None = None) -> VisionWeights
     return VisionWeights(
         source=found.name,
         config=config,
-        tensors=_collect(found, naming, VisionTower, config),
+        tensors=_collect(found, naming, VisionTransformer, config),
         normalisation=None if found.folder is None else normalisation(found.folder, found.settings),
     )
 
@@ -128,7 +127,7 @@ def read_text_tower(source: str, asked: Values | None = None) -> TextWeights:
     return TextWeights(
         source=found.name,
         config=config,
-        tensors=_collect(found, naming, TextTower, config),
+        tensors=_collect(found, naming, TextTransformer, config),
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
     )
 

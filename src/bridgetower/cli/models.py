@@ -167,9 +167,8 @@ def _cost(config: ModelConfig, text_length: int, repeats: int) -> dict[str, dict
     import torch
 
     from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, parameters_by_part
-    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.model.bridgetower import BridgeTower, init_weights
     from bridgetower.model.cpu import pack_weights
-    from bridgetower.model.init import init_weights
 
     network = BridgeTower(config).eval()
     init_weights(network, torch.Generator().manual_seed(0))

@@ -170,7 +170,8 @@ def _length(model: BridgeTower) -> Dim:
 
 
 def _layer_names(model: BridgeTower, side: Literal["image", "text"]) -> tuple[str, ...]:
-    return tuple(f"{side}_{number}" for number in range(model.config.fusion.num_bridged_layers))
+    layers = model.config.vision_layers if side == "image" else model.config.text_layers
+    return tuple(f"{side}_{number}" for number in range(len(layers)))
 
 
 def _pixel_values(model: BridgeTower) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,17 +11,43 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bridgetower.model.config import ModelConfig, Part
+from bridgetower.model.config import FusionConfig, ModelConfig, Part, TextConfig, VisionConfig, entry
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import FusionEncoder, FusionOutputs
-from bridgetower.model.heads import HEADS, FusedItcHead, ItcHead, ItmHead, MlmHead, RankHead
+from bridgetower.model.fusion import BRIDGES, BridgeBuilder, FusionEncoder, FusionOutputs
+from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler
 from bridgetower.model.outputs import CachedFeatures
-from bridgetower.model.text import TextTower
-from bridgetower.model.vision import VisionTower
+from bridgetower.model.towers import (
+    TEXT_ARCHITECTURES,
+    VISION_ARCHITECTURES,
+    TextTower,
+    TextTransformer,
+    VisionTower,
+    VisionTransformer,
+)
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Extensions:
+    """Towers, bridges and heads of one's own, by the names that a `ModelConfig` has for them.
+
+    Attributes:
+        vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
+        text_towers: Each makes a `TextTower`, for `text.architecture`.
+        bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
+        heads: For `heads.own`.
+    """
+
+    vision_towers: dict[str, Callable[[VisionConfig], VisionTower]] = field(default_factory=dict)
+    text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
+    bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
+    heads: dict[str, HeadSpec] = field(default_factory=dict)
+
+
+NO_EXTENSIONS = Extensions()
 
 
 class BridgeTower(nn.Module):
@@ -32,21 +58,34 @@ class BridgeTower(nn.Module):
     itc_head: ItcHead | FusedItcHead | None
     rank_head: RankHead | None
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> None:
+        """Builds the modules that the config names.
+
+        Args:
+            config: Sizes and names.
+            extensions: Entries of one's own that it names.
+
+        Raises:
+            ValueError: It names a tower, bridge or head that is in no table.
+        """
         super().__init__()
-        self.config = config
-        fusion = config.fusion
-        self.vision = VisionTower(config.vision)
-        self.text = TextTower(config.text)
-        projections = fusion.num_bridged_layers if fusion.separate_projections else 1
-        self.image_projections = _projections(config.vision.hidden_size, fusion.hidden_size, projections)
-        self.text_projections = _projections(config.text.hidden_size, fusion.hidden_size, projections)
+        self.config, fusion = config, config.fusion
+        self.head_specs = {**HEADS, **extensions.heads}
+        vision = entry(
+            "vision.architecture", config.vision.architecture, VISION_ARCHITECTURES | extensions.vision_towers
+        )
+        text = entry("text.architecture", config.text.architecture, TEXT_ARCHITECTURES | extensions.text_towers)
+        self.vision, self.text = vision(config.vision), text(config.text)
+        self.image_projections = _projections(config.vision.hidden_size, fusion, config.vision_layers)
+        self.text_projections = _projections(config.text.hidden_size, fusion, config.text_layers)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
-        self.fusion = FusionEncoder(fusion)
+        self.fusion = FusionEncoder(fusion, BRIDGES | extensions.bridges)
         self.text_pooler = Pooler(fusion.hidden_size)
         self.image_pooler = Pooler(fusion.hidden_size)
-        for name, spec in HEADS.items():
-            self.add_module(f"{name}_head", spec.build(config) if getattr(config.heads, name) else None)
+        chosen = chosen_heads(config.heads)
+        for name in (*HEADS, *config.heads.own):
+            spec = entry("heads.own", name, self.head_specs)
+            self.add_module(f"{name}_head", spec.build(config) if name in chosen else None)
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""
@@ -80,7 +119,7 @@ class BridgeTower(nn.Module):
             if outputs == "cls":
                 return Encoded((), self.vision.cls(pixel_values, layers[-1]))
             hidden = self.vision(pixel_values, layers)
-        return Encoded(self._project(hidden, self.image_projections, token_type), hidden[-1][:, 0])
+        return Encoded(self._project(hidden, self.image_projections, token_type), self.vision.pooled(hidden[-1]))
 
     def encode_text(
         self,
@@ -108,7 +147,7 @@ class BridgeTower(nn.Module):
             if outputs == "cls":
                 return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
             hidden = self.text(input_ids, mask, layers)
-        return Encoded(self._project(hidden, self.text_projections, TEXT), hidden[-1][:, 0], mask)
+        return Encoded(self._project(hidden, self.text_projections, TEXT), self.text.pooled(hidden[-1]), mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -253,12 +292,13 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no such head; those that it has are named.
         """
-        head: nn.Module | None = getattr(self, f"{name}_head")
+        head: nn.Module | None = getattr(self, f"{name}_head", None)
         if head is None:
+            title = self.head_specs[name].title or name
             present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
             raise ValueError(
-                f"this model has no {HEADS[name].title or name} head (it has {', '.join(present) or 'none'}); load a "
-                "checkpoint with one, or fine-tune one"
+                f"this model has no {title} head (it has {', '.join(present) or 'none'}); load a checkpoint with one, "
+                "or fine-tune one"
             )
         return head
 
@@ -295,5 +335,38 @@ def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-def _projections(tower_size: int, fusion_size: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(tower_size, fusion_size) for _ in range(count))
+def _projections(tower_size: int, fusion: FusionConfig, layers: tuple[int, ...]) -> nn.ModuleList:
+    count = len(layers) if fusion.separate_projections else 1
+    return nn.ModuleList(nn.Linear(tower_size, fusion.hidden_size) for _ in range(count))
+
+
+@torch.no_grad()
+def init_weights(model: BridgeTower, generator: torch.Generator) -> None:
+    """Draws all weights from `generator`: normal, zero biases, unit LayerNorms.
+
+    The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
+    larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual
+    branches shrink with depth and its embeddings scale with width. Learned scalars (temperature, bridge scales) keep
+    the values that their modules set, and towers of one's own all of theirs.
+    """
+    text_tower = set(model.text.modules())
+    towers = (model.vision, model.text)
+    own = [tower for tower in towers if not isinstance(tower, VisionTransformer | TextTransformer)]
+    left = {module for tower in own for module in tower.modules()}
+    for module in model.modules():
+        if module in left:
+            continue
+        width = (model.config.text if module in text_tower else model.config.fusion).hidden_size
+        if isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+            module.weight.normal_(std=_std(width), generator=generator)
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
+                module.bias.zero_()
+    if isinstance(model.vision, VisionTransformer):
+        model.vision.init_weights(generator)
+
+
+def _std(width: int) -> float:
+    return 0.02 * max(1.0, (768 / width) ** 0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
@@ -13,6 +13,7 @@ Positions = Literal["roberta", "bert"]
 BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
 ItcKind = Literal["tower", "fused"]
 Part = Literal["vision", "text", "fusion"]
+_Entry = TypeVar("_Entry")
 
 # Names of the classes of heads in the official order (`write_snli.py`; NLVR2's files hold these very strings).
 FIXED_LABELS = {"snli_ve": ("contradiction", "neutral", "entailment"), "nlvr2": ("False", "True")}
@@ -46,6 +47,8 @@ class VisionConfig:
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
         distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
             gets it like a patch.
+        architecture: `vit`, or the name of a tower of one's own, to which the sizes apply as far as it has them.
+        prefix_tokens: Tokens before the patches in a tower of one's own; None: those of a ViT.
     """
 
     image_size: int = 288
@@ -59,6 +62,8 @@ class VisionConfig:
     pre_norm: bool = True
     patch_bias: bool = False
     distillation_token: bool = False
+    architecture: str = "vit"
+    prefix_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Checks that the patch divides the image and the heads divide the width."""
@@ -75,6 +80,8 @@ class VisionConfig:
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token and, if there is one, the distillation token."""
+        if self.prefix_tokens is not None:
+            return self.prefix_tokens
         return 2 if self.distillation_token else 1
 
 
@@ -95,6 +102,7 @@ class TextConfig:
             `bert` counts columns from 0.
         layer_norm_eps: Of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
         dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
+        architecture: `bert`, or the name of a tower of one's own, to which the sizes apply as far as it has them.
     """
 
     vocab_size: int = 50265
@@ -108,6 +116,7 @@ class TextConfig:
     positions: Positions = "roberta"
     layer_norm_eps: float = 1e-5
     dropout: float = 0.1
+    architecture: str = "bert"
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the kind of positions and the dropout probability."""
@@ -140,10 +149,10 @@ class FusionConfig:
         bridge: How a tower layer x enters the previous fusion output z: `add` is LayerNorm(x + z), the paper's choice;
             `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned;
             `norm` is LayerNorm(z), so that only the last tower layers reach the encoder; None builds no bridges at all,
-            as in METER.
+            as in METER. Another name is that of a bridge of one's own.
         input_norm: LayerNorm on the first layer's input; METER has none.
         vision_layers: Image tower layers, counted from 1, that are bridged to the fusion encoder: one per fusion layer
-            with bridges, exactly one without (None or `norm`). None takes the top ones.
+            with bridges, exactly one without (None or `norm`), any for a bridge of one's own. None takes the top ones.
         text_layers: Text tower layers likewise.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
@@ -156,7 +165,7 @@ class FusionConfig:
     num_layers: int = 6
     num_heads: int = 12
     intermediate_size: int = 3072
-    bridge: BridgeKind | None = "add"
+    bridge: BridgeKind | str | None = "add"
     input_norm: bool = True
     vision_layers: tuple[int, ...] | None = None
     text_layers: tuple[int, ...] | None = None
@@ -171,18 +180,23 @@ class FusionConfig:
         check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, num_token_types=(2, 1_000), **_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
-        check_choice("fusion.bridge", self.bridge, BridgeKind, or_none=True)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            if layers is not None and (not _is_whole(layers) or len(layers) != self.num_bridged_layers):
+            if layers is None or (_is_whole(layers) and layers and self._has_own_bridge):
+                continue
+            if not _is_whole(layers) or len(layers) != self.num_bridged_layers:
                 raise ValueError(
                     f"fusion.{name} is {layers}; expected {self.num_bridged_layers} tower layers "
                     f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
                 )
 
     @property
+    def _has_own_bridge(self) -> bool:
+        return self.bridge not in (None, *get_args(BridgeKind))
+
+    @property
     def num_bridged_layers(self) -> int:
-        """Tower layers per modality that reach the fusion encoder."""
+        """Tower layers per modality that reach the fusion encoder, unless a bridge of one's own is fed from others."""
         return 1 if self.bridge in (None, "norm") else self.num_layers
 
 
@@ -205,6 +219,7 @@ class HeadsConfig:
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
         image: Classes of the head on the image tower alone (CIFAR); 0: no head.
         text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
+        own: Names of heads of one's own.
     """
 
     mlm: bool = True
@@ -220,6 +235,7 @@ class HeadsConfig:
     nlvr2_dropout: float = 0.1
     image: int = 0
     text: int = 0
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
@@ -290,6 +306,17 @@ class ModelConfig:
                 raise ValueError(f"unknown config field {path!r}; known: {', '.join(_dotted_fields(self))}")
             groups.setdefault(group, {})[name] = tuple(value) if isinstance(value, list) else value
         return replace(self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()})
+
+
+def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
+    """Returns the entry of a table that a field of the config names.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in table:
+        raise ValueError(f"{field} is {name!r}; expected one of {', '.join(table)}, or one of your own in extensions")
+    return table[name]
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:

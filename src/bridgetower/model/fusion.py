@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -10,34 +10,85 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bridgetower.model.config import BridgeKind, FusionConfig
+from bridgetower.model.config import FusionConfig, entry
 from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, SelfAttention, activation_checkpointing
 
 FusionOutputs = Literal["pooled", "text", "all"]
 
 
 class Bridge(nn.Module):
-    """Lets a tower layer into the fusion stream (paper, equation 8 and table "BridgeLayer")."""
+    """Lets tower layers into a fusion stream (paper, equation 8 and table "BridgeLayer"): LayerNorm(x + z)."""
 
-    def __init__(self, hidden_size: int, layer_norm_eps: float, kind: BridgeKind) -> None:
+    def __init__(self, config: FusionConfig, layer: int) -> None:
+        """Makes the bridge into a fusion layer, counted from 1; there is none into the first."""
         super().__init__()
-        self.kind = kind
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        if kind == "scaled_add":
-            self.scale = nn.Parameter(torch.tensor(1.0))
-        elif kind == "interpolate":
-            self.beta = nn.Parameter(torch.tensor(0.5))
+        self.layer = layer
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
 
-    def forward(self, tower: Float[Tensor, "b l d"], stream: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns the next fusion layer's input from the tower layer x and the previous fusion output z."""
-        if self.kind == "norm":
-            return self.norm(stream)
-        if self.kind == "scaled_add":
-            return self.norm(tower * self.scale + stream)
-        if self.kind == "interpolate":
-            # Not 1 - beta, which PyTorch 2.6 does not export.
-            return self.norm(tower * (-self.beta + 1) + stream * self.beta)
-        return self.norm(tower + stream)
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"],
+        tower_layers: tuple[Float[Tensor, "b l d"], ...],
+        other_stream: Float[Tensor, "b m d"],
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input.
+
+        Args:
+            stream: The previous fusion layer's output z.
+            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer.
+            other_stream: The other stream's z.
+        """
+        return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns what the LayerNorm reads."""
+        return tower + stream
+
+
+class ScaledAddBridge(Bridge):
+    """LayerNorm(αx + z), α learned."""
+
+    def __init__(self, config: FusionConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns αx + z."""
+        return tower * self.scale + stream
+
+
+class InterpolatingBridge(Bridge):
+    """LayerNorm((1 - β)x + βz), β learned."""
+
+    def __init__(self, config: FusionConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.beta = nn.Parameter(torch.tensor(0.5))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns (1 - β)x + βz."""
+        return tower * (-self.beta + 1) + stream * self.beta  # not 1 - beta, which PyTorch 2.6 does not export
+
+
+class NormBridge(Bridge):
+    """LayerNorm(z): reads no tower layer."""
+
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"],
+        tower_layers: tuple[Float[Tensor, "b l d"], ...],
+        other_stream: Float[Tensor, "b m d"],
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input."""
+        return self.norm(stream)
+
+
+BridgeBuilder = Callable[[FusionConfig, int], nn.Module]
+BRIDGES: dict[str, BridgeBuilder] = {
+    "add": Bridge,
+    "scaled_add": ScaledAddBridge,
+    "interpolate": InterpolatingBridge,
+    "norm": NormBridge,
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +171,12 @@ class FusionLayer(nn.Module):
 class FusionEncoder(nn.Module):
     """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES) -> None:
+        """Builds the layers, and the bridge that the config names into each layer but the first.
+
+        Raises:
+            ValueError: It names another one.
+        """
         super().__init__()
         self.checkpoint_activations = False
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
@@ -128,10 +184,10 @@ class FusionEncoder(nn.Module):
         self.image_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
-        bridges = 0 if config.bridge is None else config.num_layers - 1
-        kind: BridgeKind = config.bridge or "add"
-        self.text_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
-        self.image_bridges = nn.ModuleList(Bridge(width, eps, kind) for _ in range(bridges))
+        bridged = () if config.bridge is None else range(2, config.num_layers + 1)
+        bridge = entry("fusion.bridge", config.bridge or "add", bridges)
+        self.text_bridges = nn.ModuleList(bridge(config, layer) for layer in bridged)
+        self.image_bridges = nn.ModuleList(bridge(config, layer) for layer in bridged)
 
     def cache_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
         """Returns what the first layer computes of texts alone, from the first bridged layer."""
@@ -164,9 +220,11 @@ class FusionEncoder(nn.Module):
             if index > 0:
                 text_cache = image_cache = None
                 if self.text_bridges:
-                    tower = min(index, len(text) - 1)  # bridges of kind `norm` do not read the one bridged layer
-                    text_stream = self.text_bridges[index - 1](text[tower], text_stream)
-                    image_stream = self.image_bridges[index - 1](image[tower], image_stream)
+                    text_bridge, image_bridge = self.text_bridges[index - 1], self.image_bridges[index - 1]
+                    text_stream, image_stream = (
+                        text_bridge(text_stream, text, image_stream),
+                        image_bridge(image_stream, image, text_stream),
+                    )
             cut = 1 if outputs == "pooled" and index == last else None
             caches = {"cache": text_cache, "other_cache": image_cache}
             run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import HeadsConfig, ModelConfig
 
 ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "image", "text"]
 
@@ -154,6 +154,12 @@ class HeadSpec:
     published: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = False
     tower_lr: tuple[str, ...] = ()
+
+
+def chosen_heads(config: HeadsConfig) -> dict[str, object]:
+    """Returns the heads that a model has, by name, and what its config sets of each."""
+    chosen = {name: getattr(config, name) for name in HEADS if getattr(config, name)}
+    return chosen | dict.fromkeys(config.own, True)
 
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:

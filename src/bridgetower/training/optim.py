@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.heads import HEADS
+from bridgetower.model.heads import HeadSpec
 from bridgetower.tasks.run_config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
@@ -28,28 +28,29 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
     Returns:
         Groups with `params`, `names`, `lr`, `weight_decay`.
     """
-    clip_vision = model.config.vision.pre_norm
+    clip_vision, heads = model.config.vision.pre_norm, model.head_specs
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr * multiplier(name, config)
-        decay = config.weight_decay if decays(name, parameter, config.rule, clip_vision=clip_vision) else 0.0
+        lr = config.lr * multiplier(name, config, heads)
+        decayed = decays(name, parameter, config.rule, heads, clip_vision=clip_vision)
+        decay = config.weight_decay if decayed else 0.0
         group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
 
 
-def multiplier(name: str, config: OptimizerConfig) -> float:
+def multiplier(name: str, config: OptimizerConfig, heads: Mapping[str, HeadSpec]) -> float:
     """Learning-rate factor of a parameter: heads, fusion encoder, or 1 for towers, token types and temperature."""
-    head, _, parameter = name.partition("_head.")
-    if parameter:
-        return 1.0 if parameter.startswith(HEADS[head].tower_lr) else config.head_multiplier
+    module, _, parameter = name.partition(".")
+    if module.endswith("_head"):
+        return 1.0 if parameter.startswith(heads[module.removesuffix("_head")].tower_lr) else config.head_multiplier
     return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
 
 
-def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> bool:
+def decays(name: str, parameter: Tensor, rule: str, heads: Mapping[str, HeadSpec], *, clip_vision: bool) -> bool:
     """Whether weight decay applies.
 
     `adamw` decays matrices and convolutions. `hf_adamw` decays everything but biases and the norms that its list
@@ -60,6 +61,7 @@ def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> boo
         name: Our name of the parameter.
         parameter: Its shape decides under `adamw`.
         rule: `adamw` or `hf_adamw`.
+        heads: Of the model, by name.
         clip_vision: The image tower is CLIP's, not timm's, whose norms the official list names.
     """
     if rule == "adamw":
@@ -68,8 +70,9 @@ def decays(name: str, parameter: Tensor, rule: str, *, clip_vision: bool) -> boo
         return False
     if not name.endswith("norm.weight") or (clip_vision and name.startswith("vision.")):
         return True
-    head, of_head, _ = name.partition("_head.")
-    return bool(of_head) and "norm" not in HEADS[head].published.get("norm", "norm").lower()
+    module = name.partition(".")[0]
+    published = heads[module.removesuffix("_head")].published if module.endswith("_head") else {}
+    return "norm" not in published.get("norm", "norm").lower()
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:

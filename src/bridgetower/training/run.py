@@ -9,7 +9,7 @@ from pathlib import Path
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import from_first, process_group, require_same
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -35,6 +35,7 @@ def train(
     out: Path,
     *,
     task: TaskSpec | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
     resume: bool = False,
     allow_world_size_change: bool = False,
     progress: bool = True,
@@ -49,6 +50,7 @@ def train(
             bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
         task: A task of your own; None: the one of `TASKS` that the config names.
         out: Folder of the run; only the first process needs to see it, unless towers are frozen.
+        extensions: Towers, bridges and heads of one's own that the config names.
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
             how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
@@ -79,6 +81,7 @@ def train(
                 spec,
                 out,
                 fabric,
+                extensions,
                 resume=resume,
                 allow_world_size_change=allow_world_size_change,
                 progress=progress,
@@ -90,6 +93,7 @@ def _train(
     spec: TaskSpec,
     out: Path,
     fabric: Fabric,
+    extensions: Extensions,
     *,
     resume: bool,
     allow_world_size_change: bool,
@@ -98,7 +102,7 @@ def _train(
     if fabric.global_rank == 0:
         _claim(config, spec, out, resume=resume)
     fabric.barrier()
-    checkpoint = starting_checkpoint(config, spec)
+    checkpoint = starting_checkpoint(config, spec, extensions)
     model = checkpoint.model().train().to(fabric.device)
     optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)

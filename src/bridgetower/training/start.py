@@ -11,9 +11,9 @@ from torch import Tensor
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.sampling import derive_seed
 from bridgetower.files import differences
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, init_weights
 from bridgetower.model.config import HeadsConfig, ModelConfig
-from bridgetower.model.init import init_weights
+from bridgetower.model.heads import chosen_heads
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -24,15 +24,17 @@ from bridgetower.training.towers import Towers, read_towers
 logger = logging.getLogger(__name__)
 
 _CLASSIFIERS = ("vqa", "snli_ve", "nlvr2")
-HEADS = ("mlm", "itm", "itc", "rank", *_CLASSIFIERS, "image", "text")
 
 
-def starting_checkpoint(config: RunConfig, task: TaskSpec | None = None) -> Checkpoint:
+def starting_checkpoint(
+    config: RunConfig, task: TaskSpec | None = None, extensions: Extensions = NO_EXTENSIONS
+) -> Checkpoint:
     """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given.
 
     Args:
         config: Of the run.
         task: A task of your own; None: the one of `TASKS` that the config names.
+        extensions: Towers, bridges and heads of one's own that the config names.
 
     Raises:
         FileNotFoundError: What the run starts from is not there.
@@ -40,16 +42,19 @@ def starting_checkpoint(config: RunConfig, task: TaskSpec | None = None) -> Chec
             decide, or captions may be longer than the text tower takes.
     """
     spec = spec_of(config.task, task)
-    checkpoint = _new(config, spec) if config.init is None else _initial(config, spec, config.init)
+    if config.init is None:
+        checkpoint = _new(config, spec, extensions)
+    else:
+        checkpoint = _initial(config, spec, config.init, extensions)
     longest = checkpoint.config.text.max_length
     if config.data.max_length > longest:
         raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
     return checkpoint
 
 
-def _initial(config: RunConfig, spec: TaskSpec, init: str) -> Checkpoint:
+def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
     """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
-    checkpoint = read_checkpoint(init, dtype=torch.float32)  # some are in half precision
+    checkpoint = read_checkpoint(init, dtype=torch.float32, extensions=extensions)  # some are in half precision
     processor = checkpoint.processor
     if processor is None or processor.tokenizer is None:
         raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
@@ -86,9 +91,9 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     tensors = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if not name.startswith(tuple(f"{head}_head." for head in HEADS if head not in kept))
+        if not name.startswith(tuple(f"{head}_head." for head in dropped))
     }
-    tensors |= _new_heads(model_config, new, config.seed)
+    tensors |= _new_heads(model_config, checkpoint.extensions, new, config.seed)
     if "rank" in new and "itm_head.fc.weight" in tensors:  # official: it starts as the matching head's logit of a match
         tensors |= {f"rank_head.fc.{kind}": tensors[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
@@ -98,10 +103,9 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
 
 def _sorted_heads(there: HeadsConfig, asked: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
     """Names of the heads that are kept, start anew, and are left behind; a contrastive head of another kind is both."""
-    kept = [head for head in HEADS if getattr(there, head) and getattr(asked, head) == getattr(there, head)]
-    new = [head for head in HEADS if getattr(asked, head) and head not in kept]
-    dropped = [head for head in HEADS if getattr(there, head) and head not in kept]
-    return kept, new, dropped
+    found, wanted = chosen_heads(there), chosen_heads(asked)
+    kept = [head for head in found if wanted.get(head) == found[head]]
+    return kept, [head for head in wanted if head not in kept], [head for head in found if head not in kept]
 
 
 def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) -> HeadsConfig:
@@ -128,28 +132,30 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
         )
 
 
-def _new_heads(config: ModelConfig, heads: list[str], seed: int) -> dict[str, Tensor]:
+def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
     """Draws the weights of some heads, whose shapes depend on widths only: the model around them may be shallow."""
-    shallow = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
-    model = BridgeTower(config.override(shallow | {"fusion.vision_layers": None, "fusion.text_layers": None}))
+    shallow: dict[str, int | None] = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
+    shallow |= {"fusion.vision_layers": None, "fusion.text_layers": None}
+    model = BridgeTower(config.override(shallow), extensions)
     init_weights(model, torch.Generator().manual_seed(derive_seed(seed, "weights")))
     prefixes = tuple(f"{head}_head." for head in heads)
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
 
 
-def _new(config: RunConfig, spec: TaskSpec) -> Checkpoint:
+def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoint:
     if spec.recipe(config.recipe) in spec.fine_tuning and not (config.init_vision or config.init_text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
     towers = read_towers(config, _default_model(config, spec))
     processor = _processor(config, spec, towers)
     image_size = processor.config.image_size
     model_config = towers.model_config(config.model, processor, image_size)
-    model = BridgeTower(model_config)
+    model = BridgeTower(model_config, extensions)
     init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
     tensors = model.state_dict() | towers.tensors(image_size)
     return Checkpoint(
         source=config.recipe,
         config=model_config,
+        extensions=extensions,
         tensors=tensors,
         processor=processor,
         labels=class_labels(config, spec),

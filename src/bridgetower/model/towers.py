@@ -1,0 +1,230 @@
+"""The towers: pixel values and token ids to the hidden states of some layers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.layers import PostNormLayer, PreNormLayer, activation_checkpointing
+
+
+class Tower(nn.Module, ABC):
+    """What both kinds of towers have in common.
+
+    Attributes:
+        checkpoint_activations: Whether layers are to keep only their inputs in training; towers may ignore it.
+    """
+
+    checkpoint_activations = False
+
+    def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
+        """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
+        return hidden[:, 0]
+
+
+class VisionTower(Tower):
+    """An image tower: `VisionTransformer`, or one of a user's own.
+
+    Its width is `hidden_size` of the `VisionConfig`, its layers are counted from 1 to `num_layers`, and of its tokens
+    the first `num_prefix_tokens` are no patches.
+    """
+
+    @abstractmethod
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+        """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
+
+    def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
+        """Returns the global vector of one layer."""
+        return self.pooled(self(pixel_values, (number,))[-1])
+
+
+class TextTower(Tower):
+    """A text tower: `TextTransformer`, or one of a user's own.
+
+    Its width is `hidden_size` of the `TextConfig`, and its layers are counted from 1 to `num_layers`.
+    """
+
+    @abstractmethod
+    def forward(
+        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l t"]]:
+        """Returns the hidden states of some layers, counted from 1 and increasing; `mask` is False on padding."""
+
+    def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
+        """Returns the global vector of one layer; `mask` is False on padding."""
+        return self.pooled(self(input_ids, mask, (number,))[-1])
+
+
+class VisionTransformer(VisionTower):
+    """A ViT whose bridged layers all go through one shared final LayerNorm (official `ln_post`, timm `norm`)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.distillation_embedding = nn.Parameter(torch.empty(width)) if config.distillation_token else None
+        self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, width))
+        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        self.layers = nn.ModuleList(
+            PreNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.activation)
+            for _ in range(config.num_layers)
+        )
+        self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+        """Returns the normalised outputs of `layers`, counted from 1 and increasing.
+
+        Images of another size than the config's are encoded with interpolated position embeddings.
+
+        Raises:
+            ValueError: The image's sides are not multiples of the patch size.
+        """
+        hidden, outputs = self.pre_norm(self.embed(pixel_values)), []
+        for number, layer in enumerate(self.layers[: layers[-1]], start=1):
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
+            if number in layers:
+                outputs.append(self.post_norm(hidden))
+        return outputs
+
+    def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
+        """Returns the normalised CLS of one layer, which is computed at this position only.
+
+        Raises:
+            ValueError: The image's sides are not multiples of the patch size.
+        """
+        hidden = self.pre_norm(self.embed(pixel_values))
+        for layer in self.layers[: number - 1]:
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
+        last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
+        return self.post_norm(last(hidden, num_queries=1)[:, 0])
+
+    def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
+        """Returns embeddings of the prefix tokens and the patches with positions added."""
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        if pixel_values.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
+            raise ValueError(
+                f"image of {pixel_values.shape[-1]} x {pixel_values.shape[-2]} pixels; "
+                f"expected sides that are multiples of the patch size {self.config.patch_size}"
+            )
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, P-1, V]
+        prefix: list[Tensor] = [self.class_embedding]
+        if self.distillation_embedding is not None:
+            prefix.append(self.distillation_embedding)
+        prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)  # len() would fix the number in an export
+        hidden = torch.cat([prefix_tokens, patches], dim=1)
+        return hidden + resize_position_embedding(self.position_embedding, (height, width), len(prefix))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draws the weights as CLIP does, over those that all layers get."""
+        config = self.config
+        width = config.hidden_size**-0.5
+        branch = width * (2 * config.num_layers) ** -0.5
+        self.class_embedding.normal_(std=width, generator=generator)
+        if self.distillation_embedding is not None:
+            self.distillation_embedding.normal_(std=width, generator=generator)
+        self.position_embedding.normal_(std=width, generator=generator)
+        fan_in = 3 * config.patch_size**2
+        self.patch_embedding.weight.normal_(std=fan_in**-0.5, generator=generator)
+        for layer in self.layers:
+            assert isinstance(layer, PreNormLayer)
+            layer.attention.qkv.weight.normal_(std=width, generator=generator)
+            layer.attention.out.weight.normal_(std=branch, generator=generator)
+            layer.mlp.up.weight.normal_(std=(2 * config.hidden_size) ** -0.5, generator=generator)
+            layer.mlp.down.weight.normal_(std=branch, generator=generator)
+
+
+class TextTransformer(TextTower):
+    """RoBERTa or BERT without its pooler, which no BridgeTower objective reads."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.word_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Embedding(config.max_positions, width)
+        self.token_type_embedding = nn.Embedding(config.type_vocab_size, width)
+        self.embedding_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            PostNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.dropout)
+            for _ in range(config.num_layers)
+        )
+
+    def forward(
+        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l t"]]:
+        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding.
+
+        Raises:
+            ValueError: The text is longer than the position table.
+        """
+        hidden, outputs = self.embed(input_ids), []
+        for number, layer in enumerate(self.layers[: layers[-1]], start=1):
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
+            if number in layers:
+                outputs.append(hidden)
+        return outputs
+
+    def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
+        """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding.
+
+        Raises:
+            ValueError: The text is longer than the position table.
+        """
+        hidden = self.embed(input_ids)
+        for layer in self.layers[: number - 1]:
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
+        last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
+        return last(hidden, mask, num_queries=1)[:, 0]
+
+    def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
+        """Returns normalised sums of word, position and segment-0 embeddings."""
+        if input_ids.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"text of {input_ids.shape[1]} tokens; the position table holds {self.config.max_length}: shorten it"
+            )
+        hidden = self.word_embedding(input_ids) + self.token_type_embedding.weight[0]
+        hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(input_ids)))
+        return self.dropout(hidden)
+
+    def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
+        """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: the column."""
+        if self.config.positions == "bert":
+            return torch.arange(input_ids.shape[1], device=input_ids.device)
+        is_token = (input_ids != self.config.pad_token_id).long()
+        return is_token.cumsum(dim=1) * is_token + self.config.pad_token_id
+
+
+VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer}
+TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {"bert": TextTransformer}
+
+
+def resize_position_embedding(
+    position_embedding: Float[Tensor, "p v"], grid: tuple[int, int], num_prefix_tokens: int = 1
+) -> Float[Tensor, "q v"]:
+    """Interpolates a square grid of learned positions to another grid, the rows of prefix tokens kept.
+
+    Bicubic, `align_corners=False`, no antialiasing, identity on an equal grid: official `adapt_position_encoding` and
+    transformers' `interpolate_pos_encoding`.
+
+    Args:
+        position_embedding: Prefix tokens first, then the patches row by row.
+        grid: Target rows and columns of patches.
+        num_prefix_tokens: The class token, and 2 with a distillation token.
+    """
+    prefix, patches = position_embedding[:num_prefix_tokens], position_embedding[num_prefix_tokens:]
+    side = round(len(patches) ** 0.5)
+    if grid == (side, side):
+        return position_embedding
+    square = patches.unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, V, side, side]
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized[0].flatten(1).T])

@@ -1,0 +1,155 @@
+"""A tower, a bridge and a head from outside the package: in the model, in checkpoints, with the kernels of a CPU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from bridgetower import BridgeTower, Extensions, HeadSpec, TextTower, VisionTower
+from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
+from bridgetower.model.bridgetower import init_weights
+from bridgetower.model.config import FusionConfig, TextConfig, VisionConfig
+from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
+from bridgetower.tasks.run_config import OptimizerConfig
+from bridgetower.training.optim import parameter_groups
+
+
+class Patches(VisionTower):
+    """Without a class token: its global vector is a mean."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
+        self.blocks = nn.ModuleList(nn.Linear(config.hidden_size, config.hidden_size) for _ in range(config.num_layers))
+
+    def forward(self, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        hidden, found = self.embedding(pixel_values).flatten(2).mT, []
+        for number, block in enumerate(self.blocks, start=1):
+            hidden = hidden + torch.tanh(block(hidden))
+            found += [hidden] * (number in layers)
+        return found
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        return hidden.mean(dim=1)
+
+
+class Words(TextTower):
+    """Embeddings alone, the same for every layer."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+        return [self.embedding(input_ids)] * len(layers)
+
+
+class Manager(nn.Module):
+    """Weighs all tower layers by the stream, and adds the mean of the other stream."""
+
+    def __init__(self, config: FusionConfig, layer: int) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(config.hidden_size, 3)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor) -> Tensor:
+        weights = self.weigh(stream).softmax(dim=-1)  # [B, L, 3]
+        mixed = (weights[..., None, :] * torch.stack(tower_layers, dim=-1)).sum(dim=-1)
+        return self.norm(stream + mixed + other_stream.mean(dim=1, keepdim=True))
+
+
+OWN = Extensions(
+    vision_towers={"patches": Patches},
+    text_towers={"words": Words},
+    bridges={"manager": Manager},
+    heads={"mood": HeadSpec(build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 5), inputs="pooled")},
+)
+CONFIG = replace(
+    tiny.changed(
+        vision__architecture="patches",
+        vision__prefix_tokens=0,
+        text__architecture="words",
+        fusion__bridge="manager",
+        fusion__vision_layers=(1, 2, 4),
+        fusion__text_layers=(1, 2, 3),
+    ),
+    heads=replace(tiny.CONFIG.heads, own=("mood",)),
+)
+
+
+def build(seed: int = 0) -> BridgeTower:
+    return tiny.off_defaults(BridgeTower(CONFIG, OWN), seed).eval()
+
+
+def test_everything_reaches_the_outputs() -> None:
+    model = build()
+    image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
+    assert [layer.shape for layer in image.layers] == 3 * [(3, CONFIG.vision.num_tokens, 16)]
+    fused = model.fuse(image, text)
+    losses = [model.head("mood")(fused.pooled), model.image_embeds(image), model.text_embeds(text)]
+    torch.cat([loss.flatten() for loss in losses]).square().sum().backward()
+    ours = ("vision.", "text.", "mood_head.", "fusion.text_bridges.", "fusion.image_bridges.")
+    reached = {name: value.grad for name, value in model.named_parameters() if name.startswith(ours)}
+    assert len(reached) > 10
+    assert [name for name, gradient in reached.items() if gradient is None or not gradient.any()] == []
+
+
+def test_the_global_vector_is_that_of_the_tower() -> None:
+    model, pixels = build(), tiny.images(3)
+    expected = model.vision(pixels, (4,))[0].mean(dim=1)
+    for outputs in ("layers", "cls"):
+        assert tiny.off(model.encode_image(pixels, outputs=outputs).cls, expected) < 1e-6
+
+
+def test_kernels_of_a_cpu_leave_them_as_they_are() -> None:
+    model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
+    expected = model(*batch).pooled
+    optimize_for_cpu(model)
+    swapped = [name for name, module in model.named_modules() if isinstance(module, OneDnnLinear)]
+    assert not [name for name in swapped if name.startswith("vision.") or name.endswith(".weigh")]
+    assert "image_projections.0" in swapped
+    assert tiny.off(model(*batch).pooled, expected) < 1e-5
+
+
+def test_a_checkpoint_names_them(tmp_path: Path) -> None:
+    model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
+    checkpoint = Checkpoint(source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN)
+    write_checkpoint(checkpoint, tmp_path / "model")
+    read = read_checkpoint(tmp_path / "model", extensions=OWN)
+    assert read.config == CONFIG
+    assert torch.equal(read.model()(*batch).pooled, model(*batch).pooled)
+    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, or one of your own"):
+        read_checkpoint(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"towers of one's own \(patches, words\); .* transformers lacks \(mood\)"):
+        convert(read, tmp_path / "hf", "hf")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text.architecture": "letters"}, "text.architecture is 'letters'; expected one of bert, words, or"),
+        ({"heads.own": ("mood", "colour")}, "heads.own is 'colour'; expected one of mlm, .*, mood, or"),
+    ],
+)
+def test_unknown_names(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BridgeTower(CONFIG.override(values), OWN)
+
+
+def test_initial_weights_of_a_tower_are_its_own() -> None:
+    model = BridgeTower(CONFIG, OWN)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    init_weights(model, torch.Generator().manual_seed(0))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("vision.", "text.")))
+    assert not torch.equal(before["mood_head.weight"], after["mood_head.weight"])
+
+
+def test_learning_rates() -> None:
+    groups = parameter_groups(build(), OptimizerConfig(lr=1.0, head_multiplier=5, fusion_multiplier=3))
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    names = ("vision.blocks.0.weight", "mood_head.weight", "fusion.text_bridges.0.weigh.bias")
+    assert [rates[name] for name in names] == [1, 5, 3]
