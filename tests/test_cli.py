@@ -281,6 +281,7 @@ class TestData:
         assert report["notes"][0] in caplog.text
         assert not (tmp_path / "found" / "submission.csv").exists()
         assert "max_errors 2 is for GLUE" in refused(*command, "--max-errors", 2)
+        assert "evaluate takes engine torch" in refused(*command, "--engine", "onnxruntime")
 
     def test_evaluate_in_bfloat16(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tiny_dataset: Path

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bridgetower.cli.options import PLAIN_RUN
+from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_pictures, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
@@ -162,7 +162,7 @@ class TestWithoutADownload:
 
 def service_of(**settings: Any) -> Service:
     """What the command would serve."""
-    return service(ServeConfig(), PLAIN_RUN, **settings)
+    return service(ServeConfig(), LOADED, **settings)
 
 
 def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import AS_USUAL, Loading, LoadOptions, Model
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import require
@@ -38,7 +38,7 @@ def evaluate(
     max_errors: int = 0,
     num_workers: int = 0,
     work: Path | None = None,
-    loading: Loading = AS_USUAL,
+    loading: Loading = LOADED,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -73,6 +73,10 @@ def evaluate(
     """
     if work is not None and benchmark != "retrieval":
         raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
+    if loading.engine != "torch" or loading.precision == "int8":
+        raise ValueError(
+            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
+        )
     require("train")
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional, arg
@@ -56,8 +56,8 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What is loaded.
+class LoadOptions:
+    """How a model is loaded, and what runs it.
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
@@ -66,38 +66,6 @@ class SourceOptions:
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
         fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
-    """
-
-    revision: str | None = None
-    image_size: int | None = None
-    device: str | None = None
-    tokenizer: Path | None = None
-    answers: Path | None = None
-    fast_decode: bool = False
-
-    def load(self, model: str) -> Any:
-        """Returns the `bridgetower.predictor.Predictor` of a model."""
-        from bridgetower.predictor import load
-
-        return load(model, **vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions(SourceOptions):
-    """How a model is loaded.
-
-    Attributes:
-        precision: bf16 takes about half the time on hardware that has it.
-    """
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(SourceOptions):
-    """How a model is loaded, and what runs it.
-
-    Attributes:
         precision: bf16 (engines torch and openvino) and int8 (engine onnxruntime) take less time on hardware that has
             them, and give other numbers.
         engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
@@ -106,16 +74,27 @@ class RunOptions(SourceOptions):
         compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
     """
 
+    revision: str | None = None
+    image_size: int | None = None
+    device: str | None = None
+    tokenizer: Path | None = None
+    answers: Path | None = None
+    fast_decode: bool = False
     precision: Precision = "fp32"
     engine: EngineRequest = "torch"
     cache: Path | None = None
     compile: bool = False
 
+    def load(self, model: str) -> Any:
+        """Returns the `bridgetower.predictor.Predictor` of a model."""
+        from bridgetower.predictor import load
+
+        return load(model, **vars(self))
+
 
 Loading = Annotated[LoadOptions, arg(name="")]
-AS_USUAL = LoadOptions()
-Running = Annotated[RunOptions, arg(name="")]
-PLAIN_RUN = RunOptions()
+LOADED = LoadOptions()
+"""The usual way."""
 
 
 logger = logging.getLogger(__name__)

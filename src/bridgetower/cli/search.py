@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import PLAIN_RUN, Model, Running, index_or_demo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, Model, index_or_demo, model_or_demo
 from bridgetower.cli.output import emit, emit_lines
 from bridgetower.extras import require
 from bridgetower.files import one_line
@@ -26,7 +26,7 @@ def index(
     out: str,
     model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
 ) -> None:
     """Embed the images of a folder or table into an index for `bridgetower search`.
 
@@ -67,7 +67,7 @@ def search(
     root: Path | None = None,
     sheet: Path | None = None,
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
     json: bool = False,
 ) -> None:

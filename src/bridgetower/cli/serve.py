@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from bridgetower.cli.options import PLAIN_RUN, Model, Running, RunOptions, demo_answering, index_or_demo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_answering, index_or_demo, model_or_demo
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
@@ -30,7 +30,7 @@ def serve(
     root: Path | None = None,
     answer_model: Model | None = None,
     options: Annotated[ServeConfig, arg(name="")] = ServeConfig(),  # noqa: B008 - frozen
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
 ) -> None:
     """Serve a model over HTTP: embeddings as in the OpenAI API, reranking, search, matching, answers.
 
@@ -67,7 +67,7 @@ def serve(
 
 def service(
     config: ServeConfig,
-    loading: RunOptions,
+    loading: LoadOptions,
     *,
     model: str | None = None,
     index: str | None = None,
@@ -97,7 +97,7 @@ def service(
     return Service(predictor, config, searcher, _answering(answer_model, predictor, loading))
 
 
-def _answering(answer_model: str | None, predictor: Predictor, loading: RunOptions) -> Predictor | None:
+def _answering(answer_model: str | None, predictor: Predictor, loading: LoadOptions) -> Predictor | None:
     """Loads what answers questions, unless the model itself does."""
     if answer_model is None:
         return None

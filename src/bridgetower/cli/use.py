@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from bridgetower.cli.options import (
-    AS_USUAL,
-    PLAIN_RUN,
+    LOADED,
     Loading,
     Model,
     ModelOrDemo,
-    Running,
     answering_or_demo,
     model_or_demo,
 )
@@ -37,7 +35,7 @@ def embed(
     out: Path | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
 ) -> None:
     """Embed images, texts or pairs as vectors.
@@ -88,7 +86,7 @@ def match(
     texts: tuple[str, ...],
     all_pairs: bool = False,
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
 ) -> None:
     """Score how well images and texts match.
@@ -125,7 +123,7 @@ def fill_mask(
     texts: tuple[str, ...],
     top: int = 5,
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
 ) -> None:
     """Fill masked words of texts about images.
@@ -161,7 +159,7 @@ def explain(
     *,
     out: Path,
     model: Model | None = None,
-    loading: Loading = AS_USUAL,
+    loading: Loading = LOADED,
     truncate: bool = False,
 ) -> None:
     """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
@@ -206,7 +204,7 @@ def answer(
     questions: tuple[str, ...],
     top: int = 5,
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
     json: bool = False,
 ) -> None:
@@ -240,7 +238,7 @@ def entail(
     images: tuple[Path, ...],
     statements: tuple[str, ...],
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
     json: bool = False,
 ) -> None:
@@ -272,7 +270,7 @@ def reason(
     images_2: tuple[Path, ...],
     statements: tuple[str, ...],
     batch_size: int = 32,
-    loading: Running = PLAIN_RUN,
+    loading: Loading = LOADED,
     truncate: bool = False,
     json: bool = False,
 ) -> None:

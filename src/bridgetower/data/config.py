@@ -222,11 +222,6 @@ class VgConfig(PrepareConfig):
     """How Visual Genome's regions are prepared from their original files.
 
     Attributes:
-        splits: Splits to prepare; empty prepares the usual ones.
-        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
-            `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check images.
         karpathy: File dataset_coco.json, if it is not in the source.
         leave_out: Splits of Karpathy whose images are left out, so that no pre-training sees images that COCO is
             evaluated on. The paper kept all.
@@ -246,12 +241,6 @@ class VgqaConfig(VgConfig):
     """How VG-QA is prepared from its original files.
 
     Attributes:
-        splits: Splits to prepare; empty prepares the usual ones.
-        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
-            `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check images.
-        karpathy: File dataset_coco.json, if it is not in the source.
         leave_out: Splits of Karpathy whose images are left out. Add restval if you evaluate on VQAv2's validation
             split, which has these images too.
         answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
@@ -266,11 +255,8 @@ class ArrowConfig(PrepareConfig):
     """How ViLT-style Arrow files are prepared.
 
     Attributes:
-        splits: Splits to prepare; empty prepares the usual ones.
         max_errors: Missing or broken images, missing files of a numbered series and unusable entries that each set may
             leave out; they are named in `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        num_workers: Threads that read and check images.
         sets: Sets to prepare; empty prepares all of which there is a file.
     """
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
 
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
@@ -23,16 +17,16 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.logs import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.run import CONFIG, train
-from bridgetower.training.signals import stop_signals
+from bridgetower.training.signals import Stop, stop_signals
 
 POLL_SECONDS = 0.5
 
-# What `train` documents. Anything else is a fault of the program: the child prints its traceback and is lost.
+# What `train` documents. Anything else is a fault of the program: the process prints its traceback and is lost.
 _REPORTED = (Interrupted, ValueError, OSError, FloatingPointError)
 
 
 class LostProcessError(RuntimeError):
-    """The process of a run ended without a word: killed, or a fault of the program that it printed."""
+    """The process of a run was killed, or ended by a fault of the program."""
 
 
 def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
@@ -51,133 +45,58 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         ValueError, OSError, FloatingPointError: As `train`, of the first run that fails; the others stop and save.
         LostProcessError: A process was lost, killed for want of memory for example; the others stop and save.
     """
+    if not runs:
+        return
     cores = available_cores()
-    workers = max(1, min(len(runs), cores))
-    with stop_signals() as stop, _bars(runs, progress) as show, _Children(runs, max(1, cores // workers)) as children:
-        while children.running or (children.waiting and not (stop.requested or children.errors)):
-            if stop.requested or children.errors:
-                children.stop()
-            else:
-                children.start(workers)
-            children.wait(POLL_SECONDS)
-            show()
-    _raise_first(children.errors)
-    if stop.requested or children.errors:
-        raise Interrupted(f"stopped with {children.finished} of {len(runs)} runs finished")
+    workers = min(len(runs), cores)
+    shares = [list(runs.items())[worker::workers] for worker in range(workers)]
+    outcomes = get_context("spawn").SimpleQueue()
+    with stop_signals() as stop, _bars(runs, progress) as show:
+        processes = start_processes(
+            _train_each, (shares, cores // workers, outcomes), workers, join=False, start_method="spawn"
+        )
+        lost = _wait(processes, stop, show)
+    ended: list[Exception | None] = []
+    while not outcomes.empty():
+        ended.append(outcomes.get())
+    for outcome in ended:
+        if outcome is not None and not isinstance(outcome, Interrupted):
+            raise outcome
+    if stop.requested:
+        raise Interrupted(f"stopped with {ended.count(None)} of {len(runs)} runs finished")
+    if lost is not None:
+        names = " or ".join(str(folder) for folder, _ in shares[lost.error_index])
+        raise LostProcessError(
+            f"the process of run {names} was lost ({lost}), if killed perhaps for want of memory; what it saved is "
+            "kept, run the same again to continue it"
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Child:
-    folder: Path
-    process: SpawnProcess
-    outcome: Connection
-
-
-class _Children:
-    """Processes that train, one per run; leaving the context stops those that still run and waits for them.
-
-    Attributes:
-        waiting: Runs that have not started.
-        running: Processes that have not ended.
-        finished: Number of runs that ended well.
-        errors: Of the others, in the order in which they ended.
-    """
-
-    def __init__(self, runs: Mapping[Path, RunConfig], threads: int) -> None:
-        self.waiting, self.threads = list(runs.items()), threads
-        self.running: list[_Child] = []
-        self.finished, self.stopped = 0, False
-        self.errors: list[Exception] = []
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        while self.running:
-            self.wait(None)
-
-    def start(self, workers: int) -> None:
-        """Starts runs until `workers` are running."""
-        resource_tracker.ensure_running()  # starting it later would unblock the signal again
-        while self.waiting and len(self.running) < workers:
-            folder, config = self.waiting.pop(0)
-            receiver, sender = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.get_context("spawn").Process(
-                target=_train_one, args=(config, folder, self.threads, sender), name=folder.name
-            )
-            # Inherited: Ctrl-C reaches the whole terminal, but it is this process that tells the others to stop.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            sender.close()  # so that the end of the process ends the pipe
-            self.running.append(_Child(folder=folder, process=process, outcome=receiver))
-
-    def stop(self) -> None:
-        """Tells all to save and stop, once; one that does not train yet just ends."""
-        if not self.stopped:
-            self.stopped = True
-            for child in self.running:
-                child.process.terminate()
-
-    def wait(self, timeout: float | None) -> None:
-        """Collects what ended, waiting up to `timeout` seconds for something to end."""
-        ended = connection.wait([child.outcome for child in self.running], timeout)
-        for child in [child for child in self.running if child.outcome in ended]:
-            self.running.remove(child)
-            error = self._end(child)
-            if error is None:
-                self.finished += 1
-            else:
-                self.errors.append(error)
-
-    def _end(self, child: _Child) -> Exception | None:
-        try:
-            error: Exception | None = child.outcome.recv()
-        except EOFError:
-            child.process.join()
-            if self.stopped and child.process.exitcode == -signal.SIGTERM:
-                error = Interrupted(f"{child.folder} was stopped outside of its steps")
-            else:
-                error = LostProcessError(
-                    f"the process of run {child.folder} ended with exit code {child.process.exitcode} (-9: killed, "
-                    "perhaps for want of memory); what it saved is kept, run the same again to continue it"
-                )
-        child.process.join()
-        child.outcome.close()
-        return error
-
-
-def _train_one(config: RunConfig, folder: Path, threads: int, outcome: Connection) -> None:
-    """Trains one run in a process of its own and sends None or the error."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+def _wait(processes: ProcessContext, stop: Stop, show: Callable[[], None]) -> ProcessException | None:
+    """Waits for all processes; they save and stop when that is asked for, or when one fails, which is returned."""
+    told = False
     try:
-        train(config, folder, resume=(folder / CONFIG).exists(), progress=False)
-    except _REPORTED as error:
-        outcome.send(error)
-    else:
-        outcome.send(None)
+        while not processes.join(POLL_SECONDS):
+            show()
+            if stop.requested and not told:
+                told = True
+                for process in processes.processes:
+                    process.terminate()
+    except ProcessException as error:
+        return error
+    return None
 
 
-def _stop_with_parent() -> None:
-    """Waits for the end of the parent, however it ends, and then tells this process to save and stop."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _raise_first(errors: list[Exception]) -> None:
-    """Raises the error that says most, of a run before that of a lost process; a run that was stopped has none."""
-    for kinds in ((ValueError, OSError, FloatingPointError), LostProcessError):
-        for error in errors:
-            if isinstance(error, kinds):
-                raise error
+def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]], threads: int, outcomes: Any) -> None:
+    """Trains the runs of a worker one after another, and reports of each None or its error."""
+    torch.set_num_threads(threads)
+    for folder, config in shares[worker]:
+        try:
+            train(config, folder, resume=(folder / CONFIG).exists(), progress=False)
+        except _REPORTED as error:
+            outcomes.put(error)
+            raise SystemExit(1) from None
+        outcomes.put(None)
 
 
 @contextmanager

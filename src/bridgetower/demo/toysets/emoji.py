@@ -103,7 +103,6 @@ class EmojiConfig(SplitConfig):
     """How the emoji are split.
 
     Attributes:
-        seed: Seed of the split.
         num_test: Number of test concepts, one image each.
         num_validation: Number of validation concepts, one image each.
     """

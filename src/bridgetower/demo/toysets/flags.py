@@ -86,7 +86,6 @@ class FlagsConfig(SplitConfig):
     """How the flags are split.
 
     Attributes:
-        seed: Seed of the split.
         num_test: Number of test flags.
         num_validation: Number of validation flags.
     """
