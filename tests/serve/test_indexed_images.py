@@ -7,8 +7,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,26 +267,57 @@ def test_what_takes_too_long_is_given_up(
         gate.set()
 
 
-def test_few_files_are_in_memory_however_slowly_they_are_taken(predictor: Predictor, tmp_path: Path) -> None:
+@pytest.fixture
+def large(tmp_path: Path, predictor: Predictor) -> tuple[Searcher, Path]:
+    """An index of a file of 17 MB, more than the buffers of a connection take, and the file."""
     (tmp_path / "photos").mkdir()
-    file = tmp_path / "photos" / "large.bmp"  # 17 MB, more than the buffers of a connection take
+    file = tmp_path / "photos" / "large.bmp"
     Image.new("RGB", (2400, 2400), "red").save(file)
     build_index(tmp_path / "photos", tmp_path / "photos.lance", predictor)
+    return Searcher(tmp_path / "photos.lance", predictor), file
+
+
+def asked_for(found: Running, path: str) -> socket.socket:
+    """A connection that asks for a file and has not read it."""
+    connection = socket.create_connection(found.address, timeout=60)
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return connection
+
+
+def length_of(connection: socket.socket) -> int:
+    """How much of the answer comes before the server ends the connection, or all of it."""
+    length = 0
+    with suppress(ConnectionResetError):
+        while part := connection.recv(2**20):
+            length += len(part)
+            if length >= 17_280_000:
+                break
+    return length
+
+
+def test_slow_readers_give_way(predictor: Predictor, large: tuple[Searcher, Path]) -> None:
+    """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
+    searcher, file = large
     path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
-    with started(predictor, Searcher(tmp_path / "photos.lance", predictor)) as found, ExitStack() as slow:
-        waiting = found.service.originals
-        for _ in range(8):
-            connection = slow.enter_context(socket.create_connection(found.address))
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        until(waiting.locked)
-        with ThreadPoolExecutor(1) as pool:
-            ninth = pool.submit(httpx.get, f"{found.client.base_url}{path}", timeout=60)
-            assert found.client.get("/health").status_code == 200
-            assert found.client.get(f"{path}?size=64").status_code == 200
-            assert not ninth.done()
-            slow.close()
-            assert ninth.result().content == file.read_bytes()
-        until(lambda: not waiting.locked())
+    with started(predictor, searcher, max_body=17) as found, ExitStack() as slow:
+        connections = [slow.enter_context(asked_for(found, path)) for _ in range(8)]
+        assert all(connection.recv(100).startswith(b"HTTP/1.1 200") for connection in connections)
+        assert found.client.get(path).content == file.read_bytes()
+        lengths = [length_of(connection) for connection in connections]
+        assert min(lengths) < file.stat().st_size
+        assert sum(length > file.stat().st_size for length in lengths) == 7
+
+
+def test_a_reader_that_stalls_is_cut_off_in_the_end(
+    predictor: Predictor, large: tuple[Searcher, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher, file = large
+    path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    with started(predictor, searcher, max_body=17, timeout=1.0) as found, asked_for(found, path) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        until(lambda: not found.server.server_state.connections)
+        assert length_of(connection) < file.stat().st_size
+    assert "without completing" not in caplog.text
 
 
 def ask(found: Running, digest: str) -> int:

@@ -41,6 +41,23 @@ def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: P
     assert torch.equal(image.pixels, predictor.processor.prepare(stream.getvalue()).pixels)
 
 
+def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predictor) -> None:
+    order: list[str] = []
+    inputs = Inputs(predictor.processor, max_pixels=1_000_000)
+
+    async def ask(name: str, sources: list[str]) -> None:
+        await inputs.images(sources, name)
+        order.append(name)
+
+    async def ask_both() -> None:
+        many = asyncio.ensure_future(ask("many", [uri(png(1, 900, 900))] * 40))
+        await asyncio.sleep(0)
+        await asyncio.gather(many, ask("few", URIS[:1]))
+
+    asyncio.run(ask_both())
+    assert order == ["few", "many"]
+
+
 def test_too_many_pixels(inputs: Inputs) -> None:
     with pytest.raises(ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$") as caught:
         asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))

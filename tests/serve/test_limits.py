@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from starlette.responses import Response
@@ -68,6 +69,81 @@ class TestSize:
         for connection in connections:
             connection.close()
         assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+
+    def test_small_bodies_have_room_beside_large_ones(self, small: Running) -> None:
+        connections = [connect(small) for _ in range(9)]
+        for connection in connections:
+            connection.sendall(request(b" " * (MIB - 10), length=MIB))
+        assert 429 in {status(connections[number]) for number in range(9)}
+        for connection in connections:
+            connection.close()
+        connections = [connect(small) for _ in range(8)]
+        for connection in connections:
+            connection.sendall(request(b" " * (MIB - 10), length=MIB))
+        for _ in range(20):
+            assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+        for connection in connections:
+            connection.close()
+
+    def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self) -> None:
+        async def receive_nothing() -> Message:
+            return await asyncio.Event().wait() or {}
+
+        async def ask(limits: Limits, receive: Receive) -> int:
+            statuses: list[int] = []
+
+            async def send(message: Message) -> None:
+                statuses.extend([message["status"]] if "status" in message else [])
+
+            await limits({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+            return statuses[0]
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"a"} if not seen else await receive_nothing()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append(1)
+            await Response()(scope, receive, send)
+
+        async def run() -> None:
+            limits = Limits(app, max_body=10, timeout=60, requests=3)
+            stalled = [asyncio.create_task(ask(limits, receive_nothing)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for number in range(2):
+                seen.clear()
+                assert await ask(limits, receive) == 200
+                assert await stalled[number] == 429
+                stalled.append(asyncio.create_task(ask(limits, receive_nothing)))
+                await asyncio.sleep(0)
+            assert not any(one.done() for one in stalled[2:])
+            for one in stalled[2:]:
+                one.cancel()
+
+        seen: list[int] = []
+        asyncio.run(run())
+
+
+LENGTHS = {
+    "two": "Content-Length: 14\r\nContent-Length: 15",
+    "two in one": "Content-Length: 14, 15",
+    "and chunks": "Content-Length: 14\r\nTransfer-Encoding: chunked",
+    "chunks first": "Transfer-Encoding: chunked\r\nContent-Length: 14",
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("line", [f"POST {PATH}", "GET /health"])
+def test_lengths_that_contradict_each_other(small: Running, line: str, lengths: str) -> None:
+    """Who takes the one and who takes the other would see different requests; no second one is read."""
+    body = b'{"input": "a"}'
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{lengths}\r\n\r\n".encode()
+    with connect(small) as connection, suppress(ConnectionResetError):
+        connection.sendall(head + body + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        content = b""
+        while part := connection.recv(4096):
+            content += part
+        assert content.startswith(b"HTTP/1.1 400")
+        assert content.count(b"HTTP/1.1 ") == 1
 
 
 class TestNoBody:

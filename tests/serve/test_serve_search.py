@@ -1,5 +1,7 @@
 """Search over HTTP finds what the searcher finds, and reads nothing but what the index has."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
@@ -148,6 +151,40 @@ def test_no_index(predictor: Predictor) -> None:
         error = error_of(client.post(PATH, json={"query": "a"}), 404)
         assert error["code"] == "no_index"
         assert PATH not in client.get("/openapi.json").json()["paths"]
+
+
+def test_what_is_matched_is_what_was_indexed(predictor: Predictor, tmp_path: Path) -> None:
+    """Another file in its place, a link to one, a pipe, or too large a file is left out; a link to a copy is not."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    write_pictures(photos)
+    Image.new("RGB", (1200, 1000)).save(photos / "large.png")
+    build_index(photos, tmp_path / "photos.lance", predictor)
+    (tmp_path / "elsewhere").mkdir()
+    secret, copy = tmp_path / "elsewhere" / "secret.png", tmp_path / "elsewhere" / "copy.png"
+    Image.new("RGB", (30, 30), "red").save(secret)
+    names = sorted(path.name for path in photos.glob("*.png"))
+    (photos / names[0]).write_bytes(secret.read_bytes())
+    (photos / names[1]).unlink()
+    (photos / names[1]).symlink_to(secret)
+    (photos / names[2]).unlink()
+    os.mkfifo(photos / names[2])
+    shutil.move(photos / names[3], copy)
+    (photos / names[3]).symlink_to(copy)
+    with running(predictor, Searcher(tmp_path / "photos.lance", predictor), max_pixels=1) as client:
+        rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
+    assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
+    assert all("probability" in row for row in rows)
+
+
+def test_an_index_that_is_damaged_is_a_failure_of_the_server(predictor: Predictor, tmp_path: Path) -> None:
+    build_index(write_pictures(tmp_path), tmp_path / "photos.lance", predictor)
+    searcher = Searcher(tmp_path / "photos.lance", predictor)
+    for file in (tmp_path / "photos.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    with running(predictor, searcher) as client:
+        assert error_of(client.post(PATH, json={"query": "a"}), 500)["code"] == "internal_error"
+        assert client.get("/health").status_code == 200
 
 
 def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:

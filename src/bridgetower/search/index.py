@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -191,6 +194,31 @@ class Index:
         places = [(2 * place + 1) * size // (2 * rows) for place in range(rows)]
         with _read(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
+
+    def content(self, image: Indexed, *, within_root: bool = False, max_bytes: int | None = None) -> bytes:
+        """Returns the bytes of an image that was indexed, and no others: their digest is compared.
+
+        Args:
+            image: What the index has.
+            within_root: Refuse a file to which a link leads out of the folder of the pictures.
+            max_bytes: Of a file; None: any number.
+
+        Raises:
+            ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
+            OSError: It cannot be read.
+        """
+        file = Path(os.path.realpath(self.root / image.path, strict=True))  # Path.resolve fails on links in a circle
+        if within_root and not file.is_relative_to(self.root.resolve()):
+            raise ValueError("the image is outside the folder of the index")
+        if max_bytes is not None and image.size > max_bytes:
+            raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
+        # Opened so, a pipe does not wait for somebody to write into it.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            found = os.fstat(stream.fileno())
+            content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
+        if hashlib.sha256(content).hexdigest() != image.digest:
+            raise ValueError("the image has changed since it was indexed; bring the index up to date")
+        return content
 
     def nearest(
         self,

@@ -18,7 +18,7 @@ from bridgetower.distributed import available_cores
 from bridgetower.inference import two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
-from bridgetower.processor import ImageLike, Resized
+from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
 from bridgetower.search.index import Index
 from bridgetower.search.places import Uri
 from bridgetower.search.table import Found, VectorColumn
@@ -173,7 +173,8 @@ class Searcher:
         self, text: str, found: Sequence[Found], truncate: bool, batch_size: int
     ) -> tuple[list[Found], list[float]]:
         """Returns candidates and their probabilities; those that cannot be opened are left out."""
-        opened = self.opened(found)
+        with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
+            opened = self.usable(found, list(pool.map(self.open, found)))
         probabilities: list[float] = []
         for start in range(0, len(opened), batch_size):
             images = [image for _, image in opened[start : start + batch_size]]
@@ -181,23 +182,38 @@ class Searcher:
             probabilities += scores[:, 0].tolist()
         return [one for one, _ in opened], probabilities
 
-    def opened(self, found: Sequence[Found]) -> list[tuple[Found, Resized]]:
+    def open(
+        self, one: Found, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
+    ) -> Resized | ValueError | OSError:
+        """Returns the picture of a candidate as it was indexed, or why it cannot be opened.
+
+        Args:
+            one: The candidate.
+            max_pixels: Of the picture.
+            max_bytes: Of the file; None: any number.
+        """
+        try:
+            content = self.index.content(one, max_bytes=max_bytes)
+            return self.predictor.processor.prepare(content, max_pixels=max_pixels)
+        except OSError as error:
+            return OSError(f"{one.path!r}: {error.strerror}")
+        except ValueError as error:
+            return ValueError(f"{one.path!r}: {error}")
+
+    def usable(
+        self, found: Sequence[Found], opened: Sequence[Resized | ValueError | OSError]
+    ) -> list[tuple[Found, Resized]]:
         """Returns candidates with their pictures; those that cannot be opened are left out.
+
+        Args:
+            found: The candidates.
+            opened: What `open` returned of each.
 
         Raises:
             ValueError: None can be opened.
         """
-
-        def opened(one: Found) -> Resized | Exception:
-            try:
-                return self.predictor.processor.prepare(self._file(one))
-            except (ValueError, OSError) as error:
-                return error
-
-        with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-            images = list(pool.map(opened, found))
-        good = [(one, image) for one, image in zip(found, images, strict=True) if isinstance(image, Resized)]
-        errors = [image for image in images if isinstance(image, Exception)]
+        good = [(one, image) for one, image in zip(found, opened, strict=True) if isinstance(image, Resized)]
+        errors = [image for image in opened if isinstance(image, Exception)]
         if errors and not good:
             raise ValueError(
                 f"none of the {len(errors)} pictures that were found can be opened in {self.index.root}: {errors[0]}; "

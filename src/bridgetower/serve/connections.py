@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.limits import ABORT
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Connection(H11Protocol):
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._refused = False
+        self.app = self._abortable(self.app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a request; closes another connection if there are too many."""
@@ -88,6 +91,15 @@ class Connection(H11Protocol):
         """Answers what is no HTTP."""
         message = "the request is not valid HTTP, or its headers are too long; expected HTTP/1.1"
         self._refuse(ApiError(400, message, code="invalid_http"))
+
+    def _abortable(self, app: Any) -> ASGIApp:
+        """Lets an application end the connection at once."""
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("extensions", {})[ABORT] = {"end": self.transport.abort}
+            await app(scope, receive, send)
+
+        return call
 
     @property
     def _begun(self) -> bool:

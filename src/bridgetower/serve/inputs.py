@@ -7,7 +7,6 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from PIL import Image
@@ -18,6 +17,7 @@ from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.remote import RemotePictures
+from bridgetower.serve.turns import Turn, Turns
 
 MAX_CHARACTERS = 20_000
 """Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
@@ -48,7 +48,7 @@ class Inputs:
             remote: Fetches pictures at URLs; None: no URL is read.
         """
         self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
-        self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="inputs")
+        self._threads = Turns(available_cores(), "inputs")
 
     async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
         """Decodes pictures and brings them to the model's size.
@@ -60,17 +60,17 @@ class Inputs:
         Raises:
             ApiError: One is no such thing, cannot be read or is too large.
         """
-        jobs = [
-            asyncio.ensure_future(
-                self._usable(source, f"{param}.{number}" if len(sources) > 1 else param, self._prepared)
-            )
-            for number, source in enumerate(sources)
-        ]
-        try:
-            return await asyncio.gather(*jobs)
-        finally:
-            for job in jobs:
-                job.cancel()
+        params = [param] if len(sources) == 1 else [f"{param}.{number}" for number in range(len(sources))]
+        with self._threads.turn() as turn:
+            jobs = [
+                asyncio.ensure_future(self._usable(turn, *source, self._prepared))
+                for source in zip(sources, params, strict=True)
+            ]
+            try:
+                return await asyncio.gather(*jobs)
+            finally:
+                for job in jobs:
+                    job.cancel()
 
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
         """Tokenises texts.
@@ -80,7 +80,7 @@ class Inputs:
         """
         if sum(map(len, texts)) <= _AT_ONCE:
             return self._texts(texts, param, truncate)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._texts, texts, param, truncate)
+        return await self.in_thread(lambda: self._texts(texts, param, truncate))
 
     async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
         """Decodes an image as `images` does, and also returns the part that the model sees as a person wants to see it.
@@ -88,27 +88,34 @@ class Inputs:
         Raises:
             ApiError: It cannot be read or is too large.
         """
-        return await self._usable(
-            source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
-        )
+        with self._threads.turn() as turn:
+            return await self._usable(
+                turn, source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
+            )
 
     async def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Returns what a function returns that decodes something, without holding up the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        with self._threads.turn() as turn:
+            return await self._threads.run(turn, work)
+
+    async def each(self, works: Sequence[Callable[[], _Result]]) -> list[_Result]:
+        """Returns what functions return that decode something, without holding up the event loop or other requests."""
+        with self._threads.turn() as turn:
+            return await asyncio.gather(*(self._threads.run(turn, work) for work in works))
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        """Ends the threads; what is being decoded is not waited for."""
+        self._threads.close()
         if self._remote is not None:
             self._remote.close()
 
-    async def _usable(self, source: str, param: str, decoded: Callable[[bytes], _Result]) -> _Result:
+    async def _usable(self, turn: Turn, source: str, param: str, decoded: Callable[[bytes], _Result]) -> _Result:
         """Returns what a function that decodes makes of the file of an image."""
         try:
             if self._remote is not None and _URL.match(source):
                 async with self._remote.fetched(source) as content:
-                    return await self.in_thread(lambda: decoded(content))
-            return await self.in_thread(lambda: decoded(_content(source)))
+                    return await self._threads.run(turn, lambda: decoded(content))
+            return await self._threads.run(turn, lambda: decoded(_content(source)))
         except (ValueError, OSError) as error:
             message = str(error).removesuffix(_FOR_PYTHON)
             raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image") from error

@@ -1,4 +1,4 @@
-"""How much a request may send and how long it may take."""
+"""How much a request may send, how long it may take, and how much of an answer may wait to be read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from bridgetower.serve.errors import ApiError, failure
 
 logger = logging.getLogger(__name__)
 
+ABORT = "bridgetower.abort"
+"""Extension of a scope whose `end` closes the connection, whether or not its client reads."""
+
 _WITHOUT_BODY = ("GET", "HEAD")
 _REQUESTS = 1000  # with bodies, that are read or answered at once
-_BODIES = 8  # of the largest size that are held at once
+_BODIES = 8  # of the largest size that are held at once, and as many bytes of answers
+_OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
 
 
 class Limits:
-    """Reads the body of a request within limits, then lets the application answer it in time.
+    """Reads the body of a request within limits, lets the application answer it in time, and the client read that.
 
     GET and HEAD have no body, and are let through however many other requests there are.
+
+    Clients that stall make room for others. Of too many requests, that is dropped whose body has been on its way for
+    longest; of too many bytes of answers, the one that is read most slowly is cut off. The first 64 KiB of a body are
+    not counted, so that small ones are read however many large ones there are.
 
     A request whose client leaves is dropped: what it still waits for is not computed.
     """
@@ -38,62 +46,74 @@ class Limits:
         """
         self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
         self._held = self._requests = 0
+        self._reading: dict[asyncio.Timeout, None] = {}  # that of the body which has been on its way for longest first
+        self._answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or says why not."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error: ApiError | None = None
-        if scope["method"] in _WITHOUT_BODY:
-            error = _unexpected_body(scope["method"], Headers(scope=scope))
-            if error is None:
-                deadline = asyncio.get_running_loop().time() + self._timeout
-                error = await self._in_time(scope, bytearray(), receive, _Started(send), deadline)
-        elif self._requests >= self._most:
+        headers = Headers(scope=scope)
+        error = _bad_length(scope["method"], headers)
+        if error is None and scope["method"] in _WITHOUT_BODY:
+            deadline = asyncio.get_running_loop().time() + self._timeout
+            error = await self._in_time(scope, bytearray(), receive, send, deadline)
+        elif error is None and self._requests >= self._most and not self._drop_stalled():
             error = _busy("too many requests at once")
-        else:
+        elif error is None:
             body = bytearray()
             with self._holding(body):
-                error = await self._answered(scope, body, receive, send)
+                error = await self._answered(scope, headers, body, receive, send)
         if error is not None:
             await error.response()(scope, receive, send)
 
-    async def _answered(self, scope: Scope, body: bytearray, receive: Receive, send: Send) -> ApiError | None:
+    async def _answered(
+        self, scope: Scope, headers: Headers, body: bytearray, receive: Receive, send: Send
+    ) -> ApiError | None:
         """Answers a request; returns an error if nothing was sent yet."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        limit = asyncio.timeout_at(deadline)
+        self._reading[limit] = None
         try:
-            async with asyncio.timeout_at(deadline):
-                if not await self._read(Headers(scope=scope), body, receive):
+            async with limit:
+                if not await self._read(headers, body, receive):
                     return None
         except TimeoutError:
+            if limit not in self._reading:
+                return _busy("too many requests at once")
             return ApiError(408, f"the request was not sent within {self._timeout:g} s; send less, or faster")
         except ApiError as error:
             return error
-        return await self._in_time(scope, body, receive, _Started(send), deadline)
+        finally:
+            self._reading.pop(limit, None)
+        return await self._in_time(scope, body, receive, send, deadline)
 
     async def _in_time(
-        self, scope: Scope, body: bytearray, receive: Receive, send: _Started, deadline: float
+        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float
     ) -> ApiError | None:
-        """Lets the application answer; it is cancelled at the deadline, and when the client leaves."""
-        left = False
+        """Lets the application answer; it is cancelled at the deadline, and when the client leaves or stalls."""
+        left, limit = False, asyncio.timeout_at(deadline)
+        answer = _Answer(send, limit, self._answers, _BODIES * self._max_body)
         try:
-            async with asyncio.timeout_at(deadline) as limit:
+            async with limit:
                 watching = asyncio.ensure_future(_end_when_left(receive, limit))
                 try:
-                    await self._app(scope, _replay(body), send)
+                    await self._app(scope, _replay(body), answer)
                 finally:
                     left = watching.done()
                     watching.cancel()
         except Exception as error:
-            if left or send.started:
+            if left:
                 return None
             if isinstance(error, TimeoutError) and limit.expired():
+                if answer.started:
+                    await _cut_off(scope, receive)
+                    return None
                 message = f"no answer within {self._timeout:g} s; try again later"
                 return ApiError(503, message, headers={"Retry-After": "10"})
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            return failure()
+            return None if answer.started else failure()
         return None
 
     async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> bool:
@@ -108,9 +128,9 @@ class Limits:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
-            part = message.get("body", b"")
-            body += part
-            self._held += len(part)
+            before = _counted(body)
+            body += message.get("body", b"")
+            self._held += _counted(body) - before
             self._check(len(body))
             if not message.get("more_body"):
                 return True
@@ -119,8 +139,17 @@ class Limits:
         if size > self._max_body:
             message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller pictures"
             raise ApiError(413, message)
-        if self._held > _BODIES * self._max_body:
+        if size > _OWN and self._held > _BODIES * self._max_body:
             raise _busy("too many large requests at once")
+
+    def _drop_stalled(self) -> bool:
+        """Drops the request whose body has been on its way for longest; False if no body is."""
+        limit = next((one for one in self._reading if not one.expired()), None)
+        if limit is None:
+            return False
+        del self._reading[limit]
+        _expire(limit)
+        return True
 
     @contextmanager
     def _holding(self, body: bytearray) -> Iterator[None]:
@@ -130,24 +159,61 @@ class Limits:
             yield
         finally:
             self._requests -= 1
-            self._held -= len(body)
+            self._held -= _counted(body)
 
 
-class _Started:
-    """Sends, and knows whether anything was sent."""
+class _Answer:
+    """Sends an answer in parts, so that it is known how much of it is still to be read."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.started = send, False
+    def __init__(self, send: Send, limit: asyncio.Timeout, others: set[_Answer], most: int) -> None:
+        self._send, self._limit, self._others, self._most = send, limit, others, most
+        self.started = False
+        self._size = self._sent = 0
+        self._since = 0.0
 
     async def __call__(self, message: Message) -> None:
         self.started = True
-        await self._send(message)
+        body = message.get("body", b"")
+        if len(body) <= _OWN:
+            await self._send(message)
+            return
+        self._size, self._since = len(body), asyncio.get_running_loop().time()
+        self._make_room()
+        self._others.add(self)
+        try:
+            for start in range(0, len(body), _OWN):
+                more = start + _OWN < len(body) or message.get("more_body", False)
+                await self._send({**message, "body": body[start : start + _OWN], "more_body": more})
+                self._sent = start + _OWN
+        finally:
+            self._others.discard(self)
+
+    def _make_room(self) -> None:
+        """Cuts off those that are read most slowly until all answers together are no larger than they may be."""
+        now = asyncio.get_running_loop().time()
+        while self._others and self._size + sum(other._size for other in self._others) > self._most:
+            slowest = min(self._others, key=lambda other: other._sent / (now - other._since + 1e-3))
+            self._others.discard(slowest)
+            _expire(slowest._limit)
 
 
-def _unexpected_body(method: str, headers: Headers) -> ApiError | None:
-    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
-        return None
-    return ApiError(400, f"{method} has a body, which is not read; expected none")
+def _counted(body: bytearray) -> int:
+    return max(0, len(body) - _OWN)
+
+
+def _expire(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _bad_length(method: str, headers: Headers) -> ApiError | None:
+    length, is_chunked = headers.get("content-length", "0"), "transfer-encoding" in headers
+    if is_chunked and "content-length" in headers:
+        message = "the request has both Content-Length and Transfer-Encoding; expected one of them"
+        return ApiError(400, message, code="invalid_http", headers={"Connection": "close"})
+    if method in _WITHOUT_BODY and (is_chunked or length != "0"):
+        return ApiError(400, f"{method} has a body, which is not read; expected none")
+    return None
 
 
 def _busy(reason: str) -> ApiError:
@@ -168,6 +234,17 @@ def _replay(body: bytearray) -> Receive:
 
 
 async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
+    await _left(receive)
+    _expire(limit)
+
+
+async def _cut_off(scope: Scope, receive: Receive) -> None:
+    """Ends the connection of an answer that was begun."""
+    if ABORT in scope.get("extensions", {}):
+        scope["extensions"][ABORT]["end"]()
+        await _left(receive)
+
+
+async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    limit.reschedule(asyncio.get_running_loop().time())

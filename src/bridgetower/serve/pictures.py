@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
-import os
-import stat
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from PIL import Image
 from pydantic import BaseModel, Field
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from bridgetower.processor import media_type, open_reduced
 from bridgetower.search.table import Indexed
@@ -32,7 +26,6 @@ MAX_SIDE = 1600
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
 _WHITE = (255, 255, 255)  # under transparent pixels
-_CHUNK = 2**16
 _HEADERS = {
     "Cache-Control": "private, max-age=86400",  # an id names one content for ever
     "Content-Disposition": "inline",
@@ -91,37 +84,18 @@ async def picture(id: Id, service: Served, size: Size = None) -> Response:  # no
     with service.admission(1, "id", None):
         copies = await asyncio.to_thread(service.index.with_digest, id)
         if size is None:
-            return _Original(copies, service)
+            return await service.inputs.in_thread(lambda: _original(service, copies))
         content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
     return Response(content, media_type="image/jpeg", headers=_HEADERS)
 
 
-class _Original(Response):
-    """Sends the file of an image. Few are in memory at once, however slowly they are taken."""
-
-    def __init__(self, copies: Sequence[Indexed], service: Service) -> None:
-        super().__init__()
-        self._copies, self._service = copies, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads the file once it is its turn, and sends it."""
-        async with self._service.originals:
-            content, kind = await self._service.inputs.in_thread(self._read)
-            headers = {**_HEADERS, "Content-Length": str(len(content))}
-            await StreamingResponse(_parts(content), media_type=kind, headers=headers)(scope, receive, send)
-
-    def _read(self) -> tuple[bytes, str]:
-        content = _content(self._service, self._copies)
-        try:
-            return content, media_type(content)
-        except ValueError as error:
-            raise _gone(str(error)) from error
-
-
-async def _parts(content: bytes) -> AsyncIterator[bytes]:
-    """Yields parts that the connection takes one after the other, so that what was not taken is not kept there too."""
-    for start in range(0, len(content), _CHUNK):
-        yield content[start : start + _CHUNK]
+def _original(service: Service, copies: Sequence[Indexed]) -> Response:
+    """Returns the file of an image as it is."""
+    content = _content(service, copies)
+    try:
+        return Response(content, media_type=media_type(content), headers=_HEADERS)
+    except ValueError as error:
+        raise _gone(str(error)) from error
 
 
 def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
@@ -133,38 +107,12 @@ def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
     problem = "the index has no image with this id"
     for one in copies:
         try:
-            return indexed_content(service.index.root, one, max_bytes=service.config.max_body * MIB)
+            return service.index.content(one, within_root=True, max_bytes=service.config.max_body * MIB)
         except OSError as error:
             problem = f"the image cannot be read ({error.strerror})"
         except ValueError as error:
             problem = str(error)
     raise _gone(problem)
-
-
-def indexed_content(root: Path, image: Indexed, *, max_bytes: int) -> bytes:
-    """Returns the bytes of an image that was indexed, and no others: their digest is compared.
-
-    Args:
-        root: Folder that the index is of.
-        image: What the index has.
-        max_bytes: Of a file.
-
-    Raises:
-        ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
-        OSError: It cannot be read.
-    """
-    file = Path(os.path.realpath(root / image.path, strict=True))  # Path.resolve fails otherwise on links in a circle
-    if not file.is_relative_to(root.resolve()):
-        raise ValueError("the image is outside the folder of the index")
-    if image.size > max_bytes:
-        raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
-    # Opened so, a pipe does not wait for somebody to write into it.
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        found = os.fstat(stream.fileno())
-        content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
-    if hashlib.sha256(content).hexdigest() != image.digest:
-        raise ValueError("the image has changed since it was indexed; bring the index up to date")
-    return content
 
 
 def _small(content: bytes, size: int, max_pixels: int) -> bytes:

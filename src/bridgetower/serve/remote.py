@@ -9,13 +9,15 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from threading import BoundedSemaphore, Thread
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from bridgetower.serve.turns import Turns
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -68,7 +70,7 @@ class RemotePictures:
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
         self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote")
+        self._threads = Turns(AT_ONCE, "remote")
         self._slots, self._look_ups = asyncio.Semaphore(AT_ONCE), BoundedSemaphore(AT_ONCE)
 
     @asynccontextmanager
@@ -80,11 +82,13 @@ class RemotePictures:
             OSError: As `fetch`.
         """
         async with self._slots:
-            yield await asyncio.get_running_loop().run_in_executor(self._threads, self.fetch, url)
+            with self._threads.turn() as turn:
+                content = await self._threads.run(turn, lambda: self.fetch(url))
+            yield content
 
     def close(self) -> None:
-        """Ends the threads once they are done with what they fetch."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads; what is being fetched is not waited for."""
+        self._threads.close()
 
     def fetch(self, url: str) -> bytes:
         """Returns what is at a URL.

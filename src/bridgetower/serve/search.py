@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import COMPUTING, Body, Listed, Text, Top, Truncate, Usage, json_of
-from bridgetower.serve.service import Served, Service
+from bridgetower.serve.service import MIB, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
@@ -145,7 +146,9 @@ async def _matched(
     if not found:
         return [], []
     try:
-        opened = await asyncio.to_thread(searcher.opened, found)
+        limits = {"max_pixels": service.max_pixels, "max_bytes": service.config.max_body * MIB}
+        images = await service.inputs.each([partial(searcher.open, one, **limits) for one in found])
+        opened = searcher.usable(found, images)
     except ValueError as error:
         logger.error("search: %s", error)
         message = "none of the pictures that were found can be opened where the index has them; send rerank 0"

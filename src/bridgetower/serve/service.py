@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 _MEGA = 1_000_000
-_ORIGINALS = 8  # files of images that are sent at once
 
 
 class Service:
@@ -44,7 +43,6 @@ class Service:
         config: How it is served.
         started: When, in seconds since 1970.
         metrics: Figures about all requests.
-        originals: Held while the file of an image is in memory.
     """
 
     def __init__(
@@ -73,7 +71,6 @@ class Service:
 
         self.main = served(config.name, predictor)
         self.answering = self.main if answering is None else served(None, answering)
-        self.originals = asyncio.Semaphore(_ORIGINALS)
         self._batcher: Batcher[QueueItem, Any] | None = None
         self._warm = False
 

@@ -1,0 +1,106 @@
+"""Threads that work for every request in turn, and do not keep the process from ending."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bridgetower.serve.turns import Turns
+
+
+def test_every_request_has_its_turn() -> None:
+    done: list[str] = []
+    gate = threading.Event()
+
+    async def ask(turns: Turns, *names: str) -> None:
+        with turns.turn() as turn:
+            await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
+
+    async def ask_all() -> None:
+        turns = Turns(1, "test")
+        with turns.turn() as turn:
+            first = asyncio.ensure_future(turns.run(turn, gate.wait))
+            await asyncio.sleep(0)
+            others = [ask(turns, *(f"a{number}" for number in range(5))), ask(turns, "b0"), ask(turns, "c0", "c1")]
+            asking = [asyncio.ensure_future(other) for other in others]
+            for _ in range(5):
+                await asyncio.sleep(0)
+            gate.set()
+            await asyncio.gather(first, *asking)
+
+    asyncio.run(ask_all())
+    assert done == ["a0", "b0", "c0", "a1", "c1", "a2", "a3", "a4"]
+
+
+def test_what_nobody_waits_for_is_not_done() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+
+    async def leave() -> None:
+        turns = Turns(1, "test")
+        with turns.turn() as turn, turns.turn() as other:
+            first = asyncio.ensure_future(turns.run(turn, gate.wait))
+            await asyncio.sleep(0)
+            with turns.turn() as leaving:
+                for number in range(3):
+                    waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
+                    await asyncio.sleep(0)
+                waiting.cancel()
+            last = asyncio.ensure_future(turns.run(other, lambda: done.append(9)))
+            await asyncio.sleep(0)
+            gate.set()
+            await asyncio.gather(first, last)
+
+    asyncio.run(leave())
+    assert done == [9]
+
+
+class PanicException(BaseException):
+    """What is no Exception."""
+
+
+@pytest.mark.parametrize(("error", "raised"), [(ValueError("a"), ValueError), (PanicException("a"), RuntimeError)])
+def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseException, raised: type[Exception]) -> None:
+    def fail() -> None:
+        raise error
+
+    async def ask() -> int:
+        turns = Turns(1, "test")
+        with turns.turn() as turn:
+            with pytest.raises(raised, match=r"a$"):
+                await turns.run(turn, fail)
+            return await turns.run(turn, lambda: 3)
+
+    assert asyncio.run(ask()) == 3
+
+
+def test_closed_ones_take_no_more() -> None:
+    async def ask() -> None:
+        turns = Turns(1, "test")
+        turns.close()
+        with turns.turn() as turn, pytest.raises(RuntimeError, match="closed"):
+            await turns.run(turn, int)
+
+    asyncio.run(ask())
+
+
+def test_the_process_ends_beside_work_that_does_not() -> None:
+    script = """
+import asyncio, threading
+from bridgetower.serve.turns import Turns
+
+async def main():
+    turns, begun = Turns(1, "test"), threading.Event()
+    with turns.turn() as turn:
+        jobs = [asyncio.ensure_future(turns.run(turn, lambda: begun.set() or threading.Event().wait())) for _ in "ab"]
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        turns.close()
+
+asyncio.run(main())
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "ended\n"
