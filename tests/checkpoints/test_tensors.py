@@ -20,6 +20,7 @@ from torch import Tensor
 import tiny
 from bridgetower.checkpoints.tensors import (
     checksum,
+    only_tensors,
     read_safetensors,
     read_sharded_safetensors,
     read_torch_archive,
@@ -249,6 +250,18 @@ class TestTorchArchive:
         assert tiny.equal(plain, copied)
         assert str(tmp_path / "plain.bin") in maps
         assert str(tmp_path / "deflated.bin") not in maps
+
+    def test_an_archive_that_unfolds_is_not_unpacked(self, tmp_path: Path) -> None:
+        deflated({"w": torch.zeros(2**25)}, tmp_path / "bomb.ckpt")
+        with pytest.raises(
+            ValueError, match=r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked; expected at most 4"
+        ):
+            read_torch_archive(tmp_path / "bomb.ckpt")
+
+    def test_numbers_that_are_repeated(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        write({"w": torch.zeros(1).expand(2**40)}, tmp_path / "x.bin")
+        with pytest.raises(ValueError, match=r"tensor w of x repeats its 4 bytes to 4398046511104"):
+            only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
     def test_another_content(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         write([1, 2], tmp_path / "x.bin")

@@ -134,11 +134,11 @@ class TestRefused:
     def test_a_view_beyond_its_storage(
         self, archive: Path, offset: int, size: int, stride: int, scripted: torch.jit.ScriptModule
     ) -> None:
-        """The one with stride 0 lies inside: it repeats one number and takes no memory."""
+        """The one with stride 0 lies inside, but repeats one number: a copy would take any amount of memory."""
         changed = with_pickle(archive, one_tensor(offset, size, stride))
         storage = scripted.state_dict()["transposed"].numel()  # ten numbers under the key 0
         assert storage == 10
-        if (size - 1) * stride + offset >= storage or offset < 0 or size < 0:
+        if (size - 1) * stride + offset >= storage or offset < 0 or not 0 <= size <= storage:
             with pytest.raises(ValueError, match="is not a whole TorchScript archive"):
                 read_torchscript(changed)
         else:
@@ -148,6 +148,15 @@ class TestRefused:
         deflated = rewritten(archive, lambda _, old: old, compression=zipfile.ZIP_DEFLATED)
         with pytest.raises(ValueError, match=r"was refused: .*its storage \d+ is compressed"):
             read_torchscript(deflated)
+
+    def test_entries_that_unfold(self, archive: Path) -> None:
+        zeros = bytes(2**27)
+        small = rewritten(
+            archive, lambda name, old: zeros if name.endswith("/data.pkl") else old, compression=zipfile.ZIP_DEFLATED
+        )
+        assert small.stat().st_size < 2**20
+        with pytest.raises(ValueError, match=r"its \d+ bytes would be 1342\d+ unpacked; expected at most 4"):
+            read_torchscript(small)
 
     def test_a_missing_storage(self, archive: Path) -> None:
         lacking = rewritten(archive, lambda name, old: None if name.endswith("/data/0") else old)

@@ -335,6 +335,38 @@ def check_dialog(dialog: Any, hits: list[Hit], place: int) -> None:
     assert dialog.locator("#viewer-image img").get_attribute("alt") == hit.captions[0]
 
 
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("#search?q=%E0%A4%A", "The link is damaged"),
+        ("#search?q=100%", "The link is damaged"),
+        ("#examine?text=%zz", "The link is damaged"),
+        ("#search?q=" + "a" * 300_000, "The link is damaged"),
+        ("#search?q=" + "a" * 30_000, "The server cannot use this"),
+        ("#search?where=" + "(" * 1000 + "&q=a", "The server cannot use this"),
+    ],
+)
+def test_a_damaged_link_is_told_in_words(opened: Any, link: str, words: str) -> None:
+    with opened(link=link) as page:
+        page.get_by_role("alert").filter(has_text=words).first.wait_for()
+        page.evaluate("location.hash = '#search'")
+        page.locator("#queries button").first.wait_for()
+        assert page.get_by_role("alert").count() == 0
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("#constructor", "#toString?n=3", "#__proto__", "#examine?use=help", "#examine?use=__proto__", "#&&&===???"),
+        *("#search?n=99999999999999999999&against=constructor", "#examine?use[]=ask&image=x&image=y", "#?#?#"),
+    ],
+)
+def test_a_link_that_means_nothing_shows_the_page(opened: Any, link: str) -> None:
+    with opened(link=link) as page:
+        page.locator("#queries button, #bench-examples button").locator("visible=true").first.wait_for()
+        assert page.get_by_role("alert").count() == 0
+
+
 def test_a_link_restores_a_result(opened: Any, searcher: Searcher, predictor: Predictor) -> None:
     hits = searcher.search("red bar", top=12, where="path > '20.png'", image=searcher.index.root / "03.png")
     like = searcher.search(image=searcher.index.root / "03.png", top=1)[0].digest

@@ -42,6 +42,8 @@ DAMAGE = (
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file
 _THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
 
+_UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
+
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
 
@@ -148,7 +150,8 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
         ValueError: The file is damaged, or it asks for code to be run, which is refused.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+        is_stored = zipfile.is_zipfile(path) and check_unpacked(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_stored)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was refused: it is damaged, or it holds Python objects that only running its code could load; "
@@ -186,12 +189,25 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns the values, which must all be tensors.
 
     Raises:
-        ValueError: Some are not; `name` says where.
+        ValueError: Some are not, or repeat the numbers that are there; `name` says where.
     """
     others = sorted(str(key) for key, value in values.items() if not isinstance(value, Tensor))
     if others:
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
+    for key, tensor in values.items():
+        check_repeats(tensor, f"tensor {key} of {name}")
     return dict(values)
+
+
+def check_repeats(tensor: Tensor, name: str) -> None:
+    """Checks that a tensor has no more numbers than are stored; a copy of others would take any amount of memory.
+
+    Raises:
+        ValueError: It has more; `name` is that of the tensor.
+    """
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.layout == torch.strided and tensor.nbytes > stored:
+        raise ValueError(f"{name} repeats its {stored} bytes to {tensor.nbytes}; expected weights as they are")
 
 
 def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
@@ -233,9 +249,20 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _can_map(path: Path) -> bool:
-    """Only archives that are stored, not deflated, can be memory-mapped."""
-    if not zipfile.is_zipfile(path):
-        return False
+def check_unpacked(path: Path) -> bool:
+    """Checks what the entries of a zip archive claim to be once they are unpacked; no more is read of them.
+
+    Returns:
+        Whether all of them are stored as they are, so that they can be memory-mapped.
+
+    Raises:
+        ValueError: They claim much more than weights shrink by.
+        zipfile.BadZipFile: It is no such archive.
+    """
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > max(_UNPACKED * size, _UNPACKED_AT_LEAST):
+        raise ValueError(f"its {size} bytes would be {unpacked} unpacked; expected at most {_UNPACKED} times as many")
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridgetower.checkpoints.tensors import check_repeats, check_unpacked
+
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -51,6 +53,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         ValueError: The archive is damaged, or asks for anything but tensors.
     """
     try:
+        check_unpacked(path)
         with zipfile.ZipFile(path) as archive:
             (pickled,) = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
             root = _Unpickler(archive, pickled).load()
@@ -105,7 +108,9 @@ class _View(_Rebuild):
     def __call__(
         self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_flags: Any
     ) -> Tensor:
-        return storage.as_strided(size, stride, offset)
+        view = storage.as_strided(size, stride, offset)
+        check_repeats(view, "a tensor")
+        return view
 
 
 class _Unpickler(pickle.Unpickler):

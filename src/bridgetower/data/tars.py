@@ -54,6 +54,8 @@ def tar_samples(path: Path) -> Iterator[Sample]:
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # kept to find members by name, without bound
+        if member.issparse():
+            raise ValueError(f"{member.name} in {archive.name!s} is a sparse file, of any size; write the shard again")
         if member.isfile():
             yield member
     # The module takes half a header for the end; a whole archive ends in blocks of zeros.

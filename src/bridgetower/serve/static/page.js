@@ -309,7 +309,11 @@ function showProblem(place, problem, again = null) {
 
 // ---------------------------------------------------------------------------------------------- links
 
-const views = { search: { show: showSearch, restore: restoreSearch }, examine: { show: showExamine, restore: restoreExamine } };
+const LONGEST = 200_000; // characters of a link; a text has at most 20,000, each of which may be encoded in nine
+const views = {
+  search: { show: showSearch, restore: restoreSearch, get work() { return searching; } },
+  examine: { show: showExamine, restore: restoreExamine, get work() { return examining; } },
+};
 let view = null;
 
 function address(name, values) {
@@ -322,11 +326,24 @@ function remember(hash, { replace = false } = {}) {
   history[replace ? "replaceState" : "pushState"](null, "", hash);
 }
 
+/** Shows what a link says, or in words why it cannot be shown. */
 function restore() {
   const [name, values = ""] = location.hash.slice(1).split(/\?(.*)/s);
-  const chosen = name in views && (name === "examine" || index) ? name : index ? "search" : "examine";
+  const chosen = Object.hasOwn(views, name) && (name === "examine" || index) ? name : index ? "search" : "examine";
   show(chosen);
-  views[chosen].restore(new URLSearchParams(values));
+  views[chosen].restore(new URLSearchParams(isWhole(values) ? values : ""));
+  if (isWhole(values)) return;
+  views[chosen].work.stop();
+  views[chosen].work.fail(new Problem("The link is damaged", "Copy the whole link again, or ask anew."));
+}
+
+/** Tells whether what is encoded in a link can be read, and is no longer than what the page itself writes. */
+function isWhole(values) {
+  try {
+    return values.length <= LONGEST && typeof decodeURIComponent(values) === "string";
+  } catch {
+    return false;
+  }
 }
 
 function show(name) {
@@ -600,7 +617,9 @@ function choose(name) {
 function restoreExamine(values) {
   $("viewer").close();
   const wanted = values.get("use");
-  choose(wanted !== null && $(`use-${CSS.escape(wanted)}`) ? wanted : use ?? Object.keys(USES).find((name) => $(`use-${name}`)));
+  const offered = Object.keys(USES).filter((name) => $(`use-${name}`));
+  if (!offered.length) return;
+  choose(offered.includes(wanted) ? wanted : use ?? offered[0]);
   for (const [slot, name] of [[first, "image"], [second, "image2"]]) {
     const id = idOf(values, name);
     if (id !== null && id !== slot.id) slot.set(indexed(id));
