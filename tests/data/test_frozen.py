@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridgetower.data.batch import TOKENS, CachedFeatures
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.frozen import (
-    TOKENS,
     FrozenExamples,
     FrozenPictures,
     FrozenTexts,
-    StoredFeatures,
     key_ids,
     needed_texts,
     text_keys,
@@ -44,18 +43,17 @@ def store(tmp_path: Path) -> Callable[[str, list[int]], RowFiles]:
 
 
 class TestOutputs:
-    def test_layers_and_cls(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        outputs = StoredFeatures(store("texts", [3, 1, 2]), [2, 0, 2])
+    def test_layers(self, store: Callable[[str, list[int]], RowFiles]) -> None:
+        outputs = CachedFeatures(store("texts", [3, 1, 2]), [2, 0, 2])
         first, second = outputs.layers()
         assert len(outputs) == 3
         assert first[:, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
         assert second[:, :, 0].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
-        assert outputs.cls()[:, 0].tolist() == [201, 1, 201]
-        assert outputs.to(torch.device("cpu")) is outputs
+        assert torch.equal(outputs.last(), second)
 
     def test_are_put_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
         files = store("texts", [3, 1, 2])
-        whole = StoredFeatures.cat([StoredFeatures(files, [1]), StoredFeatures(files, [0, 2])])
+        whole = CachedFeatures.cat([CachedFeatures(files, [1]), CachedFeatures(files, [0, 2])])
         assert whole.rows == (1, 0, 2)
 
 
@@ -89,9 +87,9 @@ class TestTexts:
     def test_one_that_was_not_computed(self, store: Callable[[str, list[int]], RowFiles]) -> None:
         ids = torch.tensor([[5, 6]])
         texts = FrozenTexts(store("texts", [2]), text_keys(ids, torch.ones_like(ids)))
-        assert texts.outputs(ids, torch.ones_like(ids)).rows == (0,)
+        assert texts.features(ids, torch.ones_like(ids)).rows == (0,)
         with pytest.raises(KeyError):
-            texts.outputs(ids + 1, torch.ones_like(ids))
+            texts.features(ids + 1, torch.ones_like(ids))
 
 
 class TestExamples:

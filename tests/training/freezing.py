@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.data.frozen import FrozenExamples, StoredFeatures, StoredViews, key_ids
+from bridgetower.data.batch import CachedFeatures
+from bridgetower.data.frozen import CachedViews, FrozenExamples, key_ids
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
@@ -34,10 +35,10 @@ def recomputed(batch: Any, work: TaskSetup, examples: FrozenExamples) -> Any:
     keys = {row: key for key, row in examples.texts._row_of.items()}
     values: dict[str, Tensor] = {}
     for name, value in vars(batch).items():
-        if isinstance(value, StoredViews):
+        if isinstance(value, CachedViews):
             places = [frozen.place(row) for row in value.rows]
             values[name] = torch.cat([pictures.views([image], draws, column) for image, column, draws in places])
-        elif isinstance(value, StoredFeatures):
+        elif isinstance(value, CachedFeatures):
             values[name] = processor.pad([key_ids(keys[row]).tolist() for row in value.rows]).input_ids
     pictures.frozen = frozen
     return replace(batch, **values)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.frozen import StoredViews
+from bridgetower.data.frozen import CachedViews
 from bridgetower.data.sampling import BatchKey
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import PretrainingConfig
@@ -96,7 +96,7 @@ class TestSteps:
         frozen = work.pictures[0].frozen
         assert frozen is not None
         batch: Any = examples[BatchKey(tuple(range(6)), 3)]
-        first = replace(batch, pixel_values=StoredViews(frozen.files, range(32), stride=1, num_views=3))
+        first = replace(batch, pixel_values=CachedViews(frozen.files, range(32), stride=1, num_views=3))
         pixels = recomputed(first, work, examples).pixel_values
         with autocast("bf16"), torch.no_grad():
             expected = model.vision(pixels, model.config.vision_layers)  # in the batch in which it was computed
@@ -108,7 +108,7 @@ class TestSteps:
         batch: Any = examples[BatchKey(tuple(range(6)), 3)]
         losses, _ = step(model, work, batch)
         views = batch.pixel_values
-        other = StoredViews(
+        other = CachedViews(
             views.files, views.firsts, stride=1, num_views=3, rows=[first + 2 for first in views.firsts]
         )
         assert distance(losses, step(model, work, replace(batch, pixel_values=other))[0]) > 1e-3

@@ -12,12 +12,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
-from bridgetower.model.outputs import CachedFeatures
+from bridgetower.rows import RowFiles
 
 # What fills up short texts, by field.
 _FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}
 
 _Batch = TypeVar("_Batch", bound="Batch")
+
+
+TOKENS = "tokens"
+"""The field of files with cached features: the bridged hidden states of each token [L, K, W]."""
+
+
+class CachedFeatures:
+    """Hidden states of a frozen tower for some images or texts, in the place of pixel values or token ids.
+
+    They are read when they are asked for, so that they cost nothing on the way through a data loader.
+    """
+
+    def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
+        self.files, self.rows = files, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def layers(self) -> list[Float[Tensor, "b l w"]]:
+        """Returns the hidden states of every bridged layer; shorter rows are filled up with zeros."""
+        return list(_padded(list(self.files.read(TOKENS, self.rows))).unbind(2))
+
+    def last(self) -> Float[Tensor, "b l w"]:
+        """Returns those of the last layer."""
+        return _padded([values[:, -1] for values in self.files.read(TOKENS, self.rows)])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Joins rows of the same files."""
+        return cls(parts[0].files, [row for part in parts for row in part.rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +157,8 @@ def _stacked(tensors: Sequence[Tensor], fill: int | None) -> Tensor:
         return torch.cat(list(tensors))
     longest = max(tensor.shape[1] for tensor in tensors)
     return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors])
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """Puts rows [L, ...] together, filled up with zeros to the longest."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -1,4 +1,4 @@
-"""Examples whose pictures and texts frozen towers have read before, in a fixed number of views each."""
+"""Examples in a fixed number of views each, with the hidden states of frozen towers in the place of their inputs."""
 
 from __future__ import annotations
 
@@ -8,49 +8,18 @@ from functools import lru_cache
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch, joined
+from bridgetower.data.batch import Batch, CachedFeatures, joined
 from bridgetower.data.sampling import BatchKey, Examples, derive_seed
-from bridgetower.model.outputs import CachedFeatures
 from bridgetower.rows import RowFiles
-
-TOKENS = "tokens"
-"""The field of the files: the bridged hidden states of each token [L, K, W]."""
 
 TEXT_FIELDS = ("input_ids", "masked_input_ids")
 """Fields of batches that the text tower reads."""
 
 _KEPT = 65_536  # examples whose small tensors stay in memory
-
-
-class StoredFeatures(CachedFeatures):
-    """Rows of files that hold what a tower said."""
-
-    def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
-        self.files, self.rows = files, tuple(rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def layers(self) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states of every bridged layer; shorter rows are filled up with zeros."""
-        found = list(self.files.read(TOKENS, self.rows))
-        tokens = found[0].new_zeros(len(found), max(map(len, found)), *found[0].shape[1:])  # [B, L, K, W]
-        for row, values in enumerate(found):
-            tokens[row, : len(values)] = values
-        return list(tokens.unbind(2))
-
-    def cls(self) -> Float[Tensor, "b w"]:
-        """Returns the CLS of the last one."""
-        return torch.stack([values[0, -1] for values in self.files.read(TOKENS, self.rows)])
-
-    @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """Joins rows of the same files."""
-        return cls(parts[0].files, [row for part in parts for row in part.rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +38,14 @@ class FrozenPictures:
     columns: tuple[str, ...]
     seed: int
 
-    def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> StoredViews:
+    def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> CachedViews:
         """Draws a view of each picture."""
         firsts = [self._row(image, column) for image in images]
-        return StoredViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
+        return CachedViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
 
-    def first_views(self, images: Sequence[int]) -> StoredFeatures:
+    def first_views(self, images: Sequence[int]) -> CachedFeatures:
         """Returns the first view of each picture, of a pair that of the first one."""
-        return StoredFeatures(self.files, [self._row(image, "image") for image in images])
+        return CachedFeatures(self.files, [self._row(image, "image") for image in images])
 
     def place(self, row: int) -> tuple[int, str, torch.Generator]:
         """Returns the picture and the column of a row, and what its view is drawn from."""
@@ -90,7 +59,7 @@ class FrozenPictures:
         return image * self.num_views * len(self.columns) + self.columns.index(column)
 
 
-class StoredViews(StoredFeatures):
+class CachedViews(CachedFeatures):
     """Views of pictures that can be drawn again, so that examples whose texts are kept see all views."""
 
     def __init__(
@@ -108,16 +77,16 @@ class StoredViews(StoredFeatures):
         super().__init__(files, firsts if rows is None else rows)
         self.firsts, self.stride, self.num_views = tuple(firsts), stride, num_views
 
-    def drawn(self, generator: torch.Generator) -> StoredViews:
+    def drawn(self, generator: torch.Generator) -> CachedViews:
         """Returns other views of the same pictures."""
         views = torch.randint(self.num_views, (len(self),), generator=generator).tolist()
         rows = [first + view * self.stride for first, view in zip(self.firsts, views, strict=True)]
-        return StoredViews(self.files, self.firsts, stride=self.stride, num_views=self.num_views, rows=rows)
+        return CachedViews(self.files, self.firsts, stride=self.stride, num_views=self.num_views, rows=rows)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Joins views of the same files."""
-        joined_rows = StoredFeatures.cat(parts).rows
+        joined_rows = CachedFeatures.cat(parts).rows
         firsts = [row for part in parts for row in part.firsts]
         return cls(parts[0].files, firsts, stride=parts[0].stride, num_views=parts[0].num_views, rows=joined_rows)
 
@@ -135,17 +104,17 @@ class FrozenTexts:
         self.files = files
         self._row_of = {key: row for row, key in enumerate(keys)}
 
-    def outputs(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> StoredFeatures:
+    def features(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> CachedFeatures:
         """Looks texts up.
 
         Raises:
             KeyError: One was not computed.
         """
-        return StoredFeatures(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
+        return CachedFeatures(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
 
 
 class FrozenExamples(Dataset[Batch]):
-    """Examples in a fixed number of views each, with stored outputs in the place of pixels and token ids.
+    """Examples in a fixed number of views each, with cached features in the place of pixel values and token ids.
 
     What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
     pictures have views of their own.
@@ -155,7 +124,7 @@ class FrozenExamples(Dataset[Batch]):
         """Wraps examples whose pictures are frozen.
 
         Args:
-            examples: Their pictures come as stored outputs.
+            examples: Their images come as cached features.
             num_views: Of each example.
             seed: Of the views.
             texts: None leaves token ids as they are.
@@ -178,7 +147,7 @@ class FrozenExamples(Dataset[Batch]):
         generator = torch.Generator().manual_seed(key.seed)
         batch = self._joined(key, generator)
         values: dict[str, Any] = {
-            name: value.drawn(generator) for name, value in vars(batch).items() if isinstance(value, StoredViews)
+            name: value.drawn(generator) for name, value in vars(batch).items() if isinstance(value, CachedViews)
         }
         if key.step:
             values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
@@ -202,7 +171,7 @@ class FrozenExamples(Dataset[Batch]):
         names = [field.name for field in fields(batch) if field.name in TEXT_FIELDS]
         mask = batch.attention_mask
         mask = torch.ones_like(batch.input_ids) if mask is None else mask
-        values = {} if self.texts is None else {name: self.texts.outputs(getattr(batch, name), mask) for name in names}
+        values = {} if self.texts is None else {name: self.texts.features(getattr(batch, name), mask) for name in names}
         whole: Batch = replace(batch, attention_mask=mask, **values)
         return whole
 

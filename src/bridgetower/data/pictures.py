@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from bridgetower.data.augmentation import augment
+from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.config import DataConfig
 from bridgetower.data.frozen import FrozenPictures
 from bridgetower.data.info import split_digests
@@ -20,7 +21,6 @@ from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
 from bridgetower.data.tables import ParquetRows
 from bridgetower.data.views import random_view
-from bridgetower.model.outputs import CachedFeatures
 from bridgetower.processor import Processor
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.data.batch import CaptionBatch, joined
+from bridgetower.data.batch import CachedFeatures, CaptionBatch, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.sampling import BatchKey, derive_seed
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.outputs import CachedFeatures
+from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import mlm_loss
 from bridgetower.progress import counted
 
@@ -95,9 +95,9 @@ def evaluate_masked_words(
     shown = counted(loader, "masked words", shown=progress and rank() == 0, total=len(own))
     for number, (batch, pixel_values) in enumerate(shown):
         moved, words[number] = batch.to(device), batch.num_labels
-        text = model.encode_text(moved.masked_input_ids, moved.attention_mask)
+        text = encode_text(model, moved.masked_input_ids, moved.attention_mask)
         for kind, pixels in enumerate(pixel_values):
-            fused = model.fuse(model.encode_image(pixels.to(device)), text, outputs="text")
+            fused = model.fuse(encode_image(model, pixels), text, outputs="text")
             sums[number, kind] = torch.stack(mlm_loss(model.mlm_logits, fused.text, moved.mlm_labels)).cpu()
     _, sums, words = gather_by_id(own, sums * words[:, None, None], words)
     means = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
@@ -26,7 +27,7 @@ from bridgetower.files import locked, remove_leftovers, replacing
 from bridgetower.inference import image_bytes, score_pairs
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.outputs import CachedFeatures
+from bridgetower.objectives.encoding import encode_image
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars, counted
@@ -158,7 +159,7 @@ class PairScorer:
         """Returns the contrastive vectors of this process's images."""
         batches = _split(range(len(self._own)), self._config.batch_size)
         pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
-        vectors = [self._model.image_embeds(self._model.encode_image(batch, outputs="cls")) for batch in pixels]
+        vectors = [self._model.image_embeds(encode_image(self._model, batch, outputs="cls")) for batch in pixels]
         return self._joined(vectors)
 
     def _text_vectors(self) -> Float[Tensor, "n c"]:
@@ -175,7 +176,7 @@ class PairScorer:
         """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
         split = [_split(part, self._config.batch_size) for part in parts]
         pixels = self._pixel_values([rows for batches in split for rows in batches])
-        encoded = (self._model.cache_image(self._model.encode_image(batch)) for batch in pixels)
+        encoded = (self._model.cache_image(encode_image(self._model, batch)) for batch in pixels)
         for batches in split:
             yield Encoded.cat(list(islice(encoded, len(batches))))
 

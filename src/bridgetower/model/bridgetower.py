@@ -16,7 +16,6 @@ from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import BRIDGES, BridgeBuilder, FusionEncoder, FusionOutputs
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler
-from bridgetower.model.outputs import CachedFeatures
 from bridgetower.model.towers import (
     TEXT_ARCHITECTURES,
     VISION_ARCHITECTURES,
@@ -93,17 +92,18 @@ class BridgeTower(nn.Module):
         self.text.checkpoint_activations = "text" in parts
         self.fusion.checkpoint_activations = "fusion" in parts
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return self.token_type_embedding.weight.device
+
     def encode_image(
-        self,
-        pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures,
-        token_type: int = IMAGE,
-        *,
-        outputs: EncodeOutputs = "layers",
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
         """Encodes images.
 
         Args:
-            pixel_values: Normalised images, or what this tower says of them.
+            pixel_values: Normalised images.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
@@ -111,19 +111,13 @@ class BridgeTower(nn.Module):
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
         layers = self.config.vision_layers
-        if isinstance(pixel_values, CachedFeatures):
-            if outputs == "cls":
-                return Encoded((), self._here(pixel_values.cls()))
-            hidden = [self._here(layer) for layer in pixel_values.layers()]
-        else:
-            if outputs == "cls":
-                return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-            hidden = self.vision(pixel_values, layers)
-        return Encoded(self._project(hidden, self.image_projections, token_type), self.vision.pooled(hidden[-1]))
+        if outputs == "cls":
+            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+        return self.project_image(self.vision(pixel_values, layers), token_type)
 
     def encode_text(
         self,
-        input_ids: Int[Tensor, "b l"] | CachedFeatures,
+        input_ids: Int[Tensor, "b l"],
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
         outputs: EncodeOutputs = "layers",
@@ -131,7 +125,7 @@ class BridgeTower(nn.Module):
         """Encodes texts.
 
         Args:
-            input_ids: Token ids, or what this tower says of them.
+            input_ids: Token ids.
             attention_mask: 0 on padding; None if nothing is padded.
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
 
@@ -139,15 +133,26 @@ class BridgeTower(nn.Module):
             ValueError: The text is longer than the position table.
         """
         mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
-        if isinstance(input_ids, CachedFeatures):
-            if outputs == "cls":
-                return Encoded((), self._here(input_ids.cls()))
-            hidden = [self._here(layer) for layer in input_ids.layers()]
-        else:
-            if outputs == "cls":
-                return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-            hidden = self.text(input_ids, mask, layers)
-        return Encoded(self._project(hidden, self.text_projections, TEXT), self.text.pooled(hidden[-1]), mask)
+        if outputs == "cls":
+            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+        return self.project_text(self.text(input_ids, mask, layers), mask)
+
+    def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
+        """Returns the encoding of images from the bridged hidden states of the image tower.
+
+        Raises:
+            ValueError: There is no such token type.
+        """
+        return Encoded(self._projected(hidden, self.image_projections, token_type), self.vision.pooled(hidden[-1]))
+
+    def project_text(
+        self,
+        hidden: list[Float[Tensor, "b l t"]],
+        attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+    ) -> Encoded:
+        """Returns the encoding of texts from the bridged hidden states of the text tower."""
+        mask = None if attention_mask is None else attention_mask.bool()
+        return Encoded(self._projected(hidden, self.text_projections, TEXT), self.text.pooled(hidden[-1]), mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -312,13 +317,10 @@ class BridgeTower(nn.Module):
         assert self.itc_head is not None
         return self.itc_head
 
-    def _here(self, output: Tensor) -> Tensor:
-        return output.to(self.token_type_embedding.weight.device)
-
     def _draws_dropout(self) -> bool:
         return self.training and self.config.fusion.dropout > 0
 
-    def _project(
+    def _projected(
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
     ) -> tuple[Float[Tensor, "b l d"], ...]:
         token_types = self.token_type_embedding.weight

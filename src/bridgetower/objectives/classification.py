@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bridgetower.data.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.model.heads import ClassifierName
+from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss, vqa_loss
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -73,15 +74,15 @@ class ClassificationTask(nn.Module):
         model = self.model
         if batch.input_ids is None:
             assert batch.pixel_values is not None
-            return model.encode_image(batch.pixel_values, outputs="cls").cls
+            return encode_image(model, batch.pixel_values, outputs="cls").cls
         if batch.pixel_values is None:
-            return model.encode_text(batch.input_ids, batch.attention_mask, outputs="cls").cls
+            return encode_text(model, batch.input_ids, batch.attention_mask, outputs="cls").cls
         if batch.pixel_values_2 is None:
-            text = model.encode_text(batch.input_ids, batch.attention_mask)
-            return model.fuse(model.encode_image(batch.pixel_values), text).pooled
-        first = model.encode_image(batch.pixel_values)
-        second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE)
-        text = model.encode_text(batch.input_ids, batch.attention_mask)
+            text = encode_text(model, batch.input_ids, batch.attention_mask)
+            return model.fuse(encode_image(model, batch.pixel_values), text).pooled
+        first = encode_image(model, batch.pixel_values)
+        second = encode_image(model, batch.pixel_values_2, SECOND_IMAGE)
+        text = encode_text(model, batch.input_ids, batch.attention_mask)
         return model.pooled_with_two(first, second, text)
 
 

@@ -14,6 +14,7 @@ from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features
+from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
 from bridgetower.objectives.matching import Pairs, hard_pairs, random_pairs
 
@@ -60,8 +61,8 @@ class PretrainingTask(nn.Module):
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the probability that each text belongs to its image."""
         model = self.model
-        text = model.encode_text(batch.input_ids, batch.attention_mask)
-        logits = model.itm_logits(model.fuse(model.encode_image(batch.pixel_values), text).pooled)
+        text = encode_text(model, batch.input_ids, batch.attention_mask)
+        logits = model.itm_logits(model.fuse(encode_image(model, batch.pixel_values), text).pooled)
         return logits.float().softmax(dim=-1)[:, 1]
 
     def features(self, batch: CaptionBatch) -> Features:
@@ -96,7 +97,7 @@ class PretrainingTask(nn.Module):
 
     def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
-        masked = self.model.encode_text(batch.masked_input_ids, batch.attention_mask)
+        masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask)
         fused = self.model.fuse(image, masked, outputs="text")
         loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
         weight = batch.mlm_weight
@@ -123,11 +124,11 @@ class PretrainingTask(nn.Module):
         return pairs, (image, text)
 
     def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
-        image = self.model.encode_image(batch.pixel_values, outputs="layers" if phase.itm or phase.mlm else "cls")
+        image = encode_image(self.model, batch.pixel_values, outputs="layers" if phase.itm or phase.mlm else "cls")
         if not (phase.itm or phase.itc):
             return image, None
         outputs: EncodeOutputs = "layers" if phase.itm else "cls"
-        return image, self.model.encode_text(batch.input_ids, batch.attention_mask, outputs=outputs)
+        return image, encode_text(self.model, batch.input_ids, batch.attention_mask, outputs=outputs)
 
 
 def gather_texts(text: Encoded) -> Encoded:

@@ -16,6 +16,7 @@ from bridgetower.data.sampling import Examples, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
+from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import info_nce
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
@@ -41,8 +42,8 @@ class Alignment(nn.Module):
 
     def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
         """Returns the mean of the contrastive losses of all bridged layers."""
-        images = self.model.encode_image(batch.pixel_values)
-        texts = self.model.encode_text(batch.input_ids, batch.attention_mask)
+        images = encode_image(self.model, batch.pixel_values)
+        texts = encode_text(self.model, batch.input_ids, batch.attention_mask)
         losses = []
         for image, text in zip(images.layers, texts.layers, strict=True):
             features = _mean(image, images.mask), _mean(text, texts.mask)

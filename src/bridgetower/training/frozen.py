@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
-from bridgetower.data.frozen import TOKENS, FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
+from bridgetower.data.batch import TOKENS
+from bridgetower.data.frozen import FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.pictures import Pictures
 from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
