@@ -106,9 +106,11 @@ class TestPairs:
         once = load()
         pairs = load(tiny_dataset, tiny_dataset, repeats=(1, 3))
         assert len(pairs) == 4 * len(once)
-        counts = Counter(pairs.pairs)
-        assert {counts[image, number] for image, number in pairs.pairs if image < 27} == {1}
-        assert {counts[image, number] for image, number in pairs.pairs if image >= 27} == {3}
+        counts = Counter((image, number) for image, number in pairs.pairs.tolist())
+        assert {count for (image, _), count in counts.items() if image < 27} == {1}
+        assert {count for (image, _), count in counts.items() if image >= 27} == {3}
+        own = [(image, number) for image, number in pairs.pairs.tolist() if image == 30]
+        assert own == [(30, number) for number in range(len(pairs.pictures.captions[30]))] * 3
 
     def test_batch_is_a_function_of_its_key(self, load: Any) -> None:
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
@@ -125,7 +127,7 @@ class TestPairs:
         pairs = load(masking=0.5)
         chosen = (5, 0, 9)
         batch, images = pairs[BatchKey(chosen, 1)], pairs.pictures
-        numbers = [pairs.pairs[pair] for pair in chosen]
+        numbers = pairs.pairs[list(chosen)].tolist()
         assert batch.image_index.tolist() == [image for image, _ in numbers]
         assert batch.ids == tuple(images.image_ids[image] for image, _ in numbers)
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))

@@ -28,9 +28,9 @@ def texts(pairs: RankingPairs, *key: Any) -> list[str]:
 def test_the_true_caption_comes_first(images: CaptionImages) -> None:
     pairs = RankingPairs(images, false_texts=3)
     assert len(pairs) == sum(map(len, images.captions))
-    found, chosen = texts(pairs, (4, 0), 7), [images.pairs()[pair] for pair in (4, 0)]
+    found, chosen = texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
     assert len(found) == 8
-    assert [found[0], found[4]] == [images.captions[image][number or 0] for image, number in chosen]
+    assert [found[0], found[4]] == [images.captions[image][number] for image, number in chosen]
     assert pairs[BatchKey((4, 0), 7)].image_index.tolist() == [image for image, _ in chosen]
 
 
@@ -38,7 +38,7 @@ def test_false_captions_are_of_other_images(images: CaptionImages) -> None:
     pairs = RankingPairs(images, false_texts=15)
     seen = set()
     for seed in range(20):
-        image, _ = images.pairs()[seed]
+        image = int(images.pairs()[seed, 0])
         false = texts(pairs, (seed,), seed)[1:]
         assert not set(false) & set(images.captions[image])
         seen |= set(false)

@@ -72,7 +72,7 @@ class TestSplit:
         written = write_split(path, records, columns={"colour": str, "tags": tuple[str, ...]})
         read = read_split(tmp_path, "train")
         assert written == SplitInfo(images=5, texts=10, files={"train.parquet": sha256_of(path)})
-        assert read.column("image_id") == [f"id-{n}" for n in range(5)]
+        assert read.column("image_id").to_pylist() == [f"id-{n}" for n in range(5)]
         assert read.row(3) == {
             "image": {"bytes": png(3), "path": "3.png"},
             "image_id": "id-3",

@@ -46,8 +46,8 @@ class TestShards:
         assert [path.name for path in paths] == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
         rows = read_split(tmp_path, "train")
         assert len(rows) == 6
-        assert [rows.row(number)["image_id"] for number in range(6)] == rows.column("image_id")
-        assert rows.column("image_id") == [f"id-{n}" for n in range(6)]
+        assert [rows.row(number)["image_id"] for number in range(6)] == rows.column("image_id").to_pylist()
+        assert rows.column("image_id").to_pylist() == [f"id-{n}" for n in range(6)]
 
     def test_one_has_a_plain_name(self, tmp_path: Path) -> None:
         assert write_shards(tmp_path, "train", 1) == [tmp_path / "train.parquet"]

@@ -92,7 +92,7 @@ class TestRows:
         random.Random(1).shuffle(numbers)
         assert len(rows) == NUM_ROWS
         assert [rows.row(number) for number in numbers] == [table[number] for number in numbers]
-        assert rows.column("captions") == [row["captions"] for row in table]
+        assert rows.column("captions").to_pylist() == [row["captions"] for row in table]
 
     def test_some_columns(self, rows: ParquetRows) -> None:
         assert rows.row(5, ["image_id", "captions"]) == {"image_id": "id-5", "captions": ["a 5", "any"]}

@@ -11,11 +11,15 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.augmentation import drop_words
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.columns import Column
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED, mask_tokens
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
 from bridgetower.processor import Processor, TextBatch
+
+DRAWN = -1
+"""Number of a caption that is drawn each time."""
 
 
 class CaptionImages(Pictures):
@@ -29,7 +33,7 @@ class CaptionImages(Pictures):
             ValueError: No folder is given, or one holds no captions.
         """
         super().__init__(config, splits, processor)
-        self.captions: list[list[str]] = list(self.said())
+        self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries)
 
     def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, " t"]]:
         """Returns the first `max_captions` captions of every picture, and the picture that each belongs to."""
@@ -37,18 +41,23 @@ class CaptionImages(Pictures):
         index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
 
-    def pairs(self) -> list[tuple[int, int | None]]:
-        """Lists (image, caption number) pairs to train on; the number is None where a caption is drawn each time."""
-        pairs: list[tuple[int, int | None]] = []
-        for image, captions in enumerate(self.captions):
-            numbers: Sequence[int | None] = range(len(captions)) if self.config.captions == "all" else [None]
-            pairs += [(image, number) for number in numbers] * self.repeats(image)
-        return pairs
+    def pairs(self) -> Int[Tensor, "p 2"]:
+        """Lists (image, caption number) pairs to train on; the number is `DRAWN` where a caption is drawn each time."""
+        drawn = self.config.captions != "all"
+        lengths = torch.ones(len(self), dtype=torch.int64) if drawn else self.captions.lengths()
+        counts = lengths
+        if self.config.repeats:
+            folders = torch.tensor([len(records) for records in self.records])
+            counts = lengths * torch.tensor(self.config.repeats).repeat_interleave(folders)
+        images = torch.repeat_interleave(counts)
+        numbers = torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]
+        numbers = torch.full_like(images, DRAWN) if drawn else numbers % lengths[images]
+        return torch.stack([images.int(), numbers.int()], dim=1)
 
-    def caption(self, image: int, number: int | None, generator: torch.Generator) -> str:
+    def caption(self, image: int, number: int, generator: torch.Generator) -> str:
         """Returns a caption of a picture, or a drawn one, with words dropped as the config says."""
         captions = self.captions[image]
-        if number is None:
+        if number == DRAWN:
             number = int(torch.randint(len(captions), (), generator=generator))
         return drop_words(captions[number], self.config.word_dropout, generator)
 
@@ -71,7 +80,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         """
         generator = torch.Generator().manual_seed(key.seed)
         text, masked, labels = self._texts(key, generator)
-        images = [self.pairs[pair][0] for pair in key.examples]
+        images = self.pairs[list(key.examples), 0].tolist()
         return CaptionBatch(
             pixel_values=self.pictures.views(images, generator),
             input_ids=text.input_ids,
@@ -94,7 +103,8 @@ class CaptionPairs(Dataset[CaptionBatch]):
     ) -> tuple[TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
         """Draws captions and hides words: the texts, masked ids and labels."""
         processor = self.pictures.processor
-        captions = [self.pictures.caption(*self.pairs[pair], generator) for pair in key.examples]
+        chosen = self.pairs[list(key.examples)].tolist()
+        captions = [self.pictures.caption(image, number, generator) for image, number in chosen]
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,

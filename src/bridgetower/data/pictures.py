@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from bridgetower.data.augmentation import augment
 from bridgetower.data.batch import CachedFeatures
+from bridgetower.data.columns import Column
 from bridgetower.data.config import DataConfig
 from bridgetower.data.frozen import FrozenPictures
 from bridgetower.data.info import split_digests
@@ -29,6 +32,8 @@ class Pictures:
 
     Attributes:
         sources: Each folder, with the splits that are read of it.
+        rows: Number of each picture among those of all folders.
+        image_ids: Their names.
         frozen: What a frozen image tower said of them, which `views` and `pixel_values` then return; None: pixels.
     """
 
@@ -54,8 +59,9 @@ class Pictures:
         self.sources = [(Path(folder), self.splits) for folder in config.folders]
         self.sources += [(Path(folder), ("train",)) for folder in config.train_only]
         self.records = [self._open(*source) for source in self.sources]
-        self.rows = [(folder, row) for folder, records in enumerate(self.records) for row in range(len(records))]
-        self.image_ids: list[str] = [name for records in self.records for name in records.column("image_id")]
+        self._ends = list(accumulate(map(len, self.records)))
+        self.rows = range(self._ends[-1])
+        self.image_ids: Column[str] = Column.read(self.records, "image_id")
         self.frozen: FrozenPictures | None = None
         self._cache: dict[tuple[int, str], Tensor] = {}
 
@@ -78,7 +84,7 @@ class Pictures:
 
     def repeats(self, image: int) -> int:
         """Returns how often an example of a picture comes in an epoch."""
-        return self.config.repeats[self.rows[image][0]] if self.config.repeats else 1
+        return self.config.repeats[self._place(image)[0]] if self.config.repeats else 1
 
     def said(self) -> Iterator[list[Any]]:
         """Yields the captions, questions or statements of every picture, one row group in memory at a time."""
@@ -87,7 +93,7 @@ class Pictures:
 
     def said_of(self, image: int) -> list[Any]:
         """Returns the captions, questions or statements of a picture."""
-        folder, row = self.rows[image]
+        folder, row = self._place(image)
         column = self.schema.entries
         said: list[Any] = self.records[folder].row(row, [column])[column]
         return said
@@ -131,9 +137,15 @@ class Pictures:
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:
         """Returns a picture's file as it was prepared."""
-        folder, row = self.rows[image]
+        folder, row = self._place(image)
         content: bytes = self.records[folder].row(row, [column])[column]["bytes"]
         return content
+
+    def _place(self, image: int) -> tuple[int, int]:
+        """Returns the number of a picture's folder, and its row there."""
+        row = self.rows[image]
+        folder = bisect_right(self._ends, row)
+        return folder, row - (self._ends[folder - 1] if folder else 0)
 
     def _open(self, folder: Path, splits: Sequence[str]) -> ParquetRows:
         paths = [path for split in splits for path in read_split(folder, split, schema=self.schema).paths]
@@ -151,5 +163,5 @@ class Pictures:
         try:
             yield
         except ValueError as error:
-            folder, _ = self.sources[self.rows[image][0]]
+            folder, _ = self.sources[self._place(image)[0]]
             raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bridgetower.data.batch import RankingBatch
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.captions import DRAWN, CaptionImages
 from bridgetower.data.sampling import BatchKey
 
 
@@ -45,8 +45,8 @@ class RankingPairs(Dataset[RankingBatch]):
             ValueError: A picture cannot be decoded; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
-        chosen = [self._pairs[pair] for pair in key.examples]
-        texts = [text for pair in chosen for text in self._texts(*pair, generator)]
+        chosen = self._pairs[list(key.examples)].tolist()
+        texts = [text for image, number in chosen for text in self._texts(image, number, generator)]
         images, processor = [image for image, _ in chosen], self.pictures.processor
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
         return RankingBatch(
@@ -58,10 +58,10 @@ class RankingPairs(Dataset[RankingBatch]):
             seed=key.seed,
         )
 
-    def _texts(self, image: int, number: int | None, generator: torch.Generator) -> Sequence[str]:
+    def _texts(self, image: int, number: int, generator: torch.Generator) -> Sequence[str]:
         shifts = torch.randint(1, len(self.pictures), (self.false_texts,), generator=generator)
         others = ((image + shifts) % len(self.pictures)).tolist()
         return [
             self.pictures.caption(image, number, generator),
-            *(self.pictures.caption(other, None, generator) for other in others),
+            *(self.pictures.caption(other, DRAWN, generator) for other in others),
         ]

@@ -11,10 +11,13 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bridgetower.data.images import ImageRef
 from bridgetower.files import unfit_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_GROUP_BYTES = 2**26
 """Largest row group that is read to get one of its images."""
@@ -104,9 +107,14 @@ class ParquetRows:
         for file, group in self._groups:
             yield from self._files[file].read_row_group(group, columns=[name]).column(0).to_pylist()
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> pa.ChunkedArray:
         """Returns one column of all rows."""
-        return [value for file in self._files for value in file.read(columns=[name]).column(0).to_pylist()]
+        import pyarrow as pa
+
+        return pa.chunked_array(
+            [chunk for file in self._files for chunk in file.read(columns=[name]).column(0).chunks],
+            self._files[0].schema_arrow.field(name).type,
+        )
 
 
 class _Copy:

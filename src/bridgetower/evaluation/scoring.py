@@ -35,7 +35,7 @@ from bridgetower.progress import count_bars, counted
 PAIRS_PER_PART = 4096
 """About how many pairs are scored before their scores are kept."""
 
-_PART_BYTES = 2**27
+_PART_BYTES = 2**26
 """About the most that the encodings of the images of a part take."""
 
 Head = Callable[[Tensor], Tensor]

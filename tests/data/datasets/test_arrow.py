@@ -127,7 +127,7 @@ class TestCaptions:
             write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["sbu"]
         assert info.splits["train"].images == 11
-        assert read_split(tmp_path / "out" / "sbu", "train").column("captions")[-1] == ["more"]
+        assert read_split(tmp_path / "out" / "sbu", "train").column("captions").to_pylist()[-1] == ["more"]
 
     def test_a_picture_that_comes_twice_or_not_at_all(self, tmp_path: Path) -> None:
         write_flickr30k_arrow(tmp_path / "arrows")

@@ -30,8 +30,8 @@ class TestCoco:
         assert (info.kind, info.left_out) == ("captions", {})
         assert set(info.sources) == {"dataset_coco.json", "coco"}
         rows = read_split(tmp_path / "out", "train")
-        assert rows.column("image_id")[0] == "COCO_train2014_000000057870.jpg"
-        assert rows.column("image_id")[4] == "COCO_val2014_000000318219.jpg"  # of restval
+        assert rows.column("image_id").to_pylist()[0] == "COCO_train2014_000000057870.jpg"
+        assert rows.column("image_id").to_pylist()[4] == "COCO_val2014_000000318219.jpg"  # of restval
 
     def test_captions_and_pictures_are_the_originals(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
@@ -72,4 +72,4 @@ def test_flickr30k(tmp_path: Path) -> None:
     write_flickr30k(tmp_path / "flickr")
     info = prepare_set("flickr30k", tmp_path / "flickr", tmp_path / "out")
     assert counts(info) == {"train": (3, 15), "validation": (1, 5), "test": (2, 10)}
-    assert read_split(tmp_path / "out", "test").column("image_id") == ["1000092799.jpg", "1000092800.jpg"]
+    assert read_split(tmp_path / "out", "test").column("image_id").to_pylist() == ["1000092799.jpg", "1000092800.jpg"]

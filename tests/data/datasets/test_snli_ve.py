@@ -52,7 +52,7 @@ def test_the_folder_of_the_official_code(source: Path, tmp_path: Path) -> None:
 def test_pairs_without_an_id_are_numbered(source: Path, tmp_path: Path) -> None:
     change(source / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
     prepare_set("snli-ve", source, tmp_path / "out")
-    rows = read_split(tmp_path / "out", "test", schema=SCHEMAS["snli-ve"]).column("statements")
+    rows = read_split(tmp_path / "out", "test", schema=SCHEMAS["snli-ve"]).column("statements").to_pylist()
     assert [statement["statement_id"] for row in rows for statement in row] == [f"test-{n}" for n in range(1, 11)]
 
 

@@ -21,7 +21,7 @@ def test_descriptions_are_captions(source: Path, tmp_path: Path) -> None:
     (source / "image_data.json").unlink()  # not needed
     info = prepare_set("vg", source, tmp_path / "out", VgConfig())
     rows = read_split(tmp_path / "out", "train")
-    assert rows.column("image_id") == ["1", "2", "3", "4", "5"]  # 6 has no description
+    assert rows.column("image_id").to_pylist() == ["1", "2", "3", "4", "5"]  # 6 has no description
     assert rows.row(1)["captions"] == ["the clock is green", "shade is along the street"]
     assert rows.row(1)["image"] == {"bytes": jpeg(2), "path": "2.jpg"}
     assert info.left_out == {"empty description": ["12", "22", "32", "42", "52"]}
@@ -30,7 +30,7 @@ def test_descriptions_are_captions(source: Path, tmp_path: Path) -> None:
 def test_pictures_that_coco_is_evaluated_on_can_be_left_out(source: Path, tmp_path: Path) -> None:
     config = VgConfig(leave_out=("val", "test"), karpathy=tmp_path / "coco" / "dataset_coco.json")
     info = prepare_set("vg", source, tmp_path / "out", config)
-    assert read_split(tmp_path / "out", "train").column("image_id") == ["1", "2", "4", "5"]
+    assert read_split(tmp_path / "out", "train").column("image_id").to_pylist() == ["1", "2", "4", "5"]
     assert info.left_out["picture in COCO's val or test split"] == ["3"]
 
 

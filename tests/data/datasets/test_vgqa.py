@@ -30,10 +30,19 @@ def config(tmp_path: Path) -> VgqaConfig:
 
 def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     info = prepare_set("vgqa", source, tmp_path / "out", config)
-    assert read_split(tmp_path / "out", "train", schema=SCHEMAS["vqa"]).column("image_id") == ["1", "2", "4", "5"]
+    assert read_split(tmp_path / "out", "train", schema=SCHEMAS["vqa"]).column("image_id").to_pylist() == [
+        "1",
+        "2",
+        "4",
+        "5",
+    ]
     assert info.left_out["picture in COCO's val or test split"] == ["3"]
     wider = prepare_set("vgqa", source, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
-    assert read_split(tmp_path / "wider", "train", schema=SCHEMAS["vqa"]).column("image_id") == ["1", "2", "5"]
+    assert read_split(tmp_path / "wider", "train", schema=SCHEMAS["vqa"]).column("image_id").to_pylist() == [
+        "1",
+        "2",
+        "5",
+    ]
     assert wider.settings["leave_out"] == ["restval", "val", "test"]
 
 
