@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from bridgetower.analysis.results import spread
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
-from bridgetower.evaluation.shares import Grounding
+from bridgetower.evaluation.text_only import Grounding
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms

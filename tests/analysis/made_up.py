@@ -17,7 +17,7 @@ from bridgetower.analysis.results import (
     DemoRun,
     ModelCost,
 )
-from bridgetower.evaluation.shares import Grounding
+from bridgetower.evaluation.text_only import Grounding
 from bridgetower.inference import FilledWord
 
 STAGES = ("itc", "two_stage", "chance")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.data.augmentation import MAX_SHIFT, SCALES, augment, drop_words
+from bridgetower.data.views import MAX_SHIFT, SCALES, augment, drop_words
 
 
 class TestPictures:

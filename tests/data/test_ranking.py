@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.captions import CaptionImages, RankingPairs
 from bridgetower.data.config import DataConfig
-from bridgetower.data.ranking import RankingPairs
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.sampling import BatchKey
 from bridgetower.processor import Processor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from bridgetower.data.info import DatasetInfo
-from bridgetower.evaluation.shares import Grounding
+from bridgetower.evaluation.text_only import Grounding
 from bridgetower.files import write_json
 
 FORMAT = 1

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from bridgetower.data.augmentation import augment
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.columns import Column
 from bridgetower.data.config import DataConfig
@@ -23,7 +22,7 @@ from bridgetower.data.info import split_digests
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
 from bridgetower.data.tables import ParquetRows
-from bridgetower.data.views import random_view
+from bridgetower.data.views import augment, random_view
 from bridgetower.processor import Processor
 
 

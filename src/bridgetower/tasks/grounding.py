@@ -12,8 +12,7 @@ from bridgetower.data.examples import EntryExamples, WithOtherImages
 from bridgetower.data.sampling import Examples
 from bridgetower.data.schema import VQA
 from bridgetower.evaluation.predictions import predict_classes
-from bridgetower.evaluation.shares import Grounding
-from bridgetower.evaluation.text_only import majority_answer, text_only_answers
+from bridgetower.evaluation.text_only import Grounding, majority_answer, text_only_answers
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import TASKS

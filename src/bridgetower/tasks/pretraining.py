@@ -17,8 +17,7 @@ from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.data.captions import CaptionPairs
-    from bridgetower.data.ranking import RankingPairs
+    from bridgetower.data.captions import CaptionPairs, RankingPairs
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.pretraining import PretrainingTask
     from bridgetower.objectives.ranking import RankingTask
@@ -45,8 +44,7 @@ def _pairs(source: ExampleSource, masking: MaskingConfig | None = None) -> Capti
 
 def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
     """Opens pairs with false texts; evaluation ranks all texts."""
-    from bridgetower.data.captions import CaptionImages
-    from bridgetower.data.ranking import RankingPairs
+    from bridgetower.data.captions import CaptionImages, RankingPairs
 
     if source.use != "train":
         return _pairs(source, MaskingConfig())
