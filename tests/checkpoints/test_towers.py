@@ -101,7 +101,9 @@ class TestOpenAI:
 
     def test_what_it_tells_is_not(self, tmp_path: Path) -> None:
         path = str(openai(tmp_path / "clip.pt", jit=False).source)
-        with pytest.raises(ValueError, match=r"is not as asked: model\.vision\.patch_size 16 \(it has 8\); leave"):
+        with pytest.raises(
+            ValueError, match=r"contradicts the run's settings: model\.vision\.patch_size 16 \(it has 8\); leave"
+        ):
             read_vision_tower(path, {"patch_size": 16, "hidden_size": 128})
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.engines.cache import cached_export, content_key
 from bridgetower.engines.folder import is_exported
+from bridgetower.engines.start import cached_export, content_key
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from bridgetower.checkpoints import read_checkpoint, update_weights
 from bridgetower.engines import folder
 from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
-from bridgetower.engines.onnxruntime_runner import OnnxRuntimeRunner
+from bridgetower.engines.runners import OnnxRuntimeRunner
 from tiny import equal
 
 

@@ -11,7 +11,7 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.parts_engine import PartsEngine
-from bridgetower.engines.runner import make_runner
+from bridgetower.engines.runners import make_runner
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.model.config import ModelConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.engines.signal_stack import SignalStack, kept_signal_stack, signal_stack
+from bridgetower.engines.runners import SignalStack, kept_signal_stack, signal_stack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems lay the structure out in another way")
 
@@ -17,7 +17,7 @@ SIZE = 64 * 1024
 USE = """
 import faulthandler, os, signal, sys
 from pathlib import Path
-from bridgetower.engines.openvino_runner import OpenVinoRunner
+from bridgetower.engines.runners import OpenVinoRunner
 
 faulthandler.enable()
 runners = [OpenVinoRunner(Path(sys.argv[1])) for _ in range(2)]

@@ -156,7 +156,9 @@ class TestRefused:
 
     def test_another_architecture_than_set(self, tiny_dataset: Path, clip: str) -> None:
         model = RECIPES["pretrain-nano"].model.override({"vision.num_layers": 6})
-        with pytest.raises(ValueError, match=r"is not as asked: model\.vision\.num_layers 6 \(it has 3\)"):
+        with pytest.raises(
+            ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)"
+        ):
             starting_checkpoint(config(tiny_dataset, init_vision=clip, model=model))
 
     def test_what_the_file_cannot_tell_may_be_set(self, tiny_dataset: Path, clip: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import Naming, name_table
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.checkpoints.tower_settings import PUBLISHED_HEADS
+from bridgetower.checkpoints.tower_formats import PUBLISHED_HEADS
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import known_fields
 

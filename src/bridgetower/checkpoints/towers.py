@@ -17,8 +17,15 @@ from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.keymap import import_tensors
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
-from bridgetower.checkpoints.tower_names import TowerNaming, recognise
-from bridgetower.checkpoints.tower_settings import Normalisation, Values, normalisation, text_settings, vision_settings
+from bridgetower.checkpoints.tower_formats import (
+    Normalisation,
+    TowerNaming,
+    Values,
+    normalisation,
+    recognise,
+    text_settings,
+    vision_settings,
+)
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
@@ -87,21 +94,21 @@ class _Found:
     folder: Path | None
 
 
-def read_vision_tower(source: str, asked: Values | None = None) -> VisionWeights:
+def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWeights:
     """Reads an image tower, recognised by the names of its tensors.
 
     Args:
         source: A file (OpenAI's TorchScript archive, a state dict, safetensors), a folder of transformers or timm, or a
             hub id, `owner/name` or `owner/name@revision`.
-        asked: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
+        overrides: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
             heads, are set by them.
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, no known image tower, or not as asked.
+        ValueError: What is there is damaged, no known image tower, or not as `overrides` say.
     """
     found, naming = _find(source, "vision")
-    config = _vision_config(found, naming, asked or {})
+    config = _vision_config(found, naming, overrides or {})
     return VisionWeights(
         source=found.name,
         config=config,
@@ -110,19 +117,19 @@ def read_vision_tower(source: str, asked: Values | None = None) -> VisionWeights
     )
 
 
-def read_text_tower(source: str, asked: Values | None = None) -> TextWeights:
+def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights:
     """Reads a text tower and its tokenizer, recognised by the names of its tensors.
 
     Args:
         source: A folder of transformers or a hub id, `owner/name` or `owner/name@revision`.
-        asked: Fields of `TextConfig` that it must have.
+        overrides: Fields of `TextConfig` that it must have.
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, no known text tower, or not as asked.
+        ValueError: What is there is damaged, no known text tower, or not as `overrides` say.
     """
     found, naming = _find(source, "text")
-    config = _text_config(found, naming, asked or {})
+    config = _text_config(found, naming, overrides or {})
     tokenizer = found.folder and find_tokenizer(found.folder)
     return TextWeights(
         source=found.name,
@@ -175,7 +182,7 @@ def _modern(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionConfig:
+def _vision_config(found: _Found, naming: TowerNaming, overrides: Values) -> VisionConfig:
     patches = "vision.patch_embedding.weight"
     width, patch = _extent(found, naming, patches), _extent(found, naming, patches, -1)
     clip = naming.kind in ("openai", "clip")
@@ -184,7 +191,7 @@ def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionC
     side = round(max(num_patches, 0) ** 0.5)
     if side**2 != num_patches or not side:
         raise ValueError(f"{found.name} has positions for {num_patches} patches; expected a square number")
-    told: dict[str, Any] = {
+    from_weights: dict[str, Any] = {
         "patch_size": patch,
         "hidden_size": width,
         **_sizes(found, naming),
@@ -192,21 +199,23 @@ def _vision_config(found: _Found, naming: TowerNaming, asked: Values) -> VisionC
         "patch_bias": not clip,
         "distillation_token": distilled,
     }
-    said, usual = vision_settings(found.name, naming.kind, found.settings, width)
-    return VisionConfig(image_size=side * patch, **_settle(found.name, "vision", {**told, **said}, usual, asked))
+    from_config, defaults = vision_settings(found.name, naming.kind, found.settings, width)
+    return VisionConfig(
+        image_size=side * patch, **_settle(found.name, "vision", {**from_weights, **from_config}, defaults, overrides)
+    )
 
 
-def _text_config(found: _Found, naming: TowerNaming, asked: Values) -> TextConfig:
+def _text_config(found: _Found, naming: TowerNaming, overrides: Values) -> TextConfig:
     words = "text.word_embedding.weight"
-    told: dict[str, Any] = {
+    from_weights: dict[str, Any] = {
         "vocab_size": _extent(found, naming, words),
         "hidden_size": _extent(found, naming, words, -1),
         **_sizes(found, naming),
         "max_positions": _extent(found, naming, "text.position_embedding.weight"),
         "type_vocab_size": _extent(found, naming, "text.token_type_embedding.weight"),
     }
-    told |= text_settings(found.name, found.settings)
-    return TextConfig(**_settle(found.name, "text", told, {}, asked))
+    from_weights |= text_settings(found.name, found.settings)
+    return TextConfig(**_settle(found.name, "text", from_weights, {}, overrides))
 
 
 def _sizes(found: _Found, naming: TowerNaming) -> dict[str, int]:
@@ -226,20 +235,22 @@ def _extent(found: _Found, naming: TowerNaming, name: str, axis: int = 0) -> int
     return extent({name: tensor}, name, axis)
 
 
-def _settle(source: str, part: str, told: Values, usual: Values, asked: Values) -> dict[str, Any]:
-    """Joins what tensors and config tell, what is usual where they are silent, and what is asked for."""
+def _settle(source: str, part: str, from_weights: Values, defaults: Values, overrides: Values) -> dict[str, Any]:
+    """Joins fields from the files, defaults for others, and overrides, which must not contradict the files."""
     wrong = [
-        f"model.{part}.{name} {value!r} (it has {told[name]!r})"
-        for name, value in asked.items()
-        if name in told and told[name] != value
+        f"model.{part}.{name} {value!r} (it has {from_weights[name]!r})"
+        for name, value in overrides.items()
+        if name in from_weights and from_weights[name] != value
     ]
     if wrong:
-        raise ValueError(f"{source} is not as asked: {', '.join(wrong)}; leave them out, or start from other weights")
-    values = {**usual, **asked, **told}
+        raise ValueError(
+            f"{source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or start from other weights"
+        )
+    values = {**defaults, **overrides, **from_weights}
     if "num_heads" not in values:
         raise ValueError(
-            f"{source} does not tell its number of heads, and its width of {told['hidden_size']} is of no published "
-            f"tower; set model.{part}.num_heads"
+            f"{source} does not tell its number of heads, and its width of {from_weights['hidden_size']} is of no "
+            f"published tower; set model.{part}.num_heads"
         )
     return values
 

@@ -12,7 +12,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoin
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
 from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
 from bridgetower.engines.parts import Part, flat, make_part, part_names
-from bridgetower.engines.runner import Runner, make_runner
+from bridgetower.engines.runners import Runner, make_runner
 from bridgetower.extras import is_installed, require
 from bridgetower.files import new_folder, read_json, sha256_of, write_json
 from bridgetower.model.plain import from_plain

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.engines.parts import PartName
-from bridgetower.engines.runner import Runner
+from bridgetower.engines.runners import Runner
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.encodings import Encoded, Fused

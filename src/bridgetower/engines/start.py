@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +12,15 @@ from pathlib import Path
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.engines.cache import cached_export
 from bridgetower.engines.config import ENGINES, FASTEST, FORMS, PRECISIONS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
-from bridgetower.engines.folder import check_exported, is_exported
+from bridgetower.engines.folder import VERSION, check_exported, is_exported, write_exported
 from bridgetower.engines.parts_engine import PartsEngine
-from bridgetower.engines.runner import make_runner
+from bridgetower.engines.runners import make_runner
 from bridgetower.extras import is_installed, require
-from bridgetower.files import cache_folder
+from bridgetower.files import cache_folder, locked, remove_leftovers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +123,34 @@ def find_device(name: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu")
     return device
+
+
+def cached_export(checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False) -> Path:
+    """Returns the folder in `cache` with the parts of a checkpoint, exporting it if it is not there yet.
+
+    Args:
+        checkpoint: Of any source; what counts is its content.
+        cache: Folder of exports.
+        form: Of the parts.
+        progress: Show a bar while exporting.
+
+    Raises:
+        FileNotFoundError: Packages are not installed.
+        ValueError: The engine's outputs would differ from the model's.
+    """
+    folder = cache / f"{content_key(checkpoint)}-{form}"
+    with locked(cache, wait=True):
+        if not is_exported(folder, form):
+            remove_leftovers(cache)
+            logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
+            write_exported(checkpoint, folder, form, progress=progress)
+    return folder
+
+
+def content_key(checkpoint: Checkpoint) -> str:
+    """Returns a name that two checkpoints share if they hold the same config and the same weights."""
+    digest = hashlib.sha256(json.dumps([VERSION, torch.__version__, checkpoint.config.to_dict()]).encode())
+    for name in sorted(checkpoint.tensors):
+        digest.update(name.encode())
+        digest.update(checkpoint.tensors[name].float().contiguous().numpy().data)
+    return digest.hexdigest()[:32]

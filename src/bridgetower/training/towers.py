@@ -67,12 +67,12 @@ class Towers:
         return replace(values, image_mean=mean, image_std=std)
 
 
-def read_towers(config: RunConfig, usual: ModelConfig) -> Towers:
+def read_towers(config: RunConfig, defaults: ModelConfig) -> Towers:
     """Reads the towers that a run starts from.
 
     Args:
         config: Of the run.
-        usual: Model of its recipe.
+        defaults: Model of its recipe.
 
     Raises:
         FileNotFoundError: One is not there.
@@ -80,14 +80,16 @@ def read_towers(config: RunConfig, usual: ModelConfig) -> Towers:
     """
     vision, text = config.init_vision, config.init_text
     return Towers(
-        None if vision is None else read_vision_tower(vision, _asked(config.model.vision, usual.vision)),
-        None if text is None else read_text_tower(text, _asked(config.model.text, usual.text)),
+        None if vision is None else read_vision_tower(vision, _overrides(config.model.vision, defaults.vision)),
+        None if text is None else read_text_tower(text, _overrides(config.model.text, defaults.text)),
     )
 
 
-def _asked(config: VisionConfig | TextConfig, usual: VisionConfig | TextConfig) -> Mapping[str, Any]:
+def _overrides(config: VisionConfig | TextConfig, defaults: VisionConfig | TextConfig) -> Mapping[str, Any]:
     """The fields that the run sets otherwise than its recipe, which does not bind published towers."""
-    return {name: value for name, value in vars(config).items() if name not in _FREE and value != getattr(usual, name)}
+    return {
+        name: value for name, value in vars(config).items() if name not in _FREE and value != getattr(defaults, name)
+    }
 
 
 def _check_tokenizer(text: TextWeights, processor: Processor) -> None:

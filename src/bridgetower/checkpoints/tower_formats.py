@@ -1,10 +1,11 @@
-"""Names of a tower's tensors as OpenAI, timm and transformers publish them, and how each is recognised."""
+"""Towers as OpenAI, timm and transformers publish them: names of tensors, how each is recognised, and its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,8 +19,20 @@ from bridgetower.checkpoints.keymap import (
     inside,
     rule_table,
 )
+from bridgetower.processor.huggingface import channels, read_normalisation
 
 Kind = Literal["openai", "timm", "clip", "vit", "bert"]
+Values = Mapping[str, Any]
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+# Per width, of timm's ViT and DeiT, of RoBERTa and BERT.
+PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+
+_MODEL_TYPES: dict[Kind, tuple[str, ...]] = {
+    "clip": ("clip", "clip_vision_model"),
+    "vit": ("vit", "deit"),
+    "bert": ("roberta", "bert"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,3 +184,79 @@ def recognise(tensors: Mapping[str, Tensor], part: Literal["vision", "text"]) ->
     """Returns the naming of the tower that a file holds, None if it holds no known one."""
     known = (naming for naming in NAMINGS if naming.part == part)
     return next((naming for naming in known if naming.prefix + naming.marker in tensors), None)
+
+
+def vision_settings(source: str, kind: Kind, values: Values, width: int) -> tuple[Values, Values]:
+    """Returns fields of `VisionConfig` from config.json and, apart, the defaults of the kind where there is none.
+
+    Args:
+        source: Named in errors.
+        kind: Of the naming.
+        values: Of `config.json`; {} if there is none.
+        width: Of the tower.
+
+    Raises:
+        ValueError: transformers' config is missing, of another model, or asks for what is not supported.
+    """
+    if kind == "openai":  # its code takes the heads from the width
+        return {}, {"num_heads": max(width // 64, 1), "activation": "quick_gelu", "layer_norm_eps": 1e-5}
+    if kind == "timm":
+        heads = {"num_heads": PUBLISHED_HEADS[width]} if width in PUBLISHED_HEADS else {}
+        return {}, {**heads, "activation": "gelu", "layer_norm_eps": 1e-6}
+    _check_model_type(source, kind, values)
+    if kind == "clip":
+        nested = values.get("vision_config")
+        values = nested if isinstance(nested, dict) else values
+        from_config = {"activation": values.get("hidden_act", "quick_gelu"), "layer_norm_eps": 1e-5}
+        _check_value(source, "hidden_act", from_config["activation"], ("quick_gelu", "gelu"))
+    else:
+        from_config = {"activation": "gelu", "layer_norm_eps": 1e-12}
+        _check_value(source, "hidden_act", values.get("hidden_act", "gelu"), ("gelu",))
+    return from_config | _heads_and_epsilon(values), {}
+
+
+def text_settings(source: str, values: Values) -> dict[str, Any]:
+    """Returns the fields of `TextConfig` that tensors do not show, except dropout.
+
+    Args:
+        source: Named in errors.
+        values: Of `config.json`; {} if there is none.
+
+    Raises:
+        ValueError: The config is missing, of another model, or asks for what is not supported.
+    """
+    _check_model_type(source, "bert", values)
+    _check_value(source, "hidden_act", values.get("hidden_act", "gelu"), ("gelu",))
+    _check_value(source, "position_embedding_type", values.get("position_embedding_type", "absolute"), ("absolute",))
+    roberta = values["model_type"] == "roberta"
+    from_config = {"positions": "roberta" if roberta else "bert", "layer_norm_eps": 1e-12}
+    return from_config | _heads_and_epsilon(values) | {"pad_token_id": values.get("pad_token_id", 1 if roberta else 0)}
+
+
+def normalisation(folder: Path, values: Values) -> Normalisation | None:
+    """Returns the mean and standard deviation of pixels that a folder of transformers or timm tells.
+
+    Raises:
+        ValueError: They are not three numbers each.
+    """
+    timm = values.get("pretrained_cfg")
+    if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
+        return channels(folder, "mean", timm["mean"]), channels(folder, "std", timm["std"])
+    return read_normalisation(folder)
+
+
+def _heads_and_epsilon(values: Values) -> dict[str, Any]:
+    """Heads and epsilon of a transformers config, which may leave its defaults out."""
+    from_config = {"num_heads": values.get("num_attention_heads", 12)}
+    return from_config | ({"layer_norm_eps": values["layer_norm_eps"]} if "layer_norm_eps" in values else {})
+
+
+def _check_model_type(source: str, kind: Kind, values: Values) -> None:
+    if not values:
+        raise ValueError(f"{source} comes without its config.json, which tells heads and epsilon; pass its folder")
+    _check_value(source, "model_type", values.get("model_type"), _MODEL_TYPES[kind])
+
+
+def _check_value(source: str, name: str, value: Any, expected: tuple[str, ...]) -> None:
+    if value not in expected:
+        raise ValueError(f"{source}/config.json sets {name} to {value!r}; expected {' or '.join(map(repr, expected))}")
