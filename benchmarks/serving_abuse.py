@@ -42,11 +42,14 @@ from serving_client import (
 )
 
 from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
 
 LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout", "10", "--max-pixels", "4")
 ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
 GOOD, BAD = 24, 24  # clients
 TOLERANCE = 1e-4
+INDEXED = 40  # pictures
 
 
 @dataclass
@@ -77,7 +80,18 @@ class Valid:
     expected: list[float]
 
 
-def valid_requests(model: Predictor) -> list[Valid]:
+def indexed(model: Predictor, folder: Path) -> Searcher:
+    """Makes an index of some pictures, and returns what searches it."""
+    generator = torch.Generator().manual_seed(2)
+    folder.mkdir()
+    for number in range(INDEXED):
+        (folder / f"{number:02}.jpg").write_bytes(picture(generator, 64))
+        (folder / f"{number:02}.txt").write_text(text(generator))
+    build_index(folder, folder.with_suffix(".lance"), model)
+    return Searcher(folder.with_suffix(".lance"), model)
+
+
+def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
     """Returns requests of every kind with what the predictor says itself."""
     generator = torch.Generator().manual_seed(1)
     texts = [text(generator, 3 + number % 9) for number in range(40)]
@@ -106,6 +120,10 @@ def valid_requests(model: Predictor) -> list[Valid]:
         words = model.fill_mask(files[n], masked, top=3)[0]
         body = {"images": uris[n], "texts": masked, "top": 3}
         made.append(("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words])))
+        hits = searcher.search(texts[n], top=5, rerank=8, where="width >= 8")
+        body = {"query": texts[n], "top": 5, "rerank": 8, "where": "width >= 8"}
+        found = torch.tensor([hit.probability for hit in hits])
+        made.append(("/v1/search", body, lambda answer: [row["probability"] for row in answer["data"]], found))
     return [
         Valid(request_bytes(path, body), numbers, expected.flatten().tolist()) for path, body, numbers, expected in made
     ]
@@ -265,10 +283,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, log = write_nano(folder / "nano"), folder / "log"
-        requests = valid_requests(load(model, device="cpu"))
+        searcher = indexed(load(model, device="cpu"), folder / "photos")
+        requests = valid_requests(searcher.predictor, searcher)
         with running(folder / "usual", *bridgetower_serve(model)) as server:
             slowest = asyncio.run(delays(server))
-        with running(log, *bridgetower_serve(model, *LIMITS, *ALLOWED)) as server:
+        index = ("--index", searcher.index.uri)
+        with running(log, *bridgetower_serve(model, *index, *LIMITS, *ALLOWED)) as server:
             found = asyncio.run(abuse(server, requests, 60 * options.minutes))
         figures = {
             "minutes": options.minutes,

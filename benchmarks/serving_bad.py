@@ -39,8 +39,28 @@ def bad_things(server: Server) -> dict[str, BadThing]:
     functions: list[BadThing] = [
         *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
         *(old_page, odd_sources, far_url, many_pairs, long_lists, heavy_json, probed, silent, half_sent),
-        *(other_sites, odd_pictures, endless),
+        *(other_sites, odd_pictures, endless, odd_filters, many_scans, stalled, two_lengths),
     ]
+
+    async def not_indexed(connection: Connection, choice: random.Random) -> Reply | None:
+        """Asks for images that are not in the index, and for those that are in ways that there are not."""
+        odd = choice.choice(
+            ["0" * 64, ids[0][:-1] + "g", ids[0].upper(), "../" + ids[0], "%2e%2e%2fetc%2fhostname", ""]
+        )
+        size = choice.choice(["", "?size=64", "?size=0", "?size=-1", "?size=99999999999999999999", "?size=a"])
+        return expect(await connection.send(head(f"GET /v1/pictures/{odd}{size}")), 400, 404)
+
+    async def unread(connection: Connection, choice: random.Random) -> Reply | None:
+        """Asks for images of the index many times and reads nothing."""
+        writer = await connection.open()
+        writer.write(head(f"GET /v1/pictures/{choice.choice(ids)}") * 20)
+        await asyncio.sleep(3 * choice.random())
+        return None
+
+    ids = [
+        one["id"] for one in requests.get(f"http://{server.host}:{server.port}/v1/index", timeout=60).json()["examples"]
+    ]
+    functions += [not_indexed, unread]
     return {function.__name__: function for function in functions}
 
 
@@ -393,6 +413,73 @@ async def odd_pictures(connection: Connection, choice: random.Random) -> Reply |
     return expect(
         await connection.send(request_bytes("/v1/embeddings", {"input": uri, "modality": "image"})), *statuses
     )
+
+
+_FILTERS = (
+    *(
+        "length(repeat('a', 10000000000)) > 0",
+        "width > 0 /* ' */ and now() > mtime",
+        "width -- comment",
+        "digest = 'a'",
+    ),
+    *("width > 1; drop table x", "mtime > timestamp '99999-01-01'", "path like repeat('%', 99)", "width in ()", "'"),
+    *(
+        "(" * 200 + "width" + ")" * 200,
+        "width / 0 > 1",
+        "array_has(captions, 3)",
+        "path = 'a\x1b[2J' or",
+        "captions = 'a'",
+    ),
+)
+
+
+async def odd_filters(connection: Connection, choice: random.Random) -> Reply | None:
+    """Searches with conditions that are none, or that would take long or tell of what is not theirs."""
+    body = {"query": "a", "where": choice.choice(_FILTERS)}
+    reply = expect(await connection.send(request_bytes("/v1/search", body)), 400)
+    if any(word in reply.body for word in (b".rs", b"LanceError", b".cargo")):
+        raise HoleError(f"the sources of a library are told of: {reply.body[:200]!r}")
+    return reply
+
+
+def _many_scans() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + 500 * last + content[-2:]
+
+
+async def many_scans(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends a JPEG of many scans, each of which takes the time of an image."""
+    body = {"input": data_uri(_many_scans()), "modality": "image"}
+    return expect(await connection.send(request_bytes("/v1/embeddings", body)), 400)
+
+
+async def stalled(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends halves of large bodies and no more; meanwhile the server reads a small one."""
+    others = [Connection(connection.server) for _ in range(10)]
+    part = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(2**20)
+    try:
+        for one in others:
+            (await one.open()).write(part)
+        await asyncio.sleep(2 * choice.random())
+        reply = expect(await connection.send(request_bytes("/v1/embeddings", {"input": "a"})), 200)
+        if b"too many large requests" in reply.body:
+            raise HoleError("a small body has no room beside large ones")
+        return reply
+    finally:
+        for one in others:
+            one.close()
+
+
+async def two_lengths(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends a request whose length is given twice, with another one in what would be left over."""
+    second = choice.choice(["Content-Length: 5", "Transfer-Encoding: chunked"])
+    lines = ["POST /v1/embeddings HTTP/1.1", "Host: localhost", "Content-Length: 60", second, "", ""]
+    writer = await connection.open()
+    writer.write("\r\n".join(lines).encode() + b"0\r\n\r\n" + head("GET /v1/models"))
+    return expect(await connection.reply(), 400)
 
 
 async def endless(connection: Connection, choice: random.Random) -> Reply | None:

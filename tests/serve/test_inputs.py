@@ -3,13 +3,16 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from bridgetower.predictor import Predictor
+from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_picture
 from served import PNGS, TEXTS, URIS, png, uri
@@ -70,6 +73,19 @@ def test_too_many_characters(inputs: Inputs) -> None:
         asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
     ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
     assert len(ids) == 24
+
+
+def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -> None:
+    tokenizer = predictor.processor.tokenizer
+    assert tokenizer is not None
+    values = json.loads(tokenizer.to_str()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    failing = Processor(predictor.processor.config, Tokenizer.from_str(json.dumps(values)))
+    inputs = Inputs(failing, max_pixels=2000)
+    for text in ("a dog", "a dog " * 900):  # in the event loop, and in a thread
+        with pytest.raises(ApiError, match=r"^input: the tokenizer cannot encode these texts \(.*\)") as caught:
+            asyncio.run(inputs.texts([text], "input", truncate=True))
+        assert caught.value.status == 400
+    inputs.close()
 
 
 def test_what_counts_as_a_picture() -> None:

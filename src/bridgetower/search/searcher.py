@@ -221,7 +221,7 @@ class Searcher:
             )
         if errors:
             logger.warning(
-                "%d of %d pictures that were found cannot be opened and are left out: %s; bring the index up to date",
+                "%d of %d pictures that were found cannot be opened and are left out: %s",
                 *(len(errors), len(found), errors[0]),
             )
         return good
