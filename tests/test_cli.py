@@ -167,7 +167,7 @@ class TestUsing:
             "written": str(tmp_path / "map.png"),
         }
         assert Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(found).size
-        assert "map.doc has no suffix of a kind of pictures" in refused(*command, tmp_path / "map.doc")
+        assert "map.doc has no suffix of a kind of images" in refused(*command, tmp_path / "map.doc")
 
     def test_embed_at_another_size(
         self,
@@ -525,7 +525,7 @@ class TestHelp:
             cli.main(["search", "--help"])
         text = capsys.readouterr().out
         assert "[INDEX.lance] [TEXT]" in text
-        assert "or both together, which takes a text and a picture. (default: images)" in text
+        assert "or both together, which takes a text and an image. (default: images)" in text
         assert 'Examples: bridgetower search "a red flag"\n          bridgetower search photos.lance' in text
 
     def test_loads_no_heavy_package(self) -> None:
@@ -556,7 +556,7 @@ class TestPublicNames:
             assert home.startswith("bridgetower.")
 
     def test_a_misspelt_one(self) -> None:
-        with pytest.raises(AttributeError, match="has no attribute 'laod'; public names: RECIPES, BridgeTower"):
+        with pytest.raises(AttributeError, match="has no attribute 'laod'; public names: BridgeTower, Extensions"):
             bridgetower.laod  # noqa: B018
 
 

@@ -146,7 +146,7 @@ class TestSearch:
         assert table.count(" %") == 3
         assert run("search", index, "red", "--json")[0]["rank"] == 1
         cli.main(["search", str(index), "red", "--where", "width > 999"])
-        assert capsys.readouterr().out == "No picture meets the condition.\n"
+        assert capsys.readouterr().out == "No image meets the condition.\n"
 
     def test_captions_are_no_markup(
         self,

@@ -1,4 +1,4 @@
-"""BridgeTower: embed, match and describe pictures; train and evaluate the model.
+"""BridgeTower: embed, match and describe images; train and evaluate the model.
 
     model = bridgetower.load("BridgeTower/bridgetower-large-itm-mlm-itc")
     model.embed_images(images); model.embed_texts(texts); model.match(images, texts)
@@ -17,45 +17,27 @@ from typing import TYPE_CHECKING, Any
 from bridgetower.extras import Extra, require
 
 if TYPE_CHECKING:
-    from bridgetower.analysis.attention import explain
-    from bridgetower.analysis.attention_picture import draw_explanation
-    from bridgetower.checkpoints import convert, read_checkpoint
-    from bridgetower.model.bridgetower import BridgeTower, Extensions
-    from bridgetower.model.config import ModelConfig
-    from bridgetower.model.heads import HeadSpec
-    from bridgetower.model.towers import TextTower, VisionTower
-    from bridgetower.predictor import Predictor, load
-    from bridgetower.processor import Processor
-    from bridgetower.search.build import build_index
-    from bridgetower.search.index import Index
-    from bridgetower.search.searcher import Searcher
-    from bridgetower.tasks.run_config import RunConfig
-    from bridgetower.tasks.table import RECIPES
-    from bridgetower.training.run import train
+    from bridgetower.analysis.attention import explain as explain
+    from bridgetower.analysis.attention_drawing import draw_explanation as draw_explanation
+    from bridgetower.checkpoints import convert as convert
+    from bridgetower.checkpoints import read_checkpoint as read_checkpoint
+    from bridgetower.model.bridgetower import BridgeTower as BridgeTower
+    from bridgetower.model.bridgetower import Extensions as Extensions
+    from bridgetower.model.config import ModelConfig as ModelConfig
+    from bridgetower.model.heads import HeadSpec as HeadSpec
+    from bridgetower.model.towers import TextTower as TextTower
+    from bridgetower.model.towers import VisionTower as VisionTower
+    from bridgetower.predictor import Predictor as Predictor
+    from bridgetower.predictor import load as load
+    from bridgetower.processor import Processor as Processor
+    from bridgetower.search.build import build_index as build_index
+    from bridgetower.search.index import Index as Index
+    from bridgetower.search.searcher import Searcher as Searcher
+    from bridgetower.tasks.run_config import RunConfig as RunConfig
+    from bridgetower.tasks.table import RECIPES as RECIPES
+    from bridgetower.training.run import train as train
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "RECIPES",
-    "BridgeTower",
-    "Extensions",
-    "HeadSpec",
-    "Index",
-    "ModelConfig",
-    "Predictor",
-    "Processor",
-    "RunConfig",
-    "Searcher",
-    "TextTower",
-    "VisionTower",
-    "build_index",
-    "convert",
-    "draw_explanation",
-    "explain",
-    "load",
-    "read_checkpoint",
-    "train",
-]
 
 _HOMES = {
     "RECIPES": "bridgetower.tasks.table",
@@ -72,12 +54,13 @@ _HOMES = {
     "VisionTower": "bridgetower.model.towers",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
-    "draw_explanation": "bridgetower.analysis.attention_picture",
+    "draw_explanation": "bridgetower.analysis.attention_drawing",
     "explain": "bridgetower.analysis.attention",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",
 }
+__all__ = sorted(_HOMES)
 _EXTRAS: Mapping[str, Extra] = {
     "Index": "search",
     "Searcher": "search",
@@ -97,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -89,9 +89,23 @@ def test_packages_of_extras_are_those_of_the_project() -> None:
 
 
 def test_help_of_every_command(core: Path) -> None:
-    for code, out, err in run_in(core, ["--help"], *([name, "--help"] for name in COMMANDS)):
+    commands = [[name] for name in COMMANDS] + [["prepare", "vgqa"], ["train", "pretrain-nano"]]
+    for code, out, err in run_in(core, ["--help"], *([*command, "--help"] for command in commands)):
         assert (code, err) == (0, "")
         assert "bridgetower" in out
+        assert "{None}" not in out  # an option that may be absent shows its type
+        assert "tyro" not in out
+
+
+def test_errors_of_options_name_the_option(core: Path) -> None:
+    commands: list[list[object]] = [
+        ["serve", "--port", "many"],
+        ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
+        ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
+    ]
+    for command, (code, out, err) in zip(commands, run_in(core, *commands), strict=True):
+        assert (code, "tyro" in out + err) == (2, False)
+        assert str(next(part for part in command if str(part).startswith("--"))) in out + err
 
 
 def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint: Path, tmp_path: Path) -> None:

@@ -82,5 +82,5 @@ def test_no_hits() -> None:
 def test_is_written_as_the_name_says(hits: list[Hit], tmp_path: Path) -> None:
     write_sheet(tmp_path / "hits.jpg", hits)
     assert Image.open(tmp_path / "hits.jpg").format == "JPEG"
-    with pytest.raises(ValueError, match=r"hits\.txt has no suffix of a kind of pictures; give a name such"):
+    with pytest.raises(ValueError, match=r"hits\.txt has no suffix of a kind of images; give a name such"):
         write_sheet(tmp_path / "hits.txt", hits)

@@ -27,23 +27,23 @@ def model_cost(model: BridgeTower, text_length: int, *, arm: Arm, repeats: int =
         model: With a matching head.
         text_length: Tokens of the text, start and end included.
         arm: Which model of the comparison it is.
-        repeats: Timed passes, of which the median counts.
+        repeats: Timed passes of each part, of which the median counts.
         warmup: Passes before them.
 
     Raises:
         ValueError: The model has no matching head, or the numbers are too small.
     """
-    _check(text_length, repeats, warmup)
     training = model.training
     model.eval()
     try:
         parameters = parameters_by_part(model)
+        milliseconds = milliseconds_by_part(model, text_length, repeats=repeats, warmup=warmup)
         return ModelCost(
             arm=arm,
             parameters=sum(parameters.values()),
             parameters_by_part=parameters,
             gflops_per_pair_by_part={part: flops / 1e9 for part, flops in flops_by_part(model, text_length).items()},
-            milliseconds_per_pair=_milliseconds(model, text_length, repeats, warmup),
+            milliseconds_per_pair=sum(milliseconds.values()),
         )
     finally:
         model.train(training)
@@ -108,7 +108,8 @@ def milliseconds_by_part(
     Raises:
         ValueError: The model has no matching head, or the numbers are too small.
     """
-    _check(text_length, repeats, warmup)
+    if text_length < 1 or repeats < 1 or warmup < 0:
+        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
     pooled = model(pixels, ids, outputs="pooled").pooled
@@ -123,17 +124,6 @@ def milliseconds_by_part(
     return dict(zip(PARTS, (image, text, max(0.0, backbone - image - text), heads), strict=True))
 
 
-@torch.inference_mode()
-def _milliseconds(model: BridgeTower, text_length: int, repeats: int, warmup: int) -> float:
-    head = _matching_head(model)
-    pixels, ids = _inputs(model, text_length)
-    times = [
-        _timed(lambda: head(model(pixels, ids, outputs="pooled").pooled), pixels.device)
-        for _ in range(warmup + repeats)
-    ]
-    return statistics.median(times[warmup:])
-
-
 def _timed(forward: Callable[[], object], device: torch.device) -> float:
     """Milliseconds of one pass."""
     _wait(device)
@@ -141,11 +131,6 @@ def _timed(forward: Callable[[], object], device: torch.device) -> float:
     forward()
     _wait(device)
     return 1000 * (time.perf_counter() - start)
-
-
-def _check(text_length: int, repeats: int, warmup: int) -> None:
-    if text_length < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
 
 
 def _inputs(model: BridgeTower, text_length: int) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class ModelCost:
             encoder.
         gflops_per_pair_by_part: 10⁹ floating-point operations (two per multiply-add, matrix products and convolutions
             only) of matching one image with one text.
-        milliseconds_per_pair: Median time of that forward pass.
+        milliseconds_per_pair: Time of that forward pass, the sum of the parts' medians.
     """
 
     arm: Arm

@@ -64,7 +64,7 @@ def evaluate(
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         task_spec: A task of your own, module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
-        num_workers: Processes that decode pictures; 0 decodes in the main one.
+        num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
         loading: How the model is loaded.

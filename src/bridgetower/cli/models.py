@@ -76,7 +76,7 @@ def export(
         form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
-        image_size: Resize the position embeddings to this many pixels; an export takes pictures of one size.
+        image_size: Resize the position embeddings to this many pixels; an export takes images of one size.
         revision: Branch, tag or commit of a hub id.
     """
     from bridgetower.checkpoints import read_checkpoint
@@ -114,7 +114,7 @@ def profile(
 ) -> None:
     """Measure parameters, floating-point operations and time of a model, part by part, beside METER.
 
-    One picture is matched with one text, on the CPU, with random weights of the model's architecture. METER is the same
+    One image is matched with one text, on the CPU, with random weights of the model's architecture. METER is the same
     model fed from the last tower layers only, without bridges. Operations are two per multiply-add, of matrix products
     and convolutions. On a terminal it prints a table, else one line of JSON: {"model", "image_size", "text_length",
     "costs": {"bridgetower": {"parameters": {part: …}, "flops": {…}, "milliseconds": {…}}, "meter": …}}.

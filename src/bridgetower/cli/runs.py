@@ -109,7 +109,7 @@ def demo(
 
     Prepares emoji and flags, trains a nano BridgeTower and the METER baseline at equal steps, evaluates both on
     held-out concepts and countries, teaches both to answer questions about scenes, writes report.html and results.json,
-    and makes an index of the held-out pictures. Other commands use its models and its index where none is given. Run
+    and makes an index of the held-out images. Other commands use its models and its index where none is given. Run
     again, it continues where it was cut off.
 
     Args:

@@ -31,7 +31,7 @@ def index(
     """Embed the images of a folder or table into an index for `bridgetower search`.
 
     Takes a folder of JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with all folders in it, or a table of paths and
-    captions. Captions get vectors of their own and together with their picture. Run again, it embeds what is new or has
+    captions. Captions get vectors of their own and together with their image. Run again, it embeds what is new or has
     changed and takes out what is gone; killed, it is completed by running it again.
 
     Examples: bridgetower index photos --out photos.lance --model MODEL
@@ -73,7 +73,7 @@ def search(
 ) -> None:
     """Search an index by a text, by an image, or by both.
 
-    The pictures whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
+    The images whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
     JSON line per hit, {"rank", "digest", "path", "file", "cosine", "probability", "width", "height", "captions"}; a
     table on a terminal.
 
@@ -86,15 +86,15 @@ def search(
         text: What should be seen.
         image: Picture that the hits should be like; with a text, both count equally in finding candidates.
         top: Hits to show.
-        rerank: How many of the nearest pictures are matched with the text; 0 leaves it at the nearest. Default: 64.
+        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
         where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
-        against: What the query is compared with: the pictures, their captions, or both together, which takes a text and
-            a picture.
+        against: What the query is compared with: the images, their captions, or both together, which takes a text and
+            an image.
         exact: Compare the query with every vector, even if the index was made with --ann.
         model: What to load; default: the model that the index was made with.
-        root: Folder of the pictures, if it is elsewhere now.
-        sheet: Also draw the hits into this picture file.
-        batch_size: Pictures matched at once.
+        root: Folder of the images, if it is elsewhere now.
+        sheet: Also draw the hits into this image file.
+        batch_size: Images matched at once.
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
         json: Print JSON on a terminal too.
@@ -135,9 +135,9 @@ def _show(hits: Sequence[Hit]) -> None:
     from rich.text import Text
 
     if not hits:
-        Console().print("No picture meets the condition.")
+        Console().print("No image meets the condition.")
         return
-    table = Table("", "picture", "match", "cosine", "pixels", "captions")
+    table = Table("", "image", "match", "cosine", "pixels", "captions")
     for rank, hit in enumerate(hits, start=1):
         match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
         size = f"{hit.width}x{hit.height}"

@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: embeddings as in the OpenAI API, reranking, search, matching, answers.
 
-    Few models can both find pictures and answer questions about them; so a second one may be served for the questions.
+    Few models can both find images and answer questions about them; so a second one may be served for the questions.
 
     Requests that come together are computed together, whatever they ask for. When more wait than the queue takes,
     further ones get status 429 and are told when to come back. On SIGTERM or Ctrl-C what was taken in is finished
@@ -49,7 +49,7 @@ def serve(
         model: What to load; default: the model that the index was made with, or without an index what the demo
             trained, together with the index that it made.
         index: What `bridgetower index` made, for searches; default: none.
-        root: Folder of the index's pictures, if it is elsewhere now.
+        root: Folder of the index's images, if it is elsewhere now.
         answer_model: What answers questions; default: the model itself if it has learnt to, or without --model what the
             demo trained for it. --revision, --image-size, --tokenizer and --answers are not for this one.
         options: How it is served.
@@ -80,7 +80,7 @@ def service(
     chosen, searcher = model, None
     if index is None and model is not None:
         if root is not None:
-            raise ValueError(f"root is {root}, where an index's pictures are, but there is no index; add --index")
+            raise ValueError(f"root is {root}, where an index's images are, but there is no index; add --index")
         predictor = loading.load(model)
     else:
         require("search")

@@ -51,7 +51,7 @@ def embed(
         pairs: Embed image n together with text n instead of each alone.
         out: Write the lines to this file instead of standard output.
         batch_size: Inputs at once.
-        num_workers: Processes that decode pictures while others are encoded; 0 decodes in the main one. Not for pairs.
+        num_workers: Processes that decode images while others are encoded; 0 decodes in the main one. Not for pairs.
         loading: How the model is loaded.
         truncate: Cut texts that are too long instead of refusing them.
     """
@@ -179,12 +179,12 @@ def explain(
     """
     require("plot")
     from bridgetower.analysis.attention import explain as look
-    from bridgetower.analysis.attention_picture import draw_explanation
-    from bridgetower.lettering import write_picture
+    from bridgetower.analysis.attention_drawing import draw_explanation
+    from bridgetower.text_drawing import write_image
 
     chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png --model MODEL")
     found = look(loading.load(chosen), str(image), text, truncate=truncate)
-    write_picture(out, draw_explanation(found))
+    write_image(out, draw_explanation(found))
     emit(
         {
             "image": str(image),
@@ -279,12 +279,12 @@ def reason(
     Gives one JSON line per statement, {"image", "image_2", "statement", "judgements": [{"label", "probability"}, …]},
     likeliest judgement first; a table on a terminal.
 
-    Example: bridgetower reason MODEL --images a.jpg --images-2 b.jpg --statements "both pictures show a dog"
+    Example: bridgetower reason MODEL --images a.jpg --images-2 b.jpg --statements "both images show a dog"
 
     Args:
         model: What to load.
         images: Picture files, the left ones.
-        images_2: As many picture files, the right ones.
+        images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
         batch_size: Statements at once.
         loading: How the model is loaded.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from bridgetower.lettering import BLUE, FAINT, GROUND, PAPER, Pen, write_picture
 from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.searcher import Hit
+from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
 
 COLUMNS = 5
 TILE = 240  # pixels, the side of the square that a picture is fitted into
@@ -49,9 +49,9 @@ def write_sheet(path: Path, hits: Sequence[Hit], *, text: str | None = None, ima
     """Draws a contact sheet into a file, atomically.
 
     Raises:
-        ValueError: The name has no suffix of a kind of pictures.
+        ValueError: The name has no suffix of a kind of images.
     """
-    write_picture(path, contact_sheet(hits, text=text, image=image))
+    write_image(path, contact_sheet(hits, text=text, image=image))
 
 
 def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:

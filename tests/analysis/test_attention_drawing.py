@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from bridgetower.analysis.attention import Explanation
-from bridgetower.analysis.attention_picture import TILE, draw_explanation, heat
+from bridgetower.analysis.attention_drawing import TILE, draw_explanation, heat
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.analysis.attention import Explanation
-from bridgetower.lettering import FAINT, PAPER, Pen
+from bridgetower.text_drawing import FAINT, PAPER, Pen
 
 TILE = 168  # pixels
 WORDS_IN_A_BAND = 8

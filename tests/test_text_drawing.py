@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.lettering import INK, PAPER, Pen, write_picture
+from bridgetower.text_drawing import INK, PAPER, Pen, write_image
 
 
 def drawn(text: str, width: float) -> tuple[int, int]:
@@ -30,8 +30,8 @@ def test_ink_is_dark_on_paper() -> None:
 
 def test_written_as_the_name_says(tmp_path: Path) -> None:
     picture = Image.new("RGB", (4, 4))
-    write_picture(tmp_path / "a.jpg", picture)
+    write_image(tmp_path / "a.jpg", picture)
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
-    with pytest.raises(ValueError, match=r"a\.txt has no suffix of a kind of pictures; give a name such as"):
-        write_picture(tmp_path / "a.txt", picture)
+    with pytest.raises(ValueError, match=r"a\.txt has no suffix of a kind of images; give a name such as"):
+        write_image(tmp_path / "a.txt", picture)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]

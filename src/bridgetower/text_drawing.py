@@ -1,4 +1,4 @@
-"""Pictures made of pictures and lines of text: one set of colours, one font."""
+"""Images made of images and lines of text: one set of colours, one font."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BLUE: Colour = (37, 99, 175)
 
 
 class Pen:
-    """Writes and draws on a picture.
+    """Writes and draws on a image.
 
     Attributes:
         draw: For shapes.
     """
 
-    def __init__(self, picture: Image.Image) -> None:
-        self.draw = ImageDraw.Draw(picture)
+    def __init__(self, image: Image.Image) -> None:
+        self.draw = ImageDraw.Draw(image)
 
     def line(
         self,
@@ -60,16 +60,16 @@ class Pen:
         self.draw.text((x, y), shown, font=font, fill=ink, anchor=anchor)
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Writes a picture atomically, in the format that its name says.
+def write_image(path: Path, image: Image.Image) -> None:
+    """Writes a image atomically, in the format that its name says.
 
     Raises:
-        ValueError: The name has no suffix of a kind of pictures.
+        ValueError: The name has no suffix of a kind of images.
     """
     if Path(path).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{path} has no suffix of a kind of pictures; give a name such as picture.png")
+        raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
     with replacing(path) as temporary:
-        picture.save(temporary)
+        image.save(temporary)
 
 
 @cache
