@@ -29,7 +29,7 @@ def _export(name: str, folder: Path) -> Path:
     """Writes a model with random weights and its parts, without preprocessing."""
     model = tiny.build(CONFIGS[name])
     write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
-    for part in part_names(model.config):
+    for part in part_names(model):
         write_graph(make_part(model, part), folder / f"{part}.onnx", folder / "model.safetensors")
     return folder
 
@@ -45,7 +45,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the parts of a model that has few of them, in int8."""
     model, folder = tiny.build(CONFIGS["all-else"]), tmp_path_factory.mktemp("int8") / "model"
     write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
-    for part in part_names(model.config):
+    for part in part_names(model):
         write_int8_graph(make_part(model, part), folder / f"{part}.onnx")
     return folder
 

@@ -66,11 +66,11 @@ def write_exported(
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
-        model = read_checkpoint(temporary).model()
+        model = read_checkpoint(temporary, extensions=checkpoint.extensions).model()
         require("onnx", "onnxscript")
         runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
-        names = part_names(checkpoint.config)
+        names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):
             part = make_part(model, name)
             if form == "onnx":

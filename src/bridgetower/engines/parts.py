@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
-from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Encoded
 from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.heads import HeadInputs, chosen_heads
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
 
 _LARGEST_BATCH = 1 << 16
+_PARTS_OF: dict[HeadInputs, tuple[PartName, ...]] = {
+    "pooled": ("fusion_pooled",),
+    "pooled_pair": ("fusion_pooled",),
+    "text": ("fusion_text",),
+    "image_cls": ("image_cls",),
+    "text_cls": ("text_cls",),
+    "both_cls": ("image_cls", "text_cls"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +103,10 @@ class _Fusion(nn.Module):
         return (fused.pooled if self.outputs == "pooled" else fused.text,)
 
 
-def part_names(config: ModelConfig) -> tuple[PartName, ...]:
-    """Returns the parts that the heads of a model read."""
-    contrastive: tuple[PartName, ...] = ("image_cls", "text_cls") if config.heads.itc else ()
-    words: tuple[PartName, ...] = ("fusion_text",) if config.heads.mlm else ()
-    return ("image", "text", "fusion_pooled", *contrastive, *words)
+def part_names(model: BridgeTower) -> tuple[PartName, ...]:
+    """Returns the parts that a use of the model and its heads read."""
+    read = [part for name in chosen_heads(model.config.heads) for part in _PARTS_OF[model.head_specs[name].inputs]]
+    return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
 
 
 def make_part(model: BridgeTower, name: PartName) -> Part:

@@ -84,7 +84,8 @@ class EngineChoice:
         if folder is None or not is_exported(folder, self.form):
             folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
         check_exported(folder)
-        return PartsEngine(read_checkpoint(folder).model(), make_runner(self.engine, folder, self.precision))
+        model = read_checkpoint(folder, extensions=checkpoint.extensions).model()
+        return PartsEngine(model, make_runner(self.engine, folder, self.precision))
 
 
 def chosen_engine(engine: EngineRequest, precision: Precision, device: str | torch.device | None) -> EngineName:
