@@ -21,7 +21,7 @@ from bridgetower.processor import Processor, open_image
 # Mild values that were not tuned; that views help was seen on the validation flags. Nothing is mirrored: captions name
 # left and right.
 MAX_ROTATION = math.radians(10)
-SCALES = (0.8, 1.15)  # of the picture's size; above 1 crops
+SCALES = (0.8, 1.15)  # of the image's size; above 1 crops
 MAX_SHIFT = 0.1  # of the side
 BRIGHTNESS = (0.85, 1.15)
 
@@ -29,13 +29,13 @@ BRIGHTNESS = (0.85, 1.15)
 def random_view(
     content: bytes, config: DataConfig, processor: Processor, generator: torch.Generator
 ) -> UInt8[Tensor, "3 h w"]:
-    """Returns a picture at the model's size after the random changes that the config asks for.
+    """Returns an image at the model's size after the random changes that the config asks for.
 
-    With `random_crop` a part of the picture is resized to the square, mirrored and changed; without it the picture is
+    With `random_crop` a part of the image is resized to the square, mirrored and changed; without it the image is
     changed first and resized as in evaluation. Both as in official src/transforms/transform.py.
 
     Raises:
-        ValueError: The picture cannot be decoded.
+        ValueError: The image cannot be decoded.
     """
     image = open_image(content, background=processor.config.background)
     size = processor.config.image_size
@@ -69,10 +69,10 @@ def _drawing_from(generator: torch.Generator) -> Iterator[None]:
 def augment(
     pixels: UInt8[Tensor, "b 3 h w"], kind: Augmentation, generator: torch.Generator
 ) -> UInt8[Tensor, "b 3 h w"]:
-    """Returns randomly turned, scaled, moved and lit pictures; `none` returns them as they are.
+    """Returns randomly turned, scaled, moved and lit images; `none` returns them as they are.
 
     Args:
-        pixels: Resized pictures.
+        pixels: Resized images.
         kind: What to do.
         generator: Source of all draws.
     """
@@ -88,7 +88,7 @@ def augment(
 def drop_words(text: str, share: float, generator: torch.Generator) -> str:
     """Returns `text` without about `share` of its words; at least one stays.
 
-    Few captions per picture are soon known by heart; with words missing, every word has to stand for something.
+    Few captions per image are soon known by heart; with words missing, every word has to stand for something.
     """
     if share == 0:
         return text

@@ -62,7 +62,7 @@ def evaluate_retrieval(
     Images are shared out over the processes of a distributed run; every process gets the same result.
 
     Raises:
-        ValueError: The model has no contrastive head, a picture cannot be decoded, or the folds are not equal.
+        ValueError: The model has no contrastive head, an image cannot be decoded, or the folds are not equal.
     """
     _check_folds(images, config)
     model.contrastive_head()
@@ -90,12 +90,12 @@ def evaluate_retrieval(
 
 @torch.inference_mode()
 def evaluate_matching(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> float:
-    """Accuracy of matching on each caption with its own picture and with a random other one (the same at every call).
+    """Accuracy of matching on each caption with its own image and with a random other one (the same at every call).
 
     It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
 
     Raises:
-        ValueError: The model has no matching head, or a picture cannot be decoded.
+        ValueError: The model has no matching head, or an image cannot be decoded.
     """
     model.head("itm")
     with pair_scorer(model, images, config, AS_USUAL) as pairs:
@@ -115,7 +115,7 @@ def evaluate_all_pairs(
         Flat figures: `one_stage_…` and `chance_…` recalls, and `rsum`.
 
     Raises:
-        ValueError: The model has neither head, a picture cannot be decoded, or the folds are not equal.
+        ValueError: The model has neither head, an image cannot be decoded, or the folds are not equal.
     """
     _check_folds(images, config)
     if model.rank_head is None:

@@ -100,7 +100,7 @@ class PairScorer:
         """Returns the cosines of the contrastive vectors.
 
         Raises:
-            ValueError: A picture cannot be decoded.
+            ValueError: An image cannot be decoded.
         """
         _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
         texts = self._kept("vectors-texts", self._text_vectors)
@@ -114,7 +114,7 @@ class PairScorer:
             head: None takes the matching head.
 
         Raises:
-            ValueError: A picture cannot be decoded, or a score is not a number.
+            ValueError: An image cannot be decoded, or a score is not a number.
         """
         own = wanted[self._own]
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, int(own.sum()))))

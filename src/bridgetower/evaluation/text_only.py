@@ -14,7 +14,7 @@ class Grounding:
     Attributes:
         number: Of examples.
         model: By the model.
-        other_picture: By the model, when it is shown the picture, or the pictures, of another example.
+        other_picture: By the model, when it is shown the image, or the images, of another example.
         text_only: By the answer that the same words have most often in training.
         majority: By the commonest answer of training to anything.
     """
@@ -39,7 +39,7 @@ def majority_answer(answers: Iterable[str]) -> str:
 
 
 def text_only_answers(training: Sequence[tuple[str, str]], texts: Iterable[str]) -> list[str]:
-    """Answers each text with what it is answered most in training; no model can do better without the picture.
+    """Answers each text with what it is answered most in training; no model can do better without the image.
 
     That holds where texts come again, as questions made by rules do. A text that training does not have gets the
     commonest answer of all.
