@@ -118,6 +118,7 @@ class TestSearch:
             "digest": hashlib.sha256((photos / "red.png").read_bytes()).hexdigest(),
             "path": "red.png",
             "file": str(photos / "red.png"),
+            "size": (photos / "red.png").stat().st_size,
             **{"width": 24, "height": 24, "captions": ["all red", "[bold]wine"]},
         }
 

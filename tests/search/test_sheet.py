@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from bridgetower.processor import open_image, open_reduced
-from bridgetower.search.searcher import Hit
 from bridgetower.search.sheet import TILE, contact_sheet, write_sheet
+from bridgetower.search.table import Hit
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def hits(tmp_path: Path) -> list[Hit]:
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50 + 10 * number), colour).save(file)
         scores = {"cosine": 0.1, "probability": 0.5}
-        found.append(Hit(digest="", path=file.name, file=file, width=50, height=50, captions=(), **scores))
+        found.append(Hit(digest="", size=0, path=file.name, file=file, width=50, height=50, captions=(), **scores))
     return found
 
 

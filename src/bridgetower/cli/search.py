@@ -17,7 +17,7 @@ from bridgetower.files import one_line
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
-    from bridgetower.search.searcher import Hit
+    from bridgetower.search.table import Hit
 
 
 def index(

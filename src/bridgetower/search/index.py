@@ -25,7 +25,7 @@ from bridgetower.search.pictures import Listed
 from bridgetower.search.places import Uri
 from bridgetower.search.table import (
     ABOUT,
-    Found,
+    Hit,
     Indexed,
     IndexedRow,
     IndexInfo,
@@ -228,7 +228,7 @@ class Index:
         column: VectorColumn = "image_vector",
         where: str | None = None,
         exact: bool = False,
-    ) -> list[Found]:
+    ) -> list[Hit]:
         """Returns the pictures whose vector has the largest cosine with a given one, that first.
 
         Args:
@@ -262,7 +262,15 @@ class Index:
         unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-        found = [Found(cosine=1 - row["_distance"], **{name: row[name] for name in _TOLD}) for row in rows]
+        root = self.root
+        found = [
+            Hit(
+                file=root / row["path"],
+                cosine=1 - row["_distance"],
+                **{name: row[name] for name in _TOLD} | {"captions": tuple(row["captions"])},
+            )
+            for row in rows
+        ]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def upsert(self, rows: Sequence[IndexedRow]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
 from bridgetower.search.index import Index
 from bridgetower.search.places import Uri
-from bridgetower.search.table import Found, VectorColumn
+from bridgetower.search.table import Hit, VectorColumn
 
 Against = Literal["images", "captions", "pairs"]
 
@@ -36,31 +36,6 @@ COLUMNS: dict[Against, VectorColumn] = {
 """Where the vectors are that a query is compared with."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A picture that was found.
-
-    Attributes:
-        digest: SHA-256 of the file when it was indexed.
-        path: As the index has it.
-        file: Where the picture is.
-        cosine: Of the query's vector and the picture's.
-        probability: That text and picture match; None where it was not asked.
-        width: Of the upright picture, in pixels.
-        height: Of the same.
-        captions: That the picture came with.
-    """
-
-    digest: str
-    path: str
-    file: Path
-    cosine: float
-    probability: float | None
-    width: int
-    height: int
-    captions: tuple[str, ...]
 
 
 class Searcher:
@@ -126,12 +101,11 @@ class Searcher:
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
-        matched: list[Found] = []
+        matched: list[Hit] = []
         probabilities: list[float] = []
         if text is not None and rerank:
             matched, probabilities = self._matched(text, found[:rerank], truncate, batch_size)
-        ranked = two_stages(matched, probabilities, found[rerank:])
-        return [self.hit(one, probability) for one, probability in ranked[:top]]
+        return two_stages(matched, probabilities, found[rerank:])[:top]
 
     def num_candidates(
         self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
@@ -170,8 +144,8 @@ class Searcher:
         return mean_vector(torch.cat(vectors))
 
     def _matched(
-        self, text: str, found: Sequence[Found], truncate: bool, batch_size: int
-    ) -> tuple[list[Found], list[float]]:
+        self, text: str, found: Sequence[Hit], truncate: bool, batch_size: int
+    ) -> tuple[list[Hit], list[float]]:
         """Returns candidates and their probabilities; those that cannot be opened are left out."""
         with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
             opened = self.usable(found, list(pool.map(self.open, found)))
@@ -183,7 +157,7 @@ class Searcher:
         return [one for one, _ in opened], probabilities
 
     def open(
-        self, one: Found, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
+        self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
     ) -> Resized | ValueError | OSError:
         """Returns the picture of a candidate as it was indexed, or why it cannot be opened.
 
@@ -201,8 +175,8 @@ class Searcher:
             return ValueError(f"{one.path!r}: {error}")
 
     def usable(
-        self, found: Sequence[Found], opened: Sequence[Resized | ValueError | OSError]
-    ) -> list[tuple[Found, Resized]]:
+        self, found: Sequence[Hit], opened: Sequence[Resized | ValueError | OSError]
+    ) -> list[tuple[Hit, Resized]]:
         """Returns candidates with their pictures; those that cannot be opened are left out.
 
         Args:
@@ -226,33 +200,15 @@ class Searcher:
             )
         return good
 
-    def _file(self, one: Found) -> Path:
-        return self.index.root / one.path
-
-    def hit(self, one: Found, probability: float | None) -> Hit:
-        """Returns what was found in a row of the index."""
-        return Hit(
-            digest=one.digest,
-            path=one.path,
-            file=self._file(one),
-            cosine=one.cosine,
-            probability=probability,
-            width=one.width,
-            height=one.height,
-            captions=tuple(one.captions),
-        )
-
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     """Returns the vector that stands for several: their mean, brought to length one."""
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def two_stages(
-    matched: Sequence[Found], probabilities: Sequence[float], others: Sequence[Found]
-) -> list[tuple[Found, float | None]]:
+def two_stages(matched: Sequence[Hit], probabilities: Sequence[float], others: Sequence[Hit]) -> list[Hit]:
     """Ranks candidates by the probabilities that they match the text, then the others by cosine."""
-    found = [*zip(matched, probabilities, strict=True), *((one, None) for one in others)]
-    cosine = torch.tensor([one.cosine for one, _ in found])
+    found = [replace(one, probability=match) for one, match in zip(matched, probabilities, strict=True)] + [*others]
+    cosine = torch.tensor([one.cosine for one in found])
     match = torch.tensor([*probabilities, *[torch.nan] * len(others)])
     return [found[row] for row in two_stage_order(cosine, match).tolist()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from bridgetower.processor import ImageLike, open_reduced
-from bridgetower.search.searcher import Hit
+from bridgetower.search.table import Hit
 from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
 
 COLUMNS = 5

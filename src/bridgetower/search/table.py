@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -90,14 +91,18 @@ class Indexed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Indexed):
-    """A picture that is near to a query.
+class Hit(Indexed):
+    """An image that was found.
 
     Attributes:
-        cosine: Of the vectors.
+        file: Where the image is.
+        cosine: Of the query's vector and the image's.
+        probability: That text and image match; None where it was not asked.
     """
 
+    file: Path
     cosine: float
+    probability: float | None = None
 
 
 def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized
-from bridgetower.search.searcher import COLUMNS, RERANK, Against, Hit, Searcher, mean_vector, two_stages
-from bridgetower.search.table import Found
+from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean_vector, two_stages
+from bridgetower.search.table import Hit
 from bridgetower.serve.bodies import JsonRoute
 from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.serve.errors import ApiError
@@ -136,12 +136,12 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
     matched, probabilities = await _matched(service, searcher, nearest[:rerank], texts)
     ranked = two_stages([one for one, _ in matched], probabilities, nearest[rerank:])[: body.top]
     tokens = service.tokens([*images, *(image for _, image in matched)], texts)
-    return [searcher.hit(one, probability) for one, probability in ranked], tokens
+    return ranked, tokens
 
 
 async def _matched(
-    service: Service, searcher: Searcher, found: list[Found], texts: list[Tokens]
-) -> tuple[list[tuple[Found, Resized]], list[float]]:
+    service: Service, searcher: Searcher, found: list[Hit], texts: list[Tokens]
+) -> tuple[list[tuple[Hit, Resized]], list[float]]:
     """Returns candidates with their images, and the probability of each."""
     if not found:
         return [], []
