@@ -17,11 +17,16 @@ from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, Enco
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.processor import Processor
 
-Judging = Literal["answer", "entail", "reason"]
+Judging = Literal["answer", "entail", "reason", "classify"]
 Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
-PairHead = Literal["vqa", "snli_ve", "nlvr2"]
+PairHead = Literal["vqa", "snli_ve", "nlvr2", "classification"]
 
-HEAD_OF: Mapping[str, PairHead] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2"}
+HEAD_OF: Mapping[str, PairHead] = {
+    "answer": "vqa",
+    "entail": "snli_ve",
+    "reason": "nlvr2",
+    "classify": "classification",
+}
 """The head that each kind of judgement is read from."""
 
 Tokens = tuple[int, ...]
@@ -53,7 +58,8 @@ class Choice:
 
     Attributes:
         label: Its name.
-        probability: Of `answer`, of each answer on its own, so that they do not sum to one; elsewhere over all choices.
+        probability: Of `answer`, and of classes of which several may hold, each on its own, so that they do not sum to
+            one; elsewhere over all choices.
     """
 
     label: str
@@ -104,9 +110,9 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
 
     Returns:
         For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` the
-        probability; of a judgement the probabilities of its classes [k], of an `answer` each on its own; of a
-        `fill_mask` the `top` likeliest words for each mask, and of `mask_probabilities` those of the whole vocabulary
-        at each mask [m, v].
+        probability; of a judgement the probabilities of its classes [k], of an `answer` and of several labels each on
+        its own; of a `fill_mask` the `top` likeliest words for each mask, and of `mask_probabilities` those of the
+        whole vocabulary at each mask [m, v].
 
     Raises:
         ValueError: The model lacks a head.
@@ -148,7 +154,7 @@ class _Batch:
             if key == "reason":
                 other, seconds = self._images([item.image_2 for item in some], "layers", SECOND_IMAGE)
                 second = self.engine.fuse(self.engine.cache_image(other)[seconds], text[text_rows[rows]]).pooled
-                return _classified("nlvr2", self.model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1)))
+                return _classified(self.model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1)))
             return assembled([item.kind for item in some], lambda kind, chosen: self._pooled(kind, pooled[chosen]))
 
         apart = ("fill_mask", "mask_probabilities", "reason")
@@ -160,8 +166,9 @@ class _Batch:
         if kind == "match":
             probabilities: list[float] = matched(self.model.itm_logits(pooled)).tolist()
             return probabilities
-        head: PairHead = "vqa" if kind == "answer" else "snli_ve"
-        return _classified(head, self.model.class_logits(head, pooled))
+        head = HEAD_OF[kind]
+        each = head == "vqa" or (head == "classification" and self.model.config.heads.multi_label)
+        return _classified(self.model.class_logits(head, pooled), each=each)
 
     def _masks(self, hidden: Float[Tensor, "b l d"], items: Sequence[Item]) -> Iterable[Outcome]:
         """Returns the distributions at the masks of items, or their words, for which few distributions are held."""
@@ -288,10 +295,10 @@ def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Ite
     return [outcomes[row] for row in range(len(keys))]
 
 
-def _classified(head: PairHead, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """Returns the probabilities of the classes of a head, of `vqa` each on its own."""
+def _classified(logits: Float[Tensor, "n k"], *, each: bool = False) -> Float[Tensor, "n k"]:
+    """Returns the probabilities of classes, each on its own or over all of them."""
     values = logits.float().cpu()
-    return _numbers(values.sigmoid() if head == "vqa" else values.softmax(dim=-1))
+    return _numbers(values.sigmoid() if each else values.softmax(dim=-1))
 
 
 def _numbers(results: Tensor) -> Tensor:

@@ -452,6 +452,61 @@ class Predictor:
         chosen = self._judged("reason", images, statements, images_2, **options)
         return chosen[0] if isinstance(statements, str) else chosen
 
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self, images: ImageLike, texts: str | None = None, *, top: int | None = None, **options: Unpack[Options]
+    ) -> list[Choice]: ...
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self, images: None = None, *, texts: str, top: int | None = None, **options: Unpack[Options]
+    ) -> list[Choice]: ...
+
+    @overload
+    def classify(
+        self,
+        images: Sequence[ImageLike | None] | None = None,
+        texts: Sequence[str] | None = None,
+        *,
+        top: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[list[Choice]]: ...
+
+    def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike | None] | None = None,
+        texts: str | Sequence[str] | None = None,
+        *,
+        top: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Choice] | list[list[Choice]]:
+        """Returns the classes of images, of texts, or of images with texts, after training on a table of one's own.
+
+        Args:
+            images: Image n goes with text n; None in the place of an image is none. None: texts alone.
+            texts: An empty text is none. None: images alone.
+            top: Classes per input; None: all of them.
+            **options: See `Options`.
+
+        Returns:
+            The classes, likeliest first; for sequences, a list of that per input.
+
+        Raises:
+            ValueError: A model without classification head, neither images nor texts, `top` below 1, different numbers
+                of images and texts, or unreadable ones.
+        """
+        if images is None and texts is None:
+            raise ValueError("neither images nor texts given; expected one of them at least")
+        if top is not None and top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        single = isinstance(texts, str) or (images is not None and _is_image(images))
+        words = None if texts is None else _texts(texts)
+        blank = self.processor.blank_image()
+        several: Any = [None] * len(words or ()) if images is None else [images] if _is_image(images) else images
+        shown = _images([blank if image is None else image for image in several])
+        chosen = self._judged("classify", shown, words or [""] * len(shown), top=top, **options)
+        return chosen[0] if single else chosen
+
     def compute(self, items: Sequence[Item]) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
         return compute(self.engine, self.processor, items)
@@ -510,8 +565,11 @@ class Predictor:
 
 
 def _images(images: Images) -> list[ImageLike]:
-    single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | Resized)
-    return _some([images] if single else list(images), "images")  # type: ignore[arg-type, list-item]
+    return _some([images] if _is_image(images) else list(images), "images")  # type: ignore[arg-type, list-item]
+
+
+def _is_image(given: object) -> bool:
+    return isinstance(given, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | Resized)
 
 
 def _texts(texts: Texts) -> list[str]:

@@ -115,7 +115,7 @@ class TestSplitPictures:
             _split_images(root, listed(manifest, root, rows), PairsConfig())
 
     def test_refuses_nothing(self, manifest: Manifest, root: Path) -> None:
-        with pytest.raises(ValueError, match="has no usable image with a caption"):
+        with pytest.raises(ValueError, match="has no usable row"):
             _split_images(root, listed(manifest, root, []), PairsConfig())
 
 

@@ -47,8 +47,10 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         """Checks that there is a name for every class of the heads that have names."""
-        heads = self.config.heads
-        check_labels(self.source, self.labels, {"vqa": heads.vqa, "image": heads.image, "text": heads.text})
+        heads = vars(self.config.heads)
+        check_labels(
+            self.source, self.labels, {head: heads[head] for head in ("vqa", "classification", "image", "text")}
+        )
 
     def class_names(self, head: ClassifierName) -> tuple[str, ...]:
         """Returns the names of the classes of a head; none if it predicts a number.

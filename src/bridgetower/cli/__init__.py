@@ -25,6 +25,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "answer": "use",
         "entail": "use",
         "reason": "use",
+        "classify": "use",
         "explain": "use",
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import ArrowConfig, PairsConfig
+from bridgetower.data.config import ArrowConfig, PairsConfig, TableConfig
 from bridgetower.data.datasets import DATASETS
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import require
@@ -53,6 +53,31 @@ def pairs(
     from bridgetower.data.prepare import prepare_pairs
 
     _report(out, prepare_pairs(source, out, options, progress=sys.stderr.isatty()))
+
+
+@prepare.command
+def classification(
+    table: Positional[Path],
+    *,
+    out: Out,
+    options: Annotated[TableConfig, arg(name="")] = TableConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Your own table of images, texts and labels: one label per row, or several.
+
+    An image or a text may be missing in a row. Rows about one image come into the same split.
+
+    Example: bridgetower prepare classification memes.jsonl --out data/memes
+
+    Args:
+        table: CSV, TSV, JSON lines or Parquet with a column of labels, and one of images or of texts; columns split and
+            id are read if there are any.
+        out: Folder of the data set; the names of the classes are in its classes.json.
+        options: How the table is read and split.
+    """
+    require("train")
+    from bridgetower.data.prepare import prepare_classification
+
+    _report(out, prepare_classification(table, out, options, progress=sys.stderr.isatty()))
 
 
 def _arrow(

@@ -296,6 +296,41 @@ def reason(
     _emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
 
 
+def classify(
+    model: Positional[Model],
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    top: int | None = None,
+    batch_size: int = 32,
+    loading: Loading = LOADED,
+    truncate: bool = False,
+    json: bool = False,
+) -> None:
+    """Classify images, texts, or images with texts, with a model fine-tuned on a table of your own.
+
+    Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
+    table on a terminal. Where several classes may hold, each probability is of that class alone.
+
+    Examples: bridgetower classify MODEL --images meme.png --texts "look how many people love you"
+              bridgetower classify MODEL --texts "a red dress" "a pair of shoes"
+
+    Args:
+        model: What to load.
+        images: Picture files; leave them out to classify texts alone.
+        texts: Texts; text n goes with image n. Leave them out to classify images alone.
+        top: Classes per input; all if left out.
+        batch_size: Inputs at once.
+        loading: How the model is loaded.
+        truncate: Cut texts that are too long instead of refusing them.
+        json: Print JSON on a terminal too.
+    """
+    predictor, names = loading.load(model), list(map(str, images))
+    chosen = predictor.classify(names or None, list(texts) or None, top=top, **_options(batch_size, truncate))
+    given = {name: values for name, values in (("image", names), ("text", texts)) if values}
+    _emit(given, "classes", chosen, json=json)
+
+
 def _options(batch_size: int, truncate: bool) -> Options:
     return {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
 

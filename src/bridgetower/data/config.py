@@ -170,13 +170,11 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig:
-    """How a source is read and split.
+class OwnSetConfig:
+    """How a set of a user's own is split and written.
 
     Attributes:
         image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
-        caption_column: Column with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a image is in as its caption.
         test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
         validation_fraction: Share of the images for validation, likewise.
         max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
@@ -186,8 +184,6 @@ class PairsConfig:
     """
 
     image_column: str | None = None
-    caption_column: str | None = None
-    captions_from: CaptionsFrom = "text"
     test_fraction: float | None = None
     validation_fraction: float | None = None
     max_errors: int = 0
@@ -215,6 +211,48 @@ class PairsConfig:
     def settings(self) -> dict[str, object]:
         """All that decides the content of the dataset, beside the source and the seed."""
         return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_errors", "num_workers")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(OwnSetConfig):
+    """How images with captions are read and split.
+
+    Attributes:
+        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
+        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
+        validation_fraction: Share of the images for validation, likewise.
+        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        seed: Seed of the split, where the source gives none.
+        num_workers: Threads that read and check images.
+        caption_column: Column with a caption or a list of captions; None looks for the usual names.
+        captions_from: "folder" takes the name of the folder that a image is in as its caption.
+    """
+
+    caption_column: str | None = None
+    captions_from: CaptionsFrom = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(OwnSetConfig):
+    """How a table of images, texts and labels is read and split.
+
+    Attributes:
+        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
+        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
+        validation_fraction: Share of the images for validation, likewise.
+        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
+        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
+        seed: Seed of the split, where the source gives none.
+        num_workers: Threads that read and check images.
+        text_column: Column with a text; None looks for the usual names.
+        label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names.
+        label_separator: What stands between the labels of a cell, such as ";"; None: a cell is one label.
+    """
+
+    text_column: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,47 @@ class ClassNumbers:
         return torch.tensor(self.names.index(entry["label"]))
 
 
+class LabelSets:
+    """Labels that name one class, or any number of classes."""
+
+    def __init__(self, names: Sequence[str], *, multi_label: bool) -> None:
+        """Numbers the classes in the order of their names.
+
+        Args:
+            names: Of the classes.
+            multi_label: Whether several may hold at once.
+        """
+        self.multi_label = multi_label
+        self._number_of = {name: number for number, name in enumerate(names)}
+
+    def known(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the entry has labels, or none of the classes holds."""
+        return bool(entry["labelled"])
+
+    def numbers(self, entry: Mapping[str, Any]) -> list[int]:
+        """Returns the numbers of the classes of an entry.
+
+        Raises:
+            ValueError: It has a label that is no class.
+        """
+        unknown = [name for name in entry["labels"] if name not in self._number_of]
+        if unknown:
+            raise ValueError(
+                f"example {entry['example_id']} has the label {unknown[0]!r}; the model's head has the classes "
+                f"{', '.join(self._number_of)}: use a set of these, or train a new head"
+            )
+        return [self._number_of[name] for name in entry["labels"]]
+
+    def tensor(self, entry: Mapping[str, Any]) -> Int[Tensor, ""] | Float[Tensor, " k"]:
+        """Returns the number of the class, or 1 for each class that holds and 0 for the others."""
+        numbers = self.numbers(entry)
+        if not self.multi_label:
+            return torch.tensor(numbers[0])
+        marks = torch.zeros(len(self._number_of))
+        marks[numbers] = 1
+        return marks
+
+
 class AnswerScores:
     """Answers of annotators as a score of each answer of a vocabulary."""
 

@@ -187,7 +187,8 @@ def _measure(schema: Schema, words: Counter[int], classes: Counter[str]) -> Call
         for text in texts:
             words[len(schema.text_of(text).split())] += 1
             if schema.label:
-                classes[text[schema.label] or "unknown"] += 1
+                label = text[schema.label]
+                classes.update(label if isinstance(label, list) and label else [label or "unknown"])
 
     return measure
 

@@ -110,7 +110,8 @@ class Pictures:
         if (image, column) in self._cache:
             return self._cache[image, column]
         with self._named(image):
-            pixels = self.processor.resize(self.image_bytes(image, column))
+            content = self._content(image, column)
+            pixels = self.processor.resize(self.processor.blank_image() if content is None else content)
         if self.config.cache:
             self._cache[image, column] = pixels
         return pixels
@@ -136,9 +137,14 @@ class Pictures:
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:
         """Returns a picture's file as it was prepared."""
-        folder, row = self._place(image)
-        content: bytes = self.records[folder].row(row, [column])[column]["bytes"]
+        content = self._content(image, column)
+        assert content is not None  # only a schema whose images are optional has rows without
         return content
+
+    def _content(self, image: int, column: str) -> bytes | None:
+        folder, row = self._place(image)
+        cell = self.records[folder].row(row, [column])[column]
+        return None if cell is None else cell["bytes"]
 
     def _place(self, image: int) -> tuple[int, int]:
         """Returns the number of a picture's folder, and its row there."""
@@ -153,8 +159,11 @@ class Pictures:
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
         if not self.config.has_views:
             return self.pixels(image, column)
+        content = self._content(image, column)
+        if content is None:
+            return self.pixels(image, column)
         with self._named(image):
-            return random_view(self.image_bytes(image, column), self.config, self.processor, generator)
+            return random_view(content, self.config, self.processor, generator)
 
     @contextmanager
     def _named(self, image: int) -> Iterator[None]:

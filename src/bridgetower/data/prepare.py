@@ -5,13 +5,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bridgetower.data.config import ArrowConfig, PairsConfig, PrepareConfig
+from bridgetower.data.classes import Classes, write_classes
+from bridgetower.data.config import ArrowConfig, OwnSetConfig, PairsConfig, PrepareConfig, TableConfig
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.manifest import Manifest, new_manifest
-from bridgetower.data.schema import CAPTIONS
-from bridgetower.data.sources import CAPTIONS_FILE, Row, read_rows
+from bridgetower.data.schema import CAPTIONS, CLASSIFICATION, Example
+from bridgetower.data.sources import CAPTIONS_FILE, LabelledRow, Row, read_labelled, read_rows
 from bridgetower.data.splits import ordered_splits, split_rank, split_sizes
 from bridgetower.data.writer import write_manifest
 from bridgetower.files import sha256_of
@@ -207,7 +208,84 @@ def _add_rows(source: Path, rows: Iterable[Row], manifest: Manifest) -> None:
         )
 
 
-def _split_images(source: Path, manifest: Manifest, config: PairsConfig) -> str:
+def prepare_classification(
+    source: Path, out: Path, config: TableConfig | None = None, *, progress: bool = True
+) -> DatasetInfo:
+    """Writes a user's own table of images, texts and labels to the folder `out`; see `prepare_pairs`.
+
+    Rows about one image come into the same split. The names of the classes, in order, are in `classes.json`.
+
+    Args:
+        source: A CSV, TSV, JSON-lines or Parquet file; see `bridgetower.data.sources.read_labelled`.
+        out: Dataset folder.
+        config: How the table is read and split.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: If the source is missing.
+        ValueError: If it cannot be read, too many rows or images are bad, or `out` holds something else.
+    """
+    source, config = Path(source), config or TableConfig()
+    with new_manifest(CLASSIFICATION) as manifest:
+        classes = _add_labelled(source, read_labelled(source, config), manifest)
+        manifest.finish()
+        manifest.check_errors(source, config.max_errors)
+        info = DatasetInfo(
+            name=source.resolve().stem,
+            kind=CLASSIFICATION.name,
+            seed=config.seed,
+            split_rule=_split_images(source, manifest, config),
+            sources={},
+            licences={},
+            settings=config.settings,
+            left_out={},
+        )
+        written = write_manifest(manifest, source, Path(out), info, config, progress=progress)
+    write_classes(Path(out), classes)
+    return written
+
+
+def _add_labelled(source: Path, rows: Iterable[LabelledRow], manifest: Manifest) -> Classes:
+    """Brings the rows about each image together; a row without one stands alone.
+
+    Raises:
+        ValueError: If an image is in two splits, some rows have one label and others several, or there are fewer than
+            two classes.
+    """
+    names: set[str] = set()
+    several: dict[bool, str] = {}
+    for row in rows:
+        if row.labels is not None:
+            several.setdefault(row.several, row.place)
+            names.update(row.labels)
+        text, split = row.text.strip(), row.split or ""
+        if row.image is None and not text:
+            manifest.bad(f"{row.place}: neither image nor text")
+            continue
+        if not manifest.is_new(row.id):
+            manifest.bad(f"{row.place}: id {row.id!r} comes twice")
+            continue
+        name = f"row {row.id}" if row.image is None else row.image.name
+        others = [other for other in manifest.splits_of(name) if other and split and other != split]
+        if others:
+            raise ValueError(f"{source}, {row.place}: {name!r} is in {split} and in {others[0]}; give it one split")
+        example = Example(example_id=row.id, text=text, labels=row.labels or (), labelled=row.labels is not None)
+        manifest.add(name, [] if row.image is None else [row.image], [example], split=split, place=row.place)
+    if len(several) > 1:
+        raise ValueError(
+            f"{source}: {several[True]} has a list of labels and {several[False]} a single one; give a list in each row"
+        )
+    if len(names) < 2:
+        raise ValueError(f"{source} has {len(names)} classes ({', '.join(names)}); expected at least two labels")
+    return Classes(names=tuple(sorted(names, key=_numbers_first)), multi_label=True in several)
+
+
+def _numbers_first(name: str) -> tuple[bool, int, str]:
+    """Sorts whole numbers by value, then all other names."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _split_images(source: Path, manifest: Manifest, config: OwnSetConfig) -> str:
     """Gives the images splits, unless the source did.
 
     Returns:
@@ -219,7 +297,7 @@ def _split_images(source: Path, manifest: Manifest, config: PairsConfig) -> str:
     """
     counts = manifest.counts()
     if not counts:
-        raise ValueError(f"{source} has no usable image with a caption; check that it is the right source")
+        raise ValueError(f"{source} has no usable row; check that it is the right source")
     if "" not in counts:
         if (config.test_fraction, config.validation_fraction) != (None, None):
             raise ValueError(f"{source} has a split column, so fractions would be ignored; leave out one of them")
@@ -232,14 +310,14 @@ def _split_images(source: Path, manifest: Manifest, config: PairsConfig) -> str:
     return _seeded_rule(counts[""], config)
 
 
-def _seeded_rule(num_images: int, config: PairsConfig) -> str:
+def _seeded_rule(num_images: int, config: OwnSetConfig) -> str:
     rule = "images ranked by hash of seed and name"
     if num_images < _FEWEST_SPLIT and any(config.fractions):
         return f"{rule}; {num_images} are too few for test and validation, which need {_FEWEST_SPLIT}"
     return rule
 
 
-def _split_sizes(total: int, config: PairsConfig) -> dict[str, int]:
+def _split_sizes(total: int, config: OwnSetConfig) -> dict[str, int]:
     # A fraction that is not zero gives at least one image, so that training has something to be judged on.
     fewest = 0 if total < _FEWEST_SPLIT else 1
     num_test, num_validation = (

@@ -51,9 +51,10 @@ class Record:
 
     def row(self, schema: Schema) -> dict[str, object]:
         """Values of the columns."""
-        images = zip(schema.image_columns, self.images, strict=True)
+        images = zip(schema.image_columns, self.images, strict=bool(self.images))
         entries = [entry if isinstance(entry, str) else vars(entry) for entry in self.entries]
         return {
+            **dict.fromkeys(schema.image_columns),
             **{column: {"bytes": image.content, "path": image.name} for column, image in images},
             **{"image_id": self.image_id, schema.entries: entries},
             **self.extra,
@@ -149,7 +150,7 @@ def _problem_of(record: Record, schema: Schema, seen: set[str], further: Mapping
         return f"record of {record.images} has an empty image_id; give it a unique name"
     if record.image_id in seen:
         return f"image_id {record.image_id!r} comes twice; ids must be unique"
-    if len(record.images) != len(schema.image_columns):
+    if len(record.images) != len(schema.image_columns) and (record.images or not schema.optional):
         return f"{name} has {len(record.images)} images, expected {len(schema.image_columns)}"
     for image in record.images:
         if not image.content:

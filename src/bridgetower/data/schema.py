@@ -31,6 +31,7 @@ class Schema:
             an empty one.
         stripped: Whether a text may not have spaces at its ends.
         image_columns: Columns of images.
+        optional: Whether an image or a text may be missing, not both.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Schema:
     labels: tuple[str, ...] = ()
     stripped: bool = True
     image_columns: tuple[str, ...] = ("image",)
+    optional: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ class Schema:
             return f"{self.noun} is a {type(entry).__name__}, expected a {self.entry.__name__}"
         name = f"{self.noun} {getattr(entry, self.id)!r}" if self.id else self.noun
         text = self.text_of(entry)
-        if not text.strip():
+        if not text.strip() and not self.optional:
             return f"{name} is empty"
         if self.stripped and text != text.strip():
             return f"{name} has spaces at its ends"
@@ -158,6 +160,23 @@ class Statement:
     label: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row of a user's own table: a text, an image, or both, and their classes.
+
+    Attributes:
+        example_id: Unique within the set.
+        text: The text, stripped; empty if there is none.
+        labels: Names of its classes; none if no class holds, or if they are not known.
+        labelled: Whether they are known.
+    """
+
+    example_id: str
+    text: str = ""
+    labels: tuple[str, ...] = ()
+    labelled: bool = True
+
+
 _STATEMENTS: Mapping[str, Any] = {
     "entries": "statements",
     "entry": Statement,
@@ -182,8 +201,19 @@ VQA = Schema(
 SNLI_VE = Schema(name="snli-ve", labels=("contradiction", "neutral", "entailment"), **_STATEMENTS)
 NLVR2 = Schema(name="nlvr2", labels=("False", "True"), image_columns=("image", "image_2"), **_STATEMENTS)
 
-SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2)}
-"""The schemas of the published sets, by name. The labels are in the order of the official class numbers."""
+CLASSIFICATION = Schema(
+    name="classification",
+    entries="examples",
+    entry=Example,
+    noun="example",
+    text="text",
+    id="example_id",
+    label="labels",
+    optional=True,
+)
+
+SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION)}
+"""The schemas that there are, by name. The labels are in the order of the official class numbers."""
 
 
 def schema_named(name: str) -> Schema:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from bridgetower.data.config import CaptionsFrom
+from bridgetower.data.config import CaptionsFrom, TableConfig
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
 from bridgetower.data.tables import parquet_rows
 from bridgetower.data.tars import tar_samples
@@ -16,7 +16,10 @@ from bridgetower.files import json_object
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, "title", "description")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags")
 SPLIT_COLUMN = "split"
+ID_COLUMN = "id"
 CAPTIONS_FILE = "captions.txt"
 
 _SPLIT_NAMES = {
@@ -89,6 +92,76 @@ def read_rows(
     return _rows_of_table(source, read(source), image_column, caption_column)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledRow:
+    """One row of a table with labels.
+
+    Attributes:
+        id: As the column `id` has it, or the number of the row.
+        image: The image; None if the row has none.
+        text: The text as given; empty if the row has none.
+        labels: Names of the classes; None if they are not known.
+        several: Whether the row may have several labels: it holds a list, or a separator was given.
+        split: Its split, if the source says.
+        place: Where the row is, for error messages.
+    """
+
+    id: str
+    image: ImageRef | None
+    text: str
+    labels: tuple[str, ...] | None
+    several: bool
+    split: str | None = None
+    place: str
+
+
+def read_labelled(source: Path, config: TableConfig) -> Iterator[LabelledRow]:
+    """Reads which images, texts and labels a table names; no image file is opened.
+
+    A cell without a value is an unknown label; of several labels, an empty list or cell says that no class holds.
+
+    Args:
+        source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file with a column of labels, and one of images or of texts.
+        config: Names of the columns.
+
+    Raises:
+        FileNotFoundError: If the source is missing.
+        ValueError: If it cannot be read, or a column is missing or ambiguous.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"no file {source}; give a table of images, texts and labels")
+    read = _READERS.get(source.suffix.lower())
+    if read is None:
+        raise ValueError(f"{source} is none of {', '.join(_READERS)}; convert it to one")
+    for number, cells in enumerate(read(source), start=1):
+        place = f"row {number}"
+        image_column = _column(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
+        text_column = _column(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
+        if image_column is None and text_column is None:
+            raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
+        label = cells[_column(source, cells, config.label_column, LABEL_COLUMNS, "label")]
+        image = None if image_column is None else cells[image_column]
+        split = cells.get(SPLIT_COLUMN)
+        yield LabelledRow(
+            id=_text(cells.get(ID_COLUMN)).strip() or str(number),
+            image=image if isinstance(image, ImageRef) else _image_file(source.parent, image) if image else None,
+            text="" if text_column is None else _text(cells[text_column]),
+            labels=_labels(label, config.label_separator),
+            several=isinstance(label, list) or config.label_separator is not None,
+            split=None if split is None else _split_name(source, place, split),
+            place=place,
+        )
+
+
+def _labels(cell: object, separator: str | None) -> tuple[str, ...] | None:
+    """The labels in a cell, each once; None if they are not known."""
+    if cell is None or (separator is None and cell == ""):
+        return None
+    parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
+    return tuple(dict.fromkeys(name for name in (_text(part).strip() for part in parts) if name))
+
+
 def _rows_of_table(
     source: Path, table: Iterable[Mapping[str, Any]], image_column: str | None, caption_column: str | None
 ) -> Iterator[Row]:
@@ -104,10 +177,31 @@ def _rows_of_table(
         )
 
 
-def _column(source: Path, cells: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str) -> str:
+@overload
+def _column(source: Path, cells: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str) -> str: ...
+
+
+@overload
+def _column(
+    source: Path, cells: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str, *, optional: bool
+) -> str | None: ...
+
+
+def _column(
+    source: Path,
+    cells: Mapping[str, Any],
+    asked: str | None,
+    usual: Sequence[str],
+    what: str,
+    *,
+    optional: bool = False,
+) -> str | None:
+    """Returns the name of a column; None if there is none, none is asked for, and it is optional."""
     found = [name for name in cells if (name == asked if asked else name.lower() in usual)]
     if len(found) == 1:
         return found[0]
+    if optional and not found and not asked:
+        return None
     problem = f"several {what} columns ({', '.join(found)})" if found else f"no column {asked or ', '.join(usual)}"
     raise ValueError(f"{source} has {problem}, it has {', '.join(cells)}; give the name of the {what} column")
 

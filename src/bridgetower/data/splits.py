@@ -3,10 +3,11 @@
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bridgetower.data.schema import CAPTIONS, Schema
+from bridgetower.data.schema import CAPTIONS, SCHEMAS, Schema
 from bridgetower.data.tables import ParquetRows
 
 if TYPE_CHECKING:
@@ -96,7 +97,28 @@ def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> Parque
             raise ValueError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {schema.name}"
             )
+        _check_entries(path, read_schema(path), schema)
     return ParquetRows(files)
+
+
+def _check_entries(path: Path, content: "pa.Schema", schema: Schema) -> None:
+    """Checks that the rows of a file are of a schema and not of another one with the same columns.
+
+    Raises:
+        ValueError: They have entries with other fields, or the columns of another schema besides.
+    """
+    kind = content.field(schema.entries).type.value_type
+    found = {kind.field(number).name for number in range(kind.num_fields)}
+    expected = {item.name for item in fields(schema.entry)} if is_dataclass(schema.entry) else set()
+    if found != expected:
+        shown = ", ".join(sorted(found)) or str(kind)
+        raise ValueError(
+            f"{path} has {schema.entries} of {shown}; a set of kind {schema.name} has "
+            f"{', '.join(sorted(expected)) or 'texts'}: prepare it again, or use another set"
+        )
+    wider = [each.name for each in SCHEMAS.values() if set(schema.columns) < set(each.columns) <= set(content.names)]
+    if wider:
+        raise ValueError(f"{path} is of a set of kind {wider[0]}; use a set of kind {schema.name}")
 
 
 def read_schema(path: Path) -> "pa.Schema":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bridgetower.data.answers import write_vocabulary
-from bridgetower.data.config import PairsConfig, PrepareConfig
+from bridgetower.data.config import OwnSetConfig, PrepareConfig
 from bridgetower.data.info import INFO_FILE, DatasetInfo, SplitInfo, read_info, write_info
 from bridgetower.data.manifest import Entry, Manifest, check_errors
 from bridgetower.data.records import Collection, ImageFile, Record, is_own_parquet, write_split
@@ -87,7 +87,7 @@ def write_manifest(
     source: Path,
     out: Path,
     info: DatasetInfo,
-    config: PrepareConfig | PairsConfig,
+    config: PrepareConfig | OwnSetConfig,
     *,
     progress: bool,
 ) -> DatasetInfo:

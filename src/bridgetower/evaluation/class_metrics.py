@@ -1,11 +1,12 @@
-"""Metrics of classes and numbers: SNLI-VE, NLVR2, CIFAR and GLUE; pure functions on whole arrays."""
+"""Metrics of classes and numbers; pure functions on whole arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 
 def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
@@ -73,3 +74,44 @@ def _check(predicted: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"predictions {list(predicted.shape)} for labels {list(labels.shape)}; expected one for each, at least one"
         )
+
+
+def classification_metrics(
+    probabilities: Float[Tensor, "n k"], labels: Bool[Tensor, "n k"], *, multi_label: bool
+) -> dict[str, float]:
+    """Returns `accuracy`, `macro_f1`, `auroc` and `average_precision`.
+
+    With several labels per row, a class is predicted above one half, and a row is right if all its classes are. Of two
+    exclusive classes, AUROC and average precision are those of the second one; else they are means over the classes,
+    each against the rest. Classes that no row or every row has have neither; where none is left, both are left out.
+    F1 is the mean over the classes that some row has or is predicted to have.
+
+    Args:
+        probabilities: Of every class.
+        labels: Whether the class holds.
+        multi_label: Whether several may hold at once.
+
+    Raises:
+        ValueError: There is no row.
+    """
+    from torchmetrics.functional import classification as functional
+
+    if not len(labels):
+        raise ValueError("no examples with labels; expected at least one")
+    num_classes = labels.shape[1]
+    predicted = probabilities > 0.5 if multi_label else one_hot(probabilities.argmax(dim=1), num_classes).bool()
+    seen = [number for number in range(num_classes) if (predicted | labels)[:, number].any()]
+    metrics = {
+        "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
+        "macro_f1": sum(f1(predicted[:, number].int(), labels[:, number].int()) for number in seen) / max(1, len(seen)),
+    }
+    classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
+    both = [number for number in classes if labels[:, number].any() and not labels[:, number].all()]
+    ranked: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "auroc": functional.binary_auroc,
+        "average_precision": functional.binary_average_precision,
+    }
+    for name, metric in ranked.items() if both else ():
+        values = [metric(probabilities[:, number], labels[:, number].int()).item() for number in both]
+        metrics[name] = sum(values) / len(values)
+    return metrics

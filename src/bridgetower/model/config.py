@@ -215,7 +215,9 @@ class HeadsConfig:
         vqa: Answers that the question answering head tells apart; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
         nlvr2: Head that judges a statement about two images; needs three token types.
-        hidden_scale: Width inside the last three, as a multiple of the pooled width.
+        classification: Classes of a data set of one's own, from image and text; 0: no head.
+        multi_label: Whether several of them may hold at once, each with a probability of its own.
+        hidden_scale: Width inside the classifiers above, as a multiple of the pooled width.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
         image: Classes of the head on the image tower alone (CIFAR); 0: no head.
         text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
@@ -231,6 +233,8 @@ class HeadsConfig:
     vqa: int = 0
     snli_ve: bool = False
     nlvr2: bool = False
+    classification: int = 0
+    multi_label: bool = False
     hidden_scale: float = 2.0
     nlvr2_dropout: float = 0.1
     image: int = 0
@@ -240,7 +244,7 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
-        classes = dict.fromkeys(("vqa", "image", "text"), (0, _CLASSES))
+        classes = dict.fromkeys(("vqa", "classification", "image", "text"), (0, _CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)

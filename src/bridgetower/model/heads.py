@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import HeadsConfig, ModelConfig
 
-ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "image", "text"]
+ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "classification", "image", "text"]
 
 
 class MlmHead(nn.Module):
@@ -238,6 +238,7 @@ HEADS: dict[str, HeadSpec] = {
         inputs="pooled_pair",
         published=_in_sequence("nlvr2_classifier"),
     ),
+    "classification": HeadSpec(build=lambda config: _classifier(config, config.heads.classification), inputs="pooled"),
     "image": HeadSpec(
         build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image), inputs="image_cls"
     ),

@@ -96,6 +96,16 @@ def classifier(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.softmax(dim=-1))
 
 
+def multi_label_classifier(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
+    """Returns a task with any number of right classes per example: mean binary cross-entropy, and the accuracy."""
+
+    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        right = ((logits > 0) == (labels > 0.5)).float().mean()
+        return F.binary_cross_entropy_with_logits(logits, labels.float()), {"label_accuracy": right.detach()}
+
+    return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.sigmoid())
+
+
 def regressor(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
     """Returns a task whose head has one output, a number: mean squared error."""
 

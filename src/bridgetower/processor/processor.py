@@ -151,6 +151,12 @@ class Processor:
         )
         return Resized(pixels=transforms.resize(opened, self.config), width=width, height=height)
 
+    def blank_image(self) -> Resized:
+        """Returns what stands where an image is missing: a picture of the mean colour, which becomes about 0."""
+        side = self.config.image_size
+        colour = torch.tensor([round(255 * mean) for mean in self.config.image_mean], dtype=torch.uint8)
+        return Resized(pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side)
+
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized pictures to (v/255 - mean) / std; `images` is this after `resize`.
 

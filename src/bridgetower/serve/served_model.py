@@ -13,7 +13,7 @@ from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.serve.inputs import Inputs
 
-Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason"]
+Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason", "classify"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,8 +183,8 @@ class Service:
 
     async def pairs(
         self,
-        kind: Literal["match", "answer", "entail", "reason", "fill_mask"],
-        images: Sequence[str],
+        kind: Literal["match", "answer", "entail", "reason", "classify", "fill_mask"],
+        images: Sequence[str | None],
         texts: Sequence[str],
         pairs: Sequence[tuple[int, int]],
         *,
@@ -197,8 +197,8 @@ class Service:
 
         Args:
             kind: What of them.
-            images: As requests hold them.
-            texts: Likewise.
+            images: As requests hold them; None in the place of an image is none.
+            texts: Likewise; an empty one is none.
             pairs: Numbers of picture and text.
             images_2: Second images of `reason`, one beside each of the first.
             params: Fields that pictures and texts come from.
@@ -212,7 +212,9 @@ class Service:
             ApiError: An input cannot be used.
         """
         model = self._model_of(kind)
-        pictures = await model.inputs.images(images, params[0])
+        decoded = iter(await model.inputs.images([image for image in images if image is not None], params[0]))
+        blank = model.predictor.processor.blank_image()
+        pictures = [blank if image is None else next(decoded) for image in images]
         others = await model.inputs.images(images_2, "images_2")
         words = await model.inputs.texts(texts, params[1], truncate=truncate)
         if kind == "fill_mask":
@@ -256,7 +258,7 @@ class Service:
             raise ApiError(413, message, param=param)
 
     def _model_of(self, kind: Kind) -> ServedModel:
-        return self.model_for(kind) if kind in ("answer", "entail", "reason") else self.main
+        return self.model_for(cast(Use, kind)) if kind in HEAD_OF else self.main
 
     def _compute(self, items: Sequence[QueueItem]) -> list[Outcome]:
         def predictor_of(item: QueueItem) -> Predictor:

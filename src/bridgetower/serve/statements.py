@@ -1,4 +1,4 @@
-"""Judgements of statements: `POST /v1/entail` about an image each, `/v1/reason` about two."""
+"""Classes of images and texts: `POST /v1/entail` about an image each, `/v1/reason` about two, `/v1/classify`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bridgetower.serve.schemas import (
     Listed,
     Pictures,
     Texts,
+    Top,
     Truncate,
     Usage,
     json_of,
@@ -52,11 +53,22 @@ class ReasonRequest(Body):
     truncate: Truncate = False
 
 
+class ClassifyRequest(Body):
+    """Images, texts, or images with texts."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": PICTURE, "texts": "a red square"}]})
+
+    images: Pictures | None = None
+    texts: Texts | None = None
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+    truncate: Truncate = False
+
+
 class Judgement(BaseModel):
     """A judgement that the model can give."""
 
     label: str
-    probability: float = Field(description="Over all judgements.")
+    probability: float = Field(description="Over all of them, or of each on its own where several may hold.")
 
 
 class Judged(BaseModel):
@@ -68,6 +80,17 @@ class Judged(BaseModel):
 
 class JudgedResponse(Listed[Judged]):
     """Judgements of every statement."""
+
+
+class Classified(BaseModel):
+    """The classes of an input, likeliest first."""
+
+    index: int
+    classes: list[Judgement]
+
+
+class ClassifiedResponse(Listed[Classified]):
+    """Classes of every input."""
 
 
 @router.post("/v1/entail", response_model=JudgedResponse, responses=COMPUTING)
@@ -83,6 +106,31 @@ async def reason(body: ReasonRequest, service: Served) -> Response:
         message = f"{len(body.images)} images and {len(body.images_2)} images_2; expected a second one for each first"
         raise ApiError(400, message, param="images_2")
     return await _judged("reason", body, service, body.images_2)
+
+
+@router.post("/v1/classify", response_model=ClassifiedResponse, responses=COMPUTING)
+async def classify(body: ClassifyRequest, service: Served) -> Response:
+    """Classify images, texts, or images with texts, with a model fine-tuned on a table of one's own."""
+    if body.images is None and body.texts is None:
+        raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
+    service.check_use("classify")
+    model = service.model_for("classify")
+    images: list[str | None] = [None] * len(body.texts or ()) if body.images is None else list(body.images)
+    texts = [""] * len(images) if body.texts is None else body.texts
+    if len(images) != len(texts):
+        raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
+    with service.admission(len(images), "texts" if body.images is None else "images", body.model, model):
+        outcomes, tokens = await service.pairs(
+            "classify",
+            *(images, texts, [(number, number) for number in range(len(images))]),
+            top=body.top or len(model.predictor.class_names("classification")),
+            truncate=body.truncate,
+        )
+    data = [
+        Classified(index=number, classes=[Judgement(**vars(choice)) for choice in choices])
+        for number, choices in enumerate(outcomes)
+    ]
+    return json_of(ClassifiedResponse(data=data, model=model.name, usage=Usage.of(tokens)))
 
 
 async def _judged(

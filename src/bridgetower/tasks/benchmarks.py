@@ -56,6 +56,7 @@ def evaluate(
         processor=predictor.processor,
         task=task,
         names=names,
+        heads=predictor.model.config.heads,
         use="test",
     )
     return spec.evaluate(

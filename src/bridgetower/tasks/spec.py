@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
 
@@ -39,6 +40,7 @@ class ExampleSource:
         processor: Makes pixels and tokens.
         task: Config of the task.
         names: Names of the classes of the task's head, in its order.
+        heads: Of the model.
         use: `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not.
     """
 
@@ -47,6 +49,7 @@ class ExampleSource:
     processor: Processor
     task: Any
     names: Sequence[str] = ()
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
     use: Use
 
     def pictures(self, schema: Schema) -> Pictures:

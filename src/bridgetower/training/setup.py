@@ -77,7 +77,15 @@ def build_task(
     validation = (config.data.validation_split,)
 
     def opened(data: DataConfig, splits: tuple[str, ...], use: Use) -> ExampleSource:
-        return ExampleSource(data=data, splits=splits, processor=processor, task=config.task, names=names, use=use)
+        return ExampleSource(
+            data=data,
+            splits=splits,
+            processor=processor,
+            task=config.task,
+            names=names,
+            heads=model.config.heads,
+            use=use,
+        )
 
     train = spec.examples(opened(config.data, config.data.train_splits, "train"))
     held_out = spec.examples(opened(config.data.as_evaluated(), validation, "validate"))

@@ -23,7 +23,7 @@ from bridgetower.training.towers import Towers, read_towers
 
 logger = logging.getLogger(__name__)
 
-_CLASSIFIERS = ("vqa", "snli_ve", "nlvr2")
+_CLASSIFIERS = ("vqa", "snli_ve", "nlvr2", "classification")
 
 
 def starting_checkpoint(

@@ -1,0 +1,324 @@
+"""A user's own table, from its rows to predictions: prepared, trained, measured; used in Python, by command, HTTP."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import asked
+import shapes
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.cli import main
+from bridgetower.data.classes import Classes, read_classes
+from bridgetower.data.config import TableConfig
+from bridgetower.data.inspection import inspect, write_samples
+from bridgetower.data.prepare import prepare_classification
+from bridgetower.data.schema import CLASSIFICATION
+from bridgetower.data.splits import read_split
+from bridgetower.evaluation.class_metrics import classification_metrics
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.benchmarks import evaluate
+from bridgetower.tasks.classification import ClassificationConfig
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.run import train
+from folders import same_weights
+
+COLOURS = asked.COLOURS[:4]
+
+
+def write_table(folder: Path, *, several: bool) -> Path:
+    """Plain images and texts of four colours; every third row has no image, every fifth no text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(40):
+        colour = COLOURS[number % 4]
+        Image.new("RGB", (24, 20), colour).save(folder / f"{number}.png")
+        row: dict[str, Any] = {
+            "id": f"r{number}",
+            "img": "" if number % 3 == 2 else f"{number}.png",
+            "text": "" if number % 5 == 4 and number % 3 != 2 else f"a {colour} thing",
+            "label": [colour, *(["warm"] if colour in ("red", "yellow") else [])] if several else colour,
+            "split": ("train", "train", "train", "dev", "test")[number // 8],
+        }
+        if number == 39:
+            row["label"] = None
+        lines.append(json.dumps(row))
+    table = folder / "things.jsonl"
+    table.write_text("\n".join(lines))
+    return table
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["single", "several"])
+def several(request: pytest.FixtureRequest) -> bool:
+    answer: bool = request.param
+    return answer
+
+
+@pytest.fixture(scope="module")
+def folder(several: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("things")
+    prepare_classification(write_table(root / "source", several=several), root / "set", progress=False)
+    return root / "set"
+
+
+@pytest.fixture(scope="module")
+def config(several: bool, folder: Path, tiny_checkpoint: Path) -> RunConfig:
+    heads = HeadsConfig(mlm=False, itm=False, classification=5 if several else 4, multi_label=several)
+    return shapes.run_config(
+        folder,
+        task=ClassificationConfig(),
+        select_by="accuracy",
+        evaluation=RetrievalConfig(),
+        model=replace(shapes.MODEL, heads=heads),
+        init=str(tiny_checkpoint),
+        max_steps=3,
+        micro_batch_size=4,
+        checkpoint_every=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    out = tmp_path_factory.mktemp("run") / "run"
+    return out, train(config, out, progress=False)
+
+
+@pytest.fixture(scope="module")
+def predictor(run: tuple[Path, dict[str, float]]) -> Predictor:
+    return load(run[0] / "last", device="cpu")
+
+
+class TestPrepare:
+    def test_rows(self, folder: Path, several: bool) -> None:
+        names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
+        assert read_classes(folder) == Classes(names=names, multi_label=several)
+        rows = read_split(folder, "train", schema=CLASSIFICATION)
+        found = {
+            entry["example_id"]: (row["image"], entry) for row in map(rows.row, range(24)) for entry in row["examples"]
+        }
+        assert found["r2"][0] is None
+        assert found["r1"][0] is not None
+        assert found["r2"][1] == {
+            "example_id": "r2",
+            "text": "a blue thing",
+            "labels": ["blue"],
+            "labelled": True,
+        }
+        assert found["r4"][1]["text"] == ""
+        assert found["r4"][1]["labels"] == (["red", "warm"] if several else ["red"])
+
+    def test_is_inspected(self, folder: Path, several: bool, tmp_path: Path) -> None:
+        report = inspect(folder).splits
+        assert {name: split.texts for name, split in report.items()} == {"train": 24, "validation": 8, "test": 8}
+        expected = dict.fromkeys(COLOURS, 2) | {"yellow": 1, "unknown": 1} | ({"warm": 3} if several else {})
+        assert report["test"].classes == expected
+        write_samples(folder, tmp_path / "page.html")
+        assert "a blue thing" in (tmp_path / "page.html").read_text()
+
+    def test_csv_with_a_separator_and_no_images(self, tmp_path: Path) -> None:
+        (tmp_path / "tags.csv").write_text("text,tags\n" + "".join(f"word {n},a;b\nother {n},\n" for n in range(6)))
+        prepare_classification(
+            tmp_path / "tags.csv", tmp_path / "set", TableConfig(label_separator=";"), progress=False
+        )
+        assert read_classes(tmp_path / "set") == Classes(names=("a", "b"), multi_label=True)
+        rows = read_split(tmp_path / "set", "train", schema=CLASSIFICATION)
+        assert {len(entry["labels"]) for entries in rows.stream("examples") for entry in entries} == {0, 2}
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("image,text,label\nnone.png,,a\n,x,b\n", r"things\.csv has 1 bad entry .*row 1: no file 'none\.png'"),
+            ("text,label\n ,a\nx,b\n", "1 bad entry .*row 1: neither image nor text"),
+            ("id,text,label\n1,x,a\n1,y,b\n", "row 2: id '1' comes twice"),
+            ("label\na\n", "has no column of images and none of texts; it has label: name one"),
+            ("text,kind\nx,a\n", "has no column label, .*; give the name of the label column"),
+            ("text,label\nx,a\ny,a\n", r"has 1 classes \(a\); expected at least two labels"),
+            ("text,label,split\nx,a,train\ny,b,park\n", "row 2: split is 'park'; expected one of train"),
+        ],
+    )
+    def test_bad_tables(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "things.csv").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            prepare_classification(tmp_path / "things.csv", tmp_path / "set", progress=False)
+
+    def test_numbers_and_one_or_several(self, tmp_path: Path) -> None:
+        rows = [{"text": f"t{n}", "label": n % 11} for n in range(22)]
+        (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        prepare_classification(tmp_path / "n.jsonl", tmp_path / "set", progress=False)
+        assert read_classes(tmp_path / "set").names == tuple(map(str, range(11)))
+        (tmp_path / "m.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": ["x", "y"]}')
+        with pytest.raises(ValueError, match="row 2 has a list of labels and row 1 a single one"):
+            prepare_classification(tmp_path / "m.jsonl", tmp_path / "other", progress=False)
+
+
+class TestTraining:
+    def test_names_travel_and_all_metrics_are_given(self, run: Any, several: bool) -> None:
+        out, metrics = run
+        assert metrics.keys() == set(ClassificationConfig.metrics)
+        names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
+        assert read_checkpoint(out / "last").labels == {"classification": names}
+
+    def test_is_continued_with_the_same_bits(
+        self, config: RunConfig, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import bridgetower.training.run as run_module
+
+        original = run_module.build_task
+
+        def build_task(*arguments: Any) -> Any:
+            setup, calls = original(*arguments), []
+
+            def fail(task: Any, inputs: Any) -> None:
+                calls.append(1)
+                if len(calls) == 4:
+                    raise KeyboardInterrupt
+
+            setup.task.register_forward_pre_hook(fail)
+            return setup
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "build_task", build_task)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path / "run", progress=False)
+        assert train(config, tmp_path / "run", resume=True, progress=False) == run[1]
+        assert same_weights(tmp_path / "run" / "last", run[0] / "last")
+
+    def test_refusals(self, config: RunConfig, several: bool, folder: Path, tmp_path: Path) -> None:
+        heads = replace(config.model.heads, multi_label=not several)
+        with pytest.raises(ValueError, match=rf"per row, but model\.heads\.multi_label is {not several}; set it to"):
+            train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
+        heads = replace(config.model.heads, classification=3)
+        with pytest.raises(ValueError, match=r"but model\.heads\.classification is 3; set it to"):
+            train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
+        data = replace(config.data, validation_split="test")
+        with pytest.raises(ValueError, match="example r39 of split test has no label"):
+            train(replace(config, data=data), tmp_path / "run", progress=False)
+
+    def test_labels_that_the_head_does_not_have(self, predictor: Predictor, several: bool, tmp_path: Path) -> None:
+        label = ["mauve", "red"] if several else "mauve"
+        rows = [{"text": "x", "label": label}, {"text": "y", "label": ["red"] if several else "red"}]
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        prepare_classification(
+            tmp_path / "t.jsonl", tmp_path / "set", TableConfig(test_fraction=0, validation_fraction=0), progress=False
+        )
+        with pytest.raises(ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"):
+            evaluate(predictor, "classification", [tmp_path / "set"], "train", RetrievalConfig())
+
+
+class TestUse:
+    def test_evaluation_gives_what_classify_gives(self, predictor: Predictor, folder: Path, several: bool) -> None:
+        outcome = evaluate(predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3))
+        assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
+        assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
+        rows = read_split(folder, "test", schema=CLASSIFICATION)
+        for number, row in enumerate(outcome.predictions):
+            content = rows.row(number)
+            image = None if content["image"] is None else content["image"]["bytes"]
+            (chosen,) = predictor.classify([image], [content["examples"][0]["text"]])
+            assert row["id"] == content["examples"][0]["example_id"]
+            assert row["probabilities"] == pytest.approx({one.label: one.probability for one in chosen}, abs=1e-5)
+            if several:
+                assert set(row["labels"]) == {one.label for one in chosen if one.probability > 0.5}
+            else:
+                assert row["labels"] == [chosen[0].label]
+                assert sum(one.probability for one in chosen) == pytest.approx(1)
+
+    def test_one_input_or_several(self, predictor: Predictor) -> None:
+        image = asked.png("red")
+        both, alone = predictor.classify(image, "a red thing"), predictor.classify(image)
+        assert [*map(vars, predictor.classify([image], ["a red thing"])[0])] == [*map(vars, both)]
+        assert [one.probability for one in both] != [one.probability for one in alone]
+        assert len(predictor.classify(texts="a red thing", top=2)) == 2
+        assert len(predictor.classify([image, None], ["", "a red thing"])) == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, "neither images nor texts given"),
+            ({"texts": "a", "top": 0}, "top is 0; expected at least 1"),
+            ({"images": [None], "texts": ["a", "b"]}, "1 images and 2 texts"),
+        ],
+    )
+    def test_refusals(self, predictor: Predictor, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            predictor.classify(**arguments)
+
+    def test_command(self, run: Any, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        out, _ = run
+        (tmp_path / "red.png").write_bytes(asked.png("red"))
+        main(
+            [
+                "classify",
+                str(out / "last"),
+                "--images",
+                str(tmp_path / "red.png"),
+                "--texts",
+                "a red thing",
+                "--top",
+                "2",
+            ]
+        )
+        row = json.loads(capsys.readouterr().out)
+        assert row.keys() == {"image", "text", "classes"}
+        assert len(row["classes"]) == 2
+        main(["evaluate", str(out / "last"), "classification", "--data", str(folder), "--out", str(tmp_path / "found")])
+        lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
+        assert len(lines) == json.loads(capsys.readouterr().out)["num_examples"] == 8
+
+    def test_served(self, predictor: Predictor) -> None:
+        from served import URIS, error_of, running
+
+        with running(predictor, name="things") as client:
+            answer = client.post("/v1/classify", json={"images": URIS[:2], "texts": ["a red thing", ""]}).json()
+            expected = predictor.classify([asked.png("red")], ["a red thing"])
+            assert len(answer["data"]) == 2
+            assert len(answer["data"][0]["classes"]) == len(expected[0])
+            texts = client.post("/v1/classify", json={"texts": "a red thing", "top": 1}).json()
+            (chosen,) = predictor.classify(texts="a red thing", top=1)
+            (found,) = texts["data"][0]["classes"]
+            assert (found["label"], found["probability"]) == (chosen.label, pytest.approx(chosen.probability, abs=1e-5))
+            assert "neither images nor texts" in error_of(client.post("/v1/classify", json={}), 400)["message"]
+            assert (
+                "1 images and 2 texts"
+                in error_of(client.post("/v1/classify", json={"images": URIS[:1], "texts": ["a", "b"]}), 400)["message"]
+            )
+
+
+class TestMetrics:
+    def test_by_hand(self) -> None:
+        probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
+        labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]]).bool()
+        found = classification_metrics(probabilities, labels, multi_label=False)
+        assert found["accuracy"] == 0.5
+        assert found["macro_f1"] == 0.5
+        assert found["auroc"] == pytest.approx(0.75)  # of four pairs of a right and a wrong row, three are in order
+        assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+
+    def test_several_labels(self) -> None:
+        probabilities = torch.tensor([[0.9, 0.6, 0.1], [0.2, 0.7, 0.2], [0.7, 0.1, 0.3]])
+        labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
+        found = classification_metrics(probabilities, labels, multi_label=True)
+        assert found["accuracy"] == pytest.approx(2 / 3)
+        assert found["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)  # of the classes that are there
+        assert found["auroc"] == found["average_precision"] == 1
+
+    def test_without_rows_and_without_both_values(self) -> None:
+        with pytest.raises(ValueError, match="no examples with labels"):
+            classification_metrics(torch.zeros(0, 2), torch.zeros(0, 2).bool(), multi_label=True)
+        found = classification_metrics(torch.rand(2, 2), torch.tensor([[1, 0], [1, 0]]).bool(), multi_label=False)
+        assert found.keys() == {"accuracy", "macro_f1"}
+
+
+def test_another_kind_of_set(config: RunConfig, tmp_path: Path) -> None:
+    statements, pairs = (asked.write_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
+    with pytest.raises(FileNotFoundError, match=r"no classes\.json in .*; give a set that `bridgetower prepare class"):
+        train(replace(config, data=replace(config.data, folders=(str(statements),))), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="is of a set of kind nlvr2; use a set of kind snli-ve"):
+        asked.examples(pairs, "snli-ve", read_checkpoint(config.init).processor)
