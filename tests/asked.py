@@ -1,6 +1,7 @@
 """Small prepared sets of questions and of statements about plain pictures, with every odd case of the originals."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bridgetower.tasks.table import TASKS
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 ANSWERS = ("yes", "no", "2", *COLOURS)
 NUM_PICTURES = {"train": 8, "validation": 5, "test": 3}
+NUM_CLASSES = 4
 KINDS = ("vqa", "snli-ve", "nlvr2")
 
 
@@ -72,6 +74,28 @@ def examples(
     )
     found: EntryExamples = spec.examples(source)
     return found
+
+
+def write_table(folder: Path, *, several: bool) -> Path:
+    """Plain images and texts of four colours; every third row has no image, every fifth no text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(40):
+        colour = COLOURS[number % NUM_CLASSES]
+        Image.new("RGB", (24, 20), colour).save(folder / f"{number}.png")
+        row: dict[str, Any] = {
+            "id": f"r{number}",
+            "img": "" if number % 3 == 2 else f"{number}.png",
+            "text": "" if number % 5 == 4 and number % 3 != 2 else f"a {colour} thing",
+            "label": [colour, *(["warm"] if colour in ("red", "yellow") else [])] if several else colour,
+            "split": ("train", "train", "train", "dev", "test")[number // 8],
+        }
+        if number == 39:
+            row["label"] = None
+        lines.append(json.dumps(row))
+    table = folder / "things.jsonl"
+    table.write_text("\n".join(lines))
+    return table
 
 
 def questioned(split: str, count: int) -> list[Record]:

@@ -201,7 +201,7 @@ class TestWithoutHeads:
 
 class TestTable:
     def test_every_head_of_the_config_is_in_it(self) -> None:
-        sizes = {"own", "itc_size", "mlm_layer_norm_eps", "hidden_scale", "nlvr2_dropout"}
+        sizes = {"own", "itc_size", "mlm_layer_norm_eps", "hidden_scale", "nlvr2_dropout", "multi_label"}
         assert HEADS.keys() == {item.name for item in fields(HeadsConfig)} - sizes
 
     @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.published])

@@ -16,7 +16,7 @@ def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
     content = client.get("/openapi.json").json()
     assert set(content["paths"]) == {
         *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
-        *("/v1/entail", "/v1/reason", "/v1/explain", "/v1/index", "/v1/pictures/{id}"),
+        *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/pictures/{id}"),
         *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics"),
     }
     responses = content["paths"]["/v1/match"]["post"]["responses"]
@@ -66,4 +66,4 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
 
         answered()
     assert routes["/v1/embeddings"] == 20
-    assert len(routes) == (16 if mode == "positive" else 9)
+    assert len(routes) == (17 if mode == "positive" else 10)

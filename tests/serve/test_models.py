@@ -72,7 +72,12 @@ def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> 
             if "requestBody" in operation:
                 reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
                 for example in schemas[reference.rpartition("/")[2]]["examples"]:
-                    if path not in ("/v1/answer", "/v1/entail", "/v1/reason"):  # the small model has no head for it
+                    if path not in (
+                        "/v1/answer",
+                        "/v1/entail",
+                        "/v1/reason",
+                        "/v1/classify",
+                    ):  # the small model has no head for it
                         post(path, **example)
                         tried += 1
     assert tried >= 8

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import asked
 import shapes
@@ -32,28 +31,6 @@ from folders import same_weights
 COLOURS = asked.COLOURS[:4]
 
 
-def write_table(folder: Path, *, several: bool) -> Path:
-    """Plain images and texts of four colours; every third row has no image, every fifth no text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number in range(40):
-        colour = COLOURS[number % 4]
-        Image.new("RGB", (24, 20), colour).save(folder / f"{number}.png")
-        row: dict[str, Any] = {
-            "id": f"r{number}",
-            "img": "" if number % 3 == 2 else f"{number}.png",
-            "text": "" if number % 5 == 4 and number % 3 != 2 else f"a {colour} thing",
-            "label": [colour, *(["warm"] if colour in ("red", "yellow") else [])] if several else colour,
-            "split": ("train", "train", "train", "dev", "test")[number // 8],
-        }
-        if number == 39:
-            row["label"] = None
-        lines.append(json.dumps(row))
-    table = folder / "things.jsonl"
-    table.write_text("\n".join(lines))
-    return table
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "several"])
 def several(request: pytest.FixtureRequest) -> bool:
     answer: bool = request.param
@@ -63,7 +40,7 @@ def several(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def folder(several: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("things")
-    prepare_classification(write_table(root / "source", several=several), root / "set", progress=False)
+    prepare_classification(asked.write_table(root / "source", several=several), root / "set", progress=False)
     return root / "set"
 
 

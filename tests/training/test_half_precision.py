@@ -17,6 +17,7 @@ import bridgetower.training.run as run_module
 import originals
 import shapes
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.prepare import prepare_classification
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import RunConfig
@@ -39,6 +40,7 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
         "labels",
     ),
     "snli-ve": ("snli_ve_head", F.cross_entropy, "labels"),
+    "classification": ("classification_head", F.cross_entropy, "labels"),
     "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),
     "cifar100": ("image_head", F.cross_entropy, "labels"),
     "glue-mnli": ("text_head", F.cross_entropy, "labels"),
@@ -63,7 +65,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dic
     folder = tmp_path_factory.mktemp("sets")
     for name, write in (("cifar-10", originals.write_cifar10), ("cifar-100", originals.write_cifar100)):
         write(folder / name)
+    table = asked.write_table(folder / "things", several=False)
+    prepare_classification(table, folder / "classification", progress=False)
     return {
+        "classification": folder / "classification",
         **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},
         **dict.fromkeys(("pretraining", "ranking"), tiny_dataset),
         **{name: folder / name for name in ("cifar-10", "cifar-100")},
@@ -80,6 +85,8 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
         task, heads = recipe.task, replace(recipe.model.heads, itc_size=8)
         if heads.vqa:
             heads = replace(heads, vqa=len(asked.ANSWERS))
+        if heads.classification:
+            heads = replace(heads, classification=asked.NUM_CLASSES)
         fusion = replace(shapes.MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
         folder = folders[f"cifar-{task.num_classes}" if isinstance(task, CifarConfig) else task.kind]
         config = replace(
