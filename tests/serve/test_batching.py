@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridgetower.serve.batching import Batcher, QueueFullError
+from bridgetower.serve.queues import Batcher, QueueFullError
 
 
 class Doubling:

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, field_validator
 
-from bridgetower.serve.bodies import OUTSIDE, STRINGS, TEXT, JsonRoute, check_effort, parse
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, JsonRoute, check_effort, parse
 from served import error_of
 
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)

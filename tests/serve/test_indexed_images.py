@@ -226,17 +226,17 @@ def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
 
 def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """While images are decoded, the server answers others."""
-    from bridgetower.serve import pictures
+    from bridgetower.serve import search
 
     gate, at_work = threading.Event(), threading.Semaphore(0)
-    original = pictures.open_reduced
+    original = search.open_reduced
 
     def slow(*arguments: Any, **options: Any) -> Any:
         at_work.release()
         gate.wait(20)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(pictures, "open_reduced", slow)
+    monkeypatch.setattr(search, "open_reduced", slow)
     with started(predictor, searcher) as found:
         digest = found.client.get("/v1/index").json()["examples"][0]["id"]
         statuses: list[int] = []
@@ -254,10 +254,10 @@ def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, mon
 def test_what_takes_too_long_is_given_up(
     predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bridgetower.serve import pictures
+    from bridgetower.serve import search
 
     gate = threading.Event()
-    monkeypatch.setattr(pictures, "open_reduced", lambda *_, **options: gate.wait(60))
+    monkeypatch.setattr(search, "open_reduced", lambda *_, **options: gate.wait(60))
     digest = searcher.index.examples(1)[0].digest
     with started(predictor, searcher, timeout=0.5) as found:
         response = found.client.get(f"/v1/pictures/{digest}?size=64")

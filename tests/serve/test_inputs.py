@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_picture
+from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_image
 from served import PNGS, TEXTS, URIS, png, uri
 
 
@@ -89,9 +89,9 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -
 
 
 def test_what_counts_as_a_picture() -> None:
-    assert is_picture(URIS[0])
-    assert is_picture("data:image/svg+xml;base64,")
-    assert not any(map(is_picture, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))
+    assert is_image(URIS[0])
+    assert is_image("data:image/svg+xml;base64,")
+    assert not any(map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))
 
 
 def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs) -> None:

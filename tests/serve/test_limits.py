@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bridgetower.predictor import Predictor
-from bridgetower.serve.limits import Limits
+from bridgetower.serve.middleware import RequestLimitsMiddleware
 from served import PATIENCE, TEXTS, Running, error_of, held_up, started, until
 
 PATH = "/v1/embeddings"
@@ -89,7 +89,7 @@ class TestSize:
         async def receive_nothing() -> Message:
             return await asyncio.Event().wait() or {}
 
-        async def ask(limits: Limits, receive: Receive) -> int:
+        async def ask(limits: RequestLimitsMiddleware, receive: Receive) -> int:
             statuses: list[int] = []
 
             async def send(message: Message) -> None:
@@ -106,7 +106,7 @@ class TestSize:
             await Response()(scope, receive, send)
 
         async def run() -> None:
-            limits = Limits(app, max_body=10, timeout=60, requests=3)
+            limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=3)
             stalled = [asyncio.create_task(ask(limits, receive_nothing)) for _ in range(3)]
             await asyncio.sleep(0)
             for number in range(2):
@@ -211,7 +211,7 @@ def test_requests_in_progress_have_a_limit() -> None:
             assert await ask("POST", "/fails") == 500
         assert await ask("POST", "/more") == 200
 
-    limits, gate = Limits(app, max_body=10, timeout=60, requests=2), asyncio.Event()
+    limits, gate = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=2), asyncio.Event()
     asyncio.run(run())
     assert answered == ["/health", "/waits", "/waits", "/more"]
 
@@ -227,7 +227,7 @@ def test_get_has_to_be_answered_in_time_too() -> None:
         sent.append(message)
 
     sent: list[Message] = []
-    limits = Limits(app, max_body=10, timeout=0.01)
+    limits = RequestLimitsMiddleware(app, max_body=10, timeout=0.01)
     asyncio.run(limits({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
     assert sent[0]["status"] == 503
 

@@ -16,7 +16,7 @@ import pytest
 from bridgetower.predictor import Predictor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Inputs
-from bridgetower.serve.remote import AT_ONCE, RemotePictures, is_public
+from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
 from served import PNGS, URIS, error_of, running
 
 
@@ -67,14 +67,14 @@ def place() -> Iterator[str]:
 
 
 @pytest.fixture
-def remote(place: str) -> RemotePictures:
+def remote(place: str) -> RemoteImages:
     """What may connect to this machine, as tests must."""
     port = place.rpartition(":")[2]
     hosts = [place, f"localhost:{port}"]
-    return RemotePictures(hosts, max_bytes=200_000, timeout=1.0, may_connect=lambda address: address.is_loopback)
+    return RemoteImages(hosts, max_bytes=200_000, timeout=1.0, may_connect=lambda address: address.is_loopback)
 
 
-def test_a_picture(remote: RemotePictures, place: str) -> None:
+def test_a_picture(remote: RemoteImages, place: str) -> None:
     for url in (f"http://{place}/a.png?size=1", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}/a.png?size=1#part"):
         assert remote.fetch(url) == PNGS[0]
 
@@ -93,7 +93,7 @@ def test_a_picture(remote: RemotePictures, place: str) -> None:
         ("/garbage", "does not answer in HTTP"),
     ],
 )
-def test_what_a_host_may_do_instead(remote: RemotePictures, place: str, path: str, words: str) -> None:
+def test_what_a_host_may_do_instead(remote: RemoteImages, place: str, path: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         remote.fetch(f"http://{place}{path}")
 
@@ -114,19 +114,19 @@ def test_what_a_host_may_do_instead(remote: RemotePictures, place: str, path: st
         "http://{place}/ä.png",
     ],
 )
-def test_other_hosts_and_odd_urls(remote: RemotePictures, place: str, url: str) -> None:
+def test_other_hosts_and_odd_urls(remote: RemoteImages, place: str, url: str) -> None:
     with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
         remote.fetch(url.format(place=place))
 
 
 def test_a_name_that_leads_to_this_machine(place: str) -> None:
-    remote = RemotePictures([place], max_bytes=200_000, timeout=1.0)
+    remote = RemoteImages([place], max_bytes=200_000, timeout=1.0)
     with pytest.raises(ValueError, match="at an address that is not public"):
         remote.fetch(f"http://{place}/a.png?size=1")
 
 
 def test_a_name_that_leads_nowhere() -> None:
-    remote = RemotePictures(["nowhere.invalid"], max_bytes=9, timeout=1.0)
+    remote = RemoteImages(["nowhere.invalid"], max_bytes=9, timeout=1.0)
     with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
         remote.fetch("https://nowhere.invalid/a.png")
 
@@ -151,7 +151,7 @@ class Hanging:
 
 def test_a_look_up_that_hangs_is_left_alone() -> None:
     hanging = Hanging()
-    remote = RemotePictures(["example.org"], max_bytes=9, timeout=0.2, look_up=hanging)
+    remote = RemoteImages(["example.org"], max_bytes=9, timeout=0.2, look_up=hanging)
     for _ in range(AT_ONCE + 2):
         with pytest.raises(ValueError, match=r"did not arrive within 0\.2 s"):
             remote.fetch("http://example.org/a.png")
@@ -159,14 +159,14 @@ def test_a_look_up_that_hangs_is_left_alone() -> None:
         time.sleep(0.01)
     assert hanging.most == AT_ONCE
     hanging.go.set()
-    patient = RemotePictures(["example.org"], max_bytes=9, timeout=60, look_up=hanging)
+    patient = RemoteImages(["example.org"], max_bytes=9, timeout=60, look_up=hanging)
     with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
         patient.fetch("http://example.org/a.png")
 
 
 def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
     hanging = Hanging()
-    remote = RemotePictures(["example.org"], max_bytes=9, timeout=600, look_up=hanging)
+    remote = RemoteImages(["example.org"], max_bytes=9, timeout=600, look_up=hanging)
     inputs = Inputs(predictor.processor, max_pixels=10_000, remote=remote)
 
     async def both() -> list[object]:
@@ -206,8 +206,8 @@ def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     port, certificate = encrypted
     hosts = [f"localhost:{port}", f"127.0.0.1:{port}"]
 
-    def remote() -> RemotePictures:
-        return RemotePictures(hosts, max_bytes=200_000, timeout=5.0, may_connect=lambda address: address.is_loopback)
+    def remote() -> RemoteImages:
+        return RemoteImages(hosts, max_bytes=200_000, timeout=5.0, may_connect=lambda address: address.is_loopback)
 
     with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
         remote().fetch(f"https://localhost:{port}/a.png?size=1")

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import MAX_CHARACTERS, is_picture
-from bridgetower.serve.schemas import PICTURE, Texts, num_pairs, paired
+from bridgetower.serve.inputs import MAX_CHARACTERS, is_image
+from bridgetower.serve.schemas import IMAGE, Texts, num_pairs, paired
 
 
 def test_one_text_or_several() -> None:
@@ -58,4 +58,4 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Cl
 
 
 def test_the_picture_of_the_examples_is_one() -> None:
-    assert is_picture(PICTURE)
+    assert is_image(IMAGE)

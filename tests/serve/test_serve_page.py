@@ -8,7 +8,7 @@ import pytest
 
 from bridgetower.predictor import Predictor
 from bridgetower.search.searcher import Searcher
-from bridgetower.serve import page
+from bridgetower.serve import app
 from served import error_of, started
 
 PLACES = {
@@ -46,7 +46,7 @@ def test_files_and_what_a_browser_is_told(client: httpx.Client, path: str, kind:
 
 
 def test_every_file_is_served_and_no_other(client: httpx.Client) -> None:
-    assert page.FILES.keys() == PLACES.keys()
+    assert app.PAGE.keys() == PLACES.keys()
     for path in (
         "/index.html",
         "/static/page.js",

@@ -92,7 +92,7 @@ def test_pairs_are_the_direct_calls(predictor: Predictor) -> None:
             [float(expected[1, 2]), float(expected[0, 0]), float(expected[1, 0])], abs=1e-5
         )
         ids = predictor.processor.token_ids(TEXTS)
-        assert tokens == service.tokens(images, list(map(tuple, ids))) == 2 * 5 + sum(map(len, ids))
+        assert tokens == service.main.tokens(images, list(map(tuple, ids))) == 2 * 5 + sum(map(len, ids))
 
     asyncio.run(test())
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from bridgetower.serve.turns import Turns
+from bridgetower.serve.queues import Turns
 
 
 def test_every_request_has_its_turn() -> None:
@@ -89,7 +89,7 @@ def test_closed_ones_take_no_more() -> None:
 def test_the_process_ends_beside_work_that_does_not() -> None:
     script = """
 import asyncio, threading
-from bridgetower.serve.turns import Turns
+from bridgetower.serve.queues import Turns
 
 async def main():
     turns, begun = Turns(1, "test"), threading.Event()

@@ -1,22 +1,43 @@
-"""The web application: routes and what every request passes on its way to them."""
+"""The web application: its parts, the routes that tell about the server, and the page for people."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from importlib.resources import files
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
 
 import bridgetower
-from bridgetower.serve import embeddings, explain, models, page, pairs, rerank, statements
-from bridgetower.serve.access import OPEN, Access
+from bridgetower.serve import embeddings, pairs
 from bridgetower.serve.errors import ApiError, add_handlers
-from bridgetower.serve.limits import Limits
-from bridgetower.serve.metrics import Counting
-from bridgetower.serve.service import Service
+from bridgetower.serve.middleware import OPEN, AuthMiddleware, MetricsMiddleware, RequestLimitsMiddleware
+from bridgetower.serve.schemas import errors, json_of
+from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
-_MIB = 2**20
+router = APIRouter(tags=["server"])
+
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+"""What is at each path of the page for people; the files ask the routes as every program does."""
+
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def build_app(service: Service) -> FastAPI:
@@ -36,35 +57,43 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for routes in (embeddings, rerank, pairs, statements, explain, models):
-        app.include_router(routes.router)
-    for router in _search(service):
-        app.include_router(router)
+    for routes in (embeddings.router, pairs.router, _search(service), router):
+        app.include_router(routes)
     if service.config.page:
-        app.include_router(page.routes())
+        app.include_router(_page())
     add_handlers(app)
     config = service.config
-    app.add_middleware(Limits, max_body=config.max_body * _MIB, timeout=config.timeout)
-    app.add_middleware(Access, api_key=config.api_key, host=config.host)
-    app.add_middleware(Counting, metrics=service.metrics)
+    app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
+    app.add_middleware(AuthMiddleware, api_key=config.api_key, host=config.host, page=PAGE.keys())
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     _describe_errors(app, with_key=config.api_key is not None)
     return app
 
 
-def _search(service: Service) -> list[APIRouter]:
+def _search(service: Service) -> APIRouter:
     """Returns the routes of what is found in an index, or some that say that there is none."""
     if service.searcher is not None:
-        from bridgetower.serve import pictures, search  # take a second, and another extra
+        from bridgetower.serve import search  # takes a second, and another extra
 
-        return [search.router, pictures.router]
-    router = APIRouter(include_in_schema=False)
+        return search.router
+    routes = APIRouter(include_in_schema=False)
 
     async def no_index() -> None:
         raise ApiError(404, "this server has no index; start it with --index", code="no_index")
 
     for method, path in (("POST", "/v1/search"), ("GET", "/v1/index"), ("GET", "/v1/pictures/{id}")):
-        router.add_api_route(path, no_index, methods=[method])
-    return [router]
+        routes.add_api_route(path, no_index, methods=[method])
+    return routes
+
+
+def _page() -> APIRouter:
+    """Returns the routes of the page."""
+    routes = APIRouter(include_in_schema=False)
+    for path, (name, kind) in PAGE.items():
+        content = files("bridgetower.serve").joinpath("static", name).read_bytes()
+        file = Response(content, media_type=kind, headers=_PAGE_HEADERS)
+        routes.add_api_route(path, lambda file=file: file, response_class=Response)
+    return routes
 
 
 def _describe_errors(app: FastAPI, *, with_key: bool) -> None:
@@ -89,3 +118,83 @@ def _describe_errors(app: FastAPI, *, with_key: bool) -> None:
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+class Model(BaseModel):
+    """A model, with more about it than OpenAI's API tells."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When the server started, in seconds since 1970.")
+    owned_by: Literal["bridgetower"] = "bridgetower"
+    fingerprint: str = Field(description="Names what the vectors depend on.")
+    image_size: int = Field(description="Side that pictures are brought to, in pixels.")
+    max_tokens: int = Field(description="Longest text.")
+    mask_token: str = Field(description="Stands in a text where a word is missing.")
+    uses: list[Use] = Field(description="What it is asked for.")
+
+
+class Models(BaseModel):
+    """The model, and perhaps a second one that answers questions."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/v1/models", response_model=Models, responses=errors(401))
+async def models(service: Served) -> Response:
+    """List what is served: one model, or two if questions have one of their own."""
+    return json_of(Models(data=[_described(service, model) for model in service.models]))
+
+
+@router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
+async def model(name: str, service: Served) -> Response:
+    """Describe a model."""
+    for served in service.models:
+        if served.name == name:
+            return json_of(_described(service, served))
+    has = " and ".join(repr(served.name) for served in service.models)
+    raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", response_model=Status)
+async def health() -> Response:
+    """Whether the process answers."""
+    return json_of(Status())
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", response_model=Status, responses=errors(503))
+async def ready(service: Served) -> Response:
+    """Whether it answers for the model: not before its first computation, and not while it shuts down."""
+    if not service.ready:
+        raise ApiError(
+            503, "the model is not ready; try again in a second", code="not_ready", headers={"Retry-After": "1"}
+        )
+    return json_of(Status())
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
+async def metrics(service: Served) -> Response:
+    """Return metrics for Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _described(service: Service, model: ServedModel) -> Model:
+    config = model.predictor.processor.config
+    return Model(
+        id=model.name,
+        created=service.started,
+        fingerprint=model.predictor.fingerprint,
+        image_size=config.image_size,
+        max_tokens=config.max_length,
+        mask_token=model.predictor.processor.mask_token,
+        uses=service.uses(model),
+    )

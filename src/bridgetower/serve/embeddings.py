@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: OpenAI's protocol, with pictures and with picture and text together."""
+"""`POST /v1/embeddings` in OpenAI's protocol, and `/v1/rerank` in that of Jina and Cohere; both take images too."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from bridgetower.inference import Item
-from bridgetower.serve.bodies import JsonRoute
+from bridgetower.inference import Tokens
+from bridgetower.processor import Resized
 from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import is_image
 from bridgetower.serve.schemas import (
     COMPUTING,
-    PICTURE,
+    IMAGE,
     Body,
+    JsonRoute,
     Listed,
     Modality,
     Strings,
     Text,
-    Truncate,
     Usage,
     json_of,
+    paired,
 )
-from bridgetower.serve.service import Served
+from bridgetower.serve.service import Served, Service, embedding_items
 
-router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
+router = APIRouter(route_class=JsonRoute)
 
 
 class TextPart(BaseModel):
@@ -86,13 +89,13 @@ class EmbeddingsRequest(Body):
         json_schema_extra={
             "examples": [
                 {"input": ["two dogs in the snow", "a red square"]},
-                {"input": PICTURE, "modality": "image"},
+                {"input": IMAGE, "modality": "image"},
                 {
                     "messages": [
                         {
                             "role": "user",
                             "content": [
-                                {"type": "image_url", "image_url": {"url": PICTURE}},
+                                {"type": "image_url", "image_url": {"url": IMAGE}},
                                 {"type": "text", "text": "a red square"},
                             ],
                         }
@@ -108,7 +111,6 @@ class EmbeddingsRequest(Body):
     modality: Modality = Field("text", description="What `input` holds.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: None = Field(None, description="Not possible: the vectors mean something only as a whole.")
-    truncate: Truncate = False
 
     @field_validator("input", mode="before")
     @classmethod
@@ -155,7 +157,7 @@ class EmbeddingsResponse(Listed[Embedding]):
     """A vector of length one for every input, in their order."""
 
 
-@router.post("/v1/embeddings", response_model=EmbeddingsResponse, responses=COMPUTING)
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse, responses=COMPUTING, tags=["embeddings"])
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     """Turn texts, pictures, or a picture and a text together into vectors.
 
@@ -163,23 +165,18 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     vector of another.
     """
     param = "messages" if body.messages else "input"
-    pictures, words = body.sources
-    joint = bool(pictures and words)
-    with service.admission(1 if joint else len(pictures) + len(words), param, body.model):
-        if not joint:
-            service.check_use("embeddings")
-        images = await service.inputs.images(pictures, param)
+    uris, words = body.sources
+    joint = bool(uris and words)
+    count = 1 if joint else len(uris) + len(words)
+    with service.admission(count, param, body.model, None if joint else "embeddings"):
+        images = await service.inputs.images(uris, param)
         texts = await service.inputs.texts(words, param, truncate=body.truncate) if words else []
-        if joint:
-            items = [Item(image=images[0].pixels, ids=texts[0])]
-        else:
-            items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
-        vectors = await service.batcher.submit(items)
+        vectors = await service.batcher.submit(embedding_items(images, texts, joint=joint))
     data = [
         Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
         for number, vector in enumerate(vectors)
     ]
-    usage = Usage.of(service.tokens(images, texts))
+    usage = Usage.of(service.main.tokens(images, texts))
     return json_of(EmbeddingsResponse(data=data, model=service.name, usage=usage))
 
 
@@ -187,3 +184,132 @@ def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float
     if encoding == "float":
         return list(vector.tolist())
     return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+
+
+class Document(BaseModel):
+    """A text or a picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text | None = None
+    image: str | None = Field(None, description="Data URI.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("expected either text or image")
+        return self
+
+    @property
+    def modality(self) -> Modality:
+        """What it is."""
+        return "text" if self.image is None else "image"
+
+    @property
+    def content(self) -> str:
+        """The text, or the data URI."""
+        return self.text or self.image or ""
+
+
+def _document(given: Any) -> Any:
+    if isinstance(given, str):
+        return {"image" if is_image(given) else "text": given}
+    return given
+
+
+TextOrImage = Annotated[Document, BeforeValidator(_document, json_schema_input_type=str | Document)]
+"""A text, the data URI of a picture, or either by name."""
+
+
+class RerankRequest(Body):
+    """A query and documents, which are all texts or all pictures."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "a red square", "documents": [{"image": IMAGE}]},
+                {"query": "a red square", "documents": ["two dogs in the snow", "a square in red"], "top_n": 1},
+            ]
+        }
+    )
+
+    query: TextOrImage
+    documents: Annotated[list[TextOrImage], Len(1, MOST_ITEMS)]
+    top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
+    return_documents: bool = Field(False, description="Repeat the documents in the results.")
+
+    @property
+    def contents(self) -> dict[str, list[str]]:
+        """Texts or data URIs, by field: the query and the documents."""
+        return {"query": [self.query.content], "documents": [document.content for document in self.documents]}
+
+
+class Result(BaseModel):
+    """A document."""
+
+    index: int = Field(description="Its number in the request.")
+    relevance_score: float
+    document: Document | None = None
+
+
+class RerankResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    scored_by: Literal["matching", "cosine"] = Field(
+        description="The probability that text and picture match, or the cosine of two texts or of two pictures."
+    )
+    results: list[Result]
+    usage: Usage
+
+
+@router.post("/v1/rerank", response_model=RerankResponse, responses=COMPUTING, tags=["rerank"])
+async def rerank(body: RerankRequest, service: Served) -> Response:
+    """Sort documents by their relevance to a query.
+
+    A text is matched with pictures, and a picture with texts, by the whole model. Texts are compared with a text, and
+    pictures with a picture, by the cosine of their vectors.
+    """
+    modalities = {document.modality for document in body.documents}
+    if len(modalities) > 1:
+        message = "documents are texts and pictures, whose scores cannot be compared; send two requests"
+        raise ApiError(400, message, param="documents")
+    same = body.query.modality in modalities
+    count = len(body.documents) + same
+    with service.admission(count, "documents", body.model, "embeddings" if same else "match"):
+        scores, tokens = await (_cosines if same else _matches)(body, service)
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
+    results = [
+        Result(
+            index=number,
+            relevance_score=scores[number],
+            document=body.documents[number] if body.return_documents else None,
+        )
+        for number in order
+    ]
+    content = RerankResponse(
+        model=service.name,
+        scored_by="cosine" if same else "matching",
+        results=results,
+        usage=Usage.of(tokens),
+    )
+    return json_of(content)
+
+
+async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], int]:
+    params = ("documents", "query") if body.query.modality == "text" else ("query", "documents")
+    images, texts = (body.contents[param] for param in params)
+    pairs = paired(images, texts, all_pairs=True)
+    return await service.pairs("match", images, texts, pairs, params=params, truncate=body.truncate)
+
+
+async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], int]:
+    images: list[Resized] = []
+    texts: list[Tokens] = []
+    for param, contents in body.contents.items():
+        if body.query.modality == "text":
+            texts += await service.inputs.texts(contents, param, truncate=body.truncate)
+        else:
+            images += await service.inputs.images(contents, param)
+    first, *vectors = await service.batcher.submit(embedding_items(images, texts, joint=False))
+    return [float(first @ vector) for vector in vectors], service.main.tokens(images, texts)

@@ -11,8 +11,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from bridgetower.serve.batching import QueueFullError
 from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.serve.queues import QueueFullError
 
 logger = logging.getLogger(__name__)
 

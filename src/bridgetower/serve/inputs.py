@@ -16,8 +16,8 @@ from bridgetower.distributed import available_cores
 from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.remote import RemotePictures
-from bridgetower.serve.turns import Turn, Turns
+from bridgetower.serve.queues import Turn, Turns
+from bridgetower.serve.remote import RemoteImages
 
 MAX_CHARACTERS = 20_000
 """Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 class Inputs:
     """Prepares pictures and texts in threads of its own, so that the event loop stays free."""
 
-    def __init__(self, processor: Processor, *, max_pixels: int, remote: RemotePictures | None = None) -> None:
+    def __init__(self, processor: Processor, *, max_pixels: int, remote: RemoteImages | None = None) -> None:
         """Starts no thread yet.
 
         Args:
@@ -165,6 +165,6 @@ def _decoded(source: str, begin: int) -> bytes:
     return bytes(content)
 
 
-def is_picture(source: str) -> bool:
+def is_image(source: str) -> bool:
     """Whether a string is the data URI of a picture, damaged or not, and not a text."""
     return _DATA_URI.match(source) is not None

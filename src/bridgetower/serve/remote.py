@@ -17,7 +17,7 @@ from threading import BoundedSemaphore, Thread
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from bridgetower.serve.turns import Turns
+from bridgetower.serve.queues import Turns
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -41,7 +41,7 @@ _SPECIAL = [
 """Networks for special purposes, as IANA's registries have them; those that Python knows differ by its release."""
 
 
-class RemotePictures:
+class RemoteImages:
     """Fetches pictures by URL.
 
     The host of a URL must be one of those allowed, and all its addresses public ones: a name that someone points to

@@ -1,28 +1,56 @@
-"""`POST /v1/search`: pictures of the index, in two stages as `bridgetower search` finds them."""
+"""The index: `POST /v1/search` in two stages as `bridgetower search`, `GET /v1/index`, and its images."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import torch
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as InPath
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
-from bridgetower.processor import Resized
+from bridgetower.processor import Resized, media_type, open_reduced
+from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean_vector, two_stages
-from bridgetower.search.table import Hit
-from bridgetower.serve.bodies import JsonRoute
-from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
+from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.schemas import COMPUTING, Body, Listed, Text, Top, Truncate, Usage, json_of
-from bridgetower.serve.service import MIB, Served, Service
+from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Text, Top, Usage, errors, json_of
+from bridgetower.serve.service import MIB, Served, Service, embedding_items
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
+
+MAX_SIDE = 1600
+"""Pixels of the longer side that an image is made small to, at most."""
+
+_EXAMPLES = 12
+_QUALITY = 88  # of a JPEG
+_WHITE = (255, 255, 255)  # under transparent pixels
+_HEADERS = {
+    "Cache-Control": "private, max-age=86400",  # an id names one content for ever
+    "Content-Disposition": "inline",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Vary": "Authorization",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Id = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="As a hit of `/v1/search` has it.")]
+Size = Annotated[
+    int | None,
+    Query(
+        ge=16,
+        le=MAX_SIDE,
+        description="Longer side of the JPEG that is made of it, in pixels; none: the file itself.",
+    ),
+]
 
 
 class SearchRequest(Body):
@@ -48,7 +76,6 @@ class SearchRequest(Body):
     )
     against: Against = Field("images", description="What the query is compared with.")
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
-    truncate: Truncate = False
 
     @field_validator("where")
     @classmethod
@@ -56,50 +83,31 @@ class SearchRequest(Body):
         return None if given is None else parsed_condition(given)
 
 
-class Picture(BaseModel):
-    """A picture that was found."""
+class IndexedImage(BaseModel):
+    """An image of the index."""
 
-    rank: int
     id: str = Field(description="For `/v1/pictures/{id}`: SHA-256 of the file when it was indexed.")
     path: str = Field(description="As the index has it.")
-    cosine: float = Field(description="Of the query's vector and the picture's.")
-    probability: float | None = Field(None, description="That text and picture match; only of what was matched.")
     width: int
     height: int
     captions: list[str]
 
 
-class SearchResponse(Listed[Picture]):
+class FoundImage(IndexedImage):
+    """An image that was found."""
+
+    rank: int
+    cosine: float = Field(description="Of the query's vector and the image's.")
+    probability: float | None = Field(None, description="That text and image match; only of what was matched.")
+
+
+class SearchResponse(Listed[FoundImage]):
     """Pictures, the likeliest match first, then the nearest."""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find pictures of the index by a text, by a picture, or by both."""
-    hits, tokens = await found(body, service)
-    data = [
-        Picture(
-            rank=rank,
-            id=hit.digest,
-            path=hit.path,
-            cosine=hit.cosine,
-            probability=hit.probability,
-            width=hit.width,
-            height=hit.height,
-            captions=list(hit.captions),
-        )
-        for rank, hit in enumerate(hits, start=1)
-    ]
-    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
-
-
-async def found(body: SearchRequest, service: Service) -> tuple[list[Hit], int]:
-    """Returns what a search finds, and the tokens that were read for it.
-
-    Raises:
-        ApiError: The request cannot be met.
-        QueueFullError: There is no room.
-    """
     searcher = service.searcher
     assert searcher is not None, "searches are there only with an index"
     try:
@@ -110,17 +118,16 @@ async def found(body: SearchRequest, service: Service) -> tuple[list[Hit], int]:
     if body.rerank is None:
         rerank = max(0, min(rerank, service.config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model):
-        return await _found(body, service, searcher, rerank)
+        hits, tokens = await _found(body, service, searcher, rerank)
+    data = [FoundImage(rank=rank, id=hit.digest, **vars(hit)) for rank, hit in enumerate(hits, start=1)]
+    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
 
 
 async def _found(body: SearchRequest, service: Service, searcher: Searcher, rerank: int) -> tuple[list[Hit], int]:
     """Does what `Searcher.search` does, but computes in the batches of all requests."""
     images = [] if body.image is None else await service.inputs.images([body.image], "image")
     texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
-    if body.against == "pairs":
-        items = [Item(image=images[0].pixels, ids=texts[0])]
-    else:
-        items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+    items = embedding_items(images, texts, joint=body.against == "pairs")
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
         nearest = await asyncio.to_thread(
@@ -135,7 +142,7 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         raise ApiError(400, str(error), param="where") from error
     matched, probabilities = await _matched(service, searcher, nearest[:rerank], texts)
     ranked = two_stages([one for one, _ in matched], probabilities, nearest[rerank:])[: body.top]
-    tokens = service.tokens([*images, *(image for _, image in matched)], texts)
+    tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
     return ranked, tokens
 
 
@@ -154,5 +161,77 @@ async def _matched(
         message = "none of the pictures that were found can be opened where the index has them; send rerank 0"
         raise ApiError(404, message, code="no_pictures") from error
     items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-    probabilities: list[Any] = await service.batcher.submit(items)
+    probabilities: list[float] = await service.batcher.submit(items)
     return opened, probabilities
+
+
+class IndexResponse(BaseModel):
+    """What can be searched."""
+
+    images: int = Field(description="How many there are.")
+    examples: list[IndexedImage] = Field(description="Some of them, from all over the index.")
+
+
+@router.get("/v1/index", response_model=IndexResponse, responses=errors(401))
+async def index(service: Served) -> Response:
+    """Say how many images can be searched, and show some."""
+    count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
+    shown = [IndexedImage(id=one.digest, **vars(one)) for one in examples]
+    return json_of(IndexResponse(images=count, examples=shown))
+
+
+@router.get(
+    "/v1/pictures/{id}",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **errors(400, 401, 404, 413, 429, 503)},
+)
+async def picture(id: Id, service: Served, size: Size = None) -> Response:  # noqa: A002 - its name in the path
+    """Return an image of the index: small as JPEG, or as the file that was indexed."""
+    with service.admission(1, "id", None):
+        copies = await asyncio.to_thread(service.index.with_digest, id)
+        if size is None:
+            return await service.inputs.in_thread(lambda: _original(service, copies))
+        content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
+    return Response(content, media_type="image/jpeg", headers=_HEADERS)
+
+
+def _original(service: Service, copies: Sequence[Indexed]) -> Response:
+    """Returns the file of an image as it is."""
+    content = _content(service, copies)
+    try:
+        return Response(content, media_type=media_type(content), headers=_HEADERS)
+    except ValueError as error:
+        raise _gone(str(error)) from error
+
+
+def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
+    """Returns the file of an image that has copies in the index.
+
+    Raises:
+        ApiError: None of them is there as it was indexed.
+    """
+    problem = "the index has no image with this id"
+    for one in copies:
+        try:
+            return service.index.content(one, within_root=True, max_bytes=service.config.max_body * MIB)
+        except OSError as error:
+            problem = f"the image cannot be read ({error.strerror})"
+        except ValueError as error:
+            problem = str(error)
+    raise _gone(problem)
+
+
+def _small(content: bytes, size: int, max_pixels: int) -> bytes:
+    """Returns an image as JPEG, no larger than a number of pixels on its longer side."""
+    try:
+        image, _ = open_reduced(content, size, max_pixels=max_pixels, background=_WHITE)
+    except ValueError as error:
+        raise _gone(str(error).partition("; shrink it first")[0]) from error
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+    return stream.getvalue()
+
+
+def _gone(message: str) -> ApiError:
+    return ApiError(404, message, param="id", code="no_picture")

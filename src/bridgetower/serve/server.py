@@ -1,19 +1,26 @@
-"""Runs the application: listens, logs where, and finishes what was taken in when it is told to stop."""
+"""Runs the application: where it listens, how long a connection may keep silent, how it ends."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
 import resource
 import socket
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+import h11
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig, is_loopback
-from bridgetower.serve.connections import Connection, Waiting
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.middleware import ABORT
 from bridgetower.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -112,3 +119,143 @@ class _Server(uvicorn.Server):
         logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
         await super().shutdown(sockets)
         logger.info("stopped")
+
+
+@dataclass
+class Waiting:
+    """What the connections of a server share.
+
+    Attributes:
+        most: Connections; of more, one that waits for a request is closed.
+        seconds: For the head of a request, and for reading on after an early answer.
+        stalled: Seconds for a client that reads nothing of its answer.
+        idle: Those that wait for a request, the one that has waited longest first.
+    """
+
+    most: int
+    seconds: float
+    stalled: float
+    idle: dict[Connection, None] = field(default_factory=dict)
+
+
+class Connection(H11Protocol):
+    """A connection that does not wait for ever: not for a request, and not for a client to read its answer."""
+
+    def __init__(self, *, waiting: Waiting, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._waiting = waiting
+        self._late: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._refused = False
+        self.app = self._abortable(self.app)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for a request; closes another connection if there are too many."""
+        super().connection_made(transport)
+        self._look()
+        if len(self.connections) > self._waiting.most:
+            idle = self._waiting.idle
+            silent = next(one for one in idle if one.cycle is None)
+            longest = next(iter(idle)) if silent is self else silent
+            longest._end(ApiError(503, "too many connections; try again in a second", headers={"Retry-After": "1"}))
+            longest._close()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes a part of a request; what comes after an error is thrown away."""
+        if not self._refused:
+            super().data_received(data)
+            self._look()
+
+    def on_response_complete(self) -> None:
+        """Goes on to the next request."""
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends all waiting."""
+        super().connection_lost(exc)
+        self._waiting.idle.pop(self, None)
+        for timer in (self._late, self._stalled):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """Waits for the client to read, but not for ever."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._waiting.stalled, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Goes on writing."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends a connection that was not used again."""
+        self._close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP."""
+        message = "the request is not valid HTTP, or its headers are too long; expected HTTP/1.1"
+        self._refuse(ApiError(400, message, code="invalid_http"))
+
+    def _abortable(self, app: Any) -> ASGIApp:
+        """Lets an application end the connection at once."""
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("extensions", {})[ABORT] = {"end": self.transport.abort}
+            await app(scope, receive, send)
+
+        return call
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a part of the next request is here."""
+        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+
+    def _look(self) -> None:
+        """Notes whether it waits for a request, and sees to it that one that is on its way arrives in time."""
+        if self.cycle is not None and not self.cycle.response_complete and not self._refused:
+            self._waiting.idle.pop(self, None)
+            in_time = True
+        else:
+            self._waiting.idle.setdefault(self)
+            in_time = self.timeout_keep_alive_task is not None and not self._begun
+        if in_time and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif not in_time and self._late is None:
+            message = f"the headers were not sent within {self._waiting.seconds:g} s; send them faster"
+            self._late = self.loop.call_later(self._waiting.seconds, self._end, ApiError(408, message))
+
+    def _end(self, error: ApiError) -> None:
+        """Ends it, and says why if a request had begun."""
+        if self._begun and not self._refused:
+            self._refuse(error)
+        else:
+            self._close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers with an error, then reads on for a while: closing at once could take the answer from the client."""
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._close()
+            return
+        response = error.response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        head = h11.Response(status_code=error.status, headers=headers, reason=STATUS_PHRASES[error.status])
+        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self.loop.call_later(self._waiting.seconds, self._close)
+
+    def _close(self) -> None:
+        """Closes it, whether or not the client reads what is still to be sent."""
+        self._waiting.idle.pop(self, None)
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self._waiting.seconds, self.transport.abort)

@@ -1,36 +1,91 @@
-"""What the routes ask for: one model or two, and the queue before them."""
+"""What the routes ask for: one model or two, the queue before them, and what is computed of a batch of it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
+import torch
 from fastapi import Depends, Request
+from torch import Tensor
 
-from bridgetower.analysis.attention import Attention, words_of
-from bridgetower.inference import HEAD_OF, Item, Kind, Tokens
+from bridgetower.analysis.attention import Attention, attention_of, words_of
+from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Pixels, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
-from bridgetower.serve.batching import Batcher
 from bridgetower.serve.config import MOST_TOP, ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.forward import AttentionItem, Outcome, QueueItem, compute
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
-from bridgetower.serve.remote import RemotePictures
-from bridgetower.serve.served_model import ServedModel, Use
+from bridgetower.serve.queues import Batcher
+from bridgetower.serve.remote import RemoteImages
 
 if TYPE_CHECKING:
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
 
+PairUse = Literal["match", "fill-mask", "answer", "entail", "reason", "classify"]
+Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason", "classify"]
+
+Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
+
 MIB = 2**20
 
-_MEGA = 1_000_000
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionItem:
+    """An image and a text with a word in it, whose attention is wanted."""
+
+    image: Pixels
+    ids: Tokens
+
+
+QueueItem = Item | AttentionItem
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model with what requests need of it.
+
+    Attributes:
+        name: What clients call it.
+        predictor: The model.
+        inputs: Prepares pictures and texts.
+    """
+
+    name: str
+    predictor: Predictor
+    inputs: Inputs
+
+    def lacking(self, use: Use | Kind) -> str | None:
+        """Returns what the model lacks for a use, None if it can serve it."""
+        model = self.predictor.model
+        heads: dict[Use | Kind, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
+        try:
+            if use in HEAD_OF:
+                self.predictor.class_names(HEAD_OF[use])
+            elif use in heads:
+                model.head(heads[use])
+        except ValueError as error:
+            beside = ", and name it with --answer-model when the server is started"
+            return str(error) + (beside if use == "answer" and model.vqa_head is None else "")
+        return None
+
+    def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
+        """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""
+        return len(images) * self.predictor.model.config.vision.num_tokens + sum(map(len, texts))
+
+    def pair(self) -> Item:
+        """Returns a pair to compute before the first request, which runs all of the model but its heads."""
+        processor = self.predictor.processor
+        side = processor.config.image_size
+        return Item(
+            image=torch.zeros(3, side, side, dtype=torch.uint8), ids=(processor.bos_token_id, processor.eos_token_id)
+        )
 
 
 class Service:
@@ -62,7 +117,7 @@ class Service:
         """
         self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
-        remote = RemotePictures(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
+        remote = RemoteImages(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
 
         def served(name: str | None, predictor: Predictor) -> ServedModel:
             allowed = remote if config.allow_host else None
@@ -93,12 +148,7 @@ class Service:
     @property
     def max_pixels(self) -> int:
         """Most pixels of an image."""
-        return self.config.max_pixels * _MEGA
-
-    @property
-    def predictor(self) -> Predictor:
-        """The model."""
-        return self.main.predictor
+        return self.config.max_pixels * 1_000_000
 
     @property
     def inputs(self) -> Inputs:
@@ -110,7 +160,7 @@ class Service:
         """Computes while the block runs; at its end, what was taken in is finished."""
         self._batcher = Batcher(
             self._compute,
-            max_batch=self.config.max_batch or (16 if self.predictor.device.type == "cpu" else 64),
+            max_batch=self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64),
             queue=self.config.queue,
             observe=self.metrics.observe_batch,
         )
@@ -118,7 +168,7 @@ class Service:
             self._batcher.submit(self._first_items()),
             asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
         )
-        self.metrics.watch(self.name, self.predictor.fingerprint, lambda: self.batcher.admitted)
+        self.metrics.watch(self.name, self.main.predictor.fingerprint, lambda: self.batcher.admitted)
         self._warm = True
         try:
             yield
@@ -141,20 +191,22 @@ class Service:
         return self._batcher
 
     @contextmanager
-    def admission(self, count: int, param: str, name: str | None, model: ServedModel | None = None) -> Iterator[None]:
-        """Keeps room for the items of a request.
+    def admission(self, count: int, param: str, name: str | None, use: Use | None = None) -> Iterator[None]:
+        """Checks that a request can be served, and keeps room for its items.
 
         Args:
             count: Pictures, texts or pairs.
             param: Field of the request that they come from.
             name: Of the model that the request is for.
-            model: That computes them; None: the main one.
+            use: What the model is used for; None: what every model serves.
 
         Raises:
-            ApiError: There are too many, or the request is for another model.
+            ApiError: There are too many, the model cannot serve this, or the request is for another model.
             QueueFullError: There is no room now.
         """
-        expected = (model or self.main).name
+        if use is not None:
+            self.check_use(use)
+        expected = (self.main if use is None else self.model_for(use)).name
         if name not in (None, expected):
             message = f"model is {name!r}; this server has {expected!r}" + (" for this" if len(self.models) > 1 else "")
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -164,7 +216,7 @@ class Service:
         with self.batcher.admission(count):
             yield
 
-    def model_for(self, use: Use) -> ServedModel:
+    def model_for(self, use: Use | Kind) -> ServedModel:
         """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
         return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
 
@@ -183,7 +235,7 @@ class Service:
 
     async def pairs(
         self,
-        kind: Literal["match", "answer", "entail", "reason", "classify", "fill_mask"],
+        use: PairUse,
         images: Sequence[str | None],
         texts: Sequence[str],
         pairs: Sequence[tuple[int, int]],
@@ -196,7 +248,7 @@ class Service:
         """Computes pairs of pictures and texts.
 
         Args:
-            kind: What of them.
+            use: What of them.
             images: As requests hold them; None in the place of an image is none.
             texts: Likewise; an empty one is none.
             pairs: Numbers of picture and text.
@@ -206,18 +258,18 @@ class Service:
             truncate: Cut texts that are too long.
 
         Returns:
-            What `forward.compute` returns of each pair, and the tokens that were read.
+            What `compute` returns of each pair, and the tokens that were read.
 
         Raises:
             ApiError: An input cannot be used.
         """
-        model = self._model_of(kind)
+        model, kind = self.model_for(use), cast(Kind, use.replace("-", "_"))
         decoded = iter(await model.inputs.images([image for image in images if image is not None], params[0]))
         blank = model.predictor.processor.blank_image()
         pictures = [blank if image is None else next(decoded) for image in images]
         others = await model.inputs.images(images_2, "images_2")
         words = await model.inputs.texts(texts, params[1], truncate=truncate)
-        if kind == "fill_mask":
+        if use == "fill-mask":
             self._check_masks(words, params[1], top)
         items = [
             Item(
@@ -238,31 +290,24 @@ class Service:
             ApiError: The text has no word.
         """
         try:
-            words_of(self.predictor.processor, ids)
+            words_of(self.main.predictor.processor, ids)
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
         (attention,) = await self.batcher.submit([AttentionItem(image=image.pixels, ids=ids)])
         return cast(Attention, attention)
 
-    def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
-        """Returns how many positions the model's towers read."""
-        return self.main.tokens(images, texts)
-
     def _check_masks(self, texts: Sequence[Tokens], param: str, top: int) -> None:
-        masks = [ids.count(self.predictor.processor.mask_token_id) for ids in texts]
+        masks = [ids.count(self.main.predictor.processor.mask_token_id) for ids in texts]
         if 0 in masks:
-            mask, number = self.predictor.processor.mask_token, masks.index(0)
+            mask, number = self.main.predictor.processor.mask_token, masks.index(0)
             raise ApiError(400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param)
         if sum(masks) * top > (most := MOST_TOP * self.config.max_items):
             message = f"{param}: {sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
             raise ApiError(413, message, param=param)
 
-    def _model_of(self, kind: Kind) -> ServedModel:
-        return self.model_for(cast(Use, kind)) if kind in HEAD_OF else self.main
-
     def _compute(self, items: Sequence[QueueItem]) -> list[Outcome]:
         def predictor_of(item: QueueItem) -> Predictor:
-            return self._model_of(item.kind).predictor if isinstance(item, Item) else self.predictor
+            return self.model_for(item.kind).predictor if isinstance(item, Item) else self.main.predictor
 
         return compute(predictor_of, items)
 
@@ -270,6 +315,36 @@ class Service:
         """What is computed before the first request."""
         answering = [] if self.answering is self.main else [replace(self.answering.pair(), kind="answer")]
         return [self.main.pair(), *answering]
+
+
+def embedding_items(images: Sequence[Resized], texts: Sequence[Tokens], *, joint: bool) -> list[Item]:
+    """Returns what gives a vector for each image and each text, or one of the only image with the only text."""
+    if joint:
+        return [Item(image=images[0].pixels, ids=texts[0])]
+    return [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+
+
+def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
+    """Returns for each item what the predictor's method for it returns, computed by its model.
+
+    Attention is looked at pair by pair, everything else together.
+    """
+
+    def computed(predictor: Predictor, chosen: Sequence[QueueItem]) -> list[Outcome]:
+        if isinstance(chosen[0], AttentionItem):
+            return [attention_of(predictor, item.image, item.ids) for item in chosen if isinstance(item, AttentionItem)]
+        some = [item for item in chosen if isinstance(item, Item)]
+        return [_outcome(predictor, item, found) for item, found in zip(some, predictor.compute(some), strict=True)]
+
+    keys = [(predictor_of(item), type(item)) for item in items]
+    return assembled(keys, lambda key, rows: computed(key[0], [items[row] for row in rows]))
+
+
+def _outcome(predictor: Predictor, item: Item, found: Tensor | float | list[list[FilledWord]]) -> Outcome:
+    """Names the classes of a judgement."""
+    if item.kind in HEAD_OF and isinstance(found, Tensor):
+        return choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
+    return found
 
 
 async def _served(request: Request) -> Service:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridgetower.serve.conditions import MAX_CHARACTERS, parsed_condition
+from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 
 
 @pytest.mark.parametrize(

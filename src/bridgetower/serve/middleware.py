@@ -1,21 +1,32 @@
-"""How much a request may send, how long it may take, and how much of an answer may wait to be read."""
+"""What every request passes on its way to the routes: it is counted, may ask, and stays within limits."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.serve.errors import ApiError, failure
+from bridgetower.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 ABORT = "bridgetower.abort"
 """Extension of a scope whose `end` closes the connection, whether or not its client reads."""
+
+OPEN = frozenset({"/health", "/ready"})
+"""Paths that tell nothing and need no key, by GET or HEAD."""
+
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_CLIENT_LEFT = "499"  # as nginx has it
 
 _WITHOUT_BODY = ("GET", "HEAD")
 _REQUESTS = 1000  # with bodies, that are read or answered at once
@@ -23,7 +34,128 @@ _BODIES = 8  # of the largest size that are held at once, and as many bytes of a
 _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
 
 
-class Limits:
+class MetricsMiddleware:
+    """Counts every request with the route that it took; those that took none share one name."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), _CLIENT_LEFT
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            status = "500"
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.observe_request(route, status, time.perf_counter() - started)
+
+
+class AuthMiddleware:
+    """Turns away who has not the key, before anything else of a request is read.
+
+    A browser has no key to send but asks for a password, which is the key. It would send it for any other site too, and
+    reach a server without a key on its own machine; so what another site makes it send is refused, and a server without
+    a key answers only to requests for this machine by one of its own names (another name may have been pointed here:
+    DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, host: str, page: Collection[str]) -> None:
+        """Wraps an application.
+
+        Args:
+            app: What answers.
+            api_key: That clients send; None lets in everyone who asks this machine by one of its names.
+            host: Address that the server listens at.
+            page: Paths of the page's files, which hold nothing of the server's, and need no key.
+        """
+        self._app, self._names, self._page = app, _LOCAL_NAMES | {host}, page
+        self._key = None if api_key is None else _digest(api_key)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on or refuses it."""
+        if scope["type"] == "http" and (error := self._error(Headers(scope=scope), scope["method"], scope["path"])):
+            await error.response()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
+        if path in OPEN and method not in ("GET", "HEAD"):
+            return ApiError(405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"})
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if self._key is not None and scheme.lower() == "bearer" and self._is_key(given.strip()):
+            return None
+        if not _from_here(headers) and not _is_link(headers, method, path):
+            return ApiError(403, "this server answers no other site's pages", code="other_site")
+        if path in OPEN:
+            return None
+        if self._key is None:
+            message = "without an API key this server answers to the names of this machine only, such as localhost"
+            is_local = _name(headers.get("host", "")) in self._names
+            return None if is_local else ApiError(403, message, code="wrong_host")
+        if path in self._page:
+            return None
+        if path.startswith("/v1/"):
+            message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
+            return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        if scheme.lower() == "basic" and self._is_key(_password(given.strip())):
+            return None
+        message = "the API key is missing or wrong; give it as the password, with any name"
+        return ApiError(
+            401, message, headers={"WWW-Authenticate": 'Basic realm="BridgeTower: the password is the key"'}
+        )
+
+    def _is_key(self, given: str) -> bool:
+        return self._key is not None and hmac.compare_digest(_digest(given), self._key)
+
+
+def _digest(key: str) -> bytes:
+    """Of one length, so that comparing takes the same time for any key."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _password(credentials: str) -> str:
+    """The password in what a browser sends."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
+def _from_here(headers: Headers) -> bool:
+    """Whether no browser says that another site's page has sent a request."""
+    origin = headers.get("origin")
+    if origin is None:
+        return headers.get("sec-fetch-site") not in ("cross-site", "same-site")
+    return origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
+def _is_link(headers: Headers, method: str, path: str) -> bool:
+    """Whether a browser says that it goes to the page, such as by a link of another site, and shows it alone."""
+    said = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+    return method == "GET" and path == "/" and said == (None, "navigate", "document")
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0].lower()
+
+
+class RequestLimitsMiddleware:
     """Reads the body of a request within limits, lets the application answer it in time, and the client read that.
 
     GET and HEAD have no body, and are let through however many other requests there are.
