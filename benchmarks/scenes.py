@@ -148,11 +148,11 @@ def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
 
 
 def table(arms: Mapping[str, Any]) -> str:
-    """The test figures by topic, in Markdown."""
+    """The test metrics by topic, in Markdown."""
     first = next(iter(arms))
-    beside = {"other picture": "other_picture", "words alone": "text_only", "commonest answer": "majority"}
+    beside = {"other image": "other_picture", "words alone": "text_only", "most frequent answer": "majority"}
     lines = [
-        f"| topic | examples | {' | '.join(arms)} | {first}, other picture | words alone | commonest answer |",
+        f"| topic | examples | {' | '.join(arms)} | {first}, other image | words alone | most frequent answer |",
         "|" + "---|" * (5 + len(arms)),
     ]
     for topic in arms[first]["test"]:

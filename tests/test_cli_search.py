@@ -74,7 +74,7 @@ class TestIndex:
     ) -> None:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
-        assert "1 bad pictures, allowed are 0 (max_errors); the other 3 are in the index" in refused(*command)
+        assert "1 bad images, allowed are 0 (max_errors); the other 3 are in the index" in refused(*command)
         assert "model" in refused(*command, "--image-size", 40)
         assert "is no name for an index" in refused(
             "index", photos, "--out", tmp_path / "photos", "--model", tiny_checkpoint
@@ -90,7 +90,7 @@ class TestIndex:
         assert "no-model" in refused("index", photos, "--out", tmp_path / "photos.lance", *model)
         assert "is no name for an index" in refused("index", photos, "--out", tmp_path / "photos", *model)
         (tmp_path / "none").mkdir()
-        assert "names no picture" in refused("index", tmp_path / "none", "--out", tmp_path / "a.lance", *model)
+        assert "names no image" in refused("index", tmp_path / "none", "--out", tmp_path / "a.lance", *model)
 
 
 class TestSearch:

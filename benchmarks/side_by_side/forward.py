@@ -89,7 +89,7 @@ def rank_row(setting: Setting) -> Iterator[Row]:
 
 @torch.no_grad()
 def all_pairs(engine: Engine, inputs: dict[str, Tensor]) -> Tensor:
-    """Returns the difference of the two logits of every picture with every text."""
+    """Returns the difference of the two logits of every image with every text."""
     image, text = engine.encode_image(inputs["pixel_values"]), engine.encode_text(inputs["input_ids"])
     rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).T
     logits = [

@@ -30,5 +30,5 @@ def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
 
 @pytest.mark.parametrize(("number", "count"), [(7, 1), (8, 0)])
 def test_refuses_what_does_not_fit(number: int, count: int) -> None:
-    with pytest.raises(ValueError, match=f"{number} pictures for 8 questions, count {count}; expected"):
+    with pytest.raises(ValueError, match=f"{number} images for 8 questions, count {count}; expected"):
         answer_examples(judged(), [b""] * number, count=count)

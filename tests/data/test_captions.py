@@ -71,7 +71,7 @@ class TestImages:
     def test_a_broken_picture_is_named(self, load: Any, tmp_path: Path) -> None:
         record = Record(image_id="the-broken-one", images=[ImageFile("x.png", b"not a picture")], entries=("a bar",))
         write_split(tmp_path / "train.parquet", [record])
-        with pytest.raises(ValueError, match=rf"picture the-broken-one of {tmp_path}: .*13 image bytes"):
+        with pytest.raises(ValueError, match=rf"image the-broken-one of {tmp_path}: .*13 image bytes"):
             load(tmp_path)[BatchKey((0,), 0)]
 
 

@@ -58,10 +58,10 @@ def test_damaged_and_missing_files(folder: Path, tiny_processor: Processor) -> N
     path = home / "data_batch_3.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 24583 bytes, which are no pictures of 3073"):
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 24583 bytes, which are no images of 3073"):
         CifarImages(folder, "train", tiny_processor, 10)
     path.write_bytes(b"\x0b" + whole[1:])
-    with pytest.raises(ValueError, match="a picture of class 11"):
+    with pytest.raises(ValueError, match="an image of class 11"):
         CifarImages(folder, "train", tiny_processor, 10)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no data_batch_3\.bin in .*; give the folder of the binary version"):

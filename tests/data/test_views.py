@@ -144,7 +144,7 @@ class TestChanges:
         assert changed == [30, 255 - 140, 0]
 
     def test_unknown(self) -> None:
-        with pytest.raises(ValueError, match="there is no change 'cutout' of a picture"):
+        with pytest.raises(ValueError, match="there is no change 'cutout' of an image"):
             change(picture(), "cutout", 1.0, 0)
 
 
@@ -193,7 +193,7 @@ class TestSettings:
             ({"rand_magnitude": 3}, "rand_magnitude is 3 for rand_augment 'none'; expected 0"),
             ({"rand_augment": "colour"}, "rand_magnitude is 0 for rand_augment 'colour'; expected 1 to 30"),
             ({"rand_augment": "geometry", "rand_magnitude": 11}, "expected 1 to 10"),
-            ({"random_crop": 0.5, "cache": True}, "start from the picture files; leave cache and augmentation out"),
+            ({"random_crop": 0.5, "cache": True}, "start from the image files; leave cache and augmentation out"),
             ({"flip": True, "augmentation": "affine"}, "leave cache and augmentation out"),
         ],
     )

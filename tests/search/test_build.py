@@ -132,7 +132,7 @@ class TestUpdate:
         build()
         shutil.rmtree(photos)
         photos.mkdir()
-        with pytest.raises(ValueError, match="names no picture; nothing was changed"):
+        with pytest.raises(ValueError, match="names no image; nothing was changed"):
             build()
         assert len(Index(photos.parent / "photos.lance")) == 6
 
@@ -171,7 +171,7 @@ class TestBadPictures:
     ) -> None:
         for number in range(12):
             (photos / f"bad{number}.jpg").write_text("not a picture")
-        with pytest.raises(ValueError, match=r"12 bad pictures, allowed are 11 \(max_errors\); the other 6 are in the"):
+        with pytest.raises(ValueError, match=r"12 bad images, allowed are 11 \(max_errors\); the other 6 are in the"):
             build(max_errors=11)
         with pytest.raises(ValueError, match=r"'bad0\.jpg': it cannot .* and 2 more$"):
             build()
@@ -191,7 +191,7 @@ class TestRefusals:
 
     def test_another_folder(self, build: Build, photos: Path, tmp_path: Path) -> None:
         build()
-        with pytest.raises(ValueError, match=r"is of the pictures in .*photos, not of .*sub; choose another name"):
+        with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*sub; choose another name"):
             build(photos / "sub")
         assert sorted(rows(tmp_path)) == NAMES
 

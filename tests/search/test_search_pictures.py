@@ -84,9 +84,9 @@ class TestManifest:
         assert manifest.bad == ()
 
     def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
-        with pytest.raises(ValueError, match="names no picture; nothing was changed"):
+        with pytest.raises(ValueError, match="names no image; nothing was changed"):
             list_pictures(tmp_path, AS_USUAL)
-        with pytest.raises(ValueError, match="holds pictures, which a search could not open; write them to files"):
+        with pytest.raises(ValueError, match="holds images, which a search could not open; write them to files"):
             list_pictures(parquet_path(tiny_dataset, "test"), AS_USUAL)
         with pytest.raises(FileNotFoundError, match="nowhere"):
             list_pictures(tmp_path / "nowhere", AS_USUAL)

@@ -137,7 +137,7 @@ class TestConditions:
             ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
             ({"text": "a", "against": "pairs"}, "needs both a text and an image"),
             ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),
-            ({"image": "00.png", "rerank": 5}, "pictures are matched with a text"),
+            ({"image": "00.png", "rerank": 5}, "images are matched with a text"),
             ({"text": "red bar on black " * 9}, "the limit is 24"),
         ],
     )
@@ -192,14 +192,14 @@ class TestPicturesThatAreGone:
         with caplog.at_level(logging.WARNING):
             hits = searcher.search(TEXT)
         assert sorted(names(hits)) == ["02.png", "03.png", "sub/04.png", "sub/05.png"]
-        assert "2 of 6 pictures that were found cannot be opened and are left out" in caplog.text
+        assert "2 of 6 images that were found cannot be opened and are left out" in caplog.text
         assert len(searcher.search(TEXT, rerank=0)) == 6
 
     def test_are_found_elsewhere(self, build: Callable[..., object], photos: Path, predictor: Predictor) -> None:
         build()
         before = Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
         shutil.move(photos, photos.parent / "moved")
-        with pytest.raises(ValueError, match=r"none of the 6 pictures .* can be opened .*; give the folder"):
+        with pytest.raises(ValueError, match=r"none of the 6 images .* can be opened .*; give the folder"):
             Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
         moved = Index(photos.parent / "photos.lance", root=photos.parent / "moved")
         assert names(Searcher(moved, predictor).search(TEXT)) == names(before)

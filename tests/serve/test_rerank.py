@@ -64,7 +64,7 @@ def test_usage(post: Post, predictor: Predictor) -> None:
     ("body", "words"),
     [
         ({"query": "a", "documents": []}, "at least 1"),
-        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "texts and pictures, whose scores cannot be compared"),
+        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "texts and images, whose scores cannot be compared"),
         ({"query": "a", "documents": [{}]}, "expected either text or image"),
         ({"query": "a", "documents": [{"text": "a", "image": URIS[0]}]}, "expected either text or image"),
         ({"query": "a", "documents": [7]}, "documents.0"),

@@ -130,5 +130,5 @@ class TestConfig:
             replace(config, **changes)
 
     def test_needs_captions(self, config: RunConfig) -> None:
-        with pytest.raises(ValueError, match="align_first compares pictures with captions; leave it out for ranking"):
+        with pytest.raises(ValueError, match="align_first compares images with captions; leave it out for ranking"):
             replace(config, task=RankingConfig())

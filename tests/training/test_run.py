@@ -212,7 +212,7 @@ class TestRefusals:
         if spoilt == "picture":
             folder = write_unreadable(tmp_path / "data")
             failing = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
-        with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|picture broken-\d of"):
+        with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|image broken-\d of"):
             train(failing, out, progress=False)
         assert (out / METRICS).exists()  # else this shows nothing
         assert train(config, out, progress=False) == finished[1]

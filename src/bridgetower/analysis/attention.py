@@ -1,4 +1,4 @@
-"""Where the words of a text look in a picture: the cross-attention of every fusion layer."""
+"""Where the words of a text look in an image: the cross-attention of every fusion layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VIEW_SIDE = 480  # pixels, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """What each word of a text looks at in a picture, layer by layer.
+    """What each word of a text looks at in an image, layer by layer.
 
     Attributes:
         words: Of the text; a word of several tokens is their mean.
@@ -33,7 +33,7 @@ class Attention:
             [layers, words, rows, columns].
         prefix_shares: What went to the image's class token instead (and to a distillation token) before the maps were
             renormalised: [layers, words].
-        probability: That picture and text match; None for a model without matching head.
+        probability: That image and text match; None for a model without matching head.
     """
 
     words: tuple[str, ...]
@@ -48,7 +48,7 @@ class Explanation(Attention):
 
     Attributes:
         text: As given.
-        view: The part of the picture that the model sees, in its proportions.
+        view: The part of the image that the model sees, in its proportions.
     """
 
     text: str
@@ -63,12 +63,12 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
 
     Args:
         predictor: The loaded model.
-        image: The picture.
+        image: The image.
         text: With at least one word.
         truncate: Cut a text that is too long instead of refusing it.
 
     Raises:
-        ValueError: The text has no word or is too long, or the picture cannot be used.
+        ValueError: The text has no word or is too long, or the image cannot be used.
     """
     processor = predictor.processor
     (ids,) = processor.token_ids([text], truncate=truncate)
@@ -178,7 +178,7 @@ def _of_words(attention: Float[Tensor, "k l p"], positions: list[list[int]]) -> 
 
 
 def view_of(processor: Processor, image: ImageLike) -> Image.Image:
-    """The square that the model sees of a picture, with as many pixels as are pleasant to look at."""
+    """The square that the model sees of an image, with as many pixels as are pleasant to look at."""
     config = processor.config
     factor = -(-_VIEW_SIDE // config.image_size)
     if config.profile == "hf":  # its sizes are rounded, so that a larger one could show another part

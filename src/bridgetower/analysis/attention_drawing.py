@@ -1,4 +1,4 @@
-"""Draws where the words of a text look: a heat map over the picture for every word and fusion layer."""
+"""Draws where the words of a text look: a heat map over the image for every word and fusion layer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _draw_head(picture: Image.Image, pen: Pen, explanation: Explanation) -> None
         pen.line(f"matches with {100 * explanation.probability:.1f} %", x, _MARGIN + 54, width=width, size=16)
     for number, line in enumerate(
         (
-            "Cross-attention of each word over the picture, mean over the heads.",
+            "Cross-attention of each word over the image, mean over the heads.",
             "Every map sums to 1; bright is the largest share of a patch in its layer.",
             "Under each map: what went to the class token instead.",
         )
@@ -80,10 +80,10 @@ def _draw_band(picture: Image.Image, pen: Pen, explanation: Explanation, words: 
 
 
 def heat(view: Image.Image, values: Float[Tensor, "r c"]) -> Image.Image:
-    """Lays a map over a picture: where it is 0 the picture is dark, where it is 1 it glows.
+    """Lays a map over an image: where it is 0 the image is dark, where it is 1 it glows.
 
     Args:
-        view: The picture.
+        view: The image.
         values: From 0 to 1, one per patch; between the patches' middles they are interpolated.
     """
     grid = Image.fromarray(values.clamp(0, 1).numpy().astype(np.float32))

@@ -29,11 +29,11 @@ class Hit:
     """One answer to a query.
 
     Attributes:
-        caption: The text found, or the main caption of the picture found.
-        picture: File content of the picture found, or of the one that the text found belongs to.
+        caption: The text found, or the main caption of the image found.
+        picture: File content of the image found, or of the one that the text found belongs to.
         cosine: Of the contrastive embeddings.
         probability: That the pair matches; None for a model without matching head.
-        is_own: Whether picture and text belong together.
+        is_own: Whether image and text belong together.
     """
 
     caption: str
@@ -48,13 +48,13 @@ class SearchExample:
     """A query and its answers.
 
     Attributes:
-        direction: `text_to_image` looks for pictures with `text`, `image_to_text` for texts with `picture`.
-        text: The query, or the main caption of the query picture.
-        picture: The query, or the picture that the query text belongs to; file content.
+        direction: `text_to_image` looks for images with `text`, `image_to_text` for texts with `picture`.
+        text: The query, or the main caption of the query image.
+        picture: The query, or the image that the query text belongs to; file content.
         hits: The first answers, best first.
         own: The best placed right answer, wherever it is.
         rank: Its place, counted from 1.
-        num_items: Pictures or texts that were ranked.
+        num_items: Images or texts that were ranked.
     """
 
     direction: Direction
@@ -75,11 +75,11 @@ def search_examples(
     count: int,
     top: int = 5,
 ) -> list[SearchExample]:
-    """Returns `count` searches with texts, then `count` with pictures, as the evaluation ranked them.
+    """Returns `count` searches with texts, then `count` with images, as the evaluation ranked them.
 
     Half of each are queries with a right answer in first place, spread evenly over the set; half are queries without,
-    spread evenly from the nearest miss to the farthest. Where there are too few of one kind, the other fills up. A
-    picture's first caption is the only one of its captions that serves as a query.
+    spread evenly from the nearest miss to the farthest. Where there are too few of one kind, the other fills up. An
+    image's first caption is the only one of its captions that serves as a query.
 
     Args:
         predictor: The model that was evaluated.
@@ -204,7 +204,7 @@ def _orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction,
 
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:
-    """Row of each picture's first caption; captions of a picture stand together."""
+    """Row of each image's first caption; captions of an image stand together."""
     counts = torch.bincount(index)
     first: list[int] = (counts.cumsum(0) - counts).tolist()
     return first
@@ -222,7 +222,7 @@ SHAPES = _word_set(
     "star stars circle circles disk disc square squares triangle triangles cross crosses heart hearts band bands "
     "stripe stripes crescent diamond diamonds ring rings arrow arrows line lines border field"
 )
-# Function words, places, numbers, and what every caption of a set says: nobody needs the picture for these.
+# Function words, places, numbers, and what every caption of a set says: nobody needs the image for these.
 UNINFORMATIVE = _word_set(
     "a an the and or of in on at to for from with without by is are was be as it its his her their that which this "
     "each other into over under between along near like about not no so emoji flag flags symbol side left right top "
@@ -235,11 +235,11 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What a model puts in for a hidden word beside one picture.
+    """What a model puts in for a hidden word beside one image.
 
     Attributes:
         picture: File content.
-        caption: Main caption of that picture.
+        caption: Main caption of that image.
         candidates: The likeliest words, best first.
         truth_probability: Of the hidden word, over the whole vocabulary.
     """
@@ -256,8 +256,8 @@ class MaskExample:
 
     Attributes:
         before, truth, after: The caption in three parts; the model sees the first and the last.
-        right: Beside the caption's own picture.
-        wrong: Beside a picture none of whose captions has the word.
+        right: Beside the caption's own image.
+        wrong: Beside an image none of whose captions has the word.
     """
 
     before: str
@@ -289,14 +289,14 @@ class HiddenWord:
 
 
 def mask_examples(predictor: Predictor, images: CaptionImages, *, count: int, top: int = 5) -> list[MaskExample]:
-    """Hides a telling word in a caption of `count` pictures, spread evenly over the set.
+    """Hides a telling word in a caption of `count` images, spread evenly over the set.
 
-    Of each picture's captions the shortest counts that `telling_word` finds a word in. The wrong picture is the first
-    from half-way round the set on that does not have the word in a caption. Pictures without either are passed over.
+    Of each image's captions the shortest counts that `telling_word` finds a word in. The wrong image is the first
+    from half-way round the set on that does not have the word in a caption. Images without either are passed over.
 
     Args:
         predictor: With a masked-language head.
-        images: Pictures with captions.
+        images: Images with captions.
         count: Examples; fewer if the set does not hold as many.
         top: Candidates per guess.
 
@@ -358,7 +358,7 @@ def _words_of(captions: Sequence[str]) -> set[str]:
 
 
 def _without(word: str, words: Sequence[set[str]], image: int) -> int | None:
-    """First picture from half-way round the set on whose captions lack the word."""
+    """First image from half-way round the set on whose captions lack the word."""
     order = [(image + len(words) // 2 + step) % len(words) for step in range(len(words))]
     return next((other for other in order if word not in words[other]), None)
 
@@ -421,16 +421,16 @@ def answer_examples(judged: Judged, pictures: Sequence[bytes], *, count: int) ->
     """Chooses, of each topic, the first questions that are answered right and the first that are not.
 
     Args:
-        judged: Of a set with one question to each picture.
-        pictures: Files of the pictures, in order.
+        judged: Of a set with one question to each image.
+        pictures: Files of the images, in order.
         count: Of either per topic; fewer if there are no more.
 
     Raises:
-        ValueError: There is not one picture for each question, or the count is below 1.
+        ValueError: There is not one image for each question, or the count is below 1.
     """
     if len(pictures) != len(judged.told) or count < 1:
         raise ValueError(
-            f"{len(pictures)} pictures for {len(judged.told)} questions, count {count}; expected as many pictures as "
+            f"{len(pictures)} images for {len(judged.told)} questions, count {count}; expected as many images as "
             "questions and a count of at least 1"
         )
     examples = [

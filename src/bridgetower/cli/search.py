@@ -84,7 +84,7 @@ def search(
     Args:
         index: What `bridgetower index` made, its name ending in .lance; default: what the demo made.
         text: What should be seen.
-        image: Picture that the hits should be like; with a text, both count equally in finding candidates.
+        image: Image that the hits should be like; with a text, both count equally in finding candidates.
         top: Hits to show.
         rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
         where: Condition in SQL on path, size (bytes), mtime, width, height and captions.

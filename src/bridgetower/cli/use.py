@@ -46,7 +46,7 @@ def embed(
 
     Args:
         model: What to load; default: what the demo trained.
-        images: Picture files.
+        images: Image files.
         texts: Texts.
         pairs: Embed image n together with text n instead of each alone.
         out: Write the lines to this file instead of standard output.
@@ -97,7 +97,7 @@ def match(
 
     Args:
         model: What to load; default: what the demo trained.
-        images: Picture files.
+        images: Image files.
         texts: Texts; text n goes with image n.
         all_pairs: Score every image with every text.
         batch_size: Pairs at once.
@@ -134,7 +134,7 @@ def fill_mask(
 
     Args:
         model: What to load; default: what the demo trained.
-        images: Picture files.
+        images: Image files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
         batch_size: Pairs at once.
@@ -170,9 +170,9 @@ def explain(
     Example: bridgetower explain cat.jpg "a cat on a sofa" --out map.png --model MODEL
 
     Args:
-        image: Picture file.
+        image: Image file.
         text: A text about it.
-        out: Picture file to draw into.
+        out: Image file to draw into.
         model: What to load; default: what the demo trained.
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
@@ -218,7 +218,7 @@ def answer(
 
     Args:
         model: What to load; an official .ckpt needs --answers. Default: what the demo trained to answer questions.
-        images: Picture files.
+        images: Image files.
         questions: Questions; question n is about image n.
         top: Answers per question.
         batch_size: Questions at once.
@@ -251,7 +251,7 @@ def entail(
 
     Args:
         model: What to load.
-        images: Picture files.
+        images: Image files.
         statements: Statements; statement n is about image n.
         batch_size: Statements at once.
         loading: How the model is loaded.
@@ -283,7 +283,7 @@ def reason(
 
     Args:
         model: What to load.
-        images: Picture files, the left ones.
+        images: Image files, the left ones.
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
         batch_size: Statements at once.
@@ -317,7 +317,7 @@ def classify(
 
     Args:
         model: What to load.
-        images: Picture files; leave them out to classify texts alone.
+        images: Image files; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone.
         top: Classes per input; all if left out.
         batch_size: Inputs at once.

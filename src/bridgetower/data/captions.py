@@ -23,7 +23,7 @@ DRAWN = -1
 
 
 class CaptionImages(Pictures):
-    """Pictures with their captions."""
+    """Images with their captions."""
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
         """Opens the folders and reads the captions.
@@ -36,7 +36,7 @@ class CaptionImages(Pictures):
         self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries)
 
     def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, " t"]]:
-        """Returns the first `max_captions` captions of every picture, and the picture that each belongs to."""
+        """Returns the first `max_captions` captions of every image, and the image that each belongs to."""
         chosen = [captions[:max_captions] for captions in self.captions]
         index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
@@ -55,7 +55,7 @@ class CaptionImages(Pictures):
         return torch.stack([images.int(), numbers.int()], dim=1)
 
     def caption(self, image: int, number: int, generator: torch.Generator) -> str:
-        """Returns a caption of a picture, or a drawn one, with words dropped as the config says."""
+        """Returns a caption of an image, or a drawn one, with words dropped as the config says."""
         captions = self.captions[image]
         if number == DRAWN:
             number = int(torch.randint(len(captions), (), generator=generator))
@@ -76,7 +76,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         """Builds the batch that `key` names.
 
         Raises:
-            ValueError: A picture cannot be decoded; its id is named.
+            ValueError: An image cannot be decoded; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
         text, masked, labels = self._texts(key, generator)
@@ -94,7 +94,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         )
 
     def _num_labels(self, key: BatchKey) -> int:
-        """Number of labels in the batch that `key` names, without reading its pictures."""
+        """Number of labels in the batch that `key` names, without reading its images."""
         _, _, labels = self._texts(key, torch.Generator().manual_seed(key.seed))
         return int((labels != IGNORED).sum())
 
@@ -148,7 +148,7 @@ class RankingPairs(Dataset[RankingBatch]):
         """Builds the batch that `key` names.
 
         Raises:
-            ValueError: A picture cannot be decoded; its id is named.
+            ValueError: An image cannot be decoded; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
         chosen = self._pairs[list(key.examples)].tolist()

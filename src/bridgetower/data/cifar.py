@@ -20,7 +20,7 @@ from bridgetower.processor import Processor
 
 NumClasses = Literal[10, 100]
 SIDE = 32
-HELD_OUT = 10  # every tenth training picture, the last ones, is for validation: the sets have no split for it
+HELD_OUT = 10  # every tenth training image, the last ones, is for validation: the sets have no split for it
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Files:
     train: tuple[str, ...]
     test: str
     names: str
-    label_bytes: int  # before each picture; the last one is the class
+    label_bytes: int  # before each image; the last one is the class
 
 
 _FILES: dict[NumClasses, _Files] = {
@@ -45,7 +45,7 @@ _FILES: dict[NumClasses, _Files] = {
 
 
 class CifarImages(Dataset[Batch]):
-    """Pictures with their classes, addressed by batch; the files are mapped, not read."""
+    """Images with their classes, addressed by batch; the files are mapped, not read."""
 
     def __init__(
         self, folder: str | Path, splits: str | Sequence[str], processor: Processor, num_classes: NumClasses
@@ -54,7 +54,7 @@ class CifarImages(Dataset[Batch]):
 
         Args:
             folder: The unpacked archive (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz), or the folder it lies in.
-            splits: `train` (the first nine tenths of the training pictures), `validation` (the rest) and `test`.
+            splits: `train` (the first nine tenths of the training images), `validation` (the rest) and `test`.
             processor: Resizes and normalises.
             num_classes: 10, or 100.
 
@@ -88,11 +88,11 @@ class CifarImages(Dataset[Batch]):
         """They are in no prepared set."""
 
     def labels(self) -> Int[Tensor, " n"]:
-        """Returns the class of every picture, in order."""
+        """Returns the class of every image, in order."""
         return self._labels
 
     def ids(self) -> list[str]:
-        """Returns the name of every picture, file and number, in order."""
+        """Returns the name of every image, file and number, in order."""
         return [f"{self.files[file].stem}-{row}" for file, row in self._rows.tolist()]
 
     def digests(self) -> dict[str, str]:
@@ -100,7 +100,7 @@ class CifarImages(Dataset[Batch]):
         return digests_of(self.files)
 
     def _split(self, name: str) -> Int[Tensor, "n 2"]:
-        """(file, row) of every picture of a split."""
+        """(file, row) of every image of a split."""
         places = [(file, row) for file, path in enumerate(self.files) for row in range(len(self._records(path)))]
         num_train = sum(file < len(self.files) - 1 for file, _ in places)
         border = num_train - num_train // HELD_OUT
@@ -112,9 +112,7 @@ class CifarImages(Dataset[Batch]):
     def _records(self, path: Path) -> np.ndarray:
         size = _FILES[self.num_classes].label_bytes + 3 * SIDE**2
         if path.stat().st_size % size or not path.stat().st_size:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, which are no pictures of {size}; unpack it again"
-            )
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again")
         return np.memmap(path, np.uint8, mode="r").reshape(-1, size)
 
     def _classes(self) -> Int[Tensor, " n"]:
@@ -124,13 +122,13 @@ class CifarImages(Dataset[Batch]):
         classes = torch.cat(by_file)[starts[self._rows[:, 0]] + self._rows[:, 1]]
         if int(classes.max()) >= self.num_classes:
             raise ValueError(
-                f"CIFAR-{self.num_classes} has a picture of class {int(classes.max())}; unpack the archive again"
+                f"CIFAR-{self.num_classes} has an image of class {int(classes.max())}; unpack the archive again"
             )
         return classes
 
 
 def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
-    """Returns the files with pictures, those for testing last.
+    """Returns the files with images, those for testing last.
 
     Raises:
         FileNotFoundError: One is missing.

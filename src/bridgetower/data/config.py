@@ -33,21 +33,21 @@ class DataConfig:
             and epoch.
         augmentation: `none`, or `affine`: randomly turned, scaled, moved and lit. Nothing is ever mirrored: captions
             name left and right.
-        random_crop: Smallest share of a training picture's area that a random crop keeps; the crop is then resized to
-            the square. None takes the whole picture, as in evaluation.
-        flip: Mirror half of the training pictures, whatever their texts say of left and right.
-        rand_augment: Two random changes of each training picture: of its geometry and light (official `blip_randaug`),
+        random_crop: Smallest share of a training image's area that a random crop keeps; the crop is then resized to
+            the square. None takes the whole image, as in evaluation.
+        flip: Mirror half of the training images, whatever their texts say of left and right.
+        rand_augment: Two random changes of each training image: of its geometry and light (official `blip_randaug`),
             or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
         rand_magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
-        profile: How pictures become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
+        profile: How images become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
             checkpoint's own, and is `official-pretrain` for a new model.
         max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
         fast_decode: Decode large JPEG files at reduced scale, which is faster and changes pixels a little; the trained
-            model keeps to it. Pictures that are varied from their files on are decoded in full.
+            model keeps to it. Images that are varied from their files on are decoded in full.
         num_workers: Processes that decode; 0 decodes in the main process.
-        cache: Keep what was read, and the decoded pictures, in memory; for sets that fit.
+        cache: Keep what was read, and the decoded images, in memory; for sets that fit.
     """
 
     folders: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class DataConfig:
 
     @property
     def has_views(self) -> bool:
-        """Whether training pictures are varied from their files on, as in the official fine-tuning."""
+        """Whether training images are varied from their files on, as in the official fine-tuning."""
         return self.random_crop is not None or self.flip or self.rand_augment != "none"
 
     def as_evaluated(self) -> DataConfig:
@@ -111,7 +111,7 @@ class DataConfig:
             raise ValueError(f"random_crop is {self.random_crop}; expected a share in (0, 1], or None")
         if self.has_views and (self.cache or self.augmentation != "none"):
             raise ValueError(
-                "random_crop, flip and rand_augment start from the picture files; leave cache and augmentation out"
+                "random_crop, flip and rand_augment start from the image files; leave cache and augmentation out"
             )
 
 

@@ -24,11 +24,11 @@ _KEPT = 65_536  # examples whose small tensors stay in memory
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPictures:
-    """Views of the pictures of a set as the image tower sees them.
+    """Views of the images of a set as the image tower sees them.
 
     Attributes:
-        files: One row for each picture, view and column.
-        num_views: Of each picture.
+        files: One row for each image, view and column.
+        num_views: Of each image.
         columns: `image`, and `image_2` in sets of pairs.
         seed: Of the views.
     """
@@ -39,46 +39,46 @@ class FrozenPictures:
     seed: int
 
     def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> CachedViews:
-        """Draws a view of each picture."""
+        """Draws a view of each image."""
         firsts = [self._row(image, column) for image in images]
         return CachedViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
 
     def first_views(self, images: Sequence[int]) -> CachedFeatures:
-        """Returns the first view of each picture, of a pair that of the first one."""
+        """Returns the first view of each image, of a pair that of the first one."""
         return CachedFeatures(self.files, [self._row(image, "image") for image in images])
 
     def place(self, row: int) -> tuple[int, str, torch.Generator]:
-        """Returns the picture and the column of a row, and what its view is drawn from."""
+        """Returns the image and the column of a row, and what its view is drawn from."""
         row, column = divmod(row, len(self.columns))
         image, view = divmod(row, self.num_views)
         seed = derive_seed(self.seed, "view of a picture", image, view, self.columns[column])
         return image, self.columns[column], torch.Generator().manual_seed(seed)
 
     def _row(self, image: int, column: str) -> int:
-        """Row of a picture's first view."""
+        """Row of an image's first view."""
         return image * self.num_views * len(self.columns) + self.columns.index(column)
 
 
 class CachedViews(CachedFeatures):
-    """Views of pictures that can be drawn again, so that examples whose texts are kept see all views."""
+    """Views of images that can be drawn again, so that examples whose texts are kept see all views."""
 
     def __init__(
         self, files: RowFiles, firsts: Sequence[int], *, stride: int, num_views: int, rows: Sequence[int] | None = None
     ) -> None:
-        """Takes a view of each picture.
+        """Takes a view of each image.
 
         Args:
             files: Of all views.
-            firsts: Row of each picture's first view.
+            firsts: Row of each image's first view.
             stride: From view to view.
-            num_views: Of each picture.
+            num_views: Of each image.
             rows: The views; None: the first ones.
         """
         super().__init__(files, firsts if rows is None else rows)
         self.firsts, self.stride, self.num_views = tuple(firsts), stride, num_views
 
     def drawn(self, generator: torch.Generator) -> CachedViews:
-        """Returns other views of the same pictures."""
+        """Returns other views of the same images."""
         views = torch.randint(self.num_views, (len(self),), generator=generator).tolist()
         rows = [first + view * self.stride for first, view in zip(self.firsts, views, strict=True)]
         return CachedViews(self.files, self.firsts, stride=self.stride, num_views=self.num_views, rows=rows)
@@ -117,11 +117,11 @@ class FrozenExamples(Dataset[Batch]):
     """Examples in a fixed number of views each, with cached features in the place of pixel values and token ids.
 
     What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
-    pictures have views of their own.
+    images have views of their own.
     """
 
     def __init__(self, examples: Examples, num_views: int, seed: int, texts: FrozenTexts | None = None) -> None:
-        """Wraps examples whose pictures are frozen.
+        """Wraps examples whose images are frozen.
 
         Args:
             examples: Their images come as cached features.
@@ -143,7 +143,7 @@ class FrozenExamples(Dataset[Batch]):
         self._part = lru_cache(_KEPT)(self.part)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Draws a view of each example of the batch that `key` names, and views of their pictures."""
+        """Draws a view of each example of the batch that `key` names, and views of their images."""
         generator = torch.Generator().manual_seed(key.seed)
         batch = self._joined(key, generator)
         values: dict[str, Any] = {

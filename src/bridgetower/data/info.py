@@ -18,8 +18,8 @@ class SplitInfo:
     """What one split's files hold.
 
     Attributes:
-        images: Number of pictures (in nlvr2 of picture pairs), which is the number of rows.
-        texts: Number of captions, questions or statements of all pictures together.
+        images: Number of images (in nlvr2 of image pairs), which is the number of rows.
+        texts: Number of captions, questions or statements of all images together.
         files: Hexadecimal SHA-256 of each file, by name.
     """
 
@@ -40,14 +40,14 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What a picture set is.
+    """What an image set is.
 
     Attributes:
         format: Version of the on-disk form.
         name: What the set is called.
         kind: Name of the schema of its rows.
         seed: Seed of the split.
-        split_rule: How pictures were given to splits, in words.
+        split_rule: How images were given to splits, in words.
         protocol: What else was decided about the originals, in words.
         sources: Where the data comes from, each with its version or digest.
         licences: Licence of each part.

@@ -1,4 +1,4 @@
-"""The pictures of prepared sets, decoded when they are asked for."""
+"""The images of prepared sets, decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from bridgetower.processor import Processor
 
 
 class Pictures:
-    """The pictures of one or more splits of several prepared folders, and where what is said about them lies.
+    """The images of one or more splits of several prepared folders, and where what is said about them lies.
 
     Attributes:
         sources: Each folder, with the splits that are read of it.
-        rows: Number of each picture among those of all folders.
+        rows: Number of each image among those of all folders.
         image_ids: Their names.
         frozen: What a frozen image tower said of them, which `views` and `pixel_values` then return; None: pixels.
     """
@@ -42,8 +42,8 @@ class Pictures:
         """Opens the folders.
 
         Args:
-            config: Folders, and how pictures are varied.
-            splits: One or several, whose pictures are joined.
+            config: Folders, and how images are varied.
+            splits: One or several, whose images are joined.
             processor: Resizes and normalises.
             schema: What the rows hold.
 
@@ -82,23 +82,23 @@ class Pictures:
         }
 
     def repeats(self, image: int) -> int:
-        """Returns how often an example of a picture comes in an epoch."""
+        """Returns how often an example of an image comes in an epoch."""
         return self.config.repeats[self._place(image)[0]] if self.config.repeats else 1
 
     def said(self) -> Iterator[list[Any]]:
-        """Yields the captions, questions or statements of every picture, one row group in memory at a time."""
+        """Yields the captions, questions or statements of every image, one row group in memory at a time."""
         for records in self.records:
             yield from records.stream(self.schema.entries)
 
     def said_of(self, image: int) -> list[Any]:
-        """Returns the captions, questions or statements of a picture."""
+        """Returns the captions, questions or statements of an image."""
         folder, row = self._place(image)
         column = self.schema.entries
         said: list[Any] = self.records[folder].row(row, [column])[column]
         return said
 
     def pixels(self, image: int, column: str = "image") -> UInt8[Tensor, "3 h w"]:
-        """Returns a resized picture.
+        """Returns a resized image.
 
         Args:
             image: Its number.
@@ -119,7 +119,7 @@ class Pictures:
     def views(
         self, images: Sequence[int], generator: torch.Generator, column: str = "image"
     ) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
-        """Returns normalised pictures, varied as the config says.
+        """Returns normalised images, varied as the config says.
 
         Raises:
             ValueError: One cannot be decoded; its id is named.
@@ -130,13 +130,13 @@ class Pictures:
         return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
-        """Returns normalised pictures, of a pair the first one."""
+        """Returns normalised images, of a pair the first one."""
         if self.frozen is not None:
             return self.frozen.first_views(images)
         return self.processor.normalise(torch.stack([self.pixels(image) for image in images]))
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:
-        """Returns a picture's file as it was prepared."""
+        """Returns an image's file as it was prepared."""
         content = self._content(image, column)
         assert content is not None  # only a schema whose images are optional has rows without
         return content
@@ -147,7 +147,7 @@ class Pictures:
         return None if cell is None else cell["bytes"]
 
     def _place(self, image: int) -> tuple[int, int]:
-        """Returns the number of a picture's folder, and its row there."""
+        """Returns the number of an image's folder, and its row there."""
         row = self.rows[image]
         folder = bisect_right(self._ends, row)
         return folder, row - (self._ends[folder - 1] if folder else 0)
@@ -167,9 +167,9 @@ class Pictures:
 
     @contextmanager
     def _named(self, image: int) -> Iterator[None]:
-        """Adds the picture's name to errors."""
+        """Adds the image's name to errors."""
         try:
             yield
         except ValueError as error:
             folder, _ = self.sources[self._place(image)[0]]
-            raise ValueError(f"picture {self.image_ids[image]} of {folder}: {error}") from error
+            raise ValueError(f"image {self.image_ids[image]} of {folder}: {error}") from error

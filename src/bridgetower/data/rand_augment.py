@@ -1,4 +1,4 @@
-"""RandAugment as the official code used it: a few random changes of a picture, all of one strength."""
+"""RandAugment as the official code used it: a few random changes of an image, all of one strength."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 @dataclass(frozen=True)
 class Policy:
-    """What may happen to a picture.
+    """What may happen to an image.
 
     Attributes:
         ops: Value of each change at magnitude 0 and at the highest.
         highest: Magnitude.
         probability: Of each drawn change to be made.
-        fill: Grey level of what comes into the picture from outside.
+        fill: Grey level of what comes into the image from outside.
     """
 
     ops: Mapping[str, tuple[float, float]]
@@ -79,7 +79,7 @@ POLICIES: Mapping[RandAugment, Policy] = {
 
 
 def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generator: torch.Generator) -> Image.Image:
-    """Returns a picture after two drawn changes; `none` returns it as it is.
+    """Returns an image after two drawn changes; `none` returns it as it is.
 
     Args:
         image: RGB.
@@ -102,7 +102,7 @@ def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generato
 
 
 def change(image: Image.Image, name: str, value: float, fill: int) -> Image.Image:
-    """Returns a picture after one change.
+    """Returns an image after one change.
 
     Args:
         image: RGB.
@@ -140,7 +140,7 @@ def change(image: Image.Image, name: str, value: float, fill: int) -> Image.Imag
         case "translate_x" | "translate_y":
             pixels = round(value)
             return _moved(image, fill, translate=[pixels, 0] if name == "translate_x" else [0, pixels])
-    raise ValueError(f"there is no change {name!r} of a picture")
+    raise ValueError(f"there is no change {name!r} of an image")
 
 
 def _moved(

@@ -1,4 +1,4 @@
-"""Rows of pictures and captions as a user keeps them: a table, a folder of pictures, or tar shards."""
+"""Rows of images and captions as a user keeps them: a table, a folder of images, or tar shards."""
 
 import csv
 import os
@@ -58,15 +58,15 @@ def read_rows(
     caption_column: str | None = None,
     captions_from: CaptionsFrom = "text",
 ) -> Iterator[Row]:
-    """Reads which pictures and captions a source names; no picture file is opened.
+    """Reads which images and captions a source names; no image file is opened.
 
     Args:
         source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file with an image and a caption column (and perhaps a split
-            column); a folder of pictures with a `captions.txt` or a text file of the same name beside each picture; or
-            a `.tar` file or a folder of them, in which members of one key are a picture and its caption.
-        image_column: Name of the column with paths or, in Parquet, picture bytes; None looks for the usual names.
+            column); a folder of images with a `captions.txt` or a text file of the same name beside each image; or
+            a `.tar` file or a folder of them, in which members of one key are an image and its caption.
+        image_column: Name of the column with paths or, in Parquet, image bytes; None looks for the usual names.
         caption_column: Name of the column with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a picture is in as its caption.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
 
     Raises:
         FileNotFoundError: If the source is missing.
@@ -74,16 +74,14 @@ def read_rows(
     """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(
-            f"no file or folder {source}; give a table of pictures and captions, or a folder of both"
-        )
+        raise FileNotFoundError(f"no file or folder {source}; give a table of images and captions, or a folder of both")
     is_tar = source.suffix.lower() == TAR_SUFFIX
     if (source.is_dir() or is_tar) and (image_column or caption_column):
         raise ValueError(f"{source} is a folder or archive, which has no columns; leave the column names out")
     if source.is_dir():
         return _rows_of_folder(source, captions_from)
     if captions_from == "folder":
-        raise ValueError(f"captions from folder names need a folder of pictures; {source} is a file")
+        raise ValueError(f"captions from folder names need a folder of images; {source} is a file")
     if is_tar:
         return _rows_of_shards([source])
     read = _READERS.get(source.suffix.lower())
@@ -276,7 +274,7 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
 
 
 def _pictures_in(folder: Path) -> Iterator[Path]:
-    """Paths of the picture files in a folder and those below, hidden ones left out."""
+    """Paths of the image files in a folder and those below, hidden ones left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):

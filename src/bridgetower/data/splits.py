@@ -1,4 +1,4 @@
-"""Splits of a prepared set: their names, their Parquet files, and how pictures are given to them."""
+"""Splits of a prepared set: their names, their Parquet files, and how images are given to them."""
 
 import hashlib
 import re
@@ -75,7 +75,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> ParquetRows:
-    """Opens one split; a picture is {"bytes", "path"}, left for `bridgetower.processor` to decode.
+    """Opens one split; an image is {"bytes", "path"}, left for `bridgetower.processor` to decode.
 
     The files are read where they lie: neither loaded into memory nor copied to the cache of `datasets`, which would
     keep as many bytes again.

@@ -29,10 +29,10 @@ def answering_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
 
 
 def held_out_pictures(out: Path) -> Path:
-    """Folder of the pictures that no training saw, as files with their captions beside them."""
+    """Folder of the images that no training saw, as files with their captions beside them."""
     return out / "held-out"
 
 
 def held_out_index(out: Path) -> Path:
-    """Index of these pictures, made with the first BridgeTower."""
+    """Index of these images, made with the first BridgeTower."""
     return out / "held-out.lance"

@@ -1,4 +1,4 @@
-"""The main job end to end: prepare pictures, pre-train two models, fine-tune, evaluate, compare, report, index."""
+"""The main job end to end: prepare images, pre-train two models, fine-tune, evaluate, compare, report, index."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from bridgetower.training.parallel import train_all
 
 
 def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:
-    """Writes the test pictures of data sets as files, each with a text file of its captions beside it.
+    """Writes the test images of data sets as files, each with a text file of its captions beside it.
 
     A file that is there with the same content is left as it is, so that its time stays.
 
@@ -70,7 +70,7 @@ def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:
 
 
 def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
-    """Brings the index of held-out pictures up to date; one of another model, such as of an earlier demo, is replaced.
+    """Brings the index of held-out images up to date; one of another model, such as of an earlier demo, is replaced.
 
     Args:
         folder: From `write_held_out`.
@@ -138,7 +138,7 @@ def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tupl
 
 
 def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
-    """Returns questions of the test split with their pictures and answers."""
+    """Returns questions of the test split with their images and answers."""
     rows = read_split(scenes_folder(out), "test", schema=VQA)
     pictures = [image["bytes"] for image in rows.stream("image")]
     return answer_examples(judged, pictures, count=EXAMPLES)

@@ -45,7 +45,7 @@ def predict_classes(
         progress: Show a bar.
 
     Raises:
-        ValueError: A picture cannot be decoded, or the model lacks the head.
+        ValueError: An image cannot be decoded, or the model lacks the head.
     """
 
     def best(probabilities: Tensor) -> tuple[Tensor, Tensor]:

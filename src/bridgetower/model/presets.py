@@ -58,7 +58,7 @@ LARGE = ModelConfig(
     fusion=FusionConfig(hidden_size=1024, num_heads=16, intermediate_size=4096),
 )
 
-# For two CPU cores and pictures of emoji size: about 3 M parameters. Dropout costs time and helps nothing at this size.
+# For two CPU cores and images of emoji size: about 3 M parameters. Dropout costs time and helps nothing at this size.
 NANO = ModelConfig(
     vision=VisionConfig(
         image_size=60, patch_size=10, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512

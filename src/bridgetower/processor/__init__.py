@@ -1,4 +1,4 @@
-"""Preprocessing, all of it: pictures to `pixel_values`, texts to `input_ids`."""
+"""Preprocessing, all of it: images to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type

@@ -1,4 +1,4 @@
-"""How pictures and texts are prepared, as one frozen value that is saved beside the model."""
+"""How images and texts are prepared, as one frozen value that is saved beside the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Profile = Literal["official-pretrain", "official-finetune", "hf"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FAST_MARGIN = 2
-"""How many times larger than needed a picture is decoded at least by `fast_decode`, see benchmarks/decoding.py."""
+"""How many times larger than needed an image is decoded at least by `fast_decode`, see benchmarks/decoding.py."""
 
 HF_SIZE_DIVISOR = 32
 """transformers' default of `size_divisor`."""
@@ -21,7 +21,7 @@ HF_SIZE_DIVISOR = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
-    """What happens to a picture and a text before the model sees them.
+    """What happens to an image and a text before the model sees them.
 
     Attributes:
         profile: `official-pretrain` scales the short side and crops the centre (the official `clip` transform);
@@ -36,7 +36,7 @@ class ProcessorConfig:
         shortest_edge: `hf` only: short side before the crop, in pixels; None takes `image_size`.
         size_divisor: `hf` only: both sides are cut down to a multiple of it before the crop; None takes 32.
         fast_decode: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that leaves `FAST_MARGIN` times the pixels
-            that are needed. Much faster for large pictures; pixels differ a little from those of any other code.
+            that are needed. Much faster for large images; pixels differ a little from those of any other code.
     """
 
     profile: Profile
@@ -67,7 +67,7 @@ class ProcessorConfig:
 
     @property
     def decoded_side(self) -> int | None:
-        """Pixels that the short side of a picture has at least when it is decoded; None decodes in full."""
+        """Pixels that the short side of an image has at least when it is decoded; None decodes in full."""
         return FAST_MARGIN * self.resize_edge if self.fast_decode else None
 
     @property

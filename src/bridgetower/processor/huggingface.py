@@ -98,7 +98,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
 
     Profile `hf` is exact. For the official profiles transformers has only `CLIPImageProcessor`, which scales tensors
     where the official code scales PIL images: up to one of 255 levels per pixel apart, and after `official-pretrain`'s
-    scaling the crop lies one pixel off where the surplus is odd. Pictures with transparency are filled with white in
+    scaling the crop lies one pixel off where the surplus is odd. Images with transparency are filled with white in
     transformers if `background` is white, and refused there if it is None.
 
     Raises:
@@ -185,7 +185,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _bridgetower_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    # do_pad fills a batch up to its largest picture; after the crop all are equal, so either value does nothing.
+    # do_pad fills a batch up to its largest image; after the crop all are equal, so either value does nothing.
     if settings.get("do_center_crop", True) is not True:
         raise ValueError(f"{path} sets do_center_crop to false; the model needs one size, so expected true")
     edge = _side(path, "size", settings.get("size", 288))

@@ -1,4 +1,4 @@
-"""Opens pictures of any kind as upright RGB, or says what is wrong with them."""
+"""Opens images of any kind as upright RGB, or says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bridgetower.processor import formats
 
 @dataclass(frozen=True, kw_only=True)
 class Resized:
-    """A picture from `Processor.prepare`, such as another process has opened; it counts as an image everywhere.
+    """An image from `Processor.prepare`, opened in another process for example; accepted wherever an image is.
 
     Attributes:
         pixels: At the model's size.
-        width: Of the upright picture that it was, in pixels.
+        width: Of the upright image that it was, in pixels.
         height: Of the same.
     """
 
@@ -33,7 +33,7 @@ class Resized:
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Resized
 """A path, the bytes of an image file, a PIL image, a uint8 array [H, W] or [H, W, 1|3|4], a tensor [1|3|4, H, W], or
-a picture that is at the model's size already."""
+an image that is at the model's size already."""
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -66,7 +66,7 @@ _EXCHANGED = (5, 6, 7, 8)  # width and height
 
 
 def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
-    """Decodes a picture to RGB with its EXIF orientation applied.
+    """Decodes an image to RGB with its EXIF orientation applied.
 
     Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), CMYK goes through PIL's conversion,
     of an animation the first frame is taken (of an open PIL image, the current one). Unreadable EXIF means upright.
@@ -90,18 +90,18 @@ def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: C
 def open_reduced(
     source: ImageLike, side: int | None, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Decodes a picture as `open_image` does, but a JPEG at the least scale of 1/8, 1/4 and 1/2 that is large enough.
+    """Decodes an image as `open_image` does, but a JPEG at the least scale of 1/8, 1/4 and 1/2 that is large enough.
 
     libjpeg then computes fewer coefficients of each block, which is a multiple faster.
 
     Args:
         source: What to open.
         side: Pixels that the shorter side keeps at least, if it has as many; None decodes everything in full.
-        max_pixels: Of the full picture.
+        max_pixels: Of the full image.
         background: Colour under transparent pixels.
 
     Returns:
-        A new image of mode RGB, and width and height of the full picture, upright.
+        A new image of mode RGB, and width and height of the full image, upright.
 
     Raises:
         FileNotFoundError: As `open_image`.

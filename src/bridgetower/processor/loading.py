@@ -1,4 +1,4 @@
-"""Pictures decoded and resized in worker processes, which hand them over in shared memory."""
+"""Images decoded and resized in worker processes, which hand them over in shared memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 def loaded(
     load: Callable[[Item], UInt8[Tensor, "3 h w"]], batches: Sequence[Sequence[Item]], *, num_workers: int
 ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-    """Yields batches of resized pictures, in order.
+    """Yields batches of resized images, in order.
 
     Args:
-        load: Gives a resized picture; processes get a copy of it.
+        load: Gives a resized image; processes get a copy of it.
         batches: What to load.
         num_workers: Processes, each of which makes whole batches; 0 loads in this one.
 
@@ -39,7 +39,7 @@ def loaded(
 
 
 class _Batches(Dataset[Tensor | Exception], Generic[Item]):
-    """Whole batches; what is wrong with a picture is handed over, since torch would wrap it into a traceback."""
+    """Whole batches; what is wrong with an image is handed over, since torch would wrap it into a traceback."""
 
     def __init__(self, load: Callable[[Item], Tensor], batches: Sequence[Sequence[Item]]) -> None:
         self.load, self.batches = load, batches

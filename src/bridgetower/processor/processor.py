@@ -1,4 +1,4 @@
-"""Pictures to pixel values and texts to token ids, with the settings that travel with a checkpoint."""
+"""Images to pixel values and texts to token ids, with the settings that travel with a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _T = TypeVar("_T")
 
 
 class Processor:
-    """Prepares pictures and texts the way one checkpoint expects them.
+    """Prepares images and texts the way one checkpoint expects them.
 
     Attributes:
         config: The settings.
-        tokenizer: None if only pictures are prepared; everything about text then raises ValueError.
+        tokenizer: None if only images are prepared; everything about text then raises ValueError.
     """
 
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
@@ -105,7 +105,7 @@ class Processor:
         return continues_word(self._tokenizer)
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
-        """Opens, resizes and normalises pictures.
+        """Opens, resizes and normalises images.
 
         Args:
             images: At least one.
@@ -113,7 +113,7 @@ class Processor:
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: There are no pictures, or one cannot be used; its number is named.
+            ValueError: There are no images, or one cannot be used; its number is named.
         """
         if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor, Resized)):
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
@@ -122,29 +122,29 @@ class Processor:
         return self.normalise(torch.stack([self.resize_numbered(item) for item in enumerate(images, first)]))
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
-        """Opens one picture and brings it to the model's size: all that comes before `normalise`.
+        """Opens one image and brings it to the model's size: all that comes before `normalise`.
 
         Raises:
             FileNotFoundError: The file is missing.
-            ValueError: The picture cannot be used.
+            ValueError: The image cannot be used.
         """
         return self.prepare(image).pixels
 
     def prepare(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Resized:
-        """Opens one picture as `resize` does and keeps how large it was; one that was prepared is returned as it is.
+        """Opens one image as `resize` does and keeps how large it was; one that was prepared is returned as it is.
 
         Args:
-            image: The picture.
+            image: The image.
             max_pixels: Files and bytes with more are refused before they are decoded.
 
         Raises:
             FileNotFoundError: The file is missing.
-            ValueError: The picture cannot be used, or was prepared for a model of another size.
+            ValueError: The image cannot be used, or was prepared for a model of another size.
         """
         if isinstance(image, Resized):
             expected = [3, self.config.image_size, self.config.image_size]
             if list(image.pixels.shape) != expected:
-                raise ValueError(f"a picture was prepared as {list(image.pixels.shape)}; this model takes {expected}")
+                raise ValueError(f"an image was prepared as {list(image.pixels.shape)}; this model takes {expected}")
             return image
         opened, (width, height) = open_reduced(
             image, self.config.decoded_side, max_pixels=max_pixels, background=self.config.background
@@ -152,13 +152,13 @@ class Processor:
         return Resized(pixels=transforms.resize(opened, self.config), width=width, height=height)
 
     def blank_image(self) -> Resized:
-        """Returns what stands where an image is missing: a picture of the mean colour, which becomes about 0."""
+        """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
         side = self.config.image_size
         colour = torch.tensor([round(255 * mean) for mean in self.config.image_mean], dtype=torch.uint8)
         return Resized(pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side)
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Maps a batch of resized pictures to (v/255 - mean) / std; `images` is this after `resize`.
+        """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`.
 
         Raises:
             ValueError: The pixels are not a uint8 batch.
@@ -317,11 +317,11 @@ class Processor:
         return _present(self._ids)
 
     def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
-        """Returns `resize` of a picture that comes with its number, which errors name.
+        """Returns `resize` of an image that comes with its number, which errors name.
 
         Raises:
             FileNotFoundError: The file is missing.
-            ValueError: The picture cannot be used.
+            ValueError: The image cannot be used.
         """
         number, image = item
         try:

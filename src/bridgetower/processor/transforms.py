@@ -1,4 +1,4 @@
-"""From an RGB picture to the tensor that the model receives, the way each source of checkpoints does it."""
+"""From an RGB image to the tensor that the model receives, the way each source of checkpoints does it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torchvision.transforms.v2 import functional
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS
 
-# transformers, BridgeTowerImageProcessor.resize: the long side of a picture whose short side is 800 stays below 1333.
+# transformers, BridgeTowerImageProcessor.resize: the long side of an image whose short side is 800 stays below 1333.
 _LONG_SIDE = 1333 / 800
 
 
 def resize(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
-    """Brings an RGB picture to `config.image_size` squared, by the config's profile.
+    """Brings an RGB image to `config.image_size` squared, by the config's profile.
 
     Raises:
-        ValueError: The picture is too elongated for the profile.
+        ValueError: The image is too elongated for the profile.
     """
     match config.profile:
         case "official-pretrain":

@@ -1,4 +1,4 @@
-"""Brings an index up to date with a folder or table of pictures: new and changed ones in, dropped ones out."""
+"""Brings an index up to date with a folder or table of images: new and changed ones in, dropped ones out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridgetower.search.pictures import Decoded, Pictures, SourceManifest, decod
 from bridgetower.search.places import Uri, split
 from bridgetower.search.table import IndexedRow
 
-_MAX_NAMED = 10  # bad pictures spelt out in an error
+_MAX_NAMED = 10  # bad images spelt out in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ def build_index(
     storage_options: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> IndexReport:
-    """Makes an index, or brings one up to date: new and changed pictures are embedded, dropped ones deleted.
+    """Makes an index, or brings one up to date: new and changed images are embedded, dropped ones deleted.
 
-    Whether a picture changed is told by its size, its time and its captions.
+    Whether an image changed is told by its size, its time and its captions.
     What was embedded is written every few seconds. A run that was killed is completed by the next one.
 
     Args:
-        source: A folder of pictures, perhaps with a text file of captions beside each, or a table of pictures and
+        source: A folder of images, perhaps with a text file of captions beside each, or a table of images and
             captions (CSV, TSV, JSON lines).
         out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
@@ -68,8 +68,8 @@ def build_index(
     Raises:
         FileNotFoundError: There is no source.
         FileExistsError: Another process writes the index.
-        ValueError: The source names no picture, the index is of another model or folder, the model has no contrastive
-            head, or more than `max_errors` pictures cannot be used; the others are in the index then.
+        ValueError: The source names no image, the index is of another model or folder, the model has no contrastive
+            head, or more than `max_errors` images cannot be used; the others are in the index then.
     """
     started, config = time.perf_counter(), config or IndexConfig()
     split(out)  # refuses what is no name for an index
@@ -198,7 +198,7 @@ def _opened(out: Uri, predictor: Predictor, root: Path, storage_options: Mapping
     index = Index(out, storage_options=storage_options)
     index.check_model(predictor.fingerprint, predictor.source)
     if index.root.resolve() != root.resolve():
-        raise ValueError(f"{out} is of the pictures in {index.root}, not of {root}; choose another name for the index")
+        raise ValueError(f"{out} is of the images in {index.root}, not of {root}; choose another name for the index")
     return index
 
 
@@ -208,6 +208,6 @@ def _check_bad(source: str | Path, report: IndexReport, max_errors: int) -> None
         return
     more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
     raise ValueError(
-        f"{source} has {len(bad)} bad pictures, allowed are {max_errors} (max_errors); the other {report.pictures} are "
+        f"{source} has {len(bad)} bad images, allowed are {max_errors} (max_errors); the other {report.pictures} are "
         f"in the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
     )

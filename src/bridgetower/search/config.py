@@ -1,4 +1,4 @@
-"""How pictures are put into an index; importable without torch."""
+"""How images are put into an index; importable without torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bridgetower.model.plain import check_numbers
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """How pictures are put into an index.
+    """How images are put into an index.
 
     Attributes:
         image_column: Column of a table with paths; None looks for the usual names.
         caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a picture is in as its caption.
-        truncate: Cut captions that are too long; otherwise their picture counts as bad.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        truncate: Cut captions that are too long; otherwise their image counts as bad.
         ann: Also group the vectors, so that searches in large sets are quicker; they may then miss some of the nearest.
-        max_errors: Number of pictures that may be left out because they cannot be read; each is named.
-        batch_size: Pictures embedded at once.
-        num_workers: Processes that decode pictures; None starts one per core where that pays off.
+        max_errors: Number of images that may be left out because they cannot be read; each is named.
+        batch_size: Images embedded at once.
+        num_workers: Processes that decode images; None starts one per core where that pays off.
         commit_seconds: Time after which what was embedded is written; a killed run loses no more work than that.
     """
 

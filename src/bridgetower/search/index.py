@@ -1,4 +1,4 @@
-"""An index of pictures: a LanceDB table with a row per picture; the only module that knows LanceDB."""
+"""An index of images: a LanceDB table with a row per image; the only module that knows LanceDB."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _INTERNALS = (
 
 
 class Index:
-    """Pictures and their vectors.
+    """Images and their vectors.
 
     The folder is a Lance table, which other tools read too. Every change is one atomic commit: a process that is killed
     leaves the table as it was before or after.
@@ -73,7 +73,7 @@ class Index:
 
         Args:
             uri: Of the folder.
-            root: Folder of the pictures, if they are elsewhere now.
+            root: Folder of the images, if they are elsewhere now.
             storage_options: Settings of an object store; its usual environment variables are read too.
 
         Raises:
@@ -104,7 +104,7 @@ class Index:
             uri: Of the folder, which must not exist.
             fingerprint: Of the model.
             model: Where it was loaded from.
-            root: Folder of the pictures.
+            root: Folder of the images.
             image_width: Numbers in a contrastive vector.
             pair_width: Numbers in a joint vector.
             storage_options: Settings of an object store.
@@ -134,7 +134,7 @@ class Index:
 
     @property
     def root(self) -> Path:
-        """Folder that the pictures' paths start from."""
+        """Folder that the images' paths start from."""
         return self._root or Path(places.resolved(self.uri, self.info.root))
 
     @property
@@ -171,7 +171,7 @@ class Index:
             )
 
     def listed(self) -> dict[str, Listed]:
-        """Returns every picture as its source named it when it was written, by path."""
+        """Returns every image as its source named it when it was written, by path."""
         columns = ["path", "size", "mtime", "captions"]
         with _read(self.uri):
             table = self._table.search().select(columns).to_arrow().select(columns)
@@ -200,7 +200,7 @@ class Index:
 
         Args:
             image: What the index has.
-            within_root: Refuse a file to which a link leads out of the folder of the pictures.
+            within_root: Refuse a file to which a link leads out of the folder of the images.
             max_bytes: Of a file; None: any number.
 
         Raises:
@@ -229,17 +229,17 @@ class Index:
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """Returns the pictures whose vector has the largest cosine with a given one, that first.
+        """Returns the images whose vector has the largest cosine with a given one, that first.
 
         Args:
             vector: Of the query.
             count: How many; fewer if there are no more.
-            column: Which vectors; of several of one picture the nearest counts.
+            column: Which vectors; of several of one image the nearest counts.
             where: A condition on the other columns in SQL, such as `width > 800`.
             exact: Compare every vector, even where `create_ann_index` was called.
 
         Raises:
-            ValueError: The condition is none, or pictures have vectors that are no numbers, so that nothing finds them.
+            ValueError: The condition is none, or images have vectors that are no numbers, so that nothing finds them.
             OSError: The index cannot be read.
         """
         there = len(self)
@@ -274,7 +274,7 @@ class Index:
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def upsert(self, rows: Sequence[IndexedRow]) -> None:
-        """Writes pictures in one commit; those that are there are replaced.
+        """Writes images in one commit; those that are there are replaced.
 
         Raises:
             ValueError: A vector has values that are no numbers.
@@ -294,9 +294,9 @@ class Index:
                 self._table.delete(_is_one_of(chunk))
 
     def create_ann_index(self) -> None:
-        """Groups the pictures' vectors, so that searches compare only those of the groups nearest to the query.
+        """Groups the images' vectors, so that searches compare only those of the groups nearest to the query.
 
-        Pictures that are written later are compared one by one until the table is tidied. Vectors of captions and of
+        Images that are written later are compared one by one until the table is tidied. Vectors of captions and of
         pairs are always compared one by one.
         """
         config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)))

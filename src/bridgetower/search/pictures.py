@@ -1,4 +1,4 @@
-"""The pictures that a source names, and their decoding in other processes."""
+"""The images that a source names, and their decoding in other processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bridgetower.search.config import IndexConfig
 
 _FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
 
-MIN_FOR_WORKERS = 500  # pictures; starting processes takes about as long as decoding these
+MIN_FOR_WORKERS = 500  # images; starting processes takes about as long as decoding these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A picture as its source names it.
+    """An image as its source names it.
 
     Attributes:
         path: From the source's folder.
@@ -58,7 +58,7 @@ class SourceManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What came of one picture.
+    """What came of one image.
 
     Attributes:
         picture: As listed.
@@ -74,16 +74,16 @@ class Decoded:
 
 
 def list_pictures(source: Path, config: IndexConfig) -> SourceManifest:
-    """Finds the pictures of a folder or a table; no picture is opened.
+    """Finds the images of a folder or a table; no image is opened.
 
     Args:
-        source: As for `bridgetower.data.sources.read_rows`, but Parquet with pictures in it is refused: a picture that
+        source: As for `bridgetower.data.sources.read_rows`, but Parquet with images in it is refused: an image that
             is found must be a file that can be opened.
         config: Names of the columns.
 
     Raises:
         FileNotFoundError: There is no source.
-        ValueError: It cannot be read, holds pictures itself, or names no picture.
+        ValueError: It cannot be read, holds images itself, or names no image.
     """
     source = Path(source)
     rows = read_rows(
@@ -97,7 +97,7 @@ def list_pictures(source: Path, config: IndexConfig) -> SourceManifest:
     bad: dict[str, str] = {}
     for row in rows:
         if not row.image.is_file:
-            raise ValueError(f"{source} holds pictures, which a search could not open; write them to files first")
+            raise ValueError(f"{source} holds images, which a search could not open; write them to files first")
         path, captions = row.image.name, tuple(filter(None, map(str.strip, row.captions)))
         if path in found:
             found[path] = replace(found[path], captions=(*found[path].captions, *captions))
@@ -108,12 +108,12 @@ def list_pictures(source: Path, config: IndexConfig) -> SourceManifest:
         elif listed is not None:
             bad[path] = f"{row.place}: {listed}"
     if not found and not bad:
-        raise ValueError(f"{source} names no picture; nothing was changed: check that it is the right source")
+        raise ValueError(f"{source} names no image; nothing was changed: check that it is the right source")
     return SourceManifest(root=root, pictures=found, bad=tuple(bad.values()))
 
 
 def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | None:
-    """Looks at a file; returns what is wrong with it, or None if it is a folder or a device with a picture's name."""
+    """Looks at a file; returns what is wrong with it, or None if it is a folder or a device with an image's name."""
     unfit = unfit_name(path)
     if unfit:
         return unfit
@@ -128,7 +128,7 @@ def _listed(root: Path, path: str, captions: tuple[str, ...]) -> Listed | str | 
 
 
 class Pictures(Dataset[Decoded]):
-    """Decodes listed pictures, each on its own."""
+    """Decodes listed images, each on its own."""
 
     def __init__(self, root: Path, pictures: Sequence[Listed], processor: Processor) -> None:
         """Keeps them.
@@ -144,7 +144,7 @@ class Pictures(Dataset[Decoded]):
         return len(self.pictures)
 
     def __getitem__(self, number: int) -> Decoded:
-        """Reads a picture; one that cannot be used comes back with the reason."""
+        """Reads an image; one that cannot be used comes back with the reason."""
         picture = self.pictures[number]
         file = self.root / picture.path
         try:
@@ -157,11 +157,11 @@ class Pictures(Dataset[Decoded]):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some pictures with the pixels of those that were decoded in one tensor, which is quicker to hand over.
+    """Some images with the pixels of those that were decoded in one tensor, which is quicker to hand over.
 
     Attributes:
         decoded: Without their images.
-        sizes: Of each upright picture, width and height; None where nothing was decoded.
+        sizes: Of each upright image, width and height; None where nothing was decoded.
         pixels: Of those with a size, in order.
     """
 
@@ -171,7 +171,7 @@ class Batch:
 
     @staticmethod
     def of(decoded: Sequence[Decoded]) -> Batch:
-        """Packs pictures."""
+        """Packs images."""
         images = [one.image for one in decoded]
         present = [image.pixels for image in images if image is not None]
         return Batch(
@@ -181,7 +181,7 @@ class Batch:
         )
 
     def unpacked(self) -> list[Decoded]:
-        """Returns the pictures as they were packed."""
+        """Returns the images as they were packed."""
         pixels = iter(self.pixels)
         return [
             one if size is None else replace(one, image=Resized(pixels=next(pixels), width=size[0], height=size[1]))
@@ -190,7 +190,7 @@ class Batch:
 
 
 def decode(pictures: Pictures, config: IndexConfig) -> Iterable[Batch]:
-    """Decodes all pictures in order, in batches, as many ahead as the processes manage.
+    """Decodes all images in order, in batches, as many ahead as the processes manage.
 
     The processes are started afresh and not forked: the libraries of the index run threads, which a fork loses.
     """

@@ -74,7 +74,7 @@ class Searcher:
         truncate: bool = False,
         batch_size: int = 32,
     ) -> list[Hit]:
-        """Finds pictures for a text, a picture, or both.
+        """Finds images for a text, an image, or both.
 
         First come the candidates whose probability of matching the text is highest, then the others by cosine. With
         text and image the candidates are those nearest to the mean of both vectors. Without a text there is nothing to
@@ -87,11 +87,11 @@ class Searcher:
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
                 without a text or a matching head.
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
-            against: What the query is compared with: the pictures, their captions, or both together, which needs text
+            against: What the query is compared with: the images, their captions, or both together, which needs text
                 and image.
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
-            batch_size: Pictures matched at once.
+            batch_size: Images matched at once.
 
         Raises:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
@@ -125,11 +125,11 @@ class Searcher:
             raise ValueError(f"rerank is {rerank}; expected at least 0")
         check_choice("against", against, Against)
         if against == "pairs" and (text is None or image is None):
-            raise ValueError("against pairs of picture and caption a search needs both a text and an image")
+            raise ValueError("against pairs of image and caption a search needs both a text and an image")
         if rerank is None:
             return RERANK if text is not None and self.predictor.model.itm_head is not None else 0
         if rerank and text is None:
-            raise ValueError(f"rerank is {rerank}, but pictures are matched with a text; give one, or rerank 0")
+            raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
         if rerank:
             self.predictor.model.head("itm")
         return rerank
@@ -159,11 +159,11 @@ class Searcher:
     def open(
         self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
     ) -> Resized | ValueError | OSError:
-        """Returns the picture of a candidate as it was indexed, or why it cannot be opened.
+        """Returns the image of a candidate as it was indexed, or why it cannot be opened.
 
         Args:
             one: The candidate.
-            max_pixels: Of the picture.
+            max_pixels: Of the image.
             max_bytes: Of the file; None: any number.
         """
         try:
@@ -177,7 +177,7 @@ class Searcher:
     def usable(
         self, found: Sequence[Hit], opened: Sequence[Resized | ValueError | OSError]
     ) -> list[tuple[Hit, Resized]]:
-        """Returns candidates with their pictures; those that cannot be opened are left out.
+        """Returns candidates with their images; those that cannot be opened are left out.
 
         Args:
             found: The candidates.
@@ -190,12 +190,12 @@ class Searcher:
         errors = [image for image in opened if isinstance(image, Exception)]
         if errors and not good:
             raise ValueError(
-                f"none of the {len(errors)} pictures that were found can be opened in {self.index.root}: {errors[0]}; "
+                f"none of the {len(errors)} images that were found can be opened in {self.index.root}: {errors[0]}; "
                 "give the folder where they are now as root, or rerank 0"
             )
         if errors:
             logger.warning(
-                "%d of %d pictures that were found cannot be opened and are left out: %s",
+                "%d of %d images that were found cannot be opened and are left out: %s",
                 *(len(errors), len(found), errors[0]),
             )
         return good

@@ -1,4 +1,4 @@
-"""A contact sheet: the hits of a search as one picture."""
+"""A contact sheet: the hits of a search as one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridgetower.search.table import Hit
 from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
 
 COLUMNS = 5
-TILE = 240  # pixels, the side of the square that a picture is fitted into
+TILE = 240  # pixels, the side of the square that an image is fitted into
 _GAP = 20
 _TEXT = 62  # pixels under a tile
 _MARGIN = 32
@@ -23,12 +23,12 @@ def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageL
     """Draws the hits in rows, best first, each with its name and scores, under the query.
 
     Args:
-        hits: From a search; a picture that cannot be opened leaves its place empty.
+        hits: From a search; an image that cannot be opened leaves its place empty.
         text: That was searched for.
         image: That was searched for.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     columns = max(1, min(COLUMNS, len(hits)))
     rows = -(-len(hits) // columns)
@@ -59,7 +59,7 @@ def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike
     if image is not None:
         _draw_picture(sheet, image, (x, _MARGIN), _QUERY_PICTURE)
         x += _QUERY_PICTURE + _GAP
-    title = "pictures like this one" if text is None else f"“{text}”"
+    title = "images like this one" if text is None else f"“{text}”"
     pen.line(title, x, _MARGIN + 22, width=sheet.width - x - _MARGIN, size=24, bold=True)
     found = "nothing was found" if not num_hits else f"{num_hits} hit{'s' if num_hits > 1 else ''}, best first"
     pen.line(found, x, _MARGIN + 46, width=sheet.width - x - _MARGIN, ink=FAINT)

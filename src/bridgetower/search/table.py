@@ -33,7 +33,7 @@ class IndexInfo:
     Attributes:
         fingerprint: Of the model that made the vectors.
         model: Where that model was loaded from; a path within the index's folder is relative to it.
-        root: Folder that the pictures' paths start from, likewise.
+        root: Folder that the images' paths start from, likewise.
     """
 
     fingerprint: str
@@ -43,12 +43,12 @@ class IndexInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedRow:
-    """A picture with its vectors, to be written.
+    """An image with its vectors, to be written.
 
     Attributes:
         picture: As its source names it.
         digest: SHA-256 of the file.
-        width: Of the upright picture, in pixels.
+        width: Of the upright image, in pixels.
         height: Of the same.
         image_vector: Contrastive.
         text_vectors: Contrastive, one per caption.
@@ -75,9 +75,9 @@ class Indexed:
 
     Attributes:
         digest: SHA-256 of the file.
-        path: From the folder of the pictures.
+        path: From the folder of the images.
         size: Of the file, in bytes.
-        width: Of the upright picture, in pixels.
+        width: Of the upright image, in pixels.
         height: Of the same.
         captions: That came with it.
     """

@@ -51,7 +51,7 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="BridgeTower",
         version=bridgetower.__version__,
-        description=f"Embeddings of texts and pictures, and what a model says about both together: {service.name}.",
+        description=f"Embeddings of texts and images, and what a model says about both together: {service.name}.",
         lifespan=lifespan,
         docs_url=None,  # it loads scripts from elsewhere
         redoc_url=None,
@@ -128,7 +128,7 @@ class Model(BaseModel):
     created: int = Field(description="When the server started, in seconds since 1970.")
     owned_by: Literal["bridgetower"] = "bridgetower"
     fingerprint: str = Field(description="Names what the vectors depend on.")
-    image_size: int = Field(description="Side that pictures are brought to, in pixels.")
+    image_size: int = Field(description="Side that images are brought to, in pixels.")
     max_tokens: int = Field(description="Longest text.")
     mask_token: str = Field(description="Stands in a text where a word is missing.")
     uses: list[Use] = Field(description="What it is asked for.")

@@ -26,14 +26,14 @@ class ServeConfig:
         port: To listen at; 0 takes a free one.
         api_key: What clients must send as `Authorization: Bearer KEY`; None lets in everyone who reaches the port.
         name: What clients call the model; None is what was loaded.
-        max_batch: Most items (a picture, a text or a pair) computed at once; None is 16 on a CPU, where more at once
+        max_batch: Most items (an image, a text or a pair) computed at once; None is 16 on a CPU, where more at once
             take as long in turn, and 64 on a GPU.
         queue: Most items taken in and not yet answered; more are refused with status 429.
         timeout: Seconds after which a request is given up, its upload included.
         max_body: Largest request body, in MiB.
-        max_pixels: Largest picture, in millions of pixels.
+        max_pixels: Largest image, in millions of pixels.
         max_items: Most items in one request, 4096 or fewer.
-        allow_host: Hosts from which pictures are fetched when a request has a URL, with :port unless it is the usual
+        allow_host: Hosts from which images are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
         page: Show a page for people at /.
     """

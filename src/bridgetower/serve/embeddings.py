@@ -43,7 +43,7 @@ class TextPart(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """Picture of a message."""
+    """Image of a message."""
 
     class Url(BaseModel):
         """Where it is."""
@@ -60,7 +60,7 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(BaseModel):
-    """A message with at most one picture and one text."""
+    """A message with at most one image and one text."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,14 +76,14 @@ class Message(BaseModel):
 
     @property
     def images(self) -> list[str]:
-        """Its pictures."""
+        """Its images."""
         if isinstance(self.content, str):
             return []
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
 class EmbeddingsRequest(Body):
-    """Texts or pictures, each of which gets a vector, or one message whose picture and text get one together."""
+    """Texts or images, each of which gets a vector, or one message whose image and text get one together."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -106,7 +106,7 @@ class EmbeddingsRequest(Body):
         }
     )
 
-    input: Strings | None = Field(None, description="Texts, or data URIs of pictures.")
+    input: Strings | None = Field(None, description="Texts, or data URIs of images.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     modality: Modality = Field("text", description="What `input` holds.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
@@ -133,12 +133,12 @@ class EmbeddingsRequest(Body):
         if (self.input is None) == (self.messages is None):
             raise ValueError("expected either input or messages")
         if self.messages and (len(self.messages[0].texts) > 1 or len(self.messages[0].images) > 1):
-            raise ValueError("a message has several texts or pictures; expected at most one of each")
+            raise ValueError("a message has several texts or images; expected at most one of each")
         return self
 
     @property
     def sources(self) -> tuple[list[str], list[str]]:
-        """Pictures and texts."""
+        """Images and texts."""
         if self.messages is not None:
             return self.messages[0].images, self.messages[0].texts
         given = self.input or []
@@ -159,9 +159,9 @@ class EmbeddingsResponse(Listed[Embedding]):
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, responses=COMPUTING, tags=["embeddings"])
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
-    """Turn texts, pictures, or a picture and a text together into vectors.
+    """Turn texts, images, or an image and a text together into vectors.
 
-    Vectors of texts and of pictures can be compared. What is comparable with the joint vector of a message is the joint
+    Vectors of texts and of images can be compared. What is comparable with the joint vector of a message is the joint
     vector of another.
     """
     param = "messages" if body.messages else "input"
@@ -187,7 +187,7 @@ def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float
 
 
 class Document(BaseModel):
-    """A text or a picture."""
+    """A text or an image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -218,11 +218,11 @@ def _document(given: Any) -> Any:
 
 
 TextOrImage = Annotated[Document, BeforeValidator(_document, json_schema_input_type=str | Document)]
-"""A text, the data URI of a picture, or either by name."""
+"""A text, the data URI of an image, or either by name."""
 
 
 class RerankRequest(Body):
-    """A query and documents, which are all texts or all pictures."""
+    """A query and documents, which are all texts or all images."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -257,7 +257,7 @@ class RerankResponse(BaseModel):
 
     model: str
     scored_by: Literal["matching", "cosine"] = Field(
-        description="The probability that text and picture match, or the cosine of two texts or of two pictures."
+        description="The probability that text and image match, or the cosine of two texts or of two images."
     )
     results: list[Result]
     usage: Usage
@@ -267,12 +267,12 @@ class RerankResponse(BaseModel):
 async def rerank(body: RerankRequest, service: Served) -> Response:
     """Sort documents by their relevance to a query.
 
-    A text is matched with pictures, and a picture with texts, by the whole model. Texts are compared with a text, and
-    pictures with a picture, by the cosine of their vectors.
+    A text is matched with images, and an image with texts, by the whole model. Texts are compared with a text, and
+    images with an image, by the cosine of their vectors.
     """
     modalities = {document.modality for document in body.documents}
     if len(modalities) > 1:
-        message = "documents are texts and pictures, whose scores cannot be compared; send two requests"
+        message = "documents are texts and images, whose scores cannot be compared; send two requests"
         raise ApiError(400, message, param="documents")
     same = body.query.modality in modalities
     count = len(body.documents) + same

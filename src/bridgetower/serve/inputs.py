@@ -1,4 +1,4 @@
-"""From what a request holds to what the model takes: pictures out of data URIs, token ids out of texts."""
+"""From what a request holds to what the model takes: images out of data URIs, token ids out of texts."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ _Result = TypeVar("_Result")
 
 
 class Inputs:
-    """Prepares pictures and texts in threads of its own, so that the event loop stays free."""
+    """Prepares images and texts in threads of its own, so that the event loop stays free."""
 
     def __init__(self, processor: Processor, *, max_pixels: int, remote: RemoteImages | None = None) -> None:
         """Starts no thread yet.
 
         Args:
             processor: The model's.
-            max_pixels: Of one picture.
-            remote: Fetches pictures at URLs; None: no URL is read.
+            max_pixels: Of one image.
+            remote: Fetches images at URLs; None: no URL is read.
         """
         self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
         self._threads = Turns(available_cores(), "inputs")
 
     async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
-        """Decodes pictures and brings them to the model's size.
+        """Decodes images and brings them to the model's size.
 
         Args:
             sources: Data URIs, or URLs where they are allowed.
@@ -166,5 +166,5 @@ def _decoded(source: str, begin: int) -> bytes:
 
 
 def is_image(source: str) -> bool:
-    """Whether a string is the data URI of a picture, damaged or not, and not a text."""
+    """Whether a string is the data URI of an image, damaged or not, and not a text."""
     return _DATA_URI.match(source) is not None

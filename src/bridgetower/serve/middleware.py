@@ -269,7 +269,7 @@ class RequestLimitsMiddleware:
 
     def _check(self, size: int) -> None:
         if size > self._max_body:
-            message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller pictures"
+            message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller images"
             raise ApiError(413, message)
         if size > _OWN and self._held > _BODIES * self._max_body:
             raise _busy("too many large requests at once")

@@ -30,7 +30,7 @@ from bridgetower.serve.schemas import (
 )
 from bridgetower.serve.service import PairUse, Served, Service
 
-router = APIRouter(route_class=JsonRoute, tags=["pictures with texts"])
+router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
 _ALL = 2**31  # classes: there are fewer
 _DIGITS = 6  # of a share of attention, after the point
@@ -38,7 +38,7 @@ _QUALITY = 88  # of the JPEG of a view
 
 
 class MatchRequest(Body):
-    """Pictures and texts; the first picture goes with the first text."""
+    """Images and texts; the first image goes with the first text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -48,23 +48,23 @@ class MatchRequest(Body):
 
     images: Images
     texts: Texts
-    all_pairs: bool = Field(False, description="Match every picture with every text.")
+    all_pairs: bool = Field(False, description="Match every image with every text.")
 
 
 class Match(BaseModel):
-    """A picture and a text."""
+    """An image and a text."""
 
-    image: int = Field(description="Number of the picture.")
+    image: int = Field(description="Number of the image.")
     text: int = Field(description="Number of the text.")
     probability: float = Field(description="That they belong together.")
 
 
 class MatchResponse(Listed[Match]):
-    """A probability for every pair; with `all_pairs`, those of the first picture come first."""
+    """A probability for every pair; with `all_pairs`, those of the first image come first."""
 
 
 class AnswerRequest(Body):
-    """Pictures and a question about each."""
+    """Images and a question about each."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"images": IMAGE, "questions": "what colour is the square?", "top": 3}]}
@@ -94,7 +94,7 @@ class AnswerResponse(Listed[Answers]):
 
 
 class FillMaskRequest(Body):
-    """Pictures and a text about each, with masks where words are missing."""
+    """Images and a text about each, with masks where words are missing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": IMAGE, "texts": "a <mask> square"}]})
 

@@ -1,4 +1,4 @@
-"""Pictures at URLs, from hosts that are allowed by name and nowhere else."""
+"""Images at URLs, from hosts that are allowed by name and nowhere else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SPECIAL = [
 
 
 class RemoteImages:
-    """Fetches pictures by URL.
+    """Fetches images by URL.
 
     The host of a URL must be one of those allowed, and all its addresses public ones: a name that someone points to
     this machine or its network leads nowhere. What was checked is what is connected to. Redirects are not followed,
@@ -62,7 +62,7 @@ class RemoteImages:
 
         Args:
             hosts: Names, with `:port` unless it is the usual one.
-            max_bytes: Of a picture's file.
+            max_bytes: Of an image's file.
             timeout: Seconds for one.
             may_connect: Whether an address may be connected to; None: whether it is public.
             look_up: Returns the addresses of a host; None: as the system does.
@@ -131,7 +131,7 @@ class RemoteImages:
         port = parts.port or usual
         host = (parts.hostname or "") if port == usual else f"{parts.hostname}:{port}"
         if host not in self._hosts or "@" in parts.netloc:
-            raise ValueError(f"pictures are not fetched from {host!r}; send a data URI, or have the host allowed")
+            raise ValueError(f"images are not fetched from {host!r}; send a data URI, or have the host allowed")
         return parts, port
 
     def _connection(self, parts: SplitResult, port: int, deadline: _Deadline) -> HTTPConnection:
@@ -141,7 +141,7 @@ class RemoteImages:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        """What certificates are checked with; reading those of the system takes longer than many a picture."""
+        """What certificates are checked with; reading those of the system takes longer than many an image."""
         return ssl.create_default_context()
 
     def _address(self, host: str, port: int, deadline: _Deadline) -> str:

@@ -47,7 +47,7 @@ class Body(BaseModel):
 class Usage(BaseModel):
     """What a request took: positions that the towers read, those of padding not counted."""
 
-    prompt_tokens: int = Field(description="Tokens of texts, and for each picture its patches and one more.")
+    prompt_tokens: int = Field(description="Tokens of texts, and for each image its patches and one more.")
     total_tokens: int = Field(description="The same: nothing is generated.")
 
     @classmethod
@@ -118,7 +118,7 @@ Texts = Annotated[
 ]
 """A text or several, as a list."""
 
-Images = Annotated[Strings, Field(description="Data URI of a picture, or several.")]
+Images = Annotated[Strings, Field(description="Data URI of an image, or several.")]
 Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 

@@ -54,14 +54,14 @@ Size = Annotated[
 
 
 class SearchRequest(Body):
-    """A text, a picture or both, and which pictures to look through."""
+    """A text, an image or both, and which images to look through."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}]}
     )
 
     query: Text | None = Field(None, description="What should be seen.")
-    image: str | None = Field(None, description="Data URI of a picture that the hits should be like.")
+    image: str | None = Field(None, description="Data URI of an image that the hits should be like.")
     top: Top = 10
     rerank: int | None = Field(
         None,
@@ -102,12 +102,12 @@ class FoundImage(IndexedImage):
 
 
 class SearchResponse(Listed[FoundImage]):
-    """Pictures, the likeliest match first, then the nearest."""
+    """Images, the likeliest match first, then the nearest."""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
-    """Find pictures of the index by a text, by a picture, or by both."""
+    """Find images of the index by a text, by an image, or by both."""
     searcher = service.searcher
     assert searcher is not None, "searches are there only with an index"
     try:
@@ -158,7 +158,7 @@ async def _matched(
         opened = searcher.usable(found, images)
     except ValueError as error:
         logger.error("search: %s", error)
-        message = "none of the pictures that were found can be opened where the index has them; send rerank 0"
+        message = "none of the images that were found can be opened where the index has them; send rerank 0"
         raise ApiError(404, message, code="no_pictures") from error
     items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
     probabilities: list[float] = await service.batcher.submit(items)

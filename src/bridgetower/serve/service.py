@@ -54,7 +54,7 @@ class ServedModel:
     Attributes:
         name: What clients call it.
         predictor: The model.
-        inputs: Prepares pictures and texts.
+        inputs: Prepares images and texts.
     """
 
     name: str
@@ -76,7 +76,7 @@ class ServedModel:
         return None
 
     def tokens(self, images: Sequence[Resized], texts: Sequence[Tokens]) -> int:
-        """Returns how many positions the towers read: those of texts, and a patch or a CLS each of pictures."""
+        """Returns how many positions the towers read: those of texts, and a patch or a CLS each of images."""
         return len(images) * self.predictor.model.config.vision.num_tokens + sum(map(len, texts))
 
     def pair(self) -> Item:
@@ -152,7 +152,7 @@ class Service:
 
     @property
     def inputs(self) -> Inputs:
-        """Prepares pictures and texts for the model."""
+        """Prepares images and texts for the model."""
         return self.main.inputs
 
     @asynccontextmanager
@@ -195,7 +195,7 @@ class Service:
         """Checks that a request can be served, and keeps room for its items.
 
         Args:
-            count: Pictures, texts or pairs.
+            count: Images, texts or pairs.
             param: Field of the request that they come from.
             name: Of the model that the request is for.
             use: What the model is used for; None: what every model serves.
@@ -245,15 +245,15 @@ class Service:
         top: int = 1,
         truncate: bool = False,
     ) -> tuple[list[Any], int]:
-        """Computes pairs of pictures and texts.
+        """Computes pairs of images and texts.
 
         Args:
             use: What of them.
             images: As requests hold them; None in the place of an image is none.
             texts: Likewise; an empty one is none.
-            pairs: Numbers of picture and text.
+            pairs: Numbers of image and text.
             images_2: Second images of `reason`, one beside each of the first.
-            params: Fields that pictures and texts come from.
+            params: Fields that images and texts come from.
             top: Answers or judgements, or words per mask.
             truncate: Cut texts that are too long.
 

@@ -115,9 +115,9 @@ class RunConfig:
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
             less memory, the same numbers.
-        freeze_towers: Train the fusion encoder and the heads only, on what the towers say of every picture and text.
+        freeze_towers: Train the fusion encoder and the heads only, on what the towers say of every image and text.
             It is computed once and kept in the run's folder.
-        frozen_views: With `freeze_towers`, views of each picture that are computed, and of each text where words are
+        frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
         align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
         max_steps: Optimiser steps; give either this or `max_epochs`.
@@ -225,7 +225,7 @@ class RunConfig:
         if self.align_first < 0 or (self.align_first and not self.freeze_towers):
             raise ValueError(f"align_first is {self.align_first}; expected at least 0, and 0 without freeze_towers")
         if self.align_first and not isinstance(self.task, PretrainingConfig):
-            raise ValueError(f"align_first compares pictures with captions; leave it out for {self.task.kind}")
+            raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
         ignored = [part for part in self.checkpoint_activations if part != "fusion"]
         if self.freeze_towers and ignored:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Frozen towers: what they say of every picture and text is computed once and kept beside the run."""
+"""Frozen towers: what they say of every image and text is computed once and kept beside the run."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from bridgetower.training.setup import TaskSetup
 logger = logging.getLogger(__name__)
 
 FOLDER = "towers"
-_BATCH = 32  # pictures or texts at once
+_BATCH = 32  # images or texts at once
 
 
 @torch.no_grad()
 def frozen_examples(
     config: RunConfig, model: BridgeTower, setup: TaskSetup, out: Path, fabric: Fabric, *, progress: bool
 ) -> FrozenExamples:
-    """Freezes the towers and computes what they say of all pictures and texts of a run, as far as it is not there.
+    """Freezes the towers and computes what they say of all images and texts of a run, as far as it is not there.
 
-    From now on the pictures of the run come from the files, and so do the texts of the examples that are returned.
+    From now on the images of the run come from the files, and so do the texts of the examples that are returned.
 
     Args:
         config: Of the run.
         model: Its towers do not change any more.
-        setup: Its pictures and examples.
+        setup: Its images and examples.
         out: Folder of the run; the files go to a folder in it.
         fabric: From `make_fabric`; the processes share the setup.
         progress: Show bars.
@@ -60,7 +60,7 @@ def frozen_examples(
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
-    assert setup.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared pictures
+    assert setup.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared images
     folder, (train, held_out) = out / FOLDER, setup.pictures
     if rank() == 0:
         claim_rows(folder, _content(config, model, setup, train.processor))
@@ -88,7 +88,7 @@ class _Towers:
     shown: bool
 
     def pictures(self, name: str, pictures: Pictures, num_views: int, seed: int, dtype: torch.dtype) -> FrozenPictures:
-        """Computes all views of some pictures."""
+        """Computes all views of some images."""
         config, columns = self.model.config, pictures.schema.image_columns
         shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
         files = self._files(name, len(pictures) * num_views * len(columns), dtype.itemsize * shape.numel())
@@ -150,7 +150,7 @@ class _Towers:
 
 
 class _Views(Dataset[Tensor]):
-    """Every view of a set's pictures, by its row."""
+    """Every view of a set's images, by its row."""
 
     def __init__(self, pictures: Pictures, frozen: FrozenPictures) -> None:
         self.pictures, self.frozen = pictures, frozen
@@ -158,7 +158,7 @@ class _Views(Dataset[Tensor]):
     def __getitem__(self, row: int) -> Float[Tensor, "3 h w"]:
         image, column, generator = self.frozen.place(row)
         pixels = self.pictures.views([image], generator, column)
-        assert isinstance(pixels, Tensor)  # they are computed before the pictures are frozen
+        assert isinstance(pixels, Tensor)  # they are computed before the images are frozen
         return pixels[0]
 
 

@@ -59,7 +59,7 @@ def contrast_of_step(
             if not all(torch.isfinite(f).all() for f in (features[-1].image_embeds, features[-1].text_embeds)):
                 raise FloatingPointError(
                     f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "
-                    "learning rate, clip gradients, or look at these pictures"
+                    "learning rate, clip gradients, or look at these images"
                 )
     scale = task.model.contrastive_head().logit_scale()
     return contrast_parts(features, scale, gather_with_grads=task.config.gather_with_grads)

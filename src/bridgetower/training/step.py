@@ -130,7 +130,7 @@ def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these pictures"
+            f"{', '.join(ids)}. Lower the learning rate, or look at these images"
         )
 
 
@@ -139,5 +139,5 @@ def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
         values = {name: value.item() for name, value in losses.parts.items()}
         raise FloatingPointError(
             f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. "
-            "Lower the learning rate, clip gradients, or look at these pictures"
+            "Lower the learning rate, clip gradients, or look at these images"
         )

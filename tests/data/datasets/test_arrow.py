@@ -134,7 +134,7 @@ class TestCaptions:
         one = {"image": jpeg(1), "caption": ["x"], "image_id": "1.jpg", "split": "val"}
         path = tmp_path / "arrows" / "f30k_caption_karpathy_val.arrow"
         write_arrow_file(path, [one, one, {**one, "image": None, "image_id": "2.jpg"}])
-        message = r"2 bad .*_val\.arrow, row 1: 1\.jpg comes twice \| .*_val\.arrow, row 2: no picture of 2\.jpg"
+        message = r"2 bad .*_val\.arrow, row 1: 1\.jpg comes twice \| .*_val\.arrow, row 2: no image of 2\.jpg"
         with pytest.raises(ValueError, match=message):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out")
 

@@ -12,7 +12,7 @@ from bridgetower.data.splits import read_split
 from miniature import jpeg, links, write, write_cc3m, write_sbu, write_shards, write_tables
 
 ROWS = links(8)
-NO_PICTURE = "link of which there is no picture"
+NO_PICTURE = "link of which there is no image"
 
 
 def prepared(name: str, source: Path, out: Path) -> tuple[DatasetInfo, dict[str, tuple[list[str], bytes]]]:
@@ -40,7 +40,7 @@ def test_as_img2dataset_writes_them(
     assert info.left_out == {
         "empty caption": [ROWS[2][0]],
         NO_PICTURE: [ROWS[3][0], ROWS[7][0]],
-        "picture of which there is no link": ["link http://elsewhere.example.org/1.jpg"],
+        "image of which there is no link": ["link http://elsewhere.example.org/1.jpg"],
     }
 
 

@@ -31,7 +31,7 @@ def test_pictures_that_coco_is_evaluated_on_can_be_left_out(source: Path, tmp_pa
     config = VgConfig(leave_out=("val", "test"), karpathy=tmp_path / "coco" / "dataset_coco.json")
     info = prepare_set("vg", source, tmp_path / "out", config)
     assert read_split(tmp_path / "out", "train").column("image_id").to_pylist() == ["1", "2", "4", "5"]
-    assert info.left_out["picture in COCO's val or test split"] == ["3"]
+    assert info.left_out["image in COCO's val or test split"] == ["3"]
 
 
 def test_other_places_of_pictures(source: Path, tmp_path: Path) -> None:

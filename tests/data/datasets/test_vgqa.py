@@ -36,7 +36,7 @@ def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path:
         "4",
         "5",
     ]
-    assert info.left_out["picture in COCO's val or test split"] == ["3"]
+    assert info.left_out["image in COCO's val or test split"] == ["3"]
     wider = prepare_set("vgqa", source, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
     assert read_split(tmp_path / "wider", "train", schema=SCHEMAS["vqa"]).column("image_id").to_pylist() == [
         "1",
@@ -61,7 +61,7 @@ def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Pat
         "answer not in the vocabulary": 8,
         "question that was asked before": 4,
         "question with several answers": 8,
-        "picture in COCO's val or test split": 1,
+        "image in COCO's val or test split": 1,
     }
     assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
 

@@ -112,7 +112,7 @@ def test_test_splits_alone_take_no_annotations(source: Path, tmp_path: Path) -> 
         (
             TRAIN_ANNOTATIONS,
             lambda content: content["annotations"][0].update(image_id=10),
-            "question 9003 of train has an annotation of another picture",
+            "question 9003 of train has an annotation of another image",
         ),
     ],
 )

@@ -153,7 +153,7 @@ class TestCollect:
         used = len(records(emoji_set, "train", "validation", "test"))
         names = {reason: len(names) for reason, names in emoji_set.info.left_out.items()}
         assert used + sum(names.values()) == len(read_pictures())
-        assert names.pop("picture without a name") > 31  # skin tones and letters of country codes alone
+        assert names.pop("image without a name") > 31  # skin tones and letters of country codes alone
         assert any("variant of a validation or test concept" in reason for reason in names)
 
     def test_same_seed_same_split_and_other_seed_other_split(self, emoji_set: Collection) -> None:

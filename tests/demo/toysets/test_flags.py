@@ -180,7 +180,7 @@ class TestCollect:
         )
         left_out: dict[str, list[str]] = defaultdict(list)
         assert list(distinct([france, copy, other], left_out)) == [france, other]
-        assert left_out == {"same picture as FR": ["MF St. Martin"]}
+        assert left_out == {"same image as FR": ["MF St. Martin"]}
 
     def test_same_seed_same_split_and_other_seed_other_split(self, flag_set: Collection) -> None:
         test = [record.image_id for record in flag_set.splits["test"]]

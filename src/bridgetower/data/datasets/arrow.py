@@ -98,7 +98,7 @@ class ArrowFiles:
             more_splits=tuple(self.more_stems),
             split_rule=self.split_rule,
             protocol=self.protocol,
-            licences={"pictures and texts": f"as those of {dataset.name}"},
+            licences={"images and texts": f"as those of {dataset.name}"},
             config=ArrowConfig,
             fill=partial(_fill, self),
         )
@@ -217,7 +217,7 @@ def _fill_from(files: ArrowFiles, reading: Reading, path: Path, split: str) -> N
         images = [row[column] for column in files.images]
         place = f"{path.name}, row {number}"
         if not all(images):
-            reading.manifest.bad(f"{place}: no picture of {name}")
+            reading.manifest.bad(f"{place}: no image of {name}")
         elif not reading.manifest.is_new(f"{split} {name}"):
             reading.manifest.bad(f"{place}: {name} comes twice")
         else:

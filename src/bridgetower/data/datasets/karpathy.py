@@ -77,7 +77,7 @@ flickr30k-images/1000092795.jpg …
     splits=("train", "validation", "test"),
     split_rule=_KARPATHY,
     protocol=_PROTOCOL,
-    licences={"captions and pictures": "for research and education, under the terms of use of Flickr"},
+    licences={"captions and images": "for research and education, under the terms of use of Flickr"},
     published={
         "train": [PublishedCount(images=29_000, texts=145_000, source=_KARPATHY)],
         "validation": [PublishedCount(images=1_014, texts=5_070, source=_KARPATHY)],

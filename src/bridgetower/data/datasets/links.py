@@ -42,7 +42,7 @@ class Link(NamedTuple):
 def _add_link(manifest: Manifest, link: Link, found: str | None, split: str) -> None:
     """Adds the image of a link, if there is one."""
     if found is None:
-        manifest.leave_out("link of which there is no picture", link.url)
+        manifest.leave_out("link of which there is no image", link.url)
     elif not link.caption:
         manifest.leave_out("empty caption", link.url)
     else:
@@ -56,7 +56,7 @@ def _keep_downloads(originals: Originals, manifest: Manifest, found: Lookup) -> 
         for sample in tar_samples(shard):
             url = sample.details.get("url")
             if not url or sample.image is None:
-                manifest.bad(f"{sample.key} in {shard.name} has no {'picture' if url else 'link'}")
+                manifest.bad(f"{sample.key} in {shard.name} has no {'image' if url else 'link'}")
             else:
                 _keep(found, f"link {url}", sample.image)
     # Beside shards they only tell about them.
@@ -87,7 +87,7 @@ def _keep_files(
 def _leave_out_untaken(manifest: Manifest, found: Lookup) -> None:
     """Notes the images of which there is no link."""
     for key in found.untaken():
-        manifest.leave_out("picture of which there is no link", key)
+        manifest.leave_out("image of which there is no link", key)
 
 
 def _keep(found: Lookup, key: str, image: ImageRef) -> None:
@@ -138,7 +138,7 @@ or images named after the lines of the list, from 0: train_image/0.jpg …, val_
     splits=("train",),
     more_splits=("validation",),
     split_rule="as published",
-    protocol="captions of the annotation file, in its order; pictures by their links, or by the numbers of their lines",
+    protocol="captions of the annotation file, in its order; images by their links, or by the numbers of their lines",
     licences={"captions": "free to use, with the attribution that its page asks for", "pictures": "each its own"},
     published={
         "train": [PublishedCount(images=3_318_333, texts=3_318_333, source=_SOURCE)],
@@ -200,8 +200,8 @@ or images named after the ends of their links: SBU/4385058960_b0f291553e.jpg …
 """,
     splits=("train",),
     split_rule="all is train",
-    protocol="captions of the annotation file, in its order; pictures by their links, or by the names that they end in",
-    licences={"captions and pictures": "each its own"},
+    protocol="captions of the annotation file, in its order; images by their links, or by the names that they end in",
+    licences={"captions and images": "each its own"},
     published={"train": [PublishedCount(images=1_000_000, texts=1_000_000, source=_SOURCE)]},
     fill=_fill_sbu,
     arrow=captioned(layout="sbu_0 … 8", split_rule="all is train", stems={"train": numbered("sbu", 9)}),

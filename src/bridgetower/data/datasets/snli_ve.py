@@ -53,7 +53,7 @@ flickr30k-images/1000092795.jpg …
 """,
     splits=tuple(_FILES),
     split_rule="as published; dev is validation",
-    protocol="the text is sentence2 alone, without spaces at its ends; the picture stands for sentence1",
+    protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
     licences={"statements": "CC-BY-SA 4.0", "pictures": "for research and education, under the terms of use of Flickr"},
     published={
         "train": [PublishedCount(images=29_783, texts=529_527, source=_PAGE)],
@@ -64,7 +64,7 @@ flickr30k-images/1000092795.jpg …
     arrow=ArrowFiles(
         layout="snli_{train,dev,test}",
         split_rule="as published; dev is validation",
-        protocol=f"{STATEMENTS}; numbered anew, like the pictures, as the files name neither",
+        protocol=f"{STATEMENTS}; numbered anew, like the images, as the files name neither",
         stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
         columns=("sentences", "labels"),
         image_id=None,

@@ -54,7 +54,7 @@ def _images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
 
 def _leave_out(manifest: Manifest, image_id: int, config: VgConfig) -> None:
     """Notes that an image of `images_in_coco` is not taken."""
-    manifest.leave_out(f"picture in COCO's {' or '.join(config.leave_out)} split", str(image_id))
+    manifest.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
 
 
 def _fill(originals: Originals, manifest: Manifest, config: VgConfig) -> None:
@@ -82,8 +82,8 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy s
 """,
     splits=("train",),
     split_rule="all is train",
-    protocol="every description of a region is a caption of the whole picture; boxes are not kept",
-    licences={"descriptions and pictures": "CC-BY 4.0"},
+    protocol="every description of a region is a caption of the whole image; boxes are not kept",
+    licences={"descriptions and images": "CC-BY 4.0"},
     config=VgConfig,
     published={"train": [PublishedCount(images=108_077, source="Visual Genome's page")]},
     fill=_fill,
@@ -131,7 +131,7 @@ def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], manifest:
 def _arrow(stem: str) -> ArrowFiles:
     return asked(
         layout=f"{stem}_{{train,val}}",
-        split_rule="as the files have them; validation holds the pictures of Karpathy's val and test splits of COCO",
+        split_rule="as the files have them; validation holds the images of Karpathy's val and test splits of COCO",
         stems={"train": (f"{stem}_train",), "validation": (f"{stem}_val",)},
         annotators=1,
     )
@@ -148,12 +148,12 @@ dataset_coco.json (or in karpathy/, or where --karpathy says)
 """,
     example="bridgetower prepare vgqa --source vg --answers data/vqav2 --karpathy dataset_coco.json --out data/vgqa",
     splits=("train",),
-    split_rule="all is train but pictures of COCO that Karpathy's splits hold out",
+    split_rule="all is train but images of COCO that Karpathy's splits hold out",
     protocol=(
-        "questions with exactly one distinct answer that VQAv2's vocabulary has, once per picture; answers as they "
+        "questions with exactly one distinct answer that VQAv2's vocabulary has, once per image; answers as they "
         "were given"
     ),
-    licences={"questions, answers and pictures": "CC-BY 4.0"},
+    licences={"questions, answers and images": "CC-BY 4.0"},
     config=VgqaConfig,
     fill=_fill_vgqa,
     arrow=_arrow("vgqa"),

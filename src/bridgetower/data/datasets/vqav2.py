@@ -54,7 +54,7 @@ def _add_questions(originals: Originals, manifest: Manifest, split: str, annotat
         if annotation is None:
             manifest.bad(f"{key} has no annotation")
         elif annotation.pop("image_id") != question["image_id"]:
-            manifest.bad(f"{key} has an annotation of another picture")
+            manifest.bad(f"{key} has an annotation of another image")
         else:
             _add(originals, manifest, split, question, annotation)
 

