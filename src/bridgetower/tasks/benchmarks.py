@@ -62,7 +62,8 @@ def evaluate(
     return spec.evaluate(
         Evaluation(
             task=task,
-            module=spec.build(predictor.model, task),
+            model=predictor.model,
+            module=lambda: spec.build(predictor.model, task),
             examples=spec.examples(source),
             splits=(split,),
             names=names,

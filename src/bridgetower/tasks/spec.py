@@ -70,7 +70,8 @@ class Evaluation:
 
     Attributes:
         task: Config of the task.
-        module: The model with its losses, of which `predict` is used.
+        model: The model.
+        module: Gives the model with its losses, of which `predict` is used.
         examples: Of the task.
         splits: Which they are of.
         names: Names of the classes of the task's head.
@@ -81,7 +82,8 @@ class Evaluation:
     """
 
     task: Any
-    module: Any
+    model: BridgeTower
+    module: Callable[[], nn.Module]
     examples: Any
     splits: tuple[str, ...]
     names: Sequence[str] = ()
@@ -94,13 +96,13 @@ class Evaluation:
         """Returns the likeliest class of every example, in order; every process of a distributed run gets all."""
         from bridgetower.evaluation.predictions import predict_classes
 
-        return predict_classes(self.module, self.examples, **self._how)
+        return predict_classes(self.module(), self.examples, **self._how)
 
     def outputs(self) -> Float[Tensor, "n k"]:
         """Returns all that is predicted for every example, likewise."""
         from bridgetower.evaluation.predictions import predict_outputs
 
-        return predict_outputs(self.module, self.examples, **self._how)
+        return predict_outputs(self.module(), self.examples, **self._how)
 
     @property
     def _how(self) -> dict[str, Any]:

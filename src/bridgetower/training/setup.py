@@ -89,9 +89,11 @@ def build_task(
 
     train = spec.examples(opened(config.data, config.data.train_splits, "train"))
     held_out = spec.examples(opened(config.data.as_evaluated(), validation, "validate"))
+    trained = spec.build(model, config.task)
     evaluation = Evaluation(
         task=config.task,
-        module=spec.build(model, config.task),
+        model=model,
+        module=lambda: trained,
         examples=held_out,
         splits=validation,
         names=names,
@@ -100,7 +102,7 @@ def build_task(
     )
     files = [examples.pictures or examples for examples in (train, held_out)]
     return TaskSetup(
-        task=evaluation.module,
+        task=trained,
         examples=train,
         pictures=(train.pictures, held_out.pictures) if train.pictures else None,
         digests=files[0].digests() | files[1].digests(),
