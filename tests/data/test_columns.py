@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridgetower.data.columns import Column
-from bridgetower.data.tables import ParquetRows
+from bridgetower.data.tables import Column, ParquetRows
 
 IDS = ["a", "", "ü", "d"]
 CAPTIONS = [["one", "two"], ["three"], [], ["four", "", "six"]]

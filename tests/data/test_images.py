@@ -8,9 +8,8 @@ import datasets
 import pytest
 
 from bridgetower.data import tables
-from bridgetower.data.images import ImageRef
+from bridgetower.data.images import ImageRef, tar_samples
 from bridgetower.data.tables import parquet_rows
-from bridgetower.data.tars import tar_samples
 from rows import png
 
 

@@ -49,7 +49,10 @@ def test_sets_that_are_only_trained_on(folder: Path, tiny_processor: Processor) 
     both = Pictures(data, ("train", "validation"), tiny_processor, schema=SCHEMAS["nlvr2"])
     assert len(both) == 13 + 8
     assert list(both.image_ids[13:]) == list(both.image_ids[:8])
-    assert [both.repeats(image) for image in (0, 12, 13, 20)] == [1, 1, 3, 3]
+    places = both.places(torch.tensor([1] * 13 + [2, 0] * 4))
+    assert places[:13].tolist() == [[image, 0] for image in range(13)]
+    assert places[13:19].tolist() == [[13, 0], [13, 1]] * 3
+    assert places[:, 0].bincount().tolist() == [1] * 13 + [6, 0] * 3 + [6]
     assert len(Pictures(data.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])) == 5
     with pytest.raises(ValueError, match="expected one positive number each"):
         DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1,))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PairsConfig
+from bridgetower.data.images import tar_samples
 from bridgetower.data.prepare import prepare_pairs
-from bridgetower.data.tars import tar_samples
 from miniature import jpeg, links, write_shards
 
 

@@ -12,7 +12,7 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.classes import Classes, read_classes
+from bridgetower.data.classification import Classes, read_classes
 from bridgetower.data.config import TableConfig
 from bridgetower.data.inspection import inspect, write_samples
 from bridgetower.data.prepare import prepare_classification

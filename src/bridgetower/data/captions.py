@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bridgetower.data.batch import CaptionBatch, RankingBatch
-from bridgetower.data.columns import Column
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED, mask_tokens
 from bridgetower.data.pictures import Pictures
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.tables import Column
 from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor, TextBatch
 
@@ -44,15 +44,10 @@ class CaptionImages(Pictures):
     def pairs(self) -> Int[Tensor, "p 2"]:
         """Lists (image, caption number) pairs to train on; the number is `DRAWN` where a caption is drawn each time."""
         drawn = self.config.captions != "all"
-        lengths = torch.ones(len(self), dtype=torch.int64) if drawn else self.captions.lengths()
-        counts = lengths
-        if self.config.repeats:
-            folders = torch.tensor([len(records) for records in self.records])
-            counts = lengths * torch.tensor(self.config.repeats).repeat_interleave(folders)
-        images = torch.repeat_interleave(counts)
-        numbers = torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]
-        numbers = torch.full_like(images, DRAWN) if drawn else numbers % lengths[images]
-        return torch.stack([images.int(), numbers.int()], dim=1)
+        pairs = self.places(torch.ones(len(self), dtype=torch.int64) if drawn else self.captions.lengths())
+        if drawn:
+            pairs[:, 1] = DRAWN
+        return pairs
 
     def caption(self, image: int, number: int, generator: torch.Generator) -> str:
         """Returns a caption of an image, or a drawn one, with words dropped as the config says."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -147,23 +148,13 @@ class EntryExamples(Dataset[Batch]):
         """
         assert pictures.schema.id is not None
         self.pictures, self.encode, self._keep, self._id = pictures, encode, keep, pictures.schema.id
-        places = [
-            place
-            for image, entries in enumerate(pictures.said())
-            for place in [(image, number) for number, entry in enumerate(entries) if self._kept(entry)]
-            * pictures.repeats(image)
-        ]
-        if not places:
+        self._places = self._find(labelled=labelled, unique=unique)
+        if not len(self._places):
             folders = ", ".join(str(folder) for folder, _ in pictures.sources)
             unfit = "" if keep is None else " is fit for this"
             raise ValueError(
                 f"no example in split {', '.join(pictures.splits)} of {folders}{unfit}; choose another split"
             )
-        self._places = torch.tensor(places)
-        if labelled:
-            self._check_labels()
-        if unique:
-            self._check_ids()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -206,19 +197,31 @@ class EntryExamples(Dataset[Batch]):
     def _kept(self, entry: dict[str, Any]) -> bool:
         return self._keep is None or self._keep(entry)
 
-    def _check_labels(self) -> None:
-        unknown = next((entry for entry in self if not self.encode.known(entry)), None)
+    def _find(self, *, labelled: bool, unique: bool) -> Int[Tensor, "n 2"]:
+        """Returns the image and the number there of the entry of each example, in one pass over the files."""
+        counts, kept, ids = array("q"), array("q"), set[Any]()
+        for entries in self.pictures.said():
+            chosen = [number for number, entry in enumerate(entries) if self._kept(entry)]
+            counts.append(len(chosen))
+            kept.extend(chosen)
+            if labelled:
+                self._check_labels(entries[number] for number in chosen)
+            if unique:
+                ids.update(entries[number][self._id] for number in chosen)
+        if unique and len(ids) < len(kept):
+            raise ValueError(f"{len(kept) - len(ids)} ids of {len(kept)} come again; expected one example of each id")
+        lengths, numbers = (torch.tensor(values, dtype=torch.int64) for values in (counts, kept))
+        places = self.pictures.places(lengths)
+        images, number_there = places.long().unbind(1)
+        places[:, 1] = numbers[(lengths.cumsum(0) - lengths)[images] + number_there]
+        return places
+
+    def _check_labels(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        unknown = next((entry for entry in entries if not self.encode.known(entry)), None)
         if unknown:
             raise ValueError(
                 f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.pictures.splits)} has no "
                 f"{self.schema.label_noun}; choose a split that has"
-            )
-
-    def _check_ids(self) -> None:
-        ids = [entry[self._id] for entry in self]
-        if len(set(ids)) < len(ids):
-            raise ValueError(
-                f"{len(ids) - len(set(ids))} ids of {len(ids)} come again; expected one example of each id"
             )
 
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
-from bridgetower.data.columns import Column
 from bridgetower.data.config import DataConfig
 from bridgetower.data.frozen import FrozenPictures
 from bridgetower.data.info import split_digests
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
-from bridgetower.data.tables import ParquetRows
+from bridgetower.data.tables import Column, ParquetRows
 from bridgetower.data.views import augment, random_view
 from bridgetower.processor import Processor
 
@@ -81,9 +80,19 @@ class Pictures:
             for name, digest in split_digests(folder, split).items()
         }
 
-    def repeats(self, image: int) -> int:
-        """Returns how often an example of an image comes in an epoch."""
-        return self.config.repeats[self._place(image)[0]] if self.config.repeats else 1
+    def places(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, "p 2"]:
+        """Lists (image, number of an entry there) of every example of an epoch, each as often as `repeats` says.
+
+        Args:
+            lengths: Number of entries of each image.
+        """
+        counts = lengths
+        if self.config.repeats:
+            folders = torch.tensor([len(records) for records in self.records])
+            counts = lengths * torch.tensor(self.config.repeats).repeat_interleave(folders)
+        images = torch.repeat_interleave(counts)
+        numbers = (torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]) % lengths[images]
+        return torch.stack([images.int(), numbers.int()], dim=1)
 
     def said(self) -> Iterator[list[Any]]:
         """Yields the captions, questions or statements of every image, one row group in memory at a time."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bridgetower.data.classes import Classes, write_classes
+from bridgetower.data.classification import Classes, write_classes
 from bridgetower.data.config import ArrowConfig, OwnSetConfig, PairsConfig, PrepareConfig, TableConfig
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
@@ -170,18 +170,7 @@ def prepare_pairs(source: Path, out: Path, config: PairsConfig | None = None, *,
     )
     with new_manifest(CAPTIONS) as manifest:
         _add_rows(source, rows, manifest)
-        manifest.finish()
-        manifest.check_errors(source, config.max_errors)
-        info = DatasetInfo(
-            name=source.resolve().stem,
-            seed=config.seed,
-            split_rule=_split_images(source, manifest, config),
-            sources={},
-            licences={},
-            settings=config.settings,
-            left_out={},
-        )
-        return write_manifest(manifest, source, Path(out), info, config, progress=progress)
+        return _write_own(manifest, source, out, config, progress)
 
 
 def _add_rows(source: Path, rows: Iterable[Row], manifest: Manifest) -> None:
@@ -193,14 +182,14 @@ def _add_rows(source: Path, rows: Iterable[Row], manifest: Manifest) -> None:
     any_row = any_caption = False
     for row in rows:
         any_row, any_caption = True, any_caption or bool(row.captions)
-        name, split = row.image.name, row.split or ""
+        name = row.image.name
         stripped = [caption.strip() for caption in row.captions]
         if not all(stripped) or not stripped:
             manifest.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
-        others = [other for other in manifest.splits_of(name) if other and split and other != split]
-        if others:
-            raise ValueError(f"{source}, {row.place}: {name!r} is in {split} and in {others[0]}; give it one split")
-        manifest.add(name, [row.image], [caption for caption in stripped if caption], split=split, place=row.place)
+        _check_split(source, row, name, manifest)
+        manifest.add(
+            name, [row.image], [caption for caption in stripped if caption], split=row.split or "", place=row.place
+        )
     if any_row and not any_caption:
         raise ValueError(
             f"{source} has images but no captions; expected {CAPTIONS_FILE} in it or a .txt file beside each; "
@@ -228,19 +217,7 @@ def prepare_classification(
     source, config = Path(source), config or TableConfig()
     with new_manifest(CLASSIFICATION) as manifest:
         classes = _add_labelled(source, read_labelled(source, config), manifest)
-        manifest.finish()
-        manifest.check_errors(source, config.max_errors)
-        info = DatasetInfo(
-            name=source.resolve().stem,
-            kind=CLASSIFICATION.name,
-            seed=config.seed,
-            split_rule=_split_images(source, manifest, config),
-            sources={},
-            licences={},
-            settings=config.settings,
-            left_out={},
-        )
-        written = write_manifest(manifest, source, Path(out), info, config, progress=progress)
+        written = _write_own(manifest, source, out, config, progress)
     write_classes(Path(out), classes)
     return written
 
@@ -258,7 +235,7 @@ def _add_labelled(source: Path, rows: Iterable[LabelledRow], manifest: Manifest)
         if row.labels is not None:
             several.setdefault(row.several, row.place)
             names.update(row.labels)
-        text, split = row.text.strip(), row.split or ""
+        text = row.text.strip()
         if row.image is None and not text:
             manifest.bad(f"{row.place}: neither image nor text")
             continue
@@ -266,11 +243,9 @@ def _add_labelled(source: Path, rows: Iterable[LabelledRow], manifest: Manifest)
             manifest.bad(f"{row.place}: id {row.id!r} comes twice")
             continue
         name = f"row {row.id}" if row.image is None else row.image.name
-        others = [other for other in manifest.splits_of(name) if other and split and other != split]
-        if others:
-            raise ValueError(f"{source}, {row.place}: {name!r} is in {split} and in {others[0]}; give it one split")
+        _check_split(source, row, name, manifest)
         example = Example(example_id=row.id, text=text, labels=row.labels or (), labelled=row.labels is not None)
-        manifest.add(name, [] if row.image is None else [row.image], [example], split=split, place=row.place)
+        manifest.add(name, [] if row.image is None else [row.image], [example], split=row.split or "", place=row.place)
     if len(several) > 1:
         raise ValueError(
             f"{source}: {several[True]} has a list of labels and {several[False]} a single one; give a list in each row"
@@ -283,6 +258,29 @@ def _add_labelled(source: Path, rows: Iterable[LabelledRow], manifest: Manifest)
 def _numbers_first(name: str) -> tuple[bool, int, str]:
     """Sorts whole numbers by value, then all other names."""
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _check_split(source: Path, row: Row | LabelledRow, name: str, manifest: Manifest) -> None:
+    others = [other for other in manifest.splits_of(name) if other and row.split and other != row.split]
+    if others:
+        raise ValueError(f"{source}, {row.place}: {name!r} is in {row.split} and in {others[0]}; give it one split")
+
+
+def _write_own(manifest: Manifest, source: Path, out: Path, config: OwnSetConfig, progress: bool) -> DatasetInfo:
+    """Writes the rows of a user's own set, in the splits that the source or the config gives."""
+    manifest.finish()
+    manifest.check_errors(source, config.max_errors)
+    info = DatasetInfo(
+        name=source.resolve().stem,
+        kind=manifest.schema.name,
+        seed=config.seed,
+        split_rule=_split_images(source, manifest, config),
+        sources={},
+        licences={},
+        settings=config.settings,
+        left_out={},
+    )
+    return write_manifest(manifest, source, Path(out), info, config, progress=progress)
 
 
 def _split_images(source: Path, manifest: Manifest, config: OwnSetConfig) -> str:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from bridgetower.data.config import CaptionsFrom, TableConfig
-from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, tar_samples
 from bridgetower.data.tables import parquet_rows
-from bridgetower.data.tars import tar_samples
 from bridgetower.files import json_object
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
@@ -134,17 +133,17 @@ def read_labelled(source: Path, config: TableConfig) -> Iterator[LabelledRow]:
         raise ValueError(f"{source} is none of {', '.join(_READERS)}; convert it to one")
     for number, cells in enumerate(read(source), start=1):
         place = f"row {number}"
-        image_column = _column(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
-        text_column = _column(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
-        if image_column is None and text_column is None:
+        image_column = _columns(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
+        text_column = _columns(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
+        if not image_column and not text_column:
             raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
-        label = cells[_column(source, cells, config.label_column, LABEL_COLUMNS, "label")]
-        image = None if image_column is None else cells[image_column]
-        split = cells.get(SPLIT_COLUMN)
+        (label_column,) = _columns(source, cells, config.label_column, LABEL_COLUMNS, "label")
+        label, split = cells[label_column], cells.get(SPLIT_COLUMN)
+        image = next((cells[name] for name in image_column), None)
         yield LabelledRow(
             id=_text(cells.get(ID_COLUMN)).strip() or str(number),
-            image=image if isinstance(image, ImageRef) else _image_file(source.parent, image) if image else None,
-            text="" if text_column is None else _text(cells[text_column]),
+            image=_image_file(source.parent, image) if image else None,
+            text=next((_text(cells[name]) for name in text_column), ""),
             labels=_labels(label, config.label_separator),
             several=isinstance(label, list) or config.label_separator is not None,
             split=None if split is None else _split_name(source, place, split),
@@ -164,28 +163,19 @@ def _rows_of_table(
     source: Path, table: Iterable[Mapping[str, Any]], image_column: str | None, caption_column: str | None
 ) -> Iterator[Row]:
     for number, cells in enumerate(table, start=1):
-        image = cells[_column(source, cells, image_column, IMAGE_COLUMNS, "image")]
-        captions = cells[_column(source, cells, caption_column, CAPTION_COLUMNS, "caption")]
+        (image,) = _columns(source, cells, image_column, IMAGE_COLUMNS, "image")
+        (caption,) = _columns(source, cells, caption_column, CAPTION_COLUMNS, "caption")
+        captions = cells[caption]
         place = f"row {number}"
         yield Row(
-            image=image if isinstance(image, ImageRef) else _image_file(source.parent, image),
+            image=_image_file(source.parent, cells[image]),
             captions=tuple(map(_text, captions if isinstance(captions, list) else [captions])),
             split=_split_name(source, place, cells[SPLIT_COLUMN]) if SPLIT_COLUMN in cells else None,
             place=place,
         )
 
 
-@overload
-def _column(source: Path, cells: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str) -> str: ...
-
-
-@overload
-def _column(
-    source: Path, cells: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str, *, optional: bool
-) -> str | None: ...
-
-
-def _column(
+def _columns(
     source: Path,
     cells: Mapping[str, Any],
     asked: str | None,
@@ -193,13 +183,11 @@ def _column(
     what: str,
     *,
     optional: bool = False,
-) -> str | None:
-    """Returns the name of a column; None if there is none, none is asked for, and it is optional."""
+) -> list[str]:
+    """Returns the name of the one column; nothing if there is none, none is asked for, and it is optional."""
     found = [name for name in cells if (name == asked if asked else name.lower() in usual)]
-    if len(found) == 1:
-        return found[0]
-    if optional and not found and not asked:
-        return None
+    if len(found) == 1 or (optional and not found and not asked):
+        return found
     problem = f"several {what} columns ({', '.join(found)})" if found else f"no column {asked or ', '.join(usual)}"
     raise ValueError(f"{source} has {problem}, it has {', '.join(cells)}; give the name of the {what} column")
 
@@ -215,8 +203,11 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _image_file(root: Path, path: object) -> ImageRef:
-    given = _text(path)
+def _image_file(root: Path, cell: object) -> ImageRef:
+    """The image in a cell, or the file that the cell names."""
+    if isinstance(cell, ImageRef):
+        return cell
+    given = _text(cell)
     return ImageRef.of_file(root, os.path.normpath(given) if given else "")
 
 

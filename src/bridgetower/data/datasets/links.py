@@ -12,11 +12,10 @@ from typing import NamedTuple
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.arrow import captioned, numbered
 from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
-from bridgetower.data.images import ImageRef
+from bridgetower.data.images import ImageRef, tar_samples
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import CAPTIONS
 from bridgetower.data.tables import parquet_rows
-from bridgetower.data.tars import tar_samples
 from bridgetower.progress import counted
 
 _DOWNLOADS = (
