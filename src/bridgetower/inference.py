@@ -1,4 +1,4 @@
-"""From inputs to results: items of every kind are encoded, fused and read by heads together, whoever asks for them."""
+"""From inputs to results: items of every kind are encoded, fused and read by heads together, for every caller."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _Item = TypeVar("_Item")
 
 
 class Options(TypedDict, total=False):
-    """What every use of pairs can be told besides.
+    """Further arguments of every method for pairs.
 
     Attributes:
         batch_size: Pairs at once; 32 unless given.
@@ -88,7 +88,7 @@ def load(
         precision: `fp32`; `bf16` (engines `torch` and `openvino`) and `int8` (engine `onnxruntime`) take less time on
             hardware that has them, and give other numbers.
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
-            exported is exported once, to `cache`. `auto` takes the fastest that is installed, as docs/engines.md tells.
+            exported is exported once, to `cache`. `auto` takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; None is `~/.cache/bridgetower`.
         compile: With engine `torch`: let `torch.compile` make kernels at the first use, which takes minutes and a C++
             compiler.

@@ -106,9 +106,9 @@ def test_bad_rows_that_may_be_left_out(make: Any, tmp_path: Path) -> None:
 
 
 def test_the_head_of_another_task(make: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match="the text head tells entailment, not_entailment; sts-b needs a number"):
+    with pytest.raises(ValueError, match="the text head predicts entailment, not_entailment; sts-b needs a number"):
         measure(make("rte"), "sts-b", folder, "validation")
-    with pytest.raises(ValueError, match="the text head tells a number; cola needs 0, 1"):
+    with pytest.raises(ValueError, match="the text head predicts a number; cola needs 0, 1"):
         measure(make("sts-b"), "cola", folder, "validation")
 
 

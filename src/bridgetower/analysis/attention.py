@@ -1,4 +1,4 @@
-"""Where the words of a text look in an image: the cross-attention of every fusion layer."""
+"""Cross-attention of the words of a text over an image, in every fusion layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VIEW_SIDE = 480  # pixels, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """What each word of a text looks at in an image, layer by layer.
+    """Cross-attention of each word of a text over an image, layer by layer.
 
     Attributes:
         words: Of the text; a word of several tokens is their mean.
@@ -48,7 +48,7 @@ class Explanation(Attention):
 
     Attributes:
         text: As given.
-        view: The part of the image that the model sees, in its proportions.
+        view: The part of the image that the model gets, in its proportions.
     """
 
     text: str
@@ -178,7 +178,7 @@ def _of_words(attention: Float[Tensor, "k l p"], positions: list[list[int]]) -> 
 
 
 def view_of(processor: Processor, image: ImageLike) -> Image.Image:
-    """The square that the model sees of an image, with as many pixels as are pleasant to look at."""
+    """The square of an image that the model gets, in a resolution for display."""
     config = processor.config
     factor = -(-_VIEW_SIDE // config.image_size)
     if config.profile == "hf":  # its sizes are rounded, so that a larger one could show another part

@@ -1,4 +1,4 @@
-"""Draws where the words of a text look: a heat map over the image for every word and fusion layer."""
+"""Draws cross-attention: a heat map over the image for every word and fusion layer."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What a model puts in for a hidden word beside one image.
+    """Predictions of a model for a masked word, given one image.
 
     Attributes:
         picture: File content.

@@ -1,6 +1,6 @@
 """Prepare a data set: Parquet files and dataset.json.
 
-Also the verb that looks at one.
+Also the command that inspects one.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def inspect(
     check: bool = False,
     json: bool = False,
 ) -> None:
-    """Count the images and texts of a prepared data set, beside the published counts, and show samples.
+    """Count the images and texts of a prepared data set, next to the published counts, and show samples.
 
     Prints a table on a terminal, else a line of JSON.
 

@@ -44,7 +44,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a prepared data set.
 
-    Retrieval prints recall of the contrastive stage and after matching the candidates, with chance beside. A model
+    Retrieval prints recall of the contrastive stage and after matching the candidates, next to chance. A model
     without contrastive head has one stage: the fusion encoder scores every pair. The other benchmarks give VQA's
     official score (vqav2), accuracy (snli-ve, cifar10, cifar100), accuracy and consistency (nlvr2), and what GLUE
     reports of each of its tasks. A table on a terminal, JSON elsewhere.
@@ -59,7 +59,7 @@ def evaluate(
     Args:
         model: What to load.
         benchmark: What to measure.
-        data: Prepared data sets, judged together; for CIFAR and GLUE the folder of the original files.
+        data: Prepared data sets, evaluated together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         task_spec: A task of your own, module:NAME; then BENCHMARK is one of its benchmarks.
@@ -131,7 +131,7 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
 
 
 def _show(title: str, benchmark: str, outcome: Outcome) -> None:
-    """Prints the figures as a table."""
+    """Prints the metrics as a table."""
     if benchmark == "retrieval":
         emit_table(title, outcome.metrics)
     else:
@@ -139,7 +139,7 @@ def _show(title: str, benchmark: str, outcome: Outcome) -> None:
 
 
 def _settings(benchmark: str, options: RetrievalConfig) -> dict[str, object]:
-    """What decides the figures: the protocol, and for retrieval what it is made of."""
+    """What decides the metrics: the protocol, and for retrieval what it is made of."""
     if benchmark != "retrieval":
         return {"protocol": options.protocol}
     return {name: value for name, value in vars(options).items() if name != "batch_size"}

@@ -112,7 +112,7 @@ def profile(
     threads: int | None = None,
     json: bool = False,
 ) -> None:
-    """Measure parameters, floating-point operations and time of a model, part by part, beside METER.
+    """Measure parameters, floating-point operations and time of a model, part by part, and of METER.
 
     One image is matched with one text, on the CPU, with random weights of the model's architecture. METER is the same
     model fed from the last tower layers only, without bridges. Operations are two per multiply-add, of matrix products

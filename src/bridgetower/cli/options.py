@@ -101,7 +101,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_or_demo(model: str | None, command: str) -> str:
-    """Returns the model, or the one that the demo trained, and says so.
+    """Returns the model, or the one that the demo trained, with a message.
 
     Args:
         model: As given.
@@ -123,7 +123,7 @@ def model_or_demo(model: str | None, command: str) -> str:
 
 
 def answering_or_demo(model: str | None, command: str) -> str:
-    """Returns the model, or the one that the demo taught to answer questions, and says so.
+    """Returns the model, or the demo's model for questions, with a message.
 
     Args:
         model: As given.
@@ -142,7 +142,7 @@ def answering_or_demo(model: str | None, command: str) -> str:
 
 
 def demo_answering() -> str | None:
-    """Returns the model that the demo taught to answer questions, and says so; None if there is none."""
+    """Returns the demo's model for questions, with a message; None if there is none."""
     trained = answering_model(FOLDER)
     if not _is_whole(trained):
         return None
@@ -151,7 +151,7 @@ def demo_answering() -> str | None:
 
 
 def index_or_demo(index: str | None) -> str:
-    """Returns the index, or the one that the demo made, and says so.
+    """Returns the index, or the one that the demo made, with a message.
 
     Raises:
         FileNotFoundError: None is given, and the demo has left none.

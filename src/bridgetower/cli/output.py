@@ -63,7 +63,7 @@ def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
 
 
 def emit_table(title: str, figures: Mapping[str, float]) -> None:
-    """Writes the figures of a retrieval evaluation in per cent: a line per figure, a column per stage, chance last."""
+    """Writes the metrics of a retrieval evaluation in per cent: a line per metric, a column per stage, chance last."""
     from rich.console import Console
     from rich.table import Table
 
@@ -79,7 +79,7 @@ def emit_table(title: str, figures: Mapping[str, float]) -> None:
 
 
 def emit_figures(title: str, figures: Mapping[str, float]) -> None:
-    """Writes a line per figure; those that are shares are in per cent."""
+    """Writes a line per metric; those that are shares are in per cent."""
     from rich.console import Console
     from rich.table import Table
 
@@ -91,7 +91,7 @@ def emit_figures(title: str, figures: Mapping[str, float]) -> None:
 
 
 def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns of the demo's summary what it comes to: data set → figure → arm → mean over seeds."""
+    """Returns the main results of the demo's summary: data set → metric → arm → mean over seeds."""
     return {
         name: {
             figure: {arm: spread["mean"] for arm, spread in arms.items()}

@@ -24,7 +24,7 @@ _KEPT = 65_536  # examples whose small tensors stay in memory
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPictures:
-    """Views of the images of a set as the image tower sees them.
+    """Views of the images of a set, as cached hidden states of the image tower.
 
     Attributes:
         files: One row for each image, view and column.

@@ -128,7 +128,7 @@ class Pictures:
     def views(
         self, images: Sequence[int], generator: torch.Generator, column: str = "image"
     ) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
-        """Returns normalised images, varied as the config says.
+        """Returns normalised images, augmented as configured.
 
         Raises:
             ValueError: One cannot be decoded; its id is named.

@@ -1,4 +1,4 @@
-"""What a task says of every example of a set, shared out over the processes of a distributed run."""
+"""Predictions of a task for every example of a set, shared out over the processes of a distributed run."""
 
 from __future__ import annotations
 

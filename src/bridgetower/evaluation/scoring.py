@@ -63,7 +63,7 @@ AS_USUAL = Means()
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What matching says of the pairs that were scored.
+    """Matching scores of the pairs that were scored.
 
     Attributes:
         match: Logit of a match, NaN where no score was wanted.

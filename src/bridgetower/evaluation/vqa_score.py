@@ -11,7 +11,7 @@ from bridgetower.data.answers import normalise_answer
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweredQuestion:
-    """What the annotators said to one question.
+    """The annotators' answers to one question.
 
     Attributes:
         answers: One of each annotator, as it was given.

@@ -206,15 +206,15 @@ class HeadsConfig:
 
     Attributes:
         mlm: Head for masked words.
-        itm: Head that tells whether image and text match.
+        itm: Head that predicts whether image and text match.
         itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *bridged*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
         rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
-        vqa: Answers that the question answering head tells apart; 0: no head.
+        vqa: Number of answers of the question answering head; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
-        nlvr2: Head that judges a statement about two images; needs three token types.
+        nlvr2: Head that classifies a statement about two images; needs three token types.
         classification: Classes of a data set of one's own, from image and text; 0: no head.
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width.

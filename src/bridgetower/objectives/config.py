@@ -20,7 +20,7 @@ NotAnOption = Annotated[str, Fixed, Suppress]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What a run can be told about its task; each task has a config of its own.
+    """Settings of a run's task; each task has a config of its own.
 
     Attributes:
         kind: Tells the task in a saved run; no option of the command.

@@ -21,7 +21,7 @@ HF_SIZE_DIVISOR = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
-    """What happens to an image and a text before the model sees them.
+    """How an image and a text are prepared for the model.
 
     Attributes:
         profile: `official-pretrain` scales the short side and crops the centre (the official `clip` transform);
@@ -118,7 +118,7 @@ class ProcessorConfig:
                     raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
         elif self.resize_edge < self.resize_divisor:
             raise ValueError(
-                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every picture would "
+                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
                 "vanish; raise image_size or lower size_divisor"
             )
 

@@ -1,4 +1,4 @@
-"""Opens images of any kind as upright RGB, or says what is wrong with them."""
+"""Opens images of any kind as upright RGB, or raises an error that describes the damage."""
 
 from __future__ import annotations
 

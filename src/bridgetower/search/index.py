@@ -1,4 +1,4 @@
-"""An index of images: a LanceDB table with a row per image; the only module that knows LanceDB."""
+"""An index of images: a LanceDB table with a row per image; the only module that imports LanceDB."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="BridgeTower",
         version=bridgetower.__version__,
-        description=f"Embeddings of texts and images, and what a model says about both together: {service.name}.",
+        description=f"Embeddings of texts and images, and predictions for both together: {service.name}.",
         lifespan=lifespan,
         docs_url=None,  # it loads scripts from elsewhere
         redoc_url=None,
@@ -121,7 +121,7 @@ def _describe_errors(app: FastAPI, *, with_key: bool) -> None:
 
 
 class Model(BaseModel):
-    """A model, with more about it than OpenAI's API tells."""
+    """A model, with more fields than OpenAI's API has."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,4 +1,4 @@
-"""How much of what a model gets right it sees: beside it, what the words alone give, by topic."""
+"""Accuracy with the right image, with another one, and from the words alone, by topic."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a model says of a test split.
+    """Predictions of a model on a test split.
 
     Attributes:
         told: The examples, in order.
-        answers: What the model says, in the same order.
+        answers: The model's predictions, in the same order.
         groundings: Of each topic, and of `ALL`.
     """
 

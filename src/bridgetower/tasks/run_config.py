@@ -115,7 +115,7 @@ class RunConfig:
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
             less memory, the same numbers.
-        freeze_towers: Train the fusion encoder and the heads only, on what the towers say of every image and text.
+        freeze_towers: Train the fusion encoder and the heads only, on cached hidden states of every image and text.
             It is computed once and kept in the run's folder.
         frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
@@ -127,7 +127,7 @@ class RunConfig:
         seed: Of new weights, order, masks, negatives and dropout.
         evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
-        select_by: Validation figure whose best checkpoint is kept; higher is better. `rsum` is the one of the last
+        select_by: Validation metric whose best checkpoint is kept; higher is better. `rsum` is the one of the last
             stage that the model has.
         log_every: Steps between lines of `metrics.jsonl`; losses are those of that step, as means over the processes.
     """

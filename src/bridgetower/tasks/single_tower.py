@@ -149,7 +149,7 @@ def _glue_texts(source: ExampleSource) -> GlueTexts:
     texts = GlueTexts(folder, task.name, source.splits, source.processor, max_errors=task.max_errors)
     if tuple(source.names) != texts.task.classes:
         names, needed = (", ".join(classes) or "a number" for classes in (source.names, texts.task.classes))
-        raise ValueError(f"the text head tells {names}; {task.name} needs {needed}")
+        raise ValueError(f"the text head predicts {names}; {task.name} needs {needed}")
     if source.use != "test":
         texts.labels()
     return texts

@@ -1,4 +1,4 @@
-"""Frozen towers: what they say of every image and text is computed once and kept beside the run."""
+"""Frozen towers: their hidden states of every image and text are computed once and cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BATCH = 32  # images or texts at once
 def frozen_examples(
     config: RunConfig, model: BridgeTower, setup: TaskSetup, out: Path, fabric: Fabric, *, progress: bool
 ) -> FrozenExamples:
-    """Freezes the towers and computes what they say of all images and texts of a run, as far as it is not there.
+    """Freezes the towers and caches their hidden states of all images and texts of a run; existing files are kept.
 
     From now on the images of the run come from the files, and so do the texts of the examples that are returned.
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, a progress bar."""
+"""Logs of a run: metrics.jsonl, TensorBoard, a progress bar."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as it was asked to
-    """The run was told to stop (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
+    """The run was stopped (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
 
 
 def make_fabric(config: RunConfig) -> Fabric:

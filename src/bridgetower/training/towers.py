@@ -60,7 +60,7 @@ class Towers:
         return self.text.tokenizer if path is None else load_tokenizer(path)
 
     def with_normalisation(self, values: ProcessorConfig) -> ProcessorConfig:
-        """Returns the settings with the pixels that the image tower was trained on, if its files tell them."""
+        """Returns the settings with the pixels that the image tower was trained on, if its files have them."""
         if self.vision is None or self.vision.normalisation is None:
             return values
         mean, std = self.vision.normalisation

@@ -571,7 +571,7 @@ const USES = {
   },
   look: {
     needs: "explain", label: "Where words look", field: "Text", example: "a white cross on red", button: "Show",
-    help: "Draws over the image where each word of a text looks, layer by layer.",
+    help: "Draws the cross-attention of each word of a text over the image, layer by layer.",
     path: "v1/explain", body: (image, text) => ({ image, text, view: true }),
     show: async (answer) => {
       const image = el("img", { src: answer.view, alt: "" });
@@ -732,7 +732,7 @@ function drawMaps(answer, image) {
     const peak = Math.max(...maps.flat(2)) || 1;
     layerName.textContent = `Layer ${number + 1} of ${layers}`;
     drawMap(large, image, maps[word], peak);
-    large.setAttribute("aria-label", `where “${answer.words[word]}” looks in layer ${number + 1}`);
+    large.setAttribute("aria-label", `attention of “${answer.words[word]}” in layer ${number + 1}`);
     const share = (place) => percent(answer.prefix_shares[number][place]);
     about.textContent = `“${answer.words[word]}” in layer ${number + 1}: brightest at ${percent(Math.max(...maps[word].flat()))} of its `
       + `attention on one patch. ${share(word)} went to the class token instead.`;
@@ -752,7 +752,7 @@ function drawMaps(answer, image) {
         el("h2", {}, "Words"), el("p", { className: "words" }, chips),
         layerName, layer,
         el("p", { className: "note" }, `${match}Each map is a word's cross-attention over the image, the mean over the heads; a layer has `
-          + "one scale. It tells where a word looks, not what decides about the match."))),
+          + "one scale. It shows where a word attends, not what decides the match."))),
     el("ul", { className: "tiles", "aria-label": "All words in this layer" }, tiles.map(({ tile }) => el("li", {}, tile))),
   );
   draw();
