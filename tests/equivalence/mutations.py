@@ -69,9 +69,11 @@ def ln_post_skipped(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
 
 
 def text_link_towers_reversed(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Text bridges in the opposite order."""
+    """Text bridges in the opposite order, each with the tower layer of its place."""
     model = checkpoint.model()
     model.fusion.text_bridges = nn.ModuleList(reversed(model.fusion.text_bridges))
+    for layer, bridge in enumerate(model.fusion.text_bridges, start=2):
+        bridge.layer = layer
     return _run(model, inputs)
 
 
