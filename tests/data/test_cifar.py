@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import originals
-from bridgetower.data.cifar import CifarImages, cifar_names
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.single_tower import CifarImages, cifar_names
 from bridgetower.processor import Processor
 
 

@@ -1,5 +1,6 @@
 """GLUE's files: columns, headers, quotes, labels, rows that are bad; rows as batches."""
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, get_args
@@ -9,8 +10,8 @@ import torch
 
 import originals
 from bridgetower.data.config import GlueName
-from bridgetower.data.glue import GLUE, GlueTexts, read_glue
 from bridgetower.data.sampling import BatchKey
+from bridgetower.data.single_tower import GLUE, GlueTexts, read_glue
 from bridgetower.processor import Processor
 from bridgetower.tasks.single_tower import GLUE_METRICS
 
@@ -125,4 +126,5 @@ def test_several_splits_and_no_labels(folder: Path, tiny_processor: Processor) -
     assert texts[BatchKey((0, 1), 0)].labels is None
     with pytest.raises(ValueError, match=r"test_matched\.tsv has no labels; choose a split that has"):
         texts.labels()
-    assert list(texts.digests()) == [str(folder / "MNLI" / "test_matched.tsv")]
+    path = folder / "MNLI" / "test_matched.tsv"
+    assert texts.digests() == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -10,8 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from bridgetower.data.config import DataConfig, RandAugment
-from bridgetower.data.rand_augment import POLICIES, change, rand_augment
-from bridgetower.data.views import random_view
+from bridgetower.data.views import POLICIES, change, rand_augment, random_view
 from bridgetower.processor import Processor, ProcessorConfig
 
 SIZE = 24

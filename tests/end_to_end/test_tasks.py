@@ -11,7 +11,7 @@ import miniature
 import miniature_arrow
 import originals
 from bridgetower import cli
-from bridgetower.data.glue import GLUE
+from bridgetower.data.single_tower import GLUE
 from bridgetower.tasks.single_tower import GLUE_METRICS
 from bridgetower.tasks.table import RECIPES as ALL_RECIPES
 

@@ -10,7 +10,7 @@ import torch
 import originals
 import shapes
 from bridgetower.data.config import GlueName
-from bridgetower.data.glue import GLUE, read_glue
+from bridgetower.data.single_tower import GLUE, read_glue
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load

@@ -218,13 +218,6 @@ class PairsConfig(OwnSetConfig):
     """How images with captions are read and split.
 
     Attributes:
-        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
-        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
-        validation_fraction: Share of the images for validation, likewise.
-        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        seed: Seed of the split, where the source gives none.
-        num_workers: Threads that read and check images.
         caption_column: Column with a caption or a list of captions; None looks for the usual names.
         captions_from: "folder" takes the name of the folder that a image is in as its caption.
     """
@@ -238,13 +231,6 @@ class TableConfig(OwnSetConfig):
     """How a table of images, texts and labels is read and split.
 
     Attributes:
-        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
-        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
-        validation_fraction: Share of the images for validation, likewise.
-        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        seed: Seed of the split, where the source gives none.
-        num_workers: Threads that read and check images.
         text_column: Column with a text; None looks for the usual names.
         label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names.
         label_separator: What stands between the labels of a cell, such as ";"; None: a cell is one label.

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -141,6 +141,18 @@ class Manifest:
     def leave_out(self, reason: str, name: str) -> None:
         """Notes what is not taken although it could be used."""
         self._database.execute("INSERT INTO left_out VALUES (?, ?)", [reason, escaped(name)])
+
+    def filled_captions(self, name: str, captions: Iterable[str]) -> list[str]:
+        """Returns captions without spaces at their ends; empty ones are noted as left out.
+
+        Args:
+            name: Of their image.
+            captions: As the files have them.
+        """
+        stripped = [caption.strip() for caption in captions]
+        if not all(stripped):
+            self.leave_out("empty caption", name)
+        return [caption for caption in stripped if caption]
 
     def finish(self) -> None:
         """Ends the adding: missing images become bad, those without any text are dropped."""

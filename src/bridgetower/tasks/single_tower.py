@@ -19,8 +19,7 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, one_fold
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bridgetower.data.cifar import CifarImages
-    from bridgetower.data.glue import GlueTexts
+    from bridgetower.data.single_tower import CifarImages, GlueTexts
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.classification import ClassificationTask
 
@@ -56,13 +55,13 @@ def _build_cifar(model: BridgeTower, config: CifarConfig) -> ClassificationTask:
 
 
 def _cifar_names(data: DataConfig, config: CifarConfig) -> Sequence[str]:
-    from bridgetower.data.cifar import cifar_names
+    from bridgetower.data.single_tower import cifar_names
 
     return cifar_names(one_folder(data, config.kind), config.num_classes)
 
 
 def _cifar_images(source: ExampleSource) -> CifarImages:
-    from bridgetower.data.cifar import CifarImages
+    from bridgetower.data.single_tower import CifarImages
 
     number, folder = source.task.num_classes, one_folder(source.data, source.task.kind)
     if len(source.names) != number:
@@ -137,13 +136,13 @@ def _build_glue(model: BridgeTower, config: GlueConfig) -> ClassificationTask:
 
 
 def _glue_names(data: DataConfig, config: GlueConfig) -> Sequence[str]:
-    from bridgetower.data.glue import GLUE
+    from bridgetower.data.single_tower import GLUE
 
     return GLUE[config.name].classes
 
 
 def _glue_texts(source: ExampleSource) -> GlueTexts:
-    from bridgetower.data.glue import GlueTexts
+    from bridgetower.data.single_tower import GlueTexts
 
     task, folder = source.task, one_folder(source.data, source.task.kind)
     texts = GlueTexts(folder, task.name, source.splits, source.processor, max_errors=task.max_errors)
@@ -156,7 +155,7 @@ def _glue_texts(source: ExampleSource) -> GlueTexts:
 
 
 def _training_texts(data: DataConfig, config: GlueConfig) -> Iterator[str]:
-    from bridgetower.data.glue import read_glue
+    from bridgetower.data.single_tower import read_glue
 
     folder = one_folder(data, config.kind)
     rows = (

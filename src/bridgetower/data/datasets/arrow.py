@@ -54,7 +54,7 @@ class ArrowFiles:
 
     Attributes:
         layout: Their names, as the help shows them.
-        split_rule: How images are given to splits, in words.
+        split_rule: How images are given to splits, in words; empty if as in the published files.
         protocol: What else the files decide, in words.
         stems: Names of the files of each split, without their ending; of a tuple the first that is there.
         more_stems: The same of splits that are prepared only if they are asked for.
@@ -66,7 +66,7 @@ class ArrowFiles:
     """
 
     layout: str
-    split_rule: str
+    split_rule: str = ""
     protocol: str
     stems: Stems
     more_stems: Stems = field(default_factory=dict)
@@ -96,7 +96,7 @@ class ArrowFiles:
             dataset,
             splits=tuple(self.stems),
             more_splits=tuple(self.more_stems),
-            split_rule=self.split_rule,
+            split_rule=self.split_rule or dataset.split_rule,
             protocol=self.protocol,
             licences={"images and texts": f"as those of {dataset.name}"},
             config=ArrowConfig,
@@ -104,11 +104,10 @@ class ArrowFiles:
         )
 
 
-def captioned(*, layout: str, split_rule: str, stems: Stems, more_stems: Stems | None = None) -> ArrowFiles:
+def captioned(*, layout: str, stems: Stems, more_stems: Stems | None = None) -> ArrowFiles:
     """Files of a set with captions."""
     return ArrowFiles(
         layout=layout,
-        split_rule=split_rule,
         protocol=_CAPTIONS,
         stems=stems,
         more_stems=more_stems or {},
@@ -138,10 +137,7 @@ def numbered(prefix: str, count: int) -> tuple[str, ...]:
 
 
 def _captions(reading: Reading, name: str, row: Row) -> list[str]:
-    captions = [caption.strip() for caption in row["caption"]]
-    if not all(captions):
-        reading.manifest.leave_out("empty caption", name)
-    return [caption for caption in captions if caption]
+    return reading.manifest.filled_captions(name, row["caption"])
 
 
 def _questions(reading: Reading, name: str, row: Row, *, annotators: int) -> list[Question]:

@@ -1,8 +1,6 @@
 """COCO and Flickr30k captions in the splits of Karpathy and Fei-Fei (2015)."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.arrow import captioned
@@ -25,14 +23,9 @@ def _fill(file: str, originals: Originals, manifest: Manifest, config: PrepareCo
             manifest.bad(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
         elif originals.wants(split):
             found = originals.image(f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}")
-            manifest.add(image["filename"], [found], _captions(image, manifest), split=split)
-
-
-def _captions(image: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    captions = [sentence["raw"].strip() for sentence in image["sentences"]]
-    if not all(captions):
-        manifest.leave_out("empty caption", image["filename"])
-    return [caption for caption in captions if caption]
+            captions = [sentence["raw"] for sentence in image["sentences"]]
+            texts = manifest.filled_captions(image["filename"], captions)
+            manifest.add(image["filename"], [found], texts, split=split)
 
 
 COCO = DatasetSpec(
@@ -56,7 +49,6 @@ val2014/COCO_val2014_000000000042.jpg …
     fill=partial(_fill, "dataset_coco.json"),
     arrow=captioned(
         layout="coco_caption_karpathy_{train,restval,val,test}",
-        split_rule="Karpathy's splits; restval belongs to train",
         stems={
             "train": ("coco_caption_karpathy_train", "coco_caption_karpathy_restval"),
             "validation": ("coco_caption_karpathy_val",),
@@ -86,7 +78,6 @@ flickr30k-images/1000092795.jpg …
     fill=partial(_fill, "dataset_flickr30k.json"),
     arrow=captioned(
         layout="f30k_caption_karpathy_{train,val,test}",
-        split_rule=_KARPATHY,
         stems={
             "train": ("f30k_caption_karpathy_train",),
             "validation": ("f30k_caption_karpathy_val",),

@@ -146,7 +146,6 @@ or images named after the lines of the list, from 0: train_image/0.jpg …, val_
     fill=_fill_cc3m,
     arrow=captioned(
         layout="conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0",
-        split_rule="as published",
         stems={"train": numbered("conceptual_caption_train", 31)},
         more_stems={"validation": numbered("conceptual_caption_val", 1)},
     ),
@@ -203,5 +202,5 @@ or images named after the ends of their links: SBU/4385058960_b0f291553e.jpg …
     licences={"captions and images": "each its own"},
     published={"train": [PublishedCount(images=1_000_000, texts=1_000_000, source=_SOURCE)]},
     fill=_fill_sbu,
-    arrow=captioned(layout="sbu_0 … 8", split_rule="all is train", stems={"train": numbered("sbu", 9)}),
+    arrow=captioned(layout="sbu_0 … 8", stems={"train": numbered("sbu", 9)}),
 )

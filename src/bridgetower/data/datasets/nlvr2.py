@@ -102,7 +102,6 @@ test1/test1-0-0-img0.png … (or in images/)
     fill=_fill,
     arrow=ArrowFiles(
         layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",
-        split_rule="as published; dev is validation",
         protocol=f"{STATEMENTS}; their identifiers are NLVR2's only where the files have the number of the sentence",
         stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
         more_stems={

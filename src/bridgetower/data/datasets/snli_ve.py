@@ -63,7 +63,6 @@ flickr30k-images/1000092795.jpg …
     fill=_fill,
     arrow=ArrowFiles(
         layout="snli_{train,dev,test}",
-        split_rule="as published; dev is validation",
         protocol=f"{STATEMENTS}; numbered anew, like the images, as the files name neither",
         stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
         columns=("sentences", "labels"),

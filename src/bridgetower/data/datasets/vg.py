@@ -87,7 +87,7 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy s
     config=VgConfig,
     published={"train": [PublishedCount(images=108_077, source="Visual Genome's page")]},
     fill=_fill,
-    arrow=captioned(layout="vg", split_rule="all is train", stems={"train": ("vg",)}),
+    arrow=captioned(layout="vg", stems={"train": ("vg",)}),
 )
 
 
