@@ -213,7 +213,7 @@ def check_heat_maps(page: Any, predictor: Predictor, image: Path) -> None:
         page.get_by_role("slider").fill(str(layer + 1))
         for place, word in enumerate(expected.words):
             page.locator(".words").get_by_role("button", name=word, exact=True).nth(0).click()
-            name = f"where “{word}” looks in layer {layer + 1}"
+            name = f"attention of “{word}” in layer {layer + 1}"
             drawn.add(page.get_by_role("img", name=name, exact=True).evaluate("canvas => canvas.toDataURL()"))
             told = page.locator(".tiles li").nth(place).inner_text().replace("\xa0", " ")
             assert percent(float(expected.prefix_shares[layer, place])) in told

@@ -318,7 +318,7 @@ def _num_values(outcome: Any) -> int:
 
 @router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING)
 async def explain(body: ExplainRequest, service: Served) -> Response:
-    """Say where each word of a text looks in an image, which is not what decides about a match."""
+    """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
     with service.admission(1, "image", body.model):
         image, view = await service.inputs.seen(body.image, "image")
         (ids,) = await service.inputs.texts([body.text], "text", truncate=body.truncate)
