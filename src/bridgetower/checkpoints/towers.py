@@ -30,7 +30,7 @@ from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
-from bridgetower.processor.tokenizer import find_tokenizer
+from bridgetower.processor.text import find_tokenizer
 
 _WRAPPERS = ("model", "state_dict")  # under which DeiT and training frameworks store the weights
 _EXPECTED = {

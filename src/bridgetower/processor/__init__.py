@@ -3,10 +3,9 @@
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image, open_reduced
-from bridgetower.processor.loading import loaded
 from bridgetower.processor.processor import Processor
-from bridgetower.processor.text import TextBatch
-from bridgetower.processor.tokenizer import load_tokenizer, train_tokenizer
+from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
+from bridgetower.processor.transforms import loaded
 
 __all__ = [
     "MAX_PIXELS",

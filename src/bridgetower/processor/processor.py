@@ -16,28 +16,31 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
 from bridgetower.processor.text import (
+    BERT,
     SpecialIds,
     SpecialTokens,
     TextBatch,
-    continues_word,
-    decode,
+    check_texts,
     encode,
-    encode_with_offsets,
+    find_tokenizer,
     join_pair,
-    pad,
+    load_tokenizer,
     special_tokens,
+    tokenizers_errors,
 )
-from bridgetower.processor.tokenizer import find_tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _TOKENIZER_FILE = "tokenizer.json"
+_WORDPIECE_PREFIX = "##"
+_BYTE_LEVEL_SPACE = "Ġ"  # how byte-level BPE spells a space
 
 _T = TypeVar("_T")
 
@@ -101,8 +104,16 @@ class Processor:
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:
-        """True at the ids of tokens that carry on the word before them."""
-        return continues_word(self._tokenizer)
+        """True at the ids of tokens that carry on the word before them, for whole-word masking.
+
+        In BERT's family those are the tokens that begin with `##`, in RoBERTa's (byte-level BPE) those that do not
+        begin with a space. The first word of a text has no space before it: there the start token ends the word.
+        """
+        family, tokens = self._special_tokens, map(self._tokenizer.id_to_token, range(self.vocab_size))
+        if family is BERT:
+            return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
+        others = (None, *family)
+        return torch.tensor([token not in others and not token.startswith(_BYTE_LEVEL_SPACE) for token in tokens])
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises images.
@@ -191,7 +202,10 @@ class Processor:
         Raises:
             ValueError: The text is not valid Unicode, or the tokenizer fails.
         """
-        return encode_with_offsets(self._tokenizer, text)
+        tokenizer = self._tokenizer
+        check_texts([text])
+        with tokenizers_errors("the tokenizer cannot encode this text"):
+            return tokenizer.encode(text)
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
         """Tokenises single texts or pairs of them, without padding; what is too long is cut.
@@ -212,16 +226,28 @@ class Processor:
         return joined
 
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
-        """Fills lists of ids up to the longest of them.
+        """Fills lists of ids up to the longest of them, on the right.
 
         Raises:
             ValueError: There are no lists, or one is empty.
         """
-        return pad(ids, self.pad_token_id)
+        if not ids or not all(ids):
+            raise ValueError(f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty")
+        lengths = torch.tensor([len(row) for row in ids])
+        rows = [torch.tensor(row) for row in ids]
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        present = torch.arange(input_ids.shape[1]) < lengths[:, None]
+        return TextBatch(input_ids, None if bool(present.all()) else present.long())
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True) -> str:
-        """Turns the ids of one text back into a string."""
-        return decode(self._tokenizer, [int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+        """Turns the ids of one text back into a string.
+
+        Raises:
+            ValueError: The tokenizer fails.
+        """
+        tokenizer = self._tokenizer
+        with tokenizers_errors("the tokenizer cannot decode these ids"):
+            return tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer.

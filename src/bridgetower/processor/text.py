@@ -1,21 +1,27 @@
-"""Token ids: which ones are special, how texts become lists of them, how lists become batches."""
+"""Tokenizers: read from the files that checkpoints ship, or trained; and how they turn texts into token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Bool, Int
-from tokenizers import Encoding, Tokenizer
+from jaxtyping import Int
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE, WordPiece
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+
+from bridgetower.files import read_json
 
 _SHOWN = 60
-_WORDPIECE_PREFIX = "##"
-_BYTE_LEVEL_SPACE = "Ġ"  # how byte-level BPE spells a space
+_NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
+    f"{name}_token": name for name in ("pad", "unk", "mask")
+}
+_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -87,22 +93,6 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     return family
 
 
-def continues_word(tokenizer: Tokenizer) -> Bool[Tensor, " v"]:
-    """Tells for each id whether its token carries on the word before it, for whole-word masking.
-
-    In BERT's family those are the tokens that begin with `##`, in RoBERTa's (byte-level BPE) those that do not begin
-    with a space. The first word of a text has no space before it: there the special token in front ends the word.
-
-    Raises:
-        ValueError: The tokenizer is of neither family.
-    """
-    family = special_tokens(tokenizer)
-    tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size(with_added_tokens=True))]
-    if family is BERT:
-        return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
-    return torch.tensor([token not in (None, *family) and not token.startswith(_BYTE_LEVEL_SPACE) for token in tokens])
-
-
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False) -> list[list[int]]:
     """Turns texts into ids with start and end token, unpadded.
 
@@ -115,7 +105,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, trunc
     Raises:
         ValueError: There are no texts, one is not a string or not valid Unicode, or too long and not to be cut.
     """
-    _check_texts(texts)
+    check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
         encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
     for number, ids in enumerate(encoded):
@@ -128,27 +118,6 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, trunc
             )
         encoded[number] = [*ids[: max_length - 1], ids[-1]]
     return encoded
-
-
-def encode_with_offsets(tokenizer: Tokenizer, text: str) -> Encoding:
-    """Turns a text into ids with the characters that each stands for, uncut.
-
-    Raises:
-        ValueError: The text is not valid Unicode, or the tokenizer fails.
-    """
-    _check_texts([text])
-    with tokenizers_errors("the tokenizer cannot encode this text"):
-        return tokenizer.encode(text)
-
-
-def decode(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-    """Turns ids back into a text.
-
-    Raises:
-        ValueError: The tokenizer fails.
-    """
-    with tokenizers_errors("the tokenizer cannot decode these ids"):
-        return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
 
 @contextmanager
@@ -190,21 +159,12 @@ def join_pair(
     return [ids.bos, *a[: kept[0]], *between, *b[: kept[1]], ids.eos]
 
 
-def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> TextBatch:
-    """Fills lists of ids up to the longest of them, on the right.
+def check_texts(texts: Sequence[str]) -> None:
+    """Checks that texts are a list of valid strings.
 
     Raises:
-        ValueError: There are no lists, or one is empty.
+        ValueError: There are none, or one is not.
     """
-    if not ids or not all(ids):
-        raise ValueError(f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty")
-    lengths = torch.tensor([len(row) for row in ids])
-    input_ids = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_token_id)
-    present = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return TextBatch(input_ids, None if bool(present.all()) else present.long())
-
-
-def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
     if len(texts) == 0:
@@ -222,3 +182,159 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 def _start(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+
+
+def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
+    """Reads a tokenizer from `tokenizer.json`, else `vocab.json` with `merges.txt` (RoBERTa), else `vocab.txt` (BERT).
+
+    `tokenizer.json` is complete in itself; its stored padding and truncation are switched off, since `Processor` does
+    both. For the other files `tokenizer_config.json` and `special_tokens_map.json` beside them are honoured; without
+    them RoBERTa adds no leading space and BERT lower-cases.
+
+    Args:
+        folder_or_file: A folder, searched in the order above, or one of these files.
+
+    Returns:
+        A tokenizer that puts the start and the end token around a text.
+
+    Raises:
+        FileNotFoundError: There is none of these files, or `merges.txt` is missing.
+        ValueError: A file is damaged, or names special tokens other than RoBERTa's or BERT's.
+    """
+    path = find_tokenizer(folder_or_file)
+    if path is None:
+        raise FileNotFoundError(
+            f"no tokenizer at {folder_or_file}; expected tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+        )
+    if path.name == "vocab.json":
+        return _load_roberta(path)
+    if path.name == "vocab.txt":
+        return _load_bert(path)
+    tokenizer = _build(str(path), lambda: Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
+    """Returns the file that `load_tokenizer` starts from, or None if there is none."""
+    path = Path(folder_or_file)
+    candidates = [path, *(path / name for name in ("tokenizer.json", "vocab.json", "vocab.txt"))]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE with RoBERTa's special tokens: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
+
+    The result depends on the captions and `vocab_size` only. Every text can be encoded, since all bytes are tokens.
+
+    Args:
+        captions: Texts to learn from.
+        vocab_size: Number of ids; fewer result if the captions hold fewer pairs that occur twice.
+
+    Raises:
+        ValueError: There are no captions, or `vocab_size` does not hold the bytes and the special tokens.
+    """
+    texts = list(captions)
+    smallest = _BYTES + len(ROBERTA)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}")
+    if not texts:
+        raise ValueError("no captions to train a tokenizer on; give at least one text")
+    learner = Tokenizer(BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        special_tokens=[ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    model = json.loads(learner.to_str())["model"]
+    vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
+    return _roberta(vocab, [(left, right) for left, right in model["merges"]])
+
+
+def _load_roberta(path: Path) -> Tokenizer:
+    merges_file = path.with_name("merges.txt")
+    if not merges_file.is_file():
+        raise FileNotFoundError(f"{path} needs merges.txt beside it; copy both files of the tokenizer")
+    settings = _settings(path.parent, ROBERTA)
+    mask = settings.get("mask_token")
+    return _build(
+        str(path.parent),
+        lambda: _roberta(
+            *BPE.read_file(str(path), str(merges_file)),
+            add_prefix_space=settings.get("add_prefix_space") or False,
+            mask_lstrip=mask.get("lstrip", False) if isinstance(mask, dict) else True,
+        ),
+    )
+
+
+def _roberta(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    add_prefix_space: bool = False,
+    mask_lstrip: bool = True,
+) -> Tokenizer:
+    """GPT-2's byte-level BPE between `<s>` and `</s>`; `<mask>` swallows the space before it, as in fairseq."""
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    ids = ROBERTA.ids(tokenizer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (ROBERTA.eos, ids.eos), (ROBERTA.bos, ids.bos), trim_offsets=True, add_prefix_space=add_prefix_space
+    )
+    plain = (ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk)
+    tokenizer.add_special_tokens([*plain, AddedToken(ROBERTA.mask, lstrip=mask_lstrip)])
+    return tokenizer
+
+
+def _load_bert(path: Path) -> Tokenizer:
+    settings = _settings(path.parent, BERT)
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return _build(str(path), lambda: _bert({token: number for number, token in enumerate(lines)}, settings))
+
+
+def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
+    """BERT's normaliser, word splitter and WordPiece between `[CLS]` and `[SEP]`."""
+    tokenizer = Tokenizer(WordPiece(vocab=vocab, unk_token=BERT.unk))
+    chinese = settings.get("tokenize_chinese_chars")
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=True if chinese is None else chinese,
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case") is not False,
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    ids = BERT.ids(tokenizer)
+    tokenizer.post_processor = processors.BertProcessing((BERT.eos, ids.eos), (BERT.bos, ids.bos))
+    tokenizer.add_special_tokens(list(BERT))
+    return tokenizer
+
+
+def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
+    """Merges the tokenizer's side files and refuses special tokens that would be ignored."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            settings |= read_json(folder / name)
+    for key, role in _NAMES_IN_CONFIG.items():
+        given = settings.get(key)
+        content, usual = given.get("content") if isinstance(given, dict) else given, getattr(expected, role)
+        if content not in (None, usual):
+            raise ValueError(f"{folder} sets {key} to {content!r}, expected {usual!r}; give a tokenizer.json instead")
+    if (folder / "added_tokens.json").is_file() and read_json(folder / "added_tokens.json").keys() - set(expected):
+        raise ValueError(f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead")
+    return settings
+
+
+def _build(source: str, build: Callable[[], Tokenizer]) -> Tokenizer:
+    with tokenizers_errors(f"{source} does not hold a valid tokenizer"):
+        try:
+            return build()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
