@@ -27,9 +27,8 @@ from bridgetower.evaluation.metrics import RECALL_KS
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
-from bridgetower.search.pictures import Listed
 from bridgetower.search.searcher import Searcher
-from bridgetower.search.table import IndexedRow
+from bridgetower.search.table import IndexedRow, SourceImage
 
 PARTS = ["recall", "million", "update"]
 WIDTH = 256  # numbers in a vector, as the published models have
@@ -100,7 +99,7 @@ def _write(uri: Path, count: int) -> Row:
         index.upsert(
             [
                 IndexedRow(
-                    picture=Listed(path=f"{number:09}.jpg", size=1, mtime=1),
+                    source=SourceImage(path=f"{number:09}.jpg", size=1, mtime=1),
                     **{"digest": f"{number:064x}", "width": 640, "height": 480},
                     **{"image_vector": vector, "text_vectors": nothing, "pair_vectors": nothing},
                 )

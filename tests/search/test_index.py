@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from bridgetower.search.index import Index, write_lock
-from bridgetower.search.pictures import Listed
-from bridgetower.search.table import IndexedRow, table_of
+from bridgetower.search.table import IndexedRow, SourceImage, table_of
 
 Make = Callable[..., Index]
 
@@ -32,7 +31,7 @@ def make(tmp_path: Path) -> Make:
 
 def row(path: str, *, captions: Sequence[str] = (), value: float = 1.0, size: int = 10) -> IndexedRow:
     return IndexedRow(
-        picture=Listed(path=path, size=size, mtime=1_700_000_000_123_456, captions=tuple(captions)),
+        source=SourceImage(path=path, size=size, mtime=1_700_000_000_123_456, captions=tuple(captions)),
         digest=f"digest of {path}",
         width=30,
         height=20,
@@ -70,7 +69,7 @@ def test_every_value_of_a_row(make: Make) -> None:
     assert found["a.png"]["pair_vectors"] == [[1] * 5] * 2
     assert (found["b.png"]["text_vectors"], found["b.png"]["image_vector"]) == ([], [1, 1, 1])
     assert str(found["b.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
-    assert index.listed() == {"a.png": row("a.png", captions=["one", "two"]).picture, "b.png": row("b.png").picture}
+    assert index.listed() == {"a.png": row("a.png", captions=["one", "two"]).source, "b.png": row("b.png").source}
 
 
 def test_an_image_is_found_by_its_digest(make: Make) -> None:
@@ -236,7 +235,7 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) ->
 @pytest.mark.parametrize("mtime", [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1])
 def test_times_that_python_does_not_have_are_no_obstacle(make: Make, mtime: int) -> None:
     index, one = make(), row("a.png")
-    index.upsert([replace(one, picture=replace(one.picture, mtime=mtime))])
+    index.upsert([replace(one, source=replace(one.source, mtime=mtime))])
     assert [found.path for found in index.nearest(torch.ones(3), 1)] == ["a.png"]
     assert [found.path for found in index.examples(1)] == ["a.png"]
     assert [found.path for found in index.with_digest(one.digest)] == ["a.png"]

@@ -14,9 +14,8 @@ from PIL import Image
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
-from bridgetower.search.pictures import Listed
 from bridgetower.search.searcher import Hit, Searcher
-from bridgetower.search.table import IndexedRow
+from bridgetower.search.table import IndexedRow, SourceImage
 from served import PNGS, URIS, error_of, running
 from shapes import write_pictures
 
@@ -81,7 +80,7 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
     index.upsert(
         [
             IndexedRow(
-                picture=Listed(path=f"{number:03}.png", size=1, mtime=0),
+                source=SourceImage(path=f"{number:03}.png", size=1, mtime=0),
                 digest=f"{number}",
                 width=1,
                 height=1,

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from bridgetower.data.sources import read_rows
+from bridgetower.distributed import available_cores
+from bridgetower.files import unfit_name
 from bridgetower.predictor import Predictor, load
-from bridgetower.processor import Resized
+from bridgetower.processor import Processor, Resized
 from bridgetower.progress import count_bars
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, write_lock
-from bridgetower.search.pictures import Decoded, Pictures, SourceManifest, decode, list_pictures
-from bridgetower.search.places import Uri, split
-from bridgetower.search.table import IndexedRow
+from bridgetower.search.table import IndexedRow, SourceImage, Uri, split
 
+_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
+
+MIN_FOR_WORKERS = 500  # images; starting processes takes about as long as decoding these
 _MAX_NAMED = 10  # bad images spelt out in an error
 
 
@@ -73,7 +83,7 @@ def build_index(
     """
     started, config = time.perf_counter(), config or IndexConfig()
     split(out)  # refuses what is no name for an index
-    manifest = list_pictures(Path(source), config)
+    manifest = list_images(Path(source), config)
     listed = time.perf_counter()
     predictor = _loaded(model)
     started += time.perf_counter() - listed
@@ -107,19 +117,19 @@ class _Update:
     def __init__(self, index: Index, predictor: Predictor, manifest: SourceManifest, config: IndexConfig) -> None:
         self.index, self.predictor, self.manifest, self.config = index, predictor, manifest, config
         before = index.listed()
-        self.wanted = [picture for path, picture in manifest.pictures.items() if before.get(path) != picture]
-        self.changed = {picture.path: before[picture.path] for picture in self.wanted if picture.path in before}
-        self.removed = {path: row for path, row in before.items() if path not in manifest.pictures}
+        self.wanted = [image for path, image in manifest.images.items() if before.get(path) != image]
+        self.changed = {image.path: before[image.path] for image in self.wanted if image.path in before}
+        self.removed = {path: row for path, row in before.items() if path not in manifest.images}
         self.bad: dict[str, str] = {}
 
     def run(self, progress: bool) -> None:
         """Embeds, writes and deletes."""
-        pictures = Pictures(self.manifest.root, self.wanted, self.predictor.processor)
+        images = SourceImages(self.manifest.root, self.wanted, self.predictor.processor)
         rows: list[IndexedRow] = []
         written = time.monotonic()
         with count_bars(shown=progress and bool(self.wanted)) as bar:
             task = bar.add_task("embedding", total=len(self.wanted))
-            for batch in decode(pictures, self.config):
+            for batch in decode(images, self.config):
                 decoded = batch.unpacked()
                 rows += self._embedded(decoded)
                 bar.advance(task, len(decoded))
@@ -138,9 +148,9 @@ class _Update:
         """Embeds a batch, keeping count of the bad ones."""
         good: list[tuple[Decoded, Resized]] = []
         for one in decoded:
-            problem = one.problem or self._problem_of(one.picture.captions)
+            problem = one.problem or self._problem_of(one.source.captions)
             if problem:
-                self.bad[one.picture.path] = f"{one.picture.path!r}: {problem}"
+                self.bad[one.source.path] = f"{one.source.path!r}: {problem}"
             elif one.image is not None:
                 good.append((one, one.image))
         return _embed(self.predictor, good, self.config.batch_size)
@@ -159,8 +169,8 @@ def _embed(predictor: Predictor, good: Sequence[tuple[Decoded, Resized]], batch_
     if not good:
         return []
     image_vectors = predictor.embed_images([image for _, image in good], batch_size=batch_size)
-    owners = [(image, caption) for one, image in good for caption in one.picture.captions]
-    counts = [len(one.picture.captions) for one, _ in good]
+    owners = [(image, caption) for one, image in good for caption in one.source.captions]
+    counts = [len(one.source.captions) for one, _ in good]
     if owners:
         images, captions = map(list, zip(*owners, strict=True))
         text_vectors = predictor.embed_texts(captions, batch_size=batch_size, truncate=True)
@@ -170,7 +180,7 @@ def _embed(predictor: Predictor, good: Sequence[tuple[Decoded, Resized]], batch_
     vectors = zip(image_vectors, text_vectors.split(counts), pair_vectors.split(counts), strict=True)
     return [
         IndexedRow(
-            picture=one.picture,
+            source=one.source,
             digest=one.digest,
             width=image.width,
             height=image.height,
@@ -210,4 +220,170 @@ def _check_bad(source: str | Path, report: IndexReport, max_errors: int) -> None
     raise ValueError(
         f"{source} has {len(bad)} bad images, allowed are {max_errors} (max_errors); the other {report.pictures} are "
         f"in the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceManifest:
+    """All that a source names.
+
+    Attributes:
+        root: Folder that the paths start from.
+        images: By path.
+        bad: What cannot be used, each with the reason.
+    """
+
+    root: Path
+    images: Mapping[str, SourceImage] = field(repr=False)
+    bad: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What came of one image.
+
+    Attributes:
+        source: As listed.
+        digest: SHA-256 of the file; empty if it could not be read.
+        image: What was decoded, unless there is a problem.
+        problem: Why it cannot be used.
+    """
+
+    source: SourceImage
+    digest: str = ""
+    image: Resized | None = None
+    problem: str | None = None
+
+
+def list_images(source: Path, config: IndexConfig) -> SourceManifest:
+    """Finds the images of a folder or a table; no image is opened.
+
+    Args:
+        source: As for `bridgetower.data.sources.read_rows`, but Parquet with images in it is refused: an image that
+            is found must be a file that can be opened.
+        config: Names of the columns.
+
+    Raises:
+        FileNotFoundError: There is no source.
+        ValueError: It cannot be read, holds images itself, or names no image.
+    """
+    source = Path(source)
+    rows = read_rows(
+        source,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        captions_from=config.captions_from,
+    )
+    root = source if source.is_dir() else source.parent
+    found: dict[str, SourceImage] = {}
+    bad: dict[str, str] = {}
+    for row in rows:
+        if not row.image.is_file:
+            raise ValueError(f"{source} holds images, which a search could not open; write them to files first")
+        path, captions = row.image.name, tuple(filter(None, map(str.strip, row.captions)))
+        if path in found:
+            found[path] = replace(found[path], captions=(*found[path].captions, *captions))
+            continue
+        listed = _listed(root, path, captions)
+        if isinstance(listed, SourceImage):
+            found[path] = listed
+        elif listed is not None:
+            bad[path] = f"{row.place}: {listed}"
+    if not found and not bad:
+        raise ValueError(f"{source} names no image; nothing was changed: check that it is the right source")
+    return SourceManifest(root=root, images=found, bad=tuple(bad.values()))
+
+
+def _listed(root: Path, path: str, captions: tuple[str, ...]) -> SourceImage | str | None:
+    """Looks at a file; returns what is wrong with it, or None if it is a folder or a device with an image's name."""
+    unfit = unfit_name(path)
+    if unfit:
+        return unfit
+    try:
+        status = (root / path).stat()
+    except OSError as error:
+        return f"no file {path!r} ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    mtime = min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
+    return SourceImage(path=path, size=status.st_size, mtime=mtime, captions=captions)
+
+
+class SourceImages(Dataset[Decoded]):
+    """Decodes listed images, each on its own."""
+
+    def __init__(self, root: Path, images: Sequence[SourceImage], processor: Processor) -> None:
+        """Keeps them.
+
+        Args:
+            root: Folder that the paths start from.
+            images: What to decode.
+            processor: The model's.
+        """
+        self.root, self.images, self.processor = root, images, processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Decoded:
+        """Reads an image; one that cannot be used comes back with the reason."""
+        source = self.images[number]
+        file = self.root / source.path
+        try:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return Decoded(source=source, digest=digest, image=self.processor.prepare(file))
+        except (ValueError, OSError) as error:
+            return Decoded(source=source, problem=str(error).replace(str(file), "it"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedBatch:
+    """Some images with the pixels of those that were decoded in one tensor, which is quicker to hand over.
+
+    Attributes:
+        decoded: Without their images.
+        sizes: Of each upright image, width and height; None where nothing was decoded.
+        pixels: Of those with a size, in order.
+    """
+
+    decoded: Sequence[Decoded]
+    sizes: Sequence[tuple[int, int] | None]
+    pixels: UInt8[Tensor, "b 3 h w"]
+
+    @staticmethod
+    def of(decoded: Sequence[Decoded]) -> DecodedBatch:
+        """Packs images."""
+        images = [one.image for one in decoded]
+        present = [image.pixels for image in images if image is not None]
+        return DecodedBatch(
+            decoded=[replace(one, image=None) for one in decoded],
+            sizes=[None if image is None else (image.width, image.height) for image in images],
+            pixels=torch.stack(present) if present else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        )
+
+    def unpacked(self) -> list[Decoded]:
+        """Returns the images as they were packed."""
+        pixels = iter(self.pixels)
+        return [
+            one if size is None else replace(one, image=Resized(pixels=next(pixels), width=size[0], height=size[1]))
+            for one, size in zip(self.decoded, self.sizes, strict=True)
+        ]
+
+
+def decode(images: SourceImages, config: IndexConfig) -> Iterable[DecodedBatch]:
+    """Decodes all images in order, in batches, as many ahead as the processes manage.
+
+    The processes are started afresh and not forked: the libraries of the index run threads, which a fork loses.
+    """
+    workers = config.num_workers
+    if workers is None:
+        workers = available_cores() if len(images) >= MIN_FOR_WORKERS else 0
+    workers = min(workers, -(-len(images) // config.batch_size))
+    return DataLoader(
+        images,
+        batch_size=config.batch_size,
+        num_workers=workers,
+        collate_fn=DecodedBatch.of,
+        multiprocessing_context="forkserver" if workers else None,
     )

@@ -20,18 +20,22 @@ from lancedb.index import IvfSq
 from torch import Tensor
 
 from bridgetower.files import locked
-from bridgetower.search import places
-from bridgetower.search.pictures import Listed
-from bridgetower.search.places import Uri
 from bridgetower.search.table import (
     ABOUT,
     Hit,
     Indexed,
     IndexedRow,
     IndexInfo,
+    SourceImage,
+    Uri,
     VectorColumn,
     info_of,
+    is_local,
+    is_path,
+    portable,
+    resolved,
     schema_of,
+    split,
     table_of,
 )
 
@@ -109,11 +113,11 @@ class Index:
             pair_width: Numbers in a joint vector.
             storage_options: Settings of an object store.
         """
-        place, name = places.split(uri)
+        place, name = split(uri)
         info = IndexInfo(
             fingerprint=fingerprint,
-            model=places.portable(uri, model) if Path(model).exists() else model,
-            root=places.portable(uri, root),
+            model=portable(uri, model) if Path(model).exists() else model,
+            root=portable(uri, root),
         )
         with _written(str(uri)):
             schema = schema_of(info, image_width, pair_width)
@@ -135,12 +139,12 @@ class Index:
     @property
     def root(self) -> Path:
         """Folder that the images' paths start from."""
-        return self._root or Path(places.resolved(self.uri, self.info.root))
+        return self._root or Path(resolved(self.uri, self.info.root))
 
     @property
     def model(self) -> str:
         """Where the model was loaded from that made the index."""
-        return places.resolved(self.uri, self.info.model)
+        return resolved(self.uri, self.info.model)
 
     def model_or(self, given: str | Path | None) -> str:
         """Returns what to load for a search: the model that is given, or the one that made the index.
@@ -148,7 +152,7 @@ class Index:
         Raises:
             FileNotFoundError: None is given, and that one is not where it was.
         """
-        if given is None and places.is_path(self.info.model) and not Path(self.model).exists():
+        if given is None and is_path(self.info.model) and not Path(self.model).exists():
             raise FileNotFoundError(
                 f"{self.uri} was made with the model at {self.model}, which is not there; give where it is now as model"
             )
@@ -170,7 +174,7 @@ class Index:
                 "use that model, or make another index with this one"
             )
 
-    def listed(self) -> dict[str, Listed]:
+    def listed(self) -> dict[str, SourceImage]:
         """Returns every image as its source named it when it was written, by path."""
         columns = ["path", "size", "mtime", "captions"]
         with _read(self.uri):
@@ -178,7 +182,7 @@ class Index:
         table = table.set_column(2, "mtime", table["mtime"].cast(pa.int64()))
         values = zip(*(table[name].to_pylist() for name in columns), strict=True)
         return {
-            path: Listed(path=path, size=size, mtime=mtime, captions=tuple(captions))
+            path: SourceImage(path=path, size=size, mtime=mtime, captions=tuple(captions))
             for path, size, mtime, captions in values
         }
 
@@ -191,7 +195,7 @@ class Index:
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
         rows, size = min(count, len(self)), len(self)
-        places = [(2 * place + 1) * size // (2 * rows) for place in range(rows)]
+        places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with _read(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
 
@@ -279,7 +283,7 @@ class Index:
         Raises:
             ValueError: A vector has values that are no numbers.
         """
-        bad = [row.picture.path for row in rows if not row.is_finite]
+        bad = [row.source.path for row in rows if not row.is_finite]
         if bad:
             raise ValueError(f"{bad[0]!r} has a vector with NaN or infinite values; nothing would find it")
         if rows:
@@ -327,13 +331,13 @@ def write_lock(uri: Uri) -> AbstractContextManager[None]:
     Raises:
         FileExistsError: Another process holds it.
     """
-    return locked(Path(uri)) if places.is_local(uri) else nullcontext()
+    return locked(Path(uri)) if is_local(uri) else nullcontext()
 
 
 def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
     """The table, or None."""
-    place, name = places.split(uri)
-    if places.is_local(uri) and not Path(uri).is_dir():
+    place, name = split(uri)
+    if is_local(uri) and not Path(uri).is_dir():
         return None  # connecting would make the folder around it
     try:
         return _connect(place, storage_options).open_table(name)

@@ -20,8 +20,7 @@ from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
 from bridgetower.search.index import Index
-from bridgetower.search.places import Uri
-from bridgetower.search.table import Hit, VectorColumn
+from bridgetower.search.table import Hit, Uri, VectorColumn
 
 Against = Literal["images", "captions", "pairs"]
 

@@ -16,7 +16,7 @@ TILE = 240  # pixels, the side of the square that an image is fitted into
 _GAP = 20
 _TEXT = 62  # pixels under a tile
 _MARGIN = 32
-_QUERY_PICTURE = 96  # pixels
+_QUERY_SIDE = 96  # pixels
 
 
 def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageLike | None = None) -> Image.Image:
@@ -32,7 +32,7 @@ def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageL
     """
     columns = max(1, min(COLUMNS, len(hits)))
     rows = -(-len(hits) // columns)
-    head = _MARGIN + (_QUERY_PICTURE if image is not None else 44) + _GAP
+    head = _MARGIN + (_QUERY_SIDE if image is not None else 44) + _GAP
     width = 2 * _MARGIN + max(columns, 3) * (TILE + _GAP) - _GAP
     height = head + rows * (TILE + _TEXT + _GAP) + _MARGIN - _GAP
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -57,8 +57,8 @@ def write_sheet(path: Path, hits: Sequence[Hit], *, text: str | None = None, ima
 def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:
     x = _MARGIN
     if image is not None:
-        _draw_picture(sheet, image, (x, _MARGIN), _QUERY_PICTURE)
-        x += _QUERY_PICTURE + _GAP
+        _draw_image(sheet, image, (x, _MARGIN), _QUERY_SIDE)
+        x += _QUERY_SIDE + _GAP
     title = "images like this one" if text is None else f"“{text}”"
     pen.line(title, x, _MARGIN + 22, width=sheet.width - x - _MARGIN, size=24, bold=True)
     found = "nothing was found" if not num_hits else f"{num_hits} hit{'s' if num_hits > 1 else ''}, best first"
@@ -67,7 +67,7 @@ def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike
 
 def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit) -> None:
     x, y = place
-    _draw_picture(sheet, hit.file, place, TILE)
+    _draw_image(sheet, hit.file, place, TILE)
     if hit.probability is not None:
         pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=GROUND)
         pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=BLUE)
@@ -77,13 +77,13 @@ def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int,
     pen.line(f"{match}cosine {cosine}", x, y + TILE + 48, width=TILE, size=13, ink=FAINT)
 
 
-def _draw_picture(sheet: Image.Image, source: ImageLike, place: tuple[int, int], side: int) -> None:
+def _draw_image(sheet: Image.Image, source: ImageLike, place: tuple[int, int], side: int) -> None:
     ground = Image.new("RGB", (side, side), GROUND)
     try:
         opened, _ = open_reduced(source, side, background=GROUND)
     except (ValueError, OSError):
         Pen(ground).line("cannot be opened", 12, side / 2, width=side - 24, ink=FAINT)
     else:
-        picture = ImageOps.contain(opened, (side, side), Image.Resampling.LANCZOS)
-        ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        fitted = ImageOps.contain(opened, (side, side), Image.Resampling.LANCZOS)
+        ground.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     sheet.paste(ground, place)

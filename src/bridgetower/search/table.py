@@ -1,8 +1,9 @@
-"""The columns of an index, and its rows as Arrow tables."""
+"""What an index is: where it is, its columns, its rows as Arrow tables."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from bridgetower.files import parse_json
 from bridgetower.model.plain import from_plain
-from bridgetower.search.pictures import Listed
-from bridgetower.search.places import Uri
+
+Uri = str | os.PathLike[str]
+"""Where an index is: a local folder, or one in an object store."""
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
@@ -24,6 +26,8 @@ ABOUT = ("path", "size", "mtime", "width", "height", "captions")
 
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 1
+_SUFFIX = ".lance"
+_BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +46,28 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """An image as its source names it.
+
+    Attributes:
+        path: From the source's folder.
+        size: Of the file, in bytes.
+        mtime: Of the file, in microseconds since 1970, within the years 1 to 9999.
+        captions: Stripped, none empty.
+    """
+
+    path: str
+    size: int
+    mtime: int
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexedRow:
     """An image with its vectors, to be written.
 
     Attributes:
-        picture: As its source names it.
+        source: What the source says of it.
         digest: SHA-256 of the file.
         width: Of the upright image, in pixels.
         height: Of the same.
@@ -55,7 +76,7 @@ class IndexedRow:
         pair_vectors: Joint, one per caption.
     """
 
-    picture: Listed
+    source: SourceImage
     digest: str
     width: int
     height: int
@@ -141,11 +162,11 @@ def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
 
 def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
     """Returns rows as an Arrow table."""
-    captions = pa.array([list(row.picture.captions) for row in rows], schema.field("captions").type)
+    captions = pa.array([list(row.source.captions) for row in rows], schema.field("captions").type)
     columns = {
-        "path": pa.array([row.picture.path for row in rows]),
-        "size": pa.array([row.picture.size for row in rows]),
-        "mtime": pa.array([row.picture.mtime for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+        "path": pa.array([row.source.path for row in rows]),
+        "size": pa.array([row.source.size for row in rows]),
+        "mtime": pa.array([row.source.mtime for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
         "digest": pa.array([row.digest for row in rows]),
         "width": pa.array([row.width for row in rows], pa.int32()),
         "height": pa.array([row.height for row in rows], pa.int32()),
@@ -156,3 +177,39 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
         lists = [list(getattr(row, name).numpy()) for row in rows]
         columns[name] = pa.array(lists, schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def split(uri: Uri) -> tuple[str, str]:
+    """Database and table of an index: the folder that it is in, and its name without suffix."""
+    parent, _, name = str(uri).rstrip("/").rpartition("/")
+    stem = name.removesuffix(_SUFFIX)
+    if stem in ("", name) or not all(letter.isalnum() or letter in "_-." for letter in stem) or not stem.isascii():
+        raise ValueError(
+            f"{str(uri)!r} is no name for an index; expected one of letters, digits, '_', '-' and '.' that ends in "
+            f"{_SUFFIX}, such as photos{_SUFFIX}"
+        )
+    return parent or ("/" if str(uri).startswith("/") else "."), stem
+
+
+def is_local(uri: Uri) -> bool:
+    """Whether an index is a folder and not in an object store."""
+    return "://" not in str(uri)
+
+
+def portable(uri: Uri, path: Uri) -> str:
+    """A path within the folder that a local index is in is kept relative, so that both can be moved together."""
+    absolute = Path(path).resolve()
+    beside = Path(uri).resolve().parent if is_local(uri) else None
+    if beside is None or not absolute.is_relative_to(beside):
+        return str(absolute)
+    return _BESIDE + os.path.relpath(absolute, beside)
+
+
+def is_path(path: str) -> bool:
+    """Whether what `portable` returned is a path, and not the hub id that was kept instead of one."""
+    return path.startswith(_BESIDE) or Path(path).is_absolute()
+
+
+def resolved(uri: Uri, path: str) -> str:
+    """Undoes `portable`; absolute paths and hub ids stay."""
+    return str(Path(uri).parent / path) if path.startswith(_BESIDE) else path

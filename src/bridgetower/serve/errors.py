@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from bridgetower.serve.config import MOST_ITEMS
-from bridgetower.serve.queues import QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +61,6 @@ class ApiError(Exception):
         return Response(json.dumps({"error": content}), self.status, self.headers, "application/json")
 
 
-def queue_full(error: QueueFullError) -> ApiError:
-    """Returns the error of a request that found no room."""
-    message = f"the server is busy: {error}"
-    return ApiError(429, message, headers={"Retry-After": str(error.retry_after)})
-
-
 def failure() -> ApiError:
     """Returns what a client is told when the server itself failed; the reason is for the log."""
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
@@ -79,9 +72,6 @@ def add_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: Any) -> Response:
         response: Response = error.response()
         return response
-
-    async def full(request: Request, error: Any) -> Response:
-        return queue_full(error).response()
 
     async def of_http(request: Request, error: Any) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
@@ -96,7 +86,6 @@ def add_handlers(app: FastAPI) -> None:
         return failure().response()
 
     app.add_exception_handler(ApiError, refused)
-    app.add_exception_handler(QueueFullError, full)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, failed)

@@ -185,7 +185,7 @@ async def index(service: Served) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **errors(400, 401, 404, 413, 429, 503)},
 )
-async def picture(id: Id, service: Served, size: Size = None) -> Response:  # noqa: A002 - its name in the path
+async def image(id: Id, service: Served, size: Size = None) -> Response:  # noqa: A002 - its name in the path
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
     with service.admission(1, "id", None):
         copies = await asyncio.to_thread(service.index.with_digest, id)

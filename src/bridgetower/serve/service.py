@@ -21,7 +21,7 @@ from bridgetower.serve.config import MOST_TOP, ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
-from bridgetower.serve.queues import Batcher
+from bridgetower.serve.queues import Batcher, QueueFullError
 from bridgetower.serve.remote import RemoteImages
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class Service:
             use: What the model is used for; None: what every model serves.
 
         Raises:
-            ApiError: There are too many, the model cannot serve this, or the request is for another model.
-            QueueFullError: There is no room now.
+            ApiError: There are too many, the model cannot serve this, the request is for another model, or there is no
+                room now.
         """
         if use is not None:
             self.check_use(use)
@@ -213,8 +213,12 @@ class Service:
         if count > self.config.max_items:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
-        with self.batcher.admission(count):
-            yield
+        try:
+            with self.batcher.admission(count):
+                yield
+        except QueueFullError as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            raise ApiError(429, f"the server is busy: {error}", headers=headers) from error
 
     def model_for(self, use: Use | Kind) -> ServedModel:
         """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
@@ -266,7 +270,7 @@ class Service:
         model, kind = self.model_for(use), cast(Kind, use.replace("-", "_"))
         decoded = iter(await model.inputs.images([image for image in images if image is not None], params[0]))
         blank = model.predictor.processor.blank_image()
-        pictures = [blank if image is None else next(decoded) for image in images]
+        firsts = [blank if image is None else next(decoded) for image in images]
         others = await model.inputs.images(images_2, "images_2")
         words = await model.inputs.texts(texts, params[1], truncate=truncate)
         if use == "fill-mask":
@@ -274,14 +278,14 @@ class Service:
         items = [
             Item(
                 kind=kind,
-                image=pictures[image].pixels,
+                image=firsts[image].pixels,
                 image_2=others[image].pixels if others else None,
                 ids=words[text],
                 top=top,
             )
             for image, text in pairs
         ]
-        return await self.batcher.submit(items), model.tokens([*pictures, *others], words)
+        return await self.batcher.submit(items), model.tokens([*firsts, *others], words)
 
     async def attention(self, image: Resized, ids: Tokens) -> Attention:
         """Looks where the words of a text look in an image, as `analysis.attention.explain` does.

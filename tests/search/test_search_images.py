@@ -10,17 +10,18 @@ from PIL import Image
 
 from bridgetower.data.splits import parquet_path
 from bridgetower.predictor import Predictor
+from bridgetower.search.build import Decoded, DecodedBatch, SourceImages, decode, list_images
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.pictures import Batch, Decoded, Listed, Pictures, decode, list_pictures
+from bridgetower.search.table import SourceImage
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
 AS_USUAL = IndexConfig()
 
 
 def decoded(folder: Path, predictor: Predictor, config: IndexConfig = AS_USUAL) -> dict[str, Decoded]:
-    manifest = list_pictures(folder, config)
-    pictures = Pictures(manifest.root, list(manifest.pictures.values()), predictor.processor)
-    return {one.picture.path: one for batch in decode(pictures, config) for one in batch.unpacked()}
+    manifest = list_images(folder, config)
+    images = SourceImages(manifest.root, list(manifest.images.values()), predictor.processor)
+    return {one.source.path: one for batch in decode(images, config) for one in batch.unpacked()}
 
 
 class TestManifest:
@@ -31,11 +32,11 @@ class TestManifest:
         (photos / "folder.png").mkdir()
         (photos / "notes.md").write_text("no picture")
         os.mkfifo(photos / "pipe.jpg")
-        manifest = list_pictures(photos, AS_USUAL)
-        assert sorted(manifest.pictures) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
+        manifest = list_images(photos, AS_USUAL)
+        assert sorted(manifest.images) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
         assert (manifest.root, manifest.bad) == (photos, ())
         status = (photos / "sub" / "04.png").stat()
-        assert manifest.pictures["sub/04.png"] == Listed(
+        assert manifest.images["sub/04.png"] == SourceImage(
             path="sub/04.png",
             size=status.st_size,
             mtime=status.st_mtime_ns // 1000,
@@ -47,7 +48,7 @@ class TestManifest:
         os.utime(photos / "00.png", (second, second))
         if (photos / "00.png").stat().st_mtime != second:
             pytest.skip("this file system has no such times")
-        mtime = list_pictures(photos, AS_USUAL).pictures["00.png"].mtime
+        mtime = list_images(photos, AS_USUAL).images["00.png"].mtime
         assert (datetime(1970, 1, 1) + timedelta(microseconds=mtime)).year == year
 
     @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ class TestManifest:
     )
     def test_a_table(self, photos: Path, name: str, content: str) -> None:
         (photos / name).write_text(content)
-        manifest = list_pictures(photos / name, AS_USUAL)
-        found = {path: picture.captions for path, picture in manifest.pictures.items()}
+        manifest = list_images(photos / name, AS_USUAL)
+        found = {path: picture.captions for path, picture in manifest.images.items()}
         assert found == {"00.png": ("one", "two"), "sub/04.png": ()}
         assert manifest.bad[0].endswith("no file 'no.png' (No such file or directory)")
         assert len(manifest.bad) == 1
@@ -72,24 +73,24 @@ class TestManifest:
     def test_a_link_to_nothing_and_a_name_that_is_no_text_are_bad(self, photos: Path) -> None:
         (photos / "link.png").symlink_to("nowhere.png")
         Path(photos / "caf\udce9.png").write_bytes((photos / "00.png").read_bytes())
-        bad = " | ".join(list_pictures(photos, AS_USUAL).bad)
+        bad = " | ".join(list_images(photos, AS_USUAL).bad)
         assert "no file 'link.png'" in bad
         assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in bad
 
     def test_names_are_kept_exactly(self, photos: Path) -> None:
         for name in (" a.png", "a\n.png"):
             (photos / name).write_bytes((photos / "00.png").read_bytes())
-        manifest = list_pictures(photos, AS_USUAL)
-        assert {" a.png", "a\n.png"} <= manifest.pictures.keys()
+        manifest = list_images(photos, AS_USUAL)
+        assert {" a.png", "a\n.png"} <= manifest.images.keys()
         assert manifest.bad == ()
 
     def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
         with pytest.raises(ValueError, match="names no image; nothing was changed"):
-            list_pictures(tmp_path, AS_USUAL)
+            list_images(tmp_path, AS_USUAL)
         with pytest.raises(ValueError, match="holds images, which a search could not open; write them to files"):
-            list_pictures(parquet_path(tiny_dataset, "test"), AS_USUAL)
+            list_images(parquet_path(tiny_dataset, "test"), AS_USUAL)
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            list_pictures(tmp_path / "nowhere", AS_USUAL)
+            list_images(tmp_path / "nowhere", AS_USUAL)
 
 
 class TestDecoding:
@@ -132,7 +133,7 @@ class TestDecoding:
         assert [path for path, one in found.items() if one.image] == ["sub/04.png", "sub/05.png"]
 
     def test_a_file_that_went_away(self, photos: Path, predictor: Predictor) -> None:
-        gone = Pictures(photos, [Listed(path="gone.png", size=1, mtime=1)], predictor.processor)[0]
+        gone = SourceImages(photos, [SourceImage(path="gone.png", size=1, mtime=1)], predictor.processor)[0]
         assert gone.image is None
         assert "No such file" in str(gone.problem)
 
@@ -141,7 +142,7 @@ class TestDecoding:
         alone, others = (decoded(photos, predictor, IndexConfig(num_workers=count, batch_size=2)) for count in (0, 2))
         assert list(alone) == list(others)
         for one, other in zip(alone.values(), others.values(), strict=True):
-            assert (one.picture, one.digest, one.problem) == (other.picture, other.digest, other.problem)
+            assert (one.source, one.digest, one.problem) == (other.source, other.digest, other.problem)
             assert (one.image is None) == (other.image is None)
             if one.image and other.image:
                 assert torch.equal(one.image.pixels, other.image.pixels)
@@ -149,5 +150,5 @@ class TestDecoding:
 
 
 def test_a_batch_without_pictures() -> None:
-    bad = Decoded(picture=Listed(path="a.png", size=1, mtime=1), problem="it is empty")
-    assert Batch.of([bad]).unpacked() == [bad]
+    bad = Decoded(source=SourceImage(path="a.png", size=1, mtime=1), problem="it is empty")
+    assert DecodedBatch.of([bad]).unpacked() == [bad]
