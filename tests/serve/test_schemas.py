@@ -7,9 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bridgetower.serve.config import MOST_ITEMS
-from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, is_image
-from bridgetower.serve.schemas import IMAGE, Texts, num_pairs, paired
+from bridgetower.serve.schemas import IMAGE, Texts
 
 
 def test_one_text_or_several() -> None:
@@ -20,16 +19,6 @@ def test_one_text_or_several() -> None:
         with pytest.raises(ValidationError):
             texts.validate_python(wrong)
     assert [kind["type"] for kind in texts.json_schema()["anyOf"]] == ["string", "array"]
-
-
-def test_pairs() -> None:
-    assert paired(["i", "j"], ["t", "u"]) == [(0, 0), (1, 1)]
-    assert paired(["i", "j"], ["t"], all_pairs=True) == [(0, 0), (1, 0)]
-    assert num_pairs(["i", "j"], ["t", "u"]) == 2
-    assert num_pairs(["i", "j"], ["t", "u", "v"], all_pairs=True) == 6
-    for function in (num_pairs, paired):
-        with pytest.raises(ApiError, match="2 images and 1 texts"):
-            function(["i", "j"], ["t"])
 
 
 def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Client) -> None:

@@ -10,7 +10,7 @@ from bridgetower.analysis.attention import explain
 from bridgetower.predictor import Predictor, load
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.service import Service
+from bridgetower.serve.service import PairInputs, Service
 from served import PNGS, TEXTS, URIS
 
 
@@ -55,10 +55,12 @@ def test_questions_have_a_model_of_their_own(predictor: Predictor, answering_che
         ["answer", "entail", "reason"],
     ]
 
+    given = PairInputs(images=URIS[:1], texts=TEXTS[:1])
+
     async def test() -> None:
         async with service.running():
-            (choices, *_), _ = await service.pairs("answer", URIS[:1], TEXTS[:1], [(0, 0)], top=3)
-            (score,), _ = await service.pairs("match", URIS[:1], TEXTS[:1], [(0, 0)])
+            (choices, *_), _ = await service.pairs("answer", given, top=3)
+            (score,), _ = await service.pairs("match", given)
         expected = answering.answer(PNGS[0], TEXTS[0], top=3)
         assert [choice.label for choice in choices] == [choice.label for choice in expected]
         assert score == pytest.approx(float(predictor.match(PNGS[0], TEXTS[0])), abs=1e-5)
@@ -81,16 +83,25 @@ def test_admission(predictor: Predictor) -> None:
     asyncio.run(test())
 
 
+def test_pairs() -> None:
+    two = ["i", "j"]
+    given = PairInputs(images=two, texts=["t", "u"])
+    assert (given.count(), given.pairs()) == (2, [(0, 0), (1, 1)])
+    given = PairInputs(images=two, texts=["t"], all_pairs=True)
+    assert (given.count(), given.pairs()) == (2, [(0, 0), (1, 0)])
+    for function in (PairInputs.count, PairInputs.pairs):
+        with pytest.raises(ApiError, match="2 images and 1 texts"):
+            function(PairInputs(images=two, texts=["t"]))
+
+
 def test_pairs_are_the_direct_calls(predictor: Predictor) -> None:
     async def test() -> None:
         service = Service(predictor, ServeConfig(max_batch=2))
         async with service.running():
-            outcomes, tokens = await service.pairs("match", URIS[:2], TEXTS, [(1, 2), (0, 0), (1, 0)])
+            outcomes, tokens = await service.pairs("match", PairInputs(images=URIS[:2], texts=TEXTS, all_pairs=True))
             images = await service.inputs.images(URIS[:2], "images")
         expected = predictor.match(images, TEXTS, all_pairs=True)
-        assert outcomes == pytest.approx(
-            [float(expected[1, 2]), float(expected[0, 0]), float(expected[1, 0])], abs=1e-5
-        )
+        assert outcomes == pytest.approx(expected.flatten().tolist(), abs=1e-5)
         ids = predictor.processor.token_ids(TEXTS)
         assert tokens == service.main.tokens(images, list(map(tuple, ids))) == 2 * 5 + sum(map(len, ids))
 

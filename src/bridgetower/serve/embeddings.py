@@ -26,9 +26,8 @@ from bridgetower.serve.schemas import (
     Text,
     Usage,
     json_of,
-    paired,
 )
-from bridgetower.serve.service import Served, Service, embedding_items
+from bridgetower.serve.service import PairInputs, Served, Service, embedding_items
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -299,8 +298,8 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
 async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], int]:
     params = ("documents", "query") if body.query.modality == "text" else ("query", "documents")
     images, texts = (body.contents[param] for param in params)
-    pairs = paired(images, texts, all_pairs=True)
-    return await service.pairs("match", images, texts, pairs, params=params, truncate=body.truncate)
+    given = PairInputs(images=images, texts=texts, all_pairs=True, params=params)
+    return await service.pairs("match", given, truncate=body.truncate)
 
 
 async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], int]:

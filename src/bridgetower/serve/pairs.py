@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -25,10 +23,8 @@ from bridgetower.serve.schemas import (
     Top,
     Usage,
     long_json_of,
-    num_pairs,
-    paired,
 )
-from bridgetower.serve.service import PairUse, Served, Service
+from bridgetower.serve.service import PairInputs, PairUse, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
@@ -75,18 +71,18 @@ class AnswerRequest(Body):
     top: Top = 5
 
 
-class Answer(BaseModel):
-    """An answer."""
+class Choice(BaseModel):
+    """A class that the model can choose."""
 
     label: str
-    probability: float = Field(description="Of this answer alone: they do not sum to one.")
+    probability: float = Field(description="Over all of them, or of each on its own where several may hold.")
 
 
 class Answers(BaseModel):
     """The answers to a question, likeliest first."""
 
     index: int
-    answers: list[Answer]
+    answers: list[Choice] = Field(description="Whose probabilities do not sum to one.")
 
 
 class AnswerResponse(Listed[Answers]):
@@ -152,18 +148,11 @@ class ClassifyRequest(Body):
     top: Top | None = Field(None, description="Classes per input; all if left out.")
 
 
-class Judgement(BaseModel):
-    """A judgement that the model can give."""
-
-    label: str
-    probability: float = Field(description="Over all of them, or of each on its own where several may hold.")
-
-
 class Judged(BaseModel):
     """The judgements of a statement, likeliest first."""
 
     index: int
-    judgements: list[Judgement]
+    judgements: list[Choice]
 
 
 class JudgedResponse(Listed[Judged]):
@@ -174,7 +163,7 @@ class Classified(BaseModel):
     """The classes of an input, likeliest first."""
 
     index: int
-    classes: list[Judgement]
+    classes: list[Choice]
 
 
 class ClassifiedResponse(Listed[Classified]):
@@ -210,28 +199,28 @@ class ExplainResponse(BaseModel):
 @router.post("/v1/match", response_model=MatchResponse, responses=COMPUTING)
 async def match(body: MatchRequest, service: Served) -> Response:
     """Say how well images and texts belong together."""
-    given = _Given(body.images, body.texts, all_pairs=body.all_pairs)
+    given = PairInputs(images=body.images, texts=body.texts, all_pairs=body.all_pairs)
     return await _computed("match", body, given, service, MatchResponse, "probability")
 
 
 @router.post("/v1/answer", response_model=AnswerResponse, responses=COMPUTING)
 async def answer(body: AnswerRequest, service: Served) -> Response:
     """Answer questions about images, with a model that was fine-tuned on VQA."""
-    given = _Given(body.images, body.questions, "questions")
+    given = PairInputs(images=body.images, texts=body.questions, params=("images", "questions"))
     return await _computed("answer", body, given, service, AnswerResponse, "answers", top=body.top)
 
 
 @router.post("/v1/fill-mask", response_model=FillMaskResponse, responses=COMPUTING)
 async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
     """Fill masked words of texts about images."""
-    given = _Given(body.images, body.texts)
+    given = PairInputs(images=body.images, texts=body.texts)
     return await _computed("fill-mask", body, given, service, FillMaskResponse, "masks", top=body.top)
 
 
 @router.post("/v1/entail", response_model=JudgedResponse, responses=COMPUTING)
 async def entail(body: EntailRequest, service: Served) -> Response:
     """Say whether images contradict, leave open or entail statements, with a model fine-tuned on SNLI-VE."""
-    given = _Given(body.images, body.statements, "statements")
+    given = PairInputs(images=body.images, texts=body.statements, params=("images", "statements"))
     return await _computed("entail", body, given, service, JudgedResponse, "judgements", top=_ALL)
 
 
@@ -242,7 +231,7 @@ async def reason(body: ReasonRequest, service: Served) -> Response:
     if len(first) != len(second):
         message = f"{len(first)} images and {len(second)} images_2; expected a second one for each first"
         raise ApiError(400, message, param="images_2")
-    given = _Given(first, body.statements, "statements", images_2=second)
+    given = PairInputs(images=first, images_2=second, texts=body.statements, params=("images", "statements"))
     return await _computed("reason", body, given, service, JudgedResponse, "judgements", top=_ALL)
 
 
@@ -251,31 +240,21 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     """Classify images, texts, or images with texts, with a model fine-tuned on a table of one's own."""
     if body.images is None and body.texts is None:
         raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
-    given = _Given(body.images or [None] * len(body.texts or ()), body.texts or [""] * len(body.images or ()))
+    given = PairInputs(
+        images=body.images or [None] * len(body.texts or ()), texts=body.texts or [""] * len(body.images or ())
+    )
     return await _computed("classify", body, given, service, ClassifiedResponse, "classes", top=body.top or _ALL)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """Images and texts of a request.
-
-    Attributes:
-        images: The first goes with the first text; None in the place of an image is none.
-        texts: Likewise; an empty one is none.
-        field: Of the request, with the texts.
-        images_2: Second images, one beside each of the first.
-        all_pairs: Every image goes with every text.
-    """
-
-    images: Sequence[str | None]
-    texts: Sequence[str]
-    field: str = "texts"
-    images_2: Sequence[str] = ()
-    all_pairs: bool = False
-
-
 async def _computed(
-    use: PairUse, body: Body, given: _Given, service: Service, response: type[BaseModel], result: str, *, top: int = 1
+    use: PairUse,
+    body: Body,
+    given: PairInputs,
+    service: Service,
+    response: type[BaseModel],
+    result: str,
+    *,
+    top: int = 1,
 ) -> Response:
     """Computes something of images with texts.
 
@@ -288,23 +267,15 @@ async def _computed(
         result: Field of its entries for what was computed; they may also have `index`, `image` and `text`.
         top: Answers or classes, or words per mask.
     """
-    images, texts = given.images, given.texts
-    count = num_pairs(images, texts, all_pairs=given.all_pairs) + len(given.images_2)
-    param = given.field if images[0] is None else "images"
+    image_param, text_param = given.params
+    count, param = given.count() + len(given.images_2), text_param if given.images[0] is None else image_param
     with service.admission(count, param, body.model, use):
-        pairs = paired(images, texts, all_pairs=given.all_pairs)
-        outcomes, tokens = await service.pairs(
-            *(use, images, texts, pairs),
-            images_2=given.images_2,
-            params=("images", given.field),
-            top=top,
-            truncate=body.truncate,
-        )
+        outcomes, tokens = await service.pairs(use, given, top=top, truncate=body.truncate)
 
     def content() -> BaseModel:
         data = [
             {"index": number, "image": image, "text": text, result: outcome}
-            for number, ((image, text), outcome) in enumerate(zip(pairs, outcomes, strict=True))
+            for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True))
         ]
         listed = {"data": data, "model": service.model_for(use).name, "usage": Usage.of(tokens)}
         return response.model_validate(listed, from_attributes=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sized
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -121,30 +121,6 @@ Texts = Annotated[
 Images = Annotated[Strings, Field(description="Data URI of an image, or several.")]
 Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
-
-
-def num_pairs(images: Sized, texts: Sized, *, all_pairs: bool = False) -> int:
-    """Returns how many pairs `paired` builds.
-
-    Raises:
-        ApiError: The numbers of images and texts differ.
-    """
-    if all_pairs:
-        return len(images) * len(texts)
-    if len(images) != len(texts):
-        raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
-    return len(images)
-
-
-def paired(images: Sized, texts: Sized, *, all_pairs: bool = False) -> list[tuple[int, int]]:
-    """Returns which image goes with which text: the first with the first, or every one with every one.
-
-    Raises:
-        ApiError: The numbers of images and texts differ.
-    """
-    if all_pairs:
-        return [(image, text) for image in range(len(images)) for text in range(len(texts))]
-    return [(number, number) for number in range(num_pairs(images, texts))]
 
 
 async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:

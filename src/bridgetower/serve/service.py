@@ -48,6 +48,48 @@ QueueItem = Item | AttentionItem
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairInputs:
+    """Images of a request with its texts.
+
+    Attributes:
+        images: Data URIs, or URLs where they are allowed; None in the place of an image is none.
+        texts: Likewise; an empty one is none.
+        images_2: Second images, one beside each of the first.
+        all_pairs: Every image goes with every text; otherwise the first with the first.
+        params: Fields that images and texts come from.
+    """
+
+    images: Sequence[str | None]
+    texts: Sequence[str]
+    images_2: Sequence[str] = ()
+    all_pairs: bool = False
+    params: tuple[str, str] = ("images", "texts")
+
+    def count(self) -> int:
+        """Returns how many pairs there are, without building any.
+
+        Raises:
+            ApiError: The numbers of images and texts differ.
+        """
+        images, texts = len(self.images), len(self.texts)
+        if self.all_pairs:
+            return images * texts
+        if images != texts:
+            raise ApiError(400, f"{images} images and {texts} texts; expected as many of one as of the other")
+        return images
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Returns the numbers of image and text of each pair, those of the first image first.
+
+        Raises:
+            ApiError: The numbers of images and texts differ.
+        """
+        if self.all_pairs:
+            return [(image, text) for image in range(len(self.images)) for text in range(len(self.texts))]
+        return [(number, number) for number in range(self.count())]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model with what requests need of it.
 
@@ -238,27 +280,14 @@ class Service:
             raise ApiError(400, lacking, code="unsupported_by_model")
 
     async def pairs(
-        self,
-        use: PairUse,
-        images: Sequence[str | None],
-        texts: Sequence[str],
-        pairs: Sequence[tuple[int, int]],
-        *,
-        images_2: Sequence[str] = (),
-        params: tuple[str, str] = ("images", "texts"),
-        top: int = 1,
-        truncate: bool = False,
+        self, use: PairUse, given: PairInputs, *, top: int = 1, truncate: bool = False
     ) -> tuple[list[Any], int]:
         """Computes pairs of images and texts.
 
         Args:
             use: What of them.
-            images: As requests hold them; None in the place of an image is none.
-            texts: Likewise; an empty one is none.
-            pairs: Numbers of image and text.
-            images_2: Second images of `reason`, one beside each of the first.
-            params: Fields that images and texts come from.
-            top: Answers or judgements, or words per mask.
+            given: The images and texts.
+            top: Answers or classes, or words per mask.
             truncate: Cut texts that are too long.
 
         Returns:
@@ -267,25 +296,25 @@ class Service:
         Raises:
             ApiError: An input cannot be used.
         """
-        model, kind = self.model_for(use), cast(Kind, use.replace("-", "_"))
-        decoded = iter(await model.inputs.images([image for image in images if image is not None], params[0]))
+        model, (image_param, text_param) = self.model_for(use), given.params
+        decoded = iter(await model.inputs.images([image for image in given.images if image is not None], image_param))
         blank = model.predictor.processor.blank_image()
-        firsts = [blank if image is None else next(decoded) for image in images]
-        others = await model.inputs.images(images_2, "images_2")
-        words = await model.inputs.texts(texts, params[1], truncate=truncate)
+        images = [blank if image is None else next(decoded) for image in given.images]
+        images_2 = await model.inputs.images(given.images_2, "images_2")
+        texts = await model.inputs.texts(given.texts, text_param, truncate=truncate)
         if use == "fill-mask":
-            self._check_masks(words, params[1], top)
+            self._check_masks(texts, text_param, top)
         items = [
             Item(
-                kind=kind,
-                image=firsts[image].pixels,
-                image_2=others[image].pixels if others else None,
-                ids=words[text],
+                kind=cast(Kind, use.replace("-", "_")),
+                image=images[image].pixels,
+                image_2=images_2[image].pixels if images_2 else None,
+                ids=texts[text],
                 top=top,
             )
-            for image, text in pairs
+            for image, text in given.pairs()
         ]
-        return await self.batcher.submit(items), model.tokens([*firsts, *others], words)
+        return await self.batcher.submit(items), model.tokens([*images, *images_2], texts)
 
     async def attention(self, image: Resized, ids: Tokens) -> Attention:
         """Looks where the words of a text look in an image, as `analysis.attention.explain` does.
