@@ -2,11 +2,12 @@
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.demo.toysets.scenes import ScenesConfig, collect
+from bridgetower.demo.toysets.scenes import SceneKind, ScenesConfig, collect
 from bridgetower.processor import open_image
 
 SMALL = ScenesConfig(num_train=40, num_validation=8, num_test=8, side=30)
@@ -23,7 +24,7 @@ def texts_and_answers(config, split="train"):
             yield statement.statement_id.rsplit("-", 1)[1], statement.text, statement.label
 
 
-@pytest.mark.parametrize("kind", SCHEMAS)
+@pytest.mark.parametrize("kind", get_args(SceneKind))
 class TestKinds:
     def test_pictures_can_be_opened(self, kind):
         collection = collect(replace(SMALL, kind=kind))
