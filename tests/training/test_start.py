@@ -99,9 +99,13 @@ class TestDownstreamHeads:
         assert torch.equal(start.tensors["token_type_embedding.weight"], torch.stack([table[0], table[1], table[1]]))
         assert start.tensors["nlvr2_head.dense.weight"].shape == (24, 32)
 
-    def test_ranking_starts_as_the_logit_of_a_match(self, config: RunConfig, there: Checkpoint) -> None:
-        start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, rank=True)))
+    @pytest.mark.parametrize("itm", [True, False])
+    def test_ranking_starts_as_the_logit_of_a_match(
+        self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture, itm: bool
+    ) -> None:
+        start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
         start.model()
+        assert "start anew" not in caplog.text
         for kind in ("weight", "bias"):
             assert torch.equal(start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:])
 

@@ -86,16 +86,19 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     _check_model(_default_model(config, spec), config, checkpoint, model_config)
     if dropped:
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
-    if new:
-        logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(new))
+    there = checkpoint.tensors
+    ranks = "rank" in new and "itm_head.fc.weight" in there
+    drawn = [head for head in new if not (ranks and head == "rank")]
+    if drawn:
+        logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(drawn))
     tensors = {
         name: tensor
-        for name, tensor in checkpoint.tensors.items()
+        for name, tensor in there.items()
         if not name.startswith(tuple(f"{head}_head." for head in dropped))
     }
     tensors |= _new_heads(model_config, checkpoint.extensions, new, config.seed)
-    if "rank" in new and "itm_head.fc.weight" in tensors:  # official: it starts as the matching head's logit of a match
-        tensors |= {f"rank_head.fc.{kind}": tensors[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
+    if ranks:  # official: it starts as the matching head's logit of a match
+        tensors |= {f"rank_head.fc.{kind}": there[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
     labels |= {head: names for head, names in class_labels(config, spec).items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
