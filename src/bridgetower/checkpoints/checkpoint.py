@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
-from bridgetower.model.config import FIXED_LABELS, ModelConfig, VisionConfig, check_labels
+from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, check_labels
 from bridgetower.model.heads import ClassifierName
 from bridgetower.model.towers import resize_position_embedding
 from bridgetower.processor import Processor
@@ -48,9 +48,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         """Checks that there is a name for every class of the heads that have names."""
         heads = vars(self.config.heads)
-        check_labels(
-            self.source, self.labels, {head: heads[head] for head in ("vqa", "classification", "image", "text")}
-        )
+        check_labels(self.source, self.labels, {head: heads[head] for head in CLASS_COUNTS})
 
     def class_names(self, head: ClassifierName) -> tuple[str, ...]:
         """Returns the names of the classes of a head; none if it predicts a number.

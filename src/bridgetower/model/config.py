@@ -200,6 +200,10 @@ class FusionConfig:
         return 1 if self.bridge in (None, "norm") else self.num_layers
 
 
+CLASS_COUNTS = ("vqa", "classification", "image", "text")
+"""The fields of `HeadsConfig` that are numbers of classes, whose names a checkpoint has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
     """Which heads the model carries.
@@ -244,7 +248,7 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
-        classes = dict.fromkeys(("vqa", "classification", "image", "text"), (0, _CLASSES))
+        classes = dict.fromkeys(CLASS_COUNTS, (0, _CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)

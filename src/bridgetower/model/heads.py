@@ -146,6 +146,7 @@ class HeadSpec:
         published: Names in official checkpoints of its modules and parameters, by ours.
         in_transformers: Whether transformers has the head, under the same names.
         tower_lr: Its modules and parameters with the learning rate of the towers; all others have that of heads.
+        hidden_scale: Whether `HeadsConfig.hidden_scale` sets its width.
     """
 
     build: Callable[[ModelConfig], nn.Module]
@@ -154,6 +155,7 @@ class HeadSpec:
     published: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = False
     tower_lr: tuple[str, ...] = ()
+    hidden_scale: bool = False
 
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:
@@ -227,18 +229,23 @@ HEADS: dict[str, HeadSpec] = {
         build=lambda config: _classifier(config, config.heads.vqa),
         inputs="pooled",
         published=_in_sequence("vqa_classifier"),
+        hidden_scale=True,
     ),
     "snli_ve": HeadSpec(
         build=lambda config: _classifier(config, 3),
         inputs="pooled",
         published=_in_sequence("snli_classifier"),
+        hidden_scale=True,
     ),
     "nlvr2": HeadSpec(
         build=lambda config: _classifier(config, 2, num_images=2, dropout=config.heads.nlvr2_dropout),
         inputs="pooled_pair",
         published=_in_sequence("nlvr2_classifier"),
+        hidden_scale=True,
     ),
-    "classification": HeadSpec(build=lambda config: _classifier(config, config.heads.classification), inputs="pooled"),
+    "classification": HeadSpec(
+        build=lambda config: _classifier(config, config.heads.classification), inputs="pooled", hidden_scale=True
+    ),
     "image": HeadSpec(
         build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image), inputs="image_cls"
     ),

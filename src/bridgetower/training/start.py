@@ -13,7 +13,7 @@ from bridgetower.data.sampling import derive_seed
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, init_weights
 from bridgetower.model.config import HeadsConfig, ModelConfig
-from bridgetower.model.heads import chosen_heads
+from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -22,8 +22,6 @@ from bridgetower.training.setup import class_labels
 from bridgetower.training.towers import Towers, read_towers
 
 logger = logging.getLogger(__name__)
-
-_CLASSIFIERS = ("vqa", "snli_ve", "nlvr2", "classification")
 
 
 def starting_checkpoint(
@@ -113,9 +111,10 @@ def _sorted_heads(there: HeadsConfig, asked: HeadsConfig) -> tuple[list[str], li
 
 def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) -> HeadsConfig:
     """The heads that the run asks for; one that is kept keeps its width and epsilon."""
+    scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
     return replace(
         asked,
-        hidden_scale=there.hidden_scale if any(head in kept for head in _CLASSIFIERS) else asked.hidden_scale,
+        hidden_scale=there.hidden_scale if scaled else asked.hidden_scale,
         itc_size=there.itc_size if "itc" in kept else asked.itc_size,
         mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else asked.mlm_layer_norm_eps,
     )
