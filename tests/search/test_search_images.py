@@ -3,6 +3,7 @@
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -44,11 +45,11 @@ class TestManifest:
         )
 
     @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
-    def test_times_outside_of_the_calendar(self, photos: Path, second: int, year: int) -> None:
-        os.utime(photos / "00.png", (second, second))
-        if (photos / "00.png").stat().st_mtime != second:
-            pytest.skip("this file system has no such times")
-        mtime = list_images(photos, AS_USUAL).images["00.png"].mtime
+    def test_times_outside_of_the_calendar(self, second: int, year: int) -> None:
+        with TemporaryDirectory(dir="/dev/shm") as folder:  # a tmpfs: ext4 has no such times
+            Image.new("RGB", (4, 4)).save(Path(folder) / "00.png")
+            os.utime(Path(folder) / "00.png", (second, second))
+            mtime = list_images(Path(folder), AS_USUAL).images["00.png"].mtime
         assert (datetime(1970, 1, 1) + timedelta(microseconds=mtime)).year == year
 
     @pytest.mark.parametrize(
