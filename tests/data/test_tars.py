@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_many_members_are_not_kept(tmp_path: Path) -> None:
 def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(tar_samples(write_tar(tmp_path / "x.tar", {name: content})))
+
+
+def test_a_sparse_file_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    hole = tmp_path / "0.jpg"
+    with hole.open("wb") as file:
+        file.truncate(2**30)
+    shard = tmp_path / "0.tar"
+    subprocess.run(["tar", "--sparse", "-cf", shard, "-C", tmp_path, hole.name], check=True)
+    assert shard.stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"^0\.jpg in .*0\.tar is a sparse file"):
+        list(tar_samples(shard))
 
 
 def test_a_shard_that_is_cut_off(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def serve(
 
     Few models can both find images and answer questions about them; so a second one may be served for the questions.
 
-    Requests that come together are computed together, whatever they ask for. When more wait than the queue takes,
-    further ones get status 429 and are told when to come back. On SIGTERM or Ctrl-C what was taken in is finished
+    Requests of all kinds that arrive together are computed together. When more wait than the queue takes, further
+    ones get status 429 with the header Retry-After. On SIGTERM or Ctrl-C what was taken in is finished
     first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the
     machine sees it. The description of all requests, with examples, is at /openapi.json; a page for people is at /.
 

@@ -62,7 +62,7 @@ _COLUMNS = ("description", "meaning", "name", "iso", "region")
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One flag with what the factbook says of it.
+    """One flag with its entry in the factbook.
 
     Attributes:
         iso: ISO 3166 code of two letters, or one in use beside it ("EU", "XK").
@@ -117,7 +117,7 @@ def collect(config: FlagsConfig) -> Collection:
 
 
 def captions_of(descriptions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Captions of each flag: what its description says of the flag's look, then each clause that says enough by itself.
+    """Captions of each flag: the description of its look, then each clause of it that is complete by itself.
 
     A clause counts if it has five words, does not lean on the one before it, and no other flag has it.
 

@@ -239,7 +239,7 @@ def _statement_count(generator: random.Random, level: Level) -> Asked:
 
 
 def _statement_relation(generator: random.Random, level: Level) -> Asked:
-    """Draws one whose "the" speaks of a shape that is there: seen once, or else behind the curtain."""
+    """Draws one whose "the" refers to a shape that is there: seen once, or else behind the curtain."""
     first, second = draw_two_nouns(generator, level)
     relation = generator.choice(RELATIONS)
 
