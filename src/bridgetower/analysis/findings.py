@@ -98,9 +98,9 @@ def method(results: DemoResults) -> str:
     runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
     meter = " METER is the same network without bridges and input LayerNorms." if "meter" in results.arms else ""
     return (
-        f"{listing(models) or 'The models'} learnt from {count(images)} images with {count(captions)} captions "
+        f"{listing(models) or 'The models'} were trained on {count(images)} images with {count(captions)} captions "
         f"({listing([dataset.name for dataset in results.datasets])}) for {count(results.runs[0].steps)} steps, with "
-        f"{runs}.{meter} All test figures are of images that no training saw: {listing(tests)}."
+        f"{runs}.{meter} All test metrics are on images outside of the training data: {listing(tests)}."
     )
 
 
