@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
@@ -29,6 +30,7 @@ from served import PATIENCE, PNGS, URIS
 from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
+HEAP = 2**26  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
 
 
 @contextmanager
@@ -89,6 +91,18 @@ def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
         assert len(asked.result().json()["data"]) == 1024
         _, errors = running.communicate(timeout=PATIENCE)
         assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_threads_share_their_memory(tiny_checkpoint: Path) -> None:
+    with process("--model", str(tiny_checkpoint)) as (running, _, address), ThreadPoolExecutor(8) as pool:
+        images = {"input": URIS[0], "modality": "image"}
+        for answer in [pool.submit(httpx.post, f"{address}/v1/embeddings", json=images) for _ in range(32)]:
+            assert answer.result().status_code == 200
+        maps = [line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()]
+    ends = {int(start, 16): int(end, 16) for start, end in (one[0].split("-") for one in maps if len(one) == 5)}
+    reserved = [start for start, end in ends.items() if start % HEAP == 0 and ends.get(end, end) == start + HEAP]
+    assert len(reserved) <= 1  # the other pool is that of the first thread; without a limit there are 7 or more
 
 
 def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_an
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.memory import limit_arenas
 
 if TYPE_CHECKING:
     from bridgetower.predictor import Predictor
@@ -56,6 +57,7 @@ def serve(
         loading: How the model is loaded.
     """
     require("serve")
+    limit_arenas()
     from bridgetower.serve.server import listen
     from bridgetower.serve.server import serve as run
 
