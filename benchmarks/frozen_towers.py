@@ -23,7 +23,7 @@ from PIL import Image
 from bridgetower.data.batch import Batch
 from bridgetower.data.config import DataConfig, PairsConfig
 from bridgetower.data.prepare import prepare_pairs
-from bridgetower.data.sampling import BatchKey, Examples
+from bridgetower.data.sampling import BatchDataset, BatchKey
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
@@ -60,7 +60,7 @@ def make_set(folder: Path, count: int) -> Path:
     return folder / "set"
 
 
-def batches(examples: Examples, size: int) -> Iterator[Batch]:
+def batches(examples: BatchDataset, size: int) -> Iterator[Batch]:
     """Batches without end."""
     number = 0
     while True:

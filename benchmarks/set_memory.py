@@ -58,8 +58,8 @@ def read_all(pairs: CaptionPairs) -> float:
                 generator = torch.Generator().manual_seed(0)
                 for batch in torch.randperm(len(pairs), generator=generator).split(1000):
                     for image, number in pairs.pairs[batch].tolist():
-                        assert pairs.pictures.image_ids[image]
-                        assert pairs.pictures.caption(image, number, generator)
+                        assert pairs.images.image_ids[image]
+                        assert pairs.images.caption(image, number, generator)
             os.write(writing, str(private()).encode())
             os._exit(0)
         found.append(float(os.read(reading, 100)))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import bridgetower
 from bridgetower.data.config import DataConfig, PrepareConfig
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.examples import ClassNumbers, EntryExamples
+from bridgetower.data.examples import ClassEncoder, EntryDataset
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import Schema
@@ -134,9 +134,9 @@ def build(model: BridgeTower, config: ClaimsConfig) -> ClassificationTask:
     return classifier(model, "claim")
 
 
-def examples(source: ExampleSource) -> EntryExamples:
+def examples(source: ExampleSource) -> EntryDataset:
     """Opens a split."""
-    return EntryExamples(source.pictures(SCHEMA), ClassNumbers(SCHEMA.labels), labelled=True)
+    return EntryDataset(source.images(SCHEMA), ClassEncoder(SCHEMA.labels), labelled=True)
 
 
 def measure(evaluation: Evaluation) -> Outcome:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import EntryExamples
+from bridgetower.data.examples import EntryDataset
 from bridgetower.data.info import DatasetInfo, write_info
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.schema import SCHEMAS, Question, Statement
@@ -61,7 +61,7 @@ def examples(
     task: Any = None,
     names: Sequence[str] | None = None,
     **config: Any,
-) -> EntryExamples:
+) -> EntryDataset:
     """The examples of a task."""
     spec, given = TASKS[kind], (folders,) if isinstance(folders, Path) else folders
     source = ExampleSource(
@@ -72,7 +72,7 @@ def examples(
         names=names or (ANSWERS if kind == "vqa" else SCHEMAS[kind].labels),
         use=use,
     )
-    found: EntryExamples = spec.examples(source)
+    found: EntryDataset = spec.examples(source)
     return found
 
 

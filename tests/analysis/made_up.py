@@ -48,7 +48,7 @@ def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
         "splits": {"train": {"images": 1000, "captions": 2000}, "test": {"images": 50, "captions": 60}},
         "split_rule": "by shape",
         "sources": {"drawn": "1.0"},
-        "licences": {"pictures": "CC0"},
+        "licences": {"images": "CC0"},
     }
     return DemoDataset(name=name, **{**values, **changes})
 

@@ -59,7 +59,7 @@ def test_dataset_of_prepared_set() -> None:
         seed=0,
         split_rule="by shade",
         sources={"drawn": "1"},
-        licences={"pictures": "CC0"},
+        licences={"images": "CC0"},
         settings={},
         splits=splits,
         left_out={},
@@ -69,7 +69,7 @@ def test_dataset_of_prepared_set() -> None:
         "greys",
         "by shade",
         {"drawn": "1"},
-        {"pictures": "CC0"},
+        {"images": "CC0"},
     )
     assert found.splits == {"train": {"images": 5, "captions": 10}, "test": {"images": 1, "captions": 2}}
 

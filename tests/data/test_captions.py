@@ -38,7 +38,7 @@ def equal(first: CaptionBatch, second: CaptionBatch) -> bool:
 
 class TestImages:
     def test_split_in_order(self, load: Any, tiny_dataset: Path) -> None:
-        images = load(split="test").pictures
+        images = load(split="test").images
         assert len(images) == 9
         texts, index = images.texts()
         assert texts == [caption for captions in images.captions for caption in captions]
@@ -48,14 +48,14 @@ class TestImages:
         assert first_index.tolist() == list(range(9))
 
     def test_several_folders(self, load: Any, tiny_dataset: Path) -> None:
-        images = load(tiny_dataset, tiny_dataset).pictures
+        images = load(tiny_dataset, tiny_dataset).images
         assert len(images) == 54
         assert torch.equal(images.pixels(30), images.pixels(3))
         assert images.image_bytes(30) == images.image_bytes(3)
 
     def test_cache_keeps_what_was_decoded(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         for cache, decoded in ((True, 1), (False, 2)):
-            images, calls = load(cache=cache).pictures, []
+            images, calls = load(cache=cache).images, []
             resize = images.processor.resize
             monkeypatch.setattr(images.processor, "resize", lambda image: calls.append(1) or resize(image))  # noqa: B023
             assert torch.equal(images.pixels(2), images.pixels(2))
@@ -96,9 +96,9 @@ class TestConfig:
 class TestPairs:
     def test_all_captions_or_one_drawn(self, load: Any) -> None:
         everything, one = load(), load(captions="one")
-        assert len(everything) == sum(map(len, everything.pictures.captions))
-        assert len(one) == len(everything.pictures)
-        image = next(row for row, captions in enumerate(one.pictures.captions) if len(captions) == 2)
+        assert len(everything) == sum(map(len, everything.images.captions))
+        assert len(one) == len(everything.images)
+        image = next(row for row, captions in enumerate(one.images.captions) if len(captions) == 2)
         drawn = {tuple(one[BatchKey((image,), seed)].input_ids[0].tolist()) for seed in range(20)}
         assert len(drawn) == 2
 
@@ -110,7 +110,7 @@ class TestPairs:
         assert {count for (image, _), count in counts.items() if image < 27} == {1}
         assert {count for (image, _), count in counts.items() if image >= 27} == {3}
         own = [(image, number) for image, number in pairs.pairs.tolist() if image == 30]
-        assert own == [(30, number) for number in range(len(pairs.pictures.captions[30]))] * 3
+        assert own == [(30, number) for number in range(len(pairs.images.captions[30]))] * 3
 
     def test_batch_is_a_function_of_its_key(self, load: Any) -> None:
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
@@ -126,7 +126,7 @@ class TestPairs:
     def test_content(self, load: Any) -> None:
         pairs = load(masking=0.5)
         chosen = (5, 0, 9)
-        batch, images = pairs[BatchKey(chosen, 1)], pairs.pictures
+        batch, images = pairs[BatchKey(chosen, 1)], pairs.images
         numbers = pairs.pairs[list(chosen)].tolist()
         assert batch.image_index.tolist() == [image for image, _ in numbers]
         assert batch.ids == tuple(images.image_ids[image] for image, _ in numbers)
@@ -178,7 +178,7 @@ class TestPairs:
             """Counts tokens that carry on a word and are treated otherwise than the token before them."""
             pairs = load()
             pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
-            table, special, count = pairs.pictures.processor.continues_word, pairs.pictures.processor.special_ids, 0
+            table, special, count = pairs.images.processor.continues_word, pairs.images.processor.special_ids, 0
             for key in StepSampler(len(pairs), batch_size=4, micro_batches=1, steps=range(3), seed=0):
                 batch = pairs[key]
                 hidden = batch.mlm_labels >= 0

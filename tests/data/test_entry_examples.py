@@ -9,8 +9,8 @@ import torch
 import asked
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import ClassNumbers, EntryExamples, WithOtherImages
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.examples import ClassEncoder, EntryDataset, WithOtherImages
+from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.sampling import BatchKey
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def load(folders: dict[str, Path], tiny_processor: Processor) -> Any:
-    def make(kind: str, *arguments: Any, **options: Any) -> EntryExamples:
+    def make(kind: str, *arguments: Any, **options: Any) -> EntryDataset:
         return asked.examples(folders[kind], kind, tiny_processor, *arguments, **options)
 
     return make
@@ -58,13 +58,13 @@ class TestWhichThereAre:
 
     def test_none_that_is_kept(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
         folder = folders["snli-ve"]
-        pictures = Pictures(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"])
-        encode = ClassNumbers(FIXED_LABELS["snli_ve"])
-        neutral = EntryExamples(pictures, encode, keep=lambda entry: entry["label"] == "neutral")
+        images = PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"])
+        encode = ClassEncoder(FIXED_LABELS["snli_ve"])
+        neutral = EntryDataset(images, encode, keep=lambda entry: entry["label"] == "neutral")
         assert {entry["label"] for entry in neutral} == {"neutral"}
         assert len(neutral) == len(list(neutral)) < 12
         with pytest.raises(ValueError, match=rf"no example in split train of {folder} is fit for this; choose another"):
-            EntryExamples(pictures, encode, keep=lambda entry: False)
+            EntryDataset(images, encode, keep=lambda entry: False)
 
     def test_questions_without_an_answer_of_the_vocabulary(self, load: Any) -> None:
         everything, answerable = load("vqa"), load("vqa", "train", "train")

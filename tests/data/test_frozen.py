@@ -12,8 +12,8 @@ from bridgetower.data.batch import TOKENS, CachedFeatures
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.frozen import (
-    FrozenExamples,
-    FrozenPictures,
+    FrozenDataset,
+    FrozenImages,
     FrozenTexts,
     key_ids,
     needed_texts,
@@ -59,7 +59,7 @@ class TestOutputs:
 
 class TestPictures:
     def test_rows_and_places_belong_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        frozen = FrozenPictures(files=store("p", [1] * 18), num_views=3, columns=("image", "image_2"), seed=4)
+        frozen = FrozenImages(files=store("p", [1] * 18), num_views=3, columns=("image", "image_2"), seed=4)
         places = [frozen.place(row) for row in range(18)]
         assert [(image, column) for image, column, _ in places] == [
             (image, column) for image in range(3) for _ in range(3) for column in ("image", "image_2")
@@ -96,22 +96,22 @@ class TestExamples:
     @pytest.fixture
     def examples(
         self, store: Callable[[str, list[int]], RowFiles], tiny_dataset: Path, tiny_processor: Processor
-    ) -> FrozenExamples:
+    ) -> FrozenDataset:
         images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
         pairs = CaptionPairs(images, MaskingConfig(probability=0.5))
-        images.frozen = FrozenPictures(files=store("p", [1] * 2 * len(images)), num_views=2, columns=("image",), seed=0)
-        keys = needed_texts(FrozenExamples(pairs, 2, 0))
-        return FrozenExamples(pairs, 2, 0, FrozenTexts(store("t", [len(key_ids(key)) for key in keys]), keys))
+        images.frozen = FrozenImages(files=store("p", [1] * 2 * len(images)), num_views=2, columns=("image",), seed=0)
+        keys = needed_texts(FrozenDataset(pairs, 2, 0))
+        return FrozenDataset(pairs, 2, 0, FrozenTexts(store("t", [len(key_ids(key)) for key in keys]), keys))
 
-    def test_every_text_is_needed_once_and_short_ones_come_first(self, examples: FrozenExamples) -> None:
-        keys = needed_texts(FrozenExamples(examples.examples, 2, 0))
+    def test_every_text_is_needed_once_and_short_ones_come_first(self, examples: FrozenDataset) -> None:
+        keys = needed_texts(FrozenDataset(examples.examples, 2, 0))
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
-        captions = len({caption for said in examples.examples.pictures.captions for caption in said})
+        captions = len({caption for said in examples.examples.images.captions for caption in said})
         assert captions < len(keys) <= captions + 2 * len(examples)
 
-    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples: FrozenExamples) -> None:
+    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples: FrozenDataset) -> None:
         key = BatchKey((3, 0, 3), 5)
         batches = [examples[key], examples[key], pickle.loads(pickle.dumps(examples))[key]]
         for batch in batches:
@@ -121,7 +121,7 @@ class TestExamples:
             assert torch.equal(batch.mlm_labels, batches[0].mlm_labels)
             assert len(batch) == 3
 
-    def test_labels_of_a_step_are_those_of_its_batches(self, examples: FrozenExamples) -> None:
+    def test_labels_of_a_step_are_those_of_its_batches(self, examples: FrozenDataset) -> None:
         step = tuple(BatchKey((number, number + 1), number) for number in range(3))
         batch = examples[replace(step[0], step=step)]
         assert int(batch.step_labels) == sum(int(examples[key].num_labels) for key in step)
@@ -129,7 +129,7 @@ class TestExamples:
         assert batch.pixel_values.rows == examples[step[0]].pixel_values.rows
         assert examples[step[0]].step_labels is None
 
-    def test_labels_belong_to_the_masked_texts(self, examples: FrozenExamples) -> None:
+    def test_labels_belong_to_the_masked_texts(self, examples: FrozenDataset) -> None:
         batch = examples[BatchKey((1,), 0)]
         keys = {row: key for key, row in examples.texts._row_of.items()}
         plain, masked = (key_ids(keys[field.rows[0]]) for field in (batch.input_ids, batch.masked_input_ids))

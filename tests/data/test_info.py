@@ -14,7 +14,7 @@ def description(**changes: object) -> DatasetInfo:
         "seed": 3,
         "split_rule": "by shade",
         "sources": {"greys": "1.0"},
-        "licences": {"pictures": "CC0"},
+        "licences": {"images": "CC0"},
         "settings": {"num_test": 1, "column": None},
         "splits": {"train": SplitInfo(images=2, texts=4, files={"train.parquet": "00"})},
         "left_out": {"too dark": ["0", "1"]},

@@ -21,7 +21,7 @@ def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
 
 def texts(pairs: RankingPairs, *key: Any) -> list[str]:
     batch = pairs[BatchKey(*key)]
-    return [pairs.pictures.processor.decode(row) for row in batch.input_ids]
+    return [pairs.images.processor.decode(row) for row in batch.input_ids]
 
 
 def test_the_true_caption_comes_first(images: CaptionImages) -> None:

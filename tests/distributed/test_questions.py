@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.examples import EntryExamples
+from bridgetower.data.examples import EntryDataset
 from bridgetower.data.sampling import BatchKey, StepSampler
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.predictions import Predictions, predict_classes
@@ -26,7 +26,7 @@ Result = dict[str, Any]
 class First:
     """The first few examples."""
 
-    examples: EntryExamples
+    examples: EntryDataset
     number: int
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class First:
         return self.examples[key]
 
 
-def build(checkpoint: Path, folder: Path) -> tuple[ClassificationTask, EntryExamples]:
+def build(checkpoint: Path, folder: Path) -> tuple[ClassificationTask, EntryDataset]:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
     questions = asked.examples(folder, "vqa", loaded.processor, names=loaded.class_names("vqa"))

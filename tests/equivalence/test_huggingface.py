@@ -243,7 +243,7 @@ class TestWithPreprocessing:
 
     def test_predictions(self, loaded: tuple[predictor.Predictor, dict[str, Tensor]]) -> None:
         model, theirs = loaded
-        pictures, texts = self.pictures(), list(self.TEXTS)
+        pictures, texts = self.images(), list(self.TEXTS)
         if "pooled" in theirs:
             expected = torch.nn.functional.normalize(theirs["pooled"], dim=-1)
             assert tiny.off(model.embed_pairs(pictures, texts), expected) < ATOL

@@ -7,7 +7,7 @@ import torch
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.examples import EntryExamples
+from bridgetower.data.examples import EntryDataset
 from bridgetower.data.sampling import BatchKey
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.objectives.classification import ClassificationTask, classifier
@@ -15,7 +15,7 @@ from bridgetower.processor import Processor
 
 
 @pytest.fixture
-def statements(tmp_path: Path, tiny_processor: Processor) -> EntryExamples:
+def statements(tmp_path: Path, tiny_processor: Processor) -> EntryDataset:
     folder = asked.write_set(tmp_path / "set", "snli-ve")
     return asked.examples(folder, "snli-ve", tiny_processor)
 
@@ -27,7 +27,7 @@ def task(answering_checkpoint: Path) -> ClassificationTask:
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 0), (100, 0), (4, 2)])
 def test_every_example_in_order(
-    task: ClassificationTask, statements: EntryExamples, batch_size: int, num_workers: int
+    task: ClassificationTask, statements: EntryDataset, batch_size: int, num_workers: int
 ) -> None:
     found = predict_classes(task, statements, batch_size=batch_size, num_workers=num_workers)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_every_example_in_order(
 
 def test_the_bar_is_on_standard_error(
     task: ClassificationTask,
-    statements: EntryExamples,
+    statements: EntryDataset,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

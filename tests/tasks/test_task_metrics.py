@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import asked
-from bridgetower.data.examples import EntryExamples
+from bridgetower.data.examples import EntryDataset
 from bridgetower.evaluation.predictions import Predictions
 from bridgetower.evaluation.vqa_score import vqa_score
 from bridgetower.processor import Processor
@@ -17,7 +17,7 @@ from bridgetower.tasks.vqa import question_scores, vqa_metrics
 
 @pytest.fixture
 def load(tmp_path: Path, tiny_processor: Processor) -> Any:
-    def make(kind: str, split: str = "validation") -> EntryExamples:
+    def make(kind: str, split: str = "validation") -> EntryDataset:
         return asked.examples(asked.write_set(tmp_path / kind, kind), kind, tiny_processor, split)
 
     return make
@@ -27,7 +27,7 @@ def predictions(classes: list[int]) -> Predictions:
     return Predictions(classes=torch.tensor(classes), probabilities=torch.ones(len(classes)))
 
 
-def classes(statements: EntryExamples) -> list[int]:
+def classes(statements: EntryDataset) -> list[int]:
     return [int(statements.encode.tensor(entry)) for entry in statements]
 
 

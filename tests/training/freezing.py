@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
-from bridgetower.data.frozen import CachedViews, FrozenExamples, key_ids
+from bridgetower.data.frozen import CachedViews, FrozenDataset, key_ids
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
@@ -17,7 +17,7 @@ from bridgetower.training.setup import TaskSetup, build_task
 from bridgetower.training.start import starting_checkpoint
 
 
-def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, TaskSetup, FrozenExamples]:
+def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, TaskSetup, FrozenDataset]:
     """Model, work and examples of a run as `train` makes them."""
     out.mkdir(exist_ok=True)
     checkpoint = starting_checkpoint(config)
@@ -26,9 +26,9 @@ def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, TaskSetup, Froz
     return model, work, frozen_examples(config, model, work, out, make_fabric(config), progress=False)
 
 
-def recomputed(batch: Any, work: TaskSetup, examples: FrozenExamples) -> Any:
+def recomputed(batch: Any, work: TaskSetup, examples: FrozenDataset) -> Any:
     """The same batch with pixels and token ids."""
-    pictures, processor = work.pictures[0], work.pictures[0].processor
+    pictures, processor = work.images[0], work.images[0].processor
     frozen, pictures.frozen = pictures.frozen, None
     assert frozen is not None
     assert examples.texts is not None

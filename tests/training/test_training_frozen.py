@@ -93,7 +93,7 @@ class TestSteps:
         self, all_runs: dict[str, RunConfig], tmp_path: Path
     ) -> None:
         model, work, examples = prepared(replace(all_runs["pretraining"], precision="bf16"), tmp_path)
-        frozen = work.pictures[0].frozen
+        frozen = work.images[0].frozen
         assert frozen is not None
         batch: Any = examples[BatchKey(tuple(range(6)), 3)]
         first = replace(batch, pixel_values=CachedViews(frozen.files, range(32), stride=1, num_views=3))
@@ -129,8 +129,8 @@ class TestSteps:
         model, work, _ = prepared(config, tmp_path)
         model.eval()
         figures = work.evaluate()
-        assert work.pictures[1].frozen is not None
-        work.pictures[1].frozen = None
+        assert work.images[1].frozen is not None
+        work.images[1].frozen = None
         assert figures == pytest.approx(work.evaluate(), abs=1e-6)
 
 
@@ -169,7 +169,7 @@ class TestFiles:
         prepared(config, tmp_path)
         files = sorted((tmp_path / FOLDER).glob("*.safetensors"))
         assert [path.name for path in files] == [
-            f"{name}-00000.safetensors" for name in ("train-pictures", "train-texts", "validation-pictures")
+            f"{name}-00000.safetensors" for name in ("train-images", "train-texts", "validation-images")
         ]
         for lost in files:
             content, before = lost.read_bytes(), snapshot(tmp_path / FOLDER)
@@ -217,7 +217,7 @@ class TestFiles:
         self, all_runs: dict[str, RunConfig], small_disk: Callable[[int], Path]
     ) -> None:
         disk = small_disk(64)
-        with pytest.raises(OSError, match=r"tower outputs train-pictures take .* GiB, but the disk of .* has"):
+        with pytest.raises(OSError, match=r"tower outputs train-images take .* GiB, but the disk of .* has"):
             prepared(replace(all_runs["pretraining"], frozen_views=50), disk / "run")
         assert [path.name for path in (disk / "run" / FOLDER).iterdir()] == ["content.json"]
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from bridgetower.data.batch import CaptionBatch, RankingBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED, mask_tokens
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.sampling import BatchKey
 from bridgetower.data.tables import Column
 from bridgetower.data.views import drop_words
@@ -22,7 +22,7 @@ DRAWN = -1
 """Number of a caption that is drawn each time."""
 
 
-class CaptionImages(Pictures):
+class CaptionImages(PreparedImages):
     """Images with their captions."""
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
@@ -61,7 +61,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
     """(image, caption) pairs for training, addressed by batch."""
 
     def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
-        self.pictures, self.masking, self.config = images, masking, images.config
+        self.images, self.masking, self.config = images, masking, images.config
         self.pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -77,13 +77,13 @@ class CaptionPairs(Dataset[CaptionBatch]):
         text, masked, labels = self._texts(key, generator)
         images = self.pairs[list(key.examples), 0].tolist()
         return CaptionBatch(
-            pixel_values=self.pictures.views(images, generator),
+            pixel_values=self.images.views(images, generator),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
             mlm_labels=labels,
             image_index=torch.tensor(images),
-            ids=tuple(self.pictures.image_ids[image] for image in images),
+            ids=tuple(self.images.image_ids[image] for image in images),
             seed=key.seed,
             step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
         )
@@ -97,9 +97,9 @@ class CaptionPairs(Dataset[CaptionBatch]):
         self, key: BatchKey, generator: torch.Generator
     ) -> tuple[TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
         """Draws captions and hides words: the texts, masked ids and labels."""
-        processor = self.pictures.processor
+        processor = self.images.processor
         chosen = self.pairs[list(key.examples)].tolist()
-        captions = [self.pictures.caption(image, number, generator) for image, number in chosen]
+        captions = [self.images.caption(image, number, generator) for image, number in chosen]
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = mask_tokens(
             text.input_ids,
@@ -133,7 +133,7 @@ class RankingPairs(Dataset[RankingBatch]):
             raise ValueError(
                 f"{', '.join(images.splits)} has {len(images)} image; expected at least 2 for false captions"
             )
-        self.pictures, self.false_texts = images, false_texts
+        self.images, self.false_texts = images, false_texts
         self._pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -148,21 +148,21 @@ class RankingPairs(Dataset[RankingBatch]):
         generator = torch.Generator().manual_seed(key.seed)
         chosen = self._pairs[list(key.examples)].tolist()
         texts = [text for image, number in chosen for text in self._texts(image, number, generator)]
-        images, processor = [image for image, _ in chosen], self.pictures.processor
+        images, processor = [image for image, _ in chosen], self.images.processor
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
         return RankingBatch(
-            pixel_values=self.pictures.views(images, generator),
+            pixel_values=self.images.views(images, generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             image_index=torch.tensor(images),
-            ids=tuple(self.pictures.image_ids[image] for image in images),
+            ids=tuple(self.images.image_ids[image] for image in images),
             seed=key.seed,
         )
 
     def _texts(self, image: int, number: int, generator: torch.Generator) -> Sequence[str]:
-        shifts = torch.randint(1, len(self.pictures), (self.false_texts,), generator=generator)
-        others = ((image + shifts) % len(self.pictures)).tolist()
+        shifts = torch.randint(1, len(self.images), (self.false_texts,), generator=generator)
+        others = ((image + shifts) % len(self.images)).tolist()
         return [
-            self.pictures.caption(image, number, generator),
-            *(self.pictures.caption(other, DRAWN, generator) for other in others),
+            self.images.caption(image, number, generator),
+            *(self.images.caption(other, DRAWN, generator) for other in others),
         ]

@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import Batch
-from bridgetower.data.pictures import Pictures
-from bridgetower.data.sampling import BatchKey, Examples
+from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.sampling import BatchDataset, BatchKey
 from bridgetower.data.schema import Schema
 
 _PIXELS = ("pixel_values", "pixel_values_2")
 
 
-class Labels(Protocol):
+class LabelEncoder(Protocol):
     """How the label of an entry becomes a tensor."""
 
     def known(self, entry: Mapping[str, Any]) -> bool:
@@ -33,7 +33,7 @@ class Labels(Protocol):
         ...
 
 
-class ClassNumbers:
+class ClassEncoder:
     """Labels that name one class."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ class ClassNumbers:
         return torch.tensor(self.names.index(entry["label"]))
 
 
-class LabelSets:
+class LabelsEncoder:
     """Labels that name one class, or any number of classes."""
 
     def __init__(self, names: Sequence[str], *, multi_label: bool) -> None:
@@ -90,7 +90,7 @@ class LabelSets:
         return marks
 
 
-class AnswerScores:
+class AnswerEncoder:
     """Answers of annotators as a score of each answer of a vocabulary."""
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -114,21 +114,21 @@ class AnswerScores:
         return scores
 
 
-class EntryExamples(Dataset[Batch]):
+class EntryDataset(Dataset[Batch]):
     """Entries of prepared sets, one example each, with the image or images that they are about.
 
     Only the places of the entries are kept in memory: the 440 thousand questions of VQAv2 with ten answers each would
     take half a gigabyte in every process that decodes.
 
     Attributes:
-        pictures: What the entries are about.
+        images: What the entries are about.
         encode: Makes labels of entries.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
-        encode: Labels,
+        images: PreparedImages,
+        encode: LabelEncoder,
         *,
         keep: Callable[[Mapping[str, Any]], bool] | None = None,
         labelled: bool = False,
@@ -137,7 +137,7 @@ class EntryExamples(Dataset[Batch]):
         """Finds the entries.
 
         Args:
-            pictures: Of a schema whose entries have a text and an identifier.
+            images: Of a schema whose entries have a text and an identifier.
             encode: Makes labels of entries.
             keep: Tells which entries are examples; None: all of them.
             labelled: Every example must have a label.
@@ -146,14 +146,14 @@ class EntryExamples(Dataset[Batch]):
         Raises:
             ValueError: There is no example, one without the label that it must have, or an identifier comes twice.
         """
-        assert pictures.schema.id is not None
-        self.pictures, self.encode, self._keep, self._id = pictures, encode, keep, pictures.schema.id
+        assert images.schema.id is not None
+        self.images, self.encode, self._keep, self._id = images, encode, keep, images.schema.id
         self._places = self._find(labelled=labelled, unique=unique)
         if not len(self._places):
-            folders = ", ".join(str(folder) for folder, _ in pictures.sources)
+            folders = ", ".join(str(folder) for folder, _ in images.sources)
             unfit = "" if keep is None else " is fit for this"
             raise ValueError(
-                f"no example in split {', '.join(pictures.splits)} of {folders}{unfit}; choose another split"
+                f"no example in split {', '.join(images.splits)} of {folders}{unfit}; choose another split"
             )
 
     def __len__(self) -> int:
@@ -161,12 +161,12 @@ class EntryExamples(Dataset[Batch]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields every entry once, in the order of the examples of a set without repeats."""
-        return (entry for entries in self.pictures.said() for entry in entries if self._kept(entry))
+        return (entry for entries in self.images.entries() for entry in entries if self._kept(entry))
 
     @property
     def schema(self) -> Schema:
         """What the entries hold."""
-        return self.pictures.schema
+        return self.images.schema
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """Builds the batch that `key` names; it has labels where all its entries have.
@@ -177,12 +177,12 @@ class EntryExamples(Dataset[Batch]):
         generator = torch.Generator().manual_seed(key.seed)
         places = self._places[list(key.examples)].tolist()
         images = [image for image, _ in places]
-        entries = [self.pictures.said_of(image)[number] for image, number in places]
-        schema, processor = self.schema, self.pictures.processor
+        entries = [self.images.entries_of(image)[number] for image, number in places]
+        schema, processor = self.schema, self.images.processor
         text = processor.pad(processor.token_ids([schema.text_of(entry) for entry in entries], truncate=True))
         known = all(self.encode.known(entry) for entry in entries)
         pixels: dict[str, Any] = {
-            name: self.pictures.views(images, generator, column)
+            name: self.images.views(images, generator, column)
             for name, column in zip(_PIXELS, schema.image_columns, strict=False)
         }
         return Batch(
@@ -200,7 +200,7 @@ class EntryExamples(Dataset[Batch]):
     def _find(self, *, labelled: bool, unique: bool) -> Int[Tensor, "n 2"]:
         """Returns the image and the number there of the entry of each example, in one pass over the files."""
         counts, kept, ids = array("q"), array("q"), set[Any]()
-        for entries in self.pictures.said():
+        for entries in self.images.entries():
             chosen = [number for number, entry in enumerate(entries) if self._kept(entry)]
             counts.append(len(chosen))
             kept.extend(chosen)
@@ -211,7 +211,7 @@ class EntryExamples(Dataset[Batch]):
         if unique and len(ids) < len(kept):
             raise ValueError(f"{len(kept) - len(ids)} ids of {len(kept)} come again; expected one example of each id")
         lengths, numbers = (torch.tensor(values, dtype=torch.int64) for values in (counts, kept))
-        places = self.pictures.places(lengths)
+        places = self.images.places(lengths)
         images, number_there = places.long().unbind(1)
         places[:, 1] = numbers[(lengths.cumsum(0) - lengths)[images] + number_there]
         return places
@@ -220,7 +220,7 @@ class EntryExamples(Dataset[Batch]):
         unknown = next((entry for entry in entries if not self.encode.known(entry)), None)
         if unknown:
             raise ValueError(
-                f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.pictures.splits)} has no "
+                f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.images.splits)} has no "
                 f"{self.schema.label_noun}; choose a split that has"
             )
 
@@ -231,7 +231,7 @@ class WithOtherImages(Dataset[Batch]):
     What a model gets right on them, it knows without looking.
     """
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: BatchDataset) -> None:
         """Wraps a set.
 
         Args:

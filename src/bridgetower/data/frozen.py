@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Batch, CachedFeatures, joined
-from bridgetower.data.sampling import BatchKey, Examples, derive_seed
+from bridgetower.data.sampling import BatchDataset, BatchKey, derive_seed
 from bridgetower.rows import RowFiles
 
 TEXT_FIELDS = ("input_ids", "masked_input_ids")
@@ -23,7 +23,7 @@ _KEPT = 65_536  # examples whose small tensors stay in memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenPictures:
+class FrozenImages:
     """Views of the images of a set, as cached hidden states of the image tower.
 
     Attributes:
@@ -113,14 +113,14 @@ class FrozenTexts:
         return CachedFeatures(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
 
 
-class FrozenExamples(Dataset[Batch]):
+class FrozenDataset(Dataset[Batch]):
     """Examples in a fixed number of views each, with cached features in the place of pixel values and token ids.
 
     What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
     images have views of their own.
     """
 
-    def __init__(self, examples: Examples, num_views: int, seed: int, texts: FrozenTexts | None = None) -> None:
+    def __init__(self, examples: BatchDataset, num_views: int, seed: int, texts: FrozenTexts | None = None) -> None:
         """Wraps examples whose images are frozen.
 
         Args:
@@ -186,7 +186,7 @@ def key_ids(key: bytes) -> Int[Tensor, " l"]:
     return torch.frombuffer(bytearray(key), dtype=torch.int64)
 
 
-def needed_texts(examples: FrozenExamples) -> list[bytes]:
+def needed_texts(examples: FrozenDataset) -> list[bytes]:
     """Returns the keys of all texts in all views of some examples, without repeats, short ones first."""
     keys: set[bytes] = set()
     for example in range(len(examples)):

@@ -11,7 +11,7 @@ from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.info import DatasetInfo
 from bridgetower.data.manifest import Manifest, new_manifest
-from bridgetower.data.schema import CAPTIONS, CLASSIFICATION, Example
+from bridgetower.data.schema import CAPTIONS, CLASSIFICATION, LabelledEntry
 from bridgetower.data.sources import CAPTIONS_FILE, LabelledRow, Row, read_labelled, read_rows
 from bridgetower.data.splits import ordered_splits, split_rank, split_sizes
 from bridgetower.data.writer import write_manifest
@@ -244,7 +244,7 @@ def _add_labelled(source: Path, rows: Iterable[LabelledRow], manifest: Manifest)
             continue
         name = f"row {row.id}" if row.image is None else row.image.name
         _check_split(source, row, name, manifest)
-        example = Example(example_id=row.id, text=text, labels=row.labels or (), labelled=row.labels is not None)
+        example = LabelledEntry(example_id=row.id, text=text, labels=row.labels or (), labelled=row.labels is not None)
         manifest.add(name, [] if row.image is None else [row.image], [example], split=row.split or "", place=row.place)
     if len(several) > 1:
         raise ValueError(

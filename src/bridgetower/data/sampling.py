@@ -29,7 +29,7 @@ class BatchKey:
     step: tuple[BatchKey, ...] = ()
 
 
-class Examples(Protocol):
+class BatchDataset(Protocol):
     """A set of examples, addressed by batch: a `torch.utils.data.Dataset` whose items are batches."""
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class StepSampler(Sampler[BatchKey]):
 
         Args:
             num_examples: In an epoch.
-            batch_size: Examples of a step, over all ranks and micro-batches.
+            batch_size: BatchDataset of a step, over all ranks and micro-batches.
             micro_batches: Of each rank in a step.
             steps: Which ones.
             seed: Of the order, and of what is drawn for each micro-batch.

@@ -161,7 +161,7 @@ class Statement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class LabelledEntry:
     """A row of a user's own table: a text, an image, or both, and their classes.
 
     Attributes:
@@ -204,7 +204,7 @@ NLVR2 = Schema(name="nlvr2", labels=("False", "True"), image_columns=("image", "
 CLASSIFICATION = Schema(
     name="classification",
     entries="examples",
-    entry=Example,
+    entry=LabelledEntry,
     noun="example",
     text="text",
     id="example_id",

@@ -44,7 +44,7 @@ def existing_files(folder: str | Path, inner: str, names: Sequence[str], what: s
     return [home / name for name in names]
 
 
-class FileExamples(Dataset[Batch]):
+class FileDataset(Dataset[Batch]):
     """Examples that are in no prepared set, addressed by batch.
 
     Attributes:
@@ -54,7 +54,7 @@ class FileExamples(Dataset[Batch]):
     files: Sequence[Path]
 
     @property
-    def pictures(self) -> None:
+    def images(self) -> None:
         """There are no images of prepared sets."""
 
     def digests(self) -> dict[str, str]:
@@ -88,7 +88,7 @@ _FILES: dict[NumClasses, _Files] = {
 }
 
 
-class CifarImages(FileExamples):
+class CifarImages(FileDataset):
     """Images with their classes, addressed by batch; the files are mapped, not read."""
 
     def __init__(
@@ -119,9 +119,9 @@ class CifarImages(FileExamples):
         """Builds the batch that `key` names."""
         chosen = self._rows[list(key.examples)].tolist()
         records = [self._records(self.files[file])[row] for file, row in chosen]
-        pictures = [record[-3 * SIDE**2 :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
+        images = [record[-3 * SIDE**2 :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
         return Batch(
-            pixel_values=self.processor.images([np.ascontiguousarray(picture) for picture in pictures]),
+            pixel_values=self.processor.images([np.ascontiguousarray(image) for image in images]),
             labels=self._labels[list(key.examples)],
             ids=tuple(f"{self.files[file].stem}-{row}" for file, row in chosen),
             seed=key.seed,
@@ -259,7 +259,7 @@ GLUE: Mapping[GlueName, GlueTask] = {
 
 @dataclass(frozen=True)
 class GlueRow:
-    """One or two texts and what is said of them.
+    """One or two texts and their label.
 
     Attributes:
         label: As the file has it; empty in a test split.
@@ -354,7 +354,7 @@ def _problem(cells: Sequence[str], columns: Sequence[int], task: GlueTask) -> st
     return "" if label.replace(".", "", 1).isdigit() else f"score {label!r}"
 
 
-class GlueTexts(FileExamples):
+class GlueTexts(FileDataset):
     """Texts or pairs of texts with their labels, addressed by batch.
 
     Attributes:

@@ -243,12 +243,12 @@ _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
 
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "folder":
-        for name in _pictures_in(folder):
+        for name in _images_in(folder):
             yield Row(image=_image_file(folder, name), captions=_folder_caption(name), place=str(name))
         return
     listed = folder / CAPTIONS_FILE
     shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
-    beside = Path(CAPTIONS_FILE) if listed.is_file() else next(_pictures_in(folder), None)
+    beside = Path(CAPTIONS_FILE) if listed.is_file() else next(_images_in(folder), None)
     if shards and beside:
         raise ValueError(
             f"{folder} has both tar shards ({shards[0].name}) and {beside}; move the shards, or the rest, to a folder "
@@ -259,12 +259,12 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     elif listed.is_file():
         yield from _rows_of_list(listed)
     else:
-        for name in _pictures_in(folder):
+        for name in _images_in(folder):
             captions = _sidecar_captions(folder / name)
             yield Row(image=_image_file(folder, name), captions=captions, place=str(name))
 
 
-def _pictures_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path) -> Iterator[Path]:
     """Paths of the image files in a folder and those below, hidden ones left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -291,7 +291,7 @@ def _sidecar_captions(path: Path) -> tuple[str, ...]:
 
 
 def _rows_of_list(listed: Path) -> Iterator[Row]:
-    """Reads lines "picture TAB caption" or "picture,caption", with or without a header."""
+    """Reads lines "image TAB caption" or "image,caption", with or without a header."""
     separator = None
     for number, line in enumerate((line.rstrip("\r\n") for line in _lines(listed) if line.strip()), start=1):
         separator = separator or ("\t" if "\t" in line else ",")

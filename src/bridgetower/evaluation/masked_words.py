@@ -42,7 +42,7 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
         Raises:
             ValueError: An image cannot be decoded; its id is named.
         """
-        images = self.pairs.pictures
+        images = self.pairs.images
         rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
         batch = joined([self._pair(row) for row in rows], seed=0)
         if len(images) == 1:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bridgetower.data.sampling import BatchKey, Examples
+from bridgetower.data.sampling import BatchDataset, BatchKey
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.progress import counted
 
@@ -33,7 +33,7 @@ class Predictions:
 
 
 def predict_classes(
-    task: nn.Module, examples: Examples, *, batch_size: int, num_workers: int = 0, progress: bool = False
+    task: nn.Module, examples: BatchDataset, *, batch_size: int, num_workers: int = 0, progress: bool = False
 ) -> Predictions:
     """Returns the likeliest class of every example; each process predicts its share and gets all.
 
@@ -57,7 +57,7 @@ def predict_classes(
 
 
 def predict_outputs(
-    task: nn.Module, examples: Examples, *, batch_size: int, num_workers: int = 0, progress: bool = False
+    task: nn.Module, examples: BatchDataset, *, batch_size: int, num_workers: int = 0, progress: bool = False
 ) -> Float[Tensor, "n k"]:
     """Returns all that the task predicts for every example, as `predict_classes` does with the likeliest class."""
     (outputs,) = _predict(task, examples, lambda output: (output,), batch_size, num_workers, progress)
@@ -67,7 +67,7 @@ def predict_outputs(
 @torch.inference_mode()
 def _predict(
     task: nn.Module,
-    examples: Examples,
+    examples: BatchDataset,
     read: Callable[[Tensor], tuple[Tensor, ...]],
     batch_size: int,
     num_workers: int,

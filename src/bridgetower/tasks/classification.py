@@ -18,7 +18,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.data.examples import EntryExamples
+    from bridgetower.data.examples import EntryDataset
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.classification import ClassificationTask
 
@@ -48,9 +48,9 @@ def _class_names(data: DataConfig, config: ClassificationConfig) -> Sequence[str
     return read_classes(data.folders[0]).names
 
 
-def _examples(source: ExampleSource) -> EntryExamples:
+def _examples(source: ExampleSource) -> EntryDataset:
     """Opens examples; to train on or validate, each must have a label that the head has."""
-    from bridgetower.data.examples import EntryExamples, LabelSets
+    from bridgetower.data.examples import EntryDataset, LabelsEncoder
 
     multi_label = source.heads.multi_label
     for folder in source.data.folders:
@@ -60,10 +60,8 @@ def _examples(source: ExampleSource) -> EntryExamples:
                 f"model.heads.multi_label is {multi_label}; set it to {not multi_label} for a new head, or choose "
                 "another set"
             )
-    labels = LabelSets(source.names, multi_label=multi_label)
-    examples = EntryExamples(
-        source.pictures(SCHEMA), labels, labelled=source.use != "test", unique=source.use == "test"
-    )
+    labels = LabelsEncoder(source.names, multi_label=multi_label)
+    examples = EntryDataset(source.images(SCHEMA), labels, labelled=source.use != "test", unique=source.use == "test")
     for entry in examples:
         labels.numbers(entry)
     return examples

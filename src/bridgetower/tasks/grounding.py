@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import EntryExamples, WithOtherImages
-from bridgetower.data.sampling import Examples
+from bridgetower.data.examples import EntryDataset, WithOtherImages
+from bridgetower.data.sampling import BatchDataset
 from bridgetower.data.schema import VQA
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.evaluation.text_only import Grounding, majority_answer, text_only_answers
@@ -76,8 +76,8 @@ def judge(
     names, task = predictor.class_names(spec.head), spec.config()
     data = DataConfig(folders=(str(folder),), cache=True)
 
-    def opened(split: str) -> EntryExamples:
-        examples: EntryExamples = spec.examples(
+    def opened(split: str) -> EntryDataset:
+        examples: EntryDataset = spec.examples(
             ExampleSource(
                 data=data, splits=(split,), processor=predictor.processor, task=task, names=names, use="validate"
             )
@@ -86,7 +86,7 @@ def judge(
 
     module = spec.build(predictor.model, task)
 
-    def predicted(chosen: Examples) -> list[str]:
+    def predicted(chosen: BatchDataset) -> list[str]:
         predictions = predict_classes(module, chosen, batch_size=batch_size)
         return [names[number] for number in predictions.classes.tolist()]
 
@@ -105,7 +105,7 @@ def judge(
     )
 
 
-def _told(examples: EntryExamples, topic_of: Callable[[str], str] | None) -> Sequence[Told]:
+def _told(examples: EntryDataset, topic_of: Callable[[str], str] | None) -> Sequence[Told]:
     if examples.schema is VQA:
         return [Told(entry["question_type"], entry["question"], entry["answers"][0]) for entry in examples]
     named = topic_of or (lambda _: ALL)

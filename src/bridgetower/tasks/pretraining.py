@@ -57,7 +57,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
     from bridgetower.evaluation.scoring import Means
 
-    model, images, settings = evaluation.model, evaluation.examples.pictures, evaluation.settings
+    model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
     means = Means(work=evaluation.work, num_workers=evaluation.num_workers, progress=evaluation.progress)
     if model.itc_head is None:
         metrics = evaluate_all_pairs(model, images, settings, means)
@@ -72,7 +72,7 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 
-    model, images, settings = evaluation.model, evaluation.examples.pictures, evaluation.settings
+    model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
     metrics: dict[str, float] = {}
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, num_workers=evaluation.num_workers)
@@ -86,7 +86,7 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
 def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
-    return evaluate_all_pairs(evaluation.model, evaluation.examples.pictures, evaluation.settings)
+    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings)
 
 
 PRETRAIN_BASE = RunConfig(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
 
-    from bridgetower.data.pictures import Pictures
+    from bridgetower.data.prepared import PreparedImages
     from bridgetower.data.schema import Schema
     from bridgetower.evaluation.outcome import Outcome
     from bridgetower.evaluation.predictions import Predictions
@@ -52,16 +52,16 @@ class ExampleSource:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     use: Use
 
-    def pictures(self, schema: Schema) -> Pictures:
+    def images(self, schema: Schema) -> PreparedImages:
         """Opens prepared sets.
 
         Raises:
             FileNotFoundError: A folder or its split is missing.
             ValueError: No folder is given, or one holds another kind.
         """
-        from bridgetower.data.pictures import Pictures
+        from bridgetower.data.prepared import PreparedImages
 
-        return Pictures(self.data, self.splits, self.processor, schema=schema)
+        return PreparedImages(self.data, self.splits, self.processor, schema=schema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class TaskSpec:
         schema: What the rows of its prepared sets hold; None where it reads other files.
         head: The head whose classes have names; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config.
-        examples: Opens the examples of a split: a set addressed by batch (`Examples`), with `pictures`, the images of
+        examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets, or None and the method `digests` of the files that it reads.
         evaluate: Measures a model.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
@@ -167,7 +167,7 @@ class TaskSpec:
         source = ExampleSource(
             data=config.data, splits=config.data.train_splits, processor=processor, task=config.task, use="train"
         )
-        return (schema.text_of(entry) for entries in source.pictures(schema).said() for entry in entries)
+        return (schema.text_of(entry) for entries in source.images(schema).entries() for entry in entries)
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""

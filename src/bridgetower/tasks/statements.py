@@ -20,7 +20,7 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.vqa import SCENES_VQA
 
 if TYPE_CHECKING:
-    from bridgetower.data.examples import EntryExamples
+    from bridgetower.data.examples import EntryDataset
     from bridgetower.evaluation.predictions import Predictions
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.classification import ClassificationTask
@@ -64,15 +64,15 @@ def _build_nlvr2(model: BridgeTower, config: Nlvr2Config) -> ClassificationTask:
     return classifier(model, "nlvr2")
 
 
-def _single_images(source: ExampleSource) -> EntryExamples:
+def _single_images(source: ExampleSource) -> EntryDataset:
     return statements(source, SINGLE_IMAGES)
 
 
-def _image_pairs(source: ExampleSource) -> EntryExamples:
+def _image_pairs(source: ExampleSource) -> EntryDataset:
     return statements(source, IMAGE_PAIRS)
 
 
-def statements(source: ExampleSource, schema: Schema) -> EntryExamples:
+def statements(source: ExampleSource, schema: Schema) -> EntryDataset:
     """Opens statements with their images.
 
     Args:
@@ -83,11 +83,11 @@ def statements(source: ExampleSource, schema: Schema) -> EntryExamples:
         FileNotFoundError: A folder or its split is missing.
         ValueError: A statement has no label but must, or an identifier comes twice in a test.
     """
-    from bridgetower.data.examples import ClassNumbers, EntryExamples
+    from bridgetower.data.examples import ClassEncoder, EntryDataset
 
-    return EntryExamples(
-        source.pictures(schema),
-        ClassNumbers(schema.labels),
+    return EntryDataset(
+        source.images(schema),
+        ClassEncoder(schema.labels),
         labelled=source.use != "test",
         unique=source.use == "test",
     )
@@ -114,7 +114,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     )
 
 
-def statement_metrics(examples: EntryExamples, predictions: Predictions) -> dict[str, float]:
+def statement_metrics(examples: EntryDataset, predictions: Predictions) -> dict[str, float]:
     """Returns `accuracy` and, where NLVR2's identifiers tell the sentences, `consistency` of the labelled statements.
 
     Raises:

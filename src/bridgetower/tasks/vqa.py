@@ -22,7 +22,7 @@ from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.data.examples import EntryExamples
+    from bridgetower.data.examples import EntryDataset
     from bridgetower.evaluation.predictions import Predictions
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.classification import ClassificationTask
@@ -61,16 +61,16 @@ def _class_names(data: DataConfig, config: VqaConfig) -> Sequence[str]:
     return read_vocabulary(data.folders[0])
 
 
-def _examples(source: ExampleSource) -> EntryExamples:
+def _examples(source: ExampleSource) -> EntryDataset:
     """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server wants the answers to all of it."""
-    from bridgetower.data.examples import AnswerScores, EntryExamples
+    from bridgetower.data.examples import AnswerEncoder, EntryDataset
 
     source = replace(source, splits=tuple("test" if split == "test-dev" else split for split in source.splits))
-    answers = AnswerScores(source.names)
+    answers = AnswerEncoder(source.names)
     has_answers = not any(split.startswith("test") for split in source.splits)
     answerable = source.use == "train" or (source.task.protocol == "paper" and has_answers)
-    return EntryExamples(
-        source.pictures(SCHEMA),
+    return EntryDataset(
+        source.images(SCHEMA),
         answers,
         keep=answers.answerable if answerable else None,
         labelled=source.use == "validate",
@@ -101,7 +101,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     )
 
 
-def question_scores(questions: EntryExamples, predictions: Predictions, names: Sequence[str]) -> VqaScores:
+def question_scores(questions: EntryDataset, predictions: Predictions, names: Sequence[str]) -> VqaScores:
     """Returns VQA's official scores of the questions that have answers of annotators.
 
     Args:

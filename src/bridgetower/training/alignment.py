@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.sampling import Examples, StepSampler, derive_seed
+from bridgetower.data.sampling import BatchDataset, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
@@ -59,7 +59,7 @@ class Alignment(nn.Module):
 
 
 def align_projections(
-    config: RunConfig, model: BridgeTower, examples: Examples, fabric: Fabric, *, progress: bool
+    config: RunConfig, model: BridgeTower, examples: BatchDataset, fabric: Fabric, *, progress: bool
 ) -> None:
     """Trains the projections of frozen towers by ITC, and nothing else, for `config.align_first` steps.
 
@@ -97,7 +97,7 @@ def align_projections(
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
 
 
-def _batches(config: RunConfig, examples: Examples) -> DataLoader[CaptionBatch]:
+def _batches(config: RunConfig, examples: BatchDataset) -> DataLoader[CaptionBatch]:
     sampler = StepSampler(
         len(examples),
         batch_size=config.batch_size,

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.data.batch import TOKENS
-from bridgetower.data.frozen import FrozenExamples, FrozenPictures, FrozenTexts, key_ids, needed_texts
-from bridgetower.data.pictures import Pictures
+from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
+from bridgetower.data.prepared import PreparedImages
 from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
 from bridgetower.model.bridgetower import BridgeTower
@@ -39,7 +39,7 @@ _BATCH = 32  # images or texts at once
 @torch.no_grad()
 def frozen_examples(
     config: RunConfig, model: BridgeTower, setup: TaskSetup, out: Path, fabric: Fabric, *, progress: bool
-) -> FrozenExamples:
+) -> FrozenDataset:
     """Freezes the towers and caches their hidden states of all images and texts of a run; existing files are kept.
 
     From now on the images of the run come from the files, and so do the texts of the examples that are returned.
@@ -60,21 +60,21 @@ def frozen_examples(
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
-    assert setup.pictures is not None  # RunConfig refuses freeze_towers where there are no prepared images
-    folder, (train, held_out) = out / FOLDER, setup.pictures
+    assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
+    folder, (train, held_out) = out / FOLDER, setup.images
     if rank() == 0:
         claim_rows(folder, _content(config, model, setup, train.processor))
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     towers = _Towers(model.eval(), folder, fabric, config.data.num_workers, shown=shown)
-    frozen = towers.pictures("train-pictures", train, config.frozen_views, config.seed, dtype)
-    held_out.frozen = towers.pictures("validation-pictures", held_out, 1, config.seed, torch.float32)
+    frozen = towers.images("train-images", train, config.frozen_views, config.seed, dtype)
+    held_out.frozen = towers.images("validation-images", held_out, 1, config.seed, torch.float32)
     train.frozen = frozen
-    plain = FrozenExamples(setup.examples, config.frozen_views, config.seed)
+    plain = FrozenDataset(setup.examples, config.frozen_views, config.seed)
     texts = towers.texts("train-texts", needed_texts(plain), train.processor, dtype)
     model.train()
-    return FrozenExamples(setup.examples, config.frozen_views, config.seed, texts)
+    return FrozenDataset(setup.examples, config.frozen_views, config.seed, texts)
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ class _Towers:
     num_workers: int
     shown: bool
 
-    def pictures(self, name: str, pictures: Pictures, num_views: int, seed: int, dtype: torch.dtype) -> FrozenPictures:
+    def images(self, name: str, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
         """Computes all views of some images."""
-        config, columns = self.model.config, pictures.schema.image_columns
+        config, columns = self.model.config, images.schema.image_columns
         shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
-        files = self._files(name, len(pictures) * num_views * len(columns), dtype.itemsize * shape.numel())
-        frozen = FrozenPictures(files=files, num_views=num_views, columns=columns, seed=seed)
+        files = self._files(name, len(images) * num_views * len(columns), dtype.itemsize * shape.numel())
+        frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
-            views: Any = _Views(pictures, frozen)
+            views: Any = _Views(images, frozen)
             rows: list[Any] = batches
             for pixels in DataLoader(views, batch_sampler=rows, num_workers=self.num_workers):
                 with self._precision(dtype):
@@ -152,12 +152,12 @@ class _Towers:
 class _Views(Dataset[Tensor]):
     """Every view of a set's images, by its row."""
 
-    def __init__(self, pictures: Pictures, frozen: FrozenPictures) -> None:
-        self.pictures, self.frozen = pictures, frozen
+    def __init__(self, images: PreparedImages, frozen: FrozenImages) -> None:
+        self.images, self.frozen = images, frozen
 
     def __getitem__(self, row: int) -> Float[Tensor, "3 h w"]:
         image, column, generator = self.frozen.place(row)
-        pixels = self.pictures.views([image], generator, column)
+        pixels = self.images.views([image], generator, column)
         assert isinstance(pixels, Tensor)  # they are computed before the images are frozen
         return pixels[0]
 

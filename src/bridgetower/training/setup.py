@@ -10,8 +10,8 @@ from torch import nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.config import DataConfig
-from bridgetower.data.pictures import Pictures
-from bridgetower.data.sampling import Examples
+from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.sampling import BatchDataset
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, Use
@@ -25,14 +25,14 @@ class TaskSetup:
     Attributes:
         task: Model and losses; its `progress` is set to the share of the run that is done.
         examples: What it is trained on.
-        pictures: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
+        images: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
         digests: Of the files that are read, by path.
         evaluate: Gives the metrics of the validation split.
     """
 
     task: nn.Module
-    examples: Examples
-    pictures: tuple[Pictures, Pictures] | None = None
+    examples: BatchDataset
+    images: tuple[PreparedImages, PreparedImages] | None = None
     digests: Mapping[str, str]
     evaluate: Callable[[], dict[str, float]]
 
@@ -100,11 +100,11 @@ def build_task(
         settings=config.evaluation,
         num_workers=config.data.num_workers,
     )
-    files = [examples.pictures or examples for examples in (train, held_out)]
+    files = [examples.images or examples for examples in (train, held_out)]
     return TaskSetup(
         task=trained,
         examples=train,
-        pictures=(train.pictures, held_out.pictures) if train.pictures else None,
+        images=(train.images, held_out.images) if train.images else None,
         digests=files[0].digests() | files[1].digests(),
         evaluate=lambda: spec.metrics(evaluation),
     )

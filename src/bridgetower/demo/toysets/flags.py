@@ -16,19 +16,19 @@ from bridgetower.data.records import Collection, ImageFile, Record
 from bridgetower.data.schema import VQA, Question
 from bridgetower.data.splits import assign_splits
 from bridgetower.demo.toysets.packages import (
+    IMAGES_LICENCE,
     NAMES_LICENCE,
-    PICTURES_LICENCE,
     SplitConfig,
     code_of,
     collection,
     package_folder,
     pixel_digest,
+    read_images,
     read_names,
-    read_pictures,
 )
 
 LICENCES = {
-    "pictures": PICTURES_LICENCE,
+    "images": IMAGES_LICENCE,
     "descriptions": "CIA World Factbook, public domain",
     "country names": NAMES_LICENCE,
 }
@@ -70,7 +70,7 @@ class Flag:
         region: Region of the world.
         description: What the flag looks like, as written, without mark-up.
         meaning: What it stands for; empty if the factbook does not say.
-        picture: Content of the PNG file.
+        image: Content of the PNG file.
     """
 
     iso: str
@@ -78,7 +78,7 @@ class Flag:
     region: str
     description: str
     meaning: str
-    picture: bytes = field(repr=False)
+    image: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def iso_code(stem: str, entry: Mapping[str, Any]) -> str | None:
 
 def _read_flags(left_out: dict[str, list[str]]) -> list[Flag]:
     entries = dict(_read_entries())
-    pictures = read_pictures()
+    images = read_images()
     flags = []
     for code, name in _flag_names():
         iso = "".join(chr(int(point, 16) - 0x1F1E6 + ord("A")) for point in code.split("-"))
@@ -192,7 +192,7 @@ def _read_flags(left_out: dict[str, list[str]]) -> list[Flag]:
                     region=region,
                     description=texts["description"],
                     meaning=texts.get("meaning", ""),
-                    picture=pictures[code].read_bytes(),
+                    image=images[code].read_bytes(),
                 )
             )
         else:
@@ -221,7 +221,7 @@ def distinct(flags: Iterable[Flag], left_out: dict[str, list[str]]) -> Iterator[
     """Yields the flags whose image fits their text and is not an earlier one's; names the others in `left_out`."""
     shown: dict[str, str] = {}
     for flag in flags:
-        digest = pixel_digest(flag.picture)
+        digest = pixel_digest(flag.image)
         if flag.iso in UNFIT:
             left_out[UNFIT[flag.iso]].append(f"{flag.iso} {flag.name}")
         elif digest in shown:
@@ -242,7 +242,7 @@ def _says_enough(clause: str) -> bool:
 def _record(flag: Flag, captions: tuple[str, ...]) -> Record:
     return Record(
         image_id=flag.iso,
-        images=(ImageFile(f"{flag.iso}.png", flag.picture),),
+        images=(ImageFile(f"{flag.iso}.png", flag.image),),
         entries=captions,
         extra={column: getattr(flag, column) for column in _COLUMNS},
     )

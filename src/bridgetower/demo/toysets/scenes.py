@@ -372,7 +372,7 @@ def collect(config: ScenesConfig) -> Collection:
             split_rule="drawn anew for each split",
             protocol="generated; each answer to a text is drawn equally often, before the image",
             sources={},
-            licences={"pictures": "none: generated"},
+            licences={"images": "none: generated"},
             settings={"level": config.level, "side": config.side, **{f"num_{name}": n for name, n in counts.items()}},
             left_out={},
         ),

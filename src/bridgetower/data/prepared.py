@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.config import DataConfig
-from bridgetower.data.frozen import FrozenPictures
+from bridgetower.data.frozen import FrozenImages
 from bridgetower.data.info import split_digests
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.splits import read_split
@@ -25,14 +25,14 @@ from bridgetower.data.views import augment, random_view
 from bridgetower.processor import Processor
 
 
-class Pictures:
-    """The images of one or more splits of several prepared folders, and where what is said about them lies.
+class PreparedImages:
+    """The images of one or more splits of several prepared folders, with their entries, such as captions.
 
     Attributes:
         sources: Each folder, with the splits that are read of it.
         rows: Number of each image among those of all folders.
         image_ids: Their names.
-        frozen: What a frozen image tower said of them, which `views` and `pixel_values` then return; None: pixels.
+        frozen: Cached features of a frozen image tower, which `views` and `pixel_values` then return; None: pixels.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pictures:
         self._ends = list(accumulate(map(len, self.records)))
         self.rows = range(self._ends[-1])
         self.image_ids: Column[str] = Column.read(self.records, "image_id")
-        self.frozen: FrozenPictures | None = None
+        self.frozen: FrozenImages | None = None
         self._cache: dict[tuple[int, str], Tensor] = {}
 
     def __len__(self) -> int:
@@ -94,12 +94,12 @@ class Pictures:
         numbers = (torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]) % lengths[images]
         return torch.stack([images.int(), numbers.int()], dim=1)
 
-    def said(self) -> Iterator[list[Any]]:
+    def entries(self) -> Iterator[list[Any]]:
         """Yields the captions, questions or statements of every image, one row group in memory at a time."""
         for records in self.records:
             yield from records.stream(self.schema.entries)
 
-    def said_of(self, image: int) -> list[Any]:
+    def entries_of(self, image: int) -> list[Any]:
         """Returns the captions, questions or statements of an image."""
         folder, row = self._place(image)
         column = self.schema.entries
