@@ -1,7 +1,8 @@
 """A data set, a task, a head, a bridge and an image tower of one's own: python examples/own_parts.py FOLDER.
 
 Draws plain squares, prepares them as a set of a schema of its own, trains a small model on them for a few steps, and
-measures it. Nothing of the package is changed: everything is passed in.
+measures it. Nothing of the package is changed: everything is passed in. Commands take the same parts:
+bridgetower train claims-nano --task-spec own_parts.py:CLAIMS --extensions own_parts.py:EXTENSIONS …
 """
 
 from __future__ import annotations
@@ -136,13 +137,13 @@ def build(model: BridgeTower, config: ClaimsConfig) -> ClassificationTask:
 
 def examples(source: ExampleSource) -> EntryDataset:
     """Opens a split."""
-    return EntryDataset(source.images(SCHEMA), ClassEncoder(SCHEMA.labels), labelled=True)
+    return EntryDataset(source.images(SCHEMA), ClassEncoder(source.names), labelled=True)
 
 
 def measure(evaluation: Evaluation) -> Outcome:
     """Predicts every claim and counts the right ones."""
     predictions = evaluation.predictions()
-    labels = [SCHEMA.labels[number] for number in predictions.classes.tolist()]
+    labels = [evaluation.names[number] for number in predictions.classes.tolist()]
     entries = list(evaluation.examples)
     right = [entry["label"] == label for entry, label in zip(entries, labels, strict=True)]
     return Outcome(
@@ -175,6 +176,8 @@ CLAIMS = TaskSpec(
     name="claims",
     config=ClaimsConfig,
     schema=SCHEMA,
+    head="claim",
+    class_names=lambda data, config: SCHEMA.labels,
     build=build,
     examples=examples,
     evaluate=measure,

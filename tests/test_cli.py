@@ -18,6 +18,7 @@ import bridgetower
 import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.cli.output import with_options
 from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
@@ -111,7 +112,7 @@ class TestUsing:
         command = ["embed", tiny_checkpoint, "--images", *files, "--device", "cpu", "--fast-decode"]
         assert run(*command, "--num-workers", 2) == run(*command)
         pairs = refused(*command, "--texts", "a", "b", "--pairs", "--num-workers", 2)
-        assert "num_workers 2 would be ignored with pairs" in pairs
+        assert "--num-workers 2 would be ignored with pairs" in pairs
 
     def test_names_that_are_not_utf8(
         self,
@@ -280,7 +281,7 @@ class TestData:
         assert "consistency" not in report
         assert report["notes"][0] in caplog.text
         assert not (tmp_path / "found" / "submission.csv").exists()
-        assert "max_errors 2 is for GLUE" in refused(*command, "--max-errors", 2)
+        assert "--max-errors 2 is for GLUE" in refused(*command, "--max-errors", 2)
         assert "evaluate takes engine torch" in refused(*command, "--engine", "onnxruntime")
 
     def test_evaluate_in_bfloat16(
@@ -314,7 +315,7 @@ class TestTraining:
         assert "already holds a run; continue it with --resume" in refused(*command)
         assert run(*command, "--resume") == [result]
         changed = refused(*command, "--resume", "--optimizer.lr", "0.5")
-        assert "other values of optimizer.lr; resume it with the same config" in changed
+        assert "other values of --optimizer.lr; resume it with the same config" in changed
         assert refused(*shapes.train_command(tiny_dataset, tmp_path / "none"), "--resume").endswith("without --resume")
 
     def test_the_folder_of_a_run_is_a_model(
@@ -334,13 +335,13 @@ class TestTraining:
         assert "no tokenizer at" in refused(*command, *towers, *sized)
         config = read_run(tmp_path / "run").model
         assert config == with_towers(NANO, "deit-b16-distilled", "bert-base", image_size=64)
-        assert "vision_tower vit-b16 sets model.vision" in refused(
+        assert "--vision-tower vit-b16 sets model.vision" in refused(
             *command, "--vision-tower", "vit-b16", "--model.vision.num-layers", "5"
         )
-        assert "text_tower bert-base sets all of model.text but dropout" in refused(
+        assert "--text-tower bert-base sets all of model.text but dropout" in refused(
             *command, "--text-tower", "bert-base", "--model.text.num-layers", "5"
         )
-        assert "vision_tower clip-b16 with init_vision x, which brings its own architecture" in refused(
+        assert "--vision-tower clip-b16 with --init-vision x, which brings its own architecture" in refused(
             *command, "--vision-tower", "clip-b16", "--init-vision", "x"
         )
 
@@ -563,3 +564,18 @@ class TestPublicNames:
 def test_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "bridgetower", "--help"], capture_output=True, text=True, check=True)
     assert "embed" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("typed", "message", "shown"),
+        [
+            (["--batch-size", "0"], "batch_size is 0", "--batch-size is 0"),
+            (["--data.max-length=9"], "data.max_length is 9, max_length too", "--data.max-length is 9, {} too"),
+            (["--model.heads.vqa", "3"], "but model.heads.vqa is 3, heads.vqa", "but --model.heads.vqa is 3, {}"),
+            (["--out", "x"], "out is x, outside of out/x", "out is x, outside of out/x"),
+            (["--max-steps", "1"], "/a/max_steps 'max_steps' max_steps_2 --max-steps", ""),
+            ([], "batch_size is 0; pass truncate=True", "batch_size is 0; pass --truncate"),
+        ],
+    )
+    def test_options_are_named_as_they_are_typed(self, typed: list[str], message: str, shown: str) -> None:
+        shown = (shown or message).format(typed[0].partition("=")[0] if typed else "")
+        assert with_options(message, typed) == shown

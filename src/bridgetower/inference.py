@@ -19,9 +19,8 @@ from bridgetower.processor import Processor
 
 Judging = Literal["answer", "entail", "reason", "classify"]
 Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
-PairHead = Literal["vqa", "snli_ve", "nlvr2", "classification"]
 
-HEAD_OF: Mapping[str, PairHead] = {
+HEAD_OF: Mapping[str, str] = {
     "answer": "vqa",
     "entail": "snli_ve",
     "reason": "nlvr2",

@@ -35,7 +35,6 @@ from bridgetower.inference import (
 )
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.heads import ClassifierName
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
 from bridgetower.progress import count_bars, counted
 
@@ -342,7 +341,7 @@ class Predictor:
         filled = self._of_pairs("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) else filled
 
-    def class_names(self, head: ClassifierName) -> tuple[str, ...]:
+    def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order.
 
         Raises:

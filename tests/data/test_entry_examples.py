@@ -15,6 +15,7 @@ from bridgetower.data.sampling import BatchKey
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
+from bridgetower.tasks.table import TASKS
 from bridgetower.tasks.vqa import VqaConfig
 
 
@@ -32,10 +33,9 @@ def load(folders: dict[str, Path], tiny_processor: Processor) -> Any:
 
 
 def test_classes_are_in_the_order_of_the_heads() -> None:
-    assert {kind: schema.labels for kind, schema in SCHEMAS.items() if schema.labels} == {
-        "snli-ve": FIXED_LABELS["snli_ve"],
-        "nlvr2": FIXED_LABELS["nlvr2"],
-    }
+    labels = {spec.head: spec.schema.labels for spec in TASKS.values() if spec.schema and spec.schema.labels}
+    assert {head: FIXED_LABELS[head] for head in labels if head} == labels
+    assert {schema.labels for schema in SCHEMAS.values() if schema.labels} == set(labels.values())
 
 
 class TestWhichThereAre:

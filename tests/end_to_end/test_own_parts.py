@@ -1,15 +1,43 @@
-"""The example of parts of one's own runs as it is written."""
+"""The example of parts of one's own, as it is written, and its parts in commands."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bridgetower.cli import main
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
+OWN = ["--task-spec", f"{EXAMPLE}:CLAIMS", "--extensions", f"{EXAMPLE}:EXTENSIONS"]
 
 
-def test_example_runs(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), str(tmp_path / "work")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the example leaves."""
+    folder = tmp_path_factory.mktemp("own") / "work"
+    done = subprocess.run([sys.executable, str(EXAMPLE), str(folder)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{'accuracy': ")
-    assert (tmp_path / "work" / "run" / "best" / "model.safetensors").exists()
+    assert (folder / "run" / "best" / "model.safetensors").exists()
+    return folder
+
+
+def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = str(work / "set"), str(work / "run-of-commands")
+    main(["train", "claims-nano", *OWN, "--data.folders", data, "--device", "cpu", "--out", run])
+    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
+    main(["evaluate", run, "claims", *OWN, "--data", data, "--split", "validation", "--device", "cpu"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == accuracy
+    assert json.loads((work / "run-of-commands" / "best" / "labels.json").read_text()) == {"claim": ["no", "yes"]}
+    image = str(work / "originals" / "3.png")
+    main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--pairs"])
+    assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
+
+
+def test_without_extensions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["embed", str(work / "run"), "--texts", "dark"])
+    assert "vision.architecture is 'patches'; expected one of" in capsys.readouterr().err

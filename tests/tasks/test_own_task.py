@@ -1,7 +1,9 @@
 """A task of a user's own, from a file of theirs: trained, continued and measured by the command and in Python."""
 
 import json
+import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,12 @@ import pytest
 import asked
 import shapes
 from bridgetower.cli import main
+from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower.tasks.spec import TaskSpec, load_spec
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.statements import NLVR2
 from bridgetower.training.run import read_run, train
 
 MODULE = '''
@@ -77,7 +81,9 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
     (tmp_path / "smooth_task.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return load_spec("smooth_task:SMOOTH")
+    spec = own_task("smooth_task:SMOOTH")
+    assert spec is not None
+    return spec
 
 
 @pytest.fixture
@@ -115,15 +121,31 @@ def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smooth_task", "task_spec is 'smooth_task'; expected module:NAME"),
-        ("no_such_module:SMOOTH", "No module named 'no_such_module'"),
-        ("smooth_task:ROUGH", "has no attribute 'ROUGH'"),
-        ("smooth_task:NUMBER", "task_spec smooth_task:NUMBER is a int; expected a TaskSpec"),
+        ("no_such_module:SMOOTH", "No module named 'no_such_module'; expected FILE.py:NAME, or module:NAME"),
+        ("no_such_file.py:SMOOTH", "task_spec is no_such_file.py, but there is no such file; expected FILE.py:NAME"),
+        ("smooth_task", "task_spec is smooth_task; expected smooth_task:SNLI_VE, smooth_task:SMOOTH"),
+        ("smooth_task:ROUGH", "task_spec is smooth_task:ROUGH; expected smooth_task:SNLI_VE, smooth_task:SMOOTH"),
+        ("smooth_task.py:NUMBER", "smooth_task.py:NUMBER; NUMBER is a int; expected smooth_task.py:SNLI_VE"),
+        ("shapes:MODEL", "MODEL is a ModelConfig; expected a module with a TaskSpec"),
     ],
 )
 def test_no_spec(spec: TaskSpec, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_spec(name)
+        own_task(name)
+
+
+def test_the_working_directory_is_on_the_path_for_the_named_module_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_statements.py").write_text("from bridgetower.tasks.statements import NLVR2")
+    (tmp_path / "unnamed.py").write_text("raise AssertionError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    before = list(sys.path)
+    assert own_task("my_statements") is own_task("my_statements.py:NLVR2") is NLVR2
+    assert sys.path == before
+    with pytest.raises(ModuleNotFoundError):
+        import_module("unnamed")
 
 
 def test_a_benchmark_of_another_task(spec: TaskSpec, tiny_checkpoint: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tyro
 
 from bridgetower.model.config import HeadsConfig
+from bridgetower.model.heads import HEADS as HEAD_SPECS
 from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -208,3 +209,8 @@ class TestEveryRecipe:
         assert run.select_by in run.task.metrics
         if isinstance(run.task, PretrainingConfig):
             assert possible[run.select_by]
+
+
+@pytest.mark.parametrize("head", HEAD_SPECS)
+def test_the_recipe_that_the_error_of_a_missing_head_names_trains_it(head: str) -> None:
+    assert getattr(RECIPES[str(HEAD_SPECS[head].recipe)].model.heads, head)

@@ -14,7 +14,6 @@ from torch import Tensor
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, check_labels
-from bridgetower.model.heads import ClassifierName
 from bridgetower.model.towers import resize_position_embedding
 from bridgetower.processor import Processor
 
@@ -48,9 +47,10 @@ class Checkpoint:
     def __post_init__(self) -> None:
         """Checks that there is a name for every class of the heads that have names."""
         heads = vars(self.config.heads)
-        check_labels(self.source, self.labels, {head: heads[head] for head in CLASS_COUNTS})
+        own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
+        check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
 
-    def class_names(self, head: ClassifierName) -> tuple[str, ...]:
+    def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head; none if it predicts a number.
 
         Raises:

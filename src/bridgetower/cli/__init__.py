@@ -42,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
     log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
     logging.getLogger("bridgetower").setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            _run(list(sys.argv[1:] if argv is None else argv))
+            _run(arguments)
         finally:
             with writing(STDOUT):  # a reader that left is noticed here, not at the end of the interpreter
                 sys.stdout.flush()
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        print(f"bridgetower: {visible(with_options(str(error)))}", file=sys.stderr)
+        print(f"bridgetower: {visible(with_options(str(error), arguments))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -83,13 +84,13 @@ def _call(name: str, arguments: Sequence[str]) -> None:
     import tyro
 
     from bridgetower.cli.options import OPTIONAL_VALUES
-    from bridgetower.tasks.spec import load_spec
+    from bridgetower.cli.own import own_task
 
     module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
     command: Any = getattr(module, name.replace("-", "_"))
-    spec = _option("--task-spec", arguments) if name == "train" else None
-    if spec:
-        command = module.train_with(load_spec(spec))
+    spec = own_task(_option("--task-spec", arguments)) if name == "train" else None
+    if spec is not None:
+        command = module.train_with(spec)
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
         "args": arguments,

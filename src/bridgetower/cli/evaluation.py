@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_figures, emit_table
+from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder
-from bridgetower.tasks.spec import load_spec
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def evaluate(
         data: Prepared data sets, evaluated together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
-        task_spec: A task of your own, module:NAME; then BENCHMARK is one of its benchmarks.
+        task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
@@ -89,32 +89,23 @@ def evaluate(
             data,
             split,
             options,
-            spec=None if task_spec is None else load_spec(task_spec),
+            spec=own_task(task_spec),
             work=work or cache_folder() / "evaluations",
             max_errors=max_errors,
             num_workers=num_workers,
             progress=sys.stderr.isatty(),
         )
-        first = rank() == 0
-    if not first:
-        return
-    about = {
-        "benchmark": benchmark,
-        "model": predictor.source,
-        "fingerprint": predictor.fingerprint,
-        "data": [str(folder) for folder in data],
-        "split": split,
-        **_settings(benchmark, options),
-        "precision": loading.precision,
-    }
-    for note in outcome.notes:
-        _LOG.warning(note)
-    if out is not None:
-        outcome.write(out, about)
-    if json or not sys.stdout.isatty():
-        emit(outcome.report(about))
-    else:
-        _show(f"{predictor.source}: {split} of {', '.join(map(str, data))}", benchmark, outcome)
+        if rank() == 0:
+            about = {
+                "benchmark": benchmark,
+                "model": predictor.source,
+                "fingerprint": predictor.fingerprint,
+                "data": [str(folder) for folder in data],
+                "split": split,
+                **_settings(benchmark, options),
+                "precision": loading.precision,
+            }
+            _report(outcome, about, out, json=json)
 
 
 @contextmanager
@@ -131,9 +122,16 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
         yield predictor
 
 
-def _show(title: str, benchmark: str, outcome: Outcome) -> None:
-    """Prints the metrics as a table."""
-    if benchmark == "retrieval":
+def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
+    """Writes and prints what was measured."""
+    for note in outcome.notes:
+        _LOG.warning(note)
+    if out is not None:
+        outcome.write(out, about)
+    title = f"{about['model']}: {about['split']} of {', '.join(about['data'])}"
+    if json or not sys.stdout.isatty():
+        emit(outcome.report(about))
+    elif about["benchmark"] == "retrieval":
         emit_table(title, outcome.metrics)
     else:
         emit_figures(title, {**outcome.counts, **outcome.metrics})

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from bridgetower.cli.own import own_extensions
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.tasks.run_config import RunConfig
@@ -72,6 +73,7 @@ class LoadOptions:
             auto takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; default: ~/.cache/bridgetower.
         compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
+        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
     """
 
     revision: str | None = None
@@ -84,12 +86,13 @@ class LoadOptions:
     engine: EngineRequest = "torch"
     cache: Path | None = None
     compile: bool = False
+    extensions: str | None = None
 
     def load(self, model: str) -> Any:
         """Returns the `bridgetower.predictor.Predictor` of a model."""
         from bridgetower.predictor import load
 
-        return load(model, **vars(self))
+        return load(model, **vars(self) | {"extensions": own_extensions(self.extensions)})
 
 
 Loading = Annotated[LoadOptions, arg(name="")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -102,8 +102,20 @@ def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[
     }
 
 
-def with_options(message: str) -> str:
-    """Names options as they are typed: --truncate, where Python callers read truncate=True."""
+def with_options(message: str, arguments: Sequence[str] = ()) -> str:
+    """Names options as they are typed: --truncate, where Python callers read truncate=True.
+
+    Args:
+        message: Of an error.
+        arguments: Of the command. Where the message names the value of an option among them, such as `batch_size`, or
+            `heads.vqa` of `--model.heads.vqa`, the option takes its place.
+    """
+    options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    for option in sorted(options, key=len, reverse=True):
+        parts = option.removeprefix("--").replace("-", "_").split(".")
+        names = [".".join(parts[start:]) for start in range(len(parts))]
+        for name in (name for name in names if "_" in name or "." in name):  # other names are words as well
+            message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
     return re.sub(r"\b([a-z_]+)=True\b", lambda found: "--" + found[1].replace("_", "-"), message)
 
 

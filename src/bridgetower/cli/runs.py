@@ -15,11 +15,12 @@ from tyro.conf import arg
 
 from bridgetower.cli.options import Recipe, recipe_type
 from bridgetower.cli.output import emit, headline
+from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
 from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.spec import TaskSpec, load_spec
+from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES, spec_of
 
 
@@ -28,6 +29,7 @@ def train(
     *,
     out: Path,
     task_spec: str | None = None,
+    extensions: str | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
     vision_tower: VisionTowerName | None = None,
@@ -39,14 +41,15 @@ def train(
 
     From published towers: bridgetower train pretrain-base --init-vision ViT-B-16.pt --init-text roberta-base/ …
 
-    A task of your own: bridgetower train my-recipe --task-spec my_task:MY_TASK … (docs/architecture.md)
+    A task of your own: bridgetower train my-recipe --task-spec my_task.py:MY_TASK … (docs/architecture.md)
 
     With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
 
     Args:
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
-        task_spec: A task of your own, module:NAME; its recipes can be trained too.
+        task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
+        extensions: Towers, bridges and heads of your own that the model names, likewise.
         resume: Continue the run in --out where it was stopped or killed.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
         vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
@@ -56,10 +59,17 @@ def train(
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
-    task = None if task_spec is None else load_spec(task_spec)
+    task = own_task(task_spec)
     run = _with_towers(config, spec_of(config.task, task), vision_tower, text_tower)
     try:
-        metrics = train_run(run, out, task=task, resume=resume, allow_world_size_change=allow_world_size_change)
+        metrics = train_run(
+            run,
+            out,
+            task=task,
+            extensions=own_extensions(extensions),
+            resume=resume,
+            allow_world_size_change=allow_world_size_change,
+        )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

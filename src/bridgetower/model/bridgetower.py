@@ -299,11 +299,12 @@ class BridgeTower(nn.Module):
         """
         head: nn.Module | None = getattr(self, f"{name}_head", None)
         if head is None:
-            title = self.head_specs[name].title or name
+            spec = entry("head", name, self.head_specs)
             present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
+            training = f"bridgetower train {spec.recipe}" if spec.recipe else "a run whose model.heads.own names it"
             raise ValueError(
-                f"this model has no {title} head (it has {', '.join(present) or 'none'}); load a checkpoint with one, "
-                "or fine-tune one"
+                f"this model has no {spec.title or name} head (it has {', '.join(present) or 'none'}); load a "
+                f"checkpoint with one, or train one: {training}"
             )
         return head
 

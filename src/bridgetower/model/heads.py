@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import HeadsConfig, ModelConfig
 
-ClassifierName = Literal["vqa", "snli_ve", "nlvr2", "classification", "image", "text"]
-
 
 class MlmHead(nn.Module):
     """Linear, GELU, LayerNorm, decoder to the vocabulary (not tied to the word embedding)."""
@@ -143,6 +141,7 @@ class HeadSpec:
         inputs: What it reads: the `pooled` output [B, 2D]; `pooled_pair`, those of two images side by side [B, 4D];
             hidden states of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
         title: What errors call it; None is its name.
+        recipe: A recipe of `bridgetower train` that trains it, which errors name.
         published: Names in official checkpoints of its modules and parameters, by ours.
         in_transformers: Whether transformers has the head, under the same names.
         tower_lr: Its modules and parameters with the learning rate of the towers; all others have that of heads.
@@ -152,6 +151,7 @@ class HeadSpec:
     build: Callable[[ModelConfig], nn.Module]
     inputs: HeadInputs
     title: str | None = None
+    recipe: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = False
     tower_lr: tuple[str, ...] = ()
@@ -189,6 +189,7 @@ HEADS: dict[str, HeadSpec] = {
         ),
         inputs="text",
         title="masked-language (MLM)",
+        recipe="pretrain-base",
         published={
             "dense": "mlm_score.transform.dense",
             "norm": "mlm_score.transform.LayerNorm",
@@ -201,6 +202,7 @@ HEADS: dict[str, HeadSpec] = {
         build=lambda config: ItmHead(config.fusion.hidden_size),
         inputs="pooled",
         title="matching (ITM)",
+        recipe="pretrain-base",
         published={"fc": "itm_score.fc"},
         in_transformers=True,
     ),
@@ -208,6 +210,7 @@ HEADS: dict[str, HeadSpec] = {
         build=_itc_head,
         inputs="both_cls",
         title="contrastive (ITC)",
+        recipe="pretrain-base-itc",
         published={
             "text": "itc_text_head.fc",
             "image": "itc_image_head.fc",
@@ -222,35 +225,45 @@ HEADS: dict[str, HeadSpec] = {
         build=lambda config: RankHead(config.fusion.hidden_size),
         inputs="pooled",
         title="ranking",
+        recipe="retrieval-flickr30k-ranking",
         published={"fc": "rank_output"},
         tower_lr=("fc",),  # the official `set_schedule` misses it
     ),
     "vqa": HeadSpec(
         build=lambda config: _classifier(config, config.heads.vqa),
         inputs="pooled",
+        recipe="vqav2-base",
         published=_in_sequence("vqa_classifier"),
         hidden_scale=True,
     ),
     "snli_ve": HeadSpec(
         build=lambda config: _classifier(config, 3),
         inputs="pooled",
+        recipe="snli-ve",
         published=_in_sequence("snli_classifier"),
         hidden_scale=True,
     ),
     "nlvr2": HeadSpec(
         build=lambda config: _classifier(config, 2, num_images=2, dropout=config.heads.nlvr2_dropout),
         inputs="pooled_pair",
+        recipe="nlvr2",
         published=_in_sequence("nlvr2_classifier"),
         hidden_scale=True,
     ),
     "classification": HeadSpec(
-        build=lambda config: _classifier(config, config.heads.classification), inputs="pooled", hidden_scale=True
+        build=lambda config: _classifier(config, config.heads.classification),
+        inputs="pooled",
+        recipe="classification",
+        hidden_scale=True,
     ),
     "image": HeadSpec(
-        build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image), inputs="image_cls"
+        build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image),
+        inputs="image_cls",
+        recipe="cifar10",
     ),
     "text": HeadSpec(
         build=lambda config: TextHead(config.text.hidden_size, config.heads.text, config.text.dropout),
         inputs="text_cls",
+        recipe="glue-cola",
     ),
 }

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
-from bridgetower.model.heads import ClassifierName
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss, vqa_loss
 
@@ -28,7 +27,7 @@ class ClassificationTask(nn.Module):
     def __init__(
         self,
         model: BridgeTower,
-        head: ClassifierName,
+        head: str,
         *,
         loss: Loss,
         probabilities: Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]],
@@ -86,7 +85,7 @@ class ClassificationTask(nn.Module):
         return model.pooled_with_two(first, second, text)
 
 
-def classifier(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
+def classifier(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns a task with one right class per example: cross-entropy, and the accuracy."""
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,7 +95,7 @@ def classifier(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.softmax(dim=-1))
 
 
-def multi_label_classifier(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
+def multi_label_classifier(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns a task with any number of right classes per example: mean binary cross-entropy, and the accuracy."""
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,7 +105,7 @@ def multi_label_classifier(model: BridgeTower, head: ClassifierName) -> Classifi
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.sigmoid())
 
 
-def regressor(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
+def regressor(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns a task whose head has one output, a number: mean squared error."""
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,7 +114,7 @@ def regressor(model: BridgeTower, head: ClassifierName) -> ClassificationTask:
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits)
 
 
-def answerer(model: BridgeTower, head: ClassifierName = "vqa") -> ClassificationTask:
+def answerer(model: BridgeTower, head: str = "vqa") -> ClassificationTask:
     """Returns a task whose classes are answers, each judged on its own; the metric is VQA's score."""
 
     def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -19,7 +20,7 @@ NotAnOption = Annotated[str, Fixed, Suppress]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(ABC):
     """Settings of a run's task; each task has a config of its own.
 
     Attributes:
@@ -32,9 +33,9 @@ class TaskConfig:
     kind: NotAnOption = ""
 
     @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Metrics of an evaluation by which the best checkpoint can be chosen, the usual one first."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

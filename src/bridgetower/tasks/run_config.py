@@ -166,8 +166,8 @@ class RunConfig:
         check_numbers(self)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
-                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them, None for "
-                "the other: a recipe sets one of the two"
+                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
+                "sets one, which has to be None to set the other (--max-epochs None --max-steps 100)"
             )
         for name in ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every"):
             value = getattr(self, name)

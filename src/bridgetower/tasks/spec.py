@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from bridgetower.evaluation.outcome import Outcome
     from bridgetower.evaluation.predictions import Predictions
     from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.model.heads import ClassifierName
     from bridgetower.processor import Processor
 
 Use = Literal["train", "validate", "test"]
@@ -119,7 +116,7 @@ class TaskSpec:
         name: Of the task, and `kind` of its config.
         config: What a run can be told about it.
         schema: What the rows of its prepared sets hold; None where it reads other files.
-        head: The head whose classes have names; None if there is none.
+        head: The head whose classes have names, one of `HEADS` or of your own; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets, or None and the method `digests` of the files that it reads.
@@ -137,7 +134,7 @@ class TaskSpec:
     name: str
     config: type[TaskConfig]
     schema: Schema | None = None
-    head: ClassifierName | None = None
+    head: str | None = None
     build: Callable[[BridgeTower, Any], nn.Module]
     examples: Callable[[ExampleSource], Any]
     evaluate: Callable[[Evaluation], Outcome]
@@ -172,32 +169,6 @@ class TaskSpec:
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""
         return dict(self.evaluate(evaluation).metrics) if self.validate is None else self.validate(evaluation)
-
-
-def load_spec(name: str) -> TaskSpec:
-    """Returns a task of a user's own.
-
-    Args:
-        name: `module:NAME`; the module is one that Python finds, or a file in the working directory.
-
-    Raises:
-        ValueError: There is no such module, or no spec of that name in it.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"task_spec is {name!r}; expected module:NAME, such as my_task:TOPICS for my_task.py")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)
-    try:
-        spec = getattr(import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(
-            f"task_spec {name}: {error}; expected a module here or on PYTHONPATH, and a name in it"
-        ) from error
-    if not isinstance(spec, TaskSpec):
-        raise ValueError(f"task_spec {name} is a {type(spec).__name__}; expected a TaskSpec")
-    return spec
 
 
 def one_folder(data: DataConfig, kind: str) -> str:

@@ -120,6 +120,8 @@ def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]
     if spec.head is None or spec.class_names is None:
         return {}
     names = tuple(spec.class_names(config.data, config.task))
+    if spec.head in config.model.heads.own:
+        return {spec.head: names}
     expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
     if found != expected:
         raise ValueError(
@@ -132,7 +134,7 @@ def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]
 def _check_selection(config: RunConfig, spec: TaskSpec, model: BridgeTower) -> None:
     """Raises before training starts if the evaluation cannot give the metric that selects the best checkpoint."""
     absent = {
-        metric: [head for head in heads if getattr(model, f"{head}_head") is None]
+        metric: [head for head in heads if getattr(model, f"{head}_head", None) is None]
         for metric, heads in spec.metric_heads.items()
     }
     missing = absent.get(config.select_by)
