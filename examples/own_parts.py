@@ -77,11 +77,13 @@ SQUARES = DatasetSpec(
 class MeanBridge(nn.Module):
     """LayerNorm(z + mean of the tower layers up to this one)."""
 
-    def __init__(self, config: FusionConfig, layer: int) -> None:
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__()
         self.layer, self.norm = layer, nn.LayerNorm(config.hidden_size)
 
-    def forward(self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor) -> Tensor:
+    def forward(
+        self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor, other_mask: Tensor | None
+    ) -> Tensor:
         """Returns the fusion layer's input [b, l, d]."""
         return self.norm(stream + torch.stack(tower_layers[: self.layer]).mean(dim=0))
 

@@ -40,12 +40,14 @@ class Words(TextTower):
 class Manager(nn.Module):
     """Weighs all tower layers by the stream, and adds the mean of the other stream."""
 
-    def __init__(self, config: FusionConfig, layer: int) -> None:
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__()
-        self.weigh = nn.Linear(config.hidden_size, 3)
+        self.weigh = nn.Linear(config.hidden_size, num_tower_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor) -> Tensor:
+    def forward(
+        self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor, other_mask: Tensor | None
+    ) -> Tensor:
         weights = self.weigh(stream).softmax(dim=-1)  # [B, L, 3]
         mixed = (weights[..., None, :] * torch.stack(tower_layers, dim=-1)).sum(dim=-1)
         return self.norm(stream + mixed + other_stream.mean(dim=1, keepdim=True))

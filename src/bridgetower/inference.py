@@ -240,7 +240,7 @@ def score_pairs(
 def image_bytes(model: BridgeTower) -> int:
     """Returns how many bytes an encoded image takes, with what the first fusion layer computes of it alone."""
     config = model.config
-    widths = config.fusion.num_bridged_layers + 4  # its first-layer cache has the fusion width four times
+    widths = config.fusion.num_tower_layers("vision") + 4  # its first-layer cache has the fusion width four times
     numbers = widths * config.fusion.hidden_size * config.vision.num_tokens
     return numbers * next(model.parameters()).element_size()
 

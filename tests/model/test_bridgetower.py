@@ -29,6 +29,11 @@ VARIANTS = {
     "bert and timm": tiny.changed(
         text__positions="bert", vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True
     ),
+    "gated": tiny.changed(fusion__bridge="gated"),
+    "static manager": tiny.changed(
+        fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)
+    ),
+    "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager"),
     "three layers": tiny.changed(fusion__num_layers=3),
     "one layer": tiny.changed(fusion__num_layers=1),
 }
@@ -72,7 +77,7 @@ class TestComposition:
             assert tiny.off(layer, expected) < ATOL
         assert torch.equal(text.cls, hidden[-1][:, 0])
         assert torch.equal(text.mask, mask.bool())
-        assert len(image.layers) == len(text.layers) == config.fusion.num_bridged_layers
+        assert (len(image.layers), len(text.layers)) == (len(config.vision_layers), len(config.text_layers))
 
     def test_integer_and_boolean_masks(self, model: BridgeTower) -> None:
         ids, mask = tiny.texts([5, 3])

@@ -1,22 +1,26 @@
 """Bridges and the fusion encoder against their formulas, and what each way of reading computes."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.config import BridgeKind, FusionConfig
-from bridgetower.model.fusion import BRIDGES, FusionEncoder, FusionLayer, FusionOutputs
+from bridgetower.model.bridges import BRIDGES
+from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
+from bridgetower.model.fusion import FusionEncoder, FusionLayer, FusionOutputs
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
 METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
 NORMS = tiny.changed(fusion__num_layers=3, fusion__bridge="norm").fusion
 WIDTH = CONFIG.hidden_size
+EACH_BRIDGE = [METER, *(replace(CONFIG, bridge=kind) for kind in BRIDGES)]
 ATOL = 1e-10
 
 
@@ -26,6 +30,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def made(module: nn.Module) -> nn.Module:
     return tiny.off_defaults(module).double().eval()
+
+
+def normed(norm: nn.Module, hidden: Tensor) -> Tensor:
+    return F.layer_norm(hidden, (WIDTH,), norm.weight, norm.bias, eps=CONFIG.bridge_layer_norm_eps)
 
 
 def inputs(config: FusionConfig = CONFIG) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
@@ -41,31 +49,33 @@ class TestBridge:
 
     def output(self, kind: str) -> tuple[nn.Module, Tensor]:
         """Of the bridge into the second fusion layer."""
-        bridge = made(BRIDGES[kind](CONFIG, 2))
-        return bridge, bridge(self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER)
+        bridge = made(BRIDGES[kind](CONFIG, 2, 2))
+        return bridge, bridge(self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER, None)
 
-    @pytest.mark.parametrize("kind", BRIDGES)
+    @pytest.mark.parametrize("kind", [kind for kind in BRIDGES if kind not in MANAGERS])
     def test_formula(self, kind: str) -> None:
         bridge, output = self.output(kind)
+        both = torch.cat([self.TOWER, self.STREAM], dim=-1)
+        gate = lambda: torch.sigmoid(bridge.linear(both))  # noqa: E731 - only where there is a linear layer
         total = {
             "add": lambda: self.TOWER + self.STREAM,
             "scaled_add": lambda: bridge.scale * self.TOWER + self.STREAM,
             "interpolate": lambda: (1 - bridge.beta) * self.TOWER + bridge.beta * self.STREAM,
+            "concatenate": lambda: bridge.linear(both),
+            "gated": lambda: gate() * self.TOWER + (1 - gate()) * self.STREAM,
             "norm": lambda: self.STREAM,
         }[kind]()
-        eps = CONFIG.bridge_layer_norm_eps
-        expected = nn.functional.layer_norm(total, (WIDTH,), bridge.norm.weight, bridge.norm.bias, eps=eps)
-        assert tiny.off(output, expected) < ATOL
+        assert tiny.off(output, normed(bridge.norm, total)) < ATOL
 
     def test_kinds_differ(self) -> None:
-        outputs = [self.output(kind)[1] for kind in ("add", "scaled_add", "interpolate")]
-        assert all(tiny.off(outputs[one], outputs[other]) > 0.01 for one, other in ((0, 1), (0, 2), (1, 2)))
+        outputs = [self.output(kind)[1] for kind in BRIDGES if kind not in MANAGERS]
+        assert all(tiny.off(one, other) > 0.01 for one, other in combinations(outputs, 2))
 
     def test_start_values(self) -> None:
         """A fresh scaled bridge adds, a fresh interpolating one averages."""
-        assert BRIDGES["scaled_add"](CONFIG, 2).scale.item() == 1
-        assert BRIDGES["interpolate"](CONFIG, 2).beta.item() == 0.5
-        assert {name for name, _ in BRIDGES["add"](CONFIG, 2).named_parameters()} == {"norm.weight", "norm.bias"}
+        assert BRIDGES["scaled_add"](CONFIG, 2, 2).scale.item() == 1
+        assert BRIDGES["interpolate"](CONFIG, 2, 2).beta.item() == 0.5
+        assert {name for name, _ in BRIDGES["add"](CONFIG, 2, 2).named_parameters()} == {"norm.weight", "norm.bias"}
 
     def test_those_of_the_config_are_in_the_table(self) -> None:
         assert set(get_args(BridgeKind)) == set(BRIDGES)
@@ -73,6 +83,74 @@ class TestBridge:
     def test_unknown(self) -> None:
         with pytest.raises(ValueError, match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or one of your"):
             FusionEncoder(replace(CONFIG, bridge="multiply"))
+
+
+class TestManager:
+    LAYERS = tuple(random(2, 4, WIDTH, seed=number) for number in range(5))
+    STREAM, OTHER = random(2, 4, WIDTH, seed=11), random(2, 6, WIDTH, seed=12)
+    MASK = torch.arange(6)[None] < torch.tensor([6, 3])[:, None]
+
+    def build(self, kind: str, layer: int = 2) -> nn.Module:
+        return made(BRIDGES[kind](CONFIG, layer, len(self.LAYERS)))
+
+    def weighed(self, manager: nn.Module, scores: Tensor) -> Tensor:
+        """The sum over layers; scores [5, ...] are of each layer."""
+        weights = torch.softmax(scores / manager.temperature, dim=0)
+        return sum(weights[number] * normed(manager.norms[number], layer) for number, layer in enumerate(self.LAYERS))
+
+    def test_static(self) -> None:
+        manager = self.build("static_manager")
+        expected = self.weighed(manager, manager.weights[:, None, None])
+        expected = expected + manager.stream_weight * normed(manager.stream_norm, self.STREAM)
+        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < ATOL
+
+    def test_adaptive(self) -> None:
+        manager = self.build("adaptive_manager")
+        stream, other = normed(manager.stream_norm, self.STREAM), normed(manager.other_norm, self.OTHER)
+        attention = manager.query(stream) @ manager.key(other).mT / WIDTH**0.5
+        attention = attention.masked_fill(~self.MASK[:, None], -torch.inf).softmax(dim=-1)
+        scores = manager.scores(torch.cat([attention @ other, stream], dim=-1))
+        expected = self.weighed(manager, scores.movedim(-1, 0)[..., None]) + manager.stream_weight * stream
+        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) < ATOL
+        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) > 1e-3
+
+    @pytest.mark.parametrize("kind", MANAGERS)
+    def test_into_the_first_layer(self, kind: str) -> None:
+        manager = self.build(kind, layer=1)
+        expected = self.weighed(manager, manager.weights[:, None, None])
+        assert tiny.off(manager(None, self.LAYERS, None, None), expected) < ATOL
+
+    def test_start_values(self) -> None:
+        """A fresh static manager averages the layers and adds the stream."""
+        manager = BRIDGES["static_manager"](CONFIG, 2, 5).double().eval()
+        expected = sum(F.layer_norm(layer, (WIDTH,)) for layer in self.LAYERS) / 5 + F.layer_norm(self.STREAM, (WIDTH,))
+        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < 1e-4
+
+    @pytest.mark.parametrize("kind", MANAGERS)
+    def test_noise_in_training_only(self, kind: str) -> None:
+        manager, given = self.build(kind), (self.STREAM, self.LAYERS, self.OTHER, None)
+        assert torch.equal(manager(*given), manager(*given))
+        manager.train()
+        assert tiny.off(manager(*given), manager(*given)) > 1e-3
+
+    @pytest.mark.parametrize("kind", MANAGERS)
+    def test_any_number_of_tower_layers(self, kind: str) -> None:
+        config = replace(CONFIG, bridge=kind, vision_layers=(1, 2, 3, 4), text_layers=(2, 3))
+        encoder = made(FusionEncoder(config))
+        image, text, mask = self.LAYERS[:4], tuple(layer[:, :3] for layer in self.LAYERS[:2]), None
+        before = encoder(image, text, mask, "all")
+        for number in range(4):
+            changed = (*image[:number], image[number] + self.STREAM, *image[number + 1 :])
+            assert all(tiny.off(*pair) > 1e-3 for pair in zip(encoder(changed, text, mask, "all"), before, strict=True))
+        with pytest.raises(ValueError, match=r"fusion\.vision_layers is \(1, 2, 3, 4\); expected 3 tower layers"):
+            replace(config, bridge="add")
+
+    @pytest.mark.parametrize("kind", MANAGERS)
+    @pytest.mark.parametrize("input_norm", [True, False])
+    def test_no_norm_beside_the_first_manager(self, kind: str, input_norm: bool) -> None:
+        encoder = FusionEncoder(replace(CONFIG, bridge=kind, input_norm=input_norm))
+        assert [len(encoder.text_bridges), len(encoder.image_bridges)] == [3, 3]
+        assert not [name for name, _ in encoder.named_parameters() if name.startswith(("text_norm", "image_norm"))]
 
 
 class TestLayer:
@@ -136,7 +214,7 @@ class TestEncoder:
         assert max(tiny.off(one, other) for one, other in zip(ours, expected, strict=True)) < ATOL
 
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
-    @pytest.mark.parametrize("config", [CONFIG, METER], ids=["bridges", "meter"])
+    @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_reading_less(self, config: FusionConfig, outputs: FusionOutputs) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
         whole_text, whole_image = encoder(image, text, mask, "all")
@@ -148,6 +226,23 @@ class TestEncoder:
             assert some_text.shape == some_image.shape == (3, 1, WIDTH)
             assert tiny.off(some_text, whole_text[:, :1]) < ATOL
             assert tiny.off(some_image, whole_image[:, :1]) < ATOL
+
+    @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
+    def test_padding_changes_nothing(self, config: FusionConfig) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        far = tuple(layer + 100 * random(*layer.shape, seed=5) * ~mask[..., None] for layer in text)
+        before, after = encoder(image, text, mask, "all"), encoder(image, far, mask, "all")
+        assert tiny.off(before[0][mask], after[0][mask]) < ATOL
+        assert tiny.off(before[1], after[1]) < ATOL
+
+    @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
+    def test_caches_change_nothing(self, config: FusionConfig) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        caches = encoder.cache_image(image), encoder.cache_text(text, mask)
+        expected = encoder(image, text, mask, "all")
+        assert all(
+            tiny.off(*pair) < ATOL for pair in zip(encoder(image, text, mask, "all", *caches), expected, strict=True)
+        )
 
     def test_reading_text_leaves_the_last_image_layer_out(self) -> None:
         encoder, (image, text, mask), ran = made(FusionEncoder(CONFIG)), inputs(), []

@@ -37,8 +37,9 @@ def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float
         tiny.changed(heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True),
         tiny.changed(fusion__bridge=None, fusion__input_norm=False, vision__patch_bias=True, vision__pre_norm=False),
         tiny.changed(fusion__bridge="norm", vision__distillation_token=True),
+        tiny.changed(fusion__bridge="concatenate"),
     ],
-    ids=["tower", "fused", "meter", "norms_distilled"],
+    ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
 class TestAll:
     def test_every_weight_is_set(self, config: ModelConfig) -> None:
@@ -76,6 +77,11 @@ def test_scalars_keep_their_start() -> None:
     model = drawn(tiny.changed(fusion__bridge="scaled_add"))
     assert model.itc_head.temperature.item() == pytest.approx(0.07)
     assert model.fusion.text_bridges[0].scale.item() == 1
+    model = BridgeTower(tiny.changed(fusion__bridge="static_manager"))
+    init_weights(model, torch.Generator().manual_seed(0))
+    manager = model.fusion.text_bridges[1]
+    assert (manager.weights == 1 / len(manager.weights)).all()
+    assert (manager.stream_weight == 1).all()
 
 
 def test_gradients_may_follow() -> None:

@@ -23,6 +23,7 @@ MODELS = {
     "headless": shapes.MODEL.override({"heads.itc": None, "heads.mlm": False, "heads.itm": False}),
     "meter": meter(shapes.MODEL),
     "interpolate": shapes.MODEL.override({"fusion.bridge": "interpolate", "fusion.separate_projections": True}),
+    "managers": shapes.MODEL.override({"fusion.bridge": "adaptive_manager"}),
     "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
 }
 

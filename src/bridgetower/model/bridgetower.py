@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from bridgetower.model.bridges import BRIDGES, BridgeBuilder
 from bridgetower.model.config import FusionConfig, ModelConfig, Part, TextConfig, VisionConfig, entry
 from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import BRIDGES, BridgeBuilder, FusionEncoder, FusionOutputs
+from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler
 from bridgetower.model.towers import (
@@ -157,20 +158,20 @@ class BridgeTower(nn.Module):
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
 
-        In training with dropout it returns `image` as it is: there every pair has draws of its own.
+        In training with dropout or a manager it returns `image` as it is: there every pair has draws of its own.
         """
-        if self._draws_dropout():
+        if self._draws():
             return image
-        return replace(image, first_layer_cache=self.fusion.cache_image(image.layers[0]))
+        return replace(image, first_layer_cache=self.fusion.cache_image(image.layers))
 
     def cache_text(self, text: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each text alone, for texts that several images share.
 
-        In training with dropout it returns `text` as it is: there every pair has draws of its own.
+        In training with dropout or a manager it returns `text` as it is: there every pair has draws of its own.
         """
-        if self._draws_dropout():
+        if self._draws():
             return text
-        return replace(text, first_layer_cache=self.fusion.cache_text(text.layers[0], text.mask))
+        return replace(text, first_layer_cache=self.fusion.cache_text(text.layers, text.mask))
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read.
@@ -318,8 +319,9 @@ class BridgeTower(nn.Module):
         assert self.itc_head is not None
         return self.itc_head
 
-    def _draws_dropout(self) -> bool:
-        return self.training and self.config.fusion.dropout > 0
+    def _draws(self) -> bool:
+        """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
+        return self.training and (self.config.fusion.dropout > 0 or self.config.fusion.first_bridge == 1)
 
     def _projected(
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
@@ -349,8 +351,8 @@ def init_weights(model: BridgeTower, generator: torch.Generator) -> None:
 
     The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
     larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual
-    branches shrink with depth and its embeddings scale with width. Learned scalars (temperature, bridge scales) keep
-    the values that their modules set, and towers of one's own all of theirs.
+    branches shrink with depth and its embeddings scale with width. Temperatures and the weights of
+    bridges that are no linear layer keep the values that their modules set, and towers of one's own all of theirs.
     """
     text_tower = set(model.text.modules())
     towers = (model.vision, model.text)

@@ -10,7 +10,10 @@ from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
 Activation = Literal["quick_gelu", "gelu"]
 Positions = Literal["roberta", "bert"]
-BridgeKind = Literal["add", "scaled_add", "interpolate", "norm"]
+BridgeKind = Literal[
+    "add", "scaled_add", "interpolate", "concatenate", "gated", "norm", "static_manager", "adaptive_manager"
+]
+MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
 Part = Literal["vision", "text", "fusion"]
 _Entry = TypeVar("_Entry")
@@ -147,12 +150,16 @@ class FusionConfig:
         num_heads: Attention heads; they divide `hidden_size`.
         intermediate_size: Width of the feed-forward layers.
         bridge: How a tower layer x enters the previous fusion output z: `add` is LayerNorm(x + z), the paper's choice;
-            `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned;
-            `norm` is LayerNorm(z), so that only the last tower layers reach the encoder; None builds no bridges at all,
-            as in METER. Another name is that of a bridge of one's own.
-        input_norm: LayerNorm on the first layer's input; METER has none.
+            `scaled_add` is LayerNorm(αx + z); `interpolate` is LayerNorm((1 - β)x + βz), α and β learned; `concatenate`
+            is LayerNorm(W[x; z]); `gated` is LayerNorm(g ⊙ x + (1 - g) ⊙ z), g = σ(W[x; z]); `norm` is LayerNorm(z), so
+            that only the last tower layers reach the encoder; `static_manager` and `adaptive_manager` weigh all bridged
+            layers for every fusion layer, as in ManagerTower; None builds no bridges at all, as in METER. Another name
+            is that of a bridge of one's own.
+        input_norm: LayerNorm on the first layer's input; METER has none. Where a manager makes that input, it has a
+            LayerNorm for each tower layer instead.
         vision_layers: Image tower layers, counted from 1, that are bridged to the fusion encoder: one per fusion layer
-            with bridges, exactly one without (None or `norm`), any for a bridge of one's own. None takes the top ones.
+            with bridges, exactly one without (None or `norm`), any number for managers and bridges of one's own. None
+            takes as many top layers as there are fusion layers.
         text_layers: Text tower layers likewise.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
@@ -182,7 +189,7 @@ class FusionConfig:
         _check_dropout("fusion.dropout", self.dropout)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            if layers is None or (_is_whole(layers) and layers and self._has_own_bridge):
+            if layers is None or (_is_whole(layers) and layers and self._reads_any_layers):
                 continue
             if not _is_whole(layers) or len(layers) != self.num_bridged_layers:
                 raise ValueError(
@@ -191,13 +198,23 @@ class FusionConfig:
                 )
 
     @property
-    def _has_own_bridge(self) -> bool:
-        return self.bridge not in (None, *get_args(BridgeKind))
+    def _reads_any_layers(self) -> bool:
+        return self.bridge in MANAGERS or self.bridge not in (None, *get_args(BridgeKind))
 
     @property
     def num_bridged_layers(self) -> int:
-        """Tower layers per modality that reach the fusion encoder, unless a bridge of one's own is fed from others."""
+        """Tower layers per modality that reach the fusion encoder, unless others are named."""
         return 1 if self.bridge in (None, "norm") else self.num_layers
+
+    @property
+    def first_bridge(self) -> int:
+        """The first fusion layer, counted from 1, whose input a bridge makes."""
+        return 1 if self.bridge in MANAGERS else 2
+
+    def num_tower_layers(self, tower: Literal["vision", "text"]) -> int:
+        """Layers of a tower that reach the fusion encoder."""
+        layers = self.vision_layers if tower == "vision" else self.text_layers
+        return self.num_bridged_layers if layers is None else len(layers)
 
 
 CLASS_COUNTS = ("vqa", "classification", "image", "text")

@@ -10,85 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from bridgetower.model.bridges import BRIDGES, BridgeBuilder, TowerLayers
 from bridgetower.model.config import FusionConfig, entry
 from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, SelfAttention, activation_checkpointing
 
 FusionOutputs = Literal["pooled", "text", "all"]
-
-
-class Bridge(nn.Module):
-    """Lets tower layers into a fusion stream (paper, equation 8 and table "BridgeLayer"): LayerNorm(x + z)."""
-
-    def __init__(self, config: FusionConfig, layer: int) -> None:
-        """Makes the bridge into a fusion layer, counted from 1; there is none into the first."""
-        super().__init__()
-        self.layer = layer
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
-
-    def forward(
-        self,
-        stream: Float[Tensor, "b l d"],
-        tower_layers: tuple[Float[Tensor, "b l d"], ...],
-        other_stream: Float[Tensor, "b m d"],
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input.
-
-        Args:
-            stream: The previous fusion layer's output z.
-            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer.
-            other_stream: The other stream's z.
-        """
-        return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
-
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns what the LayerNorm reads."""
-        return tower + stream
-
-
-class ScaledAddBridge(Bridge):
-    """LayerNorm(αx + z), α learned."""
-
-    def __init__(self, config: FusionConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.scale = nn.Parameter(torch.tensor(1.0))
-
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns αx + z."""
-        return tower * self.scale + stream
-
-
-class InterpolatingBridge(Bridge):
-    """LayerNorm((1 - β)x + βz), β learned."""
-
-    def __init__(self, config: FusionConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.beta = nn.Parameter(torch.tensor(0.5))
-
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns (1 - β)x + βz."""
-        return tower * (-self.beta + 1) + stream * self.beta  # not 1 - beta, which PyTorch 2.6 does not export
-
-
-class NormBridge(Bridge):
-    """LayerNorm(z): reads no tower layer."""
-
-    def forward(
-        self,
-        stream: Float[Tensor, "b l d"],
-        tower_layers: tuple[Float[Tensor, "b l d"], ...],
-        other_stream: Float[Tensor, "b m d"],
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input."""
-        return self.norm(stream)
-
-
-BridgeBuilder = Callable[[FusionConfig, int], nn.Module]
-BRIDGES: dict[str, BridgeBuilder] = {
-    "add": Bridge,
-    "scaled_add": ScaledAddBridge,
-    "interpolate": InterpolatingBridge,
-    "norm": NormBridge,
-}
 
 
 @dataclass(frozen=True)
@@ -172,7 +98,7 @@ class FusionEncoder(nn.Module):
     """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
 
     def __init__(self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES) -> None:
-        """Builds the layers, and the bridge that the config names into each layer but the first.
+        """Builds the layers, and the bridge that the config names into each layer from `config.first_bridge` on.
 
         Raises:
             ValueError: It names another one.
@@ -180,24 +106,29 @@ class FusionEncoder(nn.Module):
         super().__init__()
         self.checkpoint_activations = False
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
-        self.text_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
-        self.image_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
+        normalised = config.input_norm and config.first_bridge > 1
+        self.text_norm = nn.LayerNorm(width, eps=eps) if normalised else nn.Identity()
+        self.image_norm = nn.LayerNorm(width, eps=eps) if normalised else nn.Identity()
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
-        bridged = () if config.bridge is None else range(2, config.num_layers + 1)
+        self.first_bridge = config.first_bridge
+        bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
         bridge = entry("fusion.bridge", config.bridge or "add", bridges)
-        self.text_bridges = nn.ModuleList(bridge(config, layer) for layer in bridged)
-        self.image_bridges = nn.ModuleList(bridge(config, layer) for layer in bridged)
+        num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
+        self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
+        self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
 
-    def cache_text(self, first: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
-        """Returns what the first layer computes of texts alone, from the first bridged layer."""
+    def cache_text(self, layers: TowerLayers, mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
+        """Returns what the first layer computes of texts alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
-        return self._checkpointed(text_layer.cache)(self.text_norm(first), mask, reader=image_layer)
+        stream = self._first_input(layers, self.text_norm, self.text_bridges)
+        return self._checkpointed(text_layer.cache)(stream, mask, reader=image_layer)
 
-    def cache_image(self, first: Float[Tensor, "b p d"]) -> FirstLayerCache:
-        """Returns what the first layer computes of images alone, from the first bridged layer."""
+    def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
+        """Returns what the first layer computes of images alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
-        return self._checkpointed(image_layer.cache)(self.image_norm(first), None, reader=text_layer)
+        stream = self._first_input(layers, self.image_norm, self.image_bridges)
+        return self._checkpointed(image_layer.cache)(stream, None, reader=text_layer)
 
     def forward(
         self,
@@ -214,16 +145,18 @@ class FusionEncoder(nn.Module):
         image stream is then None), `all` computes everything. What is computed does not depend on `outputs`, nor on
         whether the caches were given.
         """
-        text_stream, image_stream = self.text_norm(text[0]), self.image_norm(image[0])
+        text_stream = self._first_input(text, self.text_norm, self.text_bridges)
+        image_stream = self._first_input(image, self.image_norm, self.image_bridges)
         last = len(self.text_layers) - 1
         for index, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
             if index > 0:
                 text_cache = image_cache = None
                 if self.text_bridges:
-                    text_bridge, image_bridge = self.text_bridges[index - 1], self.image_bridges[index - 1]
+                    number = index + 1 - self.first_bridge
+                    text_bridge, image_bridge = self.text_bridges[number], self.image_bridges[number]
                     text_stream, image_stream = (
-                        text_bridge(text_stream, text, image_stream),
-                        image_bridge(image_stream, image, text_stream),
+                        text_bridge(text_stream, text, image_stream, None),
+                        image_bridge(image_stream, image, text_stream, text_mask),
                     )
             cut = 1 if outputs == "pooled" and index == last else None
             caches = {"cache": text_cache, "other_cache": image_cache}
@@ -236,6 +169,11 @@ class FusionEncoder(nn.Module):
             image_stream = run_image(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **caches)
             text_stream = text_output
         return text_stream, image_stream
+
+    def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
+        """The first layer's input, which depends on one stream only."""
+        stream: Tensor = bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
+        return stream
 
     def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
         return activation_checkpointing(layer, when=self.checkpoint_activations)

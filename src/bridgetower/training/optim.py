@@ -65,7 +65,8 @@ def decays(name: str, parameter: Tensor, rule: str, heads: Mapping[str, HeadSpec
         clip_vision: The image tower is CLIP's, not timm's, whose norms the official list names.
     """
     if rule == "adamw":
-        return parameter.ndim >= 2 and ("embedding" not in name or "patch_embedding" in name)
+        is_matrix = parameter.ndim >= 2 and name.endswith("weight")
+        return is_matrix and ("embedding" not in name or "patch_embedding" in name)
     if name.endswith("bias"):
         return False
     if not name.endswith("norm.weight") or (clip_vision and name.startswith("vision.")):

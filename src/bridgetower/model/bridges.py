@@ -1,0 +1,220 @@
+"""Bridges: how tower layers enter a stream of the fusion encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bridgetower.model.config import FusionConfig
+from bridgetower.model.layers import DotProductAttention
+
+TowerLayers = tuple[Float[Tensor, "b l d"], ...]
+
+
+class Bridge(nn.Module):
+    """LayerNorm(x + z), the paper's choice (equation 8 and table "BridgeLayer")."""
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        """Makes the bridge into a fusion layer.
+
+        Args:
+            config: Sizes.
+            layer: The fusion layer, counted from 1.
+            num_tower_layers: Bridged layers of the stream's tower.
+        """
+        super().__init__()
+        self.layer = layer
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
+
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"],
+        tower_layers: TowerLayers,
+        other_stream: Float[Tensor, "b m d"],
+        other_mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input.
+
+        Args:
+            stream: The previous fusion layer's output z.
+            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer.
+            other_stream: The other stream's z.
+            other_mask: False on its padding; None if nothing is padded.
+        """
+        return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns the input of the LayerNorm."""
+        return tower + stream
+
+
+class ScaledAddBridge(Bridge):
+    """LayerNorm(αx + z), α learned."""
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        super().__init__(config, layer, num_tower_layers)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns αx + z."""
+        return tower * self.scale + stream
+
+
+class InterpolatingBridge(Bridge):
+    """LayerNorm((1 - β)x + βz), β learned."""
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        super().__init__(config, layer, num_tower_layers)
+        self.beta = nn.Parameter(torch.tensor(0.5))
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns (1 - β)x + βz."""
+        return tower * (-self.beta + 1) + stream * self.beta  # not 1 - beta, which PyTorch 2.6 does not export
+
+
+class ConcatenatingBridge(Bridge):
+    """LayerNorm(W[x; z]), of the paper's table."""
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        super().__init__(config, layer, num_tower_layers)
+        self.linear = nn.Linear(2 * config.hidden_size, config.hidden_size)
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns W[x; z]."""
+        output: Tensor = self.linear(torch.cat([tower, stream], dim=-1))
+        return output
+
+
+class GatedBridge(ConcatenatingBridge):
+    """LayerNorm(g ⊙ x + (1 - g) ⊙ z) with the gate g = σ(W[x; z]), of the paper's table."""
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns g ⊙ x + (1 - g) ⊙ z."""
+        return torch.lerp(stream, tower, torch.sigmoid(super().mixed(stream, tower)))
+
+
+class NormBridge(Bridge):
+    """LayerNorm(z): reads no tower layer."""
+
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"],
+        tower_layers: TowerLayers,
+        other_stream: Float[Tensor, "b m d"],
+        other_mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input."""
+        return self.norm(stream)
+
+
+class StaticManager(nn.Module):
+    """Σᵢ softmaxᵢ(Wᵢ / τ) ⊙ LNᵢ(xᵢ) + c ⊙ LN(z) over all bridged layers xᵢ of the tower (ManagerTower, "SAUE").
+
+    W (a weight per layer and channel, at first 1/N), c (at first 1) and the temperature τ (at first 1) are learned. In
+    training, noise with standard deviation 1/N is added to W. The manager into the first fusion layer has no z.
+
+    Source: Xu et al., "ManagerTower: Aggregating the Insights of Uni-Modal Experts for Vision-Language Representation
+    Learning", ACL 2023, and its published code.
+    """
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        """Makes the manager into a fusion layer; see `Bridge` for the arguments."""
+        super().__init__()
+        width, self.num_tower_layers = config.hidden_size, num_tower_layers
+        self.norms = _norms(config, num_tower_layers)
+        self.weights = nn.Parameter(torch.full((num_tower_layers, width), 1 / num_tower_layers))
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.stream_norm = None
+        if layer > 1:
+            self.stream_norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
+            self.stream_weight = nn.Parameter(torch.ones(width))
+
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"] | None,
+        tower_layers: TowerLayers,
+        other_stream: Float[Tensor, "b m d"] | None,
+        other_mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input; see `Bridge.forward`. Into the first layer both streams are None."""
+        managed = _managed(self.norms, tower_layers, self.weights[:, None, None, :], self.temperature, self.training)
+        if self.stream_norm is None:
+            return managed
+        return managed + self.stream_weight * self.stream_norm(stream)
+
+
+class AdaptiveManager(nn.Module):
+    """The manager whose weights depend on both streams (ManagerTower, "AAUE"): Σᵢ softmaxᵢ(sᵢ / τ) xᵢ' + c ⊙ z'.
+
+    s = V[softmax((Qz')(Ko')ᵀ / √d) o'; z'] has a score for each position and bridged layer; x', z' and o' are the
+    layers, the stream and the other stream, each after a LayerNorm of its own. Noise, c, τ and source are as in
+    `StaticManager`, which the published code has in place of this one into the first layer, where there is no stream
+    yet. Unlike there, padding of the other stream gets no attention.
+    """
+
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        """Makes the manager into a fusion layer from the second on; see `Bridge` for the arguments."""
+        super().__init__()
+        width, eps = config.hidden_size, config.bridge_layer_norm_eps
+        self.norms = _norms(config, num_tower_layers)
+        self.stream_norm = nn.LayerNorm(width, eps=eps)
+        self.other_norm = nn.LayerNorm(width, eps=eps)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.attention = DotProductAttention(num_heads=1, dropout=0.0)
+        self.scores = nn.Linear(2 * width, num_tower_layers)
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.stream_weight = nn.Parameter(torch.ones(width))
+
+    def forward(
+        self,
+        stream: Float[Tensor, "b l d"],
+        tower_layers: TowerLayers,
+        other_stream: Float[Tensor, "b m d"],
+        other_mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """Returns the fusion layer's input; see `Bridge.forward`."""
+        stream, other = self.stream_norm(stream), self.other_norm(other_stream)
+        context = self.attention(self.query(stream), self.key(other), other, other_mask)
+        scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
+        managed = _managed(self.norms, tower_layers, scores, self.temperature, self.training)
+        return managed + self.stream_weight * stream
+
+
+def adaptive_manager(config: FusionConfig, layer: int, num_tower_layers: int) -> nn.Module:
+    """Makes an adaptive manager, or into the first fusion layer a static one."""
+    return (StaticManager if layer == 1 else AdaptiveManager)(config, layer, num_tower_layers)
+
+
+def _norms(config: FusionConfig, count: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps) for _ in range(count))
+
+
+def _managed(
+    norms: nn.ModuleList,
+    tower_layers: TowerLayers,
+    scores: Float[Tensor, "n #b #l #d"],
+    temperature: Float[Tensor, ""],
+    noisy: bool,
+) -> Float[Tensor, "b l d"]:
+    """The weighted sum of the normalised tower layers, with noise on the scores if `noisy`."""
+    layers = torch.stack([norm(layer) for norm, layer in zip(norms, tower_layers, strict=True)])
+    if noisy:
+        scores = scores + torch.randn_like(layers) / len(layers)
+    return (torch.softmax(scores / temperature, dim=0) * layers).sum(dim=0)
+
+
+BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
+BRIDGES: dict[str, BridgeBuilder] = {
+    "add": Bridge,
+    "scaled_add": ScaledAddBridge,
+    "interpolate": InterpolatingBridge,
+    "concatenate": ConcatenatingBridge,
+    "gated": GatedBridge,
+    "norm": NormBridge,
+    "static_manager": StaticManager,
+    "adaptive_manager": adaptive_manager,
+}
