@@ -1,8 +1,8 @@
-"""Figures of search: python benchmarks/search.py --parts recall million update; prints tables and lines of JSON.
+"""Measurements of search: python benchmarks/search.py --parts recall million update; prints tables and lines of JSON.
 
-`recall`: how often the two stages find a held-out picture by its fullest caption, with the model and the index that
+`recall`: how often the two stages find a held-out image by its fullest caption, with the model and the index that
 `bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
-`update`: the time of a run over unchanged pictures against that of the first run.
+`update`: the time of a run over unchanged images against that of the first run.
 """
 
 import argparse
@@ -41,28 +41,28 @@ Row = dict[str, Any]
 
 
 def recall() -> Iterator[Row]:
-    """Share of held-out pictures among the first k for their own fullest caption, by set and stage."""
+    """Share of held-out images among the first k for their own fullest caption, by set and stage."""
     searcher = Searcher(held_out_index(FOLDER))
-    pictures = searcher.index.listed().values()
+    images = searcher.index.listed().values()
     for name in ("emoji", "flags"):
-        own = [picture for picture in pictures if picture.path.startswith(f"{name}/")]
+        own = [image for image in images if image.path.startswith(f"{name}/")]
         where = f"path LIKE '{name}/%'"
         for stage, rerank in (("nearest vectors", 0), ("16 reranked", 16), ("64 reranked", 64)):
-            ranks = [_rank(searcher, picture, rerank, where) for picture in own]
+            ranks = [_rank(searcher, image, rerank, where) for image in own]
             found = {f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in RECALL_KS}
-            yield {"set": name, "stage": stage, "pictures": len(own), **found}
+            yield {"set": name, "stage": stage, "images": len(own), **found}
         yield {
             "set": name,
             "stage": "chance",
-            "pictures": len(own),
+            "images": len(own),
             **{f"recall_at_{k}": k / len(own) for k in RECALL_KS},
         }
 
 
-def _rank(searcher: Searcher, picture: Listed, rerank: int, where: str) -> int:
-    text = picture.captions[0]
+def _rank(searcher: Searcher, image: SourceImage, rerank: int, where: str) -> int:
+    text = image.captions[0]
     hits = searcher.search(text, top=max(RECALL_KS), rerank=rerank, where=where, truncate=True)
-    return next((rank for rank, hit in enumerate(hits, start=1) if hit.path == picture.path), len(hits) + 1)
+    return next((rank for rank, hit in enumerate(hits, start=1) if hit.path == image.path), len(hits) + 1)
 
 
 def generated(count: int, num_centres: int, seed: int) -> torch.Tensor:
@@ -156,7 +156,7 @@ def update(count: int) -> Iterator[Row]:
         for number in range(count):
             _photo(number).save(photos / f"{number:06}.jpg")
         first = _timed(photos, uri)
-        yield {"what": f"first run over {count} pictures", **first}
+        yield {"what": f"first run over {count} images", **first}
         again = _timed(photos, uri)
         yield {"what": "again, nothing changed", **again, "share": round(again["seconds"] / first["seconds"], 4)}
         for number in range(count // 100):
@@ -166,7 +166,7 @@ def update(count: int) -> Iterator[Row]:
 
 
 def _photo(number: int) -> Image.Image:
-    """A soft picture of 640 x 480 with some detail, another for each number."""
+    """A soft image of 640 x 480 with some detail, another for each number."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
         (640, 480), Image.Resampling.BICUBIC
@@ -196,12 +196,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of `update`")
+    parser.add_argument("--images", type=int, default=10_000, help="of `update`")
     given = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
         "million": lambda: million(given.vectors),
-        "update": lambda: update(given.pictures),
+        "update": lambda: update(given.images),
     }
     for part in given.parts:
         show(part, list(parts[part]()))

@@ -25,7 +25,7 @@ from serving_client import (
     Server,
     bridgetower_serve,
     data_uri,
-    picture,
+    image,
     request_bytes,
     running,
     text,
@@ -39,10 +39,10 @@ def requests_of(kind: str) -> list[bytes]:
     """Returns requests of a kind, all different."""
     generator = torch.Generator().manual_seed(0)
     texts = [text(generator) for _ in range(DISTINCT)]
-    uris = [data_uri(picture(generator)) for _ in range(DISTINCT)]
+    uris = [data_uri(image(generator)) for _ in range(DISTINCT)]
     made = {
         "texts": [request_bytes("/v1/embeddings", {"input": one}) for one in texts],
-        "pictures": [request_bytes("/v1/embeddings", {"input": uri, "modality": "image"}) for uri in uris],
+        "images": [request_bytes("/v1/embeddings", {"input": uri, "modality": "image"}) for uri in uris],
         "matches": [
             request_bytes("/v1/match", {"images": uri, "texts": one}) for uri, one in zip(uris, texts, strict=True)
         ],
@@ -105,7 +105,7 @@ def main() -> None:
     """Measures, prints a table (median and 99th percentile of the latency) and, if asked to, writes a JSON list."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="what to serve; default: the nano model with random weights")
-    parser.add_argument("--kinds", nargs="+", default=["texts", "pictures", "matches", "all three"])
+    parser.add_argument("--kinds", nargs="+", default=["texts", "images", "matches", "all three"])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each server within these seconds")

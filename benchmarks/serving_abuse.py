@@ -34,7 +34,7 @@ from serving_client import (
     Server,
     bridgetower_serve,
     data_uri,
-    picture,
+    image,
     request_bytes,
     running,
     text,
@@ -49,7 +49,7 @@ LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout"
 ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
 GOOD, BAD = 24, 24  # clients
 TOLERANCE = 1e-4
-INDEXED = 40  # pictures
+INDEXED = 40  # images
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Valid:
 
 
 def indexed(model: Predictor, folder: Path) -> Searcher:
-    """Makes an index of some pictures, and returns what searches it."""
+    """Makes an index of some images, and returns what searches it."""
     generator = torch.Generator().manual_seed(2)
     folder.mkdir()
     for number in range(INDEXED):
-        (folder / f"{number:02}.jpg").write_bytes(picture(generator, 64))
+        (folder / f"{number:02}.jpg").write_bytes(image(generator, 64))
         (folder / f"{number:02}.txt").write_text(text(generator))
     build_index(folder, folder.with_suffix(".lance"), model)
     return Searcher(folder.with_suffix(".lance"), model)
@@ -95,7 +95,7 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
     """Returns requests of every kind with what the predictor says itself."""
     generator = torch.Generator().manual_seed(1)
     texts = [text(generator, 3 + number % 9) for number in range(40)]
-    files = [picture(generator, 32 + 32 * (number % 4)) for number in range(40)]
+    files = [image(generator, 32 + 32 * (number % 4)) for number in range(40)]
     uris = [data_uri(file) for file in files]
 
     def vectors(answer: Any) -> list[float]:

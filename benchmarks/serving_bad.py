@@ -19,7 +19,7 @@ import schemathesis
 import torch
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
-from serving_client import Connection, Reply, Server, data_uri, picture, request_bytes
+from serving_client import Connection, Reply, Server, data_uri, image, request_bytes
 
 BadThing = Callable[[Connection, random.Random], Awaitable[Reply | None]]
 
@@ -39,7 +39,7 @@ def bad_things(server: Server) -> dict[str, BadThing]:
     functions: list[BadThing] = [
         *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
         *(old_page, odd_sources, far_url, many_pairs, long_lists, heavy_json, probed, silent, half_sent),
-        *(other_sites, odd_pictures, endless, odd_filters, many_scans, stalled, two_lengths),
+        *(other_sites, odd_images, endless, odd_filters, many_scans, stalled, two_lengths),
     ]
 
     async def not_indexed(connection: Connection, choice: random.Random) -> Reply | None:
@@ -122,19 +122,19 @@ def made_up_requests(server: Server) -> list[bytes]:
 
 async def malformed(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends JSON that is no request."""
-    picture_cut = data_uri(b"\xff\xd8\xff" + choice.randbytes(200))
+    image_cut = data_uri(b"\xff\xd8\xff" + choice.randbytes(200))
     bodies: list[Any] = [
         *({}, [], None, 7, "text", {"input": 7}, {"input": []}, {"input": [[1, 2]]}, {"input": "a", "x": 1}),
         {"input": "a", "dimensions": 3},
         {"input": "a", "model": "other"},
-        {"input": picture_cut, "modality": "image"},
+        {"input": image_cut, "modality": "image"},
         {"input": "/etc/passwd", "modality": "image"},
         {"input": "http://169.254.169.254/latest", "modality": "image"},
         {"input": "\ud800"},
         {"input": "a" * 3000},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-        {"images": picture_cut, "texts": "a"},
-        {"query": "a", "documents": [{"image": picture_cut}, "b"]},
+        {"images": image_cut, "texts": "a"},
+        {"query": "a", "documents": [{"image": image_cut}, "b"]},
         {"images": "data:image/png;base64,", "texts": "<mask>", "top": choice.choice([0, -1, 10**30, 1.5])},
     ]
     path = choice.choice(["/v1/embeddings", "/v1/match", "/v1/rerank", "/v1/fill-mask", "/v1/answer", "/v1/search"])
@@ -173,7 +173,7 @@ async def oversized(connection: Connection, choice: random.Random) -> Reply | No
         {"input": ["a"] * 1000},
         {"input": "a " * 9000, "truncate": choice.random() < 0.5},
         {"input": data_uri(bomb + choice.randbytes(100)), "modality": "image"},
-        {"input": data_uri(picture(torch.Generator().manual_seed(0), 2048)), "modality": "image"},
+        {"input": data_uri(image(torch.Generator().manual_seed(0), 2048)), "modality": "image"},
         {"images": [data_uri(bomb)] * 20, "texts": ["a"] * 20, "all_pairs": True},
     ]
     return await connection.send(request_bytes("/v1/embeddings", choice.choice(bodies[:5])))
@@ -191,7 +191,7 @@ async def slow(connection: Connection, choice: random.Random) -> Reply | None:
 
 async def abandoned(connection: Connection, choice: random.Random) -> Reply | None:
     """Leaves after having sent all of a request or a part."""
-    uris = [data_uri(picture(torch.Generator().manual_seed(choice.randrange(99)), 256))] * choice.randrange(1, 60)
+    uris = [data_uri(image(torch.Generator().manual_seed(choice.randrange(99)), 256))] * choice.randrange(1, 60)
     request = request_bytes("/v1/embeddings", {"input": uris, "modality": "image"})
     writer = await connection.open()
     writer.write(request[: choice.choice([50, 1000, len(request) // 2, len(request)])])
@@ -247,7 +247,7 @@ _ODD_FILES = (
 
 
 async def odd_sources(connection: Connection, choice: random.Random) -> Reply | None:
-    """Names pictures by path or URL, and sends files in formats that are not taken."""
+    """Names images by path or URL, and sends files in formats that are not taken."""
     odd = f"data:image/{choice.choice(['png', 'svg+xml', 'eps'])};base64,"
     source = choice.choice([*_SOURCES, *(odd + base64.b64encode(file).decode() for file in _ODD_FILES)])
     bodies = {
@@ -293,7 +293,7 @@ async def long_lists(connection: Connection, choice: random.Random) -> Reply | N
 
 def heavy_bodies(size: int) -> Mapping[str, bytes]:
     """Returns bodies of at most some bytes that give a parser, or what comes after it, as much to do as they can."""
-    picture_like = b'{"modality":"image","input":"data:image/png;base64,'
+    image_like = b'{"modality":"image","input":"data:image/png;base64,'
 
     def filled(before: bytes, part: bytes, after: bytes) -> bytes:
         return before + part * ((size - len(before) - len(after)) // len(part)) + after
@@ -307,7 +307,7 @@ def heavy_bodies(size: int) -> Mapping[str, bytes]:
         "depth": filled(b"", b"[", b""),
         "digits": filled(b'{"input":', b"9", b"}"),
         "white space": filled(b'{"input":"a"', b" ", b"}"),
-        "base64": filled(picture_like, b"iVBO", b'"}'),
+        "base64": filled(image_like, b"iVBO", b'"}'),
         "base64 in parts": b'{"modality":"image","input":["'
         + b'","'.join([b"data:image/png;base64," + b"iVBO" * (size // 4000)] * 900)
         + b'"]}',
@@ -406,8 +406,8 @@ _PICTURES = {
 }
 
 
-async def odd_pictures(connection: Connection, choice: random.Random) -> Reply | None:
-    """Sends pictures that claim fewer pixels than they have, or take more memory than others of their size."""
+async def odd_images(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends images that claim fewer pixels than they have, or take more memory than others of their size."""
     content, statuses = _PICTURES[choice.choice(list(_PICTURES))]
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     return expect(

@@ -69,8 +69,8 @@ def text(generator: torch.Generator, length: int = 8) -> str:
     return " ".join(WORDS[number] for number in torch.randint(len(WORDS), (length,), generator=generator))
 
 
-def picture(generator: torch.Generator, side: int = 64) -> bytes:
-    """Returns the file of a picture: coarse noise, as JPEG."""
+def image(generator: torch.Generator, side: int = 64) -> bytes:
+    """Returns the file of an image: coarse noise, as JPEG."""
     pixels = torch.randint(256, (8, 8, 3), generator=generator).to(torch.uint8).numpy()
     stream = io.BytesIO()
     Image.fromarray(np.kron(pixels, np.ones((side // 8, side // 8, 1), np.uint8))).save(stream, "JPEG")
@@ -78,7 +78,7 @@ def picture(generator: torch.Generator, side: int = 64) -> bytes:
 
 
 def data_uri(content: bytes) -> str:
-    """Returns a picture as requests hold it."""
+    """Returns an image as requests hold it."""
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 

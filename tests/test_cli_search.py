@@ -37,12 +37,12 @@ class TestIndex:
         assert first.pop("seconds") > 0
         assert first == {
             "index": str(tmp_path / "photos.lance"),
-            **{"pictures": 3, "added": 3, "changed": 0, "removed": 0, "bad": []},
+            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "bad": []},
         }
         (photos / "red.png").unlink()
         (photos / "broken.png").write_text("")
         (second,) = run(*command, "--max-errors", 1, "--batch-size", 1)
-        assert (second["pictures"], second["removed"]) == (2, 1)
+        assert (second["images"], second["removed"]) == (2, 1)
         assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the image again"]
 
     def test_names_of_every_kind(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ class TestIndex:
             (folder / name).unlink()
         Image.new("RGB", (24, 24), "red").save(folder / "last.png")
         (third,) = run(*command, "--max-errors", 1)
-        assert (third["pictures"], third["removed"]) == (1, 3)
+        assert (third["images"], third["removed"]) == (1, 3)
 
     def test_errors(
         self,

@@ -93,7 +93,7 @@ def load(
             compiler.
         tokenizer: Folder or file with a tokenizer, needed for an official `.ckpt`, which has none.
         answers: JSON file with the list of answers, needed for an official `.ckpt` with a VQA head.
-        overrides: Model config fields that an official `.ckpt` of unpublished towers cannot tell.
+        overrides: Model config fields that an official `.ckpt` of unpublished towers does not contain.
         fast_decode: Decode large JPEG files at reduced scale, which changes pixels a little; a model that was trained
             so does it anyway.
         extensions: Towers, bridges and heads of one's own that the model's config names.
@@ -146,7 +146,7 @@ class Predictor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names what the vectors depend on; a model has the same in either precision."""
+        """Digest of all that the vectors depend on; the same in either precision."""
         return fingerprint(self.model.config, self.model.state_dict(), self.processor)
 
     @property

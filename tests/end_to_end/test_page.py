@@ -534,6 +534,8 @@ def test_what_the_server_lacks_is_not_offered(
     with started(answering, page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Examine an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == ["Ask", "Check", "Compare two", "Where words look"]
+        folder, name = answering_checkpoint.parts[-2:]  # and no more of the server's folders
+        assert page.locator("#about").inner_text() == f"Model: {folder}/{name}"
 
 
 def test_an_open_page_does_not_hold_up_the_end(chromium: Any, searcher: Searcher) -> None:

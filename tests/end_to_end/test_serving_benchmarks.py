@@ -1,4 +1,4 @@
-"""The measurements of the server run and say what they are made to say, for seconds instead of minutes."""
+"""The benchmarks of search and of the server run, for seconds instead of minutes."""
 
 import json
 import subprocess
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("schemathesis")
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +18,14 @@ def run(script: str, out: Path, *options: str) -> Any:
     return json.loads(out.read_text())
 
 
+def test_search_starts() -> None:
+    command = [sys.executable, "benchmarks/search.py", "--help"]
+    assert "--vectors" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.slow
 def test_abuse(tmp_path: Path) -> None:
+    pytest.importorskip("schemathesis")
     found = run("serving_abuse.py", tmp_path / "abuse.json", "--minutes", "0.1", "--growth", "2")
     assert found["problems"] == []
     assert found["valid_answered"] > 20

@@ -26,7 +26,7 @@ def rows(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 
 def counts(report: IndexReport) -> tuple[int, ...]:
-    return report.pictures, report.added, report.changed, report.removed
+    return report.images, report.added, report.changed, report.removed
 
 
 @pytest.fixture

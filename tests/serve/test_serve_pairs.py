@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve.pairs import FillMaskResponse
+from bridgetower.serve.pairs import Filled
+from bridgetower.serve.schemas import Listed
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
@@ -118,13 +119,13 @@ class TestFillMask:
         self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[str] = []
-        dump = FillMaskResponse.model_dump_json
+        dump = Listed[Filled].model_dump_json
 
         def noted(*given: Any, **settings: Any) -> str:
             threads.append(threading.current_thread().name)
             return dump(*given, **settings)
 
-        monkeypatch.setattr(FillMaskResponse, "model_dump_json", noted)
+        monkeypatch.setattr(Listed[Filled], "model_dump_json", noted)
         for number, top in ((1, 1), (12, 100)):
             body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
             data = client.post("/v1/fill-mask", json=body).json()["data"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
-from bridgetower.cli.output import emit, emit_figures, emit_table
+from bridgetower.cli.output import emit, emit_metrics, emit_table
 from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import require
@@ -134,7 +134,7 @@ def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, jso
     elif about["benchmark"] == "retrieval":
         emit_table(title, outcome.metrics)
     else:
-        emit_figures(title, {**outcome.counts, **outcome.metrics})
+        emit_metrics(title, {**outcome.counts, **outcome.metrics})
 
 
 def _settings(benchmark: str, options: RetrievalConfig) -> dict[str, object]:

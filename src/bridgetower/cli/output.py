@@ -62,29 +62,29 @@ def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
         write_text(out, "".join(map(_line, rows)))
 
 
-def emit_table(title: str, figures: Mapping[str, float]) -> None:
+def emit_table(title: str, metrics: Mapping[str, float]) -> None:
     """Writes the metrics of a retrieval evaluation in per cent: a line per metric, a column per stage, chance last."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = [stage for stage in _STAGES if f"{stage}_rsum" in figures]
+    shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
     table = Table("", *(_STAGES[stage] for stage in shown), title=one_line(title))
-    for name in (figure.removeprefix("chance_") for figure in figures if figure.startswith("chance_")):
+    for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
         scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
-        table.add_row(name.replace("_", " "), *(f"{scale * figures[f'{stage}_{name}']:.1f}" for stage in shown))
-    if "itm_accuracy" in figures:
-        accuracy = {"two_stage": figures["itm_accuracy"], "chance": 0.5}
+        table.add_row(name.replace("_", " "), *(f"{scale * metrics[f'{stage}_{name}']:.1f}" for stage in shown))
+    if "itm_accuracy" in metrics:
+        accuracy = {"two_stage": metrics["itm_accuracy"], "chance": 0.5}
         table.add_row("itm accuracy", *(f"{100 * accuracy[stage]:.1f}" if stage in accuracy else "" for stage in shown))
     Console().print(table)
 
 
-def emit_figures(title: str, figures: Mapping[str, float]) -> None:
+def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
     """Writes a line per metric; those that are shares are in per cent."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("", "", title=one_line(title))
-    for name, value in figures.items():
+    for name, value in metrics.items():
         is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
         table.add_row(name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}")
     Console().print(table)
@@ -94,11 +94,11 @@ def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[
     """Returns the main results of the demo's summary: data set → metric → arm → mean over seeds."""
     return {
         name: {
-            figure: {arm: spread["mean"] for arm, spread in arms.items()}
-            for figure, arms in figures.items()
-            if figure in _HEADLINE
+            metric: {arm: spread["mean"] for arm, spread in arms.items()}
+            for metric, arms in metrics.items()
+            if metric in _HEADLINE
         }
-        for name, figures in summary.items()
+        for name, metrics in summary.items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,22 +53,40 @@ def index(
     emit({"index": out, **asdict(report)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """Which images are found, and how they are ranked.
+
+    Attributes:
+        top: Hits to show.
+        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
+        where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
+        against: What the query is compared with: the images, their captions, or both together, which takes a text and
+            an image.
+        exact: Compare the query with every vector, even if the index was made with --ann.
+        batch_size: Images matched at once.
+        truncate: Cut a text that is too long instead of refusing it.
+    """
+
+    top: int = 10
+    rerank: int | None = None
+    where: str | None = None
+    against: Literal["images", "captions", "pairs"] = "images"
+    exact: bool = False
+    batch_size: int = 32
+    truncate: bool = False
+
+
 def search(
     index: Annotated[Positional[str | None], arg(metavar="[INDEX.lance]")] = None,
     text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None,
     *,
     image: Path | None = None,
-    top: int = 10,
-    rerank: int | None = None,
-    where: str | None = None,
-    against: Literal["images", "captions", "pairs"] = "images",
-    exact: bool = False,
+    query: Annotated[QueryOptions, arg(name="")] = QueryOptions(),
     model: Model | None = None,
     root: Path | None = None,
     sheet: Path | None = None,
-    batch_size: int = 32,
     loading: Loading = LOADED,
-    truncate: bool = False,
     json: bool = False,
 ) -> None:
     """Search an index by a text, by an image, or by both.
@@ -83,20 +101,13 @@ def search(
 
     Args:
         index: What `bridgetower index` made, its name ending in .lance; default: what the demo made.
-        text: What should be seen.
-        image: Image that the hits should be like; with a text, both count equally in finding candidates.
-        top: Hits to show.
-        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
-        where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
-        against: What the query is compared with: the images, their captions, or both together, which takes a text and
-            an image.
-        exact: Compare the query with every vector, even if the index was made with --ann.
+        text: Description of the images to find.
+        image: Find images similar to this one; with a text, both count equally in finding candidates.
+        query: Which images are found.
         model: What to load; default: the model that the index was made with.
         root: Folder of the images, if it is elsewhere now.
         sheet: Also draw the hits into this image file.
-        batch_size: Images matched at once.
         loading: How the model is loaded.
-        truncate: Cut a text that is too long instead of refusing it.
         json: Print JSON on a terminal too.
     """
     require("search")
@@ -109,18 +120,7 @@ def search(
     if index is not None and text is None and not index.endswith(".lance"):
         index, text = None, index
     opened = Index(index_or_demo(index), root=root)
-    searcher = Searcher(opened, loading.load(opened.model_or(model)))
-    hits = searcher.search(
-        text,
-        image,
-        top=top,
-        rerank=rerank,
-        where=where,
-        against=against,
-        exact=exact,
-        truncate=truncate,
-        batch_size=batch_size,
-    )
+    hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
         write_sheet(sheet, hits, text=text, image=image)
     if json or not sys.stdout.isatty():

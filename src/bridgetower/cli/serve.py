@@ -35,12 +35,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: embeddings as in the OpenAI API, reranking, search, matching, answers.
 
-    Few models can both find images and answer questions about them; so a second one may be served for the questions.
+    Few models can both find images and answer questions; a second one may be served for questions.
 
     Requests of all kinds that arrive together are computed together. When more wait than the queue takes, further
-    ones get status 429 with the header Retry-After. On SIGTERM or Ctrl-C what was taken in is finished
-    first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the
-    machine sees it. The description of all requests, with examples, is at /openapi.json; a page for people is at /.
+    ones get status 429 with the header Retry-After. On SIGTERM or Ctrl-C requests that were accepted are finished
+    first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the machine
+    sees it. The description of all requests, with examples, is at /openapi.json; a page is at /.
 
     Examples: bridgetower serve
               bridgetower serve --index photos.lance
@@ -51,8 +51,8 @@ def serve(
             trained, together with the index that it made.
         index: What `bridgetower index` made, for searches; default: none.
         root: Folder of the index's images, if it is elsewhere now.
-        answer_model: What answers questions; default: the model itself if it has learnt to, or without --model what the
-            demo trained for it. --revision, --image-size, --tokenizer and --answers are not for this one.
+        answer_model: What answers questions; default: the model itself if it has a head for that, or without --model
+            what the demo trained for it. --revision, --image-size, --tokenizer and --answers are not for this one.
         options: How it is served.
         loading: How the model is loaded.
     """

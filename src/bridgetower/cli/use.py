@@ -178,12 +178,12 @@ def explain(
         truncate: Cut a text that is too long instead of refusing it.
     """
     require("plot")
-    from bridgetower.analysis.attention import explain as look
+    from bridgetower.analysis.attention import explain as attention_of
     from bridgetower.analysis.attention_drawing import draw_explanation
     from bridgetower.text_drawing import write_image
 
     chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png --model MODEL")
-    found = look(loading.load(chosen), str(image), text, truncate=truncate)
+    found = attention_of(loading.load(chosen), str(image), text, truncate=truncate)
     write_image(out, draw_explanation(found))
     emit(
         {

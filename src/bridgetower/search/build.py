@@ -36,7 +36,7 @@ class IndexReport:
     """What was done to an index.
 
     Attributes:
-        pictures: In the index now.
+        images: In the index now.
         added: That were not in it.
         changed: That were in it with other content, captions or times.
         removed: That its source no longer has, or that can no longer be read.
@@ -44,7 +44,7 @@ class IndexReport:
         seconds: That it took, without loading the model.
     """
 
-    pictures: int
+    images: int
     added: int
     changed: int
     removed: int
@@ -63,7 +63,7 @@ def build_index(
 ) -> IndexReport:
     """Makes an index, or brings one up to date: new and changed images are embedded, dropped ones deleted.
 
-    Whether an image changed is told by its size, its time and its captions.
+    An image counts as changed if its size, its time or its captions differ.
     What was embedded is written every few seconds. A run that was killed is completed by the next one.
 
     Args:
@@ -94,7 +94,7 @@ def build_index(
         update.run(progress)
     bad = (*manifest.bad, *update.bad.values())
     report = IndexReport(
-        pictures=len(index),
+        images=len(index),
         added=len(update.wanted) - len(update.changed) - len(update.bad.keys() - update.changed.keys()),
         changed=len(update.changed.keys() - update.bad.keys()),
         removed=len(update.removed),
@@ -218,7 +218,7 @@ def _check_bad(source: str | Path, report: IndexReport, max_errors: int) -> None
         return
     more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
     raise ValueError(
-        f"{source} has {len(bad)} bad images, allowed are {max_errors} (max_errors); the other {report.pictures} are "
+        f"{source} has {len(bad)} bad images, allowed are {max_errors} (max_errors); the other {report.images} are "
         f"in the index: {' | '.join(bad[:_MAX_NAMED])}{more}"
     )
 
@@ -295,7 +295,7 @@ def list_images(source: Path, config: IndexConfig) -> SourceManifest:
 
 
 def _listed(root: Path, path: str, captions: tuple[str, ...]) -> SourceImage | str | None:
-    """Looks at a file; returns what is wrong with it, or None if it is a folder or a device with an image's name."""
+    """Checks a file; returns what is wrong with it, or None if it is a folder or a device with an image's name."""
     unfit = unfit_name(path)
     if unfit:
         return unfit

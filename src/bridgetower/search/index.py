@@ -42,11 +42,11 @@ from bridgetower.search.table import (
 _SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
-_PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py tells what it costs and what it misses
+_PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py measures its cost and recall
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
-_MAX_COPIES = 8  # of one file that are told of
-_TOLD = ("digest", "path", "size", "width", "height", "captions")
+_MAX_COPIES = 8  # of one file that are returned
+_RETURNED = ("digest", "path", "size", "width", "height", "captions")
 
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types, and columns of vectors.
 _INTERNALS = (
@@ -188,7 +188,7 @@ class Index:
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_TOLD)).limit(_MAX_COPIES)
+        rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
         with _read(self.uri):
             return [Indexed(**row) for row in rows.to_list()]
 
@@ -197,7 +197,7 @@ class Index:
         rows, size = min(count, len(self)), len(self)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with _read(self.uri):
-            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_TOLD)).to_list()]
+            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
 
     def content(self, image: Indexed, *, within_root: bool = False, max_bytes: int | None = None) -> bytes:
         """Returns the bytes of an image that was indexed, and no others: their digest is compared.
@@ -216,7 +216,7 @@ class Index:
             raise ValueError("the image is outside the folder of the index")
         if max_bytes is not None and image.size > max_bytes:
             raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
-        # Opened so, a pipe does not wait for somebody to write into it.
+        # Opened so, a pipe does not wait for a writer.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             found = os.fstat(stream.fileno())
             content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
@@ -254,7 +254,7 @@ class Index:
             query = query.bypass_vector_index()
         if where is not None:
             query = query.where(where, prefilter=True)
-        query = query.select([*_TOLD, "_distance"])
+        query = query.select([*_RETURNED, "_distance"])
         if where is None:
             with _read(self.uri):
                 rows = query.to_list()
@@ -262,7 +262,7 @@ class Index:
             try:
                 rows = query.to_list()
             except (ValueError, RuntimeError) as error:
-                raise ValueError(f"where is {where!r}: {_told_by(error)}; columns are {', '.join(ABOUT)}") from error
+                raise ValueError(f"where is {where!r}: {_message(error)}; columns are {', '.join(ABOUT)}") from error
         unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
@@ -271,7 +271,7 @@ class Index:
             Hit(
                 file=root / row["path"],
                 cosine=1 - row["_distance"],
-                **{name: row[name] for name in _TOLD} | {"captions": tuple(row["captions"])},
+                **{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])},
             )
             for row in rows
         ]
@@ -344,7 +344,7 @@ def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and "not found" in str(error):
             return None
-        raise ValueError(f"{uri} cannot be opened as an index: {_told_by(error)}") from error
+        raise ValueError(f"{uri} cannot be opened as an index: {_message(error)}") from error
 
 
 def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
@@ -354,27 +354,27 @@ def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
 
 @contextmanager
 def _read(uri: str) -> Iterator[None]:
-    """Turns what LanceDB says when it cannot read, a damaged file for example, into an error of the system's kind."""
+    """Turns LanceDB's errors of reading, of a damaged file for example, into OSError."""
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"{uri} cannot be read: {_told_by(error)}; make the index again") from error
+        raise OSError(f"{uri} cannot be read: {_message(error)}; make the index again") from error
 
 
 @contextmanager
 def _written(uri: str) -> Iterator[None]:
-    """Turns what LanceDB says when it cannot write, a full disk included, into an error of the operating system's kind.
+    """Turns LanceDB's errors of writing, of a full disk for example, into OSError.
 
     Whatever happens, the table stays as it was before the change.
     """
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"{uri} cannot be written: {_told_by(error)}") from error
+        raise OSError(f"{uri} cannot be written: {_message(error)}") from error
 
 
-def _told_by(error: Exception) -> str:
-    """What LanceDB says, in one line and without what it says of its own sources, nor of the columns of vectors."""
+def _message(error: Exception) -> str:
+    """LanceDB's message in one line, without places in its sources and without the columns of vectors."""
     message = str(error).partition("\n")[0]
     for pattern, replacement in _INTERNALS:
         message = re.sub(pattern, replacement, message)

@@ -81,7 +81,7 @@ class Searcher:
 
         Args:
             text: What should be seen.
-            image: What it should look like.
+            image: Similar images are found.
             top: Hits to return.
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
                 without a text or a matching head.

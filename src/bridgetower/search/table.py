@@ -22,7 +22,7 @@ Uri = str | os.PathLike[str]
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions")
-"""Columns that are told of what is found, and that conditions are made of."""
+"""Columns of a result, and of conditions."""
 
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 1
@@ -67,7 +67,7 @@ class IndexedRow:
     """An image with its vectors, to be written.
 
     Attributes:
-        source: What the source says of it.
+        source: As its source names it.
         digest: SHA-256 of the file.
         width: Of the upright image, in pixels.
         height: Of the same.
@@ -118,7 +118,7 @@ class Hit(Indexed):
     Attributes:
         file: Where the image is.
         cosine: Of the query's vector and the image's.
-        probability: That text and image match; None where it was not asked.
+        probability: That text and image match; None where it was not matched.
     """
 
     file: Path

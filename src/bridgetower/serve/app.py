@@ -1,4 +1,4 @@
-"""The web application: its parts, the routes that tell about the server, and the page for people."""
+"""The web application: its parts, the routes about the server, and the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-"""What is at each path of the page for people; the files ask the routes as every program does."""
+"""The file at each path of the page, with its media type; the page uses the public routes."""
 
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -71,7 +71,7 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _search(service: Service) -> APIRouter:
-    """Returns the routes of what is found in an index, or some that say that there is none."""
+    """Returns the routes of an index, or routes with an error if there is none."""
     if service.searcher is not None:
         from bridgetower.serve import search  # takes a second, and another extra
 
@@ -131,7 +131,7 @@ class Model(BaseModel):
     image_size: int = Field(description="Side that images are brought to, in pixels.")
     max_tokens: int = Field(description="Longest text.")
     mask_token: str = Field(description="Stands in a text where a word is missing.")
-    uses: list[Use] = Field(description="What it is asked for.")
+    uses: list[Use] = Field(description="What it can be used for.")
 
 
 class Models(BaseModel):
@@ -166,14 +166,14 @@ async def model(name: str, service: Served) -> Response:
 @router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Status)
 async def health() -> Response:
-    """Whether the process answers."""
+    """Whether the process responds."""
     return json_of(Status())
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Status, responses=errors(503))
 async def ready(service: Served) -> Response:
-    """Whether it answers for the model: not before its first computation, and not while it shuts down."""
+    """Whether the model responds: not before its first computation, and not while the server shuts down."""
     if not service.ready:
         raise ApiError(
             503, "the model is not ready; try again in a second", code="not_ready", headers={"Retry-After": "1"}

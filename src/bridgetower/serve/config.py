@@ -12,7 +12,7 @@ MOST_ITEMS = 4096
 """Of `max_items`, and most entries in any list of a request: more would take long to parse."""
 
 MOST_TOP = 100
-"""Most answers to a question, words for a mask or hits of a search that a request may ask for."""
+"""Most answers to a question, words for a mask or hits of a search in one request."""
 
 _HOST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 
@@ -24,18 +24,18 @@ class ServeConfig:
     Attributes:
         host: Address to listen at; one that other machines can reach needs an API key.
         port: To listen at; 0 takes a free one.
-        api_key: What clients must send as `Authorization: Bearer KEY`; None lets in everyone who reaches the port.
+        api_key: What clients must send as `Authorization: Bearer KEY`; None accepts everyone who reaches the port.
         name: What clients call the model; None is what was loaded.
         max_batch: Most items (an image, a text or a pair) computed at once; None is 16 on a CPU, where more at once
             take as long in turn, and 64 on a GPU.
-        queue: Most items taken in and not yet answered; more are refused with status 429.
-        timeout: Seconds after which a request is given up, its upload included.
+        queue: Most items admitted and not yet answered; more are refused with status 429.
+        timeout: Seconds for a request, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest image, in millions of pixels.
         max_items: Most items in one request, 4096 or fewer.
         allow_host: Hosts from which images are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
-        page: Show a page for people at /.
+        page: Serve the page at /.
     """
 
     host: str = "127.0.0.1"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from bridgetower.inference import Tokens
@@ -32,24 +32,20 @@ from bridgetower.serve.service import PairInputs, Served, Service, embedding_ite
 router = APIRouter(route_class=JsonRoute)
 
 
-class TextPart(BaseModel):
+class TextPart(BaseModel, extra="forbid"):
     """Text of a message."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: Text
 
 
-class ImagePart(BaseModel):
+class ImagePart(BaseModel, extra="forbid"):
     """Image of a message."""
 
     class Url(BaseModel):
         """Where it is."""
 
         url: str = Field(description="Data URI.")
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["image_url"]
     image_url: Url
@@ -58,10 +54,8 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(BaseModel, extra="forbid"):
     """A message with at most one image and one text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["user"]
     content: Text | Annotated[list[Part], Len(1, MOST_ITEMS)]
@@ -81,29 +75,16 @@ class Message(BaseModel):
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
-class EmbeddingsRequest(Body):
-    """Texts or images, each of which gets a vector, or one message whose image and text get one together."""
+_PARTS = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "a red square"}]
+_EMBEDDINGS = [
+    {"input": ["two dogs in the snow", "a red square"]},
+    {"input": IMAGE, "modality": "image"},
+    {"messages": [{"role": "user", "content": _PARTS}], "encoding_format": "base64"},
+]
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"input": ["two dogs in the snow", "a red square"]},
-                {"input": IMAGE, "modality": "image"},
-                {
-                    "messages": [
-                        {
-                            "role": "user",
-                            "content": [
-                                {"type": "image_url", "image_url": {"url": IMAGE}},
-                                {"type": "text", "text": "a red square"},
-                            ],
-                        }
-                    ],
-                    "encoding_format": "base64",
-                },
-            ]
-        }
-    )
+
+class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
+    """Texts or images, each of which gets a vector, or one message whose image and text get one together."""
 
     input: Strings | None = Field(None, description="Texts, or data URIs of images.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
@@ -185,10 +166,8 @@ def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float
     return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
 
 
-class Document(BaseModel):
+class Document(BaseModel, extra="forbid"):
     """A text or an image."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: Text | None = None
     image: str | None = Field(None, description="Data URI.")
@@ -220,17 +199,14 @@ TextOrImage = Annotated[Document, BeforeValidator(_document, json_schema_input_t
 """A text, the data URI of an image, or either by name."""
 
 
-class RerankRequest(Body):
-    """A query and documents, which are all texts or all images."""
+_RERANK = [
+    {"query": "a red square", "documents": [{"image": IMAGE}]},
+    {"query": "a red square", "documents": ["two dogs in the snow", "a square in red"], "top_n": 1},
+]
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"query": "a red square", "documents": [{"image": IMAGE}]},
-                {"query": "a red square", "documents": ["two dogs in the snow", "a square in red"], "top_n": 1},
-            ]
-        }
-    )
+
+class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
+    """A query and documents, which are all texts or all images."""
 
     query: TextOrImage
     documents: Annotated[list[TextOrImage], Len(1, MOST_ITEMS)]

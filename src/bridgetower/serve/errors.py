@@ -31,7 +31,7 @@ _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it ge
 
 
 class ApiError(Exception):
-    """What a client is told.
+    """An error in the response to a client.
 
     Attributes:
         status: Of HTTP.
@@ -62,7 +62,7 @@ class ApiError(Exception):
 
 
 def failure() -> ApiError:
-    """Returns what a client is told when the server itself failed; the reason is for the log."""
+    """Returns the error for a failure of the server; its reason is only logged."""
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
 
 

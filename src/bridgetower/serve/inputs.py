@@ -23,7 +23,7 @@ MAX_CHARACTERS = 20_000
 """Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
 
 OR_CUT = ', or send "truncate": true to cut it'
-"""Ends what is said of a text that is too long."""
+"""Ends the error about a text that is too long."""
 
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
@@ -83,7 +83,7 @@ class Inputs:
         return await self.in_thread(lambda: self._texts(texts, param, truncate))
 
     async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
-        """Decodes an image as `images` does, and also returns the part that the model sees as a person wants to see it.
+        """Decodes an image as `images` does, and also returns the part that the model sees, for display.
 
         Raises:
             ApiError: It cannot be read or is too large.

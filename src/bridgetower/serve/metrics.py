@@ -25,10 +25,10 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._model = Info("bridgetower_model", "The model that is served.", registry=registry)
-        self._requests = Counter("bridgetower_requests", "Requests answered.", ("route", "status"), registry=registry)
+        self._requests = Counter("bridgetower_requests", "Finished requests.", ("route", "status"), registry=registry)
         self._request_seconds = Histogram(
             "bridgetower_request_seconds",
-            "From the first byte of a request to the last of its answer.",
+            "From the first byte of a request to the last of its response.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
@@ -39,10 +39,10 @@ class Metrics:
         self._batch_seconds = Histogram(
             "bridgetower_batch_seconds", "Time for a batch.", buckets=_SECONDS, registry=registry
         )
-        self._admitted = Gauge("bridgetower_items_admitted", "Items taken in and not yet answered.", registry=registry)
+        self._admitted = Gauge("bridgetower_items_admitted", "Items admitted and not yet answered.", registry=registry)
 
     def watch(self, name: str, fingerprint: str, admitted: Callable[[], int]) -> None:
-        """Takes the name of the model, and what tells how many items wait."""
+        """Takes the name of the model, and a function that returns the number of admitted items."""
         self._model.info({"name": name, "fingerprint": fingerprint})
         self._admitted.set_function(admitted)
 

@@ -1,4 +1,4 @@
-"""What every request passes on its way to the routes: it is counted, may ask, and stays within limits."""
+"""What every request passes before the routes: counting, the API key, limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ABORT = "bridgetower.abort"
 """Extension of a scope whose `end` closes the connection, whether or not its client reads."""
 
 OPEN = frozenset({"/health", "/ready"})
-"""Paths that tell nothing and need no key, by GET or HEAD."""
+"""Paths that need no key, by GET or HEAD."""
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _CLIENT_LEFT = "499"  # as nginx has it
@@ -64,22 +64,21 @@ class MetricsMiddleware:
 
 
 class AuthMiddleware:
-    """Turns away who has not the key, before anything else of a request is read.
+    """Refuses requests without the key, before their body is read.
 
-    A browser has no key to send but asks for a password, which is the key. It would send it for any other site too, and
-    reach a server without a key on its own machine; so what another site makes it send is refused, and a server without
-    a key answers only to requests for this machine by one of its own names (another name may have been pointed here:
-    DNS rebinding).
+    A browser sends the key as a password, also in requests that a page of another site makes, and it reaches a server
+    without a key on its own machine. So requests from pages of other sites are refused, and a server without a key
+    accepts only requests whose host is a name of this machine (another name may point here: DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, host: str, page: Collection[str]) -> None:
         """Wraps an application.
 
         Args:
-            app: What answers.
-            api_key: That clients send; None lets in everyone who asks this machine by one of its names.
+            app: The application.
+            api_key: That clients send; None accepts every request whose host is a name of this machine.
             host: Address that the server listens at.
-            page: Paths of the page's files, which hold nothing of the server's, and need no key.
+            page: Paths of the page's files, which hold no data of the server, and need no key.
         """
         self._app, self._names, self._page = app, _LOCAL_NAMES | {host}, page
         self._key = None if api_key is None else _digest(api_key)
@@ -122,7 +121,7 @@ class AuthMiddleware:
 
 
 def _digest(key: str) -> bytes:
-    """Of one length, so that comparing takes the same time for any key."""
+    """Of one length, so that a comparison takes the same time for any key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
@@ -135,7 +134,7 @@ def _password(credentials: str) -> str:
 
 
 def _from_here(headers: Headers) -> bool:
-    """Whether no browser says that another site's page has sent a request."""
+    """Whether the headers do not name another site's page as the sender."""
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site") not in ("cross-site", "same-site")
@@ -143,9 +142,9 @@ def _from_here(headers: Headers) -> bool:
 
 
 def _is_link(headers: Headers, method: str, path: str) -> bool:
-    """Whether a browser says that it goes to the page, such as by a link of another site, and shows it alone."""
-    said = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
-    return method == "GET" and path == "/" and said == (None, "navigate", "document")
+    """Whether the headers are those of a link to the page, which a browser opens in a window of its own."""
+    given = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+    return method == "GET" and path == "/" and given == (None, "navigate", "document")
 
 
 def _name(host: str) -> str:
@@ -156,22 +155,22 @@ def _name(host: str) -> str:
 
 
 class RequestLimitsMiddleware:
-    """Reads the body of a request within limits, lets the application answer it in time, and the client read that.
+    """Limits the body of a request, the time for its response, and the responses that clients have not yet read.
 
     GET and HEAD have no body, and are let through however many other requests there are.
 
-    Clients that stall make room for others. Of too many requests, that is dropped whose body has been on its way for
-    longest; of too many bytes of answers, the one that is read most slowly is cut off. The first 64 KiB of a body are
-    not counted, so that small ones are read however many large ones there are.
+    Stalled clients are disconnected when others need the room. Of too many requests, the one whose body has been
+    arriving for longest is dropped; of too many bytes of responses, the one that is read most slowly. The first 64 KiB
+    of a body are not counted, so small bodies are read however many large ones there are.
 
-    A request whose client leaves is dropped: what it still waits for is not computed.
+    A request whose client disconnects is dropped, and its queued items are not computed.
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
         """Wraps an application.
 
         Args:
-            app: What answers.
+            app: The application.
             max_body: Bytes of one body.
             timeout: Seconds for a whole request.
             requests: Most with a body that are read or answered at once.
@@ -182,7 +181,7 @@ class RequestLimitsMiddleware:
         self._answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or says why not."""
+        """Handles a request, or responds with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -203,7 +202,7 @@ class RequestLimitsMiddleware:
     async def _answered(
         self, scope: Scope, headers: Headers, body: bytearray, receive: Receive, send: Send
     ) -> ApiError | None:
-        """Answers a request; returns an error if nothing was sent yet."""
+        """Handles a request; returns an error if nothing was sent yet."""
         deadline = asyncio.get_running_loop().time() + self._timeout
         limit = asyncio.timeout_at(deadline)
         self._reading[limit] = None
@@ -224,7 +223,7 @@ class RequestLimitsMiddleware:
     async def _in_time(
         self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float
     ) -> ApiError | None:
-        """Lets the application answer; it is cancelled at the deadline, and when the client leaves or stalls."""
+        """Runs the application; it is cancelled at the deadline, and when the client disconnects or stalls."""
         left, limit = False, asyncio.timeout_at(deadline)
         answer = _Answer(send, limit, self._answers, _BODIES * self._max_body)
         try:
@@ -249,7 +248,7 @@ class RequestLimitsMiddleware:
         return None
 
     async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> bool:
-        """Reads the body; False if the client left.
+        """Reads the body; False if the client disconnected.
 
         Raises:
             ApiError: It is too large, or too many others are being read.
@@ -285,7 +284,7 @@ class RequestLimitsMiddleware:
 
     @contextmanager
     def _holding(self, body: bytearray) -> Iterator[None]:
-        """Gives back in the end what the body took of what may be held."""
+        """Counts the request and its body until the end of the block."""
         self._requests += 1
         try:
             yield
@@ -295,7 +294,7 @@ class RequestLimitsMiddleware:
 
 
 class _Answer:
-    """Sends an answer in parts, so that it is known how much of it is still to be read."""
+    """Sends a response in parts, and counts the bytes that the client has not yet read."""
 
     def __init__(self, send: Send, limit: asyncio.Timeout, others: set[_Answer], most: int) -> None:
         self._send, self._limit, self._others, self._most = send, limit, others, most
@@ -321,7 +320,7 @@ class _Answer:
             self._others.discard(self)
 
     def _make_room(self) -> None:
-        """Cuts off those that are read most slowly until all answers together are no larger than they may be."""
+        """Disconnects the clients that read most slowly until all responses together are within the limit."""
         now = asyncio.get_running_loop().time()
         while self._others and self._size + sum(other._size for other in self._others) > self._most:
             slowest = min(self._others, key=lambda other: other._sent / (now - other._since + 1e-3))
@@ -371,7 +370,7 @@ async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
 
 
 async def _cut_off(scope: Scope, receive: Receive) -> None:
-    """Ends the connection of an answer that was begun."""
+    """Closes the connection of a response that was begun."""
     if ABORT in scope.get("extensions", {}):
         scope["extensions"][ABORT]["end"]()
         await _left(receive)

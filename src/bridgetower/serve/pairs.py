@@ -1,14 +1,16 @@
-"""What a model computes of images with texts, in a route for each use."""
+"""Routes for images with texts: one for each kind of result, from a table, and explanations."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Response
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
@@ -24,7 +26,7 @@ from bridgetower.serve.schemas import (
     Usage,
     long_json_of,
 )
-from bridgetower.serve.service import PairInputs, PairUse, Served, Service
+from bridgetower.serve.service import PairInputs, PairUse, Served
 
 router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
@@ -33,42 +35,12 @@ _DIGITS = 6  # of a share of attention, after the point
 _QUALITY = 88  # of the JPEG of a view
 
 
-class MatchRequest(Body):
-    """Images and texts; the first image goes with the first text."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"images": IMAGE, "texts": ["a red square", "two dogs in the snow"], "all_pairs": True}]
-        }
-    )
-
-    images: Images
-    texts: Texts
-    all_pairs: bool = Field(False, description="Match every image with every text.")
-
-
 class Match(BaseModel):
-    """An image and a text."""
+    """An image and a text; with `all_pairs`, the pairs of the first image come first."""
 
     image: int = Field(description="Number of the image.")
     text: int = Field(description="Number of the text.")
     probability: float = Field(description="That they belong together.")
-
-
-class MatchResponse(Listed[Match]):
-    """A probability for every pair; with `all_pairs`, those of the first image come first."""
-
-
-class AnswerRequest(Body):
-    """Images and a question about each."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"images": IMAGE, "questions": "what colour is the square?", "top": 3}]}
-    )
-
-    images: Images
-    questions: Texts
-    top: Top = 5
 
 
 class Choice(BaseModel):
@@ -85,20 +57,6 @@ class Answers(BaseModel):
     answers: list[Choice] = Field(description="Whose probabilities do not sum to one.")
 
 
-class AnswerResponse(Listed[Answers]):
-    """Answers to every question."""
-
-
-class FillMaskRequest(Body):
-    """Images and a text about each, with masks where words are missing."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"images": IMAGE, "texts": "a <mask> square"}]})
-
-    images: Images
-    texts: Texts
-    top: Top = 5
-
-
 class Word(BaseModel):
     """A candidate for a masked word."""
 
@@ -113,50 +71,11 @@ class Filled(BaseModel):
     masks: list[list[Word]]
 
 
-class FillMaskResponse(Listed[Filled]):
-    """Words for the masks of every text."""
-
-
-class EntailRequest(Body):
-    """Images and a statement about each."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"images": IMAGE, "statements": "it is red"}]})
-
-    images: Images
-    statements: Texts
-
-
-class ReasonRequest(Body):
-    """Left images, right images, and a statement about each two."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"images": IMAGE, "images_2": IMAGE, "statements": "both are red"}]}
-    )
-
-    images: Images
-    images_2: Images
-    statements: Texts
-
-
-class ClassifyRequest(Body):
-    """Images, texts, or images with texts."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"images": IMAGE, "texts": "a red square"}]})
-
-    images: Images | None = None
-    texts: Texts | None = None
-    top: Top | None = Field(None, description="Classes per input; all if left out.")
-
-
 class Judged(BaseModel):
     """The judgements of a statement, likeliest first."""
 
     index: int
     judgements: list[Choice]
-
-
-class JudgedResponse(Listed[Judged]):
-    """Judgements of every statement."""
 
 
 class Classified(BaseModel):
@@ -166,14 +85,156 @@ class Classified(BaseModel):
     classes: list[Choice]
 
 
-class ClassifiedResponse(Listed[Classified]):
-    """Classes of every input."""
+class PairRequest(Body):
+    """Images with texts.
+
+    Attributes:
+        use: Name of the route, and what it computes.
+        entry: Type of an entry of the response; its last field has the result.
+    """
+
+    use: ClassVar[PairUse]
+    entry: ClassVar[type[BaseModel]]
+
+    images: Images
+    texts: Texts
+
+    def inputs(self) -> PairInputs:
+        """Returns the images and texts."""
+        field = type(self).model_fields["texts"].alias or "texts"
+        return PairInputs(images=self.images, texts=self.texts, params=("images", field))
+
+    def most(self) -> int:
+        """Returns how many classes, or words for a mask, to return."""
+        top: int = getattr(self, "top", None) or _ALL
+        return top
 
 
-class ExplainRequest(Body):
+def _example(**fields: Any) -> dict[str, Any]:
+    return {"examples": [{"images": IMAGE, **fields}]}
+
+
+class MatchRequest(
+    PairRequest, json_schema_extra=_example(texts=["a red square", "two dogs in the snow"], all_pairs=True)
+):
+    """Compute the probability that images and texts belong together: image n and text n, or all pairs."""
+
+    use = "match"
+    entry = Match
+    all_pairs: bool = Field(False, description="Match every image with every text.")
+
+    def inputs(self) -> PairInputs:
+        """Returns the images and texts, every image with every text if this is set."""
+        return replace(super().inputs(), all_pairs=self.all_pairs)
+
+
+class AnswerRequest(PairRequest, json_schema_extra=_example(questions="what colour is the square?", top=3)):
+    """Answer questions about images, with a model that was fine-tuned on VQA."""
+
+    use = "answer"
+    entry = Answers
+    texts: Texts = Field(alias="questions")
+    top: Top = 5
+
+
+class FillMaskRequest(PairRequest, json_schema_extra=_example(texts="a <mask> square")):
+    """Fill masked words of texts about images."""
+
+    use = "fill-mask"
+    entry = Filled
+    top: Top = 5
+
+
+class EntailRequest(PairRequest, json_schema_extra=_example(statements="it is red")):
+    """Classify whether images contradict, are neutral to or entail statements, with a model fine-tuned on SNLI-VE."""
+
+    use = "entail"
+    entry = Judged
+    texts: Texts = Field(alias="statements")
+
+
+class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, statements="both are red")):
+    """Classify statements about a left and a right image as true or false, with a model fine-tuned on NLVR2."""
+
+    use = "reason"
+    entry = Judged
+    images_2: Images
+    texts: Texts = Field(alias="statements")
+
+    def inputs(self) -> PairInputs:
+        """Returns the images and statements.
+
+        Raises:
+            ApiError: The numbers of images differ.
+        """
+        first, second = len(self.images), len(self.images_2)
+        if first != second:
+            message = f"{first} images and {second} images_2; expected a second one for each first"
+            raise ApiError(400, message, param="images_2")
+        return replace(super().inputs(), images_2=self.images_2)
+
+
+class ClassifyRequest(PairRequest, json_schema_extra=_example(texts="a red square")):
+    """Classify images, texts, or images with texts, with a model fine-tuned on a table of one's own."""
+
+    use = "classify"
+    entry = Classified
+    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
+    texts: Texts | None = None  # type: ignore[assignment]
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+
+    def inputs(self) -> PairInputs:
+        """Returns the images and texts, with None or "" in the place of those that are missing.
+
+        Raises:
+            ApiError: Both are missing.
+        """
+        if self.images is None and self.texts is None:
+            raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
+        images: Sequence[str | None] = self.images or [None] * len(self.texts or ())
+        return PairInputs(images=images, texts=self.texts or [""] * len(images))
+
+
+def _handler(request: type[PairRequest]) -> Callable[..., Any]:
+    """Returns the function that handles requests of a type."""
+    *_, result = request.entry.model_fields
+
+    async def handle(body: PairRequest, service: Served) -> Response:
+        given = body.inputs()
+        image_param, text_param = given.params
+        count = given.count() + len(given.images_2)
+        param = text_param if given.images[0] is None else image_param
+        with service.admission(count, param, body.model, body.use):
+            outcomes, tokens = await service.pairs(body.use, given, top=body.most(), truncate=body.truncate)
+
+        def content() -> BaseModel:
+            data = [
+                {"index": number, "image": image, "text": text, result: outcome}
+                for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True))
+            ]
+            listed = {"data": data, "model": service.model_for(body.use).name, "usage": Usage.of(tokens)}
+            return Listed[body.entry].model_validate(listed, from_attributes=True)  # type: ignore[name-defined]
+
+        return await long_json_of(content, _num_values(outcomes))
+
+    handle.__annotations__["body"] = request
+    return handle
+
+
+for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest, ClassifyRequest):
+    router.add_api_route(
+        f"/v1/{_request.use}",
+        _handler(_request),
+        methods=["POST"],
+        name=_request.use.replace("-", "_"),
+        description=_request.__doc__,
+        response_model=Listed[_request.entry],  # type: ignore[name-defined]  # made at run time
+        responses=COMPUTING,
+    )
+
+
+class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
     """An image and a text about it."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]})
 
     image: str = Field(description="Data URI of an image.")
     text: Text = Field(description="With at least one word.")
@@ -194,93 +255,6 @@ class ExplainResponse(BaseModel):
     probability: float | None = Field(None, description="That image and text match, if the model has a head for it.")
     view: str | None = Field(None, description="Data URI of the part of the image that the maps cover.")
     usage: Usage
-
-
-@router.post("/v1/match", response_model=MatchResponse, responses=COMPUTING)
-async def match(body: MatchRequest, service: Served) -> Response:
-    """Say how well images and texts belong together."""
-    given = PairInputs(images=body.images, texts=body.texts, all_pairs=body.all_pairs)
-    return await _computed("match", body, given, service, MatchResponse, "probability")
-
-
-@router.post("/v1/answer", response_model=AnswerResponse, responses=COMPUTING)
-async def answer(body: AnswerRequest, service: Served) -> Response:
-    """Answer questions about images, with a model that was fine-tuned on VQA."""
-    given = PairInputs(images=body.images, texts=body.questions, params=("images", "questions"))
-    return await _computed("answer", body, given, service, AnswerResponse, "answers", top=body.top)
-
-
-@router.post("/v1/fill-mask", response_model=FillMaskResponse, responses=COMPUTING)
-async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
-    """Fill masked words of texts about images."""
-    given = PairInputs(images=body.images, texts=body.texts)
-    return await _computed("fill-mask", body, given, service, FillMaskResponse, "masks", top=body.top)
-
-
-@router.post("/v1/entail", response_model=JudgedResponse, responses=COMPUTING)
-async def entail(body: EntailRequest, service: Served) -> Response:
-    """Say whether images contradict, leave open or entail statements, with a model fine-tuned on SNLI-VE."""
-    given = PairInputs(images=body.images, texts=body.statements, params=("images", "statements"))
-    return await _computed("entail", body, given, service, JudgedResponse, "judgements", top=_ALL)
-
-
-@router.post("/v1/reason", response_model=JudgedResponse, responses=COMPUTING)
-async def reason(body: ReasonRequest, service: Served) -> Response:
-    """Say whether statements about two images each are true, with a model fine-tuned on NLVR2."""
-    first, second = body.images, body.images_2
-    if len(first) != len(second):
-        message = f"{len(first)} images and {len(second)} images_2; expected a second one for each first"
-        raise ApiError(400, message, param="images_2")
-    given = PairInputs(images=first, images_2=second, texts=body.statements, params=("images", "statements"))
-    return await _computed("reason", body, given, service, JudgedResponse, "judgements", top=_ALL)
-
-
-@router.post("/v1/classify", response_model=ClassifiedResponse, responses=COMPUTING)
-async def classify(body: ClassifyRequest, service: Served) -> Response:
-    """Classify images, texts, or images with texts, with a model fine-tuned on a table of one's own."""
-    if body.images is None and body.texts is None:
-        raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
-    given = PairInputs(
-        images=body.images or [None] * len(body.texts or ()), texts=body.texts or [""] * len(body.images or ())
-    )
-    return await _computed("classify", body, given, service, ClassifiedResponse, "classes", top=body.top or _ALL)
-
-
-async def _computed(
-    use: PairUse,
-    body: Body,
-    given: PairInputs,
-    service: Service,
-    response: type[BaseModel],
-    result: str,
-    *,
-    top: int = 1,
-) -> Response:
-    """Computes something of images with texts.
-
-    Args:
-        use: What is computed.
-        body: The request.
-        given: Its images and texts.
-        service: Computes it.
-        response: That is returned.
-        result: Field of its entries for what was computed; they may also have `index`, `image` and `text`.
-        top: Answers or classes, or words per mask.
-    """
-    image_param, text_param = given.params
-    count, param = given.count() + len(given.images_2), text_param if given.images[0] is None else image_param
-    with service.admission(count, param, body.model, use):
-        outcomes, tokens = await service.pairs(use, given, top=top, truncate=body.truncate)
-
-    def content() -> BaseModel:
-        data = [
-            {"index": number, "image": image, "text": text, result: outcome}
-            for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True))
-        ]
-        listed = {"data": data, "model": service.model_for(use).name, "usage": Usage.of(tokens)}
-        return response.model_validate(listed, from_attributes=True)
-
-    return await long_json_of(content, _num_values(outcomes))
 
 
 def _num_values(outcome: Any) -> int:

@@ -60,7 +60,7 @@ class Batcher(Generic[_Item, _Result]):
     """Computes items in batches, in one thread.
 
     It never waits for a batch to fill: while one is computed, the next one gathers. Requests take turns, so that one
-    of many items does not hold up those of few.
+    of many items does not delay those of few.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ Turn = deque[tuple["Future[Any]", Callable[[], Any]]]
 
 
 class Turns:
-    """Threads that do a piece of work of each request in turn, so that one with many does not hold up the others.
+    """Threads that do a piece of work of each request in turn, so that one with many does not delay the others.
 
     Work in a library, such as decoding an image, cannot be ended. So the threads do not keep the process from ending.
     """
@@ -246,7 +246,7 @@ class Turns:
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())
-            except Exception as error:  # noqa: BLE001 - who waits is told
+            except Exception as error:  # noqa: BLE001 - passed to the caller
                 future.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
                 future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -38,7 +38,7 @@ _SPECIAL = [
         "224.0.0.0/3",  # multicast and what is reserved
     )
 ]
-"""Networks for special purposes, as IANA's registries have them; those that Python knows differ by its release."""
+"""Networks for special purposes, as IANA's registries have them; those in Python differ by its release."""
 
 
 class RemoteImages:
@@ -94,7 +94,7 @@ class RemoteImages:
         """Returns what is at a URL.
 
         Raises:
-            ValueError: Its host is not allowed, it did not arrive in time, or what it answers is no file.
+            ValueError: Its host is not allowed, it did not arrive in time, or its response is no file.
             OSError: It cannot be reached.
         """
         deadline = _Deadline(self._timeout)
@@ -152,7 +152,7 @@ class RemoteImages:
         return found[0]
 
     def _found(self, host: str, port: int, deadline: _Deadline) -> list[str]:
-        """Looks a name up in a thread of its own, which is left alone at the deadline: it cannot be ended."""
+        """Looks a name up in a thread of its own, which outlives the deadline: it cannot be ended."""
         if not self._look_ups.acquire(timeout=deadline.left()):
             raise TimeoutError
         answer: Future[list[str]] = Future()

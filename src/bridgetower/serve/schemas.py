@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from annotated_types import Len
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from bridgetower.files import visible
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
@@ -24,23 +24,19 @@ IMAGE = (
 """A red square, for examples."""
 
 
-_PARTS_AT_ONCE = 1000  # of an answer, that are built in less time than anybody notices
+_PARTS_AT_ONCE = 1000  # of a response; building them takes about a millisecond
 _NAME = 4096  # characters; a model may be named by its path
 
 
-class Body(BaseModel):
+class Body(BaseModel, extra="forbid"):
     """A request; a field that would be ignored is an error."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
         None,
         max_length=_NAME,
         description="Name of the model, as `/v1/models` has it; the one that serves it if left out.",
     )
-    user: str | None = Field(
-        None, max_length=_NAME, description="Taken for the sake of OpenAI's clients; nothing is done with it."
-    )
+    user: str | None = Field(None, max_length=_NAME, description="Accepted because OpenAI's clients send it; not used.")
     truncate: bool = Field(False, description="Cut texts that are too long instead of refusing them.")
 
 
@@ -93,12 +89,12 @@ _REASONS = {
     404: "There is no such model.",
     408: "The request was not sent in time.",
     413: "The body is too large, or there are too many items.",
-    429: "The queue is full; `Retry-After` says when to come back.",
+    429: "The queue is full; `Retry-After` has the seconds to wait.",
     503: "It took too long, or the server is not ready.",
 }
 
 COMPUTING = errors(400, 401, 404, 408, 413, 429, 503)
-"""Errors of every route that asks the model."""
+"""Errors of every route that uses the model."""
 
 
 def _several(given: object) -> object:
@@ -159,7 +155,7 @@ class JsonRoute(APIRoute):
     """A route whose body is parsed and validated outside the event loop."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns what answers a request."""
+        """Returns the function that handles a request."""
         answer = super().get_route_handler()
         if self.body_field is None:
             return answer

@@ -13,7 +13,7 @@ import torch
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized, media_type, open_reduced
@@ -53,15 +53,14 @@ Size = Annotated[
 ]
 
 
-class SearchRequest(Body):
-    """A text, an image or both, and which images to look through."""
+_EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}]}
-    )
 
-    query: Text | None = Field(None, description="What should be seen.")
-    image: str | None = Field(None, description="Data URI of an image that the hits should be like.")
+class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
+    """A text, an image or both, and which images to search."""
+
+    query: Text | None = Field(None, description="Description of the images to find.")
+    image: str | None = Field(None, description="Data URI of an image; similar images are found.")
     top: Top = 10
     rerank: int | None = Field(
         None,
@@ -174,7 +173,7 @@ class IndexResponse(BaseModel):
 
 @router.get("/v1/index", response_model=IndexResponse, responses=errors(401))
 async def index(service: Served) -> Response:
-    """Say how many images can be searched, and show some."""
+    """Return the number of images in the index, and some of them."""
     count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
     shown = [IndexedImage(id=one.digest, **vars(one)) for one in examples]
     return json_of(IndexResponse(images=count, examples=shown))

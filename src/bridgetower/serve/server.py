@@ -1,4 +1,4 @@
-"""Runs the application: where it listens, how long a connection may keep silent, how it ends."""
+"""Runs the application: its address, limits on connections, shutdown."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def listen(config: ServeConfig) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (while attempting")[0]  # Python names the address again
         raise OSError(f"cannot listen at {config.host}, port {config.port}: {reason}; choose another") from error
-    # asyncio sets this only on sockets that name their protocol; without it an answer may wait 40 ms for its client.
+    # asyncio sets this only on sockets that name their protocol; without it a response may be delayed by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def serve(service: Service, listener: socket.socket) -> None:
-    """Serves until the process gets SIGTERM or Ctrl-C, then finishes what it has taken in.
+    """Serves until the process gets SIGTERM or Ctrl-C, then finishes the requests that it has.
 
     Args:
         service: The model.
@@ -63,16 +63,16 @@ def serve(service: Service, listener: socket.socket) -> None:
     """
     server = server_of(service, connections=min(_CONNECTIONS, _open_files() // 4))
     gc.collect()
-    gc.freeze()  # what was loaded stays: looking through it again and again would stop the server for 0.15 s each time
+    gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
     server.run(sockets=[listener])
 
 
 def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
-    """Returns what serves a model once it is run.
+    """Returns the server of a model, not yet running.
 
     Args:
         service: The model.
-        connections: Most at once; of more, those that have waited longest for a request are closed.
+        connections: Most at once; of more, those that have been idle for longest are closed.
         patience: Seconds for the headers of a request.
     """
     timeout = service.config.timeout
@@ -93,7 +93,7 @@ def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: fl
 
 
 def _open_files() -> int:
-    """Lets the process have as many open files as are of use to it, and returns how many it may have of these."""
+    """Raises the process's limit of open files as far as useful and allowed, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
@@ -102,7 +102,7 @@ def _open_files() -> int:
 
 
 class _Server(uvicorn.Server):
-    """Says in the log what happens."""
+    """Logs its start and its end."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -123,13 +123,13 @@ class _Server(uvicorn.Server):
 
 @dataclass
 class Waiting:
-    """What the connections of a server share.
+    """Limits and idle connections of a server.
 
     Attributes:
-        most: Connections; of more, one that waits for a request is closed.
-        seconds: For the head of a request, and for reading on after an early answer.
-        stalled: Seconds for a client that reads nothing of its answer.
-        idle: Those that wait for a request, the one that has waited longest first.
+        most: Connections; of more, an idle one is closed.
+        seconds: For the headers of a request, and for reading on after an early response.
+        stalled: Seconds after which a client that reads nothing of its response is disconnected.
+        idle: Connections without a request, the one that has been idle for longest first.
     """
 
     most: int
@@ -139,7 +139,7 @@ class Waiting:
 
 
 class Connection(H11Protocol):
-    """A connection that does not wait for ever: not for a request, and not for a client to read its answer."""
+    """A connection with limits on the time for a request to arrive, and for its response to be read."""
 
     def __init__(self, *, waiting: Waiting, **settings: Any) -> None:
         super().__init__(**settings)
@@ -150,7 +150,7 @@ class Connection(H11Protocol):
         self.app = self._abortable(self.app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for a request; closes another connection if there are too many."""
+        """Counts the connection as idle; closes an idle one if there are too many."""
         super().connection_made(transport)
         self._look()
         if len(self.connections) > self._waiting.most:
@@ -161,7 +161,7 @@ class Connection(H11Protocol):
             longest._close()
 
     def data_received(self, data: bytes) -> None:
-        """Takes a part of a request; what comes after an error is thrown away."""
+        """Takes a part of a request; what follows an error is discarded."""
         if not self._refused:
             super().data_received(data)
             self._look()
@@ -172,7 +172,7 @@ class Connection(H11Protocol):
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends all waiting."""
+        """Cancels all timers."""
         super().connection_lost(exc)
         self._waiting.idle.pop(self, None)
         for timer in (self._late, self._stalled):
@@ -180,27 +180,27 @@ class Connection(H11Protocol):
                 timer.cancel()
 
     def pause_writing(self) -> None:
-        """Waits for the client to read, but not for ever."""
+        """Starts the timer for a client that does not read."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self._waiting.stalled, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Goes on writing."""
+        """Stops that timer."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Ends a connection that was not used again."""
+        """Closes a connection that was not used again."""
         self._close()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP."""
+        """Responds to what is not valid HTTP."""
         message = "the request is not valid HTTP, or its headers are too long; expected HTTP/1.1"
         self._refuse(ApiError(400, message, code="invalid_http"))
 
     def _abortable(self, app: Any) -> ASGIApp:
-        """Lets an application end the connection at once."""
+        """Gives an application a way to close the connection at once."""
 
         async def call(scope: Scope, receive: Receive, send: Send) -> None:
             scope.setdefault("extensions", {})[ABORT] = {"end": self.transport.abort}
@@ -214,7 +214,7 @@ class Connection(H11Protocol):
         return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def _look(self) -> None:
-        """Notes whether it waits for a request, and sees to it that one that is on its way arrives in time."""
+        """Notes whether it is idle, and starts or stops the timer for the headers of a request."""
         if self.cycle is not None and not self.cycle.response_complete and not self._refused:
             self._waiting.idle.pop(self, None)
             in_time = True
@@ -229,14 +229,14 @@ class Connection(H11Protocol):
             self._late = self.loop.call_later(self._waiting.seconds, self._end, ApiError(408, message))
 
     def _end(self, error: ApiError) -> None:
-        """Ends it, and says why if a request had begun."""
+        """Closes it, with an error if a request had begun."""
         if self._begun and not self._refused:
             self._refuse(error)
         else:
             self._close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answers with an error, then reads on for a while: closing at once could take the answer from the client."""
+        """Responds with an error, then reads on for a while: closing at once could lose the response."""
         self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
@@ -254,7 +254,7 @@ class Connection(H11Protocol):
         self.loop.call_later(self._waiting.seconds, self._close)
 
     def _close(self) -> None:
-        """Closes it, whether or not the client reads what is still to be sent."""
+        """Closes it, even if the client does not read what is still to be sent."""
         self._waiting.idle.pop(self, None)
         self.transport.close()
         if self.transport.get_write_buffer_size():

@@ -1,4 +1,4 @@
-"""What the routes ask for: one model or two, the queue before them, and what is computed of a batch of it."""
+"""What the routes use: one model or two, their queue, and the computation of a batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionItem:
-    """An image and a text with a word in it, whose attention is wanted."""
+    """An image and a text with at least one word, for their cross-attention."""
 
     image: Pixels
     ids: Tokens
@@ -139,7 +139,7 @@ class Service:
         searcher: The model together with an index, if there is one.
         config: How it is served.
         started: When, in seconds since 1970.
-        metrics: Figures about all requests.
+        metrics: Of all requests.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ class Service:
         return await self.batcher.submit(items), model.tokens([*images, *images_2], texts)
 
     async def attention(self, image: Resized, ids: Tokens) -> Attention:
-        """Looks where the words of a text look in an image, as `analysis.attention.explain` does.
+        """Computes the cross-attention of the words of a text over an image, as `analysis.attention.explain` does.
 
         Raises:
             ApiError: The text has no word.

@@ -863,7 +863,8 @@ async function start() {
     el("input", { type: "radio", name: "use", id: `use-${name}`, onchange: () => choose(name) }), label)));
   $("insert-mask").textContent = `Insert ${mask}`;
   $("examine-intro").textContent = `Give an image and a text, and see what the model makes of both: ${offered.map(([, { label }]) => label.toLowerCase()).join(", ")}.`;
-  $("about").textContent = `Model: ${models.map((model) => model.id).join(", and for questions ")}`;
+  const names = models.map((model) => model.id.split("/").slice(-2).join("/")); // of a hub id all, of a path its end
+  $("about").textContent = `Model: ${names.join(", and for questions ")}`;
   $("to-search").hidden = index === null;
   if (index) offerExamples();
   $("loading").hidden = true;
