@@ -361,12 +361,7 @@ class Predictor:
     ) -> list[list[Choice]]: ...
 
     def answer(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        questions: str | Sequence[str],
-        *,
-        top: int = 5,
-        **options: Unpack[Options],
+        self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]
     ) -> list[Choice] | list[list[Choice]]:
         """Returns the `top` likeliest answers to each question about its image.
 
@@ -398,7 +393,7 @@ class Predictor:
     ) -> list[list[Choice]]: ...
 
     def entail(
-        self, images: ImageLike | Sequence[ImageLike], statements: str | Sequence[str], **options: Unpack[Options]
+        self, images: Images, statements: Texts, **options: Unpack[Options]
     ) -> list[Choice] | list[list[Choice]]:
         """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it.
 
@@ -430,11 +425,7 @@ class Predictor:
     ) -> list[list[Choice]]: ...
 
     def reason(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        images_2: ImageLike | Sequence[ImageLike],
-        statements: str | Sequence[str],
-        **options: Unpack[Options],
+        self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
     ) -> list[Choice] | list[list[Choice]]:
         """Returns whether each statement about two images is true.
 

@@ -1,4 +1,4 @@
-"""Matching, answering and filling over HTTP, equal to the direct calls."""
+"""Every route for images with texts is equal to the direct call, and what each refuses."""
 
 import resource
 import threading
@@ -15,7 +15,7 @@ from bridgetower.serve.schemas import Listed
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
-MASKED = ["a <mask> on <mask>", "<mask> bar"]
+MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
 
 
 def _most_memory() -> int:
@@ -29,19 +29,96 @@ def answering(answering_checkpoint: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def answers(answering: Predictor) -> Iterator[httpx.Client]:
-    with running(answering, name="answers") as client:
+def both(predictor: Predictor, answering: Predictor) -> Iterator[httpx.Client]:
+    """A server with two models, so that there is a head for every route of the table."""
+    with running(predictor, answering=answering, name="tiny") as client:
         yield client
 
 
-class TestMatch:
-    def test_one_to_one(self, post: Post, predictor: Predictor) -> None:
-        answer = post("/v1/match", images=URIS, texts=TEXTS)
-        assert [(row["image"], row["text"]) for row in answer["data"]] == [(0, 0), (1, 1), (2, 2)]
-        expected = predictor.match(PNGS, TEXTS).tolist()
-        assert [row["probability"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
-        assert answer["usage"]["total_tokens"] == 3 * 5 + sum(map(len, predictor.processor.token_ids(TEXTS)))
+DIRECT: dict[str, tuple[dict[str, Any], str, Callable[[Predictor], Any], int]] = {
+    "match": ({"texts": TEXTS}, "probability", lambda model: model.match(PNGS, TEXTS).tolist(), 1),
+    "fill-mask": ({"texts": MASKED, "top": 4}, "masks", lambda model: model.fill_mask(PNGS, MASKED, top=4), 1),
+    "answer": ({"questions": TEXTS, "top": 3}, "answers", lambda model: model.answer(PNGS, TEXTS, top=3), 1),
+    "entail": ({"statements": TEXTS}, "judgements", lambda model: model.entail(PNGS, TEXTS), 1),
+    "reason": (
+        {"images_2": URIS[::-1], "statements": TEXTS},
+        "judgements",
+        lambda model: model.reason(PNGS, PNGS[::-1], TEXTS),
+        2,
+    ),
+}
+"""By route: fields beside the images, field of the result, the direct call, and images for each text."""
 
+
+def compared(found: Any, expected: Any) -> None:
+    """Compares a result of any kind with that of the direct call."""
+    if isinstance(found, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            compared(one, other)
+    elif isinstance(found, dict):
+        probability = vars(expected)["probability"]
+        assert found == vars(expected) | {"probability": pytest.approx(probability, abs=1e-5)}
+    else:
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("use", DIRECT)
+def test_equal_to_the_direct_call(both: httpx.Client, predictor: Predictor, answering: Predictor, use: str) -> None:
+    body, field, call, num_images = DIRECT[use]
+    model = predictor if use in ("match", "fill-mask") else answering
+    answer = both.post(f"/v1/{use}", json={"images": URIS} | body).json()
+    assert answer["model"] == ("tiny" if model is predictor else model.source)
+    numbers = ("image", "text") if use == "match" else ("index",)
+    assert [[row[name] for name in numbers] for row in answer["data"]] == [[row] * len(numbers) for row in range(3)]
+    compared([row[field] for row in answer["data"]], call(model))
+    texts = next(value for name, value in body.items() if name in ("texts", "questions", "statements"))
+    tokens = sum(map(len, model.processor.token_ids(texts)))
+    assert answer["usage"]["total_tokens"] == num_images * len(PNGS) * 5 + tokens
+
+
+@pytest.mark.parametrize(
+    ("use", "missing"),
+    [
+        ("match", "no matching (ITM) head"),
+        ("fill-mask", "no masked-language (MLM) head"),
+        ("answer", "no vqa head"),
+        ("entail", "no snli_ve head"),
+        ("reason", "no nlvr2 head"),
+    ],
+)
+def test_a_model_without_the_head(refused: Post, answering: Predictor, use: str, missing: str) -> None:
+    body = {"images": URIS} | DIRECT[use][0]
+    if use in ("match", "fill-mask"):
+        with running(answering) as client:
+            error = error_of(client.post(f"/v1/{use}", json=body), 400)
+    else:
+        error = refused(f"/v1/{use}", **body)
+    assert error["code"] == "unsupported_by_model"
+    assert missing in error["message"]
+
+
+@pytest.mark.parametrize("top", [0, 101, "many", None])
+def test_top(both: httpx.Client, top: object) -> None:
+    body = {"images": URIS[0], "questions": "what?", "top": top}
+    assert error_of(both.post("/v1/answer", json=body), 400)["param"] == "top"
+
+
+def test_refused_statements(both: httpx.Client, answering: Predictor) -> None:
+    def refused(path: str, **body: Any) -> dict[str, Any]:
+        return error_of(both.post(path, json=body), 400)
+
+    assert "3 images and 2 texts" in refused("/v1/entail", images=URIS, statements=TEXTS[:2])["message"]
+    error = refused("/v1/reason", images=URIS, images_2=URIS[:2], statements=TEXTS)
+    assert (error["param"], "3 images and 2 images_2" in error["message"]) == ("images_2", True)
+    assert refused("/v1/reason", images=URIS[0], images_2="/etc/passwd", statements="a")["param"] == "images_2"
+    assert refused("/v1/entail", images=URIS[0], statements="red circle " * 30)["param"] == "statements"
+    with running(answering, max_items=5, queue=5) as client:
+        error = error_of(client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
+    assert error["message"] == "images: 6 items, the limit is 5; send several requests"
+
+
+class TestMatch:
     def test_all_pairs(self, post: Post, predictor: Predictor) -> None:
         answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
         assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
@@ -66,42 +143,8 @@ class TestMatch:
             assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
             assert _most_memory() - before < 100 * 2**20
 
-    def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
-        error = error_of(answers.post("/v1/match", json={"images": URIS[0], "texts": "a"}), 400)
-        assert "no matching (ITM) head" in error["message"]
-
-
-class TestAnswer:
-    def test_likeliest_first(self, answers: httpx.Client, answering: Predictor) -> None:
-        body = {"images": URIS, "questions": TEXTS, "top": 3}
-        data = answers.post("/v1/answer", json=body).json()["data"]
-        expected = answering.answer(PNGS, TEXTS, top=3)
-        assert [row["index"] for row in data] == [0, 1, 2]
-        for row, choices in zip(data, expected, strict=True):
-            assert [answer["label"] for answer in row["answers"]] == [choice.label for choice in choices]
-            probabilities = [answer["probability"] for answer in row["answers"]]
-            assert probabilities == pytest.approx([choice.probability for choice in choices], abs=1e-5)
-
-    def test_a_model_without_the_head(self, refused: Post) -> None:
-        error = refused("/v1/answer", images=URIS[0], questions="what?")
-        assert error["code"] == "unsupported_by_model"
-        assert "vqa" in error["message"]
-
-    @pytest.mark.parametrize("top", [0, 101, "many", None])
-    def test_top(self, answers: httpx.Client, top: object) -> None:
-        body = {"images": URIS[0], "questions": "what?", "top": top}
-        assert error_of(answers.post("/v1/answer", json=body), 400)["param"] == "top"
-
 
 class TestFillMask:
-    def test_words_per_mask(self, post: Post, predictor: Predictor) -> None:
-        data = post("/v1/fill-mask", images=URIS[:2], texts=MASKED, top=4)["data"]
-        for row, masks in zip(data, predictor.fill_mask(PNGS[:2], MASKED, top=4), strict=True):
-            for words, expected in zip(row["masks"], masks, strict=True):
-                assert [word["word"] for word in words] == [word.word for word in expected]
-                probabilities = [word["probability"] for word in words]
-                assert probabilities == pytest.approx([word.probability for word in expected], abs=1e-5)
-
     def test_no_mask(self, refused: Post) -> None:
         error = refused("/v1/fill-mask", images=URIS[:2], texts=["a <mask>", "a bar"])
         assert error["message"] == "texts: no mask in text 1; put <mask> where a word is missing"
@@ -112,7 +155,7 @@ class TestFillMask:
         with running(predictor, max_items=2, queue=2) as client:
             body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"]}
             assert client.post("/v1/fill-mask", json=body | {"top": 100}).status_code == 200
-            error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED, "top": 100}), 413)
+            error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2], "top": 100}), 413)
         assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
 
     def test_long_answers_are_built_in_a_thread(
@@ -134,7 +177,3 @@ class TestFillMask:
                 [word.word for word in expected]
             ] * number
         assert [name.startswith("asyncio") for name in threads] == [False, True]
-
-    def test_a_model_without_the_head(self, answers: httpx.Client) -> None:
-        error = error_of(answers.post("/v1/fill-mask", json={"images": URIS[0], "texts": "<mask>"}), 400)
-        assert "no masked-language (MLM) head" in error["message"]

@@ -103,53 +103,33 @@ LOADED = LoadOptions()
 logger = logging.getLogger(__name__)
 
 
-def model_or_demo(model: str | None, command: str) -> str:
+def model_or_demo(model: str | None, command: str, *, answering: bool = False) -> str:
     """Returns the model, or the one that the demo trained, with a message.
 
     Args:
         model: As given.
         command: That would name a model, for the error.
+        answering: The demo's model for questions, not the one for search.
 
     Raises:
         FileNotFoundError: None is given, and the demo has left none.
     """
-    if model is not None:
-        return model
-    trained = trained_model(FOLDER)
-    if not _is_whole(trained):
-        raise FileNotFoundError(
-            f"no model is given, and {FOLDER} has none: run `bridgetower demo`, which trains one, or name one with "
-            f"`{command}`"
-        )
-    logger.info("no model is given: using %s, which the demo trained", trained)
-    return str(trained)
-
-
-def answering_or_demo(model: str | None, command: str) -> str:
-    """Returns the model, or the demo's model for questions, with a message.
-
-    Args:
-        model: As given.
-        command: That would name a model, for the error.
-
-    Raises:
-        FileNotFoundError: None is given, and the demo has left none.
-    """
-    found = model or demo_answering()
+    found = demo_model(answering=answering) if model is None else model
     if found is None:
         raise FileNotFoundError(
-            f"no model is given, and {FOLDER} has none that answers questions: run `bridgetower demo`, which trains "
-            f"one, or name one with `{command}`"
+            f"no model is given, and {FOLDER} has none{' that answers questions' if answering else ''}: run "
+            f"`bridgetower demo`, which trains one, or name one with `{command}`"
         )
     return found
 
 
-def demo_answering() -> str | None:
-    """Returns the demo's model for questions, with a message; None if there is none."""
-    trained = answering_model(FOLDER)
-    if not _is_whole(trained):
+def demo_model(*, answering: bool) -> str | None:
+    """Returns the demo's model, with a message; None if there is none."""
+    trained = answering_model(FOLDER) if answering else trained_model(FOLDER)
+    if not (trained / "config.json").exists():  # it is written last
         return None
-    logger.info("no model to answer questions is given: using %s, which the demo trained", trained)
+    use = " to answer questions" if answering else ""
+    logger.info("no model%s is given: using %s, which the demo trained", use, trained)
     return str(trained)
 
 
@@ -169,8 +149,3 @@ def index_or_demo(index: str | None) -> str:
         )
     logger.info("no index is given: using %s, which the demo made", made)
     return str(made)
-
-
-def _is_whole(model: Path) -> bool:
-    """Whether a folder of a model is there; its config is written last."""
-    return (model / "config.json").exists()

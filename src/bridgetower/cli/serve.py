@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_answering, index_or_demo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_model, index_or_demo, model_or_demo
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
@@ -95,7 +95,7 @@ def service(
         searcher = Searcher(opened, loading.load(opened.model_or(chosen)))
         predictor = searcher.predictor
     if answer_model is None and model is None and predictor.model.vqa_head is None:
-        answer_model = demo_answering()
+        answer_model = demo_model(answering=True)
     return Service(predictor, config, searcher, _answering(answer_model, predictor, loading))
 
 

@@ -14,7 +14,6 @@ from bridgetower.cli.options import (
     Loading,
     Model,
     ModelOrDemo,
-    answering_or_demo,
     model_or_demo,
 )
 from bridgetower.cli.output import emit, emit_lines
@@ -226,7 +225,7 @@ def answer(
         truncate: Cut questions that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
-    found = answering_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT")
+    found = model_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT", answering=True)
     predictor, names = loading.load(found), list(map(str, images))
     chosen = predictor.answer(names, questions, top=top, **_options(batch_size, truncate))
     _emit({"image": names, "question": questions}, "answers", chosen, json=json)

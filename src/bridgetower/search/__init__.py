@@ -1,1 +1,1 @@
-"""Search: an index of images on disk, and what finds them in it."""
+"""Search: an index of images on disk, and searches in it."""

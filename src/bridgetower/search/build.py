@@ -33,7 +33,7 @@ _MAX_NAMED = 10  # bad images spelt out in an error
 
 @dataclass(frozen=True, kw_only=True)
 class IndexReport:
-    """What was done to an index.
+    """The changes of a run over an index.
 
     Attributes:
         images: In the index now.
@@ -225,7 +225,7 @@ def _check_bad(source: str | Path, report: IndexReport, max_errors: int) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class SourceManifest:
-    """All that a source names.
+    """The images of a source.
 
     Attributes:
         root: Folder that the paths start from.
@@ -240,7 +240,7 @@ class SourceManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What came of one image.
+    """The result of decoding one image.
 
     Attributes:
         source: As listed.

@@ -1,4 +1,4 @@
-"""Conditions in SQL that strangers may send: comparisons of columns, and nothing that could be made to take long."""
+"""Conditions in SQL from clients: comparisons of columns, and nothing that could take long."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Returns the first of pydantic's complaints about a request, with the field that it is about."""
+    """Returns the first of pydantic's errors about a request, with its field."""
     problem = problems[0]
     place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":

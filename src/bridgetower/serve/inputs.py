@@ -1,4 +1,4 @@
-"""From what a request holds to what the model takes: images out of data URIs, token ids out of texts."""
+"""Inputs of the model from those of a request: images from data URIs, token ids from texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridgetower.serve.queues import Turn, Turns
 from bridgetower.serve.remote import RemoteImages
 
 MAX_CHARACTERS = 20_000
-"""Of one text. A model takes far less; this keeps the tokenizer from work that is refused or cut in the end."""
+"""Of one text. Models take far fewer; longer texts would be tokenised only to be refused or cut."""
 
 OR_CUT = ', or send "truncate": true to cut it'
 """Ends the error about a text that is too long."""
@@ -94,23 +94,23 @@ class Inputs:
             )
 
     async def in_thread(self, work: Callable[[], _Result]) -> _Result:
-        """Returns what a function returns that decodes something, without holding up the event loop."""
+        """Runs a function that decodes something, in a thread."""
         with self._threads.turn() as turn:
             return await self._threads.run(turn, work)
 
     async def each(self, works: Sequence[Callable[[], _Result]]) -> list[_Result]:
-        """Returns what functions return that decode something, without holding up the event loop or other requests."""
+        """Runs functions that decode something, in threads, in turn with other requests."""
         with self._threads.turn() as turn:
             return await asyncio.gather(*(self._threads.run(turn, work) for work in works))
 
     def close(self) -> None:
-        """Ends the threads; what is being decoded is not waited for."""
+        """Ends the threads without waiting for work that was begun."""
         self._threads.close()
         if self._remote is not None:
             self._remote.close()
 
     async def _usable(self, turn: Turn, source: str, param: str, decoded: Callable[[bytes], _Result]) -> _Result:
-        """Returns what a function that decodes makes of the file of an image."""
+        """Runs a function that decodes, on the content of an image."""
         try:
             if self._remote is not None and _URL.match(source):
                 async with self._remote.fetched(source) as content:
@@ -151,7 +151,7 @@ def _content(source: str) -> bytes:
 
 
 def _decoded(source: str, begin: int) -> bytes:
-    """Decodes the base64 from some place on.
+    """Decodes base64 from a place on.
 
     Raises:
         ValueError: It is damaged.

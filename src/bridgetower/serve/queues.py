@@ -1,4 +1,4 @@
-"""Queues in which requests take turns: items that one thread computes in batches, and work that threads do."""
+"""Queues that serve requests in turn: items, computed in batches by one thread, and work for several threads."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimate
 
 
 class QueueFullError(Exception):
-    """Too many items wait.
+    """Too many items are queued.
 
     Attributes:
-        retry_after: Seconds until those that wait are likely to be done.
+        retry_after: Estimated seconds until the queued items are computed.
     """
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"too many items wait; try again in {retry_after} s")
+        super().__init__(f"too many items are queued; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
 class _Request(Generic[_Item, _Result]):
-    """Items of one `submit` that are still to be taken, and the results of those that were."""
+    """Items of one `submit`, and the results of those that were computed."""
 
     def __init__(self, items: Sequence[_Item]) -> None:
         self.items, self.taken = items, 0
@@ -90,20 +90,20 @@ class Batcher(Generic[_Item, _Result]):
 
     @property
     def admitted(self) -> int:
-        """Items taken in and not yet answered."""
+        """Items admitted and not yet finished."""
         return self._admitted
 
     @property
     def alive(self) -> bool:
-        """Whether items are computed at all."""
+        """Whether the loop that computes items is running."""
         return not self._work.done()
 
     @contextmanager
     def admission(self, count: int) -> Iterator[None]:
-        """Keeps room for so many items, from before they are prepared until they are answered.
+        """Reserves places for items, from before they are prepared until their response is ready.
 
         Raises:
-            QueueFullError: There is no room.
+            QueueFullError: Too few places are free.
         """
         if self._admitted + count > self._queue:
             raise QueueFullError(max(1, math.ceil(self._admitted / self._rate)))
@@ -173,7 +173,7 @@ class Batcher(Generic[_Item, _Result]):
 
 
 Turn = deque[tuple["Future[Any]", Callable[[], Any]]]
-"""What one request still waits for."""
+"""Work of one request that is not yet begun."""
 
 
 class Turns:
@@ -195,7 +195,7 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
-        """Lends what the work of one request is given with; at the end of the block, what was not begun is dropped."""
+        """Yields the queue of one request; at the end of the block, work that was not begun is dropped."""
         turn: Turn = deque()
         try:
             yield turn
@@ -206,7 +206,7 @@ class Turns:
                     turn.clear()
 
     async def run(self, turn: Turn, work: Callable[[], _Result]) -> _Result:
-        """Returns what work returns, done in a thread; if it is cancelled before it begins, it is not done."""
+        """Returns the result of work in a thread; if it is cancelled before it begins, it is not done."""
         future: Future[_Result] = Future()
         with self._changed:
             if self._closed:
@@ -221,7 +221,7 @@ class Turns:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Drops what was not begun, and waits for nothing."""
+        """Drops work that was not begun, without waiting for the rest."""
         with self._changed:
             self._closed = True
             for turn in self._waiting:
@@ -234,7 +234,7 @@ class Turns:
             pass
 
     def _do_next(self) -> bool:
-        """Does a piece of work, which is forgotten when it is done; False once it is closed."""
+        """Does a piece of work; False once it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:

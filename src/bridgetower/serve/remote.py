@@ -87,7 +87,7 @@ class RemoteImages:
             yield content
 
     def close(self) -> None:
-        """Ends the threads; what is being fetched is not waited for."""
+        """Ends the threads without waiting for fetches that were begun."""
         self._threads.close()
 
     def fetch(self, url: str) -> bytes:
@@ -141,7 +141,7 @@ class RemoteImages:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        """What certificates are checked with; reading those of the system takes longer than many an image."""
+        """Checks certificates; kept, because reading those of the system is slow."""
         return ssl.create_default_context()
 
     def _address(self, host: str, port: int, deadline: _Deadline) -> str:
@@ -174,14 +174,14 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the internet, and does not stand for another address."""
+    """Whether an address is public and does not embed another address."""
     if address.version == 6 and address not in _INTERNET:
         return False
     return address.is_global and not any(address in network for network in _SPECIAL)
 
 
 class _Deadline:
-    """When all of a fetch must be over."""
+    """The deadline of a fetch."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -194,7 +194,7 @@ class _Deadline:
 
 
 class _Incoming(io.RawIOBase):
-    """What a socket receives until the deadline, however small the pieces."""
+    """Reads from a socket until the deadline, however small the pieces."""
 
     def __init__(self, raw: io.RawIOBase, connection: socket.socket, deadline: _Deadline) -> None:
         self._raw, self._connection, self._deadline = raw, connection, deadline
@@ -220,7 +220,7 @@ class _Response(HTTPResponse):
 
 
 class _Pinned(HTTPConnection):
-    """Connects to an address that was checked, whatever the name leads to by now; a certificate must be the name's."""
+    """Connects to an address that was checked, even if the name resolves to another by now; TLS checks the name."""
 
     response_class: Any
 

@@ -24,7 +24,7 @@ IMAGE = (
 """A red square, for examples."""
 
 
-_PARTS_AT_ONCE = 1000  # of a response; building them takes about a millisecond
+_PARTS_AT_ONCE = 1000  # of a response, that are built in the event loop
 _NAME = 4096  # characters; a model may be named by its path
 
 
@@ -41,7 +41,7 @@ class Body(BaseModel, extra="forbid"):
 
 
 class Usage(BaseModel):
-    """What a request took: positions that the towers read, those of padding not counted."""
+    """Positions that the towers read for a request, without padding."""
 
     prompt_tokens: int = Field(description="Tokens of texts, and for each image its patches and one more.")
     total_tokens: int = Field(description="The same: nothing is generated.")
@@ -79,7 +79,7 @@ class Error(BaseModel):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the responses of a route that may fail like this, for OpenAPI."""
+    """Returns the responses of a route with these statuses, for OpenAPI."""
     return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
 
 
@@ -170,7 +170,7 @@ class JsonRoute(APIRoute):
 
 
 class _Parsed(Request):
-    """A request whose body is a model already."""
+    """A request whose body is already parsed."""
 
     def __init__(self, request: Request, body: bytes, content: Any) -> None:
         super().__init__(request.scope, request.receive)
@@ -190,7 +190,7 @@ async def _parsed(model: TypeAdapter[Any], body: bytes) -> Any:
 
 
 def parse(model: TypeAdapter[Any], body: bytes) -> Any:
-    """Returns what a body of JSON holds.
+    """Returns the content of a JSON body.
 
     Raises:
         ApiError: It is not what the model expects, or parsing would take too long.
@@ -203,12 +203,12 @@ def parse(model: TypeAdapter[Any], body: bytes) -> Any:
 
 
 def check_effort(body: bytes) -> None:
-    """Checks that a parser has little to do, in small steps between which other threads run.
+    """Checks that a body parses quickly, in small steps between which other threads run.
 
-    Long strings cost little. What costs is many values, and strings that cannot be copied as they are.
+    Long strings cost little; many values and strings with escapes cost much.
 
     Raises:
-        ApiError: It has too much to do.
+        ApiError: Parsing would take too long.
     """
     strings = outside = text = size = 0
     inside, plain = False, True

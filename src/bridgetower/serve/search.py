@@ -28,7 +28,7 @@ router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 1600
-"""Pixels of the longer side that an image is made small to, at most."""
+"""Most pixels of the longer side of a reduced image."""
 
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
@@ -123,7 +123,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
 
 
 async def _found(body: SearchRequest, service: Service, searcher: Searcher, rerank: int) -> tuple[list[Hit], int]:
-    """Does what `Searcher.search` does, but computes in the batches of all requests."""
+    """As `Searcher.search`, but computed in the batches of all requests."""
     images = [] if body.image is None else await service.inputs.images([body.image], "image")
     texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
     items = embedding_items(images, texts, joint=body.against == "pairs")

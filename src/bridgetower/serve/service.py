@@ -91,7 +91,7 @@ class PairInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model with what requests need of it.
+    """A model with its name and its inputs.
 
     Attributes:
         name: What clients call it.
@@ -104,7 +104,7 @@ class ServedModel:
     inputs: Inputs
 
     def lacking(self, use: Use | Kind) -> str | None:
-        """Returns what the model lacks for a use, None if it can serve it."""
+        """Returns the error of a model that lacks the head for a use; None if it has it."""
         model = self.predictor.model
         heads: dict[Use | Kind, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
@@ -183,7 +183,7 @@ class Service:
 
     @property
     def index(self) -> Index:
-        """What is searched; routes that need it are there only with one."""
+        """The index; routes that need it exist only with one."""
         assert self.searcher is not None
         return self.searcher.index
 
@@ -199,7 +199,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Computes while the block runs; at its end, what was taken in is finished."""
+        """Runs the queue during the block; at its end, admitted items are finished."""
         self._batcher = Batcher(
             self._compute,
             max_batch=self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64),
@@ -263,15 +263,15 @@ class Service:
             raise ApiError(429, f"the server is busy: {error}", headers=headers) from error
 
     def model_for(self, use: Use | Kind) -> ServedModel:
-        """Returns the model that serves a use; what one is fine-tuned for, the second one does if it can."""
+        """Returns the model for a use: the second one for uses of a fine-tuned head, if it has that head."""
         return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
 
     def uses(self, model: ServedModel) -> list[Use]:
-        """Returns what a model is used for."""
+        """Returns the uses of a model."""
         return [use for use in get_args(Use) if self.model_for(use) is model and model.lacking(use) is None]
 
     def check_use(self, use: Use) -> None:
-        """Checks that there is a model with a head for something.
+        """Checks that there is a model with the head for a use.
 
         Raises:
             ApiError: There is none.
@@ -345,13 +345,13 @@ class Service:
         return compute(predictor_of, items)
 
     def _first_items(self) -> list[QueueItem]:
-        """What is computed before the first request."""
+        """Items that are computed before the first request."""
         answering = [] if self.answering is self.main else [replace(self.answering.pair(), kind="answer")]
         return [self.main.pair(), *answering]
 
 
 def embedding_items(images: Sequence[Resized], texts: Sequence[Tokens], *, joint: bool) -> list[Item]:
-    """Returns what gives a vector for each image and each text, or one of the only image with the only text."""
+    """Returns an item for each image and each text, or one for the only image with the only text."""
     if joint:
         return [Item(image=images[0].pixels, ids=texts[0])]
     return [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
