@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bridgetower.data.batch import Batch
-from bridgetower.data.config import DataConfig, PairsConfig
-from bridgetower.data.prepare import prepare_pairs
-from bridgetower.data.sampling import BatchDataset, BatchKey
+from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.config import DataConfig
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
@@ -56,7 +55,9 @@ def make_set(folder: Path, count: int) -> Path:
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         lines.append(f"{number}.jpg,{' '.join(generator.choice(WORDS, 12))}")
     (folder / "captions.csv").write_text("\n".join(lines))
-    prepare_pairs(folder / "captions.csv", folder / "set", PairsConfig(test_fraction=0.05, validation_fraction=0.05))
+    prepare_own(
+        "pairs", folder / "captions.csv", folder / "set", PairsConfig(test_fraction=0.05, validation_fraction=0.05)
+    )
     return folder / "set"
 
 

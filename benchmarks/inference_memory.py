@@ -22,8 +22,8 @@ from PIL import Image
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig, PairsConfig
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.config import DataConfig
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.evaluation.scoring import Means
@@ -86,7 +86,7 @@ def make_set(folder: Path, count: int) -> Path:
     (folder / "captions.csv").write_text("\n".join(lines))
     share = 1 / (count + 2)
     config = PairsConfig(test_fraction=1 - 2 * share, validation_fraction=share)
-    prepare_pairs(folder / "captions.csv", folder / "set", config)
+    prepare_own("pairs", folder / "captions.csv", folder / "set", config)
     return folder / "set"
 
 

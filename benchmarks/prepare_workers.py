@@ -20,8 +20,7 @@ from unittest.mock import patch
 import numpy as np
 from decoding import photo
 
-from bridgetower.data.config import PairsConfig
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.own import PairsConfig, prepare_own
 
 DIFFERENT = 40  # pictures that are generated; further ones are copies
 WAYS: dict[str, type[Executor] | partial[Executor]] = {
@@ -47,7 +46,7 @@ def seconds(table: Path, way: str, workers: int) -> float:
     """Returns how long a way takes to prepare the table, the start of its workers included."""
     with tempfile.TemporaryDirectory() as out, patch("bridgetower.data.writer.ThreadPoolExecutor", WAYS[way]):
         start = time.perf_counter()
-        prepare_pairs(table, Path(out), PairsConfig(num_workers=workers), progress=False)
+        prepare_own("pairs", table, Path(out), PairsConfig(num_workers=workers), progress=False)
         return time.perf_counter() - start
 
 

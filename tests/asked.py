@@ -8,13 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset
-from bridgetower.data.info import DatasetInfo, write_info
-from bridgetower.data.records import ImageFile, Record, write_split
+from bridgetower.data.folder import DatasetInfo, parquet_path, write_info
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.data.splits import parquet_path
+from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.files import write_json
 from bridgetower.processor import Processor
 from bridgetower.tasks.spec import ExampleSource, Use
 from bridgetower.tasks.table import TASKS
@@ -38,7 +37,7 @@ def write_set(folder: Path, kind: str) -> Path:
     make = {"vqa": questioned, "snli-ve": stated, "nlvr2": paired}[kind]
     write_splits(folder, kind, {split: make(split, count) for split, count in NUM_PICTURES.items()})
     if kind == "vqa":
-        write_vocabulary(folder, ANSWERS)
+        write_json(folder / "answers.json", list(ANSWERS))
     return folder
 
 

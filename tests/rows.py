@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.records import ImageFile, Record
 from bridgetower.data.schema import Question, Statement
+from bridgetower.data.writer import ImageFile, Record
 
 
 def png(shade: int, size: int = 4) -> bytes:

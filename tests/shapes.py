@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig, PairsConfig
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.config import DataConfig
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
@@ -65,7 +65,7 @@ def write_pictures(folder: Path) -> Path:
 def prepare_shapes(pictures: Path, out: Path) -> Path:
     """Prepares the pictures as any user would and returns the folder of the set."""
     share = NUM_HELD_OUT / NUM_PICTURES
-    prepare_pairs(write_pictures(pictures), out, PairsConfig(test_fraction=share, validation_fraction=share))
+    prepare_own("pairs", write_pictures(pictures), out, PairsConfig(test_fraction=share, validation_fraction=share))
     return out
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bridgetower import cli
-from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.datasets import DATASETS
+from bridgetower.files import write_json
 from miniature import (
     ANSWERS,
     write_cc3m,
@@ -27,7 +27,7 @@ def write_vgqa(folder: Path) -> None:
     """Writes Visual Genome and what VG-QA takes besides."""
     write_visual_genome(folder)
     write_coco(folder)
-    write_vocabulary(folder, ANSWERS)
+    write_json(folder / "answers.json", list(ANSWERS))
 
 
 LAYOUTS = {

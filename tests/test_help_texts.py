@@ -5,15 +5,10 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from bridgetower.data.config import (
-    ArrowConfig,
-    DataConfig,
-    MaskingConfig,
-    PairsConfig,
-    PrepareConfig,
-    VgConfig,
-    VgqaConfig,
-)
+from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
+from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.own import OWN_SETS
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import IndexConfig
@@ -21,7 +16,8 @@ from bridgetower.serve.config import ServeConfig
 
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
-    *(DataConfig, MaskingConfig, PairsConfig, PrepareConfig, VgConfig, VgqaConfig, ArrowConfig),
+    *(DataConfig, MaskingConfig, PrepareConfig, ArrowConfig),
+    *(spec.config for spec in (*OWN_SETS.values(), DATASETS["vg"], DATASETS["vgqa"])),
     *(RetrievalConfig, IndexConfig, ServeConfig),
 ]
 

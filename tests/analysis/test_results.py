@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from bridgetower.analysis.results import DemoDataset, curve, spread
-from bridgetower.data.info import DatasetInfo, SplitInfo
+from bridgetower.data.folder import DatasetInfo, SplitInfo
 
 
 class TestSpread:

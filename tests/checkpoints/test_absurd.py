@@ -22,7 +22,8 @@ import official
 from bridgetower import checkpoints, cli, predictor
 from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded_safetensors, write_safetensors
-from bridgetower.data.config import DataConfig, MaskingConfig, PairsConfig, PrepareConfig
+from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
+from bridgetower.data.own import PairsConfig
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig

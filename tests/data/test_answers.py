@@ -11,8 +11,9 @@ from bridgetower.data.answers import (
     normalise_answer,
     read_vocabulary,
     soft_targets,
-    write_vocabulary,
+    vocabulary_file,
 )
+from bridgetower.files import write_json
 
 
 class TestNormalForm:
@@ -100,14 +101,15 @@ def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:
 
 
 def test_a_written_vocabulary_keeps_the_order(tmp_path):
-    write_vocabulary(tmp_path, ["yes", "2", "left side", "no"])
+    ((name, answers),) = vocabulary_file(["yes", "2", "left side", "no"]).items()
+    write_json(tmp_path / name, answers)
     assert read_vocabulary(tmp_path) == ("yes", "2", "left side", "no")
 
 
 @pytest.mark.parametrize("answers", [["yes", "yes"], ["Yes"], ["a dog"]])
 def test_answers_that_could_not_be_compared_are_refused(tmp_path, answers):
     with pytest.raises(ValueError, match="give each once, in normal form"):
-        write_vocabulary(tmp_path, answers)
+        vocabulary_file(answers)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.prepare import prepare_pairs
-from bridgetower.data.records import ImageFile, Record, write_split
-from bridgetower.data.sampling import BatchKey, StepSampler
+from bridgetower.data.own import prepare_own
+from bridgetower.data.writer import ImageFile, Record, write_split
 from bridgetower.processor import Processor
 
 
@@ -212,7 +211,7 @@ class TestWorkers:
 def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_processor: Processor) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "a very long caption " * 20)
-    prepare_pairs(tmp_path / "a.csv", tmp_path / "set")
+    prepare_own("pairs", tmp_path / "a.csv", tmp_path / "set")
     batch = load(tmp_path / "set")[BatchKey((0,), 0)]
     assert batch.input_ids.shape == (1, tiny_processor.config.max_length)
     assert batch.input_ids[0, -1] == tiny_processor.eos_token_id

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import originals
-from bridgetower.data.sampling import BatchKey
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.single_tower import CifarImages, cifar_names
 from bridgetower.processor import Processor
 

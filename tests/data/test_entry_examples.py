@@ -8,10 +8,10 @@ import torch
 
 import asked
 from bridgetower.data.answers import soft_targets
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import ClassEncoder, EntryDataset, WithOtherImages
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.data.sampling import BatchKey
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor

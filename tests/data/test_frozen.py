@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgetower.data.batch import TOKENS, CachedFeatures
+from bridgetower.data.batch import TOKENS, BatchKey, CachedFeatures
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.frozen import (
@@ -19,7 +19,6 @@ from bridgetower.data.frozen import (
     needed_texts,
     text_keys,
 )
-from bridgetower.data.sampling import BatchKey
 from bridgetower.processor import Processor
 from bridgetower.rows import RowFiles
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import originals
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import GlueName
-from bridgetower.data.sampling import BatchKey
 from bridgetower.data.single_tower import GLUE, GlueTexts, read_glue
 from bridgetower.processor import Processor
 from bridgetower.tasks.single_tower import GLUE_METRICS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.info import DatasetInfo, SplitInfo, read_info, split_digests, write_info
+from bridgetower.data.folder import DatasetInfo, SplitInfo, read_info, split_digests, write_info
 
 
 def description(**changes: object) -> DatasetInfo:

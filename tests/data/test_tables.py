@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data import tables
+from bridgetower.data.folder import read_split
 from bridgetower.data.images import ImageRef
-from bridgetower.data.records import ImageFile, Record, write_split
-from bridgetower.data.splits import read_split
 from bridgetower.data.tables import ArrowRows, ParquetRows, arrow_rows, open_table, parquet_rows
+from bridgetower.data.writer import ImageFile, Record, write_split
 from miniature import jpeg, links, write_tables
 from rows import png
 

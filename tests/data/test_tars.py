@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.config import PairsConfig
 from bridgetower.data.images import tar_samples
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.own import PairsConfig, prepare_own
 from miniature import jpeg, links, write_shards
 
 
@@ -63,8 +62,11 @@ def test_a_name_that_is_not_utf8_is_bad(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has 1 bad .*: the name 'x\.tar/caf\\udce9\.jpg' is not UTF-8; rename the file"
     ):
-        prepare_pairs(tmp_path / "x.tar", tmp_path / "out")
-    assert prepare_pairs(tmp_path / "x.tar", tmp_path / "out", PairsConfig(max_errors=1)).splits["train"].images == 1
+        prepare_own("pairs", tmp_path / "x.tar", tmp_path / "out")
+    assert (
+        prepare_own("pairs", tmp_path / "x.tar", tmp_path / "out", PairsConfig(max_errors=1)).splits["train"].images
+        == 1
+    )
 
 
 def test_many_members_are_not_kept(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.splits import read_split
+from bridgetower.data.folder import read_split
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval

@@ -14,8 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import asked
 import originals
 import shapes
-from bridgetower.data.config import MaskingConfig, PairsConfig
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.config import MaskingConfig
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
@@ -104,7 +104,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [" ".join(words[:number] if number % 2 else ["red"]) for number in range(20)]
     lines = ["image,caption", *(f"{number:02}.png,{caption}" for number, caption in enumerate(captions))]
     (folder / "uneven.csv").write_text("\n".join(lines))
-    prepare_pairs(folder / "uneven.csv", folder / "set", PairsConfig(test_fraction=0.1, validation_fraction=0.1))
+    prepare_own("pairs", folder / "uneven.csv", folder / "set", PairsConfig(test_fraction=0.1, validation_fraction=0.1))
     return folder / "set"
 
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import asked
 import bridgetower
 from bridgetower.checkpoints import convert, read_checkpoint
-from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.config import DataConfig
+from bridgetower.files import write_json
 from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.statements import SnliVeConfig
@@ -119,7 +119,7 @@ def test_each_task_goes_on_with_its_head(
     for head, (task, heads, kind) in runs.items():
         folder = asked.write_set(tmp_path / kind, kind)  # type: ignore[arg-type]
         if kind == "vqa":
-            write_vocabulary(folder, json.loads(answers.read_text()))
+            write_json(folder / "answers.json", list(json.loads(answers.read_text())))
         config = run_of(converted, folder, task, heads)
         caplog.clear()
         with caplog.at_level(logging.INFO):

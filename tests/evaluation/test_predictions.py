@@ -7,8 +7,8 @@ import torch
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
-from bridgetower.data.sampling import BatchKey
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.objectives.classification import ClassificationTask, classifier
 from bridgetower.processor import Processor

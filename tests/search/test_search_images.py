@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.data.splits import parquet_path
+from bridgetower.data.folder import parquet_path
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import Decoded, DecodedBatch, SourceImages, decode, list_images
 from bridgetower.search.config import IndexConfig

@@ -10,12 +10,12 @@ import pytest
 import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data.answers import write_vocabulary
 from bridgetower.data.prepare import prepare_arrow
-from bridgetower.data.records import Record
+from bridgetower.data.writer import Record
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.evaluation.vqa_score import vqa_score
+from bridgetower.files import write_json
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
 from miniature_arrow import write_nlvr2_arrow
@@ -98,7 +98,7 @@ class TestQuestions:
             for number, record in enumerate(asked.questioned("test", 1) * 2)
         ]
         asked.write_splits(tmp_path, "vqa", {"test": records})
-        write_vocabulary(tmp_path, asked.ANSWERS)
+        write_json(tmp_path / "answers.json", list(asked.ANSWERS))
         with pytest.raises(ValueError, match="2 ids of 4 come again; expected one example of each id"):
             evaluate(predictor, "vqav2", [tmp_path], "test", RetrievalConfig())
 

@@ -12,12 +12,10 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.classification import Classes, read_classes
-from bridgetower.data.config import TableConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.inspection import inspect, write_samples
-from bridgetower.data.prepare import prepare_classification
+from bridgetower.data.own import Classes, TableConfig, prepare_own, read_classes
 from bridgetower.data.schema import CLASSIFICATION
-from bridgetower.data.splits import read_split
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
@@ -40,7 +38,7 @@ def several(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def folder(several: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("things")
-    prepare_classification(asked.write_table(root / "source", several=several), root / "set", progress=False)
+    prepare_own("classification", asked.write_table(root / "source", several=several), root / "set", progress=False)
     return root / "set"
 
 
@@ -101,8 +99,8 @@ class TestPrepare:
 
     def test_csv_with_a_separator_and_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "tags.csv").write_text("text,tags\n" + "".join(f"word {n},a;b\nother {n},\n" for n in range(6)))
-        prepare_classification(
-            tmp_path / "tags.csv", tmp_path / "set", TableConfig(label_separator=";"), progress=False
+        prepare_own(
+            "classification", tmp_path / "tags.csv", tmp_path / "set", TableConfig(label_separator=";"), progress=False
         )
         assert read_classes(tmp_path / "set") == Classes(names=("a", "b"), multi_label=True)
         rows = read_split(tmp_path / "set", "train", schema=CLASSIFICATION)
@@ -111,28 +109,28 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("image,text,label\nnone.png,,a\n,x,b\n", r"things\.csv has 1 bad entry .*row 1: no file 'none\.png'"),
-            ("text,label\n ,a\nx,b\n", "1 bad entry .*row 1: neither image nor text"),
-            ("id,text,label\n1,x,a\n1,y,b\n", "row 2: id '1' comes twice"),
+            ("image,text,label\nnone.png,,a\n,x,b\n", r"things\.csv has 1 bad entry .*line 2: no file 'none\.png'"),
+            ("text,label\n ,a\nx,b\n", "1 bad entry .*line 2: neither image nor text"),
+            ("id,text,label\n1,x,a\n1,y,b\n", "line 3: id '1' comes twice"),
             ("label\na\n", "has no column of images and none of texts; it has label: name one"),
             ("text,kind\nx,a\n", "has no column label, .*; give the name of the label column"),
             ("text,label\nx,a\ny,a\n", r"has 1 classes \(a\); expected at least two labels"),
-            ("text,label,split\nx,a,train\ny,b,park\n", "row 2: split is 'park'; expected one of train"),
+            ("text,label,split\nx,a,train\ny,b,park\n", "line 3: split is 'park'; expected one of train"),
         ],
     )
     def test_bad_tables(self, tmp_path: Path, content: str, message: str) -> None:
         (tmp_path / "things.csv").write_text(content)
         with pytest.raises(ValueError, match=message):
-            prepare_classification(tmp_path / "things.csv", tmp_path / "set", progress=False)
+            prepare_own("classification", tmp_path / "things.csv", tmp_path / "set", progress=False)
 
     def test_numbers_and_one_or_several(self, tmp_path: Path) -> None:
         rows = [{"text": f"t{n}", "label": n % 11} for n in range(22)]
         (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        prepare_classification(tmp_path / "n.jsonl", tmp_path / "set", progress=False)
+        prepare_own("classification", tmp_path / "n.jsonl", tmp_path / "set", progress=False)
         assert read_classes(tmp_path / "set").names == tuple(map(str, range(11)))
         (tmp_path / "m.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": ["x", "y"]}')
-        with pytest.raises(ValueError, match="row 2 has a list of labels and row 1 a single one"):
-            prepare_classification(tmp_path / "m.jsonl", tmp_path / "other", progress=False)
+        with pytest.raises(ValueError, match="line 2 has a list of labels and line 1 a single one"):
+            prepare_own("classification", tmp_path / "m.jsonl", tmp_path / "other", progress=False)
 
 
 class TestTraining:
@@ -182,8 +180,12 @@ class TestTraining:
         label = ["mauve", "red"] if several else "mauve"
         rows = [{"text": "x", "label": label}, {"text": "y", "label": ["red"] if several else "red"}]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        prepare_classification(
-            tmp_path / "t.jsonl", tmp_path / "set", TableConfig(test_fraction=0, validation_fraction=0), progress=False
+        prepare_own(
+            "classification",
+            tmp_path / "t.jsonl",
+            tmp_path / "set",
+            TableConfig(test_fraction=0, validation_fraction=0),
+            progress=False,
         )
         with pytest.raises(ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"):
             evaluate(predictor, "classification", [tmp_path / "set"], "train", RetrievalConfig())

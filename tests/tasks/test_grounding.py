@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower.data.folder import read_split
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
 from bridgetower.predictor import Predictor, load

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.sampling import BatchKey
+from bridgetower.data.batch import BatchKey
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.alignment import Alignment, align_projections

@@ -17,7 +17,7 @@ import bridgetower.training.run as run_module
 import originals
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.prepare import prepare_classification
+from bridgetower.data.own import prepare_own
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import RunConfig
@@ -66,7 +66,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dic
     for name, write in (("cifar-10", originals.write_cifar10), ("cifar-100", originals.write_cifar100)):
         write(folder / name)
     table = asked.write_table(folder / "things", several=False)
-    prepare_classification(table, folder / "classification", progress=False)
+    prepare_own("classification", table, folder / "classification", progress=False)
     return {
         "classification": folder / "classification",
         **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},

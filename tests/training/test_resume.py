@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import shapes
-from bridgetower.data.config import PairsConfig
-from bridgetower.data.prepare import prepare_pairs
+from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import STATE, train
 from folders import snapshot
@@ -84,7 +83,7 @@ class TestData:
         shutil.rmtree(folder)
         share = shapes.NUM_HELD_OUT / shapes.NUM_PICTURES
         other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
-        prepare_pairs(pictures / "shapes.csv", folder, other)
+        prepare_own("pairs", pictures / "shapes.csv", folder, other)
         before = snapshot(out)
         message = rf"result: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}; .*/validation\.parquet was"
         with pytest.raises(ValueError, match=message):

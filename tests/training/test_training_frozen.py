@@ -16,8 +16,8 @@ from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.frozen import CachedViews
-from bridgetower.data.sampling import BatchKey
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig

@@ -9,7 +9,7 @@ from fitting import KINDS
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.answers import write_vocabulary
+from bridgetower.files import write_json
 from bridgetower.predictor import load
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.vqa import VqaConfig
@@ -46,7 +46,7 @@ class TestLabels:
         first = replace(runs["vqa"], max_steps=1)
         train(first, tmp_path / "first", progress=False)
         folder = asked.write_set(tmp_path / "set", "vqa")
-        write_vocabulary(folder, asked.ANSWERS[::-1])
+        write_json(folder / "answers.json", list(asked.ANSWERS[::-1]))
         second = replace(first, init=str(tmp_path / "first"), data=replace(first.data, folders=(str(folder),)))
         train(second, tmp_path / "second", progress=False)
         assert read_checkpoint(tmp_path / "second").labels == {"vqa": asked.ANSWERS}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from bridgetower.data.info import DatasetInfo
+from bridgetower.data.folder import DatasetInfo
 from bridgetower.evaluation.text_only import Grounding
 from bridgetower.files import write_json
 

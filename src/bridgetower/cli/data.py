@@ -16,14 +16,15 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.data.config import ArrowConfig, PairsConfig, TableConfig
 from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.own import OWN_SETS, prepare_own
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import require
 from bridgetower.files import one_line
 
 if TYPE_CHECKING:
-    from bridgetower.data.info import DatasetInfo
+    from bridgetower.data.folder import DatasetInfo
     from bridgetower.data.inspection import Report, SplitReport
 
 
@@ -32,74 +33,22 @@ Out = Annotated[Path, arg(help="Folder of the data set.")]
 prepare = SubcommandApp()
 
 
-@prepare.command
-def pairs(
-    source: Positional[Path],
-    *,
-    out: Out,
-    options: Annotated[PairsConfig, arg(name="")] = PairsConfig(),  # noqa: B008 - frozen
-) -> None:
-    """Your own images with captions.
-
-    Example: bridgetower prepare pairs photos.csv --out data/photos
-
-    Args:
-        source: CSV, TSV, JSON lines or Parquet with image and caption columns, a folder of images, or tar shards as
-            img2dataset writes them: one, or a folder of them.
-        out: Folder of the data set.
-        options: How the source is read and split.
-    """
-    require("train")
-    from bridgetower.data.prepare import prepare_pairs
-
-    _report(out, prepare_pairs(source, out, options, progress=sys.stderr.isatty()))
+def _own(name: str, source: Path, out: Path, options: Any) -> None:
+    _report(out, prepare_own(name, source, out, options, progress=sys.stderr.isatty()))
 
 
-@prepare.command
-def classification(
-    table: Positional[Path],
-    *,
-    out: Out,
-    options: Annotated[TableConfig, arg(name="")] = TableConfig(),  # noqa: B008 - frozen
-) -> None:
-    """Your own table of images, texts and labels: one label per row, or several.
-
-    An image or a text may be missing in a row. Rows about one image come into the same split.
-
-    Example: bridgetower prepare classification memes.jsonl --out data/memes
-
-    Args:
-        table: CSV, TSV, JSON lines or Parquet with a column of labels, and one of images or of texts; columns split and
-            id are read if there are any.
-        out: Folder of the data set; the names of the classes are in its classes.json.
-        options: How the table is read and split.
-    """
-    require("train")
-    from bridgetower.data.prepare import prepare_classification
-
-    _report(out, prepare_classification(table, out, options, progress=sys.stderr.isatty()))
-
-
-def _arrow(
-    *,
-    source: Source,
-    out: Out,
-    options: Annotated[ArrowConfig, arg(name="")] = ArrowConfig(),  # noqa: B008 - frozen
-) -> None:
-    require("train")
+def _arrow(name: str, source: Path, out: Path, options: Any) -> None:
     from bridgetower.data.prepare import prepare_arrow
 
-    for name, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
-        _report(out / name, info)
+    for each, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
+        _report(out / each, info)
 
 
 def _toyset(name: str, out: Path, options: Any) -> None:
-    require("train")
     _report(out, prepare_toyset(name, out, options, progress=sys.stderr.isatty()))
 
 
 def _published(name: str, source: Path, out: Path, options: Any) -> None:
-    require("train")
     from bridgetower.data.prepare import prepare_set
 
     _report(out, prepare_set(name, source, out, options, progress=sys.stderr.isatty()))
@@ -109,6 +58,7 @@ def _add(name: str, doc: str, command: Callable[..., None], parameters: Mapping[
     """Adds a command of a table; the type of its settings gives its options."""
 
     def run(**values: Any) -> None:
+        require("train")
         command(name, **values)
 
     default = Parameter.empty if any(item.default is MISSING for item in fields(config)) else config()
@@ -126,19 +76,23 @@ def _report(out: Path, info: DatasetInfo) -> None:
     emit({"written": str(out), "splits": splits, "left_out": info.left_out_counts()})
 
 
-for _each in TOYSETS.values():
-    _add(_each.name, _each.summary, _toyset, {"out": Out}, _each.config)
-for _spec in DATASETS.values():
-    if _spec.fill:
-        _add(_spec.name, _spec.help, _published, {"source": Source, "out": Out}, _spec.config)
-_arrow.__doc__ = "\n".join(
+_ARROW = "\n".join(
     (
         "ViLT-style Arrow files, as the official code reads them: each set becomes a folder in --out.\n",
         "SOURCE holds files of some of these sets, .arrow each:",
         *(f"  {name}: {spec.arrow.layout}" for name, spec in DATASETS.items() if spec.arrow),
     )
 )
-prepare.command(name="arrow")(_arrow)
+
+for _kind in OWN_SETS.values():
+    _source = Positional[Annotated[Path, arg(help=_kind.source)]]
+    _add(_kind.name, _kind.summary, _own, {"source": _source, "out": Out}, _kind.config)
+for _each in TOYSETS.values():
+    _add(_each.name, _each.summary, _toyset, {"out": Out}, _each.config)
+for _spec in DATASETS.values():
+    if _spec.fill:
+        _add(_spec.name, _spec.help, _published, {"source": Source, "out": Out}, _spec.config)
+_add("arrow", _ARROW, _arrow, {"source": Source, "out": Out}, ArrowConfig)
 
 
 def inspect(

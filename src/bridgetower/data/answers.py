@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bridgetower.files import parse_json, write_json
+from bridgetower.files import parse_json
 
 MIN_COUNT = 9
 """Questions that an answer must be the first choice of to be in the vocabulary (official ViLT and METER code)."""
@@ -108,8 +108,8 @@ def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUN
     return tuple(answer for answer, count in counts.items() if count >= min_count)
 
 
-def write_vocabulary(folder: Path, answers: Sequence[str]) -> None:
-    """Writes the answers of a set, in the order of the classes.
+def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the file with the answers of a set, in the order of the classes: its name and content, or none.
 
     Raises:
         ValueError: An answer is not in normal form, or comes twice.
@@ -117,7 +117,7 @@ def write_vocabulary(folder: Path, answers: Sequence[str]) -> None:
     unfit = [answer for answer in answers if normalise_answer(answer) != answer]
     if unfit or len(set(answers)) != len(answers):
         raise ValueError(f"answers {unfit or 'that come twice'}; give each once, in normal form")
-    write_json(Path(folder) / ANSWERS_FILE, list(answers))
+    return {ANSWERS_FILE: list(answers)} if answers else {}
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:

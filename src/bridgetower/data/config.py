@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from bridgetower.model.plain import check_choice, check_numbers
@@ -12,9 +12,10 @@ Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
 RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
-CaptionsFrom = Literal["text", "folder"]
-KarpathySplit = Literal["restval", "val", "test"]
 GlueName = Literal["cola", "mrpc", "sst-2", "qqp", "sts-b", "rte", "qnli", "mnli"]
+
+NOT_CONTENT: Mapping[str, bool] = {"content": False}
+"""Metadata of a field that does not decide the content of a set, so that another value of it is the same set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,153 +143,42 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How a set is prepared from its original files.
+class WritingConfig:
+    """How a prepared set is written.
 
     Attributes:
-        splits: Splits to prepare; empty prepares the usual ones.
-        max_errors: Missing or broken images and unusable entries that may be left out; they are named in
+        max_errors: Missing or broken images and unusable rows or entries that may be left out; they are named in
             `dataset.json`.
         shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check images.
     """
 
-    splits: tuple[str, ...] = ()
-    max_errors: int = 0
+    max_errors: int = field(default=0, metadata=NOT_CONTENT)
     shard_rows: int = 5000
-    num_workers: int = 4
+    num_workers: int = field(default=4, metadata=NOT_CONTENT)
 
     def __post_init__(self) -> None:
         """Checks the counts."""
         check_numbers(self)
-        _check_work(self.max_errors, self.shard_rows, self.num_workers)
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """All that decides the content of the dataset, beside the source."""
-        return {"splits": list(self.splits), "shard_rows": self.shard_rows}
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnSetConfig:
-    """How a set of a user's own is split and written.
-
-    Attributes:
-        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
-        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
-        validation_fraction: Share of the images for validation, likewise.
-        max_errors: Number of bad rows and images that may be left out; they are named in `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
-        seed: Seed of the split, where the source gives none.
-        num_workers: Threads that read and check images.
-    """
-
-    image_column: str | None = None
-    test_fraction: float | None = None
-    validation_fraction: float | None = None
-    max_errors: int = 0
-    shard_rows: int = 5000
-    seed: int = 0
-    num_workers: int = 4
-
-    def __post_init__(self) -> None:
-        """Checks fractions and counts."""
-        check_numbers(self)
-        test, validation = self.fractions
-        if min(test, validation) < 0 or test + validation >= 1:
+        if self.max_errors < 0 or self.shard_rows < 1 or self.num_workers < 1:
             raise ValueError(
-                f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
+                f"max_errors is {self.max_errors}, shard_rows {self.shard_rows}, num_workers {self.num_workers}; give "
+                "at least 0, 1 and 1"
             )
-        _check_work(self.max_errors, self.shard_rows, self.num_workers)
-
-    @property
-    def fractions(self) -> tuple[float, float]:
-        """Shares for test and validation."""
-        test, validation = self.test_fraction, self.validation_fraction
-        return 0.1 if test is None else test, 0.1 if validation is None else validation
 
     @property
     def settings(self) -> dict[str, object]:
-        """All that decides the content of the dataset, beside the source and the seed."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seed", "max_errors", "num_workers")}
+        """All that decides the content of the set, beside the source."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("content", True)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig(OwnSetConfig):
-    """How images with captions are read and split.
+class PrepareConfig(WritingConfig):
+    """How a set is prepared from its original files.
 
     Attributes:
-        caption_column: Column with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a image is in as its caption.
+        splits: Splits to prepare; empty prepares the usual ones.
     """
 
-    caption_column: str | None = None
-    captions_from: CaptionsFrom = "text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableConfig(OwnSetConfig):
-    """How a table of images, texts and labels is read and split.
-
-    Attributes:
-        text_column: Column with a text; None looks for the usual names.
-        label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names.
-        label_separator: What stands between the labels of a cell, such as ";"; None: a cell is one label.
-    """
-
-    text_column: str | None = None
-    label_column: str | None = None
-    label_separator: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class VgConfig(PrepareConfig):
-    """How Visual Genome's regions are prepared from their original files.
-
-    Attributes:
-        karpathy: File dataset_coco.json, if it is not in the source.
-        leave_out: Splits of Karpathy whose images are left out, so that no pre-training sees images that COCO is
-            evaluated on. The paper kept all.
-    """
-
-    karpathy: Path | None = None
-    leave_out: tuple[KarpathySplit, ...] = ()
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """All that decides the content of the dataset, beside the source."""
-        return {**super().settings, "leave_out": list(self.leave_out)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VgqaConfig(VgConfig):
-    """How VG-QA is prepared from its original files.
-
-    Attributes:
-        leave_out: Splits of Karpathy whose images are left out. Add restval if you evaluate on VQAv2's validation
-            split, which has these images too.
-        answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
-    """
-
-    leave_out: tuple[KarpathySplit, ...] = ("val", "test")
-    answers: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrowConfig(PrepareConfig):
-    """How ViLT-style Arrow files are prepared.
-
-    Attributes:
-        max_errors: Missing or broken images, missing files of a numbered series and unusable entries that each set may
-            leave out; they are named in `dataset.json`.
-        sets: Sets to prepare; empty prepares all of which there is a file.
-    """
-
-    sets: tuple[str, ...] = ()
-
-
-def _check_work(max_errors: int, shard_rows: int, num_workers: int) -> None:
-    if max_errors < 0 or shard_rows < 1 or num_workers < 1:
-        raise ValueError(
-            f"max_errors is {max_errors}, shard_rows {shard_rows}, num_workers {num_workers}; give at least 0, 1 and 1"
-        )
+    splits: tuple[str, ...] = ()

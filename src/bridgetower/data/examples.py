@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bridgetower.data.answers import soft_targets
-from bridgetower.data.batch import Batch
+from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.data.sampling import BatchDataset, BatchKey
 from bridgetower.data.schema import Schema
 
 _PIXELS = ("pixel_values", "pixel_values_2")

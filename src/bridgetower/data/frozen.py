@@ -12,8 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch, CachedFeatures, joined
-from bridgetower.data.sampling import BatchDataset, BatchKey, derive_seed
+from bridgetower.data.batch import Batch, BatchDataset, BatchKey, CachedFeatures, derive_seed, joined
 from bridgetower.rows import RowFiles
 
 TEXT_FIELDS = ("input_ids", "masked_input_ids")

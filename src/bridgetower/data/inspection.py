@@ -13,9 +13,8 @@ from typing import Any
 
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import PublishedCount
-from bridgetower.data.info import DatasetInfo, read_info
+from bridgetower.data.folder import DatasetInfo, read_info, read_split, split_files
 from bridgetower.data.schema import Schema, schema_named
-from bridgetower.data.splits import read_split, split_files
 from bridgetower.files import sha256_of, write_text
 from bridgetower.processor import open_image
 from bridgetower.progress import counted

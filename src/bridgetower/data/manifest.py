@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bridgetower.data.folder import ordered_splits
 from bridgetower.data.images import ImageRef
 from bridgetower.data.schema import Schema, packed
-from bridgetower.data.splits import ordered_splits
 from bridgetower.files import escaped, unfit_name
 
 MAX_NAMED_ERRORS = 10
@@ -71,12 +71,12 @@ class Manifest:
 
     Attributes:
         schema: What the rows of the set are to hold.
-        vocabulary: Answers that a classifier chooses from, in a set that has its own.
+        files: Content of further JSON files of the set, by name, such as the vocabulary of questions.
     """
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.vocabulary: Sequence[str] = ()
+        self.files: dict[str, Any] = {}
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA cache_size = -{_CACHE_KIB};{_TABLES}")
 

@@ -14,9 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch
+from bridgetower.data.batch import Batch, BatchKey
 from bridgetower.data.config import GlueName
-from bridgetower.data.sampling import BatchKey
 from bridgetower.files import sha256_of
 from bridgetower.processor import Processor
 

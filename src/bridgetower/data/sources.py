@@ -1,4 +1,4 @@
-"""Rows of images and captions as a user keeps them: a table, a folder of images, or tar shards."""
+"""A user's own files: rows of tables, folders of images with captions, and tar shards."""
 
 import csv
 import os
@@ -6,19 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bridgetower.data.config import CaptionsFrom, TableConfig
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, tar_samples
 from bridgetower.data.tables import parquet_rows
 from bridgetower.files import json_object
 
+CaptionsFrom = Literal["text", "folder"]
+Cells = Mapping[str, Any]
+
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
-TEXT_COLUMNS = (*CAPTION_COLUMNS, "title", "description")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags")
 SPLIT_COLUMN = "split"
-ID_COLUMN = "id"
 CAPTIONS_FILE = "captions.txt"
 
 _SPLIT_NAMES = {
@@ -83,135 +82,93 @@ def read_rows(
         raise ValueError(f"captions from folder names need a folder of images; {source} is a file")
     if is_tar:
         return _rows_of_shards([source])
-    read = _READERS.get(source.suffix.lower())
-    if read is None:
-        raise ValueError(f"{source} is none of {', '.join((*_READERS, TAR_SUFFIX))} and no folder; convert it to one")
-    return _rows_of_table(source, read(source), image_column, caption_column)
+    return _rows_of_table(source, image_column, caption_column)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelledRow:
-    """One row of a table with labels.
-
-    Attributes:
-        id: As the column `id` has it, or the number of the row.
-        image: The image; None if the row has none.
-        text: The text as given; empty if the row has none.
-        labels: Names of the classes; None if they are not known.
-        several: Whether the row may have several labels: it holds a list, or a separator was given.
-        split: Its split, if the source says.
-        place: Where the row is, for error messages.
-    """
-
-    id: str
-    image: ImageRef | None
-    text: str
-    labels: tuple[str, ...] | None
-    several: bool
-    split: str | None = None
-    place: str
-
-
-def read_labelled(source: Path, config: TableConfig) -> Iterator[LabelledRow]:
-    """Reads which images, texts and labels a table names; no image file is opened.
-
-    A cell without a value is an unknown label; of several labels, an empty list or cell says that no class holds.
+def read_table(source: Path) -> Iterator[tuple[str, Cells]]:
+    """Yields every row of a table: its place, for errors, and its cells by column.
 
     Args:
-        source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file with a column of labels, and one of images or of texts.
-        config: Names of the columns.
+        source: A `.csv`, `.tsv`, `.jsonl` or `.parquet` file.
 
     Raises:
-        FileNotFoundError: If the source is missing.
-        ValueError: If it cannot be read, or a column is missing or ambiguous.
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is none of these, or cannot be read.
     """
-    source = Path(source)
     if not source.is_file():
-        raise FileNotFoundError(f"no file {source}; give a table of images, texts and labels")
+        raise FileNotFoundError(f"no file {source}; give a table: {', '.join(_READERS)}")
     read = _READERS.get(source.suffix.lower())
     if read is None:
         raise ValueError(f"{source} is none of {', '.join(_READERS)}; convert it to one")
-    for number, cells in enumerate(read(source), start=1):
-        place = f"row {number}"
-        image_column = _columns(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
-        text_column = _columns(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
-        if not image_column and not text_column:
-            raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
-        (label_column,) = _columns(source, cells, config.label_column, LABEL_COLUMNS, "label")
-        label, split = cells[label_column], cells.get(SPLIT_COLUMN)
-        image = next((cells[name] for name in image_column), None)
-        yield LabelledRow(
-            id=_text(cells.get(ID_COLUMN)).strip() or str(number),
-            image=_image_file(source.parent, image) if image else None,
-            text=next((_text(cells[name]) for name in text_column), ""),
-            labels=_labels(label, config.label_separator),
-            several=isinstance(label, list) or config.label_separator is not None,
-            split=None if split is None else _split_name(source, place, split),
-            place=place,
-        )
+    return read(source)
 
 
-def _labels(cell: object, separator: str | None) -> tuple[str, ...] | None:
-    """The labels in a cell, each once; None if they are not known."""
-    if cell is None or (separator is None and cell == ""):
-        return None
-    parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
-    return tuple(dict.fromkeys(name for name in (_text(part).strip() for part in parts) if name))
-
-
-def _rows_of_table(
-    source: Path, table: Iterable[Mapping[str, Any]], image_column: str | None, caption_column: str | None
-) -> Iterator[Row]:
-    for number, cells in enumerate(table, start=1):
-        (image,) = _columns(source, cells, image_column, IMAGE_COLUMNS, "image")
-        (caption,) = _columns(source, cells, caption_column, CAPTION_COLUMNS, "caption")
+def _rows_of_table(source: Path, image_column: str | None, caption_column: str | None) -> Iterator[Row]:
+    for place, cells in read_table(source):
+        image = find_column(source, cells, image_column, IMAGE_COLUMNS, "image")
+        caption = find_column(source, cells, caption_column, CAPTION_COLUMNS, "caption")
         captions = cells[caption]
-        place = f"row {number}"
         yield Row(
-            image=_image_file(source.parent, cells[image]),
-            captions=tuple(map(_text, captions if isinstance(captions, list) else [captions])),
-            split=_split_name(source, place, cells[SPLIT_COLUMN]) if SPLIT_COLUMN in cells else None,
+            image=cell_image(source.parent, cells[image]),
+            captions=tuple(map(cell_text, captions if isinstance(captions, list) else [captions])),
+            split=split_of(source, place, cells),
             place=place,
         )
 
 
-def _columns(
-    source: Path,
-    cells: Mapping[str, Any],
-    asked: str | None,
-    usual: Sequence[str],
-    what: str,
-    *,
-    optional: bool = False,
-) -> list[str]:
-    """Returns the name of the one column; nothing if there is none, none is asked for, and it is optional."""
+def find_column(
+    source: Path, cells: Cells, asked: str | None, usual: Sequence[str], what: str, *, optional: bool = False
+) -> str:
+    """Returns the name of a column; an empty one if there is none, none is asked for, and it is optional.
+
+    Args:
+        source: The table, for errors.
+        cells: Of a row.
+        asked: Name that the user gave; None looks for the usual ones.
+        usual: In lower case.
+        what: What the column holds, for errors.
+        optional: Whether it may be missing.
+
+    Raises:
+        ValueError: If it is missing, or there are several.
+    """
     found = [name for name in cells if (name == asked if asked else name.lower() in usual)]
-    if len(found) == 1 or (optional and not found and not asked):
-        return found
+    if len(found) == 1:
+        return found[0]
+    if optional and not found and not asked:
+        return ""
     problem = f"several {what} columns ({', '.join(found)})" if found else f"no column {asked or ', '.join(usual)}"
     raise ValueError(f"{source} has {problem}, it has {', '.join(cells)}; give the name of the {what} column")
 
 
-def _split_name(source: Path, place: str, value: object) -> str:
-    name = _text(value).strip().lower()
+def split_of(source: Path, place: str, cells: Cells) -> str | None:
+    """Returns the split in the column `split`; None if there is no such column.
+
+    Raises:
+        ValueError: If the cell names no split.
+    """
+    if SPLIT_COLUMN not in cells:
+        return None
+    name = cell_text(cells[SPLIT_COLUMN]).strip().lower()
     if name not in _SPLIT_NAMES:
         raise ValueError(f"{source}, {place}: split is {name!r}; expected one of {', '.join(_SPLIT_NAMES)}")
     return _SPLIT_NAMES[name]
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """Returns the text in a cell; empty if there is none."""
     return "" if value is None else str(value)
 
 
-def _image_file(root: Path, cell: object) -> ImageRef:
-    """The image in a cell, or the file that the cell names."""
+def cell_image(root: Path, cell: object) -> ImageRef:
+    """Returns the image in a cell, or the file that the cell names from the folder `root` on."""
     if isinstance(cell, ImageRef):
         return cell
-    given = _text(cell)
+    given = cell_text(cell)
     return ImageRef.of_file(root, os.path.normpath(given) if given else "")
 
 
-def _read_csv(source: Path) -> Iterator[Mapping[str, Any]]:
+def _read_csv(source: Path) -> Iterator[tuple[str, Cells]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(_lines(source), delimiter=delimiter, strict=True)
     try:
@@ -220,31 +177,35 @@ def _read_csv(source: Path) -> Iterator[Mapping[str, Any]]:
                 raise ValueError(
                     f"{source}, line {reader.line_num} has more cells than the header; quote commas in captions"
                 )
-            yield row
+            yield f"line {reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{source}, after line {reader.line_num}: {error}; write it as standard CSV") from error
 
 
-def _read_json_lines(source: Path) -> Iterator[Mapping[str, Any]]:
+def _read_json_lines(source: Path) -> Iterator[tuple[str, Cells]]:
     for number, line in enumerate(_lines(source), start=1):
-        if not line.strip():
-            continue
-        yield json_object(line, f"{source}, line {number}", "write one JSON object per line")
+        if line.strip():
+            yield f"line {number}", json_object(line, f"{source}, line {number}", "write one JSON object per line")
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
+def _read_parquet(source: Path) -> Iterator[tuple[str, Cells]]:
+    for number, cells in enumerate(parquet_rows(source), start=1):
+        yield f"row {number}", cells
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Cells]]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".parquet": parquet_rows,
+    ".parquet": _read_parquet,
 }
 
 
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "folder":
         for name in _images_in(folder):
-            yield Row(image=_image_file(folder, name), captions=_folder_caption(name), place=str(name))
+            yield Row(image=cell_image(folder, name), captions=_folder_caption(name), place=str(name))
         return
     listed = folder / CAPTIONS_FILE
     shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
@@ -261,7 +222,7 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     else:
         for name in _images_in(folder):
             captions = _sidecar_captions(folder / name)
-            yield Row(image=_image_file(folder, name), captions=captions, place=str(name))
+            yield Row(image=cell_image(folder, name), captions=captions, place=str(name))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -298,7 +259,7 @@ def _rows_of_list(listed: Path) -> Iterator[Row]:
         name, _, caption = line.partition(separator)
         if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
             continue
-        image = _image_file(listed.parent, _CAPTION_NUMBER.sub("", name))
+        image = cell_image(listed.parent, _CAPTION_NUMBER.sub("", name))
         yield Row(image=image, captions=(_unquoted(caption.strip()),), place=f"{listed.name} line {number}")
 
 

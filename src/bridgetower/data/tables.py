@@ -47,7 +47,7 @@ class ParquetRows:
     """The rows of one or more Parquet files, memory-mapped: each is read when it is asked for, with its row group.
 
     `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
-    small row groups, as `bridgetower.data.records.write_split` writes them: 1 MiB takes about as long to read as a
+    small row groups, as `bridgetower.data.writer.write_split` writes them: 1 MiB takes about as long to read as a
     tenth of decoding a photo. For small sets of small images that is much: `keep` keeps what was read.
     """
 

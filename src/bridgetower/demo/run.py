@@ -25,8 +25,8 @@ from bridgetower.analysis.report import write_report
 from bridgetower.analysis.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.schema import VQA
-from bridgetower.data.splits import read_split
 from bridgetower.demo.folder import (
     answering_folder,
     answering_model,

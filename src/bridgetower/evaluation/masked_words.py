@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.data.batch import CachedFeatures, CaptionBatch, joined
+from bridgetower.data.batch import BatchKey, CachedFeatures, CaptionBatch, derive_seed, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.sampling import BatchKey, derive_seed
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.encoding import encode_image, encode_text

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bridgetower.data.sampling import BatchDataset, BatchKey
+from bridgetower.data.batch import BatchDataset, BatchKey
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.progress import counted
 

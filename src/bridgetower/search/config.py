@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridgetower.data.config import CaptionsFrom
+from bridgetower.data.sources import CaptionsFrom
 from bridgetower.model.plain import check_numbers
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bridgetower.data.classification import read_classes
 from bridgetower.data.config import DataConfig
+from bridgetower.data.own import read_classes
 from bridgetower.data.schema import CLASSIFICATION as SCHEMA
 from bridgetower.evaluation.outcome import Outcome, counts
 from bridgetower.model.config import HeadsConfig

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from bridgetower.data.batch import BatchDataset
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset, WithOtherImages
-from bridgetower.data.sampling import BatchDataset
 from bridgetower.data.schema import VQA
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.evaluation.text_only import Grounding, majority_answer, text_only_answers

@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.sampling import BatchDataset, StepSampler, derive_seed
+from bridgetower.data.batch import BatchDataset, CaptionBatch, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast

@@ -15,8 +15,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import Batch
-from bridgetower.data.sampling import StepSampler
+from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.distributed import require_same
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig

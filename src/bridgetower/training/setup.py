@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from bridgetower.checkpoints import Checkpoint
+from bridgetower.data.batch import BatchDataset
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.data.sampling import BatchDataset
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, Use

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.data.sampling import derive_seed
+from bridgetower.data.batch import derive_seed
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, init_weights
 from bridgetower.model.config import HeadsConfig, ModelConfig

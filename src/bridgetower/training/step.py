@@ -14,8 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import Batch, CaptionBatch
-from bridgetower.data.sampling import derive_seed
+from bridgetower.data.batch import Batch, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig

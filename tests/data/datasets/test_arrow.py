@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from bridgetower.data.answers import read_vocabulary, soft_targets
-from bridgetower.data.config import ArrowConfig
 from bridgetower.data.datasets import DATASETS
-from bridgetower.data.info import DatasetInfo
+from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.folder import DatasetInfo, read_split
 from bridgetower.data.prepare import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from miniature import coco_name, jpeg
 from miniature_arrow import (
     VOCABULARY,

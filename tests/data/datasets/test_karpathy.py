@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.info import DatasetInfo, read_info
+from bridgetower.data.folder import DatasetInfo, read_info, read_split
 from bridgetower.data.prepare import prepare_set
-from bridgetower.data.splits import read_split
 from miniature import jpeg, write, write_coco, write_flickr30k
 
 

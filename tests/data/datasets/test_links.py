@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.info import DatasetInfo
+from bridgetower.data.folder import DatasetInfo, read_split
 from bridgetower.data.prepare import prepare_set
-from bridgetower.data.splits import read_split
 from miniature import jpeg, links, write, write_cc3m, write_sbu, write_shards, write_tables
 
 ROWS = links(8)

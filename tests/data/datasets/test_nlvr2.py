@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from bridgetower.processor import open_image
 from miniature import jpeg, write_lines, write_nlvr2
 from rows import png

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from miniature import write_lines, write_snli_ve
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.answers import read_vocabulary, write_vocabulary
-from bridgetower.data.config import PrepareConfig, VgqaConfig
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets.vg import VgqaConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
+from bridgetower.files import write_json
 from miniature import jpeg, write, write_coco, write_visual_genome
 
 
@@ -24,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> VgqaConfig:
     (tmp_path / "vqa").mkdir()
-    write_vocabulary(tmp_path / "vqa", ("yes", "no", "2"))
+    write_json(tmp_path / "vqa" / "answers.json", ["yes", "no", "2"])
     return VgqaConfig(answers=tmp_path / "vqa", karpathy=tmp_path / "coco" / "dataset_coco.json")
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.folder import read_split
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.splits import read_split
 from miniature import ANSWERS, coco_name, jpeg, write, write_vqav2
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"

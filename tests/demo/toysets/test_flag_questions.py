@@ -128,4 +128,4 @@ class TestCollect:
     def test_vocabulary_has_the_answers_of_training(self):
         collection = collect_questions(flags.FlagsConfig())
         answered = {question.answers[0] for record in collection.splits["train"] for question in record.entries}
-        assert sorted(answered) == list(collection.vocabulary)
+        assert sorted(answered) == collection.files["answers.json"]

@@ -80,7 +80,7 @@ def number_of_answers(kind, topic, text, level):
 @pytest.mark.parametrize("level", ["easy", "medium", "hard"])
 def test_vocabulary_has_every_answer(level):
     config = replace(SMALL, kind="vqa", level=level, num_train=400)
-    vocabulary = collect(config).vocabulary
+    vocabulary = collect(config).files["answers.json"]
     assert {answer for _, _, answer in texts_and_answers(config)} == set(vocabulary)
 
 

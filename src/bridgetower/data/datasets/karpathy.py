@@ -3,8 +3,7 @@
 from functools import partial
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.arrow import captioned
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, captioned
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.arrow import captioned, numbered
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, captioned, numbered
 from bridgetower.data.images import ImageRef, tar_samples
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import CAPTIONS

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.arrow import STATEMENTS, ArrowFiles, Reading, Row
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, PublishedCount, Reading, Row
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import NLVR2 as SCHEMA

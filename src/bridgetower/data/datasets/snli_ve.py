@@ -1,8 +1,7 @@
 """SNLI-VE: statements that follow from an image of Flickr30k, contradict it, or neither (Xie et al. 2019)."""
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.arrow import STATEMENTS, ArrowFiles, Reading, Row
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, PublishedCount, Reading, Row
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement

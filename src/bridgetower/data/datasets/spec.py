@@ -1,23 +1,24 @@
-"""What a published set is, and the files that its authors publish."""
+"""A published set, the files of its authors, and ViLT-style Arrow files, what owners of the official set-up have."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from bridgetower.data.config import PrepareConfig
+from bridgetower.data.answers import vocabulary_file
+from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
-from bridgetower.data.schema import Schema
+from bridgetower.data.schema import Question, Schema
+from bridgetower.data.tables import arrow_rows
 from bridgetower.files import json_object
-from bridgetower.progress import reading
-
-if TYPE_CHECKING:
-    from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.progress import counted, reading
 
 _DEEPEST = 5_000  # brackets that may be open in a JSON file
 _OPENING, _CLOSING = (np.frombuffer(brackets, np.uint8) for brackets in (b"[{", b"]}"))
@@ -211,3 +212,229 @@ class _Shallow:
                 raise ValueError(f"{self._path} is nested too deep to be read; copy it again")
         self._depth = max(0, self._depth + opened - content.count(b"]") - content.count(b"}"))
         return content
+
+
+Row = Mapping[str, Any]
+Stem = str | tuple[str, ...]
+Stems = Mapping[str, Sequence[Stem]]
+
+STATEMENTS = "statements as the files have them, without spaces at their ends"
+
+_CAPTIONS = "captions as the files have them, without spaces at their ends"
+_QUESTIONS = (
+    "questions as the files have them, which lack those of train and validation without an answer of the vocabulary; "
+    "the files keep scores instead of what people said: there are as many answers as give these scores"
+)
+_NUMBERED = re.compile(r"(.*_)\d+")
+_OTHER_ANSWER = "(not among the answers)"  # no vocabulary has its normal form
+_VOTES = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
+"""Annotators by the score that they make together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowConfig(PrepareConfig):
+    """How ViLT-style Arrow files are prepared.
+
+    Attributes:
+        max_errors: Missing or broken images, missing files of a numbered series and unusable entries that each set may
+            leave out; they are named in `dataset.json`.
+        sets: Sets to prepare; empty prepares all of which there is a file.
+    """
+
+    sets: tuple[str, ...] = field(default=(), metadata=NOT_CONTENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What reading the rows of a set fills.
+
+    Attributes:
+        manifest: Images and entries.
+        answers: Answers of a VQA set by the numbers of their classes.
+    """
+
+    manifest: Manifest
+    answers: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowFiles:
+    """The Arrow files of a set.
+
+    Attributes:
+        layout: Their names, as the help shows them.
+        split_rule: How images are given to splits, in words; empty if as in the published files.
+        protocol: What else the files decide, in words.
+        stems: Names of the files of each split, without their ending; of a tuple the first that is there.
+        more_stems: The same of splits that are prepared only if they are asked for.
+        columns: Columns beside the images.
+        images: Columns of images.
+        image_id: Column with the name of a row; None to number the rows.
+        image_of: Name of the image or pair that a row of a name is about.
+        entries: Makes the entries of a row with a name.
+    """
+
+    layout: str
+    split_rule: str = ""
+    protocol: str
+    stems: Stems
+    more_stems: Stems = field(default_factory=dict)
+    columns: Sequence[str]
+    images: Sequence[str] = ("image",)
+    image_id: str | None = "image_id"
+    image_of: Callable[[str], str] = str
+    entries: Callable[[Reading, str, Row], Sequence[Any]]
+
+    @property
+    def all_stems(self) -> Stems:
+        """Names of the files of every split."""
+        return {**self.stems, **self.more_stems}
+
+    def paths(self, folder: Path, split: str) -> list[Path]:
+        """Files of a split, whether they are there or not."""
+        stems = self.all_stems[split]
+        return [_first_there(folder, stem) for stem in (*stems, *_further(folder, stems))]
+
+    def any_in(self, folder: Path) -> bool:
+        """Whether a folder has any of the files."""
+        return any(path.is_file() for split in self.all_stems for path in self.paths(folder, split))
+
+    def spec(self, dataset: DatasetSpec) -> DatasetSpec:
+        """Returns the set as one that is prepared from these files."""
+        return replace(
+            dataset,
+            splits=tuple(self.stems),
+            more_splits=tuple(self.more_stems),
+            split_rule=self.split_rule or dataset.split_rule,
+            protocol=self.protocol,
+            licences={"images and texts": f"as those of {dataset.name}"},
+            config=ArrowConfig,
+            fill=partial(_fill, self),
+        )
+
+
+def captioned(*, layout: str, stems: Stems, more_stems: Stems | None = None) -> ArrowFiles:
+    """Files of a set with captions."""
+    return ArrowFiles(
+        layout=layout,
+        protocol=_CAPTIONS,
+        stems=stems,
+        more_stems=more_stems or {},
+        columns=("caption", "image_id"),
+        entries=_captions,
+    )
+
+
+def asked(
+    *, layout: str, split_rule: str, stems: Stems, more_stems: Stems | None = None, annotators: int
+) -> ArrowFiles:
+    """Files of a set with questions, each answered by so many people."""
+    return ArrowFiles(
+        layout=layout,
+        split_rule=split_rule,
+        protocol=_QUESTIONS,
+        stems=stems,
+        more_stems=more_stems or {},
+        columns=("questions", "answers", "answer_labels", "answer_scores", "image_id", "question_id"),
+        entries=partial(_questions, annotators=annotators),
+    )
+
+
+def numbered(prefix: str, count: int) -> tuple[str, ...]:
+    """Names of a series of files."""
+    return tuple(f"{prefix}_{number}" for number in range(count))
+
+
+def _captions(reading: Reading, name: str, row: Row) -> list[str]:
+    return reading.manifest.filled_captions(name, row["caption"])
+
+
+def _questions(reading: Reading, name: str, row: Row, *, annotators: int) -> list[Question]:
+    """Questions with answers that give the scores of the row."""
+    questions: list[Question] = []
+    for place, (question, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
+        answers: list[str] = []
+        if row["answers"]:
+            labels, words = row["answer_labels"][place], row["answers"][place]
+            reading.answers.update(zip(labels, words, strict=True))
+            answers = _annotations(words, row["answer_scores"][place], annotators)
+        questions.append(Question(question_id=number, question=question, answers=tuple(answers)))
+    return questions
+
+
+def _annotations(answers: Sequence[str], scores: Sequence[float], annotators: int) -> list[str]:
+    """The annotators' answers that give these scores, as far as they are known."""
+    if annotators == 1:
+        return list(answers)
+    known = [answer for answer, score in zip(answers, scores, strict=True) for _ in range(_VOTES[round(score, 1)])]
+    return known + [_OTHER_ANSWER] * (annotators - len(known))
+
+
+def _first_there(folder: Path, stem: Stem) -> Path:
+    paths = [folder / f"{each}.arrow" for each in ((stem,) if isinstance(stem, str) else stem)]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _further(folder: Path, stems: Sequence[Stem]) -> list[str]:
+    """Names of files that are numbered higher than the usual ones."""
+    found = _NUMBERED.fullmatch(stems[-1]) if isinstance(stems[-1], str) else None
+    if not found:
+        return []
+    there = (path.stem.removeprefix(found[1]) for path in folder.glob(f"{found[1]}*.arrow"))
+    numbers = sorted(int(rest) for rest in there if rest.isdecimal())
+    return [f"{found[1]}{number}" for number in numbers if number >= len(stems)]
+
+
+def _fill(files: ArrowFiles, originals: Originals, manifest: Manifest, config: ArrowConfig) -> None:
+    reading = Reading(manifest=manifest)
+    for split in filter(originals.wants, files.all_stems):
+        paths = _existing(files.paths(originals.folder, split), split, manifest)
+        for path in counted(paths, f"reading {split}", shown=originals.progress):
+            originals.large.append(path)
+            _fill_from(files, reading, path, split)
+    # Without gaps in the numbers: else some classes have answers that no question has.
+    if sorted(reading.answers) == list(range(len(reading.answers))):
+        manifest.files = vocabulary_file([reading.answers[number] for number in sorted(reading.answers)])
+    else:
+        manifest.leave_out("answers.json", "some classes have no answer in these files")
+
+
+def _existing(paths: Sequence[Path], split: str, manifest: Manifest) -> list[Path]:
+    """Of the files of a split those that are there; only numbered ones may be missing, and are bad.
+
+    Raises:
+        FileNotFoundError: If another one is missing, or all.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    in_series = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
+    if missing and (len(missing) == len(paths) or in_series != missing):
+        place = missing[0]
+        raise FileNotFoundError(f"no file {place.name} in {place.parent}; put it there, or leave out {split} (splits)")
+    for path in missing:
+        manifest.bad(f"no file {path.name} in {path.parent}")
+    return [path for path in paths if path not in missing]
+
+
+def _fill_from(files: ArrowFiles, reading: Reading, path: Path, split: str) -> None:
+    lists = [column for column in files.columns if column != files.image_id]
+    for number, row in enumerate(arrow_rows(path, files.images, files.columns, lists)):
+        name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
+        images = [row[column] for column in files.images]
+        place = f"{path.name}, row {number}"
+        if not all(images):
+            reading.manifest.bad(f"{place}: no image of {name}")
+        elif not reading.manifest.is_new(f"{split} {name}"):
+            reading.manifest.bad(f"{place}: {name} comes twice")
+        else:
+            image = files.image_of(name)
+            named = [
+                replace(each, name=f"{path.name}/{file}", file_name=Path(file).name)
+                for each, file in zip(images, _file_names(image, len(images)), strict=True)
+            ]
+            reading.manifest.add(image, named, files.entries(reading, name, row), split=split, place=place)
+
+
+def _file_names(name: str, count: int) -> list[str]:
+    if count > 1:  # NLVR2
+        return [f"{name}-img{side}.png" for side in range(count)]
+    return [name if Path(name).suffix else f"{name}.jpg"]

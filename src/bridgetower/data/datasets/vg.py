@@ -2,18 +2,48 @@
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary
-from bridgetower.data.config import VgConfig, VgqaConfig
-from bridgetower.data.datasets.arrow import ArrowFiles, asked, captioned
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary, vocabulary_file
+from bridgetower.data.config import NOT_CONTENT, PrepareConfig
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, asked, captioned
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS, VQA, Question
 
+KarpathySplit = Literal["restval", "val", "test"]
+
 _FOLDERS = ("images/VG_100K", "images/VG_100K_2", "VG_100K", "VG_100K_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VgConfig(PrepareConfig):
+    """How Visual Genome's regions are prepared from their original files.
+
+    Attributes:
+        karpathy: File dataset_coco.json, if it is not in the source.
+        leave_out: Splits of Karpathy whose images are left out, so that no pre-training sees images that COCO is
+            evaluated on. The paper kept all.
+    """
+
+    karpathy: Path | None = field(default=None, metadata=NOT_CONTENT)
+    leave_out: tuple[KarpathySplit, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VgqaConfig(VgConfig):
+    """How VG-QA is prepared from its original files.
+
+    Attributes:
+        leave_out: Splits of Karpathy whose images are left out. Add restval if you evaluate on VQAv2's validation
+            split, which has these images too.
+        answers: Folder of VQAv2 as prepared, whose answers.json is the vocabulary.
+    """
+
+    leave_out: tuple[KarpathySplit, ...] = ("val", "test")
+    answers: Path = field(metadata=NOT_CONTENT)
 
 
 def _image_of(originals: Originals, image_id: int) -> ImageRef:
@@ -92,9 +122,10 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy s
 
 
 def _fill_vgqa(originals: Originals, manifest: Manifest, config: VgqaConfig) -> None:
-    manifest.vocabulary = read_vocabulary(config.answers)
+    vocabulary = read_vocabulary(config.answers)
+    manifest.files = vocabulary_file(vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
-    known = frozenset(manifest.vocabulary)
+    known = frozenset(vocabulary)
     held_out = _images_in_coco(originals, config)
     for image in originals.items(_annotation_of(originals, "question_answers.json"), "item"):
         image_id = image.get("id", image.get("image_id"))

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.answers import ANNOTATORS, answer_vocabulary
+from bridgetower.data.answers import ANNOTATORS, answer_vocabulary, vocabulary_file
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.arrow import asked
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, asked
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import VQA, Question
 
@@ -26,7 +25,7 @@ def _fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> No
     if missing:
         manifest.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
     else:
-        manifest.vocabulary = answer_vocabulary(first_choices)
+        manifest.files = vocabulary_file(answer_vocabulary(first_choices))
 
 
 def _read(originals: Originals, split: str, annotations: Lookup, first_choices: list[str]) -> Path | None:

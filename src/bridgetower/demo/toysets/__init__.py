@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.info import DatasetInfo
-from bridgetower.data.records import Collection
+from bridgetower.data.folder import DatasetInfo
+from bridgetower.data.writer import Collection, write_collection
 from bridgetower.demo.toysets import emoji, flags, scenes
 
 
@@ -76,8 +76,6 @@ def prepare_toyset(name: str, out: Path, config: Any = None, *, progress: bool =
         FileNotFoundError: If a package of the `demo` extra is missing.
         ValueError: If the name is unknown, or `out` holds something else.
     """
-    from bridgetower.data.writer import write_collection  # which needs torch; the command's help does not
-
     if name not in TOYSETS:
         raise ValueError(f"no toy set called {name!r}; sets are {', '.join(TOYSETS)}")
     toyset = TOYSETS[name]

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridgetower.data.records import Collection, ImageFile, Record
-from bridgetower.data.splits import assign_splits
+from bridgetower.data.folder import assign_splits
+from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
     IMAGES_LICENCE,
     NAMES_LICENCE,

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bridgetower.data.answers import ANNOTATORS, answer_type
-from bridgetower.data.records import Collection, ImageFile, Record
+from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
+from bridgetower.data.folder import assign_splits
 from bridgetower.data.schema import VQA, Question
-from bridgetower.data.splits import assign_splits
+from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
     IMAGES_LICENCE,
     NAMES_LICENCE,
@@ -338,7 +338,7 @@ def collect_questions(config: FlagsConfig) -> Collection:
         info=info,
         schema=VQA,
         splits={split: _with_questions(asked, number) for number, (split, asked) in enumerate(kept.items())},
-        vocabulary=sorted(answers),
+        files=vocabulary_file(sorted(answers)),
     )
 
 

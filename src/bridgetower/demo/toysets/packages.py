@@ -12,9 +12,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.info import DatasetInfo
-from bridgetower.data.records import Collection, Record
-from bridgetower.data.splits import by_split
+from bridgetower.data.folder import DatasetInfo, by_split
+from bridgetower.data.writer import Collection, Record
 from bridgetower.extras import require
 
 _DISTRIBUTIONS = {

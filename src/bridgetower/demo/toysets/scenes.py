@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bridgetower.data.answers import ANNOTATORS, answer_type
-from bridgetower.data.info import DatasetInfo
-from bridgetower.data.records import Collection, ImageFile, Record
+from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
+from bridgetower.data.folder import DatasetInfo
 from bridgetower.data.schema import NLVR2, SCHEMAS, SNLI_VE, Question, Statement
+from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.scene_drawing import (
     LEVELS,
     RELATIONS,
@@ -378,7 +378,7 @@ def collect(config: ScenesConfig) -> Collection:
         ),
         schema=SCHEMAS[config.kind],
         splits={split: _records(config, split, count) for split, count in counts.items()},
-        vocabulary=_vocabulary(LEVELS[config.level]) if config.kind == "vqa" else (),
+        files=vocabulary_file(_vocabulary(LEVELS[config.level])) if config.kind == "vqa" else {},
     )
 
 

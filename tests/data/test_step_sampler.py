@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.sampling import BatchKey, StepSampler, derive_seed
+from bridgetower.data.batch import BatchKey, StepSampler, derive_seed
 
 
 def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
