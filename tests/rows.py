@@ -2,13 +2,35 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.schema import Question, Statement
+from bridgetower.data.schema import Question, Schema, Statement
 from bridgetower.data.writer import ImageFile, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A question with answers to choose from."""
+
+    choice_id: str
+    question: str
+    answers: tuple[str, ...]
+    label: str = ""
+
+
+CHOICES = Schema(
+    name="choices",
+    entries="choices",
+    entry=Choice,
+    noun="choice",
+    texts=("question", "answers"),
+    id="choice_id",
+    label="label",
+)
 
 
 def png(shade: int, size: int = 4) -> bytes:

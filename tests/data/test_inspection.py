@@ -14,7 +14,7 @@ from bridgetower.data.inspection import Lengths, inspect, write_samples
 from bridgetower.data.prepare import prepare_set
 from bridgetower.data.writer import write_split
 from miniature import write_coco, write_nlvr2, write_vqav2
-from rows import record
+from rows import CHOICES, Choice, record
 
 
 @pytest.fixture
@@ -141,3 +141,14 @@ def test_lengths_are_those_of_the_sorted_list(values: list[int]) -> None:
     assert lengths.mean == round(sum(values) / len(values), 2)
     assert sum(value <= lengths.p95 for value in values) >= 0.95 * len(values)
     assert sum(value < lengths.p95 for value in values) < 0.95 * len(values)
+
+
+def test_words_of_all_texts_are_counted(tmp_path: Path) -> None:
+    row = record(1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),))
+    splits = {"train": write_split(tmp_path / "train.parquet", [row], schema=CHOICES)}
+    about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
+    write_info(tmp_path, DatasetInfo(name="x", kind="choices", seed=0, split_rule="", splits=splits, **about))
+    split = inspect(tmp_path, schema=CHOICES).splits["train"]
+    assert (split.texts, split.words.shortest, split.words.mean, split.words.longest) == (1, 1, 2.0, 3)
+    write_samples(tmp_path, tmp_path / "page.html", schema=CHOICES)
+    assert "what is it? · a dog · cat" in (tmp_path / "page.html").read_text()

@@ -52,7 +52,7 @@ class Box:
 
 
 def test_a_users_own_schema(tmp_path: Path) -> None:
-    boxes = Schema(name="boxes", entries="boxes", entry=Box, noun="box", text="name", label="name")
+    boxes = Schema(name="boxes", entries="boxes", entry=Box, noun="box", texts=("name",), label="name")
     rows = [record(1, entries=(Box("dog", (0.5, 1.0)), Box("cat", ())))]
     written = write_split(tmp_path / "train.parquet", rows, schema=boxes)
     assert (written.images, written.texts) == (1, 2)

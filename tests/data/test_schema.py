@@ -13,6 +13,7 @@ from bridgetower.data.schema import (
     nlvr2_sentence,
     schema_named,
 )
+from rows import CHOICES, Choice
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_columns(kind: str, columns: tuple[str, ...]) -> None:
     ],
 )
 def test_text_of_an_entry(schema: Schema, entry: object) -> None:
-    assert schema.text_of(entry) == "a dog"
+    assert schema.texts_of(entry) == ["a dog"]
 
 
 def test_no_such_schema() -> None:
@@ -84,6 +85,25 @@ def test_labels_are_in_the_order_of_the_official_classes() -> None:
 def test_what_cannot_be_used(entry: object, problem: str | None) -> None:
     schema = {str: CAPTIONS, Question: VQA, Statement: SNLI_VE}[type(entry)]
     assert schema.problem_of(entry) == problem
+
+
+def test_texts_of_several_fields() -> None:
+    choice = Choice(choice_id="1", question="what?", answers=("a dog", "a cat"))
+    assert CHOICES.texts_of(choice) == CHOICES.texts_of(vars(choice)) == ["what?", "a dog", "a cat"]
+    assert CHOICES.problem_of(choice) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "answers", "problem"),
+    [
+        ("what?", ("a dog", " "), "choice '1' has an empty text"),
+        ("", ("a dog",), "choice '1' has an empty text"),
+        ("what?", ("a dog", "a cat "), "choice '1' has spaces at its ends"),
+        ("what?", ("a dog", "\ud83d"), "choice '1' is not valid Unicode"),
+    ],
+)
+def test_every_text_is_checked(question: str, answers: tuple[str, ...], problem: str) -> None:
+    assert CHOICES.problem_of(Choice(choice_id="1", question=question, answers=answers)) == problem
 
 
 def test_an_entry_of_another_type() -> None:

@@ -260,6 +260,8 @@ def test_pairs_are_joined_as_bert_does(config: ProcessorConfig, tmp_path: Path) 
     expected = [theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids for pair in pairs]
     assert processor.pair_ids(pairs) == expected
     assert processor.pair_ids([("a dog",), pairs[0]]) == [processor.token_ids(["a dog"])[0], expected[0]]
+    with pytest.raises(ValueError, match="an example has 3 texts; expected one or two"):
+        processor.pair_ids([("a", "b", "c")])
 
 
 def test_a_text_of_exactly_the_limit_is_whole(config: ProcessorConfig, tokenizer: Tokenizer) -> None:

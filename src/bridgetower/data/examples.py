@@ -178,7 +178,7 @@ class EntryDataset(Dataset[Batch]):
         images = [image for image, _ in places]
         entries = [self.images.entries_of(image)[number] for image, number in places]
         schema, processor = self.schema, self.images.processor
-        text = processor.pad(processor.token_ids([schema.text_of(entry) for entry in entries], truncate=True))
+        text = processor.pad(processor.pair_ids([schema.texts_of(entry) for entry in entries]))
         known = all(self.encode.known(entry) for entry in entries)
         pixels: dict[str, Any] = {
             name: self.images.views(images, generator, column)

@@ -6,7 +6,7 @@ import base64
 import io
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,15 @@ def _inspect_split(folder: Path, name: str, info: DatasetInfo, schema: Schema, p
     rows = read_split(folder, name, schema=schema)
     words: Counter[int] = Counter()
     classes: Counter[str] = Counter()
-    measure = _measure(schema, words, classes)
-    for texts in counted(rows.stream(schema.entries), f"reading {name}", shown=progress, total=len(rows)):
-        measure(texts)
-    images, num_texts = len(rows), words.total()
+    num_entries = 0
+    for entries in counted(rows.stream(schema.entries), f"reading {name}", shown=progress, total=len(rows)):
+        num_entries += len(entries)
+        for entry in entries:
+            words.update(len(text.split()) for text in schema.texts_of(entry))
+            if schema.label:
+                label = entry[schema.label]
+                classes.update(label if isinstance(label, list) and label else [label or "unknown"])
+    images, num_texts = len(rows), num_entries
     expected = info.splits[name]
     if (images, num_texts) != (expected.images, expected.texts):
         raise ValueError(
@@ -179,17 +184,6 @@ def _inspect_split(folder: Path, name: str, info: DatasetInfo, schema: Schema, p
         words=Lengths.of(words),
         classes=dict(classes.most_common()),
     )
-
-
-def _measure(schema: Schema, words: Counter[int], classes: Counter[str]) -> Callable[[Iterable[Any]], None]:
-    def measure(texts: Iterable[Any]) -> None:
-        for text in texts:
-            words[len(schema.text_of(text).split())] += 1
-            if schema.label:
-                label = text[schema.label]
-                classes.update(label if isinstance(label, list) and label else [label or "unknown"])
-
-    return measure
 
 
 def _quantile(counts: Mapping[int, int], total: int, share: float) -> int:

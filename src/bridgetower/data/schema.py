@@ -23,7 +23,7 @@ class Schema:
         entry: Type of an entry: `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of
             them.
         noun: Names an entry in errors.
-        text: Field with the text; None where an entry is its text.
+        texts: Fields with texts, in their order, each a `str` or a tuple of them; none where an entry is its text.
         id: Field that identifies an entry; None if nothing does.
         label: Field that `inspect` counts the values of.
         label_noun: Names a label in errors.
@@ -38,7 +38,7 @@ class Schema:
     entries: str
     entry: type[Any] = str
     noun: str
-    text: str | None = None
+    texts: tuple[str, ...] = ()
     id: str | None = None
     label: str | None = None
     label_noun: str = "label"
@@ -72,11 +72,13 @@ class Schema:
         more = {column: _feature(kind) for column, kind in further.items()}
         return datasets.Features({**images, **core, **more}).arrow_schema
 
-    def text_of(self, entry: Any) -> str:
-        """Returns the text of an entry, as a row holds it or as an object."""
-        values = entry if isinstance(entry, str | Mapping) else vars(entry)
-        text: str = values if isinstance(values, str) else values[self.text]
-        return text
+    def texts_of(self, entry: Any) -> list[str]:
+        """Returns the texts of an entry, as a row holds it or as an object, in the order of the fields."""
+        if isinstance(entry, str):
+            return [entry]
+        values = entry if isinstance(entry, Mapping) else vars(entry)
+        found = (values[name] for name in self.texts)
+        return [text for value in found for text in ([value] if isinstance(value, str) else value)]
 
     def problem_of(self, entry: Any) -> str | None:
         """Says why an entry cannot be used; None if it can.
@@ -86,10 +88,10 @@ class Schema:
         if not isinstance(entry, self.entry):
             return f"{self.noun} is a {type(entry).__name__}, expected a {self.entry.__name__}"
         name = f"{self.noun} {getattr(entry, self.id)!r}" if self.id else self.noun
-        text = self.text_of(entry)
-        if not text.strip() and not self.optional:
-            return f"{name} is empty"
-        if self.stripped and text != text.strip():
+        texts = self.texts_of(entry)
+        if not self.optional and not (texts and all(text.strip() for text in texts)):
+            return f"{name} is empty" if len(texts) < 2 else f"{name} has an empty text"
+        if self.stripped and any(text != text.strip() for text in texts):
             return f"{name} has spaces at its ends"
         if self.id and getattr(entry, self.id) == "":
             return f"{name} has no identifier"
@@ -181,7 +183,7 @@ _STATEMENTS: Mapping[str, Any] = {
     "entries": "statements",
     "entry": Statement,
     "noun": "statement",
-    "text": "text",
+    "texts": ("text",),
     "id": "statement_id",
     "label": "label",
 }
@@ -192,7 +194,7 @@ VQA = Schema(
     entries="questions",
     entry=Question,
     noun="question",
-    text="question",
+    texts=("question",),
     id="question_id",
     label="answer_type",
     label_noun="answers",
@@ -206,7 +208,7 @@ CLASSIFICATION = Schema(
     entries="examples",
     entry=LabelledEntry,
     noun="example",
-    text="text",
+    texts=("text",),
     id="example_id",
     label="labels",
     optional=True,

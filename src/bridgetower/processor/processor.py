@@ -211,12 +211,14 @@ class Processor:
         """Tokenises single texts or pairs of them, without padding; what is too long is cut.
 
         Raises:
-            ValueError: There are none, or a text is not a string.
+            ValueError: There are none, more than two of one example, or a text is not a string.
         """
         flat = encode(self._tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
         encoded, limit = iter(flat), self.config.max_length
         joined = []
         for parts in texts:
+            if len(parts) > 2:
+                raise ValueError(f"an example has {len(parts)} texts; expected one or two: join them, or choose one")
             first, *others = [next(encoded) for _ in parts]
             if others:
                 first = join_pair(

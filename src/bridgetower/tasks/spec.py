@@ -164,7 +164,8 @@ class TaskSpec:
         source = ExampleSource(
             data=config.data, splits=config.data.train_splits, processor=processor, task=config.task, use="train"
         )
-        return (schema.text_of(entry) for entries in source.images(schema).entries() for entry in entries)
+        entries = (entry for group in source.images(schema).entries() for entry in group)
+        return (text for entry in entries for text in schema.texts_of(entry))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""
