@@ -57,7 +57,9 @@ class TestShards:
         write_shards(tmp_path, "test-dev", 1)
         assert len(split_files(tmp_path, "test")) == 2
         assert [path.name for path in split_files(tmp_path, "test-dev")] == ["test-dev.parquet"]
-        with pytest.raises(FileNotFoundError, match=r"no split 'train' in .*; there: test, test-dev"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no split 'train' in .*; there: test, test-dev \(evaluate has --split"
+        ):
             split_files(tmp_path, "train")
 
     def test_a_missing_one_is_named(self, tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ class TestReadSplit:
         with pytest.raises(FileNotFoundError, match=r"no split 'validation' in .*; there: train, test"):
             read_split(tmp_path, "validation")
         (tmp_path / "originals").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"originals; there: none, since it is not a set that `bridgetower"):
+        with pytest.raises(FileNotFoundError, match=r"no split in .*originals: it is not a set that `bridgetower"):
             read_split(tmp_path / "originals", "train")
 
     def test_says_what_is_missing(self, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["accuracy"] == accuracy
     assert json.loads((work / "run-of-commands" / "best" / "labels.json").read_text()) == {"claim": ["no", "yes"]}
+    main(["inspect", data, "--schema", f"{EXAMPLE}:SCHEMA", "--html", str(work / "page.html")])
+    assert json.loads(capsys.readouterr().out)["splits"]["validation"]["classes"].keys() == {"no", "yes"}
     image = str(work / "originals" / "3.png")
     main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--pairs"])
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256

@@ -16,9 +16,11 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
+from bridgetower.cli.own import own_part
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, prepare_own
+from bridgetower.data.schema import Schema
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import require
 from bridgetower.files import one_line
@@ -102,6 +104,7 @@ def inspect(
     num_samples: int = 8,
     seed: int = 0,
     check: bool = False,
+    schema: str | None = None,
     json: bool = False,
 ) -> None:
     """Count the images and texts of a prepared data set, next to the published counts, and show samples.
@@ -116,6 +119,7 @@ def inspect(
         num_samples: Of each split.
         seed: Of the choice of samples.
         check: Compare every file with its digest too; reads all images.
+        schema: Schema of your own that the rows have: FILE.py:NAME or module:NAME.
         json: Print JSON on a terminal too.
     """
     require("train")
@@ -123,9 +127,10 @@ def inspect(
     from bridgetower.data.inspection import write_samples
 
     progress = sys.stderr.isatty()
-    report = read_report(folder, check=check, progress=progress)
+    own = None if schema is None else own_part("schema", schema, Schema)
+    report = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
-        write_samples(folder, html, num_samples=num_samples, seed=seed)
+        write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
     if json or not sys.stdout.isatty():
         emit(_as_json(report, html))
     else:

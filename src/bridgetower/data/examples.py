@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.folder import SPLIT_OPTIONS
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.schema import Schema
 
@@ -152,7 +153,7 @@ class EntryDataset(Dataset[Batch]):
             folders = ", ".join(str(folder) for folder, _ in images.sources)
             unfit = "" if keep is None else " is fit for this"
             raise ValueError(
-                f"no example in split {', '.join(images.splits)} of {folders}{unfit}; choose another split"
+                f"no example in split {', '.join(images.splits)} of {folders}{unfit}; choose another ({SPLIT_OPTIONS})"
             )
 
     def __len__(self) -> int:
@@ -220,7 +221,7 @@ class EntryDataset(Dataset[Batch]):
         if unknown:
             raise ValueError(
                 f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.images.splits)} has no "
-                f"{self.schema.label_noun}; choose a split that has"
+                f"{self.schema.label_noun}; choose a split that has ({SPLIT_OPTIONS})"
             )
 
 

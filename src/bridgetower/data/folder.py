@@ -24,6 +24,9 @@ T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 """The usual ones, in their order; a set may have others."""
 
+SPLIT_OPTIONS = "evaluate has --split, train --data.train-splits and --data.validation-split"
+"""What a user chooses another split with, for errors."""
+
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
@@ -65,8 +68,9 @@ def split_files(folder: Path, split: str) -> list[Path]:
     files = [path for path in present if split_of_file(path) == split]
     if not files:
         there = ordered_splits({split_of_file(path) for path in present})
-        splits = ", ".join(there) or "none, since it is not a set that `bridgetower prepare` wrote"
-        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {splits}")
+        if not there:
+            raise FileNotFoundError(f"no split in {folder}: it is not a set that `bridgetower prepare` wrote")
+        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {', '.join(there)} ({SPLIT_OPTIONS})")
     shard = _SHARD.fullmatch(files[0].stem)
     expected = shard_paths(folder, split, int(shard["count"])) if shard else [files[0]]
     missing = [path.name for path in expected if path not in files]

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Batch, BatchKey
 from bridgetower.data.config import GlueName
+from bridgetower.data.folder import SPLIT_OPTIONS
 from bridgetower.files import sha256_of
 from bridgetower.processor import Processor
 
@@ -141,7 +142,7 @@ class CifarImages(FileDataset):
         border = num_train - num_train // HELD_OUT
         bounds = {"train": (0, border), "validation": (border, num_train), "test": (num_train, len(places))}
         if name not in bounds:
-            raise ValueError(f"CIFAR has no split {name!r}; expected one of {', '.join(bounds)}")
+            raise ValueError(f"CIFAR has no split {name!r}; expected one of {', '.join(bounds)} ({SPLIT_OPTIONS})")
         return torch.tensor(places[slice(*bounds[name])]).reshape(-1, 2)
 
     def _records(self, path: Path) -> np.ndarray:
@@ -279,7 +280,9 @@ def glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
     """
     task = GLUE[name]
     if split not in task.files:
-        raise ValueError(f"{task.folder} has no split {split!r}; expected one of {', '.join(task.files)}")
+        raise ValueError(
+            f"{task.folder} has no split {split!r}; expected one of {', '.join(task.files)} ({SPLIT_OPTIONS})"
+        )
     return existing_files(folder, task.folder, [task.files[split]], f"GLUE's {task.folder}")[0]
 
 
@@ -408,7 +411,9 @@ class GlueTexts(FileDataset):
             ValueError: The rows have no labels.
         """
         if not self.labelled:
-            raise ValueError(f"{', '.join(map(str, self.files))} has no labels; choose a split that has")
+            raise ValueError(
+                f"{', '.join(map(str, self.files))} has no labels; choose a split that has ({SPLIT_OPTIONS})"
+            )
         return self._labels([row.label for row in self.rows])
 
     def _labels(self, labels: Sequence[str]) -> Tensor:
