@@ -225,9 +225,8 @@ def schema_named(name: str) -> Schema:
         ValueError: If there is none of the name.
     """
     if name not in SCHEMAS:
-        raise ValueError(
-            f"no schema called {name!r}; there are {', '.join(SCHEMAS)}: pass the set's own schema (inspect: --schema FILE.py:NAME)"
-        )
+        known = ", ".join(SCHEMAS)
+        raise ValueError(f"no schema called {name!r}; there are {known}: name your own, in inspect with --schema")
     return SCHEMAS[name]
 
 

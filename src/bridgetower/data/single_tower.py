@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -67,24 +67,17 @@ SIDE = 32
 HELD_OUT = 10  # every tenth training image, the last ones, is for validation: the sets have no split for it
 
 
-@dataclass(frozen=True)
-class _Files:
+class _Files(NamedTuple):
     folder: str
-    train: tuple[str, ...]
-    test: str
+    images: tuple[str, ...]  # those for testing last
     names: str
     label_bytes: int  # before each image; the last one is the class
 
 
+_BATCHES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 _FILES: dict[NumClasses, _Files] = {
-    10: _Files(
-        "cifar-10-batches-bin",
-        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        "test_batch.bin",
-        "batches.meta.txt",
-        1,
-    ),
-    100: _Files("cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", 2),
+    10: _Files("cifar-10-batches-bin", _BATCHES, "batches.meta.txt", 1),
+    100: _Files("cifar-100-binary", ("train.bin", "test.bin"), "fine_label_names.txt", 2),
 }
 
 
@@ -106,24 +99,37 @@ class CifarImages(FileDataset):
             FileNotFoundError: A file is missing.
             ValueError: There is no such split, or a file is damaged.
         """
-        self.processor, self.num_classes = processor, num_classes
+        self.processor, self._label_bytes = processor, _FILES[num_classes].label_bytes
         self.files = cifar_files(folder, num_classes)
-        names = (splits,) if isinstance(splits, str) else tuple(splits)
-        self._rows = torch.cat([self._split(name) for name in names])
-        self._labels = self._classes()
+        records = [self._records(path) for path in self.files]
+        places = torch.tensor([(file, row) for file, images in enumerate(records) for row in range(len(images))])
+        labels = torch.from_numpy(np.concatenate([images[:, self._label_bytes - 1] for images in records])).long()
+        if int(labels.max()) >= num_classes:
+            raise ValueError(f"CIFAR-{num_classes} has an image of class {int(labels.max())}; unpack the archive again")
+        num_train = len(labels) - len(records[-1])
+        border = num_train - num_train // HELD_OUT
+        bounds = {"train": (0, border), "validation": (border, num_train), "test": (num_train, len(labels))}
+        names = (splits,) if isinstance(splits, str) else splits
+        unknown = [name for name in names if name not in bounds]
+        if unknown:
+            raise ValueError(
+                f"CIFAR has no split {unknown[0]!r}; expected one of {', '.join(bounds)} ({SPLIT_OPTIONS})"
+            )
+        chosen = torch.cat([torch.arange(*bounds[name]) for name in names])
+        self._places, self._labels = places[chosen], labels[chosen]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._labels)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """Builds the batch that `key` names."""
-        chosen = self._rows[list(key.examples)].tolist()
-        records = [self._records(self.files[file])[row] for file, row in chosen]
-        images = [record[-3 * SIDE**2 :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
+        chosen = list(key.examples)
+        records = [self._records(self.files[file])[row] for file, row in self._places[chosen].tolist()]
+        images = [record[self._label_bytes :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
         return Batch(
             pixel_values=self.processor.images([np.ascontiguousarray(image) for image in images]),
-            labels=self._labels[list(key.examples)],
-            ids=tuple(f"{self.files[file].stem}-{row}" for file, row in chosen),
+            labels=self._labels[chosen],
+            ids=tuple(self._names(self._places[chosen])),
             seed=key.seed,
         )
 
@@ -133,34 +139,17 @@ class CifarImages(FileDataset):
 
     def ids(self) -> list[str]:
         """Returns the name of every image, file and number, in order."""
-        return [f"{self.files[file].stem}-{row}" for file, row in self._rows.tolist()]
+        return self._names(self._places)
 
-    def _split(self, name: str) -> Int[Tensor, "n 2"]:
-        """(file, row) of every image of a split."""
-        places = [(file, row) for file, path in enumerate(self.files) for row in range(len(self._records(path)))]
-        num_train = sum(file < len(self.files) - 1 for file, _ in places)
-        border = num_train - num_train // HELD_OUT
-        bounds = {"train": (0, border), "validation": (border, num_train), "test": (num_train, len(places))}
-        if name not in bounds:
-            raise ValueError(f"CIFAR has no split {name!r}; expected one of {', '.join(bounds)} ({SPLIT_OPTIONS})")
-        return torch.tensor(places[slice(*bounds[name])]).reshape(-1, 2)
+    def _names(self, places: Int[Tensor, "n 2"]) -> list[str]:
+        return [f"{self.files[file].stem}-{row}" for file, row in places.tolist()]
 
     def _records(self, path: Path) -> np.ndarray:
-        size = _FILES[self.num_classes].label_bytes + 3 * SIDE**2
+        """Maps a file: the labels and the pixels of each image."""
+        size = self._label_bytes + 3 * SIDE**2
         if path.stat().st_size % size or not path.stat().st_size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again")
         return np.memmap(path, np.uint8, mode="r").reshape(-1, size)
-
-    def _classes(self) -> Int[Tensor, " n"]:
-        column = _FILES[self.num_classes].label_bytes - 1
-        by_file = [torch.from_numpy(self._records(path)[:, column].astype(np.int64)) for path in self.files]
-        starts = torch.tensor([0, *(len(part) for part in by_file[:-1])]).cumsum(0)
-        classes = torch.cat(by_file)[starts[self._rows[:, 0]] + self._rows[:, 1]]
-        if int(classes.max()) >= self.num_classes:
-            raise ValueError(
-                f"CIFAR-{self.num_classes} has an image of class {int(classes.max())}; unpack the archive again"
-            )
-        return classes
 
 
 def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
@@ -170,9 +159,7 @@ def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
         FileNotFoundError: One is missing.
     """
     files = _FILES[num_classes]
-    return existing_files(
-        folder, files.folder, [*files.train, files.test], f"the binary version of CIFAR-{num_classes}"
-    )
+    return existing_files(folder, files.folder, files.images, f"the binary version of CIFAR-{num_classes}")
 
 
 def cifar_names(folder: str | Path, num_classes: NumClasses) -> tuple[str, ...]:
@@ -197,54 +184,39 @@ class GlueTask:
         classes: Labels in the order of the classes; none where a number is predicted.
         no_header: Splits whose files have no header, with the numbers of the columns `texts` and `label`.
         files: By split.
-        submission: Name of the file that GLUE's server takes, by split.
+        endings: Of the names of the files that GLUE's server takes, by split.
     """
 
     folder: str
-    texts: tuple[str, ...]
-    label: str
-    classes: tuple[str, ...]
-    no_header: Mapping[str, tuple[int, ...]]
-    files: Mapping[str, str]
-    submission: Mapping[str, str]
-
-
-def _task(
-    folder: str,
-    texts: tuple[str, ...],
-    label: str,
-    classes: tuple[str, ...],
-    *,
-    no_header: Mapping[str, tuple[int, ...]] | None = None,
-) -> GlueTask:
-    return GlueTask(
-        folder=folder,
-        texts=texts,
-        label=label,
-        classes=classes,
-        no_header=no_header or {},
-        files={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
-        submission={"test": f"{folder}.tsv"},
+    texts: tuple[str, ...] = ("sentence1", "sentence2")
+    label: str = "label"
+    classes: tuple[str, ...] = ("0", "1")
+    no_header: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(
+        default_factory=lambda: {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
     )
+    endings: Mapping[str, str] = field(default_factory=lambda: {"test": ""})
+
+    @property
+    def submission(self) -> dict[str, str]:
+        """Name of the file that GLUE's server takes, by split."""
+        return {split: f"{self.folder}{ending}.tsv" for split, ending in self.endings.items()}
 
 
-_BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 
 GLUE: Mapping[GlueName, GlueTask] = {
-    "cola": _task("CoLA", ("sentence",), "label", _BINARY, no_header={"train": (3, 1), "validation": (3, 1)}),
-    "mrpc": _task("MRPC", ("#1 String", "#2 String"), "Quality", _BINARY),
-    "sst-2": _task("SST-2", ("sentence",), "label", _BINARY),
-    "qqp": _task("QQP", ("question1", "question2"), "is_duplicate", _BINARY),
-    "sts-b": _task("STS-B", ("sentence1", "sentence2"), "score", ()),
-    "rte": _task("RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT),
-    "qnli": _task("QNLI", ("question", "sentence"), "label", _ENTAILMENT),
+    "cola": GlueTask(folder="CoLA", texts=("sentence",), no_header={"train": (3, 1), "validation": (3, 1)}),
+    "mrpc": GlueTask(folder="MRPC", texts=("#1 String", "#2 String"), label="Quality"),
+    "sst-2": GlueTask(folder="SST-2", texts=("sentence",)),
+    "qqp": GlueTask(folder="QQP", texts=("question1", "question2"), label="is_duplicate"),
+    "sts-b": GlueTask(folder="STS-B", label="score", classes=()),
+    "rte": GlueTask(folder="RTE", classes=_ENTAILMENT),
+    "qnli": GlueTask(folder="QNLI", texts=("question", "sentence"), classes=_ENTAILMENT),
     "mnli": GlueTask(
         folder="MNLI",
-        texts=("sentence1", "sentence2"),
         label="gold_label",
         classes=("entailment", "neutral", "contradiction"),
-        no_header={},
         files={
             "train": "train.tsv",
             "validation": "dev_matched.tsv",
@@ -252,7 +224,7 @@ GLUE: Mapping[GlueName, GlueTask] = {
             "test": "test_matched.tsv",
             "test-mismatched": "test_mismatched.tsv",
         },
-        submission={"test": "MNLI-m.tsv", "test-mismatched": "MNLI-mm.tsv"},
+        endings={"test": "-m", "test-mismatched": "-mm"},
     ),
 }
 
@@ -300,24 +272,23 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int
         FileNotFoundError: The file is missing.
         ValueError: There is no such split, a column is missing, or more rows are bad.
     """
-    path, task = glue_file(folder, name, split), GLUE[name]
+    path, task, has_labels = glue_file(folder, name, split), GLUE[name], not split.startswith("test")
     lines = enumerate(_lines(path), start=1)
     if split in task.no_header:
         columns = task.no_header[split]
     else:
         _, header = next(lines, (0, []))
-        columns = _columns(path, task, header, has_label=not split.startswith("test"))
+        columns = _columns(path, task, header, has_label=has_labels)
     rows: list[GlueRow] = []
     bad: list[str] = []
     for index, (number, cells) in enumerate(lines):
-        problem = _problem(cells, columns, task)
-        if problem:
+        if problem := _problem(cells, columns, task):
             bad.append(f"line {number}: {problem}")
         else:
             values = [cells[column].strip() for column in columns]
-            count = len(task.texts)
-            rows.append(GlueRow(tuple(values[:count]), values[count] if len(values) > count else "", index))
-    max_errors = 0 if split.startswith("test") else max_errors
+            texts = tuple(values[: len(task.texts)])
+            rows.append(GlueRow(texts, values[-1] if has_labels else "", index))
+    max_errors = max_errors if has_labels else 0
     if len(bad) > max_errors or not rows:
         shown = "; ".join(bad[:_SHOWN])
         raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_errors is {max_errors}")
