@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import bridgetower
 from bridgetower.data.config import DataConfig, PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.examples import ClassEncoder, EntryDataset
 from bridgetower.data.manifest import Manifest
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import Schema
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome

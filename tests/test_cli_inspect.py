@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridgetower import cli
-from bridgetower.data.prepare import prepare_set
+from bridgetower.data.datasets import prepare_set
 from miniature import write_vqav2
 
 

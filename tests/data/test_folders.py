@@ -16,8 +16,8 @@ from PIL import Image
 
 import kills
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.folder import parquet_files, read_info
-from bridgetower.data.prepare import prepare_set
 from bridgetower.files import locked
 from folders import snapshot
 from miniature import coco_name, jpeg, write, write_coco

@@ -7,9 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from bridgetower.data import tables
-from bridgetower.data.images import ImageRef, tar_samples
-from bridgetower.data.tables import parquet_rows
+from bridgetower.data import images as image_sources
+from bridgetower.data.images import ImageRef, parquet_rows, tar_samples
 from rows import png
 
 
@@ -26,7 +25,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         assert sample.image is not None
         return sample.image
     if request.param == "copied cell":
-        monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 10)
+        monkeypatch.setattr(image_sources, "MAX_GROUP_BYTES", 10)
     cells = [{"bytes": png(number), "path": "a.png"} for number in (1, 5)]
     datasets.Dataset.from_dict({"img": cells}).to_parquet(str(tmp_path / "t.parquet"))
     _, row = parquet_rows(tmp_path / "t.parquet")

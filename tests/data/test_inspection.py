@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.data.folder import DatasetInfo, SplitInfo, write_info
 from bridgetower.data.inspection import Lengths, inspect, write_samples
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.writer import write_split
 from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import CHOICES, Choice, record

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridgetower.data import tables
-from bridgetower.data.folder import read_split
-from bridgetower.data.images import ImageRef
-from bridgetower.data.tables import ArrowRows, ParquetRows, arrow_rows, open_table, parquet_rows
+from bridgetower.data import images as image_sources
+from bridgetower.data.folder import ParquetRows, read_split
+from bridgetower.data.images import ArrowRows, ImageRef, arrow_rows, open_table, parquet_rows
 from bridgetower.data.writer import ImageFile, Record, write_split
 from miniature import jpeg, links, write_tables
 from rows import png
@@ -36,7 +35,7 @@ def test_row_groups_are_read_in_place(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("limit", [2**26, 10])
 def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", limit)
+    monkeypatch.setattr(image_sources, "MAX_GROUP_BYTES", limit)
     cells = [{"bytes": png(1), "path": "a/x.png"}, {"bytes": None, "path": "b.png"}, {"bytes": png(2), "path": None}]
     table = pa.table({"image": cells, "text": ["r", None, "b"]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
@@ -55,7 +54,7 @@ def test_the_copy_of_a_file_with_large_groups_is_announced(
     cache, table = tmp_path / "cache", tmp_path / "data.parquet"
     datasets.Dataset.from_dict({"img": [png(3)], "text": ["r"]}).to_parquet(str(table))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 10)
+    monkeypatch.setattr(image_sources, "MAX_GROUP_BYTES", 10)
     with caplog.at_level("INFO"):
         list(parquet_rows(table))
     assert f"{table} is copied to {cache} unless" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data.prepare import prepare_arrow
+from bridgetower.data.datasets import prepare_arrow
 from bridgetower.data.writer import Record
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome

@@ -17,7 +17,7 @@ from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
 from bridgetower.cli.own import own_part
-from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, prepare_own
 from bridgetower.data.schema import Schema
@@ -40,8 +40,6 @@ def _own(name: str, source: Path, out: Path, options: Any) -> None:
 
 
 def _arrow(name: str, source: Path, out: Path, options: Any) -> None:
-    from bridgetower.data.prepare import prepare_arrow
-
     for each, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
         _report(out / each, info)
 
@@ -51,8 +49,6 @@ def _toyset(name: str, out: Path, options: Any) -> None:
 
 
 def _published(name: str, source: Path, out: Path, options: Any) -> None:
-    from bridgetower.data.prepare import prepare_set
-
     _report(out, prepare_set(name, source, out, options, progress=sys.stderr.isatty()))
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
-from bridgetower.files import json_object
+from bridgetower.data.folder import ParquetRows
+from bridgetower.files import json_object, unfit_name
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+MAX_GROUP_BYTES = 2**26
+"""Largest row group that is read to get one of its images."""
+
+_GROUPS = 4  # row groups that are kept, as rows are asked for in order
+_ROWS = 1000  # of an Arrow file that are read at once, without their images
+_DIGEST_LETTERS = 32
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +76,6 @@ class ImageRef:
             ValueError: If an archive ends before.
         """
         if self.cell:
-            from bridgetower.data.tables import cell_bytes, open_table
-
             column, row = self.cell
             content = cell_bytes(open_table(self.path).row(row, [column])[column])
             assert content is not None  # a cell without bytes is no image
@@ -176,3 +187,169 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     stem, dot, ending = path.name.partition(".")  # WebDataset: the key ends at the first full stop
     return str(path.parent / stem), (dot + ending).lower()
+
+
+class Table(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns the named columns of a row, or all of them."""
+        ...
+
+
+class _Copy:
+    """The rows of a Parquet file with large row groups, in a copy that `datasets` makes and keeps in its cache."""
+
+    def __init__(self, path: Path) -> None:
+        import datasets
+
+        cache = datasets.config.HF_DATASETS_CACHE
+        logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", path, cache)
+        self._table = datasets.Dataset.from_parquet(str(path)).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        chosen = self._table if columns is None else self._table.select_columns(list(columns))
+        row: dict[str, Any] = chosen[number].to_pylist()[0]
+        return row
+
+
+class ArrowRows:
+    """The rows of an uncompressed file in Arrow's IPC file format, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._file = pa.memory_map(str(path))
+        self.content = self._file.read_buffer()
+        self.table = pa.ipc.open_file(self.content).read_all()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns the named columns of a row, or all of them."""
+        chosen = self.table if columns is None else self.table.select(list(columns))
+        row: dict[str, Any] = chosen.slice(number, 1).to_pylist()[0]
+        return row
+
+
+def open_table(path: Path) -> Table:
+    """Opens a Parquet or Arrow file, once as long as it is not written again.
+
+    Raises:
+        ValueError: If it is none, or cannot be named.
+    """
+    if problem := unfit_name(str(path)):
+        raise ValueError(problem)
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, size: int, written: int) -> Table:
+    import pyarrow as pa
+
+    is_arrow = path.suffix == ".arrow"
+    try:
+        if is_arrow:
+            return ArrowRows(path)
+        rows = ParquetRows([path], keep=_GROUPS)
+    except pa.ArrowInvalid as error:
+        what = "Arrow IPC file" if is_arrow else "Parquet file"
+        raise ValueError(f"{path} is no {what} ({error}); copy it again, or write it in that format") from error
+    return _Copy(path) if rows.largest_group > MAX_GROUP_BYTES else rows
+
+
+def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Reads the rows of a Parquet file; images become `ImageRef`, images that are only a path that path.
+
+    A file whose row groups are large is copied to the cache of `datasets` first, and the copy stays there: no single
+    image of it could be read without the memory for a group.
+
+    Raises:
+        ValueError: If it is no Parquet file.
+    """
+    table = open_table(path)
+    for number in range(len(table)):
+        yield {name: _cell(path, name, number, value) for name, value in table.row(number).items()}
+
+
+def _cell(path: Path, column: str, row: int, value: object) -> object:
+    """Replaces image bytes by where they are, and an image that is only a path by the path."""
+    content = cell_bytes(value)
+    given = value.get("path") if isinstance(value, dict) else None
+    file = given if isinstance(given, str) else None
+    if content is None:
+        return value if file is None else file
+    digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
+    name = Path(file).name if file else digest
+    return ImageRef(path=path, cell=(column, row), name=digest, file_name=name, signature=digest)
+
+
+def cell_bytes(value: object) -> bytes | None:
+    """The bytes in a cell, if there are any: plain, or beside a path."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else None
+
+
+def arrow_rows(
+    path: Path, images: Sequence[str], columns: Sequence[str], lists: Sequence[str] = ()
+) -> Iterator[Mapping[str, Any]]:
+    """Reads the rows of an Arrow file; images become `ImageRef`, or None where there is none.
+
+    Args:
+        path: An uncompressed file in Arrow's IPC file format.
+        images: Columns of image bytes.
+        columns: Other columns to read.
+        lists: Those of them that hold a list in each row.
+
+    Raises:
+        ValueError: If it is no such file, a column is missing, or one holds something else.
+    """
+    import pyarrow.compute as pc
+
+    rows = open_table(path)
+    assert isinstance(rows, ArrowRows)
+    _check_columns(path, rows, images, columns, lists)
+    sizes = {name: pc.binary_length(rows.table[name]) for name in images}
+    for start in range(0, len(rows), _ROWS):
+        lengths = {name: sizes[name].slice(start, _ROWS).to_pylist() for name in images}
+        for place, row in enumerate(rows.table.select(list(columns)).slice(start, _ROWS).to_pylist()):
+            refs = {name: _arrow_image(path, name, start + place, lengths[name][place]) for name in images}
+            yield {**row, **refs}
+
+
+def _arrow_image(path: Path, column: str, row: int, size: int | None) -> ImageRef | None:
+    if size is None:
+        return None
+    name = f"{path.name}/row {row}"
+    return ImageRef(path=path, cell=(column, row), name=name, file_name=name, signature=str(size))
+
+
+def _check_columns(
+    path: Path, rows: ArrowRows, images: Sequence[str], columns: Sequence[str], lists: Sequence[str]
+) -> None:
+    import pyarrow as pa
+
+    schema = rows.table.schema
+    missing = [name for name in (*images, *columns) if name not in schema.names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    flat = [name for name in lists if not any(check(schema.field(name).type) for check in is_list)]
+    if flat:
+        types = ", ".join(str(schema.field(name).type) for name in flat)
+        raise ValueError(f"{path} has {types} in column {', '.join(flat)}; expected a list in each row")
+    for name in images:
+        kind = schema.field(name).type
+        if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+            raise ValueError(f"{path} has images of type {kind}; expected bytes")
+        values = [chunk.buffers()[2] for chunk in rows.table[name].chunks if chunk.buffers()[2]]
+        start, end = rows.content.address, rows.content.address + rows.content.size
+        if not all(start <= each.address < end for each in values):
+            raise ValueError(f"{path} is compressed; write it again without compression")

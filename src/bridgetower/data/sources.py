@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, tar_samples
-from bridgetower.data.tables import parquet_rows
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, parquet_rows, tar_samples
 from bridgetower.files import json_object
 
 CaptionsFrom = Literal["text", "folder"]

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from bridgetower.data.answers import read_vocabulary, soft_targets
-from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets import DATASETS, prepare_arrow
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.folder import DatasetInfo, read_split
-from bridgetower.data.prepare import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
 from miniature import coco_name, jpeg
 from miniature_arrow import (

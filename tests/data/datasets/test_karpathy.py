@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.folder import DatasetInfo, read_info, read_split
-from bridgetower.data.prepare import prepare_set
 from miniature import jpeg, write, write_coco, write_flickr30k
 
 

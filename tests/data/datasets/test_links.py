@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.folder import DatasetInfo, read_split
-from bridgetower.data.prepare import prepare_set
 from miniature import jpeg, links, write, write_cc3m, write_sbu, write_shards, write_tables
 
 ROWS = links(8)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.folder import read_split
 from bridgetower.data.manifest import Manifest
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import CAPTIONS
 from miniature import write, write_coco, write_lines
 from rows import png

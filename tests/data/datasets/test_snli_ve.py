@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.folder import read_split
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
 from miniature import write_lines, write_snli_ve
 

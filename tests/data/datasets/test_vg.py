@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.vg import VgConfig
 from bridgetower.data.folder import read_split
-from bridgetower.data.prepare import prepare_set
 from miniature import jpeg, write_coco, write_visual_genome
 
 

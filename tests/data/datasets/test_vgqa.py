@@ -8,9 +8,9 @@ import pytest
 
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.vg import VgqaConfig
 from bridgetower.data.folder import read_split
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.files import write_json
 from miniature import jpeg, write, write_coco, write_visual_genome

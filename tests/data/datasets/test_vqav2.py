@@ -9,8 +9,8 @@ import pytest
 
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
 from bridgetower.data.folder import read_split
-from bridgetower.data.prepare import prepare_set
 from bridgetower.data.schema import SCHEMAS
 from miniature import ANSWERS, coco_name, jpeg, write, write_vqav2
 

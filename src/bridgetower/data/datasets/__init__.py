@@ -1,16 +1,150 @@
-"""The published sets, one module each: what a set is called, what its files hold, how they are read."""
+"""The published sets, one module each, and their preparation from the files of their authors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
+from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.karpathy import COCO, FLICKR30K
 from bridgetower.data.datasets.links import CC3M, SBU
 from bridgetower.data.datasets.nlvr2 import NLVR2
 from bridgetower.data.datasets.snli_ve import SNLI_VE
-from bridgetower.data.datasets.spec import DatasetSpec
+from bridgetower.data.datasets.spec import ArrowConfig, DatasetSpec, Originals
 from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
 from bridgetower.data.datasets.vqav2 import VQAV2
+from bridgetower.data.folder import DatasetInfo, ordered_splits
+from bridgetower.data.manifest import new_manifest
+from bridgetower.data.writer import write_manifest
+from bridgetower.files import sha256_of
 
 DATASETS: Mapping[str, DatasetSpec] = {
     each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2)
 }
 """Every published set, by name."""
+
+_FEW = 5  # files of a wrong folder that are named
+
+
+def prepare_set(
+    dataset: str | DatasetSpec, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
+) -> DatasetInfo:
+    """Writes a set to the folder `out`; a complete one of the same files is left as it is.
+
+    An attempt that was cut off is continued: its finished Parquet files are kept.
+
+    Args:
+        dataset: Name of one of `DATASETS`, or a set of your own.
+        source: Folder with the original files.
+        out: Dataset folder.
+        config: What is prepared, and how many errors are allowed.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: If the source or an annotation file is missing.
+        ValueError: If the name or a split is unknown, an annotation file cannot be read, there are too many errors, or
+            `out` holds something else.
+    """
+    known = [name for name, each in DATASETS.items() if each.fill]
+    if isinstance(dataset, str) and dataset not in known:
+        raise ValueError(f"no set called {dataset!r}; sets are {', '.join(known)}")
+    spec = DATASETS[dataset] if isinstance(dataset, str) else dataset
+    config = config or PrepareConfig()
+    if type(config) is not spec.config:
+        raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
+    splits = (*spec.splits, *spec.more_splits)
+    unknown = [split for split in config.splits if split not in splits]
+    if unknown:
+        raise ValueError(f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(splits)}")
+    _check_folder(source, f"the original files of {spec.name}")
+    return _prepare(spec, Path(source), Path(out), config, progress)
+
+
+def prepare_arrow(
+    source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
+) -> dict[str, DatasetInfo]:
+    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`.
+
+    Args:
+        source: Folder with the files.
+        out: Folder of the dataset folders, which are called like the sets.
+        config: Which sets and splits, and how many errors are allowed.
+        progress: Whether to show progress, if standard error is a terminal.
+
+    Returns:
+        What was written, by set.
+
+    Raises:
+        FileNotFoundError: If the source is missing, or has no file of a set or of one of its splits.
+        ValueError: If a set or a split is unknown, a file cannot be read, there are too many errors, or a folder in
+            `out` holds something else.
+    """
+    source, config = Path(source), config or ArrowConfig()
+    _check_folder(source, "ViLT-style Arrow files")
+    unknown = [name for name in config.sets if name not in DATASETS]
+    if unknown:
+        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
+    found = [
+        each.arrow.spec(each)
+        for each in DATASETS.values()
+        if each.arrow and (each.name in config.sets if config.sets else each.arrow.any_in(source))
+    ]
+    known = [split for each in found for split in (*each.splits, *each.more_splits)]
+    if not found:
+        there = sorted(path.name for path in source.glob("*.arrow"))
+        raise FileNotFoundError(
+            f"{source} has {', '.join(there[:_FEW]) or 'no file'}{', …' if len(there) > _FEW else ''}; expected Arrow "
+            "files as the official code names them, such as coco_caption_karpathy_train.arrow"
+        )
+    strange = [split for split in config.splits if split not in known]
+    if strange:
+        raise ValueError(
+            f"no split {', '.join(strange)} of {', '.join(each.name for each in found)}; splits are "
+            f"{', '.join(dict.fromkeys(known))}"
+        )
+    prepared = {}
+    for each in found:
+        wanted = [split for split in config.splits if split in (*each.splits, *each.more_splits)]
+        if wanted or not config.splits:
+            own = replace(config, splits=tuple(wanted))
+            prepared[each.name] = _prepare(each, source, Path(out) / each.name, own, progress)
+    return prepared
+
+
+def _check_folder(source: Path, what: str) -> None:
+    if not Path(source).is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with {what}")
+
+
+def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
+    originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
+    with new_manifest(spec.schema) as manifest:
+        assert spec.fill is not None  # as the callers check
+        try:
+            spec.fill(originals, manifest, config)
+        except (KeyError, TypeError, AttributeError) as error:  # of the content of an annotation file
+            place = (originals.used or originals.large)[-1]
+            raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
+        listed = manifest.counts()
+        manifest.finish()
+        manifest.check_errors(source, config.max_errors)
+        empty = listed.keys() - manifest.counts().keys()
+        if empty:
+            raise ValueError(
+                f"{source} has no usable image of {', '.join(ordered_splits(empty))}; check that it is the right source"
+            )
+        info = DatasetInfo(
+            name=spec.name,
+            kind=spec.schema.name,
+            seed=0,
+            split_rule=spec.split_rule,
+            protocol=spec.protocol,
+            sources={
+                **{path.name: sha256_of(path) for path in originals.used},
+                **{path.name: f"{path.stat().st_size} bytes" for path in originals.large},
+            },
+            licences=spec.licences,
+            settings=config.settings,
+            left_out=manifest.left_out(),
+            num_left_out=manifest.num_left_out(),
+        )
+        return write_manifest(manifest, source, out, info, config, progress=progress)

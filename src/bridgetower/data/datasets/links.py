@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, captioned, numbered
-from bridgetower.data.images import ImageRef, tar_samples
+from bridgetower.data.images import ImageRef, parquet_rows, tar_samples
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import CAPTIONS
-from bridgetower.data.tables import parquet_rows
 from bridgetower.progress import counted
 
 _DOWNLOADS = (

@@ -13,10 +13,9 @@ import numpy as np
 
 from bridgetower.data.answers import vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.images import ImageRef
+from bridgetower.data.images import ImageRef, arrow_rows
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import Question, Schema
-from bridgetower.data.tables import arrow_rows
 from bridgetower.files import json_object
 from bridgetower.progress import counted, reading
 
