@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import PublishedCount
 from bridgetower.data.folder import DatasetInfo, read_info, read_split, split_files
@@ -43,10 +45,11 @@ class Lengths:
     @classmethod
     def of(cls, counts: Mapping[int, int]) -> Lengths:
         """Sums up how many texts have each length."""
-        total = sum(counts.values())
-        mean = sum(length * count for length, count in counts.items()) / total
-        median, p95 = (_quantile(counts, total, share) for share in (0.5, 0.95))
-        return cls(shortest=min(counts), median=median, mean=round(mean, 2), p95=p95, longest=max(counts))
+        lengths = sorted(counts)
+        ends = np.cumsum([counts[length] for length in lengths])
+        median, p95 = (lengths[int(np.searchsorted(ends, share * ends[-1]))] for share in (0.5, 0.95))
+        mean = round(sum(length * count for length, count in counts.items()) / int(ends[-1]), 2)
+        return cls(shortest=lengths[0], median=median, mean=mean, p95=p95, longest=lengths[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +187,3 @@ def _inspect_split(folder: Path, name: str, info: DatasetInfo, schema: Schema, p
         words=Lengths.of(words),
         classes=dict(classes.most_common()),
     )
-
-
-def _quantile(counts: Mapping[int, int], total: int, share: float) -> int:
-    passed = 0
-    for length in sorted(counts):
-        passed += counts[length]
-        if passed >= share * total:
-            return length
-    raise AssertionError("counts add up to the total")

@@ -21,11 +21,10 @@ from bridgetower.demo.toysets.flags import (
     clauses_of,
     clean,
     collect,
-    distinct,
     iso_code,
     sections,
 )
-from bridgetower.demo.toysets.packages import pixel_digest, read_names
+from bridgetower.demo.toysets.packages import distinct, pixel_digest, read_names
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,7 @@ class TestCollect:
         )
         left_out: dict[str, list[str]] = defaultdict(list)
         assert list(distinct([france, copy, other], left_out)) == [france, other]
-        assert left_out == {"same image as FR": ["MF St. Martin"]}
+        assert left_out == {"same image as another one": ["MF St. Martin (as FR France)"]}
 
     def test_same_seed_same_split_and_other_seed_other_split(self, flag_set: Collection) -> None:
         test = [record.image_id for record in flag_set.splits["test"]]

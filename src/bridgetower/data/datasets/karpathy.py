@@ -3,7 +3,7 @@
 from functools import partial
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, captioned
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS
 
@@ -46,7 +46,7 @@ val2014/COCO_val2014_000000000042.jpg …
         "test": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],
     },
     fill=partial(_fill, "dataset_coco.json"),
-    arrow=captioned(
+    arrow=ArrowFiles(
         layout="coco_caption_karpathy_{train,restval,val,test}",
         stems={
             "train": ("coco_caption_karpathy_train", "coco_caption_karpathy_restval"),
@@ -75,7 +75,7 @@ flickr30k-images/1000092795.jpg …
         "test": [PublishedCount(images=1_000, texts=5_000, source=_KARPATHY)],
     },
     fill=partial(_fill, "dataset_flickr30k.json"),
-    arrow=captioned(
+    arrow=ArrowFiles(
         layout="f30k_caption_karpathy_{train,val,test}",
         stems={
             "train": ("f30k_caption_karpathy_train",),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, captioned, numbered
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, numbered
 from bridgetower.data.images import ImageRef, parquet_rows, tar_samples
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import CAPTIONS
@@ -142,7 +142,7 @@ or images named after the lines of the list, from 0: train_image/0.jpg …, val_
         "validation": [PublishedCount(images=15_840, texts=15_840, source=_SOURCE)],
     },
     fill=_fill_cc3m,
-    arrow=captioned(
+    arrow=ArrowFiles(
         layout="conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0",
         stems={"train": numbered("conceptual_caption_train", 31)},
         more_stems={"validation": numbered("conceptual_caption_val", 1)},
@@ -200,5 +200,5 @@ or images named after the ends of their links: SBU/4385058960_b0f291553e.jpg …
     licences={"captions and images": "each its own"},
     published={"train": [PublishedCount(images=1_000_000, texts=1_000_000, source=_SOURCE)]},
     fill=_fill_sbu,
-    arrow=captioned(layout="sbu_0 … 8", stems={"train": numbered("sbu", 9)}),
+    arrow=ArrowFiles(layout="sbu_0 … 8", stems={"train": numbered("sbu", 9)}),
 )

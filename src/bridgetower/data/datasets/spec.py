@@ -256,9 +256,13 @@ class Reading:
     answers: dict[int, str] = field(default_factory=dict)
 
 
+def _captions(reading: Reading, name: str, row: Row) -> list[str]:
+    return reading.manifest.filled_captions(name, row["caption"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArrowFiles:
-    """The Arrow files of a set.
+    """The Arrow files of a set, of captions unless other columns and entries are given.
 
     Attributes:
         layout: Their names, as the help shows them.
@@ -275,14 +279,14 @@ class ArrowFiles:
 
     layout: str
     split_rule: str = ""
-    protocol: str
+    protocol: str = _CAPTIONS
     stems: Stems
     more_stems: Stems = field(default_factory=dict)
-    columns: Sequence[str]
+    columns: Sequence[str] = ("caption", "image_id")
     images: Sequence[str] = ("image",)
     image_id: str | None = "image_id"
     image_of: Callable[[str], str] = str
-    entries: Callable[[Reading, str, Row], Sequence[Any]]
+    entries: Callable[[Reading, str, Row], Sequence[Any]] = _captions
 
     @property
     def all_stems(self) -> Stems:
@@ -312,20 +316,8 @@ class ArrowFiles:
         )
 
 
-def captioned(*, layout: str, stems: Stems, more_stems: Stems | None = None) -> ArrowFiles:
-    """Files of a set with captions."""
-    return ArrowFiles(
-        layout=layout,
-        protocol=_CAPTIONS,
-        stems=stems,
-        more_stems=more_stems or {},
-        columns=("caption", "image_id"),
-        entries=_captions,
-    )
-
-
 def asked(
-    *, layout: str, split_rule: str, stems: Stems, more_stems: Stems | None = None, annotators: int
+    *, layout: str, split_rule: str, stems: Stems, annotators: int, more_stems: Stems | None = None
 ) -> ArrowFiles:
     """Files of a set with questions, each answered by so many people."""
     return ArrowFiles(
@@ -342,10 +334,6 @@ def asked(
 def numbered(prefix: str, count: int) -> tuple[str, ...]:
     """Names of a series of files."""
     return tuple(f"{prefix}_{number}" for number in range(count))
-
-
-def _captions(reading: Reading, name: str, row: Row) -> list[str]:
-    return reading.manifest.filled_captions(name, row["caption"])
 
 
 def _questions(reading: Reading, name: str, row: Row, *, annotators: int) -> list[Question]:

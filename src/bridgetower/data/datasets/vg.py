@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary, vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, asked, captioned
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, asked
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS, VQA, Question
@@ -117,7 +117,7 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy s
     config=VgConfig,
     published={"train": [PublishedCount(images=108_077, source="Visual Genome's page")]},
     fill=_fill,
-    arrow=captioned(layout="vg", stems={"train": ("vg",)}),
+    arrow=ArrowFiles(layout="vg", stems={"train": ("vg",)}),
 )
 
 

@@ -1,10 +1,9 @@
 """Emoji images (Twemoji, 72 px) with captions made from their CLDR names and keywords, split by concept."""
 
-import dataclasses
 import importlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridgetower.data.folder import assign_splits
@@ -12,11 +11,12 @@ from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
     IMAGES_LICENCE,
     NAMES_LICENCE,
+    NamedImage,
     SplitConfig,
     code_of,
     collection,
+    distinct,
     package_folder,
-    pixel_digest,
     read_images,
     read_names,
 )
@@ -66,26 +66,22 @@ _QUALITY = re.compile(r"(skin tone|hair|beard)$")  # what "with" may introduce i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Emoji:
-    """One emoji that has an image and a name.
+class Emoji(NamedImage):
+    """One emoji.
 
     Attributes:
         code: Code points in hexadecimal, joined by hyphens, without variation selectors.
         codepoints: Code points as "U+1F600 ...".
-        name: CLDR name.
         group: CLDR group, such as "food-and-drink".
         subgroup: CLDR subgroup, such as "food-fruit".
         keywords: What people look for when they want it, sorted.
-        image: Content of the PNG file.
     """
 
     code: str
     codepoints: str
-    name: str
     group: str
     subgroup: str
     keywords: tuple[str, ...]
-    image: bytes = dataclasses.field(repr=False)
 
     @property
     def toned(self) -> bool:
@@ -118,7 +114,8 @@ def collect(config: EmojiConfig) -> Collection:
         FileNotFoundError: If a package of the `demo` extra is missing.
     """
     left_out: dict[str, list[str]] = defaultdict(list)
-    concepts = _by_concept(_distinct(_read_emojis(left_out), left_out))
+    neutral_first = sorted(_read_emojis(left_out), key=lambda emoji: (not emoji.neutral, emoji.toned))
+    concepts = _by_concept(distinct(neutral_first, left_out))
     split_of = assign_splits(concepts, **vars(config))
     chosen: list[tuple[str, Emoji]] = []
     for concept, members in concepts.items():
@@ -216,18 +213,6 @@ def _read_keywords() -> dict[str, set[str]]:
         cleaned = (" ".join(alias.replace("_", " ").split()).casefold() for alias in row["aliases"])
         keywords[code_of(row["emoji"])] |= {alias for alias in cleaned if _KEYWORD.fullmatch(alias)}
     return keywords
-
-
-def _distinct(emojis: Iterable[Emoji], left_out: dict[str, list[str]]) -> Iterator[Emoji]:
-    """Yields neutral emoji first and leaves out those that show what an earlier one shows."""
-    shown: dict[str, str] = {}
-    for emoji in sorted(emojis, key=lambda emoji: (not emoji.neutral, emoji.toned)):
-        digest = pixel_digest(emoji.image)
-        if digest in shown:
-            left_out["same image as another emoji"].append(f"{emoji.name} (as {shown[digest]})")
-        else:
-            shown[digest] = emoji.name
-            yield emoji
 
 
 def _by_concept(emojis: Iterable[Emoji]) -> dict[str, list[Emoji]]:

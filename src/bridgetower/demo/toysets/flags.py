@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
-from bridgetower.data.folder import assign_splits
+from bridgetower.data.folder import assign_splits, split_rank
 from bridgetower.data.schema import VQA, Question
 from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
     IMAGES_LICENCE,
     NAMES_LICENCE,
+    NamedImage,
     SplitConfig,
     code_of,
     collection,
+    distinct,
     package_folder,
-    pixel_digest,
     read_images,
     read_names,
 )
@@ -61,24 +61,25 @@ _COLUMNS = ("description", "meaning", "name", "iso", "region")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flag:
+class Flag(NamedImage):
     """One flag with its entry in the factbook.
 
     Attributes:
         iso: ISO 3166 code of two letters, or one in use beside it ("EU", "XK").
-        name: CLDR name of the country.
         region: Region of the world.
         description: What the flag looks like, as written, without mark-up.
         meaning: What it stands for; empty if the factbook does not say.
-        image: Content of the PNG file.
     """
 
     iso: str
-    name: str
     region: str
     description: str
     meaning: str
-    image: bytes = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """ISO code and name."""
+        return f"{self.iso} {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,9 @@ def _read_flags(left_out: dict[str, list[str]]) -> list[Flag]:
         iso = "".join(chr(int(point, 16) - 0x1F1E6 + ord("A")) for point in code.split("-"))
         region, entry = entries.get(iso, ("", {}))
         texts = sections(entry.get("Government", {}).get("Flag", {}).get("text", ""))
-        if "description" in texts:
+        if iso in UNFIT:
+            left_out[UNFIT[iso]].append(f"{iso} {name}")
+        elif "description" in texts:
             flags.append(
                 Flag(
                     iso=iso,
@@ -215,20 +218,6 @@ def _read_entries() -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
             iso = iso_code(file.name.removesuffix(".json"), entry)
             if iso is not None:
                 yield iso, (region.name.replace("-n-", " and ").replace("-", " "), entry)
-
-
-def distinct(flags: Iterable[Flag], left_out: dict[str, list[str]]) -> Iterator[Flag]:
-    """Yields the flags whose image fits their text and is not an earlier one's; names the others in `left_out`."""
-    shown: dict[str, str] = {}
-    for flag in flags:
-        digest = pixel_digest(flag.image)
-        if flag.iso in UNFIT:
-            left_out[UNFIT[flag.iso]].append(f"{flag.iso} {flag.name}")
-        elif digest in shown:
-            left_out[f"same image as {shown[digest]}"].append(f"{flag.iso} {flag.name}")
-        else:
-            shown[digest] = flag.iso
-            yield flag
 
 
 def _visual_clauses(description: str) -> list[str]:
@@ -399,7 +388,7 @@ def _balanced(asked: Sequence[Asked], seed: int) -> list[Asked]:
     for (text, answer), group in groups.items():
         if answer in _OPPOSITE:
             number = len(groups.get((text, _OPPOSITE[answer]), []))
-            ranked = sorted(group, key=lambda one: hashlib.sha256(f"{seed}\0{one.record.image_id}".encode()).digest())
+            ranked = sorted(group, key=lambda one: split_rank(seed, one.record.image_id))
             surplus |= {(text, one.record.image_id) for one in ranked[number:]}
     return [one for one in asked if (one.question.text, one.record.image_id) not in surplus]
 

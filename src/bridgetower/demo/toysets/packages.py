@@ -5,12 +5,12 @@ import importlib.resources
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bridgetower.data.folder import DatasetInfo, by_split
 from bridgetower.data.writer import Collection, Record
@@ -82,6 +82,27 @@ def collection(
     return Collection(info=info, splits=by_split(records), columns=columns)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedImage:
+    """An image of Twemoji with its name.
+
+    Attributes:
+        name: CLDR name.
+        image: Content of the PNG file.
+    """
+
+    name: str
+    image: bytes = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """What it is called among what is left out."""
+        return self.name
+
+
+Named = TypeVar("Named", bound=NamedImage)
+
+
 def code_of(characters: str) -> str:
     """Code of an emoji's characters: code points in hexadecimal, joined by hyphens, variation selectors dropped."""
     points = (f"{ord(character):x}" for character in characters)
@@ -109,6 +130,18 @@ def package_folder(package: str) -> Traversable:
     """
     require("demo", package)
     return importlib.resources.files(package)
+
+
+def distinct(items: Iterable[Named], left_out: dict[str, list[str]]) -> Iterator[Named]:
+    """Yields the items whose image is not an earlier one's; names the others in `left_out`."""
+    shown: dict[str, str] = {}
+    for item in items:
+        digest = pixel_digest(item.image)
+        if digest in shown:
+            left_out["same image as another one"].append(f"{item.title} (as {shown[digest]})")
+        else:
+            shown[digest] = item.title
+            yield item
 
 
 def pixel_digest(content: bytes) -> str:
