@@ -17,7 +17,7 @@ FILE_BYTES = 2**26
 """About the size of one file."""
 
 CONTENT = "content.json"
-"""Tells what the files of a folder were computed from."""
+"""Describes what the files of a folder were computed from."""
 
 _MOST_MAPPED = 2**28  # bytes that were read, after which files are mapped anew: until then they count as memory
 

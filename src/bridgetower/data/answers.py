@@ -87,7 +87,7 @@ def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str
     The answer of a single person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
 
     Args:
-        answers: What the annotators said, as they said it.
+        answers: Of the annotators, as they are in the files.
         vocabulary: Normalised answers that can be chosen.
     """
     counts = Counter(map(normalise_answer, answers))

@@ -140,7 +140,7 @@ TOKENS = "tokens"
 class CachedFeatures:
     """Hidden states of a frozen tower for some images or texts, in the place of pixel values or token ids.
 
-    They are read when they are asked for, so that they cost nothing on the way through a data loader.
+    They are read by `layers` and `last` only, so that they cost nothing on the way through a data loader.
     """
 
     def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
@@ -208,7 +208,7 @@ class CaptionBatch(Batch):
     Attributes:
         masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
         image_index: Equal numbers mark the same image, across all ranks.
-        step_labels: Number of labels in all micro-batches of this process in the step, if it was asked for.
+        step_labels: Number of labels in all micro-batches of this process in the step, where they are counted.
         mlm_weight: What MLM of this batch is multiplied with; None is 1.
     """
 

@@ -49,7 +49,7 @@ class CaptionImages(PreparedImages):
         return pairs
 
     def caption(self, image: int, number: int, generator: torch.Generator) -> str:
-        """Returns a caption of an image, or a drawn one, with words dropped as the config says."""
+        """Returns a caption of an image, or a drawn one, with words dropped by the config."""
         captions = self.captions[image]
         if number == DRAWN:
             number = int(torch.randint(len(captions), (), generator=generator))

@@ -36,7 +36,7 @@ class DataConfig:
             name left and right.
         random_crop: Smallest share of a training image's area that a random crop keeps; the crop is then resized to
             the square. None takes the whole image, as in evaluation.
-        flip: Mirror half of the training images, whatever their texts say of left and right.
+        flip: Mirror half of the training images, also where their texts have left and right.
         rand_augment: Two random changes of each training image: of its geometry and light (official `blip_randaug`),
             or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
         rand_magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.

@@ -139,7 +139,7 @@ class EntryDataset(Dataset[Batch]):
         Args:
             images: Of a schema whose entries have a text and an identifier.
             encode: Makes labels of entries.
-            keep: Tells which entries are examples; None: all of them.
+            keep: Whether an entry is an example; None: every entry is.
             labelled: Every example must have a label.
             unique: No identifier may come twice.
 
@@ -228,7 +228,7 @@ class EntryDataset(Dataset[Batch]):
 class WithOtherImages(Dataset[Batch]):
     """Each example with the image, or both images, of the example half a set away.
 
-    What a model gets right on them, it knows without looking.
+    What is right on them does not come from the image.
     """
 
     def __init__(self, examples: BatchDataset) -> None:

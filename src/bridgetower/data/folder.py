@@ -327,7 +327,7 @@ def read_info(folder: Path) -> DatasetInfo:
 
 
 def split_digests(folder: Path, split: str) -> Mapping[str, str]:
-    """Digest of each file of a split as `dataset.json` has it, which tells whether the split was prepared anew.
+    """Digest of each file of a split as `dataset.json` has it, which changes where the split is prepared anew.
 
     Raises:
         FileNotFoundError: If the folder or its `dataset.json` is missing.
@@ -340,7 +340,7 @@ def split_digests(folder: Path, split: str) -> Mapping[str, str]:
 
 
 class ParquetRows:
-    """The rows of one or more Parquet files, memory-mapped: each is read when it is asked for, with its row group.
+    """The rows of one or more Parquet files, memory-mapped: each is read on its own, with its row group.
 
     `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
     small row groups, as `bridgetower.data.writer.write_split` writes them: 1 MiB takes about as long to read as a

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".
 MAX_GROUP_BYTES = 2**26
 """Largest row group that is read to get one of its images."""
 
-_GROUPS = 4  # row groups that are kept, as rows are asked for in order
+_GROUPS = 4  # row groups that are kept, as rows are read in order
 _ROWS = 1000  # of an Arrow file that are read at once, without their images
 _DIGEST_LETTERS = 32
 
@@ -62,7 +62,7 @@ class ImageRef:
     def file_signature(self) -> str | None:
         """What changes when the image does; None if it is missing.
 
-        It does not tell when the file was written: the same content unpacked again has the same signature.
+        The time of writing does not count: the same content unpacked again has the same signature.
         """
         if self.signature is not None:
             return self.signature
@@ -176,7 +176,7 @@ def _sample(path: Path, archive: tarfile.TarFile, key: str, members: Iterator[ta
 
 def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     file = archive.extractfile(member)
-    assert file is not None  # only files are asked for
+    assert file is not None  # only files are passed
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:

@@ -60,7 +60,7 @@ class SplitReport:
         images: Images, or pairs of images.
         texts: Captions, questions or statements.
         size: Bytes of its files.
-        published: How large it is said to be; None for sets that are not published.
+        published: Its published size; None for sets that are not published.
         words: Lengths of the texts.
         classes: Number of texts of each answer type or label; empty for captions.
     """
@@ -78,7 +78,7 @@ class Report:
     """What a set holds.
 
     Attributes:
-        info: What `dataset.json` says.
+        info: Content of `dataset.json`.
         splits: By name.
     """
 
@@ -97,7 +97,7 @@ def inspect(folder: Path, *, schema: Schema | None = None, check: bool = False, 
 
     Raises:
         FileNotFoundError: If there is no complete set, or a file of it is missing.
-        ValueError: If files do not hold what `dataset.json` says.
+        ValueError: If the counts or digests differ from those in `dataset.json`.
     """
     info = read_info(folder)
     if check:

@@ -81,7 +81,7 @@ class Manifest:
         self._database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA cache_size = -{_CACHE_KIB};{_TABLES}")
 
     def close(self) -> None:
-        """Forgets everything."""
+        """Removes the database."""
         self._database.close()
 
     def add(
@@ -89,15 +89,14 @@ class Manifest:
     ) -> None:
         """Adds texts about an image; further ones about the same are added to them.
 
-        What cannot be used is counted as bad: texts, as the schema says, and images that have no name, or one that
-        is not UTF-8.
+        What cannot be used is counted as bad: texts that do not fit the schema, and images without a name in UTF-8.
 
         Args:
             image_id: Unique within the split.
             images: One, or two in nlvr2; missing ones are counted as bad.
             texts: None are allowed, as more may follow.
             split: Empty if splits are to be assigned.
-            place: Where the source says so, for error messages; empty stands for the id.
+            place: Where it is in the source, for error messages; empty stands for the id.
         """
         place = place or image_id
         unfit = [problem for name in (image_id, *(image.name for image in images)) if (problem := unfit_name(name))]
@@ -258,7 +257,7 @@ def check_errors(source: Path, messages: Sequence[str], max_errors: int, *, coun
 
 @contextmanager
 def new_manifest(schema: Schema) -> Iterator[Manifest]:
-    """Lends an empty manifest.
+    """Yields an empty manifest, which is removed afterwards.
 
     Raises:
         OSError: If there is no room for it.

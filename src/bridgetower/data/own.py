@@ -153,7 +153,7 @@ def split_images(source: Path, manifest: Manifest, config: OwnSetConfig) -> str:
         given = sum(counts.values()) - counts[""]
         raise ValueError(f"{source} gives {given} images a split but not {name!r}; give each a split, or none")
     total = counts[""]
-    # A fraction that is not zero gives at least one image, so that training has something to be judged on.
+    # A fraction that is not zero gives at least one image, so that training has something to be evaluated on.
     fewest = 0 if total < _FEWEST_SPLIT else 1
     test, validation = (max(round(share * total), fewest if share > 0 else 0) for share in config.fractions)
     manifest.assign(partial(split_rank, config.seed), split_sizes(total, num_test=test, num_validation=validation))

@@ -1,4 +1,4 @@
-"""The images of prepared sets, decoded when they are asked for."""
+"""The images of prepared sets, decoded one by one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class PreparedImages:
         }
 
     def places(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, "p 2"]:
-        """Lists (image, number of an entry there) of every example of an epoch, each as often as `repeats` says.
+        """Lists (image, number of an entry there) of every example of an epoch, each `repeats` times.
 
         Args:
             lengths: Number of entries of each image.
@@ -101,8 +101,8 @@ class PreparedImages:
         """Returns the captions, questions or statements of an image."""
         folder, row = self._place(image)
         column = self.schema.entries
-        said: list[Any] = self.records[folder].row(row, [column])[column]
-        return said
+        found: list[Any] = self.records[folder].row(row, [column])[column]
+        return found
 
     def pixels(self, image: int, column: str = "image") -> UInt8[Tensor, "3 h w"]:
         """Returns a resized image.

@@ -81,7 +81,7 @@ class Schema:
         return [text for value in found for text in ([value] if isinstance(value, str) else value)]
 
     def problem_of(self, entry: Any) -> str | None:
-        """Says why an entry cannot be used; None if it can.
+        """Returns why an entry cannot be used; None if it can.
 
         It must be of the right type, have words, valid Unicode, and an identifier and a label if the schema has them.
         """

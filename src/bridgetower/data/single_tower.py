@@ -266,7 +266,7 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int
         name: Of the task.
         split: `train`, `validation` (GLUE's dev) or `test`; of MNLI also `validation-mismatched`, `test-mismatched`.
         max_errors: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few.
-            None of a test split may be, since the server wants every row.
+            None of a test split may be, since the server takes only whole files.
 
     Raises:
         FileNotFoundError: The file is missing.

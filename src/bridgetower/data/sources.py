@@ -38,7 +38,7 @@ class Row:
     Attributes:
         image: The image.
         captions: Its captions as given; they may be empty.
-        split: Its split, if the source says.
+        split: Its split, if the source has one.
         place: Where the row is, for error messages.
     """
 
@@ -118,7 +118,7 @@ def _rows_of_table(source: Path, image_column: str | None, caption_column: str |
 def find_column(
     source: Path, cells: Cells, asked: str | None, usual: Sequence[str], what: str, *, optional: bool = False
 ) -> str:
-    """Returns the name of a column; an empty one if there is none, none is asked for, and it is optional.
+    """Returns the name of a column; an empty one if it is optional, there is none and none was named.
 
     Args:
         source: The table, for errors.

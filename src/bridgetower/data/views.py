@@ -95,7 +95,7 @@ POLICIES: Mapping[RandAugment, Policy] = {
 def random_view(
     content: bytes, config: DataConfig, processor: Processor, generator: torch.Generator
 ) -> UInt8[Tensor, "3 h w"]:
-    """Returns an image at the model's size after the random changes that the config asks for.
+    """Returns an image at the model's size after the random changes of the config.
 
     With `random_crop` a part of the image is resized to the square, mirrored and changed; without it the image is
     changed first and resized as in evaluation. Both as in official src/transforms/transform.py.
@@ -234,7 +234,7 @@ def augment(
 def drop_words(text: str, share: float, generator: torch.Generator) -> str:
     """Returns `text` without about `share` of its words; at least one stays.
 
-    Few captions per image are soon known by heart; with words missing, every word has to stand for something.
+    A model memorises few captions per image; with words missing, every word has to count.
     """
     if share == 0:
         return text

@@ -28,7 +28,7 @@ from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.files import escaped, locked, read_json, remove_leftovers, replacing, sha256_of, write_json
 from bridgetower.progress import count_bars, counted
 
-_MARK = b"bridgetower"  # schema metadata key: tells our own Parquet files from a user's
+_MARK = b"bridgetower"  # schema metadata key: marks our own Parquet files, which may be replaced
 
 
 class ImageFile(NamedTuple):
@@ -135,7 +135,7 @@ def write_split(
     seen: set[str] = set()
     num_texts = 0
     with replacing(path) as temporary:
-        # A dictionary and statistics of images cost much to read and tell nothing.
+        # A dictionary and statistics of images cost much to read and are of no use.
         options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
         with pq.ParquetWriter(temporary, arrow_schema, **options) as writer:
             for group in _grouped(records, row_group_bytes):
@@ -158,7 +158,7 @@ def is_own_parquet(path: Path) -> bool:
     """Whether `path` was written by `write_split` and may be replaced."""
     try:
         return _MARK in (read_schema(Path(path)).metadata or {})
-    except ValueError:  # no Parquet file, whatever its name says
+    except ValueError:  # no Parquet file, in spite of its name
         return False
 
 
@@ -323,7 +323,7 @@ def _complete(out: Path, info: DatasetInfo, files: Mapping[str, Any]) -> Dataset
 def _writing(out: Path, kept: Container[Path]) -> Iterator[None]:
     """Holds the folder, cleared of the Parquet files that are not to be kept."""
     with locked(out):
-        (out / INFO_FILE).unlink(missing_ok=True)  # its presence says that the rest is complete
+        (out / INFO_FILE).unlink(missing_ok=True)  # its presence marks the rest as complete
         remove_leftovers(out)
         for path in parquet_files(out):
             if path not in kept:
@@ -400,7 +400,7 @@ def write_shards(
         manifest: Of the images.
         shards: Of `plan_shards`.
         num_workers: Threads that read and check images.
-        progress: Told of images that are done.
+        progress: Called with the number of images that are done.
     """
     written: dict[Shard, Written] = {}
     with ThreadPoolExecutor(num_workers) as pool:

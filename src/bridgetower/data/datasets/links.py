@@ -56,7 +56,7 @@ def _keep_downloads(originals: Originals, manifest: Manifest, found: Lookup) -> 
                 manifest.bad(f"{sample.key} in {shard.name} has no {'image' if url else 'link'}")
             else:
                 _keep(found, f"link {url}", sample.image)
-    # Beside shards they only tell about them.
+    # Beside shards they only describe them.
     tables = [] if shards else sorted(originals.folder.rglob("*.parquet"))
     for table in counted(tables, "reading tables", shown=originals.progress and bool(tables)):
         for row in parquet_rows(table):
@@ -136,7 +136,7 @@ or images named after the lines of the list, from 0: train_image/0.jpg …, val_
     more_splits=("validation",),
     split_rule="as published",
     protocol="captions of the annotation file, in its order; images by their links, or by the numbers of their lines",
-    licences={"captions": "free to use, with the attribution that its page asks for", "images": "each its own"},
+    licences={"captions": "free to use, with the attribution on its page", "images": "each its own"},
     published={
         "train": [PublishedCount(images=3_318_333, texts=3_318_333, source=_SOURCE)],
         "validation": [PublishedCount(images=15_840, texts=15_840, source=_SOURCE)],

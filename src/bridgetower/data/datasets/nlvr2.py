@@ -91,7 +91,7 @@ test1/test1-0-0-img0.png … (or in images/)
     more_splits=tuple(split for split in _FILES if split not in _USUAL),
     split_rule="as published; dev is validation",
     protocol="every statement, without spaces at its ends; a row is a pair of images with all statements about it",
-    licences={"statements": "CC-BY 4.0", "images": "as the pages say that they are from"},
+    licences={"statements": "CC-BY 4.0", "images": "as on the pages that they are from"},
     published={
         "train": [PublishedCount(texts=86_373, source=_PAGE)],
         "validation": [PublishedCount(texts=6_982, source=_PAGE)],

@@ -48,7 +48,7 @@ class DatasetSpec:
         summary: Help of its command: a line, and perhaps a paragraph.
         layout: The original files, a line each, as the help shows them.
         example: A command line for the help, if it takes more than the source.
-        splits: The splits that are prepared unless others are asked for.
+        splits: The splits that are prepared by default.
         more_splits: Further ones that it has.
         split_rule: How images are given to them, in words.
         protocol: What else was decided about the originals, in words.
@@ -76,7 +76,7 @@ class DatasetSpec:
 
     @property
     def help(self) -> str:
-        """What the help of the command says."""
+        """The help of the command."""
         files = "\n".join(f"  {line}" for line in self.layout.strip().splitlines())
         example = f"\n\nExample: {self.example}" if self.example else ""
         return f"{self.summary}\n\nSOURCE holds:\n{files}{example}"
@@ -222,7 +222,7 @@ STATEMENTS = "statements as the files have them, without spaces at their ends"
 _CAPTIONS = "captions as the files have them, without spaces at their ends"
 _QUESTIONS = (
     "questions as the files have them, which lack those of train and validation without an answer of the vocabulary; "
-    "the files keep scores instead of what people said: there are as many answers as give these scores"
+    "the files keep scores instead of the annotators' answers: there are as many answers as give these scores"
 )
 _NUMBERED = re.compile(r"(.*_)\d+")
 _OTHER_ANSWER = "(not among the answers)"  # no vocabulary has its normal form
@@ -269,7 +269,7 @@ class ArrowFiles:
         split_rule: How images are given to splits, in words; empty if as in the published files.
         protocol: What else the files decide, in words.
         stems: Names of the files of each split, without their ending; of a tuple the first that is there.
-        more_stems: The same of splits that are prepared only if they are asked for.
+        more_stems: The same of splits that are prepared only by name.
         columns: Columns beside the images.
         images: Columns of images.
         image_id: Column with the name of a row; None to number the rows.

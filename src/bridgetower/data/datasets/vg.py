@@ -24,7 +24,7 @@ class VgConfig(PrepareConfig):
 
     Attributes:
         karpathy: File dataset_coco.json, if it is not in the source.
-        leave_out: Splits of Karpathy whose images are left out, so that no pre-training sees images that COCO is
+        leave_out: Splits of Karpathy whose images are left out, so that pre-training has no images that COCO is
             evaluated on. The paper kept all.
     """
 
@@ -60,7 +60,7 @@ def _images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
     """Numbers of the images that COCO has in the splits that are to be left out.
 
     Raises:
-        FileNotFoundError: If a file that tells is missing.
+        FileNotFoundError: If a file that is needed for this is missing.
         ValueError: If the file of the splits has no image of one of them.
     """
     if not config.leave_out:
@@ -108,7 +108,7 @@ VG = DatasetSpec(
 region_descriptions.json (or in annotations/)
 images/VG_100K/2.jpg … and images/VG_100K_2/1.jpg … (or without images/)
 with --leave-out also: image_data.json (or in annotations/)
-with --leave-out also: dataset_coco.json (or in karpathy/, or where --karpathy says)
+with --leave-out also: dataset_coco.json (or in karpathy/, or --karpathy FILE)
 """,
     splits=("train",),
     split_rule="all is train",
@@ -175,7 +175,7 @@ VGQA = DatasetSpec(
     layout="""
 question_answers.json and image_data.json (or in annotations/)
 images/VG_100K/2.jpg … and images/VG_100K_2/1.jpg …
-dataset_coco.json (or in karpathy/, or where --karpathy says)
+dataset_coco.json (or in karpathy/, or --karpathy FILE)
 """,
     example="bridgetower prepare vgqa --source vg --answers data/vqav2 --karpathy dataset_coco.json --out data/vgqa",
     splits=("train",),

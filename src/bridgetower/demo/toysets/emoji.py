@@ -74,7 +74,7 @@ class Emoji(NamedImage):
         codepoints: Code points as "U+1F600 ...".
         group: CLDR group, such as "food-and-drink".
         subgroup: CLDR subgroup, such as "food-fruit".
-        keywords: What people look for when they want it, sorted.
+        keywords: Search words for it, sorted.
     """
 
     code: str

@@ -68,7 +68,7 @@ class Flag(NamedImage):
         iso: ISO 3166 code of two letters, or one in use beside it ("EU", "XK").
         region: Region of the world.
         description: What the flag looks like, as written, without mark-up.
-        meaning: What it stands for; empty if the factbook does not say.
+        meaning: What it stands for; empty if the factbook has none.
     """
 
     iso: str
@@ -123,7 +123,7 @@ def captions_of(descriptions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     A clause counts if it has five words, does not lean on the one before it, and no other flag has it.
 
     Raises:
-        ValueError: If two flags have the same description, so that an image could not be told by its text.
+        ValueError: If two flags have the same description, so that an image would not be the only one of its text.
     """
     clauses = {key: _visual_clauses(description) for key, description in descriptions.items()}
     whole = {key: "; ".join(parts) for key, parts in clauses.items()}
@@ -306,7 +306,7 @@ _PLACES = {"horizontal": ("top", "bottom"), "vertical": ("left", "right")}
 
 
 def collect_questions(config: FlagsConfig) -> Collection:
-    """Asks the flags of `collect` what their descriptions answer; countries keep their splits.
+    """Describes questions about the flags of `collect`, by their descriptions; countries keep their splits.
 
     In each split, a question with the answers yes and no keeps as many of either: of the commoner, those whose hash of
     seed and country is smallest. Questions are about the image only to those who cannot guess.
@@ -338,7 +338,7 @@ def flag_questions(text: str) -> list[FlagQuestion]:
     hold it unsaid.
 
     Args:
-        text: What the description says of the flag's look, in clauses.
+        text: The description of the flag's look, in clauses.
     """
     text = re.sub(r"\([^)]*(?:linear|flag|patron|known)[^)]*\)", "", text)
     return [*_about_bands(text), *_about_colours(text), *_about_things(text)]
@@ -403,7 +403,7 @@ def _with_questions(asked: Sequence[Asked], split_number: int) -> list[Record]:
                 question=question.text,
                 question_type=question.topic,
                 answer_type=answer_type(question.answer),
-                answers=(question.answer,) * ANNOTATORS,  # one rule speaks for all
+                answers=(question.answer,) * ANNOTATORS,  # all annotators have the answer of the rule
             )
         )
     records = {record.image_id: record for record, _ in asked}

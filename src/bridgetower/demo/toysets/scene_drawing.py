@@ -102,7 +102,7 @@ class Noun:
         return " ".join(word for word in (self.size, self.colour, self.kind or "shape") if word)
 
     def fits(self, shape: Shape) -> bool:
-        """Whether a shape is what the description says."""
+        """Whether a shape fits the description."""
         return (
             self.kind in (None, shape.kind) and self.colour in (None, shape.colour) and self.size in (None, shape.size)
         )
@@ -150,7 +150,7 @@ class Scene:
     Attributes:
         shapes: What can be seen.
         background: Colour under them.
-        curtain: Side of the image that is covered, so that nobody can tell what is there; None if all is open.
+        curtain: Side of the image that is covered, so that what is there is unknown; None if all is open.
     """
 
     shapes: tuple[Shape, ...]
