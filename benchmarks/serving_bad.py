@@ -39,7 +39,7 @@ def bad_things(server: Server) -> dict[str, BadThing]:
     functions: list[BadThing] = [
         *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
         *(old_page, odd_sources, far_url, many_pairs, long_lists, heavy_json, probed, silent, half_sent),
-        *(other_sites, odd_images, endless, odd_filters, many_scans, stalled, two_lengths),
+        *(other_sites, odd_images, endless, odd_filters, many_scans, stalled, two_lengths, short_chunks),
     ]
 
     async def not_indexed(connection: Connection, choice: random.Random) -> Reply | None:
@@ -494,6 +494,15 @@ async def endless(connection: Connection, choice: random.Random) -> Reply | None
     reply = expect(await connection.reply(), 413)
     await asyncio.sleep(choice.random())
     return reply
+
+
+async def short_chunks(connection: Connection, choice: random.Random) -> Reply | None:
+    """Sends what takes long to read for its length: chunks of one byte, or many short headers or trailers."""
+    path = choice.choice(["POST /health", "POST /v1/embeddings"])
+    chunked = head(path, Transfer_Encoding="chunked")
+    many = b"a:b\r\n" * choice.choice([200, 50_000])
+    sent = [chunked + b"1\r\na\r\n" * 43_000, chunked + b"0\r\n" + many + b"\r\n", chunked[:-2] + many + b"\r\n"]
+    return expect(await connection.send(choice.choice(sent)), 400, 405)
 
 
 async def burst(connection: Connection, choice: random.Random) -> Reply | None:

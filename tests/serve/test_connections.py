@@ -192,6 +192,7 @@ def _connections(running: Running) -> list[Any]:
     return list(running.server.server_state.connections)
 
 
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 MALFORMED = {
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 30 + b"\r\n\r\n",
     "no version": b"GET /health\r\n\r\n",
@@ -201,6 +202,9 @@ MALFORMED = {
     "encoding": b"POST /v1/match HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\nab",
     "long": b"GET / HTTP/1.1\r\nHost: a\r\na: " + b"b" * 2**20 + b"\r\n\r\n",
     "control character": b"GET / HTTP/1.1\r\nHost: a\r\na: \x00\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:b\r\n" * 200 + b"\r\n",
+    "many trailers": CHUNKED % b"/v1/match" + b"1\r\na\r\n0\r\n" + b"a:b\r\n" * 200 + b"\r\n",
+    "short chunks": CHUNKED % b"/v1/match" + b"1\r\na\r\n" * 300,
 }
 
 
@@ -211,25 +215,32 @@ def test_what_is_no_http(patient: Running, sent: bytes) -> None:
         connection.shutdown(socket.SHUT_WR)
         found = error(everything(connection), 400)
     assert (found["type"], found["code"]) == ("invalid_request_error", "invalid_http")
-    assert found["message"] == "the request is not valid HTTP, or its headers are too long; expected HTTP/1.1"
+    assert found["message"] == "the request is not valid HTTP, or has too many headers or chunks; expected HTTP/1.1"
 
 
-CHUNKED = b"POST %s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+def test_some_short_chunks_and_many_long_ones(patient: Running) -> None:
+    body = b'{"input": "a"}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"800\r\n" + (b" " * 2048 + b"\r\n800\r\n") * 1000
+    with connections(patient, 1) as (connection,):
+        for _ in range(2):
+            connection.sendall(CHUNKED % PATH.encode() + chunks + b" " * 2048 + b"\r\n0\r\na: b\r\n\r\n")
+            assert answer(connection)[0] == 200
 
 
-def test_a_body_that_is_no_http(patient: Running, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("sent", [b"no chunk\r\n", b"1\r\na\r\n" * 300])
+def test_a_body_that_is_no_http(patient: Running, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
     """Before there is an answer, the error is the answer; after it, the connection is closed."""
     with caplog.at_level(logging.ERROR):
         with connections(patient, 1) as (connection,):
             connection.sendall(CHUNKED % b"/v1/match" + b"3\r\n{\r\n")
             until(lambda: any(one.cycle for one in _connections(patient)))
-            connection.sendall(b"no chunk\r\n")
+            connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             error(everything(connection), 400)
         with connections(patient, 1) as (connection,):
             connection.sendall(CHUNKED % b"/health")
             assert answer(connection)[0] == 405
-            connection.sendall(b"no chunk\r\n")
+            connection.sendall(sent)
             assert everything(connection) == b""
         until(lambda: not _connections(patient) and not patient.server.server_state.tasks)
     assert not caplog.records

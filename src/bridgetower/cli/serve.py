@@ -119,7 +119,7 @@ def _log_with_time() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are about requests, which anyone can send
     if sys.stderr.isatty():
         log_to(RichHandler(console=Console(stderr=True), show_path=False), "%(message)s", alone=True)
     else:

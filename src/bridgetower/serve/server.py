@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import re
 import resource
 import socket
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ _FILES = 4 * _CONNECTIONS  # the model, the index, and connections that are abou
 _ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
 _PATIENCE = 10.0  # seconds
 _KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
+_HEAD, _LINES = 2**16, 128  # bytes and lines of a request without its body
+_CHUNKS, _CHUNK = 256, 1024  # chunks that any body may have; bytes of a body for each chunk more
+_LAST_CHUNK = re.compile(rb"\r?\n?0+[;\s]")
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -138,11 +143,48 @@ class Waiting:
     idle: dict[Connection, None] = field(default_factory=dict)
 
 
+class _Parser(h11.Connection):
+    """Parses HTTP, with limits on what takes long for its length: lines of a head or trailer, and chunks.
+
+    Meanwhile the server does nothing else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, _HEAD)
+        self._chunks = self._bytes = 0
+        self._chunk_next = self._trailer_next = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        received = self.trailing_data[0] if self.their_state is h11.IDLE or self._chunk_next else b""
+        self._trailer_next = self._trailer_next or (self._chunk_next and _LAST_CHUNK.match(received) is not None)
+        if self._trailer_next or self.their_state is h11.IDLE:
+            end = _BLANK_LINE.search(received)
+            if received.count(b"\n", 0, end.end() if end else len(received)) > _LINES:
+                raise h11.RemoteProtocolError("too many lines")
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+            self._chunk_next = any(name == b"transfer-encoding" for name, _ in event.headers)
+        elif isinstance(event, h11.Data):
+            self._count(event)
+        elif isinstance(event, h11.EndOfMessage):
+            self._chunk_next = self._trailer_next = False
+        return event
+
+    def _count(self, part: h11.Data) -> None:
+        self._chunks += part.chunk_start
+        self._bytes += len(part.data)
+        self._chunk_next = part.chunk_end
+        if self._chunks > _CHUNKS + self._bytes // _CHUNK:
+            raise h11.RemoteProtocolError("too many short chunks")
+
+
 class Connection(H11Protocol):
     """A connection with limits on the time for a request to arrive, and for its response to be read."""
 
     def __init__(self, *, waiting: Waiting, **settings: Any) -> None:
         super().__init__(**settings)
+        self.conn = _Parser()
         self._waiting = waiting
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -196,7 +238,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Responds to what is not valid HTTP."""
-        message = "the request is not valid HTTP, or its headers are too long; expected HTTP/1.1"
+        message = "the request is not valid HTTP, or has too many headers or chunks; expected HTTP/1.1"
         self._refuse(ApiError(400, message, code="invalid_http"))
 
     def _abortable(self, app: Any) -> ASGIApp:
