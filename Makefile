@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/bridgetower demo $(ARGS)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed
 	$(BIN)/ruff check
@@ -22,7 +22,7 @@ check: $(VENV)/installed
 # Runs the tests under the lowest releases that pyproject.toml allows, best with PYTHON=python3.11, the lowest Python.
 # transformers and what needs it are left out, as it needs newer releases; the tests that compare with it are skipped.
 lowest: $(LOWEST)/installed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

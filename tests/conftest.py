@@ -1,6 +1,7 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
 import json
+import multiprocessing
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,14 @@ CHECKED = [
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 install_import_hook(CHECKED, "typechecks.checked")
+
+multiprocessing.set_forkserver_preload(["bridgetower.training.run"])  # processes that need it start at once
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files whose tests take long first, so that no process is left alone with one of them at the end."""
+    long = {item.path for item in items if item.path.parent.name == "end_to_end" or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from spawn import run_on_ranks
+from ranks import run_on_ranks
 
 from bridgetower.distributed import all_gather, gather_by_id, rank, world_size
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from spawn import run_on_ranks
+from ranks import run_on_ranks
 from torch import Tensor, nn
 
 from bridgetower.distributed import from_first, rank, require_same

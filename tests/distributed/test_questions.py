@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from spawn import run_on_ranks
+from ranks import run_on_ranks
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 

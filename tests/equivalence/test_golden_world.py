@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_on_ranks
 from recompute import caption_batch, encode, itm_outputs, pretraining_task
-from spawn import run_on_ranks
 
 from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.distributed import all_gather, rank, world_size

@@ -18,7 +18,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
 
     Args:
         world_size: Number of processes.
-        function: A function of a module (spawned processes import it), with a picklable result.
+        function: A function of a module (the processes import it), with a picklable result.
         args: Picklable arguments, the same for every process.
 
     Raises:
@@ -27,7 +27,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            mp.spawn(_run, args=(world_size, folder, function, args), nprocs=world_size)
+            mp.start_processes(_run, (world_size, folder, function, args), world_size, start_method="forkserver")
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             # The first process to end may only be one that lost its peer: show where each of them failed.
             traces = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
