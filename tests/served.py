@@ -1,4 +1,4 @@
-"""Pictures and texts for a server, the server itself in a thread, and its errors taken apart."""
+"""Images and texts for a server, the server itself in a thread, and its errors taken apart."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground
 
 
 def png(seed: int, width: int = 24, height: int = 30) -> bytes:
-    """The file of a picture of noise."""
+    """The file of an image of noise."""
     stream = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -35,7 +35,7 @@ def png(seed: int, width: int = 24, height: int = 30) -> bytes:
 
 
 def uri(content: bytes) -> str:
-    """A picture as requests hold it."""
+    """An image as requests hold it."""
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 

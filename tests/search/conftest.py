@@ -1,4 +1,4 @@
-"""A model, and folders of pictures of shapes to index."""
+"""A model, and folders of images of shapes to index."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def predictor(tiny_checkpoint: Path) -> Predictor:
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 pictures and a table of their captions; not to be changed."""
+    """45 images and a table of their captions; not to be changed."""
     folder = tmp_path_factory.mktemp("shapes")
     write_pictures(folder)
     return folder
@@ -27,7 +27,7 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(shapes_folder: Path, tmp_path: Path) -> Path:
-    """Six pictures, two of them in a folder in the folder."""
+    """Six images, two of them in a folder in the folder."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(6):

@@ -28,8 +28,8 @@ from bridgetower.search.index import Index
 from kills import before, send, within
 
 NUM_KILLS = 16
-NUM_CHANGED = 10  # pictures, before each attempt
-OFTEN = IndexConfig(batch_size=1, commit_seconds=0, num_workers=0)  # a commit per picture
+NUM_CHANGED = 10  # images, before each attempt
+OFTEN = IndexConfig(batch_size=1, commit_seconds=0, num_workers=0)  # a commit per image
 
 
 def in_a_process(work: Callable[[], object]) -> int:
@@ -54,7 +54,7 @@ def end(process: int) -> int:
 
 
 def change(photos: Path, source: random.Random) -> None:
-    """Paints some pictures anew, takes one away and brings a new one."""
+    """Paints some images anew, takes one away and brings a new one."""
     there = sorted(photos.glob("*.png"))
     for path in source.sample(there, NUM_CHANGED):
         Image.new("RGB", (24, 24), tuple(source.randbytes(3))).save(path)
@@ -63,7 +63,7 @@ def change(photos: Path, source: random.Random) -> None:
 
 
 def killed_before_a_picture(build: Callable[[], object], photos: Path, number: int) -> int:
-    """Lets a process die right before it opens a picture, counted from 1; returns how it ended."""
+    """Lets a process die right before it opens an image, counted from 1; returns how it ended."""
 
     def work() -> None:
         before(within(photos, ("open",)), number, lambda: send(signal.SIGKILL))
@@ -93,7 +93,7 @@ def rows(out: Path, report: Path) -> dict[str, Any] | None:
     def read() -> None:
         found: list[dict[str, Any]] = []
         if Index.exists(out):
-            assert len(Index(out)) == len(Index(out).listed())  # no picture twice
+            assert len(Index(out)) == len(Index(out).listed())  # no image twice
             found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
         report.write_text(json.dumps({row.pop("path"): row for row in found}, default=str))
 

@@ -31,7 +31,7 @@ def counts(report: IndexReport) -> tuple[int, ...]:
 
 @pytest.fixture
 def encoded(predictor: Predictor) -> Iterator[list[int]]:
-    """How many pictures went through the image tower, a number per batch."""
+    """How many images went through the image tower, a number per batch."""
     batches: list[int] = []
     hook = predictor.model.vision.patch_embedding.register_forward_hook(
         lambda module, inputs, output: batches.append(len(inputs[0]))
@@ -83,7 +83,7 @@ class TestContent:
 
 
 class TestUpdate:
-    def test_unchanged_pictures_are_left_alone(self, build: Build, encoded: list[int], tmp_path: Path) -> None:
+    def test_unchanged_images_are_left_alone(self, build: Build, encoded: list[int], tmp_path: Path) -> None:
         build()
         version = lancedb.connect(tmp_path).open_table("photos").version
         del encoded[:]
@@ -157,7 +157,7 @@ class TestUpdate:
 class TestBadPictures:
     def test_are_named_and_left_out_as_far_as_allowed(self, build: Build, photos: Path, tmp_path: Path) -> None:
         build()
-        (photos / "00.png").write_text("not a picture")
+        (photos / "00.png").write_text("not an image")
         (photos / "01.png").unlink()
         (photos / "01.png").symlink_to("nowhere")
         report = build(max_errors=2)
@@ -170,7 +170,7 @@ class TestBadPictures:
         self, build: Build, photos: Path, tmp_path: Path
     ) -> None:
         for number in range(12):
-            (photos / f"bad{number}.jpg").write_text("not a picture")
+            (photos / f"bad{number}.jpg").write_text("not an image")
         with pytest.raises(ValueError, match=r"12 bad images, allowed are 11 \(max_errors\); the other 6 are in the"):
             build(max_errors=11)
         with pytest.raises(ValueError, match=r"'bad0\.jpg': it cannot .* and 2 more$"):

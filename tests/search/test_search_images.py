@@ -31,7 +31,7 @@ class TestManifest:
         (photos / ".hidden").mkdir()
         Image.new("RGB", (4, 4)).save(photos / ".hidden" / "x.png")
         (photos / "folder.png").mkdir()
-        (photos / "notes.md").write_text("no picture")
+        (photos / "notes.md").write_text("no image")
         os.mkfifo(photos / "pipe.jpg")
         manifest = list_images(photos, AS_USUAL)
         assert sorted(manifest.images) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
@@ -66,7 +66,7 @@ class TestManifest:
     def test_a_table(self, photos: Path, name: str, content: str) -> None:
         (photos / name).write_text(content)
         manifest = list_images(photos / name, AS_USUAL)
-        found = {path: picture.captions for path, picture in manifest.images.items()}
+        found = {path: image.captions for path, image in manifest.images.items()}
         assert found == {"00.png": ("one", "two"), "sub/04.png": ()}
         assert manifest.bad[0].endswith("no file 'no.png' (No such file or directory)")
         assert len(manifest.bad) == 1
@@ -96,13 +96,13 @@ class TestManifest:
 
 class TestDecoding:
     def test_every_format_upright(self, predictor: Predictor, tmp_path: Path) -> None:
-        picture = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+        image = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
         for suffix, kind in FORMATS.items():
-            picture.save(tmp_path / f"plain.{suffix}", kind)
+            image.save(tmp_path / f"plain.{suffix}", kind)
         exif = Image.Exif()
         exif[274] = 6  # to be turned by 90 degrees
-        picture.save(tmp_path / "turned.jpg", exif=exif)
-        picture.rotate(-90, expand=True).save(tmp_path / "upright.jpg")
+        image.save(tmp_path / "turned.jpg", exif=exif)
+        image.rotate(-90, expand=True).save(tmp_path / "upright.jpg")
         found = decoded(tmp_path, predictor)
         assert len(found) == len(FORMATS) + 2
         for path, one in found.items():
@@ -121,7 +121,7 @@ class TestDecoding:
         whole = (photos / "00.png").read_bytes()
         (photos / "00.png").write_bytes(whole[: len(whole) // 2])
         (photos / "01.png").write_bytes(b"")
-        (photos / "02.png").write_text("not a picture")
+        (photos / "02.png").write_text("not an image")
         Image.new("1", (20_000, 20_000)).save(photos / "03.png")  # 50 kB that would be 1.2 GB
         assert (photos / "03.png").stat().st_size < 100_000
         found = decoded(photos, predictor)
@@ -139,7 +139,7 @@ class TestDecoding:
         assert "No such file" in str(gone.problem)
 
     def test_processes_give_the_same(self, photos: Path, predictor: Predictor) -> None:
-        (photos / "02.png").write_text("not a picture")
+        (photos / "02.png").write_text("not an image")
         alone, others = (decoded(photos, predictor, IndexConfig(num_workers=count, batch_size=2)) for count in (0, 2))
         assert list(alone) == list(others)
         for one, other in zip(alone.values(), others.values(), strict=True):
@@ -150,6 +150,6 @@ class TestDecoding:
                 assert one.image.width == other.image.width
 
 
-def test_a_batch_without_pictures() -> None:
+def test_a_batch_without_images() -> None:
     bad = Decoded(source=SourceImage(path="a.png", size=1, mtime=1), problem="it is empty")
     assert DecodedBatch.of([bad]).unpacked() == [bad]

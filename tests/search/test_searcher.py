@@ -1,4 +1,4 @@
-"""Search in two stages, held against the model called by hand on all pictures."""
+"""Search in two stages, held against the model called by hand on all images."""
 
 import logging
 import re
@@ -74,7 +74,7 @@ class TestStages:
         assert names(hits[4:]) == names(nearest[4:])
         assert [hit.probability is None for hit in hits] == [False] * 4 + [True] * 5
 
-    def test_a_picture_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+    def test_an_image_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
         vectors, image = predictor.embed_images(files), predictor.embed_images(files[7])
         hits = searcher.search(image=files[7], top=45)
         assert names(hits) == ranked(files, vectors @ image[0])
@@ -181,13 +181,13 @@ class TestModels:
             searcher.search(TEXT, rerank=3)
 
 
-class TestPicturesThatAreGone:
+class TestImagesThatAreGone:
     def test_are_left_out(
         self, build: Callable[..., object], photos: Path, predictor: Predictor, caplog: pytest.LogCaptureFixture
     ) -> None:
         build()
         (photos / "00.png").unlink()
-        (photos / "01.png").write_text("not a picture")
+        (photos / "01.png").write_text("not an image")
         searcher = Searcher(photos.parent / "photos.lance", predictor)
         with caplog.at_level(logging.WARNING):
             hits = searcher.search(TEXT)

@@ -1,4 +1,4 @@
-"""The contact sheet: pictures where they belong, empty places, awkward names."""
+"""The contact sheet: images where they belong, empty places, awkward names."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_names_and_texts_of_any_kind(hits: list[Hit], tmp_path: Path) -> None:
     usual = contact_sheet(hits[:2], text="a")
     sheet = contact_sheet([awkward, missing], text="line\nbreak " * 100, image=hits[2].file)
     assert sheet.width == usual.width
-    assert places(sheet, (0, 0, 255))[0] == 96 * 69  # the query picture fills the height
+    assert places(sheet, (0, 0, 255))[0] == 96 * 69  # the query image fills the height
 
 
 def test_photos_are_not_decoded_in_full(hits: list[Hit], tmp_path: Path) -> None:

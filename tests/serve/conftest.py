@@ -23,7 +23,7 @@ def predictor(tiny_checkpoint: Path) -> "Predictor":
 
 @pytest.fixture(scope="session")
 def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -> "Searcher":
-    """An index of 45 pictures of shapes and their captions."""
+    """An index of 45 images of shapes and their captions."""
     from bridgetower.search.build import build_index
     from bridgetower.search.searcher import Searcher
     from shapes import write_pictures

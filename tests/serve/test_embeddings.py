@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: texts, pictures and both together, equal to the direct calls; what cannot be done is refused."""
+"""OpenAI's embeddings: texts, images and both together, equal to the direct calls; what cannot be done is refused."""
 
 import base64
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class TestTexts:
         close(vectors(post(PATH, input=long, truncate=True)), predictor.embed_texts(long, truncate=True))
 
 
-class TestPictures:
+class TestImages:
     def test_data_uris(self, post: Post, predictor: Predictor) -> None:
         answer = post(PATH, input=URIS, modality="image")
         close(vectors(answer), predictor.embed_images(PNGS))
@@ -77,7 +77,7 @@ class TestPictures:
             assert "expected a data URI" in error["message"]
             assert error["code"] == "invalid_image"
 
-    def test_damaged_pictures_are_numbered(self, refused: Post) -> None:
+    def test_damaged_images_are_numbered(self, refused: Post) -> None:
         for damaged, words in {
             URIS[0][:-400]: "cut off or damaged",
             URIS[0][:60]: "cannot be read as an image|damaged|padding",

@@ -1,4 +1,4 @@
-"""A batch of every kind of item gives what the predictor's own methods give, each picture and text encoded once."""
+"""A batch of every kind of item gives what the predictor's own methods give, each image and text encoded once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def computed(predictor: Predictor, items: Sequence[QueueItem]) -> list[Outcome]:
 
 
 def items_of(predictor: Predictor) -> list[Item]:
-    """Vectors of pictures, texts and pairs, matches and filled masks, mixed."""
+    """Vectors of images, texts and pairs, matches and filled masks, mixed."""
     images, texts = prepared(predictor)
     _, masked = prepared(predictor, MASKED)
     rows = []
@@ -92,7 +92,7 @@ def test_control_a_swapped_pair_is_noticed(predictor: Predictor) -> None:
         assert_same(computed(predictor, items), expected)
 
 
-def test_each_picture_and_text_is_encoded_once(predictor: Predictor) -> None:
+def test_each_image_and_text_is_encoded_once(predictor: Predictor) -> None:
     counts = {"vision": 0, "text": 0}
 
     def counting(name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Pictures and texts of requests, prepared as the predictor prepares its own."""
+"""Images and texts of requests, prepared as the predictor prepares its own."""
 
 import asyncio
 import base64
@@ -88,7 +88,7 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -
     inputs.close()
 
 
-def test_what_counts_as_a_picture() -> None:
+def test_what_counts_as_an_image() -> None:
     assert is_image(URIS[0])
     assert is_image("data:image/svg+xml;base64,")
     assert not any(map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))

@@ -20,8 +20,8 @@ from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
 from served import PNGS, URIS, error_of, running
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """A picture, and what a host may do instead of sending one."""
+class Images(BaseHTTPRequestHandler):
+    """An image, and what a host may do instead of sending one."""
 
     def do_GET(self) -> None:
         if self.path == "/a.png?size=1":
@@ -59,8 +59,8 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[str]:
-    """Host and port of a server of pictures."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
+    """Host and port of a server of images."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -74,7 +74,7 @@ def remote(place: str) -> RemoteImages:
     return RemoteImages(hosts, max_bytes=200_000, timeout=1.0, may_connect=lambda address: address.is_loopback)
 
 
-def test_a_picture(remote: RemoteImages, place: str) -> None:
+def test_an_image(remote: RemoteImages, place: str) -> None:
     for url in (f"http://{place}/a.png?size=1", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}/a.png?size=1#part"):
         assert remote.fetch(url) == PNGS[0]
 
@@ -186,14 +186,14 @@ def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
 
 @pytest.fixture
 def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Port of a server of pictures that speaks TLS as localhost, and its certificate."""
+    """Port of a server of images that speaks TLS as localhost, and its certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes certificates, is not installed")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
     name = ("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate))
     subprocess.run([*command.split(), *name], check=True, capture_output=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -23,13 +23,13 @@ def check(answer: dict[str, Any], scores: Tensor, scored_by: str) -> None:
     assert [row["relevance_score"] for row in results] == pytest.approx(expected, abs=1e-5)
 
 
-def test_pictures_for_a_text(post: Post, predictor: Predictor) -> None:
+def test_images_for_a_text(post: Post, predictor: Predictor) -> None:
     expected = predictor.match(PNGS, TEXTS[:1], all_pairs=True)[:, 0]
     check(post(PATH, query=TEXTS[0], documents=[{"image": uri} for uri in URIS]), expected, "matching")
     check(post(PATH, query={"text": TEXTS[0]}, documents=URIS), expected, "matching")
 
 
-def test_texts_for_a_picture(post: Post, predictor: Predictor) -> None:
+def test_texts_for_an_image(post: Post, predictor: Predictor) -> None:
     expected = predictor.match(PNGS[:1], TEXTS, all_pairs=True)[0]
     check(post(PATH, query=URIS[0], documents=TEXTS), expected, "matching")
     check(post(PATH, query={"image": URIS[0]}, documents=[{"text": text} for text in TEXTS]), expected, "matching")
@@ -40,7 +40,7 @@ def test_texts_for_a_text(post: Post, predictor: Predictor) -> None:
     check(post(PATH, query="a red bar", documents=TEXTS), vectors[1:] @ vectors[0], "cosine")
 
 
-def test_pictures_for_a_picture(post: Post, predictor: Predictor) -> None:
+def test_images_for_an_image(post: Post, predictor: Predictor) -> None:
     vectors = predictor.embed_images(PNGS)
     answer = post(PATH, query=URIS[0], documents=URIS)
     check(answer, vectors @ vectors[0], "cosine")
@@ -86,7 +86,7 @@ def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
         ("a", ["a", "red circle " * 50], "documents"),
         ("red circle " * 50, TEXTS, "query"),
     ],
-    ids=["picture", "query picture", "text", "query text"],
+    ids=["image", "query image", "text", "query text"],
 )
 def test_what_is_wrong_is_named(refused: Post, query: str, documents: list[str], param: str) -> None:
     assert refused(PATH, query=query, documents=documents)["param"].startswith(param)

@@ -46,5 +46,5 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Cl
     assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)
 
 
-def test_the_picture_of_the_examples_is_one() -> None:
+def test_the_image_of_the_examples_is_one() -> None:
     assert is_image(IMAGE)

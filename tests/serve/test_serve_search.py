@@ -106,7 +106,7 @@ def test_no_more_is_matched_than_a_request_may_have(predictor: Predictor, search
         check(client.post(PATH, json={"query": "red bar"}).json(), searcher.search("red bar", rerank=0))
 
 
-def test_a_picture_and_both(post: Post, searcher: Searcher) -> None:
+def test_an_image_and_both(post: Post, searcher: Searcher) -> None:
     check(post(PATH, image=URIS[0]), searcher.search(image=PNGS[0]))
     check(post(PATH, query="red bar", image=URIS[0]), searcher.search("red bar", PNGS[0]))
     together = {"against": "pairs", "rerank": 4}
@@ -188,8 +188,8 @@ def test_an_index_that_is_damaged_is_a_failure_of_the_server(predictor: Predicto
 
 def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:
     build_index(write_pictures(tmp_path), tmp_path / "gone.lance", predictor)
-    for picture in tmp_path.glob("*.png"):
-        picture.unlink()
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
     with running(predictor, Searcher(tmp_path / "gone.lance", predictor)) as client:
         error = error_of(client.post(PATH, json={"query": "a"}), 404)
         assert error["code"] == "no_pictures"
