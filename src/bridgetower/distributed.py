@@ -159,7 +159,8 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
         tensors: Rows that belong to them, [n, …]; beyond the first axis the same shape and dtype in every process.
 
     Returns:
-        The sorted ids, [m], and each tensor's rows in that order, [m, …]; without gradients.
+        The sorted ids, [m], and each tensor's rows in that order, [m, …], without gradients; alone and in order, the
+        tensors share their memory with those given.
 
     Raises:
         ValueError: Ids of another shape, a tensor with another number of rows, or too many repeats.
@@ -179,6 +180,8 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
         limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
         raise ValueError(f"{repeats} of {len(ordered)} ids are repeats; expected {limit}, use an id that names the row")
     rows = order[is_first]
+    if world_size() == 1 and torch.equal(rows, torch.arange(len(ids), device=ids.device)):
+        return (ids, *(tensor.detach() for tensor in tensors))  # no copy: tables of scores are large
     return (all_ids[rows], *(_gather_uneven(tensor)[rows] for tensor in tensors))
 
 

@@ -16,6 +16,9 @@ RECALL_KS = (1, 5, 10)
 NON_CANDIDATE_SCORE = -100.0
 """What the official two-stage evaluation gives a pair that the first stage dropped; such a pair is never a hit."""
 
+_PAIRS_AT_ONCE = 2**22
+"""Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalRecalls:
@@ -211,8 +214,8 @@ def two_stage_scores(
     elif protocol != "honest":
         raise ValueError(f"protocol is {protocol!r}; expected 'honest' or 'paper'")
     return (
-        itm.masked_fill(~image_side, NON_CANDIDATE_SCORE),
-        itm.masked_fill(~text_side, NON_CANDIDATE_SCORE),
+        torch.where(image_side, itm, NON_CANDIDATE_SCORE),
+        torch.where(text_side, itm, NON_CANDIDATE_SCORE),
     )
 
 
@@ -242,9 +245,12 @@ def _own_scores(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"
 
 
 def _places(rows: Float[Tensor, "q m"], best_own: Float[Tensor, " q"], own: Int[Tensor, " q"]) -> _Places:
-    better = (rows > best_own[:, None]).sum(dim=1)
-    tied = (rows == best_own[:, None]).sum(dim=1)
-    return _Places(better=better, tied=tied, own=own, can_hit=best_own != NON_CANDIDATE_SCORE)
+    size = max(1, _PAIRS_AT_ONCE // rows.shape[1])
+    better, tied = [], []
+    for some, best in zip(rows.split(size), best_own[:, None].split(size), strict=True):
+        better.append((some > best).sum(dim=1))
+        tied.append((some == best).sum(dim=1))
+    return _Places(better=torch.cat(better), tied=torch.cat(tied), own=own, can_hit=best_own != NON_CANDIDATE_SCORE)
 
 
 def _expected_recall(places: _Places, k: int) -> float:
@@ -270,7 +276,7 @@ def _check_scores(scores: Tensor, text_image_index: Tensor) -> None:
 
 
 def _check_not_nan(values: Tensor, name: str) -> None:
-    count = int(values.isnan().sum())
+    count = int(values.isnan().count_nonzero())
     if count:
         raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")
 

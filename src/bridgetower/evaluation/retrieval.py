@@ -20,7 +20,7 @@ from bridgetower.evaluation.metrics import (
     topk_candidates,
     two_stage_scores,
 )
-from bridgetower.evaluation.scoring import AS_USUAL, Means, Scores, pair_scorer
+from bridgetower.evaluation.scoring import AS_USUAL, Means, PairScorer, pair_scorer
 from bridgetower.model.bridgetower import BridgeTower
 
 
@@ -71,12 +71,11 @@ def evaluate_retrieval(
         similarity, text_image_index = pairs.similarity(), pairs.text_image_index
         if model.itm_head is not None:
             sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
-            controls = _control_pairs(text_image_index, len(images))
-            scores = pairs.score(sides[0] | sides[1] | controls)
-            itm = scores.match
+            itm, matched = _matching(pairs, len(images), sides[0] | sides[1])
             ranked = two_stage_scores(itm, *sides, protocol=config.protocol)
+            del sides
             two_stage = _recalls(ranked[0], text_image_index, config, ranked[1])
-            matched = _control_accuracy(scores, controls, text_image_index)
+            del ranked
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
@@ -99,8 +98,7 @@ def evaluate_matching(model: BridgeTower, images: CaptionImages, config: Retriev
     """
     model.head("itm")
     with pair_scorer(model, images, config, AS_USUAL) as pairs:
-        controls = _control_pairs(pairs.text_image_index, len(images))
-        return _control_accuracy(pairs.score(controls), controls, pairs.text_image_index)
+        return _matching(pairs, len(images))[1]
 
 
 @torch.inference_mode()
@@ -188,6 +186,16 @@ def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
         raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
 
 
+def _matching(
+    pairs: PairScorer, num_images: int, wanted: Bool[Tensor, "i t"] | None = None
+) -> tuple[Float[Tensor, "i t"], float]:
+    """Scores the wanted pairs and the controls; returns the logits of a match, and the accuracy on the controls."""
+    controls = _control_pairs(pairs.text_image_index, num_images)
+    scores = pairs.score(controls if wanted is None else wanted | controls)
+    own = _is_own(pairs.text_image_index, num_images)
+    return scores.match, accuracy(scores.accepted[controls].long(), own[controls].long())
+
+
 def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
     """Each text with its own image and with one other, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
@@ -196,11 +204,6 @@ def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool
         shift = torch.randint(1, num_images, text_image_index.shape, generator=generator)
         pairs[(text_image_index + shift) % num_images, torch.arange(len(text_image_index))] = True
     return pairs
-
-
-def _control_accuracy(scores: Scores, controls: Bool[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> float:
-    own = _is_own(text_image_index, len(controls))
-    return accuracy(scores.accepted[controls].long(), own[controls].long())
 
 
 def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
