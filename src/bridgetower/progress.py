@@ -34,8 +34,8 @@ class RateColumn(ProgressColumn):
 
 
 def step_bars(*, shown: bool) -> Progress:
-    """Returns bars of steps with a field `figures`."""
-    return _bars(MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), shown=shown)
+    """Returns bars of steps with a field `metrics`."""
+    return _bars(MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"), shown=shown)
 
 
 def count_bars(*, shown: bool) -> Progress:
@@ -59,14 +59,14 @@ def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
         yield file
 
 
-def _bars(*figures: ProgressColumn, shown: bool) -> Progress:
+def _bars(*metrics: ProgressColumn, shown: bool) -> Progress:
     console = Console(stderr=True)
     hidden = not (shown and console.is_terminal)
     console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        *figures,
+        *metrics,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -24,8 +24,8 @@ STAGES = ("itc", "two_stage", "chance")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-def figures(rsum: float = 120.0, **changes: float) -> dict[str, float]:
-    """Returns all test figures of one data set; the six recalls are equal."""
+def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
+    """Returns all test metrics of one data set; the six recalls are equal."""
     values = {f"{stage}_{side}_r{k}": rsum / 600 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
     values |= {"itc_rsum": rsum, "two_stage_rsum": rsum, "chance_rsum": 16.0, "rsum": rsum, "itm_accuracy": 0.75}
     values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
@@ -35,11 +35,11 @@ def figures(rsum: float = 120.0, **changes: float) -> dict[str, float]:
 def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
     """Returns a run with two validation points."""
     curve = tuple(
-        CurvePoint(step=step, figures={"rsum": rsum * step / 20, "chance_rsum": 14.0, "itm_accuracy": 0.5 + step / 100})
+        CurvePoint(step=step, metrics={"rsum": rsum * step / 20, "chance_rsum": 14.0, "itm_accuracy": 0.5 + step / 100})
         for step in (10, 20)
     )
     values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}
-    return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": figures(rsum)}, **changes})
+    return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": metrics(rsum)}, **changes})
 
 
 def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
@@ -66,7 +66,7 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
 
 
 def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
-    """Returns figures of answers, alike for two topics."""
+    """Returns metrics of answers, alike for two topics."""
     colour = Grounding(number=500, model=right, other_picture=0.5, text_only=0.55, majority=0.45)
     return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": colour, "overall": replace(colour, number=1000)})
 

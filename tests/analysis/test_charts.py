@@ -29,9 +29,9 @@ def test_it_is_one_well_formed_image() -> None:
 
 
 def test_a_step_that_not_all_seeds_have_is_left_out() -> None:
-    point = CurvePoint(step=20, figures={"rsum": 100.0})
+    point = CurvePoint(step=20, metrics={"rsum": 100.0})
     short, long = made_up.run(seed=1, curve=(point,)), made_up.run(seed=0, rsum=120.0)
-    only = made_up.run(seed=0, curve=(CurvePoint(step=20, figures={"rsum": 120.0}),))
+    only = made_up.run(seed=0, curve=(CurvePoint(step=20, metrics={"rsum": 120.0}),))
     assert drawn(made_up.results(long, short)) == drawn(made_up.results(only, short))
 
 

@@ -9,7 +9,7 @@ from bridgetower.analysis.results import DemoResults, spread
 
 def gains(*right: float) -> DemoResults:
     """Results whose accuracy with the right image is given per seed, with a wrong one always 0.3."""
-    tests = [{"shapes": made_up.figures(mlm_accuracy=accuracy)} for accuracy in right]
+    tests = [{"shapes": made_up.metrics(mlm_accuracy=accuracy)} for accuracy in right]
     return made_up.results(*(made_up.run(seed=seed, test=test) for seed, test in enumerate(tests)))
 
 
@@ -103,8 +103,8 @@ def test_image_gain_is_paired_by_run() -> None:
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
-    figures = {name: value for name, value in made_up.figures().items() if not name.startswith(("mlm", "itm"))}
-    results = made_up.results(made_up.run(test={"shapes": figures}))
+    metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith(("mlm", "itm"))}
+    results = made_up.results(made_up.run(test={"shapes": metrics}))
     assert findings.image_finding(results, "shapes") == findings.matching_finding(results, "shapes") == ""
 
 

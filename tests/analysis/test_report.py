@@ -155,8 +155,8 @@ class TestVariants:
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 
     def test_without_masked_words(self) -> None:
-        figures = {name: value for name, value in made_up.figures().items() if not name.startswith("mlm")}
-        page = Page(report(made_up.results(made_up.run(test={"shapes": figures})), masks=[]))
+        metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith("mlm")}
+        page = Page(report(made_up.results(made_up.run(test={"shapes": metrics})), masks=[]))
         assert "Masked words were not measured" in page.text
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 
@@ -167,10 +167,10 @@ class TestVariants:
         )
 
     def test_without_matching_head(self) -> None:
-        figures = {
-            name: value for name, value in made_up.figures().items() if not name.startswith(("two_stage", "itm"))
+        metrics = {
+            name: value for name, value in made_up.metrics().items() if not name.startswith(("two_stage", "itm"))
         }
-        runs = [made_up.run(arm, test={"shapes": figures}) for arm in ("bridgetower", "meter")]
+        runs = [made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")]
         page = Page(report(made_up.results(*runs)))
         assert "Matching was not measured" in page.text
         assert "METER, ITC only" in page.text
@@ -206,7 +206,7 @@ class TestEscaping:
     def test_every_text_is_escaped(self) -> None:
         bad = self.HOSTILE
         dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
-        run = made_up.run(test={bad: made_up.figures()})
+        run = made_up.run(test={bad: made_up.metrics()})
         results = made_up.results(
             run, datasets=(dataset,), command=bad, settings={bad: bad, "list": [bad]}, versions={bad: bad}
         )

@@ -47,7 +47,7 @@ class TestFile:
 
 def test_curve_leaves_out_what_is_no_figure() -> None:
     (point,) = curve([{"kind": "validation", "step": 10, "time": 1.7e9, "rsum": 14}])
-    assert (point.step, point.figures) == (10, {"rsum": 14.0})
+    assert (point.step, point.metrics) == (10, {"rsum": 14.0})
 
 
 def test_dataset_of_prepared_set() -> None:

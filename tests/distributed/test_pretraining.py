@@ -154,7 +154,7 @@ def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
         patch.setattr(masked_words, "BATCH_SIZE", 5)
         words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
     return {
-        "figures": result.figures(),
+        "metrics": result.metrics(),
         "similarity": result.similarity,
         "itm": result.itm,
         "accuracy": accuracy,
@@ -318,8 +318,8 @@ class TestEvaluation:
         assert len(expected["similarity"]) % WORLD == 1
         for process in processes:
             found = process["evaluation"]
-            assert found["figures"] == expected["figures"]
-            assert found["accuracy"] == expected["accuracy"] == expected["figures"]["itm_accuracy"]
+            assert found["metrics"] == expected["metrics"]
+            assert found["accuracy"] == expected["accuracy"] == expected["metrics"]["itm_accuracy"]
             assert found["words"] == pytest.approx(expected["words"], abs=1e-7)
             torch.testing.assert_close(found["similarity"], expected["similarity"], atol=1e-5, rtol=0)
             torch.testing.assert_close(found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True)
@@ -329,7 +329,7 @@ class TestEvaluation:
     ) -> None:
         expected = evaluate(tiny_checkpoint, single_picture, "test")
         for process in processes:
-            assert process["evaluation of one"]["figures"] == expected["figures"]
+            assert process["evaluation of one"]["metrics"] == expected["metrics"]
             assert process["evaluation of one"]["words"] == pytest.approx(expected["words"], abs=1e-7)
 
 

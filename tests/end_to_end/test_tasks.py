@@ -58,10 +58,10 @@ class Work:
 
     def train(self, recipe: str, data: Path, *options: object) -> dict[str, Any]:
         train = ["train", recipe, "--init", self.checkpoint, "--data.folders", data, "--out", self.folder / "run"]
-        (figures,) = self.run(*train, *SMALL, *STEPS, *options)
+        (metrics,) = self.run(*train, *SMALL, *STEPS, *options)
         lines = [json.loads(line) for line in (self.folder / "run" / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if line["kind"] == "train"][:2] == [1, 2]
-        return figures
+        return metrics
 
     def evaluate(self, benchmark: str, data: Path, split: str, *options: object) -> tuple[dict[str, Any], list[str]]:
         """The report, and the names of the files beside `metrics.json`."""
@@ -117,8 +117,8 @@ def test_snli_ve(work: Work, sets: dict[str, Path]) -> None:
 def test_nlvr2(work: Work, sets: dict[str, Path]) -> None:
     trained = work.train("nlvr2", sets["nlvr2"], "--batch-size", 3, "--micro-batch-size", 3)
     report, _ = work.evaluate("nlvr2", sets["nlvr2"], "validation")
-    figures = ("accuracy", "consistency")
-    assert [report[name] for name in figures] == pytest.approx([trained[name] for name in figures])
+    metrics = ("accuracy", "consistency")
+    assert [report[name] for name in metrics] == pytest.approx([trained[name] for name in metrics])
     for split, has_labels in (("test1", True), ("test2", False)):
         report, files = work.evaluate("nlvr2", sets["nlvr2"], split)
         assert ("accuracy" in report) is has_labels

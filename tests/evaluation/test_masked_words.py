@@ -92,8 +92,8 @@ class TestEvaluation:
         assert set(evaluate_masked_words(tiny_model, images, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
 
     def test_nothing_hidden(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        figures = evaluate_masked_words(tiny_model, images, MaskingConfig(probability=1e-9))
-        assert set(figures.values()) == {0.0}
+        metrics = evaluate_masked_words(tiny_model, images, MaskingConfig(probability=1e-9))
+        assert set(metrics.values()) == {0.0}
 
     def test_missing_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         tiny_model.mlm_head = None

@@ -124,7 +124,7 @@ class TestBruteForce:
     def test_batch_size_changes_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         one, many = (evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size)) for size in (1, 64))
         torch.testing.assert_close(one.similarity, many.similarity, atol=1e-5, rtol=0)
-        assert one.figures() == many.figures()
+        assert one.metrics() == many.metrics()
 
 
 class TestParts:
@@ -138,7 +138,7 @@ class TestParts:
         monkeypatch.setattr(scoring, "_PART_BYTES", 1)
         found = evaluate_retrieval(tiny_model, images, config)
         assert encoded == [1] * len(images)
-        assert found.figures() == whole.figures()
+        assert found.metrics() == whole.metrics()
         assert found.itm is not None
         assert whole.itm is not None
         torch.testing.assert_close(found.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
@@ -147,7 +147,7 @@ class TestParts:
         config = RetrievalConfig(candidates=3, batch_size=4)
         one, two = (evaluate_retrieval(tiny_model, images, config, Means(num_workers=number)) for number in (0, 2))
         assert torch.equal(one.similarity, two.similarity)
-        assert one.figures() == two.figures()
+        assert one.metrics() == two.metrics()
 
 
 class TestAllPairs:
@@ -158,10 +158,10 @@ class TestAllPairs:
             config = RetrievalConfig(candidates=100, fold_size=fold_size)
             expected = evaluate_retrieval(tiny_model, images, config)
             found = evaluate_all_pairs(tiny_model, images, replace(config, candidates=1, batch_size=5))
-            assert found["rsum"] == pytest.approx(expected.figures()["two_stage_rsum"])
+            assert found["rsum"] == pytest.approx(expected.metrics()["two_stage_rsum"])
             assert found["chance_rsum"] == pytest.approx(expected.chance.rsum)
             assert found["one_stage_text_to_image_r1"] == pytest.approx(
-                expected.figures()["two_stage_text_to_image_r1"]
+                expected.metrics()["two_stage_text_to_image_r1"]
             )
 
     def test_the_ranking_head_goes_first(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
@@ -250,7 +250,7 @@ class TestAccuracy:
         tiny_model.itm_head = None
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
         assert (result.itm, result.two_stage_recalls, result.itm_accuracy) == (None, None, None)
-        assert result.figures()["rsum"] == result.itc_recalls.rsum
+        assert result.metrics()["rsum"] == result.itc_recalls.rsum
         with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
             evaluate_matching(tiny_model, images, RetrievalConfig())
 
@@ -285,11 +285,11 @@ class TestWork:
 
 class TestFigures:
     def test_names(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        figures = evaluate_retrieval(tiny_model, images, RetrievalConfig()).figures()
+        metrics = evaluate_retrieval(tiny_model, images, RetrievalConfig()).metrics()
         sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
         stages = [f"{stage}_{name}" for stage in ("itc", "two_stage", "chance") for name in (*sides, "rsum")]
-        assert set(figures) == {*stages, "itm_accuracy", "rsum"}
-        assert figures["rsum"] == figures["two_stage_rsum"]
+        assert set(metrics) == {*stages, "itm_accuracy", "rsum"}
+        assert metrics["rsum"] == metrics["two_stage_rsum"]
 
     @pytest.mark.parametrize(
         ("values", "message"),

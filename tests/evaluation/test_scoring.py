@@ -118,7 +118,7 @@ class TestWork:
         tiny_model.fusion.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
         found = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
-        assert found.figures() == expected.figures()
+        assert found.metrics() == expected.metrics()
         assert torch.equal(found.similarity, expected.similarity)
         assert list(tmp_path.iterdir()) == []
 
@@ -194,6 +194,6 @@ def test_killed_and_called_again_it_gives_the_same_figures(
     again = start(0, work)
     outputs = [process.communicate() for process in (whole, again)]
     assert [process.returncode for process in (whole, again)] == [0, 0], outputs
-    figures: list[dict[str, Tensor]] = [json.loads(out) for out, _ in outputs]
-    assert figures[0] == figures[1]
+    metrics: list[dict[str, Tensor]] = [json.loads(out) for out, _ in outputs]
+    assert metrics[0] == metrics[1]
     assert list(work.iterdir()) == []

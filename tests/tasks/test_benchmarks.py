@@ -1,4 +1,4 @@
-"""Benchmarks from a prepared set to an outcome: figures, predictions by id, submissions, protocols, refusals."""
+"""Benchmarks from a prepared set to an outcome: metrics, predictions by id, submissions, protocols, refusals."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What an evaluation writes: figures with what they are of, predictions by id, submission files."""
+"""What an evaluation writes: metrics with what they are of, predictions by id, submission files."""
 
 import csv
 import json

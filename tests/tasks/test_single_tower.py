@@ -1,4 +1,4 @@
-"""CIFAR and GLUE as benchmarks: figures, predictions, submissions, and heads that do not fit."""
+"""CIFAR and GLUE as benchmarks: metrics, predictions, submissions, and heads that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_cifar(make: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "figures"),
+    ("name", "metrics"),
     [
         ("cola", {"matthews_correlation"}),
         ("mrpc", {"accuracy", "f1"}),
@@ -70,14 +70,14 @@ def test_cifar(make: Any, folder: Path) -> None:
         ("mnli", {"accuracy"}),
     ],
 )
-def test_glue(make: Any, folder: Path, name: GlueName, figures: set[str]) -> None:
+def test_glue(make: Any, folder: Path, name: GlueName, metrics: set[str]) -> None:
     predictor = make(name)
     outcome = measure(predictor, name, folder, "validation")
     rows = read_glue(folder, name, "validation")
-    assert outcome.metrics.keys() == figures
+    assert outcome.metrics.keys() == metrics
     assert outcome.counts == {"num_texts": len(rows)}
     assert [row["index"] for row in outcome.predictions] == list(range(len(rows)))
-    if figures == {"accuracy"}:
+    if metrics == {"accuracy"}:
         right = [row["label"] == expected.label for row, expected in zip(outcome.predictions, rows, strict=True)]
         assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / len(rows))
     for split, file in GLUE[name].submission.items():

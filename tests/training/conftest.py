@@ -39,7 +39,7 @@ def config(tiny_dataset: Path) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run that nothing disturbed, and its figures."""
+    """A run that nothing disturbed, and its metrics."""
     out = tmp_path_factory.mktemp("run") / "run"
     return out, train(config, out, progress=False)
 

@@ -115,9 +115,9 @@ class TestRun:
     def test_stopped_and_continued_it_ends_with_the_same_bits(
         self, config: RunConfig, stop_at: Callable[..., None], tmp_path: Path, step: int
     ) -> None:
-        figures = train(config, tmp_path / "whole", progress=False)
+        metrics = train(config, tmp_path / "whole", progress=False)
         stop_at(step, tmp_path / "run", config=config)
-        assert train(config, tmp_path / "run", resume=True, progress=False) == figures
+        assert train(config, tmp_path / "run", resume=True, progress=False) == metrics
         assert same_weights(tmp_path / "run" / "last", tmp_path / "whole" / "last")
         towers = [read_checkpoint(path).tensors for path in (Path(str(config.init)), tmp_path / "run" / "last")]
         assert all(towers[0][name].equal(towers[1][name]) for name in towers[0] if name.startswith("vision."))

@@ -72,13 +72,13 @@ class TestSelection:
             evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
             save=lambda folder: saved.append((folder, weights(parts.model))),
         )
-        figures = fit(parts, make_fabric(parts.config), tmp_path, resume=False, progress=False)
-        assert figures == {"rsum": 2.0, "mlm_loss": 0.5}
+        metrics = fit(parts, make_fabric(parts.config), tmp_path, resume=False, progress=False)
+        assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
         assert [folder for folder, _ in saved] == [tmp_path / "best"] * 2  # the first and the better one, not the equal
         entries = read_metrics(tmp_path, "validation")
         assert [(entry["step"], entry["rsum"]) for entry in entries] == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
         content = torch.load(tmp_path / FILE, weights_only=True)["state"]
-        assert content == {"step": 7, "best": 3.0, "best_step": 4, "figures": {"rsum": 2.0, "mlm_loss": 0.5}}
+        assert content == {"step": 7, "best": 3.0, "best_step": 4, "metrics": {"rsum": 2.0, "mlm_loss": 0.5}}
         states: list[Tensor] = []
         other = build(max_steps=7, evaluate_every=4, save=lambda folder: states.append(weights(other.model)))
         run(other, tmp_path / "other")
@@ -206,8 +206,8 @@ class TestResume:
         before = snapshot(tmp_path)
         again = build(evaluate=lambda: {"rsum": 8.0})
         with caplog.at_level(logging.INFO):
-            figures = fit(again, make_fabric(again.config), tmp_path, resume=True, progress=False)
-        assert figures == {"rsum": 7.0}
+            metrics = fit(again, make_fabric(again.config), tmp_path, resume=True, progress=False)
+        assert metrics == {"rsum": 7.0}
         assert again.task.seen == []
         assert torch.equal(weights(again.model), whole)
         assert f"{tmp_path} is finished: all 6 steps are done" in caplog.text

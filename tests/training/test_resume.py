@@ -22,10 +22,10 @@ CheckEnd = Callable[[Path], None]
 
 class TestFinished:
     def test_is_left_as_it_is(self, finished: Finished, config: RunConfig) -> None:
-        out, figures = finished
+        out, metrics = finished
         before = snapshot(out)
         assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
-        assert train(config, out, resume=True, progress=False) == figures
+        assert train(config, out, resume=True, progress=False) == metrics
         assert snapshot(out) == before
 
     @pytest.mark.parametrize("left", [(), ("model.safetensors",)])

@@ -78,23 +78,23 @@ class TestWhatIsLeft:
     def test_best_gives_the_figures_of_its_step(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig
     ) -> None:
-        out, figures = finished
+        out, metrics = finished
         evaluations = read_metrics(out, "validation")
         assert [entry["step"] for entry in evaluations] == [2, 4, 6]
-        assert {name: value for name, value in evaluations[-1].items() if name in figures} == figures
+        assert {name: value for name, value in evaluations[-1].items() if name in metrics} == metrics
         best = max(evaluations, key=lambda entry: entry["rsum"])
         checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
         assert checkpoint.processor is not None
         images = CaptionImages(config.data, "validation", checkpoint.processor)
-        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation).figures()
+        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation).metrics()
         again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
         assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
 
     def test_the_same_config_gives_the_same_bits(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
     ) -> None:
-        out, figures = finished
-        assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == figures
+        out, metrics = finished
+        assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == metrics
         assert same_weights(tmp_path / "again" / "last", out / "last")
         train(replace(config, seed=1), tmp_path / "other", progress=False)
         assert not same_weights(tmp_path / "other" / "last", out / "last")
@@ -147,13 +147,13 @@ class TestHeads:
     def test_without_contrastive_head_matching_is_evaluated(self, config: RunConfig, tmp_path: Path) -> None:
         model = replace(config.model, heads=HeadsConfig(itc=None))
         changed = replace(config, task=MLM_AND_ITM, model=model, select_by="itm_accuracy")
-        figures = train(changed, tmp_path / "run", progress=False)
+        metrics = train(changed, tmp_path / "run", progress=False)
         names = {"mlm_loss", "mlm_accuracy", "mlm_wrong_image_loss", "mlm_wrong_image_accuracy", "itm_accuracy"}
-        assert figures.keys() == names
+        assert metrics.keys() == names
         last = read_checkpoint(tmp_path / "run" / "last")
         assert last.processor is not None
         images = CaptionImages(config.data, "validation", last.processor)
-        assert figures["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
+        assert metrics["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
 
     @pytest.mark.parametrize(
         ("heads", "select_by", "message"),

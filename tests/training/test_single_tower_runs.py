@@ -52,10 +52,10 @@ def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_is_continued_with_the_same_bits(
     kind: str, runs: dict[str, RunConfig], tmp_path: Path, stop_at: Callable[..., None]
 ) -> None:
-    figures = train(runs[kind], tmp_path / "whole", progress=False)
-    assert figures.keys() == set(runs[kind].task.metrics)
+    metrics = train(runs[kind], tmp_path / "whole", progress=False)
+    assert metrics.keys() == set(runs[kind].task.metrics)
     stop_at(4, tmp_path / "stopped", config=runs[kind])
-    assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == figures
+    assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == metrics
     assert same_weights(tmp_path / "stopped" / "last", tmp_path / "whole" / "last")
 
 

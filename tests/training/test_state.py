@@ -14,7 +14,7 @@ from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import FILE, MICRO_BATCHES, PROCESSES, TrainingState, load_state, save_state
 
-STATE = TrainingState(step=3, best=1.5, best_step=2, figures={"rsum": 1.25})
+STATE = TrainingState(step=3, best=1.5, best_step=2, metrics={"rsum": 1.25})
 CONDITIONS = {PROCESSES: 2, MICRO_BATCHES: 3, "content of a": "12ab"}
 
 
@@ -84,7 +84,7 @@ def test_the_same_bits_come_back(tmp_path: Path, rule: str) -> None:
 
 
 def test_without_a_state_a_run_starts_at_its_beginning(tmp_path: Path) -> None:
-    assert load_state(tmp_path, *make(), CONDITIONS) == TrainingState(step=0, best=None, best_step=0, figures={})
+    assert load_state(tmp_path, *make(), CONDITIONS) == TrainingState(step=0, best=None, best_step=0, metrics={})
 
 
 class TestRefusals:

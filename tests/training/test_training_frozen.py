@@ -128,15 +128,15 @@ class TestSteps:
         config = all_runs["pretraining"]
         model, work, _ = prepared(config, tmp_path)
         model.eval()
-        figures = work.evaluate()
+        metrics = work.evaluate()
         assert work.images[1].frozen is not None
         work.images[1].frozen = None
-        assert figures == pytest.approx(work.evaluate(), abs=1e-6)
+        assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
 def whole(all_runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run that nothing disturbed, and its figures."""
+    """A run that nothing disturbed, and its metrics."""
     out = tmp_path_factory.mktemp("frozen") / "run"
     return out, train(all_runs["pretraining"], out, progress=False)
 

@@ -23,16 +23,16 @@ from folders import same_weights
 def test_is_continued_with_the_same_bits(
     kind: str, runs: dict[str, RunConfig], tmp_path: Path, stop_at: Callable[..., None]
 ) -> None:
-    figures = train(runs[kind], tmp_path / "whole", progress=False)
-    assert runs[kind].select_by in figures
+    metrics = train(runs[kind], tmp_path / "whole", progress=False)
+    assert runs[kind].select_by in metrics
     stop_at(4, tmp_path / "stopped", config=runs[kind])  # in the second of three steps of two micro-batches
-    assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == figures
+    assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == metrics
     assert same_weights(tmp_path / "stopped" / "last", tmp_path / "whole" / "last")
 
 
 def test_ranking_gives_one_stage_figures(runs: dict[str, RunConfig], tmp_path: Path) -> None:
-    figures = train(runs["ranking"], tmp_path / "run", progress=False)
-    assert {"rsum", "one_stage_rsum", "chance_rsum"} <= figures.keys()
+    metrics = train(runs["ranking"], tmp_path / "run", progress=False)
+    assert {"rsum", "one_stage_rsum", "chance_rsum"} <= metrics.keys()
 
 
 class TestLabels:
@@ -86,8 +86,8 @@ def test_statements_without_labels_are_refused_before_training(runs: dict[str, R
 
 @pytest.mark.parametrize("kind", asked.KINDS)
 def test_from_nothing_with_a_tokenizer_of_the_texts(kind: str, runs: dict[str, RunConfig], tmp_path: Path) -> None:
-    figures = train(replace(runs[kind], init=None, max_steps=1), tmp_path / "run", progress=False)
-    assert runs[kind].select_by in figures
+    metrics = train(replace(runs[kind], init=None, max_steps=1), tmp_path / "run", progress=False)
+    assert runs[kind].select_by in metrics
     processor = read_checkpoint(tmp_path / "run").processor
     assert processor is not None
     assert len(processor.token_ids(["colour" if kind == "vqa" else "red"])[0]) < 6

@@ -1,1 +1,1 @@
-"""What a finished comparison says: figures over seeds, cost of the models, examples, and one HTML page."""
+"""What a finished comparison says: metrics over seeds, cost of the models, examples, and one HTML page."""

@@ -151,7 +151,7 @@ def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
 
 def _drawings(results: DemoResults) -> list[dict[str, str]]:
     """Learning curves with their captions; none of what no run has."""
-    points = [point.figures for run in results.runs for point in run.curve]
+    points = [point.metrics for run in results.runs for point in run.curve]
     chance = next((metrics["chance_rsum"] for metrics in points if "chance_rsum" in metrics), None)
     drawings = {
         "RSUM of the validation images (600 is perfect)": learning_curve(results, "rsum", label="RSUM", chance=chance),
@@ -202,7 +202,7 @@ def learning_curve(
 def _curve(results: DemoResults, arm: Arm, metric: str) -> dict[int, list[float]]:
     """Values of a metric, one per seed, at the steps at which every run of an arm has it."""
     runs = [
-        {point.step: point.figures[metric] for point in run.curve if metric in point.figures}
+        {point.step: point.metrics[metric] for point in run.curve if metric in point.metrics}
         for run in results.arm_runs(arm)
     ]
     return {step: [run[step] for run in runs] for step in sorted(set.intersection(*map(set, runs)))}

@@ -1,4 +1,4 @@
-"""The content of `results.json`: runs, figures over seeds and cost of both models; importable without torch."""
+"""The content of `results.json`: runs, metrics over seeds and cost of both models; importable without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("image tower", "text tower", "fusion encoder", "heads")
 
 
 class Spread(TypedDict):
-    """A figure over seeds: mean, sample standard deviation (None for one seed) and the values in order of the seeds."""
+    """A metric over seeds: mean, sample standard deviation (None for one seed) and the values in order of the seeds."""
 
     mean: float
     std: float | None
@@ -35,15 +35,15 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Figures of one evaluation during training.
+    """Metrics of one evaluation during training.
 
     Attributes:
         step: Optimiser steps done.
-        figures: Of the validation split.
+        metrics: Of the validation split.
     """
 
     step: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class DemoRun:
         seconds: Time of the training steps.
         pairs_per_second: Speed of the training steps.
         curve: Evaluations on the validation split, in order.
-        test: Data set → figure → value on the test split: `RetrievalResult.figures` and, for models that fill masked
+        test: Data set → metric → value on the test split: `RetrievalResult.metrics` and, for models that fill masked
             words, those of `evaluate_masked_words`.
     """
 
@@ -169,26 +169,26 @@ class DemoResults:
         return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
     def summary(self) -> dict[str, dict[str, dict[str, Spread]]]:
-        """Returns data set → figure → arm → spread over seeds."""
+        """Returns data set → metric → arm → spread over seeds."""
         return {
             dataset: {
-                figure: {arm: spread([run.test[dataset][figure] for run in self.arm_runs(arm)]) for arm in self.arms}
-                for figure in figures
+                metric: {arm: spread([run.test[dataset][metric] for run in self.arm_runs(arm)]) for arm in self.arms}
+                for metric in metrics
             }
-            for dataset, figures in self.runs[0].test.items()
+            for dataset, metrics in self.runs[0].test.items()
         }
 
     def differences(self) -> dict[str, dict[str, Spread]]:
-        """Returns data set → figure → spread of bridgetower − meter over the seeds that both arms have."""
+        """Returns data set → metric → spread of bridgetower − meter over the seeds that both arms have."""
         runs = {(run.arm, run.seed): run.test for run in self.runs}
         seeds = sorted(set(self.seeds("bridgetower")) & set(self.seeds("meter")))
         pairs = [(runs["bridgetower", seed], runs["meter", seed]) for seed in seeds]
         return {
             dataset: {
-                figure: spread([ours[dataset][figure] - theirs[dataset][figure] for ours, theirs in pairs])
-                for figure in figures
+                metric: spread([ours[dataset][metric] - theirs[dataset][metric] for ours, theirs in pairs])
+                for metric in metrics
             }
-            for dataset, figures in (self.runs[0].test.items() if pairs else ())
+            for dataset, metrics in (self.runs[0].test.items() if pairs else ())
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
     return tuple(
         CurvePoint(
             step=int(line["step"]),
-            figures={name: float(value) for name, value in line.items() if name not in ("kind", "step", "time")},
+            metrics={name: float(value) for name, value in line.items() if name not in ("kind", "step", "time")},
         )
         for line in lines
     )

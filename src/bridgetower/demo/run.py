@@ -130,7 +130,7 @@ def judged_answers(out: Path, arm: Arm, seed: int) -> Judged:
     return judge(predictor, "vqa", scenes_folder(out))
 
 
-def answer_figures(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
+def answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
     """Returns what is reported of the answers of each arm and seed."""
     return tuple(
         DemoAnswers(arm=arm, seed=seed, steps=steps, topics=dict(one.groundings)) for (arm, seed), one in judged.items()
@@ -203,7 +203,7 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
         datasets=tuple(datasets),
         runs=tuple(runs),
         costs=tuple(model_cost(predictors[arm].model, TEXT_LENGTH, arm=arm) for arm in ARMS),
-        answers=answer_figures(judged, steps),
+        answers=answer_metrics(judged, steps),
         versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
         seconds_total=seconds(),
     )
@@ -264,15 +264,15 @@ def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:
         seconds=seconds,
         pairs_per_second=steps * config.batch_size / seconds,
         curve=curve(read_metrics(folder, "validation")),
-        test={name: _test_figures(predictor, config, out / "data" / name) for name in DATASETS},
+        test={name: _test_metrics(predictor, config, out / "data" / name) for name in DATASETS},
     )
 
 
-def _test_figures(predictor: Predictor, config: RunConfig, folder: Path) -> dict[str, float]:
+def _test_metrics(predictor: Predictor, config: RunConfig, folder: Path) -> dict[str, float]:
     images = _images(predictor, folder)
     assert isinstance(config.task, PretrainingConfig)  # as in `RECIPE_OF`
     words = evaluate_masked_words(predictor.model, images, config.task.masking)
-    return evaluate_retrieval(predictor.model, images, config.evaluation).figures() | words
+    return evaluate_retrieval(predictor.model, images, config.evaluation).metrics() | words
 
 
 def _images(predictor: Predictor, folder: Path) -> CaptionImages:

@@ -45,12 +45,12 @@ class RetrievalResult:
     chance: RetrievalRecalls
     itm_accuracy: float | None
 
-    def figures(self) -> dict[str, float]:
-        """Flat figures: `itc_…` and `two_stage_…` recalls, `chance_…`, `itm_accuracy`, and the final stage's `rsum`."""
-        figures = _flat({"itc": self.itc_recalls, "two_stage": self.two_stage_recalls, "chance": self.chance})
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics: `itc_…` and `two_stage_…` recalls, `chance_…`, `itm_accuracy`, and the final stage's `rsum`."""
+        metrics = _flat({"itc": self.itc_recalls, "two_stage": self.two_stage_recalls, "chance": self.chance})
         if self.itm_accuracy is not None:
-            figures["itm_accuracy"] = self.itm_accuracy
-        return figures | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
+            metrics["itm_accuracy"] = self.itm_accuracy
+        return metrics | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
 
 
 @torch.inference_mode()
@@ -110,7 +110,7 @@ def evaluate_all_pairs(
     The score is that of the ranking head or, without one, the logit of a match. Its cost grows with images times texts.
 
     Returns:
-        Flat figures: `one_stage_…` and `chance_…` recalls, and `rsum`.
+        Flat metrics: `one_stage_…` and `chance_…` recalls, and `rsum`.
 
     Raises:
         ValueError: The model has neither head, an image cannot be decoded, or the folds are not equal.

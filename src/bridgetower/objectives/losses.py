@@ -22,7 +22,7 @@ class Losses:
     Attributes:
         parts: Each objective's loss before its weight.
         total: The weighted sum that is minimised.
-        metrics: Figures beside the losses, such as accuracies.
+        metrics: Beside the losses, such as accuracies.
     """
 
     parts: dict[str, Float[Tensor, ""]]

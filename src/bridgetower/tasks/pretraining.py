@@ -62,7 +62,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     if model.itc_head is None:
         metrics = evaluate_all_pairs(model, images, settings, means)
     else:
-        metrics = evaluate_retrieval(model, images, settings, means).figures()
+        metrics = evaluate_retrieval(model, images, settings, means).metrics()
     texts, _ = images.texts(settings.max_captions)
     return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
 
@@ -77,7 +77,7 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, num_workers=evaluation.num_workers)
     if model.itc_head:
-        metrics |= evaluate_retrieval(model, images, settings).figures()
+        metrics |= evaluate_retrieval(model, images, settings).metrics()
     elif model.itm_head:
         metrics["itm_accuracy"] = evaluate_matching(model, images, settings)
     return metrics

@@ -77,7 +77,7 @@ def align_projections(
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     first = last = math.nan
     with step_bars(shown=progress and rank() == 0) as bars:
-        bar = bars.add_task("aligning projections", total=config.align_first, figures="")
+        bar = bars.add_task("aligning projections", total=config.align_first, metrics="")
         for step, batch in enumerate(_batches(config, examples)):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
             with autocast(fabric.device, config.precision):
@@ -90,7 +90,7 @@ def align_projections(
                 parameter.grad = gradient
             optimizer.step()
             first = last if step == 0 else first
-            bars.update(bar, advance=1, figures=f"itc {last:.3f}")
+            bars.update(bar, advance=1, metrics=f"itc {last:.3f}")
     for parameter in parameters:
         parameter.grad = None
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)

@@ -139,7 +139,7 @@ class _Towers:
         own = [files.rows_of(number) for number in missing[rank() :: world_size()]]
         outputs = compute([rows[start : start + _BATCH] for rows in own for start in range(0, len(rows), _BATCH)])
         with step_bars(shown=self.shown) as bars:
-            bar = bars.add_task(f"towers: {files.name}", total=sum(map(len, own)), figures="")
+            bar = bars.add_task(f"towers: {files.name}", total=sum(map(len, own)), metrics="")
             for rows in own:
                 tokens = []
                 for output in islice(outputs, len(rows)):

@@ -23,7 +23,7 @@ TENSORBOARD = "tensorboard"
 
 
 class RunLog:
-    """Writes figures of one run; only the first process writes."""
+    """Writes metrics of one run; only the first process writes."""
 
     def __init__(
         self, out: Path, config: RunConfig, max_steps: int, first_step: int, *, enabled: bool, progress: bool
@@ -40,7 +40,7 @@ class RunLog:
             self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=self.first_step or None)
         self.progress.start()
         description = self.config.recipe or "training"
-        self.bar = self.progress.add_task(description, total=self.max_steps, completed=self.first_step, figures="")
+        self.bar = self.progress.add_task(description, total=self.max_steps, completed=self.first_step, metrics="")
         return self
 
     def __exit__(
@@ -61,28 +61,28 @@ class RunLog:
         if not self.enabled or not self.due(step):
             return
         pairs_per_second = self.config.batch_size * self.steps / max(self.seconds, 1e-9)
-        figures = {name: float(value) for name, value in losses.items()}
+        metrics = {name: float(value) for name, value in losses.items()}
         speed = {"seconds": self.seconds, "pairs_per_second": pairs_per_second}
-        self._write("train", step, figures | {"lr": lr} | speed)
+        self._write("train", step, metrics | {"lr": lr} | speed)
         self.seconds, self.steps = 0.0, 0
-        text = f"loss {figures['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
-        self.progress.update(self.bar, figures=text)
+        text = f"loss {metrics['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
+        self.progress.update(self.bar, metrics=text)
 
     def due(self, step: int) -> bool:
-        """Whether the figures of a step are written; the same in every process."""
+        """Whether the metrics of a step are written; the same in every process."""
         return step % self.config.log_every == 0 or step == self.max_steps
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes the figures of an evaluation."""
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of an evaluation."""
         if self.enabled:
-            self._write("validation", step, dict(figures))
+            self._write("validation", step, dict(metrics))
 
-    def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+    def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         with writing(self.out / METRICS):
-            self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **figures}) + "\n")
+            self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n")
             self.file.flush()
         with writing(self.out / TENSORBOARD):
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
 

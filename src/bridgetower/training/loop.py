@@ -89,7 +89,7 @@ def fit(
         state = load_state(out, context.model, optimizer, conditions, allow_world_size_change=allow_world_size_change)
     if 0 < state.step == context.max_steps:
         logger.info("%s is finished: all %d steps are done", out, state.step)
-        return state.figures
+        return state.metrics
     batches = _batches(context, fabric, state.step)
     factor = schedule(config.optimizer, context.max_steps)
     _warn_of_small_contrast(config, fabric)
@@ -105,13 +105,13 @@ def fit(
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                state.figures = _evaluate(fabric, context, state, log, out)
+                state.metrics = _evaluate(fabric, context, state, log, out)
             stopping = _any_rank(fabric, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
                 _save(fabric, out, context, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
-    return state.figures
+    return state.metrics
 
 
 def _batches(context: TrainContext, fabric: Fabric, first_step: int) -> Iterator[Batch]:
@@ -155,17 +155,17 @@ def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
 
 def _evaluate(fabric: Fabric, context: TrainContext, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
     context.task.eval()
-    figures = context.evaluate()
+    metrics = context.evaluate()
     context.task.train()
-    log.evaluation(state.step, figures)
-    score = figures.get(context.config.select_by)
+    log.evaluation(state.step, metrics)
+    score = metrics.get(context.config.select_by)
     if score is None:
-        raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(figures)}")
+        raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(metrics)}")
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
         if fabric.global_rank == 0:
             context.save(out / "best")
-    return figures
+    return metrics
 
 
 def _conditions(context: TrainContext, fabric: Fabric) -> dict[str, str | int]:

@@ -103,15 +103,15 @@ def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]],
 def _bars(runs: Mapping[Path, RunConfig], progress: bool) -> Iterator[Callable[[], None]]:
     """Shows a bar per run; yields what brings them up to date."""
     bars = step_bars(shown=progress)
-    tasks = {folder: bars.add_task(folder.name, total=config.max_steps, figures="") for folder, config in runs.items()}
+    tasks = {folder: bars.add_task(folder.name, total=config.max_steps, metrics="") for folder, config in runs.items()}
 
     def show() -> None:
         for folder, task in tasks.items():
             lines = read_metrics(folder, "train") if (folder / METRICS).exists() else []
             if lines:
                 last = lines[-1]
-                figures = f"loss {last['loss']:.3f}  {last['pairs_per_second']:.0f} pairs/s"
-                bars.update(task, completed=last["step"], figures=figures)
+                metrics = f"loss {last['loss']:.3f}  {last['pairs_per_second']:.0f} pairs/s"
+                bars.update(task, completed=last["step"], metrics=metrics)
 
     with bars:
         yield show

@@ -36,14 +36,14 @@ class TrainingState:
 
     Attributes:
         step: Optimiser steps done.
-        best, best_step: Best validation figure so far, and when.
-        figures: Of the last evaluation.
+        best, best_step: Best validation metric so far, and when.
+        metrics: Of the last evaluation.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(

@@ -34,7 +34,7 @@ def count_micro_batches(config: RunConfig, world_size: int) -> int:
 def run_step(
     fabric: Fabric, task: Any, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
 ) -> dict[str, Tensor]:
-    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and figures.
+    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics.
 
     Args:
         fabric: From `make_fabric`.
