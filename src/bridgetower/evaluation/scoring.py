@@ -117,13 +117,14 @@ class PairScorer:
             ValueError: An image cannot be decoded, or a score is not a number.
         """
         own = wanted[self._own]
-        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, int(own.count_nonzero()))))
+        total = int(own.count_nonzero())
+        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, total)))
         digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
         parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(_split(range(len(own)), size))}
         encoded = self._image_parts([rows for name, rows in parts.items() if not self._is_kept(name)])
         match, accepted = torch.full(own.shape, torch.nan), torch.zeros(own.shape, dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
-            bar, done = bars.add_task("pairs", total=int(own.count_nonzero())), 0
+            bar, done = bars.add_task("pairs", total=total), 0
             for name, rows in parts.items():
                 part = own[rows.start : rows.stop]
                 advance = partial(bars.advance, bar)
