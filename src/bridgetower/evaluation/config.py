@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_1, check_choice, check_numbers
 
 Protocol = Literal["honest", "paper"]
 
@@ -32,9 +32,6 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
-        check_numbers(self)
-        for name in ("candidates", "max_captions", "fold_size", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        names = ("candidates", "max_captions", "fold_size", "batch_size")
+        check_numbers(self, **dict.fromkeys(names, AT_LEAST_1))
         check_choice("protocol", self.protocol, Protocol)

@@ -32,48 +32,43 @@ class Predictions:
         return len(self.classes)
 
 
-def predict_classes(
-    task: nn.Module, examples: BatchDataset, *, batch_size: int, num_workers: int = 0, progress: bool = False
-) -> Predictions:
-    """Returns the likeliest class of every example; each process predicts its share and gets all.
-
-    Args:
-        task: Its `predict` gives the probabilities of the classes.
-        examples: Without views and repeats.
-        batch_size: Examples at once.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show a bar.
-
-    Raises:
-        ValueError: An image cannot be decoded, or the model lacks the head.
-    """
+def predict_classes(task: nn.Module, examples: BatchDataset, **how: Any) -> Predictions:
+    """Returns the likeliest class of every example; see `predict`."""
 
     def best(probabilities: Tensor) -> tuple[Tensor, Tensor]:
         top = probabilities.max(dim=1)
         return top.indices, top.values
 
-    classes, probabilities = _predict(task, examples, best, batch_size, num_workers, progress)
+    classes, probabilities = predict(task, examples, best, **how)
     return Predictions(classes=classes, probabilities=probabilities)
 
 
-def predict_outputs(
-    task: nn.Module, examples: BatchDataset, *, batch_size: int, num_workers: int = 0, progress: bool = False
-) -> Float[Tensor, "n k"]:
-    """Returns all that the task predicts for every example, as `predict_classes` does with the likeliest class."""
-    (outputs,) = _predict(task, examples, lambda output: (output,), batch_size, num_workers, progress)
-    return outputs
-
-
 @torch.inference_mode()
-def _predict(
+def predict(
     task: nn.Module,
     examples: BatchDataset,
     read: Callable[[Tensor], tuple[Tensor, ...]],
+    *,
     batch_size: int,
-    num_workers: int,
-    progress: bool,
+    num_workers: int = 0,
+    progress: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Returns what `read` keeps of the prediction of every example, in order and on the CPU."""
+    """Predicts every example; each process predicts its share and gets all.
+
+    Args:
+        task: Its `predict` gives the probabilities of the classes.
+        examples: Without views and repeats.
+        read: Returns what is kept of the predictions of a batch.
+        batch_size: Examples at once.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show a bar.
+
+    Returns:
+        What `read` returned, of all examples in order, on the CPU.
+
+    Raises:
+        ValueError: An image cannot be decoded, or the model lacks the head.
+    """
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]

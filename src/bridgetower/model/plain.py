@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 T = TypeVar("T")
 
 _LARGEST = 2**63 - 1
+AT_LEAST_0, AT_LEAST_1 = (0, _LARGEST), (1, _LARGEST)
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -90,8 +91,10 @@ def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -
         low, high = bounds.get(field.name, (-_LARGEST, _LARGEST))
         fits = type(value) is int or (kind == "float" and type(value) is float)  # by identity: True is an int
         if not fits or not low <= value <= high:
-            what = "whole number" if kind == "int" else "number"
-            raise ValueError(f"{where}{field.name} is {value!r}; expected a {what} from {low:,} to {high:,}")
+            kind_of = "whole number" if kind == "int" else "number"
+            bounded = f"a {kind_of} from {low:,} to {high:,}"
+            expected = f"at least {low:,}" if fits and value < low and high == _LARGEST else bounded
+            raise ValueError(f"{where}{field.name} is {value!r}; expected {expected}")
 
 
 def _checked(annotation: Any, value: Any, where: str) -> Any:

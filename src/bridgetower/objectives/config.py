@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Fixed, Suppress
 
 from bridgetower.data.config import MaskingConfig
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 Negatives = Literal["random", "hard"]
 NegativesFrom = Literal["rank", "world"]
@@ -140,6 +140,4 @@ class RankingConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         """Checks the number of texts and the weight."""
-        check_numbers(self)
-        if self.false_texts < 1 or self.itm < 0:
-            raise ValueError(f"false_texts {self.false_texts} and itm {self.itm}; expected at least 1 and at least 0")
+        check_numbers(self, false_texts=AT_LEAST_1, itm=AT_LEAST_0)

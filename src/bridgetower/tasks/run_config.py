@@ -11,7 +11,7 @@ from tyro.conf import AvoidSubcommands
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
-from bridgetower.model.plain import check_choice, check_numbers, from_plain
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers, from_plain
 from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -19,14 +19,6 @@ Device = Literal["auto", "cpu"]
 Rule = Literal["adamw", "hf_adamw"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
-_EARLIER_RULES: dict[str, Rule] = {"plain": "adamw", "official": "hf_adamw"}  # of saved runs
-
-# New names of fields in saved runs, by their part. None: of no effect any more. `memory_gib` bounded encodings that an
-# evaluation kept; they are computed again where they are needed.
-_EARLIER_NAMES: Mapping[str, Mapping[str, str | None]] = {
-    "task": {"max_bad": "max_errors"},
-    "evaluation": {"memory_gib": None},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,18 +155,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes and choices, and that the length of the run is given once."""
-        check_numbers(self)
+        counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
+        naturals = dict.fromkeys(("evaluate_every", "align_first"), AT_LEAST_0)
+        check_numbers(self, **dict.fromkeys((*counts, "frozen_views"), AT_LEAST_1), **naturals)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
                 "sets one, which has to be None to set the other (--max-epochs None --max-steps 100)"
             )
-        for name in ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every is {self.evaluate_every}; expected at least 0")
         for name in ("tokenizer", "init_vision", "init_text"):
             if self.init is not None and getattr(self, name) is not None:
                 raise ValueError(
@@ -219,12 +207,10 @@ class RunConfig:
             raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
 
     def _check_frozen(self) -> None:
-        if self.frozen_views < 1:
-            raise ValueError(f"frozen_views is {self.frozen_views}; expected at least 1")
         if self.frozen_views > 1 and not self.freeze_towers:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
-        if self.align_first < 0 or (self.align_first and not self.freeze_towers):
-            raise ValueError(f"align_first is {self.align_first}; expected at least 0, and 0 without freeze_towers")
+        if self.align_first and not self.freeze_towers:
+            raise ValueError(f"align_first is {self.align_first}; expected 0 without freeze_towers")
         if self.align_first and not isinstance(self.task, PretrainingConfig):
             raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
         ignored = [part for part in self.checkpoint_activations if part != "fusion"]
@@ -239,7 +225,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]) -> RunConfig:
-        """Builds the config that `to_dict` described, under earlier names too.
+        """Builds the config that `to_dict` described.
 
         Args:
             values: By field; unknown fields are an error.
@@ -248,7 +234,7 @@ class RunConfig:
         Raises:
             ValueError: A field or the task is unknown, or a value is of the wrong type.
         """
-        given = _under_current_names(values)
+        given = dict(values)
         if "task" in given:
             task = given["task"]
             kind: Any = task.get("kind") if isinstance(task, Mapping) else task
@@ -256,16 +242,3 @@ class RunConfig:
                 raise ValueError(f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}")
             given["task"] = from_plain(tasks[kind], task, "run config.task")
         return from_plain(cls, given, "run config")
-
-
-def _under_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a saved run with the names that earlier releases gave fields and rules replaced."""
-    renamed = dict(values)
-    for part, names in _EARLIER_NAMES.items():
-        if isinstance(values.get(part), Mapping):
-            found = {names.get(name, name): value for name, value in values[part].items()}
-            renamed[part] = {name: value for name, value in found.items() if name is not None}
-    optimizer = renamed.get("optimizer")
-    if isinstance(optimizer, Mapping) and optimizer.get("rule") in _EARLIER_RULES:
-        renamed["optimizer"] = {**optimizer, "rule": _EARLIER_RULES[optimizer["rule"]]}
-    return renamed

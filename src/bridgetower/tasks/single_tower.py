@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from bridgetower.data.config import DataConfig, GlueName
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, check_choice, check_numbers
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, Reads, TaskConfig
 from bridgetower.tasks.recipes import SINGLE_TOWER_OPTIMIZER, SINGLE_TOWER_SOURCE
@@ -118,10 +118,8 @@ class GlueConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         """Checks the name and the number."""
-        check_numbers(self)
+        check_numbers(self, max_errors=AT_LEAST_0)
         check_choice("name", self.name, GlueName)
-        if self.max_errors < 0:
-            raise ValueError(f"max_errors is {self.max_errors}; expected at least 0")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -97,9 +97,9 @@ class Evaluation:
 
     def outputs(self) -> Float[Tensor, "n k"]:
         """Returns all that is predicted for every example, likewise."""
-        from bridgetower.evaluation.predictions import predict_outputs
+        from bridgetower.evaluation.predictions import predict
 
-        return predict_outputs(self.module(), self.examples, **self._how)
+        return predict(self.module(), self.examples, lambda outputs: (outputs,), **self._how)[0]
 
     @property
     def _how(self) -> dict[str, Any]:

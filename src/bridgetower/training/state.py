@@ -134,7 +134,7 @@ def _append_checksum(path: Path) -> None:
 
 
 def _check_checksum(path: Path) -> None:
-    """Raises ValueError unless a file is what `_append_checksum` left; states of earlier releases have no checksum."""
+    """Raises ValueError unless a file is what `_append_checksum` left; other files have no checksum."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END) - _COMMENT_BYTES
         file.seek(max(end, 0))
