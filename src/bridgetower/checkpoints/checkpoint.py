@@ -57,7 +57,7 @@ class Checkpoint:
             ValueError: They are not known.
         """
         names = FIXED_LABELS.get(head) or self.labels.get(head)
-        if names is None and head == "text" and self.config.heads.text == 1:
+        if names is None and self.config.heads.predicts_number(head):
             return ()
         if names is None:
             raise ValueError(

@@ -33,5 +33,5 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
         names = ("candidates", "max_captions", "fold_size", "batch_size")
-        check_numbers(self, **dict.fromkeys(names, AT_LEAST_1))
+        check_numbers(self, "", **dict.fromkeys(names, AT_LEAST_1))
         check_choice("protocol", self.protocol, Protocol)

@@ -236,7 +236,8 @@ class HeadsConfig:
         vqa: Number of answers of the question answering head; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
         nlvr2: Head that classifies a statement about two images; needs three token types.
-        classification: Classes of a data set of one's own, from image and text; 0: no head.
+        classification: Classes of a data set of one's own, from image and text, 1 for a number instead of a class;
+            0: no head.
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
@@ -269,6 +270,11 @@ class HeadsConfig:
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
+
+    def predicts_number(self, head: str) -> bool:
+        """Whether the single output of a head is a number, not the logit of a class."""
+        several = head == "classification" and self.multi_label
+        return head in ("classification", "text") and getattr(self, head) == 1 and not several
 
 
 @dataclass(frozen=True, kw_only=True)

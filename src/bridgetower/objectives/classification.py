@@ -85,6 +85,16 @@ class ClassificationTask(nn.Module):
         return model.pooled_with_two(first, second, text)
 
 
+def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
+    """Returns the usual task of a head: the loss follows from what its outputs are."""
+    if head == "vqa":
+        return answerer(model)
+    if model.config.heads.predicts_number(head):
+        return regressor(model, head)
+    several = head == "classification" and model.config.heads.multi_label
+    return (multi_label_classifier if several else classifier)(model, head)
+
+
 def classifier(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns a task with one right class per example: cross-entropy, and the accuracy."""
 

@@ -63,7 +63,7 @@ def evaluate(
         Evaluation(
             task=task,
             model=predictor.model,
-            module=lambda: spec.build(predictor.model, task),
+            module=lambda: spec.module(predictor.model, task),
             examples=spec.examples(source),
             splits=(split,),
             names=names,

@@ -19,8 +19,6 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
     from bridgetower.data.examples import EntryDataset
-    from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.objectives.classification import ClassificationTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +32,6 @@ class ClassificationConfig(TaskConfig):
     metrics = ("accuracy", "macro_f1", "auroc", "average_precision")
 
     kind: NotAnOption = "classification"
-
-
-def _build(model: BridgeTower, config: ClassificationConfig) -> ClassificationTask:
-    from bridgetower.objectives.classification import classifier, multi_label_classifier
-
-    return (multi_label_classifier if model.config.heads.multi_label else classifier)(model, "classification")
 
 
 def _class_names(data: DataConfig, config: ClassificationConfig) -> Sequence[str]:
@@ -119,7 +111,6 @@ CLASSIFICATION = TaskSpec(
     config=ClassificationConfig,
     schema=SCHEMA,
     head="classification",
-    build=_build,
     examples=_examples,
     evaluate=_evaluate,
     class_names=_class_names,

@@ -84,7 +84,7 @@ def judge(
         )
         return examples
 
-    module = spec.build(predictor.model, task)
+    module = spec.module(predictor.model, task)
 
     def predicted(chosen: BatchDataset) -> list[str]:
         predictions = predict_classes(module, chosen, batch_size=batch_size)

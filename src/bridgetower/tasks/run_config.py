@@ -157,7 +157,7 @@ class RunConfig:
         """Checks sizes and choices, and that the length of the run is given once."""
         counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
         naturals = dict.fromkeys(("evaluate_every", "align_first"), AT_LEAST_0)
-        check_numbers(self, **dict.fromkeys((*counts, "frozen_views"), AT_LEAST_1), **naturals)
+        check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views"), AT_LEAST_1), **naturals)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "

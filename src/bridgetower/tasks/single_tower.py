@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bridgetower.data.single_tower import CifarImages, GlueTexts
-    from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.objectives.classification import ClassificationTask
 
 NumClasses = Literal[10, 100]
 
@@ -46,12 +44,6 @@ class CifarConfig(TaskConfig):
         check_numbers(self)
         if self.num_classes not in (10, 100):
             raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
-
-
-def _build_cifar(model: BridgeTower, config: CifarConfig) -> ClassificationTask:
-    from bridgetower.objectives.classification import classifier
-
-    return classifier(model, "image")
 
 
 def _cifar_names(data: DataConfig, config: CifarConfig) -> Sequence[str]:
@@ -125,12 +117,6 @@ class GlueConfig(TaskConfig):
     def metrics(self) -> tuple[str, ...]:
         """What GLUE reports of the task."""
         return GLUE_METRICS[self.name]
-
-
-def _build_glue(model: BridgeTower, config: GlueConfig) -> ClassificationTask:
-    from bridgetower.objectives.classification import classifier, regressor
-
-    return (classifier if model.config.heads.text > 1 else regressor)(model, "text")
 
 
 def _glue_names(data: DataConfig, config: GlueConfig) -> Sequence[str]:
@@ -240,7 +226,6 @@ CIFAR = TaskSpec(
     name="cifar",
     config=CifarConfig,
     head="image",
-    build=_build_cifar,
     examples=_cifar_images,
     evaluate=_evaluate_cifar,
     class_names=_cifar_names,
@@ -253,7 +238,6 @@ GLUE = TaskSpec(
     name="glue",
     config=GlueConfig,
     head="text",
-    build=_build_glue,
     examples=_glue_texts,
     evaluate=_evaluate_glue,
     class_names=_glue_names,

@@ -117,7 +117,8 @@ class TaskSpec:
         config: What a run can be told about it.
         schema: What the rows of its prepared sets hold; None where it reads other files.
         head: The head whose classes have names, one of `HEADS` or of your own; None if there is none.
-        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config.
+        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the
+            head, `objectives.classification.task_of_head`.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets, or None and the method `digests` of the files that it reads.
         evaluate: Measures a model.
@@ -135,7 +136,7 @@ class TaskSpec:
     config: type[TaskConfig]
     schema: Schema | None = None
     head: str | None = None
-    build: Callable[[BridgeTower, Any], nn.Module]
+    build: Callable[[BridgeTower, Any], nn.Module] | None = None
     examples: Callable[[ExampleSource], Any]
     evaluate: Callable[[Evaluation], Outcome]
     validate: Callable[[Evaluation], dict[str, float]] | None = None
@@ -149,6 +150,15 @@ class TaskSpec:
     def recipe(self, name: str) -> RunConfig | None:
         """Returns a recipe of the task by its name; None if there is none."""
         return next((recipe for recipe in (*self.recipes, *self.fine_tuning) if recipe.recipe == name), None)
+
+    def module(self, model: BridgeTower, config: TaskConfig) -> nn.Module:
+        """Returns the module that is trained: the model with its losses."""
+        if self.build is not None:
+            return self.build(model, config)
+        from bridgetower.objectives.classification import task_of_head
+
+        assert self.head is not None  # a task without a head builds its module
+        return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
         """Yields all texts that a run is trained on.

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bridgetower.data.schema import NLVR2 as IMAGE_PAIRS
@@ -22,8 +23,6 @@ from bridgetower.tasks.vqa import SCENES_VQA
 if TYPE_CHECKING:
     from bridgetower.data.examples import EntryDataset
     from bridgetower.evaluation.predictions import Predictions
-    from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.objectives.classification import ClassificationTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +49,6 @@ class Nlvr2Config(TaskConfig):
     metrics = ("accuracy",)
 
     kind: NotAnOption = "nlvr2"
-
-
-def _build_snli_ve(model: BridgeTower, config: SnliVeConfig) -> ClassificationTask:
-    from bridgetower.objectives.classification import classifier
-
-    return classifier(model, "snli_ve")
-
-
-def _build_nlvr2(model: BridgeTower, config: Nlvr2Config) -> ClassificationTask:
-    from bridgetower.objectives.classification import classifier
-
-    return classifier(model, "nlvr2")
-
-
-def _single_images(source: ExampleSource) -> EntryDataset:
-    return statements(source, SINGLE_IMAGES)
-
-
-def _image_pairs(source: ExampleSource) -> EntryDataset:
-    return statements(source, IMAGE_PAIRS)
 
 
 def statements(source: ExampleSource, schema: Schema) -> EntryDataset:
@@ -216,8 +195,7 @@ SNLI_VE = TaskSpec(
     config=SnliVeConfig,
     schema=SINGLE_IMAGES,
     head="snli_ve",
-    build=_build_snli_ve,
-    examples=_single_images,
+    examples=partial(statements, schema=SINGLE_IMAGES),
     evaluate=_evaluate,
     recipes=(SCENES_SNLI_VE,),
     fine_tuning=(SNLI_VE_BASE,),
@@ -229,8 +207,7 @@ NLVR2 = TaskSpec(
     config=Nlvr2Config,
     schema=IMAGE_PAIRS,
     head="nlvr2",
-    build=_build_nlvr2,
-    examples=_image_pairs,
+    examples=partial(statements, schema=IMAGE_PAIRS),
     evaluate=_evaluate,
     recipes=(SCENES_NLVR2,),
     fine_tuning=(NLVR2_BASE,),

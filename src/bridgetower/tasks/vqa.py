@@ -24,8 +24,6 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 if TYPE_CHECKING:
     from bridgetower.data.examples import EntryDataset
     from bridgetower.evaluation.predictions import Predictions
-    from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.objectives.classification import ClassificationTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +45,6 @@ class VqaConfig(TaskConfig):
         """Checks the protocol."""
         check_numbers(self)
         check_choice("protocol", self.protocol, Protocol)
-
-
-def _build(model: BridgeTower, config: VqaConfig) -> ClassificationTask:
-    from bridgetower.objectives.classification import answerer
-
-    return answerer(model)
 
 
 def _class_names(data: DataConfig, config: VqaConfig) -> Sequence[str]:
@@ -216,7 +208,6 @@ VQA = TaskSpec(
     config=VqaConfig,
     schema=SCHEMA,
     head="vqa",
-    build=_build,
     examples=_examples,
     evaluate=_evaluate,
     class_names=_class_names,

@@ -89,7 +89,7 @@ def build_task(
 
     train = spec.examples(opened(config.data, config.data.train_splits, "train"))
     held_out = spec.examples(opened(config.data.as_evaluated(), validation, "validate"))
-    trained = spec.build(model, config.task)
+    trained = spec.module(model, config.task)
     evaluation = Evaluation(
         task=config.task,
         model=model,
