@@ -150,7 +150,7 @@ def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
 def table(arms: Mapping[str, Any]) -> str:
     """The test metrics by topic, in Markdown."""
     first = next(iter(arms))
-    beside = {"other image": "other_picture", "words alone": "text_only", "most frequent answer": "majority"}
+    beside = {"other image": "other_image", "words alone": "text_only", "most frequent answer": "majority"}
     lines = [
         f"| topic | examples | {' | '.join(arms)} | {first}, other image | words alone | most frequent answer |",
         "|" + "---|" * (5 + len(arms)),

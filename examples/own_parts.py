@@ -124,7 +124,7 @@ class ClaimsConfig(TaskConfig):
     """Is a square as bright as a text says?
 
     Attributes:
-        kind: Tells the task in a saved run.
+        kind: Name of the task in a saved run.
     """
 
     metrics = ("accuracy",)

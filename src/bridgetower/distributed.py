@@ -1,4 +1,4 @@
-"""What one process knows of the others: its rank, gathered batches, results put together by id; and of the cores."""
+"""Processes: rank, gathered batches, results put together by id; and of the cores."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def rank() -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, where the system tells; else those of the machine."""
+    """Cores that this process may use, where the system gives them; else those of the machine."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -101,33 +101,33 @@ def require_same(values: Mapping[str, Any]) -> None:
         values: By name, as JSON has them.
 
     Raises:
-        ValueError: They differ; the names and both values are said.
+        ValueError: They differ; with the names and both values.
     """
     text = torch.frombuffer(bytearray(json.dumps(dict(_flat(values))).encode()), dtype=torch.uint8)
     ends = _gather_uneven(torch.tensor([len(text)])).cumsum(0).tolist()
     joined = _gather_uneven(text).numpy().tobytes()
     first, *others = (json.loads(joined[start:end]) for start, end in pairwise([0, *ends]))
     for number, other in enumerate(others, 1):
-        told = [
+        unequal = [
             f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
             for name in {**first, **other}
             if first.get(name) != other.get(name)
         ]
-        if told:
-            more = f"; and {len(told) - _NAMED} more differ" if len(told) > _NAMED else ""
-            raise ValueError(f"{'; '.join(told[:_NAMED])}{more}; start every process with the same options and data")
+        if unequal:
+            more = f"; and {len(unequal) - _NAMED} more differ" if len(unequal) > _NAMED else ""
+            raise ValueError(f"{'; '.join(unequal[:_NAMED])}{more}; start every process with the same options and data")
 
 
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
     """Concatenates a tensor of every process along the first axis, by rank; the tensor itself in a single process.
 
-    The gradient of this process's rows is the sum of what all processes send back for them, so every process has to
+    The gradient of this process's rows is the sum of what all processes return for them, so every process has to
     run the backward pass. If all of them compute one and the same loss of the gathered rows, that is `world_size`
     times the gradient of a single process, which the averaging of data-parallel training makes equal to it.
 
     Args:
         tensor: [b, …], with the same shape and dtype in every process.
-        gather_with_grads: False: only this process's own loss sends a gradient back, and only to its own rows.
+        gather_with_grads: False: only the loss of this process has a gradient, and only for its own rows.
 
     Returns:
         [world_size · b, …].
@@ -228,7 +228,7 @@ def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:
 
 def _broadcast(tensor: Tensor) -> Tensor:
     """Returns the tensor of the first process, on the CPU; its shape and dtype must be those of all."""
-    data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend knows every dtype
+    data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend takes every dtype
     dist.broadcast(data, 0)
     return data.cpu().view(tensor.dtype).reshape(tensor.shape)
 

@@ -67,13 +67,13 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
 
 def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
     """Returns metrics of answers, alike for two topics."""
-    colour = Grounding(number=500, model=right, other_picture=0.5, text_only=0.55, majority=0.45)
+    colour = Grounding(number=500, model=right, other_image=0.5, text_only=0.55, majority=0.45)
     return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": colour, "overall": replace(colour, number=1000)})
 
 
 def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:
     """Returns a question with its answers."""
-    return AnswerExample(picture=png(5), question=question, answer=answer, given=given)
+    return AnswerExample(image=png(5), question=question, answer=answer, given=given)
 
 
 def results(*runs: DemoRun, **changes: Any) -> DemoResults:
@@ -102,7 +102,7 @@ def png(shade: int = 0) -> bytes:
 
 def hit(caption: str, *, is_own: bool = False, probability: float | None = 0.25) -> Hit:
     """Returns an answer."""
-    return Hit(caption=caption, picture=png(1), cosine=-0.125, probability=probability, is_own=is_own)
+    return Hit(caption=caption, image=png(1), cosine=-0.125, probability=probability, is_own=is_own)
 
 
 def search(
@@ -116,14 +116,14 @@ def search(
     """Returns a search whose right answer has the rank."""
     hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
     own = hit(answer, is_own=True)
-    return SearchExample(direction=direction, text=text, picture=png(2), hits=hits, own=own, rank=rank, num_items=50)
+    return SearchExample(direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50)
 
 
 def mask(before: str = "a ", truth: str = "red", after: str = " dot") -> MaskExample:
     """Returns a hidden word that the right picture makes likelier."""
     right, wrong = (
         Guess(
-            picture=png(shade),
+            image=png(shade),
             caption=f"picture {shade}",
             candidates=(FilledWord(truth, probability), FilledWord("blue", probability / 2)),
             truth_probability=probability,

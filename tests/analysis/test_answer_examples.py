@@ -3,15 +3,15 @@
 import pytest
 
 from bridgetower.analysis.examples import answer_examples
-from bridgetower.tasks.grounding import Judged, Told
+from bridgetower.tasks.grounding import Judged, TextExample
 
-TOLD = [Told(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
+TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
 RIGHT = [True, False, True, False, False, False, True, True]
 
 
 def judged() -> Judged:
     answers = tuple("yes" if right else "no" for right in RIGHT)
-    return Judged(told=tuple(TOLD), answers=answers, groundings={})
+    return Judged(examples=tuple(TOLD), answers=answers, groundings={})
 
 
 def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
@@ -25,7 +25,7 @@ def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
     assert [example.given for example in examples] == ["yes", "yes", "no", "yes", "no", "no"]
     assert {example.answer for example in examples} == {"yes"}
     texts = [told.text for told in TOLD]
-    assert all(example.picture == bytes([texts.index(example.question)]) for example in examples)
+    assert all(example.image == bytes([texts.index(example.question)]) for example in examples)
 
 
 @pytest.mark.parametrize(("number", "count"), [(7, 1), (8, 0)])

@@ -63,7 +63,7 @@ class TestSearches:
             candidates = by_cosine[: config.candidates]
             candidates = candidates[ranked.itm[candidates, text].argsort(descending=True)]
             order = [*candidates.tolist(), *by_cosine[config.candidates :].tolist()]
-            assert [hit.picture for hit in example.hits] == [images.image_bytes(image) for image in order]
+            assert [hit.image for hit in example.hits] == [images.image_bytes(image) for image in order]
             assert [hit.cosine for hit in example.hits] == pytest.approx([float(cosines[image]) for image in order])
 
     def test_scores_are_those_of_the_pair(
@@ -72,9 +72,7 @@ class TestSearches:
         for example in search_examples(predictor, images, ranked, config, count=2):
             for hit in (*example.hits, example.own):
                 pair = (
-                    (hit.picture, example.text)
-                    if example.direction == "text_to_image"
-                    else (example.picture, hit.caption)
+                    (hit.image, example.text) if example.direction == "text_to_image" else (example.image, hit.caption)
                 )
                 assert hit.probability == pytest.approx(float(predictor.match(*pair)), abs=1e-6)
                 product = predictor.embed_images(pair[0]) @ predictor.embed_texts(pair[1]).T
@@ -89,7 +87,7 @@ class TestSearches:
             own_places = [place for place, hit in enumerate(example.hits, start=1) if hit.is_own]
             assert own_places[:1] == ([example.rank] if example.rank <= 3 else [])
             assert example.own.is_own
-            assert example.own.picture == example.picture
+            assert example.own.image == example.image
             assert example.num_items == (
                 len(images) if example.direction == "text_to_image" else len(images.texts()[0])
             )
@@ -99,7 +97,7 @@ class TestSearches:
     ) -> None:
         owner = {caption: image for image, captions in enumerate(images.captions) for caption in captions}
         for example in of("image_to_text", search_examples(predictor, images, ranked, config, count=3)):
-            assert [hit.picture for hit in example.hits] == [
+            assert [hit.image for hit in example.hits] == [
                 images.image_bytes(owner[hit.caption]) for hit in example.hits
             ]
 
@@ -143,4 +141,4 @@ def test_ties_keep_the_order_of_the_set(
     flat = replace(ranked, itm=None, similarity=torch.zeros_like(ranked.similarity))
     examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
     for example in of("text_to_image", examples):
-        assert [hit.picture for hit in example.hits] == [images.image_bytes(0), images.image_bytes(1)]
+        assert [hit.image for hit in example.hits] == [images.image_bytes(0), images.image_bytes(1)]

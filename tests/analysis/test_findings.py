@@ -47,7 +47,7 @@ def test_verdict(values: list[float], expected: str) -> None:
         ([10.0, 9.0, 8.0], "BridgeTower is ahead of METER (+9.0, 95 % interval +6.5 to +11.5 over 3 paired seeds)."),
         ([-10.0, -9.0, -8.0], "METER is ahead of BridgeTower ("),
         ([10.0, 1.0, 8.0], "No clear difference between the two (+6.3, 95 % interval "),
-        ([10.0], "The difference is +10.0; one seed cannot tell it from chance."),
+        ([10.0], "The difference is +10.0; with one seed it could be chance."),
     ],
 )
 def test_comparison(values: list[float], expected: str) -> None:

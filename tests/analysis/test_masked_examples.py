@@ -71,7 +71,7 @@ class TestExamples:
         for example in mask_examples(predictor, images, count=4):
             text = f"{example.before}{predictor.processor.mask_token}{example.after}"
             for guess in (example.right, example.wrong):
-                (expected,) = predictor.fill_mask(guess.picture, text)
+                (expected,) = predictor.fill_mask(guess.image, text)
                 assert [word.word for word in guess.candidates] == [word.word for word in expected]
                 probabilities = [word.probability for word in expected]
                 assert [word.probability for word in guess.candidates] == pytest.approx(probabilities, abs=1e-6)
@@ -91,14 +91,14 @@ class TestExamples:
         assert len(examples) == len(images)
         for example in examples:
             caption = f"{example.before}{example.truth}{example.after}"
-            assert caption in captions[example.right.picture]
-            assert not any(example.truth in other.split() for other in captions[example.wrong.picture])
+            assert caption in captions[example.right.image]
+            assert not any(example.truth in other.split() for other in captions[example.wrong.image])
 
     def test_shortest_caption_is_used(self, predictor: Predictor, images: CaptionImages) -> None:
         captions = {images.image_bytes(image): images.captions[image] for image in range(len(images))}
         for example in mask_examples(predictor, images, count=len(images)):
             caption = f"{example.before}{example.truth}{example.after}"
-            assert caption == min(captions[example.right.picture], key=len)
+            assert caption == min(captions[example.right.image], key=len)
 
     def test_a_colour_is_hidden(self, predictor: Predictor, images: CaptionImages) -> None:
         hidden = {example.truth for example in mask_examples(predictor, images, count=len(images))}

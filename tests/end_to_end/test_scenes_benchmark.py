@@ -32,7 +32,7 @@ def test_trains_measures_and_draws(tmp_path: Path) -> None:
     for arm in results["arms"].values():
         assert set(arm["test"]) == {"both", "one", "more", "sum", "overall"}
         assert arm["test"]["overall"]["number"] == 8
-        assert [len(arm["test"]["both"][name]["values"]) for name in ("model", "other_picture", "text_only")] == [1] * 3
+        assert [len(arm["test"]["both"][name]["values"]) for name in ("model", "other_image", "text_only")] == [1] * 3
         assert list(arm["curve"]) == ["1", "2"]
         assert len(arm["seconds"]) == 1
     assert len(list((tmp_path / "runs").glob("*/last/model.safetensors"))) == 3

@@ -43,22 +43,22 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
             return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
 
 
-def test_own_and_other_pictures(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
+def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
     kind, found = judged
     rows = read_split(folder / kind, "test", schema=SCHEMAS[kind])
     columns = ["image", "image_2"] if kind == "nlvr2" else ["image"]
     pictures = [[rows.row(number)[column]["bytes"] for column in columns] for number in range(NUM_TEST)]
-    own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.told)]
+    own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
     others = [
         answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
-        for number, one in enumerate(found.told)
+        for number, one in enumerate(found.examples)
     ]
     assert list(found.answers) == own
     for topic, grounding in found.groundings.items():
-        chosen = [number for number, one in enumerate(found.told) if topic in (one.topic, ALL)]
+        chosen = [number for number, one in enumerate(found.examples) if topic in (one.topic, ALL)]
         assert grounding.number == len(chosen) == (NUM_TEST if topic == ALL else NUM_TEST // 4)
-        for share, answers in ((grounding.model, own), (grounding.other_picture, others)):
-            right = sum(answers[number] == found.told[number].answer for number in chosen)
+        for share, answers in ((grounding.model, own), (grounding.other_image, others)):
+            right = sum(answers[number] == found.examples[number].answer for number in chosen)
             assert share == pytest.approx(right / len(chosen))
 
 
@@ -69,7 +69,7 @@ def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
     said = [rows.row(number)["questions" if kind == "vqa" else "statements"][0] for number in range(40)]
     counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
     commonest = min(counts, key=lambda one: (-counts[one], one))
-    right = sum(one.answer == commonest for one in found.told)
+    right = sum(one.answer == commonest for one in found.examples)
     assert found.groundings[ALL].majority == pytest.approx(right / NUM_TEST)
     assert 0 <= found.groundings[ALL].text_only <= 1
     assert len(found.groundings) == 5

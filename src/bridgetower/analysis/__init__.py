@@ -1,1 +1,1 @@
-"""What a finished comparison says: metrics over seeds, cost of the models, examples, and one HTML page."""
+"""The report of a finished comparison: metrics over seeds, cost of the models, examples, and one HTML page."""

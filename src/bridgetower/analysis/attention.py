@@ -56,7 +56,7 @@ class Explanation(Attention):
 
 
 def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool = False) -> Explanation:
-    """Looks into the cross-attention from the text stream to the image stream.
+    """Computes the cross-attention from the text stream to the image stream.
 
     The model runs in PyTorch, whatever the predictor's engine is. What a word attends to is not what decides about a
     match: the stream also has its self-attention and what earlier layers have mixed into each position.
@@ -169,7 +169,7 @@ def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...],
     named = [(processor.decode([ids[place] for place in places]).strip(), places) for places in positions]
     words = [(word, places) for word, places in named if word]
     if not words:
-        raise ValueError("the text has no word; give one that says what to look for")
+        raise ValueError("the text has no word; give one with a word at least")
     return tuple(word for word, _ in words), [places for _, places in words]
 
 

@@ -36,18 +36,18 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     head = 2 * _MARGIN + _VIEW
     band_height = _WORD + num_layers * (TILE + _SHARE + _GAP)
     width = max(2 * _MARGIN + _LABEL + columns * (TILE + _GAP) - _GAP, 760)
-    picture = Image.new("RGB", (width, head + bands * (band_height + _BAND_GAP) + _MARGIN - _BAND_GAP), PAPER)
-    pen = Pen(picture)
-    _draw_head(picture, pen, explanation)
+    canvas = Image.new("RGB", (width, head + bands * (band_height + _BAND_GAP) + _MARGIN - _BAND_GAP), PAPER)
+    pen = Pen(canvas)
+    _draw_head(canvas, pen, explanation)
     for band in range(bands):
         words = range(band * columns, min(num_words, (band + 1) * columns))
-        _draw_band(picture, pen, explanation, words, head + band * (band_height + _BAND_GAP))
-    return picture
+        _draw_band(canvas, pen, explanation, words, head + band * (band_height + _BAND_GAP))
+    return canvas
 
 
-def _draw_head(picture: Image.Image, pen: Pen, explanation: Explanation) -> None:
-    picture.paste(explanation.view.resize((_VIEW, _VIEW), Image.Resampling.LANCZOS), (_MARGIN, _MARGIN))
-    x, width = _MARGIN + _VIEW + 24, picture.width - _MARGIN - _VIEW - 24 - _MARGIN
+def _draw_head(canvas: Image.Image, pen: Pen, explanation: Explanation) -> None:
+    canvas.paste(explanation.view.resize((_VIEW, _VIEW), Image.Resampling.LANCZOS), (_MARGIN, _MARGIN))
+    x, width = _MARGIN + _VIEW + 24, canvas.width - _MARGIN - _VIEW - 24 - _MARGIN
     pen.line(f"“{explanation.text}”", x, _MARGIN + 26, width=width, size=24, bold=True)
     if explanation.probability is not None:
         pen.line(f"matches with {100 * explanation.probability:.1f} %", x, _MARGIN + 54, width=width, size=16)
@@ -61,7 +61,7 @@ def _draw_head(picture: Image.Image, pen: Pen, explanation: Explanation) -> None
         pen.line(line, x, _MARGIN + 108 + 22 * number, width=width, size=14, ink=FAINT)
 
 
-def _draw_band(picture: Image.Image, pen: Pen, explanation: Explanation, words: range, top: int) -> None:
+def _draw_band(canvas: Image.Image, pen: Pen, explanation: Explanation, words: range, top: int) -> None:
     view = explanation.view.resize((TILE, TILE), Image.Resampling.LANCZOS)
     left = _MARGIN + _LABEL
     for column, word in enumerate(words):
@@ -74,7 +74,7 @@ def _draw_band(picture: Image.Image, pen: Pen, explanation: Explanation, words: 
         pen.line(f"up to {100 * peak:.1f} %", _MARGIN, y + TILE / 2 + 16, width=_LABEL - 12, size=13, ink=FAINT)
         for column, word in enumerate(words):
             x = left + column * (TILE + _GAP)
-            picture.paste(heat(view, maps[word] / peak), (x, y))
+            canvas.paste(heat(view, maps[word] / peak), (x, y))
             share = f"class token {100 * float(explanation.prefix_shares[layer, word]):.0f} %"
             pen.line(share, x + TILE / 2, y + TILE + 15, width=TILE, size=12, ink=FAINT, anchor="ms")
 
@@ -89,7 +89,7 @@ def heat(view: Image.Image, values: Float[Tensor, "r c"]) -> Image.Image:
     grid = Image.fromarray(values.clamp(0, 1).numpy().astype(np.float32))
     smooth = np.asarray(grid.resize(view.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
     grey = np.asarray(view.convert("L"), dtype=np.float32)[..., None] / 255
-    picture = 0.35 * (0.6 * grey + 0.4 * np.asarray(view, dtype=np.float32) / 255)
+    dark = 0.35 * (0.6 * grey + 0.4 * np.asarray(view, dtype=np.float32) / 255)
     opacity = 0.85 * smooth**0.7
-    mixed = (1 - opacity) * picture + opacity * _HEAT(smooth[..., 0])[..., :3]
+    mixed = (1 - opacity) * dark + opacity * _HEAT(smooth[..., 0])[..., :3]
     return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))

@@ -30,14 +30,14 @@ class Hit:
 
     Attributes:
         caption: The text found, or the main caption of the image found.
-        picture: File content of the image found, or of the one that the text found belongs to.
+        image: File content of the image found, or of the one that the text found belongs to.
         cosine: Of the contrastive embeddings.
         probability: That the pair matches; None for a model without matching head.
         is_own: Whether image and text belong together.
     """
 
     caption: str
-    picture: bytes
+    image: bytes
     cosine: float
     probability: float | None
     is_own: bool
@@ -48,9 +48,9 @@ class SearchExample:
     """A query and its answers.
 
     Attributes:
-        direction: `text_to_image` looks for images with `text`, `image_to_text` for texts with `picture`.
+        direction: `text_to_image` looks for images with `text`, `image_to_text` for texts with `image`.
         text: The query, or the main caption of the query image.
-        picture: The query, or the image that the query text belongs to; file content.
+        image: The query, or the image that the query text belongs to; file content.
         hits: The first answers, best first.
         own: The best placed right answer, wherever it is.
         rank: Its place, counted from 1.
@@ -59,7 +59,7 @@ class SearchExample:
 
     direction: Direction
     text: str
-    picture: bytes
+    image: bytes
     hits: tuple[Hit, ...]
     own: Hit
     rank: int
@@ -136,7 +136,7 @@ class _Search:
     top: int
 
     def examples(self, direction: Direction, queries: Sequence[int], count: int) -> list[SearchExample]:
-        """Chooses among the queries and looks them up."""
+        """Returns the chosen ones of the queries with their hits."""
         rows = choose([self.rank(direction, query) for query in queries], count)
         return [self.example(direction, queries[row]) for row in rows]
 
@@ -148,7 +148,7 @@ class _Search:
         return int(is_own.nonzero()[0]) + 1
 
     def example(self, direction: Direction, query: int) -> SearchExample:
-        """Looks a query up; only the pairs that are shown are scored again, for their probability."""
+        """Returns a query with its hits; only the pairs that are shown are scored again, for their probability."""
         rank = self.rank(direction, query)
         order = self.orders[direction][query]
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
@@ -158,7 +158,7 @@ class _Search:
         return SearchExample(
             direction=direction,
             text=self.texts[query] if direction == "text_to_image" else self.images.captions[image][0],
-            picture=self.images.image_bytes(image),
+            image=self.images.image_bytes(image),
             hits=tuple(hits),
             own=own,
             rank=rank,
@@ -174,7 +174,7 @@ class _Search:
         finds_texts = direction == "image_to_text"
         return Hit(
             caption=self.texts[text] if finds_texts else self.images.captions[image][0],
-            picture=self.images.image_bytes(owner if finds_texts else image),
+            image=self.images.image_bytes(owner if finds_texts else image),
             cosine=float(self.result.similarity[image, text]),
             probability=probability,
             is_own=owner == image,
@@ -183,9 +183,9 @@ class _Search:
     def _probabilities(self, pairs: Sequence[tuple[int, int]]) -> Sequence[float | None]:
         if self.result.itm is None:
             return [None] * len(pairs)
-        pictures = [self.images.image_bytes(image) for image, _ in pairs]
+        images = [self.images.image_bytes(image) for image, _ in pairs]
         probabilities: list[float] = self.predictor.match(
-            pictures, [self.texts[text] for _, text in pairs], truncate=True
+            images, [self.texts[text] for _, text in pairs], truncate=True
         ).tolist()
         return probabilities
 
@@ -222,7 +222,7 @@ SHAPES = _word_set(
     "star stars circle circles disk disc square squares triangle triangles cross crosses heart hearts band bands "
     "stripe stripes crescent diamond diamonds ring rings arrow arrows line lines border field"
 )
-# Function words, places, numbers, and what every caption of a set says: nobody needs the image for these.
+# Function words, places, numbers, and what every caption of a set has: they need no image.
 UNINFORMATIVE = _word_set(
     "a an the and or of in on at to for from with without by is are was be as it its his her their that which this "
     "each other into over under between along near like about not no so emoji flag flags symbol side left right top "
@@ -238,13 +238,13 @@ class Guess:
     """Predictions of a model for a masked word, given one image.
 
     Attributes:
-        picture: File content.
+        image: File content.
         caption: Main caption of that image.
         candidates: The likeliest words, best first.
         truth_probability: Of the hidden word, over the whole vocabulary.
     """
 
-    picture: bytes
+    image: bytes
     caption: str
     candidates: tuple[FilledWord, ...]
     truth_probability: float
@@ -255,7 +255,7 @@ class MaskExample:
     """A caption with one word hidden.
 
     Attributes:
-        before, truth, after: The caption in three parts; the model sees the first and the last.
+        before, truth, after: The caption in three parts; the model gets the first and the last.
         right: Beside the caption's own image.
         wrong: Beside an image none of whose captions has the word.
     """
@@ -373,7 +373,7 @@ def _example(
     probabilities = _probabilities(predictor, [images.image_bytes(image), images.image_bytes(other)], ids, hidden)
     right, wrong = (
         Guess(
-            picture=images.image_bytes(row),
+            image=images.image_bytes(row),
             caption=images.captions[row][0],
             candidates=tuple(top_words(processor, distribution[None], top)[0]),
             truth_probability=float(distribution[truth]),
@@ -385,11 +385,11 @@ def _example(
 
 
 def _probabilities(
-    predictor: Predictor, pictures: Sequence[bytes], ids: list[int], hidden: HiddenWord
+    predictor: Predictor, given: Sequence[bytes], ids: list[int], hidden: HiddenWord
 ) -> Iterator[Float[Tensor, " v"]]:
     """Yields the distribution over the vocabulary at the hidden word beside each image."""
     tokens, place = tuple(ids), ids[: hidden.position].count(predictor.processor.mask_token_id)
-    images = [predictor.processor.resize(picture) for picture in pictures]
+    images = [predictor.processor.resize(image) for image in given]
     for found in predictor.compute([Item(kind="mask_probabilities", image=image, ids=tokens) for image in images]):
         assert isinstance(found, Tensor)
         yield found[place]
@@ -400,13 +400,13 @@ class AnswerExample:
     """A question, the right answer and the model's.
 
     Attributes:
-        picture: File content.
+        image: File content.
         question: The words.
         answer: The right answer.
         given: What the model answers.
     """
 
-    picture: bytes
+    image: bytes
     question: str
     answer: str
     given: str
@@ -417,29 +417,29 @@ class AnswerExample:
         return self.given == self.answer
 
 
-def answer_examples(judged: Judged, pictures: Sequence[bytes], *, count: int) -> list[AnswerExample]:
+def answer_examples(judged: Judged, images: Sequence[bytes], *, count: int) -> list[AnswerExample]:
     """Chooses, of each topic, the first questions that are answered right and the first that are not.
 
     Args:
         judged: Of a set with one question to each image.
-        pictures: Files of the images, in order.
+        images: Files of the images, in order.
         count: Of either per topic; fewer if there are no more.
 
     Raises:
         ValueError: There is not one image for each question, or the count is below 1.
     """
-    if len(pictures) != len(judged.told) or count < 1:
+    if len(images) != len(judged.examples) or count < 1:
         raise ValueError(
-            f"{len(pictures)} images for {len(judged.told)} questions, count {count}; expected as many images as "
+            f"{len(images)} images for {len(judged.examples)} questions, count {count}; expected as many images as "
             "questions and a count of at least 1"
         )
     examples = [
-        AnswerExample(picture=picture, question=told.text, answer=told.answer, given=given)
-        for picture, told, given in zip(pictures, judged.told, judged.answers, strict=True)
+        AnswerExample(image=image, question=text.text, answer=text.answer, given=given)
+        for image, text, given in zip(images, judged.examples, judged.answers, strict=True)
     ]
     chosen = []
-    for topic in dict.fromkeys(told.topic for told in judged.told):
-        about = [example for example, told in zip(examples, judged.told, strict=True) if told.topic == topic]
+    for topic in dict.fromkeys(text.topic for text in judged.examples):
+        about = [example for example, text in zip(examples, judged.examples, strict=True) if text.topic == topic]
         for right in (True, False):
             chosen += [example for example in about if example.is_right is right][:count]
     return chosen

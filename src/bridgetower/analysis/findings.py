@@ -1,4 +1,4 @@
-"""Numbers as a reader wants to see them, and sentences that say no more than the numbers bear."""
+"""Numbers in a form for readers, and sentences that follow from the numbers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def interval(difference: Spread) -> tuple[float, float] | None:
 
 
 def verdict(difference: Spread) -> Verdict:
-    """Says whether a difference is clear of the spread between seeds: the interval leaves zero out."""
+    """Returns whether a difference is clear of the spread between seeds: the interval leaves zero out."""
     bounds = interval(difference)
     if bounds is None:
         return "untested"
@@ -89,7 +89,7 @@ def verdict(difference: Spread) -> Verdict:
 
 
 def method(results: DemoResults) -> str:
-    """Says what was done."""
+    """Returns a sentence on what was done."""
     models = [f"{ARM_NAMES[cost.arm]} ({millions(cost.parameters)} parameters)" for cost in results.costs]
     train = [dataset.splits["train"] for dataset in results.datasets]
     images, captions = (sum(split[name] for split in train) for name in ("images", "captions"))
@@ -115,7 +115,7 @@ def retrieval_finding(results: DemoResults, dataset: str) -> str:
 
 
 def matching_finding(results: DemoResults, dataset: str) -> str:
-    """Says how often the matching heads are right on one data set; empty if it was not measured."""
+    """Returns a sentence on how often the matching heads are right on one data set; empty if it was not measured."""
     accuracy = results.summary()[dataset].get("itm_accuracy")
     if accuracy is None:
         return ""
@@ -124,7 +124,7 @@ def matching_finding(results: DemoResults, dataset: str) -> str:
 
 
 def image_finding(results: DemoResults, dataset: str) -> str:
-    """Says what the right image adds to finding masked words on one data set; empty if it was not measured."""
+    """Returns a sentence on the gain from the right image for masked words; empty if it was not measured."""
     gains = {arm: image_gain(results, dataset, arm) for arm in results.arms}
     reached = [
         f"{ARM_NAMES[arm]} {mean_std(gain, scale=100, sign=True)} points ({image_reading(gain)})"
@@ -135,11 +135,11 @@ def image_finding(results: DemoResults, dataset: str) -> str:
 
 
 def comparison(difference: Spread) -> str:
-    """Says how bridgetower − meter is to be read."""
+    """Returns a sentence on how bridgetower − meter is to be read."""
     seeds, mean = len(difference["values"]), number(difference["mean"], sign=True)
     bounds = interval(difference)
     if bounds is None:
-        return f"The difference is {mean}; one seed cannot tell it from chance."
+        return f"The difference is {mean}; with one seed it could be chance."
     low, high = (number(bound, sign=True) for bound in bounds)
     evidence = f"{mean}, 95 % interval {low} to {high} over {seeds} paired seeds"
     if verdict(difference) == "unclear":
@@ -157,7 +157,7 @@ def image_gain(results: DemoResults, dataset: str, arm: Arm) -> Spread | None:
 
 
 def image_reading(gain: Spread) -> str:
-    """Says how a gain from the right image is to be read."""
+    """Returns how a gain from the right image is to be read."""
     return {
         "higher": "the image helps",
         "lower": "the image misleads",

@@ -78,7 +78,7 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
 
 
 def _flops(forward: Callable[[], object]) -> int:
-    # The counter does not know oneDNN's product and would count it as nothing.
+    # The counter has no formula for oneDNN's product and would count it as nothing.
     formulas = {torch.ops.mkldnn._linear_pointwise: _product_flops} if torch.backends.mkldnn.is_available() else {}
     # Nor every fused attention of GPUs; written out as two products it is counted on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:

@@ -286,7 +286,7 @@ def _answers_table(results: DemoResults) -> _Table:
 
     rows = [
         _Row(f"{ARM_NAMES[arm]}, {title}", cells(arm, name), style)
-        for name, title, style in (("model", "right image", ""), ("other_picture", "another image", "quiet"))
+        for name, title, style in (("model", "right image", ""), ("other_image", "another image", "quiet"))
         for arm in results.arms
     ]
     floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))

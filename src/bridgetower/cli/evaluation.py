@@ -110,7 +110,7 @@ def evaluate(
 
 @contextmanager
 def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
-    """Lends a model that computes in the precision that is wanted, while scores stay in float32."""
+    """Gives a model that computes in the precision of the options, while scores stay in float32."""
     import torch
 
     from bridgetower.model.cpu import pack_weights

@@ -64,9 +64,9 @@ def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:
     for name, dataset in datasets.items():
         rows = read_split(dataset, "test")
         for row in map(rows.row, range(len(rows))):
-            picture = folder / name / row["image"]["path"]
-            _write(picture, row["image"]["bytes"])
-            _write(picture.with_suffix(".txt"), "".join(f"{caption}\n" for caption in row["captions"]).encode())
+            image = folder / name / row["image"]["path"]
+            _write(image, row["image"]["bytes"])
+            _write(image.with_suffix(".txt"), "".join(f"{caption}\n" for caption in row["captions"]).encode())
 
 
 def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
@@ -140,8 +140,8 @@ def answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tupl
 def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their images and answers."""
     rows = read_split(scenes_folder(out), "test", schema=VQA)
-    pictures = [image["bytes"] for image in rows.stream("image")]
-    return answer_examples(judged, pictures, count=EXAMPLES)
+    images = [image["bytes"] for image in rows.stream("image")]
+    return answer_examples(judged, images, count=EXAMPLES)
 
 
 DatasetName = Literal["emoji", "flags"]
@@ -291,5 +291,5 @@ def _report(out: Path, results: DemoResults, predictor: Predictor, answers: Sequ
         for number in range(min(PICTURES, len(images))):
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
     for number, answer in enumerate(answers[:PICTURES]):
-        write_bytes(out / "pictures" / f"scene-{number + 1}.png", answer.picture)
+        write_bytes(out / "pictures" / f"scene-{number + 1}.png", answer.image)
     write_report(out / "report.html", results, searches, masks, answers, examples_from="BridgeTower, seed 0")

@@ -67,7 +67,7 @@ def evaluate_masked_words(
     """Returns loss and accuracy on hidden words with the right image and with another image of the set.
 
     Every pair counts, and at every call the same words are hidden and the same other images shown. The gap between
-    `mlm_accuracy` and `mlm_wrong_image_accuracy` tells how much the model reads off the image. A set of one image
+    `mlm_accuracy` and `mlm_wrong_image_accuracy` is what the model reads off the image. A set of one image
     has no other: the two `mlm_wrong_image_…` metrics are then left out. The processes of a run share the batches; every
     process gets the same result, which is that of one process.
 

@@ -185,7 +185,7 @@ def two_stage_scores(
     """Second retrieval stage: the scores that rank image→text and text→image, from the scores of candidate pairs.
 
     `honest` ranks each direction on its own candidates only. `paper` ranks both on the elementwise maximum of the
-    image-side and the text-side scores, so that a query also sees pairs that only the other side chose (official
+    image-side and the text-side scores, so that a query also ranks pairs that only the other side chose (official
     `objectives.py`, `compute_irtr_itm_itc_recall`). All other pairs get `NON_CANDIDATE_SCORE`.
 
     Args:

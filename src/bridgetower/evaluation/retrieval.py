@@ -122,8 +122,8 @@ def evaluate_all_pairs(
     size = config.fold_size or len(images)
     with pair_scorer(model, images, config, means) as pairs:
         text_image_index = pairs.text_image_index
-        wanted = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
-        scores = pairs.score(wanted, head).match
+        chosen = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
+        scores = pairs.score(chosen, head).match
     one_stage = _recalls(scores, text_image_index, config)
     chance = _chance(text_image_index, len(images), config)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
@@ -187,11 +187,11 @@ def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
 
 
 def _matching(
-    pairs: PairScorer, num_images: int, wanted: Bool[Tensor, "i t"] | None = None
+    pairs: PairScorer, num_images: int, chosen: Bool[Tensor, "i t"] | None = None
 ) -> tuple[Float[Tensor, "i t"], float]:
-    """Scores the wanted pairs and the controls; returns the logits of a match, and the accuracy on the controls."""
+    """Scores the chosen pairs and the controls; returns the logits of a match, and the accuracy on the controls."""
     controls = _control_pairs(pairs.text_image_index, num_images)
-    scores = pairs.score(controls if wanted is None else wanted | controls)
+    scores = pairs.score(controls if chosen is None else chosen | controls)
     own = _is_own(pairs.text_image_index, num_images)
     return scores.match, accuracy(scores.accepted[controls].long(), own[controls].long())
 

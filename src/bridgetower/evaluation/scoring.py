@@ -66,8 +66,8 @@ class Scores:
     """Matching scores of the pairs that were scored.
 
     Attributes:
-        match: Logit of a match, NaN where no score was wanted.
-        accepted: Whether it is above that of no match; False where no score was wanted.
+        match: Logit of a match, NaN where nothing was scored.
+        accepted: Whether it is above that of no match; False where nothing was scored.
     """
 
     match: Float[Tensor, "i t"]
@@ -106,17 +106,17 @@ class PairScorer:
         texts = self._kept("vectors-texts", self._text_vectors)
         return similarity(images, texts[self._place], torch.ones(()))
 
-    def score(self, wanted: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
-        """Returns the scores of the wanted pairs; those of a part of the images are kept as soon as they are there.
+    def score(self, chosen: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
+        """Returns the scores of the chosen pairs; those of a part of the images are kept as soon as they are there.
 
         Args:
-            wanted: Pairs to score; scores of others, or of other pairs together, are not taken for theirs.
+            chosen: Pairs to score; scores of others, or of other pairs together, are not taken for theirs.
             head: None takes the matching head.
 
         Raises:
             ValueError: An image cannot be decoded, or a score is not a number.
         """
-        own = wanted[self._own]
+        own = chosen[self._own]
         total = int(own.count_nonzero())
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, total)))
         digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
@@ -137,10 +137,10 @@ class PairScorer:
         return Scores(match=match, accepted=accepted)
 
     def _score_part(
-        self, images: Iterator[Encoded], wanted: Bool[Tensor, "r t"], head: Head, advance: Callable[[int], object]
+        self, images: Iterator[Encoded], chosen: Bool[Tensor, "r t"], head: Head, advance: Callable[[int], object]
     ) -> Float[Tensor, "n 2"]:
         """Returns the logits of the next images' pairs, in the order of images and texts."""
-        image, pairs = next(images), wanted.nonzero()  # by image, then by text
+        image, pairs = next(images), chosen.nonzero()  # by image, then by text
         pairs[:, 1] = self._place[pairs[:, 1]]
         order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
@@ -222,7 +222,7 @@ def _split(rows: range, size: int) -> list[range]:
 def pair_scorer(
     model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means
 ) -> Iterator[PairScorer]:
-    """Lends what scores pairs; what it keeps in `means.work` is removed at the end, unless that comes by an error.
+    """Gives what scores pairs; what it keeps in `means.work` is removed at the end, unless that comes by an error.
 
     Raises:
         FileExistsError: Another process does the same evaluation.

@@ -14,14 +14,14 @@ class Grounding:
     Attributes:
         number: Of examples.
         model: By the model.
-        other_picture: By the model, when it is shown the image, or the images, of another example.
+        other_image: By the model, when it is shown the image, or the images, of another example.
         text_only: By the answer that the same words have most often in training.
         majority: By the commonest answer of training to anything.
     """
 
     number: int
     model: float
-    other_picture: float
+    other_image: float
     text_only: float
     majority: float
 
@@ -51,9 +51,9 @@ def text_only_answers(training: Sequence[tuple[str, str]], texts: Iterable[str])
     Raises:
         ValueError: There are no training examples.
     """
-    told: Mapping[str, list[str]] = defaultdict(list)
+    given: Mapping[str, list[str]] = defaultdict(list)
     for text, answer in training:
-        told[text].append(answer)
+        given[text].append(answer)
     commonest = majority_answer(answer for _, answer in training)
-    majority = {text: majority_answer(answers) for text, answers in told.items()}
+    majority = {text: majority_answer(answers) for text, answers in given.items()}
     return [majority.get(text, commonest) for text in texts]

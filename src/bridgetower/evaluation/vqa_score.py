@@ -64,7 +64,7 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """Returns the score of one prediction, from 0 to 1.
 
     It is the mean, over all ways to leave one annotator out, of min(n / 3, 1), n others having given the prediction.
-    Where annotators differ, answers and prediction are compared in their normal form; where all say the same, as they
+    Where annotators differ, answers and prediction are compared in their normal form; where all are the same, as they
     are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What objectives are told: loss weights, negatives, masking; importable without torch."""
+"""Settings of objectives: loss weights, negatives, masking; importable without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TaskConfig(ABC):
     """Settings of a run's task; each task has a config of its own.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
     """
 
     reads: ClassVar[Reads] = "entries"
@@ -77,7 +77,7 @@ class PretrainingConfig(TaskConfig):
     """MLM, ITM and ITC on captions.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
         mlm_normalization: `step`: MLM is the mean over all hidden words of an optimiser step, however it is divided
@@ -126,7 +126,7 @@ class RankingConfig(TaskConfig):
     """Choosing the true text of an image among false ones.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
         false_texts: Random texts of other images beside the true one.
         itm: Weight of the matching loss beside it; 0 does not compute it.
     """

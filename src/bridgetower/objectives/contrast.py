@@ -47,7 +47,7 @@ class Contrast:
     def through(
         self, image_embeds: Float[Tensor, "b c"], text_embeds: Float[Tensor, "b c"], logit_scale: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Returns the loss such that the mean over all parts sends the right gradients through these features.
+        """Returns the loss such that the mean over all parts gives these features the right gradients.
 
         Args:
             image_embeds, text_embeds: The features of this part, computed again with a graph.

@@ -35,7 +35,7 @@ def evaluate(
         predictor: The model with its preprocessing.
         benchmark: What to measure, one of `BENCHMARKS` or of the benchmarks of `spec`.
         folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
-        split: Which split; `test-dev` of VQAv2 is `test`, since its server wants the answers to all of it.
+        split: Which split; `test-dev` of VQAv2 is `test`, since its server takes the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
         spec: A task of your own.
         work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.

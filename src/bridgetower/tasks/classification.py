@@ -26,7 +26,7 @@ class ClassificationConfig(TaskConfig):
     """Classes of a user's own images and texts.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
     """
 
     metrics = ("accuracy", "macro_f1", "auroc", "average_precision")

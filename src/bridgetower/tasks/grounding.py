@@ -21,7 +21,7 @@ ALL = "overall"
 """Stands for all topics together."""
 
 
-class Told(NamedTuple):
+class TextExample(NamedTuple):
     """An example in words.
 
     Attributes:
@@ -40,12 +40,12 @@ class Judged:
     """Predictions of a model on a test split.
 
     Attributes:
-        told: The examples, in order.
+        examples: In order.
         answers: The model's predictions, in the same order.
         groundings: Of each topic, and of `ALL`.
     """
 
-    told: tuple[Told, ...]
+    examples: tuple[TextExample, ...]
     answers: tuple[str, ...]
     groundings: Mapping[str, Grounding]
 
@@ -91,31 +91,31 @@ def judge(
         return [names[number] for number in predictions.classes.tolist()]
 
     examples = opened("test")
-    told, training = tuple(_told(examples, topic_of)), _told(opened("train"), topic_of)
+    texts, training = tuple(_texts(examples, topic_of)), _texts(opened("train"), topic_of)
     answers = predicted(examples)
     given = {
         "model": answers,
-        "other_picture": predicted(WithOtherImages(examples)),
-        "text_only": text_only_answers([(one.text, one.answer) for one in training], [one.text for one in told]),
-        "majority": [majority_answer(one.answer for one in training)] * len(told),
+        "other_image": predicted(WithOtherImages(examples)),
+        "text_only": text_only_answers([(one.text, one.answer) for one in training], [one.text for one in texts]),
+        "majority": [majority_answer(one.answer for one in training)] * len(texts),
     }
-    topics = [*dict.fromkeys(one.topic for one in told), ALL]
+    topics = [*dict.fromkeys(one.topic for one in texts), ALL]
     return Judged(
-        told=told, answers=tuple(answers), groundings={topic: _grounding(told, given, topic) for topic in topics}
+        examples=texts, answers=tuple(answers), groundings={topic: _grounding(texts, given, topic) for topic in topics}
     )
 
 
-def _told(examples: EntryDataset, topic_of: Callable[[str], str] | None) -> Sequence[Told]:
+def _texts(examples: EntryDataset, topic_of: Callable[[str], str] | None) -> Sequence[TextExample]:
     if examples.schema is VQA:
-        return [Told(entry["question_type"], entry["question"], entry["answers"][0]) for entry in examples]
+        return [TextExample(entry["question_type"], entry["question"], entry["answers"][0]) for entry in examples]
     named = topic_of or (lambda _: ALL)
-    return [Told(named(entry["statement_id"]), entry["text"], entry["label"]) for entry in examples]
+    return [TextExample(named(entry["statement_id"]), entry["text"], entry["label"]) for entry in examples]
 
 
-def _grounding(told: Sequence[Told], given: Mapping[str, Sequence[str]], topic: str) -> Grounding:
-    chosen = [number for number, one in enumerate(told) if topic in (one.topic, ALL)]
+def _grounding(texts: Sequence[TextExample], given: Mapping[str, Sequence[str]], topic: str) -> Grounding:
+    chosen = [number for number, one in enumerate(texts) if topic in (one.topic, ALL)]
 
     def share(answers: Sequence[str]) -> float:
-        return sum(answers[number] == told[number].answer for number in chosen) / len(chosen)
+        return sum(answers[number] == texts[number].answer for number in chosen) / len(chosen)
 
     return Grounding(number=len(chosen), **{name: share(answers) for name, answers in given.items()})

@@ -29,7 +29,7 @@ class CifarConfig(TaskConfig):
     """Classes of images from the image tower alone: CIFAR-10 and CIFAR-100.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
         num_classes: 10, or 100.
     """
 
@@ -97,7 +97,7 @@ class GlueConfig(TaskConfig):
     """A task of GLUE from the text tower alone.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
         name: Of the task.
         max_errors: Bad rows of a file that may be left out; they are named.
     """

@@ -114,7 +114,7 @@ class TaskSpec:
 
     Attributes:
         name: Of the task, and `kind` of its config.
-        config: What a run can be told about it.
+        config: Its settings in a run.
         schema: What the rows of its prepared sets hold; None where it reads other files.
         head: The head whose classes have names, one of `HEADS` or of your own; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the

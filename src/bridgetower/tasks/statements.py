@@ -30,7 +30,7 @@ class SnliVeConfig(TaskConfig):
     """Does an image contradict a statement, leave it open, or entail it?
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
     """
 
     metrics = ("accuracy",)
@@ -43,7 +43,7 @@ class Nlvr2Config(TaskConfig):
     """Is a statement about two images true?
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
     """
 
     metrics = ("accuracy",)
@@ -73,7 +73,7 @@ def statements(source: ExampleSource, schema: Schema) -> EntryDataset:
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Judges all statements; NLVR2 has a submission where its identifiers tell the sentences."""
+    """Classifies all statements; NLVR2 has a submission where its identifiers contain the sentences."""
     examples, predictions = evaluation.examples, evaluation.predictions()
     entries, is_nlvr2 = list(examples), examples.schema is IMAGE_PAIRS
     labels = [evaluation.names[number] for number in predictions.classes.tolist()]
@@ -94,7 +94,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
 
 
 def statement_metrics(examples: EntryDataset, predictions: Predictions) -> dict[str, float]:
-    """Returns `accuracy` and, where NLVR2's identifiers tell the sentences, `consistency` of the labelled statements.
+    """Returns `accuracy` and, with NLVR2's own identifiers, `consistency` of the labelled statements.
 
     Raises:
         ValueError: No statement has a label.
@@ -125,7 +125,7 @@ def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:
 def _without_sentences(unknown: Sequence[str], total: int) -> str:
     return (
         f"no consistency and no submission: {len(unknown)} of {total} statements, such as {unknown[0]!r}, have no "
-        "identifier of NLVR2, which tells the sentence; prepare the set from NLVR2's JSON files"
+        "identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
     )
 
 

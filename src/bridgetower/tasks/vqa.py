@@ -31,7 +31,7 @@ class VqaConfig(TaskConfig):
     """Questions about images.
 
     Attributes:
-        kind: Tells the task in a saved run; no option of the command.
+        kind: Name of the task in a saved run; no option of the command.
         protocol: `honest` scores every question of the validation split; `paper` leaves out those to which no annotator
             gave an answer of the vocabulary, as the official code does. Both train without them.
     """
@@ -54,7 +54,7 @@ def _class_names(data: DataConfig, config: VqaConfig) -> Sequence[str]:
 
 
 def _examples(source: ExampleSource) -> EntryDataset:
-    """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server wants the answers to all of it."""
+    """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it."""
     from bridgetower.data.examples import AnswerEncoder, EntryDataset
 
     source = replace(source, splits=tuple("test" if split == "test-dev" else split for split in source.splits))

@@ -30,14 +30,14 @@ from bridgetower.training.step import count_micro_batches, counts_labels, run_st
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped as it was asked to
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
     """The run was stopped (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
 
 
 def make_fabric(config: RunConfig) -> Fabric:
     """Starts Fabric for one process, or for all those that torchrun started.
 
-    It is told nothing of the precision: its autocast would cast the numbers of batches and losses too.
+    It does not get the precision: its autocast would cast the numbers of batches and losses too.
     """
     if torch.distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -77,7 +77,7 @@ def fit(
         ValueError: The state to resume is damaged, or was written with other data or another number of processes; or
             the processes have other data.
         FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
-        Interrupted: A signal asked to stop; the state is saved.
+        Interrupted: A signal stopped it; the state is saved.
     """
     config = context.config
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)

@@ -41,7 +41,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         progress: Show a bar per run.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM asked to stop; what had started saved its state, and the same call continues it.
+        Interrupted: SIGINT or SIGTERM; what had started saved its state, and the same call continues it.
         ValueError, OSError, FloatingPointError: As `train`, of the first run that fails; the others stop and save.
         LostProcessError: A process was lost, killed for want of memory for example; the others stop and save.
     """
@@ -73,13 +73,13 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
 
 
 def _wait(processes: ProcessContext, stop: Stop, show: Callable[[], None]) -> ProcessException | None:
-    """Waits for all processes; they save and stop when that is asked for, or when one fails, which is returned."""
-    told = False
+    """Waits for all processes; they save and stop after a signal, or when one fails, which is returned."""
+    ended = False
     try:
         while not processes.join(POLL_SECONDS):
             show()
-            if stop.requested and not told:
-                told = True
+            if stop.requested and not ended:
+                ended = True
                 for process in processes.processes:
                     process.terminate()
     except ProcessException as error:

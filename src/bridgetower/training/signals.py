@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Stop:
-    """Whether somebody asked to stop.
+    """Whether the run has to stop.
 
     Attributes:
         requested: True from the first signal on.

@@ -76,7 +76,7 @@ def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> Processor
 
 
 def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
-    """Returns the checkpoint with exactly the heads that the run asks for; new ones are drawn."""
+    """Returns the checkpoint with exactly the heads of the run's config; new ones are drawn."""
     if config.model.heads.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
     kept, new, dropped = _sorted_heads(checkpoint.config.heads, config.model.heads)
@@ -102,31 +102,31 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
-def _sorted_heads(there: HeadsConfig, asked: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
+def _sorted_heads(there: HeadsConfig, chosen: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
     """Names of the heads that are kept, start anew, and are left behind; a contrastive head of another kind is both."""
-    found, wanted = chosen_heads(there), chosen_heads(asked)
-    kept = [head for head in found if wanted.get(head) == found[head]]
-    return kept, [head for head in wanted if head not in kept], [head for head in found if head not in kept]
+    found, needed = chosen_heads(there), chosen_heads(chosen)
+    kept = [head for head in found if needed.get(head) == found[head]]
+    return kept, [head for head in needed if head not in kept], [head for head in found if head not in kept]
 
 
-def _effective_heads(there: HeadsConfig, asked: HeadsConfig, kept: list[str]) -> HeadsConfig:
+def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -> HeadsConfig:
     """The heads that the run asks for; one that is kept keeps its width and epsilon."""
     scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
     return replace(
-        asked,
-        hidden_scale=there.hidden_scale if scaled else asked.hidden_scale,
-        itc_size=there.itc_size if "itc" in kept else asked.itc_size,
-        mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else asked.mlm_layer_norm_eps,
+        chosen,
+        hidden_scale=there.hidden_scale if scaled else chosen.hidden_scale,
+        itc_size=there.itc_size if "itc" in kept else chosen.itc_size,
+        mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else chosen.mlm_layer_norm_eps,
     )
 
 
 def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, effective: ModelConfig) -> None:
     """Raises ValueError if the run changes a value of its recipe's model that the checkpoint decides."""
-    default, asked = usual.to_dict(), config.model.to_dict()
+    default, chosen = usual.to_dict(), config.model.to_dict()
     if config.image_size is not None:  # takes precedence over the model's, for a new model too
-        asked["vision"]["image_size"] = config.image_size
-    changed = set(differences(default, asked))
-    ignored = [f"model.{name}" for name in differences(effective.to_dict(), asked) if name in changed]
+        chosen["vision"]["image_size"] = config.image_size
+    changed = set(differences(default, chosen))
+    ignored = [f"model.{name}" for name in differences(effective.to_dict(), chosen) if name in changed]
     if ignored:
         raise ValueError(
             f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "

@@ -23,7 +23,7 @@ _COMMENT = b"crc32 "
 _COMMENT_BYTES = len(_COMMENT) + 8
 
 PROCESSES, MICRO_BATCHES = "number of processes", "micro-batches of each"
-"""Conditions that say how a batch is cut."""
+"""Conditions that decide how a batch is cut."""
 
 logger = logging.getLogger(__name__)
 

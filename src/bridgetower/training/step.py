@@ -118,7 +118,7 @@ def _seed_dropout(config: RunConfig, step: int, rank: int, micro: int) -> None:
 
 
 def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimizer) -> Tensor:
-    """Clips the gradients if asked to; returns their norm of before."""
+    """Clips the gradients if there is a limit; returns their norm of before."""
     limit = math.inf if clip_norm is None else clip_norm
     norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
     return torch.as_tensor(norm)

@@ -1,4 +1,4 @@
-"""Published towers in a new model: which are asked for, what they decide, and where their weights go."""
+"""Published towers in a new model: which there are, what they decide, and where their weights go."""
 
 from __future__ import annotations
 
