@@ -1,4 +1,4 @@
-"""Processes: rank, gathered batches, results put together by id; and of the cores."""
+"""Processes of a run: ranks, gathered batches, results put together by id; and the number of cores."""
 
 import json
 import os
