@@ -6,13 +6,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import made_up
 import pytest
 
-from bridgetower.analysis.report import render_report, write_report
+from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import DemoResults
 
 VOID = {"meta", "img", "br"}
@@ -194,10 +193,6 @@ class TestSelfContained:
 
     def test_no_address_stands_in_the_page(self, html: str) -> None:
         assert not re.findall(r"https?:|//[a-z]", html)
-
-    def test_it_is_one_file(self, tmp_path: Path) -> None:
-        write_report(tmp_path / "out" / "report.html", made_up.results(), {}, [], examples_from="nobody")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
 class TestEscaping:

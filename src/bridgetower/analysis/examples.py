@@ -152,22 +152,20 @@ class _Search:
         rank = self.rank(direction, query)
         order = self.orders[direction][query]
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
-        pairs = [(item, query) if direction == "text_to_image" else (query, item) for item in shown]
-        *hits, own = self._hits(pairs, direction)
-        image = int(self.result.text_image_index[query]) if direction == "text_to_image" else query
+        to_image = direction == "text_to_image"
+        pairs = [(item, query) if to_image else (query, item) for item in shown]
+        probabilities = self._probabilities(pairs)
+        *hits, own = [self._hit(*pair, direction, chance) for pair, chance in zip(pairs, probabilities, strict=True)]
+        image = int(self.result.text_image_index[query]) if to_image else query
         return SearchExample(
             direction=direction,
-            text=self.texts[query] if direction == "text_to_image" else self.images.captions[image][0],
+            text=self.texts[query] if to_image else self.images.captions[image][0],
             image=self.images.image_bytes(image),
             hits=tuple(hits),
             own=own,
             rank=rank,
             num_items=len(order),
         )
-
-    def _hits(self, pairs: Sequence[tuple[int, int]], direction: Direction) -> list[Hit]:
-        probabilities = self._probabilities(pairs)
-        return [self._hit(*pair, direction, chance) for pair, chance in zip(pairs, probabilities, strict=True)]
 
     def _hit(self, image: int, text: int, direction: Direction, probability: float | None) -> Hit:
         owner = int(self.result.text_image_index[text])
@@ -183,10 +181,8 @@ class _Search:
     def _probabilities(self, pairs: Sequence[tuple[int, int]]) -> Sequence[float | None]:
         if self.result.itm is None:
             return [None] * len(pairs)
-        images = [self.images.image_bytes(image) for image, _ in pairs]
-        probabilities: list[float] = self.predictor.match(
-            images, [self.texts[text] for _, text in pairs], truncate=True
-        ).tolist()
+        images, texts = [self.images.image_bytes(image) for image, _ in pairs], [self.texts[text] for _, text in pairs]
+        probabilities: list[float] = self.predictor.match(images, texts, truncate=True).tolist()
         return probabilities
 
 

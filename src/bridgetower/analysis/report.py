@@ -7,7 +7,6 @@ import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -37,7 +36,6 @@ from bridgetower.analysis.findings import (
     retrieval_finding,
 )
 from bridgetower.analysis.results import PARTS, Arm, DemoResults, Spread, spread
-from bridgetower.files import write_text
 from bridgetower.processor import media_type
 
 _INKS: dict[Arm, str] = {"bridgetower": "#1f5fa8", "meter": "#b4541a"}
@@ -48,19 +46,17 @@ _DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → ima
 _KS = (1, 5, 10)
 
 
-def write_report(
-    path: Path,
+def render_report(
     results: DemoResults,
     searches: Mapping[str, Sequence[SearchExample]],
     masks: Sequence[MaskExample],
     answers: Sequence[AnswerExample] = (),
     *,
     examples_from: str,
-) -> None:
-    """Writes the page, atomically.
+) -> str:
+    """Returns the page.
 
     Args:
-        path: File to write.
         results: Everything measured.
         searches: Data set → its example searches.
         masks: Captions with a masked word.
@@ -70,18 +66,6 @@ def write_report(
     Raises:
         ValueError: An image of the examples cannot be read.
     """
-    write_text(path, render_report(results, searches, masks, answers, examples_from=examples_from))
-
-
-def render_report(
-    results: DemoResults,
-    searches: Mapping[str, Sequence[SearchExample]],
-    masks: Sequence[MaskExample],
-    answers: Sequence[AnswerExample] = (),
-    *,
-    examples_from: str,
-) -> str:
-    """Returns the page; arguments as for `write_report`."""
     templates = Environment(
         loader=PackageLoader("bridgetower.analysis"),
         autoescape=True,

@@ -21,7 +21,7 @@ from bridgetower.analysis.examples import (
     search_examples,
 )
 from bridgetower.analysis.profile import model_cost
-from bridgetower.analysis.report import write_report
+from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
@@ -39,7 +39,7 @@ from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.files import locked, read_json, write_bytes, write_json
+from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
@@ -292,4 +292,5 @@ def _report(out: Path, results: DemoResults, predictor: Predictor, answers: Sequ
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
     for number, answer in enumerate(answers[:PICTURES]):
         write_bytes(out / "pictures" / f"scene-{number + 1}.png", answer.image)
-    write_report(out / "report.html", results, searches, masks, answers, examples_from="BridgeTower, seed 0")
+    page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0")
+    write_text(out / "report.html", page)
