@@ -153,7 +153,7 @@ class _Search:
         order = self.orders[direction][query]
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
         to_image = direction == "text_to_image"
-        pairs = [(item, query) if to_image else (query, item) for item in shown]
+        pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
         probabilities = self._probabilities(pairs)
         *hits, own = [self._hit(*pair, direction, chance) for pair, chance in zip(pairs, probabilities, strict=True)]
         image = int(self.result.text_image_index[query]) if to_image else query
