@@ -138,10 +138,10 @@ class TestRanking:
         logits = network.itm_logits(network.fuse(image[rows], text).pooled)[:, 1]
         assert tiny.off(task.scores(image, text).flatten(), logits) < 1e-6
 
-    @pytest.mark.parametrize("changes", [{"false_texts": 0}, {"itm": -1.0}])
-    def test_refused_settings(self, changes: dict[str, float]) -> None:
-        with pytest.raises(ValueError, match="expected at least 1 and at least 0"):
-            RankingConfig(**changes)
+    @pytest.mark.parametrize(("name", "value", "least"), [("false_texts", 0, 1), ("itm", -1.0, 0)])
+    def test_refused_settings(self, name: str, value: float, least: int) -> None:
+        with pytest.raises(ValueError, match=f"{name} is {value}; expected at least {least}"):
+            RankingConfig(**{name: value})
 
 
 class TestSingleTowers:
