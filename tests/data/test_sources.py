@@ -135,6 +135,26 @@ class TestFolders:
         (folder / "notes.md").write_text("not a picture either")
         assert rows(folder) == [("red.png", ("a red picture", "red all over"), None), ("sub/blue.png", (), None)]
 
+    @pytest.mark.parametrize("name", ["red.txt", "captions.txt"])
+    def test_captions_are_of_the_folder(self, folder: Path, name: str) -> None:
+        inside = folder / "inside"
+        inside.write_text("red.png,said inside\n")
+        (folder / name).symlink_to(inside)
+        assert "said inside" in rows(folder)[0][1][0]
+        outside = inside.rename(folder.parent / "outside")
+        (folder / name).unlink()
+        (folder / name).symlink_to(outside)
+        with pytest.raises(ValueError, match=rf"{name} is a link to a file outside of .* into the folder$"):
+            rows(folder)
+
+    @pytest.mark.parametrize("name", ["red.txt", "captions.txt", "data.csv", "data.jsonl"])
+    def test_endless_lines_are_not_read(self, folder: Path, name: str) -> None:
+        source = folder if name.endswith(".txt") else folder / name
+        with (folder / name).open("wb") as file:
+            file.truncate(2**36)
+        with pytest.raises(ValueError, match=rf"{name}.* has more than 1048576 bytes or characters; expected"):
+            rows(source)
+
     def test_folder_names(self, folder: Path) -> None:
         (folder / "sub").rename(folder / "deep_blue-sea")
         assert rows(folder, captions_from="folder") == [
@@ -182,6 +202,13 @@ class TestFolders:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no file or folder"):
             rows(tmp_path / "none.csv")
+
+
+def test_an_image_that_is_too_long_is_not_read(folder: Path) -> None:
+    with (folder / "red.png").open("r+b") as file:
+        file.truncate(2**36)
+    with pytest.raises(ValueError, match=r"^red\.png has 68719476736 bytes; expected at most 545554432"):
+        ImageRef.of_file(folder, "red.png").read()
 
 
 def test_the_signature_follows_the_file(folder: Path) -> None:

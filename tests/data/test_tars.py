@@ -78,6 +78,7 @@ def test_many_members_are_not_kept(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9", r"a\.txt in .*x\.tar is not UTF-8"),
+        ("a.txt", bytes(2**20 + 1), r"a\.txt in .*x\.tar has more than 1048576 bytes"),
         ("a.json", b"{", r"a\.json in .*x\.tar is not valid JSON"),
         ("a.json", b"[]", r"a\.json in .*x\.tar holds a list; expected a JSON object"),
     ],

@@ -160,11 +160,14 @@ class TestBadPictures:
         (photos / "00.png").write_text("not an image")
         (photos / "01.png").unlink()
         (photos / "01.png").symlink_to("nowhere")
-        report = build(max_errors=2)
-        assert counts(report) == (4, 0, 0, 2)
+        with (photos / "02.png").open("r+b") as file:
+            file.truncate(2**36)
+        report = build(max_errors=3)
+        assert counts(report) == (3, 0, 0, 3)
         assert "no file '01.png'" in report.bad[0]
         assert report.bad[1].startswith("'00.png': it cannot be read as an image")
-        assert build(max_errors=2).bad == report.bad
+        assert report.bad[2].startswith("'02.png': it has 68719476736 bytes; expected at most 545554432")
+        assert build(max_errors=3).bad == report.bad
 
     def test_more_than_allowed_are_an_error_once_the_others_are_in(
         self, build: Build, photos: Path, tmp_path: Path

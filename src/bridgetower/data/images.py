@@ -17,6 +17,8 @@ from bridgetower.data.folder import ParquetRows
 from bridgetower.files import json_object, unfit_name
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MAX_TEXT = 2**20
+"""Bytes of a file of captions of one image, and characters of a line of any table."""
 
 MAX_GROUP_BYTES = 2**26
 """Largest row group that is read to get one of its images."""
@@ -73,16 +75,17 @@ class ImageRef:
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If an archive ends before.
+            ValueError: If it is empty or longer than an image, or an archive ends before.
         """
+        from bridgetower.processor import check_length  # which needs torch; the help of commands does not
+
         if self.cell:
             column, row = self.cell
             content = cell_bytes(open_table(self.path).row(row, [column])[column])
             assert content is not None  # a cell without bytes is no image
             return content
-        if self.piece is None:
-            return self.path.read_bytes()
-        start, size = self.piece
+        start, size = self.piece or (0, self.path.stat().st_size)
+        check_length(self.file_name, size)
         with self.path.open("rb") as file:
             file.seek(start)
             content = file.read(size)
@@ -122,6 +125,16 @@ class Sample:
     def caption(self) -> str:
         """The text, or else the caption among the details."""
         return self.text or str(self.details.get("caption") or "")
+
+
+def check_text(name: str, length: int) -> None:
+    """Checks a length before a text takes memory.
+
+    Raises:
+        ValueError: It is longer than `MAX_TEXT`.
+    """
+    if length > MAX_TEXT:
+        raise ValueError(f"{name} has more than {MAX_TEXT} bytes or characters; expected captions of one image")
 
 
 def tar_samples(path: Path) -> Iterator[Sample]:
@@ -175,6 +188,7 @@ def _sample(path: Path, archive: tarfile.TarFile, key: str, members: Iterator[ta
 
 
 def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    check_text(f"{member.name} in {path}", member.size)
     file = archive.extractfile(member)
     assert file is not None  # only files are passed
     try:

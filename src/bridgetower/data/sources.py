@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, parquet_rows, tar_samples
+from bridgetower.data.images import IMAGE_SUFFIXES, MAX_TEXT, ImageRef, check_text, parquet_rows, tar_samples
 from bridgetower.files import json_object
 
 CaptionsFrom = Literal["text", "folder"]
@@ -217,10 +218,11 @@ def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if shards:
         yield from _rows_of_shards(shards)
     elif listed.is_file():
+        _check_link(listed, folder)
         yield from _rows_of_list(listed)
     else:
         for name in _images_in(folder):
-            captions = _sidecar_captions(folder / name)
+            captions = _sidecar_captions(folder, name)
             yield Row(image=cell_image(folder, name), captions=captions, place=str(name))
 
 
@@ -245,9 +247,19 @@ def _folder_caption(name: Path) -> tuple[str, ...]:
     return (re.sub(r"[_-]+", " ", name.parent.name),)
 
 
-def _sidecar_captions(path: Path) -> tuple[str, ...]:
-    text = path.with_suffix(".txt")
-    return tuple(line.strip() for line in _lines(text) if line.strip()) if text.is_file() else ()
+def _sidecar_captions(folder: Path, name: Path) -> tuple[str, ...]:
+    text = (folder / name).with_suffix(".txt")
+    if not text.is_file():
+        return ()
+    _check_link(text, folder)
+    check_text(str(text), text.stat().st_size)
+    return tuple(line.strip() for line in _lines(text) if line.strip())
+
+
+def _check_link(text: Path, folder: Path) -> None:
+    """Makes sure that the captions in an index or a set are from its folder."""
+    if text.is_symlink() and not text.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{text} is a link to a file outside of {folder}; copy the file into the folder")
 
 
 def _rows_of_list(listed: Path) -> Iterator[Row]:
@@ -271,6 +283,11 @@ def _unquoted(caption: str) -> str:
 def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from file
+            for number in count(1):
+                line = file.readline(MAX_TEXT + 1)
+                if not line:
+                    return
+                check_text(f"{path}, line {number}", len(line))
+                yield line
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error

@@ -2,7 +2,7 @@
 
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_image, open_reduced
+from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, check_length, open_image, open_reduced
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
 from bridgetower.processor.transforms import loaded
@@ -16,6 +16,7 @@ __all__ = [
     "Profile",
     "Resized",
     "TextBatch",
+    "check_length",
     "load_tokenizer",
     "loaded",
     "media_type",

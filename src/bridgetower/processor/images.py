@@ -109,7 +109,7 @@ def open_reduced(
     """
     if isinstance(source, bytes):
         name = f"the {len(source)} image bytes"
-        _check_length(name, len(source), max_pixels)
+        check_length(name, len(source), max_pixels)
         return _decode(source, name, max_pixels, background, side)
     if isinstance(source, (str, os.PathLike)):
         return _decode(_read(Path(source), max_pixels), str(source), max_pixels, background, side)
@@ -138,11 +138,16 @@ def _read(path: Path, max_pixels: int) -> bytes:
         raise FileNotFoundError(f"no image file at {path}; check the path")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of one image")
-    _check_length(str(path), path.stat().st_size, max_pixels)
+    check_length(str(path), path.stat().st_size, max_pixels)
     return path.read_bytes()
 
 
-def _check_length(name: str, length: int, max_pixels: int) -> None:
+def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Checks the length of an image file before it is read.
+
+    Raises:
+        ValueError: It is empty, or longer than an image of so many pixels can be.
+    """
     if length == 0:
         raise ValueError(f"{name} is empty (0 bytes); fetch the image again")
     if length > (longest := max_pixels * _BYTES_PER_PIXEL + _METADATA):

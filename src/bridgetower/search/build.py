@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.data.sources import read_rows
 from bridgetower.distributed import available_cores
-from bridgetower.files import unfit_name
+from bridgetower.files import sha256_of, unfit_name
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Processor, Resized
 from bridgetower.progress import count_bars
@@ -330,9 +329,8 @@ class SourceImages(Dataset[Decoded]):
         source = self.images[number]
         file = self.root / source.path
         try:
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return Decoded(source=source, digest=digest, image=self.processor.prepare(file))
+            image = self.processor.prepare(file)  # first: it reads no file that is too long
+            return Decoded(source=source, digest=sha256_of(file), image=image)
         except (ValueError, OSError) as error:
             return Decoded(source=source, problem=str(error).replace(str(file), "it"))
 
