@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,38 +31,31 @@ if TYPE_CHECKING:
     from bridgetower.data.inspection import Report, SplitReport
 
 
-Source = Annotated[Path, arg(help="Folder with the original files.")]
+SOURCE = {"source": Annotated[Path, arg(help="Folder with the original files.")]}
 Out = Annotated[Path, arg(help="Folder of the data set.")]
 prepare = SubcommandApp()
 
 
-def _own(name: str, source: Path, out: Path, options: Any) -> None:
-    _report(out, prepare_own(name, source, out, options, progress=sys.stderr.isatty()))
+def _add(name: str, doc: str, function: Callable[..., Any], sources: Mapping[str, Any], config: type[Any]) -> None:
+    """Adds a command; the type of its settings gives its options.
 
+    Args:
+        name: Of the command.
+        doc: Its help.
+        function: Writes one set, or several, to folders in that of the command.
+        sources: Type of each argument that it takes before the folder.
+        config: Type of the settings.
+    """
 
-def _arrow(name: str, source: Path, out: Path, options: Any) -> None:
-    for each, info in prepare_arrow(source, out, options, progress=sys.stderr.isatty()).items():
-        _report(out / each, info)
-
-
-def _toyset(name: str, out: Path, options: Any) -> None:
-    _report(out, prepare_toyset(name, out, options, progress=sys.stderr.isatty()))
-
-
-def _published(name: str, source: Path, out: Path, options: Any) -> None:
-    _report(out, prepare_set(name, source, out, options, progress=sys.stderr.isatty()))
-
-
-def _add(name: str, doc: str, command: Callable[..., None], parameters: Mapping[str, Any], config: type[Any]) -> None:
-    """Adds a command of a table; the type of its settings gives its options."""
-
-    def run(**values: Any) -> None:
+    def run(*, out: Path, options: Any, **paths: Path) -> None:
         require("train")
-        command(name, **values)
+        written = function(*paths.values(), out, options, progress=sys.stderr.isatty())
+        for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
+            _report(out / folder, info)
 
     default = Parameter.empty if any(item.default is MISSING for item in fields(config)) else config()
-    types = {**parameters, "options": Annotated[config, arg(name="")]}
-    defaults = dict.fromkeys(parameters, Parameter.empty) | {"options": default}
+    types = {**sources, "out": Out, "options": Annotated[config, arg(name="")]}
+    defaults = dict.fromkeys(types, Parameter.empty) | {"options": default}
     run.__signature__ = Signature(  # type: ignore[attr-defined]
         [Parameter(key, Parameter.KEYWORD_ONLY, annotation=kind, default=defaults[key]) for key, kind in types.items()]
     )
@@ -83,14 +77,14 @@ _ARROW = "\n".join(
 )
 
 for _kind in OWN_SETS.values():
-    _source = Positional[Annotated[Path, arg(help=_kind.source)]]
-    _add(_kind.name, _kind.summary, _own, {"source": _source, "out": Out}, _kind.config)
+    _source = {"source": Positional[Annotated[Path, arg(help=_kind.source)]]}
+    _add(_kind.name, _kind.summary, partial(prepare_own, _kind.name), _source, _kind.config)
 for _each in TOYSETS.values():
-    _add(_each.name, _each.summary, _toyset, {"out": Out}, _each.config)
+    _add(_each.name, _each.summary, partial(prepare_toyset, _each.name), {}, _each.config)
 for _spec in DATASETS.values():
     if _spec.fill:
-        _add(_spec.name, _spec.help, _published, {"source": Source, "out": Out}, _spec.config)
-_add("arrow", _ARROW, _arrow, {"source": Source, "out": Out}, ArrowConfig)
+        _add(_spec.name, _spec.help, partial(prepare_set, _spec.name), SOURCE, _spec.config)
+_add("arrow", _ARROW, prepare_arrow, SOURCE, ArrowConfig)
 
 
 def inspect(
@@ -123,7 +117,7 @@ def inspect(
     from bridgetower.data.inspection import write_samples
 
     progress = sys.stderr.isatty()
-    own = None if schema is None else own_part("schema", schema, Schema)
+    own = None if schema is None else own_part("--schema", schema, Schema)
     report = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
         write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
