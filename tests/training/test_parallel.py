@@ -23,7 +23,7 @@ from bridgetower.training.run import STATE, train
 from folders import same_weights
 from shapes import run_config
 
-pytestmark = pytest.mark.slow  # every process imports torch afresh
+pytestmark = pytest.mark.slow
 
 LONG = 10**6  # steps: more than a test waits for
 PATIENCE = 900.0  # seconds after which something hangs

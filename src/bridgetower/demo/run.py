@@ -38,7 +38,7 @@ from bridgetower.demo.folder import (
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.masked_words import evaluate_masked_words
-from bridgetower.evaluation.retrieval import evaluate_retrieval
+from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
@@ -112,7 +112,7 @@ def prepare_questions(out: Path, minutes: float, *, progress: bool) -> None:
 def answering_config(out: Path, arm: Arm, seed: int, steps: int) -> RunConfig:
     """Returns the run in which a pre-trained model learns to answer: the recipe with so many steps."""
     recipe = RECIPES["scenes-vqa"]
-    every = max(1, steps // 3)
+    every = -(-steps // 3)
     return replace(
         recipe,
         init=str(trained_model(out, arm, seed)),
@@ -195,7 +195,8 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
     prepare_questions(out, minutes, progress=progress)
     train_all({answering_folder(out, *run): answering_config(out, *run, steps) for run in configs}, progress=progress)
     judged = {run: judged_answers(out, *run) for run in configs}
-    runs = [_tested(out, arm, seed, config) for (arm, seed), config in configs.items()]
+    tested = {run: _tested(out, *run, config) for run, config in configs.items()}
+    runs = [run for run, _ in tested.values()]
     predictors = {arm: _trained(out, arm, 0) for arm in ARMS}
     results = DemoResults(
         command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
@@ -208,7 +209,8 @@ def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callabl
         seconds_total=seconds(),
     )
     results.write(out / "results.json")
-    _report(out, results, predictors["bridgetower"], scene_examples(out, judged["bridgetower", 0]))
+    first: tuple[Arm, int] = ("bridgetower", 0)
+    _report(out, results, predictors["bridgetower"], tested[first][1], scene_examples(out, judged[first]))
     write_held_out({name: out / "data" / name for name in DATASETS}, held_out_pictures(out))
     index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
     return results
@@ -252,41 +254,49 @@ def _trained(out: Path, arm: Arm, seed: int) -> Predictor:
     return load(trained_model(out, arm, seed), device="cpu")
 
 
-def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> DemoRun:
+def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> tuple[DemoRun, dict[DatasetName, RetrievalResult]]:
+    """Returns what is reported of a run, and its retrieval on the test images of each data set."""
     folder = run_folder(out, arm, seed)
     predictor = _trained(out, arm, seed)
     steps = config.max_steps or 0
     seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))
-    return DemoRun(
+    assert isinstance(config.task, PretrainingConfig)  # as in `RECIPE_OF`
+    retrieved: dict[DatasetName, RetrievalResult] = {}
+    test: dict[str, dict[str, float]] = {}
+    for name in DATASETS:
+        images = _images(predictor, out / "data" / name)
+        words = evaluate_masked_words(predictor.model, images, config.task.masking)
+        retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation)
+        test[name] = retrieved[name].metrics() | words
+    run = DemoRun(
         arm=arm,
         seed=seed,
         steps=steps,
         seconds=seconds,
         pairs_per_second=steps * config.batch_size / seconds,
         curve=curve(read_metrics(folder, "validation")),
-        test={name: _test_metrics(predictor, config, out / "data" / name) for name in DATASETS},
+        test=test,
     )
-
-
-def _test_metrics(predictor: Predictor, config: RunConfig, folder: Path) -> dict[str, float]:
-    images = _images(predictor, folder)
-    assert isinstance(config.task, PretrainingConfig)  # as in `RECIPE_OF`
-    words = evaluate_masked_words(predictor.model, images, config.task.masking)
-    return evaluate_retrieval(predictor.model, images, config.evaluation).metrics() | words
+    return run, retrieved
 
 
 def _images(predictor: Predictor, folder: Path) -> CaptionImages:
     return CaptionImages(DataConfig(folders=(str(folder),), cache=True), "test", predictor.processor)
 
 
-def _report(out: Path, results: DemoResults, predictor: Predictor, answers: Sequence[AnswerExample]) -> None:
+def _report(
+    out: Path,
+    results: DemoResults,
+    predictor: Predictor,
+    retrieved: Mapping[DatasetName, RetrievalResult],
+    answers: Sequence[AnswerExample],
+) -> None:
     evaluation = RECIPES[RECIPE_OF["bridgetower"]].evaluation
     searches: dict[str, list[SearchExample]] = {}
     masks: list[MaskExample] = []
     for name in DATASETS:
         images = _images(predictor, out / "data" / name)
-        result = evaluate_retrieval(predictor.model, images, evaluation)
-        searches[name] = search_examples(predictor, images, result, evaluation, count=SEARCHES)
+        searches[name] = search_examples(predictor, images, retrieved[name], evaluation, count=SEARCHES)
         masks += mask_examples(predictor, images, count=MASKS)
         for number in range(min(PICTURES, len(images))):
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))

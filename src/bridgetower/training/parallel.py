@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -33,8 +36,9 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     """Trains every run in its folder; one that was cut off is resumed, a finished one is left as it is.
 
     As many processes as there are cores and runs, each with its share of the threads: small models gain more from a
-    core of their own than from threads that wait for each other. The processes are spawned, so a script that calls
-    this needs `if __name__ == "__main__":`. They also stop and save when this process is killed.
+    core of their own than from threads that wait for each other. They are forked from a new process that imports
+    what they need once, so a script that calls this needs `if __name__ == "__main__":`. They also stop and save when
+    this process is killed.
 
     Args:
         runs: Folder to config.
@@ -50,10 +54,12 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     cores = available_cores()
     workers = min(len(runs), cores)
     shares = [list(runs.items())[worker::workers] for worker in range(workers)]
-    outcomes = get_context("spawn").SimpleQueue()
+    context = get_context("forkserver")
+    context.set_forkserver_preload([_train_each.__module__])  # a later call finds the imports done
+    outcomes = context.SimpleQueue()
     with stop_signals() as stop, _bars(runs, progress) as show:
         processes = start_processes(
-            _train_each, (shares, cores // workers, outcomes), workers, join=False, start_method="spawn"
+            _train_each, (shares, cores // workers, outcomes), workers, join=False, start_method="forkserver"
         )
         lost = _wait(processes, stop, show)
     ended: list[Exception | None] = []
@@ -89,6 +95,7 @@ def _wait(processes: ProcessContext, stop: Stop, show: Callable[[], None]) -> Pr
 
 def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]], threads: int, outcomes: Any) -> None:
     """Trains the runs of a worker one after another, and reports of each None or its error."""
+    Thread(target=_stop_after_parent, daemon=True).start()
     torch.set_num_threads(threads)
     for folder, config in shares[worker]:
         try:
@@ -97,6 +104,14 @@ def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]],
             outcomes.put(error)
             raise SystemExit(1) from None
         outcomes.put(None)
+
+
+def _stop_after_parent() -> None:
+    """Asks this process to stop if the one that called `train_all` is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
