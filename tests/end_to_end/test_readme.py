@@ -10,9 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from forks import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,38 +26,54 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return FENCE.findall(page.read_text(encoding="utf-8"))
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=3600)
-    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+@dataclass(frozen=True)
+class Workplace:
+    """A folder, and a shell in it.
 
+    Attributes:
+        folder: Where commands run.
+        commands: Where they are looked for before the place where the package is installed.
+    """
 
-@contextmanager
-def served(command: str, folder: Path) -> Iterator[None]:
-    """Runs a command that serves until the commands after it have run."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with subprocess.Popen(
-        shlex.split(command), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    ) as server:
-        try:
-            said = []
-            for line in server.stderr:
-                said.append(line)
-                if "serving" in line:
-                    break
-            else:
-                pytest.fail("".join(said))
-            yield
-        finally:
-            server.terminate()
+    folder: Path
+    commands: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of the shell."""
+        return os.environ | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def run(self, *command: str) -> None:
+        """Runs a command, which must succeed."""
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+    @contextmanager
+    def serves(self, command: str) -> Iterator[None]:
+        """Runs a command that serves until the commands after it have run."""
+        with subprocess.Popen(
+            shlex.split(command), cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stderr is not None
+            try:
+                said = []
+                for line in server.stderr:
+                    said.append(line)
+                    if "serving" in line:
+                        break
+                else:
+                    pytest.fail("".join(said))
+                yield
+            finally:
+                server.terminate()
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """An empty folder after a short demo, with a few photos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
-    run(["bridgetower", "demo", "--minutes", "0.1"], folder)
+    found = Workplace(folder, tmp_path_factory.mktemp("commands"))
+    found.run("bridgetower", "demo", "--minutes", "0.01")
     photos = folder / "my-photos"
     photos.mkdir()
     pictures = sorted((folder / "bridgetower-demo" / "pictures").glob("*.png"))
@@ -65,51 +84,52 @@ def workplace(tmp_path_factory):
         for number, picture in enumerate(pictures):
             shutil.copy(picture, photos)
             writer.writerow([picture.name, f"picture number {number} of mine"])
-    return folder
+    with commands(found.commands):  # from here on they are forked; the demo was started as a user starts it
+        yield found
 
 
-def test_readme_has_commands():
+def test_readme_has_commands() -> None:
     languages = [language for language, _ in blocks(ROOT / "README.md")]
     assert languages.count("bash") >= 5
     assert languages.count("python") >= 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page, workplace):
+def test_commands_run(page: Path, workplace: Workplace) -> None:
     with ExitStack() as servers:
         for language, text in blocks(page):
             if text.startswith("bridgetower serve"):
-                servers.enter_context(served(text, workplace))
+                servers.enter_context(workplace.serves(text))
                 continue
-            interpreter = [sys.executable] if language == "python" else ["bash", "-euo", "pipefail"]
-            run([*interpreter, "-c", text], workplace)
+            interpreter = ["python"] if language == "python" else ["bash", "-euo", "pipefail"]
+            workplace.run(*interpreter, "-c", text)
 
 
 class TestDemo:
-    def test_leaves_results_for_scripts(self, workplace):
-        results = json.loads((workplace / "bridgetower-demo" / "results.json").read_text())
+    def test_leaves_results_for_scripts(self, workplace: Workplace) -> None:
+        results = json.loads((workplace.folder / "bridgetower-demo" / "results.json").read_text())
         assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
         assert {name for run in results["runs"] for name in run["test"]} == {"emoji", "flags"}
         assert len({run["steps"] for run in results["runs"]}) == 1
         assert [answers["arm"] for answers in results["answers"]] == ["bridgetower", "meter"]
         assert set(results["answers"][0]["topics"]) == {"exists", "colour", "count", "relation", "overall"}
 
-    def test_leaves_one_page_without_outside_links(self, workplace):
-        page = (workplace / "bridgetower-demo" / "report.html").read_text()
+    def test_leaves_one_page_without_outside_links(self, workplace: Workplace) -> None:
+        page = (workplace.folder / "bridgetower-demo" / "report.html").read_text()
         assert "<img" in page
         assert not re.search(r"""(src|href)=["']https?://""", page)
 
-    def test_run_again_trains_no_further(self, workplace):
-        demo = workplace / "bridgetower-demo"
+    def test_run_again_trains_no_further(self, workplace: Workplace) -> None:
+        demo = workplace.folder / "bridgetower-demo"
         state, weights = demo / "runs" / "meter-0" / "last.pt", demo / "runs" / "meter-0" / "last" / "model.safetensors"
         seconds = json.loads((demo / "results.json").read_text())["seconds_total"]
         before = state.stat().st_mtime_ns, weights.read_bytes()
-        run(["bridgetower", "demo", "--minutes", "0.1"], workplace)
+        workplace.run("bridgetower", "demo", "--minutes", "0.01")
         assert (state.stat().st_mtime_ns, weights.read_bytes()) == before
         assert json.loads((demo / "results.json").read_text())["seconds_total"] > seconds + 1
 
 
-def test_make_passes_options_to_the_demo():
+def test_make_passes_options_to_the_demo() -> None:
     done = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "demo", "ARGS=--minutes 2"],
         cwd=ROOT,
