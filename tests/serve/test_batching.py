@@ -1,13 +1,14 @@
 """Batches of several requests, turns, room, and an end that finishes what was taken in."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
-from bridgetower.serve.queues import Batcher, QueueFullError
+from bridgetower.serve.queues import FETCHING, Batcher, QueueFullError
 
 
 class Doubling:
@@ -88,6 +89,25 @@ def test_no_more_is_admitted_than_the_queue_takes() -> None:
             assert caught.value.retry_after >= 1
             with batcher.admission(3):
                 assert batcher.admitted == 10
+        assert batcher.admitted == 0
+        await batcher.close()
+
+    run(test)
+
+
+def test_requests_that_fetch_take_no_places_of_others() -> None:
+    async def test() -> None:
+        batcher = Batcher(Doubling(), max_batch=4, queue=600)
+        with contextlib.ExitStack() as stack:
+            for count in (100, *[1] * (FETCHING - 1)):
+                stack.enter_context(batcher.admission(count, fetches=True))
+            for count in (1, 2):
+                with pytest.raises(QueueFullError), batcher.admission(count, fetches=True):
+                    pass
+            with batcher.admission(600):
+                assert batcher.admitted == 1199
+        with batcher.admission(1, fetches=True), pytest.raises(QueueFullError), batcher.admission(600, fetches=True):
+            pass
         assert batcher.admitted == 0
         await batcher.close()
 

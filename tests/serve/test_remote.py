@@ -3,13 +3,16 @@
 import asyncio
 import ipaddress
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ from bridgetower.predictor import Predictor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
-from served import PNGS, URIS, error_of, running
+from served import PNGS, URIS, error_of, running, started, until
 
 
 class Images(BaseHTTPRequestHandler):
@@ -182,6 +185,31 @@ def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
     assert hanging.most == AT_ONCE
     assert all(isinstance(error, ApiError) and "let go" in error.message for error in errors)
     inputs.close()
+
+
+def test_slow_hosts_take_no_places(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging, look_up = Hanging(), socket.getaddrinfo
+
+    def hanging_for_one(host: str, port: int, *rest: Any, **options: Any) -> Any:
+        return hanging(host, port) if host == "example.org" else look_up(host, port, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging_for_one)
+    far, param = "http://example.org/a.png", {"modality": "image"}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": [far] * 2, **param}),
+        ("/v1/match", {"images": far, "texts": "a"}),
+        ("/v1/rerank", {"query": {"image": far}, "documents": ["a"]}),
+        ("/v1/explain", {"image": far, "text": "a"}),
+    ]
+    limits = {"queue": 5, "max_items": 5, "allow_host": ("example.org",), "timeout": 600.0}
+    with started(predictor, **limits) as server, ThreadPoolExecutor(len(requests)) as pool:
+        slow = [pool.submit(server.client.post, path, json=body) for path, body in requests]
+        until(lambda: server.service.batcher.admitted == 5)
+        error_of(server.client.post("/v1/embeddings", json={"input": far, **param}), 429)
+        for body in ({"input": ["http://example.org"] * 5}, {"input": URIS, **param}):
+            assert server.client.post("/v1/embeddings", json=body).status_code == 200
+        hanging.go.set()
+        assert [one.result().status_code for one in slow] == [400] * len(slow)
 
 
 @pytest.fixture

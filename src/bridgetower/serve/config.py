@@ -28,7 +28,8 @@ class ServeConfig:
         name: What clients call the model; None is what was loaded.
         max_batch: Most items (an image, a text or a pair) computed at once; None is 16 on a CPU, where more at once
             take as long in turn, and 64 on a GPU.
-        queue: Most items admitted and not yet answered; more are refused with status 429.
+        queue: Most items admitted and not yet answered; more are refused with status 429. Requests with URLs have as
+            many places of their own.
         timeout: Seconds for a request, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest image, in millions of pixels.

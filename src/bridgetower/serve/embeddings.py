@@ -148,7 +148,7 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     uris, words = body.sources
     joint = bool(uris and words)
     count = 1 if joint else len(uris) + len(words)
-    with service.admission(count, param, body.model, None if joint else "embeddings"):
+    with service.admission(count, param, body.model, None if joint else "embeddings", images=uris):
         images = await service.inputs.images(uris, param)
         texts = await service.inputs.texts(words, param, truncate=body.truncate) if words else []
         vectors = await service.batcher.submit(embedding_items(images, texts, joint=joint))
@@ -251,7 +251,8 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
         raise ApiError(400, message, param="documents")
     same = body.query.modality in modalities
     count = len(body.documents) + same
-    with service.admission(count, "documents", body.model, "embeddings" if same else "match"):
+    images = [document.image for document in (body.query, *body.documents)]
+    with service.admission(count, "documents", body.model, "embeddings" if same else "match", images=images):
         scores, tokens = await (_cosines if same else _matches)(body, service)
     order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
     results = [

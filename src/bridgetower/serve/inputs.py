@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from PIL import Image
@@ -49,6 +49,10 @@ class Inputs:
         """
         self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
         self._threads = Turns(available_cores(), "inputs")
+
+    def fetches(self, sources: Iterable[str | None]) -> bool:
+        """Whether one of some images is fetched from another host."""
+        return self._remote is not None and any(_URL.match(source) for source in sources if source is not None)
 
     async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
         """Decodes images and brings them to the model's size.

@@ -204,7 +204,8 @@ def _handler(request: type[PairRequest]) -> Callable[..., Any]:
         image_param, text_param = given.params
         count = given.count() + len(given.images_2)
         param = text_param if given.images[0] is None else image_param
-        with service.admission(count, param, body.model, body.use):
+        images = [*given.images, *given.images_2]
+        with service.admission(count, param, body.model, body.use, images=images):
             outcomes, tokens = await service.pairs(body.use, given, top=body.most(), truncate=body.truncate)
 
         def content() -> BaseModel:
@@ -264,7 +265,7 @@ def _num_values(outcome: Any) -> int:
 @router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING)
 async def explain(body: ExplainRequest, service: Served) -> Response:
     """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
-    with service.admission(1, "image", body.model):
+    with service.admission(1, "image", body.model, images=[body.image]):
         image, view = await service.inputs.seen(body.image, "image")
         (ids,) = await service.inputs.texts([body.text], "text", truncate=body.truncate)
         attention = await service.attention(image, ids)

@@ -15,6 +15,9 @@ from typing import Any, Generic, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+FETCHING = 500
+"""Requests at most that wait for other hosts; less than the server takes at once."""
+
 _SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimated from
 
 
@@ -76,11 +79,11 @@ class Batcher(Generic[_Item, _Result]):
         Args:
             compute: Returns a result per item; called in the thread.
             max_batch: Most items at once.
-            queue: Most items admitted at once.
+            queue: Most items admitted at once of requests that fetch, and of those that do not.
             observe: Called with the size and the seconds of every batch.
         """
         self._compute, self._max_batch, self._queue, self._observe = compute, max_batch, queue, observe
-        self._admitted = 0
+        self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
         self._rate = float(max_batch)  # items per second
         self._waiting: deque[_Request[_Item, _Result]] = deque()
         self._wake = asyncio.Event()
@@ -91,7 +94,7 @@ class Batcher(Generic[_Item, _Result]):
     @property
     def admitted(self) -> int:
         """Items admitted and not yet finished."""
-        return self._admitted
+        return sum(map(sum, self._admitted.values()))
 
     @property
     def alive(self) -> bool:
@@ -99,19 +102,26 @@ class Batcher(Generic[_Item, _Result]):
         return not self._work.done()
 
     @contextmanager
-    def admission(self, count: int) -> Iterator[None]:
+    def admission(self, count: int, *, fetches: bool = False) -> Iterator[None]:
         """Reserves places for items, from before they are prepared until their response is ready.
+
+        Requests that fetch have as many places of their own, so that slow hosts take none from others.
+
+        Args:
+            count: Items.
+            fetches: Whether the request waits for other hosts; there may be `FETCHING` of these.
 
         Raises:
             QueueFullError: Too few places are free.
         """
-        if self._admitted + count > self._queue:
-            raise QueueFullError(max(1, math.ceil(self._admitted / self._rate)))
-        self._admitted += count
+        admitted = self._admitted[fetches]
+        if sum(admitted) + count > self._queue or (fetches and len(admitted) == FETCHING):
+            raise QueueFullError(max(1, math.ceil(sum(admitted) / self._rate)))
+        admitted.append(count)
         try:
             yield
         finally:
-            self._admitted -= count
+            admitted.remove(count)
 
     async def submit(self, items: Sequence[_Item]) -> list[_Result]:
         """Returns the results of items, which must have been admitted; if it is cancelled, they are dropped."""

@@ -116,7 +116,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, service.config.max_items - given))
-    with service.admission(given + rerank, "rerank", body.model):
+    with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
         hits, tokens = await _found(body, service, searcher, rerank)
     data = [FoundImage(rank=rank, id=hit.digest, **vars(hit)) for rank, hit in enumerate(hits, start=1)]
     return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))

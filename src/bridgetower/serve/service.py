@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -233,7 +233,15 @@ class Service:
         return self._batcher
 
     @contextmanager
-    def admission(self, count: int, param: str, name: str | None, use: Use | None = None) -> Iterator[None]:
+    def admission(
+        self,
+        count: int,
+        param: str,
+        name: str | None,
+        use: Use | None = None,
+        *,
+        images: Iterable[str | None] = (),
+    ) -> Iterator[None]:
         """Checks that a request can be served, and keeps room for its items.
 
         Args:
@@ -241,6 +249,7 @@ class Service:
             param: Field of the request that they come from.
             name: Of the model that the request is for.
             use: What the model is used for; None: what every model serves.
+            images: Data URIs or URLs in the request.
 
         Raises:
             ApiError: There are too many, the model cannot serve this, the request is for another model, or there is no
@@ -256,7 +265,7 @@ class Service:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
         try:
-            with self.batcher.admission(count):
+            with self.batcher.admission(count, fetches=self.inputs.fetches(images)):
                 yield
         except QueueFullError as error:
             headers = {"Retry-After": str(error.retry_after)}
