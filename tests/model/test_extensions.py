@@ -69,16 +69,22 @@ def test_a_checkpoint_names_them(tmp_path: Path) -> None:
     read = read_checkpoint(tmp_path / "model", extensions=OWN)
     assert read.config == CONFIG
     assert torch.equal(read.model()(*batch).pooled, model(*batch).pooled)
-    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, or one of your own"):
+    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or one of"):
         read_checkpoint(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"towers of one's own \(patches, words\); .* transformers lacks \(mood\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"of one's own \(patches, words\); .* transformers lacks \(mood\)",
+    ):
         convert(read, tmp_path / "hf", "hf")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text.architecture": "letters"}, "text.architecture is 'letters'; expected one of bert, words, or"),
+        (
+            {"text.architecture": "letters"},
+            "text.architecture is 'letters'; expected one of bert, transformers, words,",
+        ),
         ({"heads.own": ("mood", "colour")}, "heads.own is 'colour'; expected one of mlm, .*, mood, or"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 
@@ -402,3 +402,35 @@ def test_texts_that_a_tokenizer_fails_at_are_errors(use: str, changes: Any, toke
     processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), failing)
     with pytest.raises(ValueError, match=r"^the tokenizer cannot encode th.*use another one$"):
         _uses(processor)[use]()
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "special", "between"),
+    [
+        ("bpe", "Ġ", ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"), 1),  # ModernBERT
+        ("unigram", "▁", ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"), 1),  # DeBERTa-v3
+        ("unigram", "▁", ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), 2),  # XLM-RoBERTa
+        ("word pieces", "", ("<s>", "<pad>", "</s>", "[UNK]", "<mask>"), 2),  # MPNet
+    ],
+)
+def test_special_tokens_and_words_of_other_families(
+    model: str, space: str, special: tuple[str, ...], between: int, config: ProcessorConfig
+) -> None:
+    plain = [f"{space}red", f"{space}ship", "##s" if model == "word pieces" else "s"]
+    vocab = {token: number for number, token in enumerate([*special, *plain])}
+    unknown = special[3]
+    builders: dict[str, Any] = {
+        "bpe": lambda: models.BPE(vocab, [], unk_token=unknown),
+        "unigram": lambda: models.Unigram([(token, -float(number)) for token, number in vocab.items()], vocab[unknown]),
+        "word pieces": lambda: models.WordPiece(vocab, unk_token=unknown),
+    }
+    made = Tokenizer(builders[model]())
+    start, _, end = special[:3]
+    ids = [(start, vocab[start]), (end, vocab[end])]
+    pair = f"{start} $A {f'{end} ' * between}$B {end}"
+    made.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", pair=pair, special_tokens=ids)
+    processor = Processor(config, made)
+    assert [processor.bos_token_id, processor.pad_token_id, processor.eos_token_id] == [0, 1, 2]
+    assert (processor.mask_token, processor.mask_token_id) == (special[4], 4)
+    assert processor.continues_word.tolist() == [False] * 7 + [True]
+    assert processor.pair_ids([("", "")]) == [[0, *[2] * between, 2]]

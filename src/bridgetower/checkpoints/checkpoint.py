@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
-from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
+from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, vision_tower
 from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, check_labels
-from bridgetower.model.towers import resize_position_embedding
 from bridgetower.processor import Processor
 
+VISION = "vision."  # in front of the names of the image tower's parameters
 _LISTED = 10
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -80,7 +80,7 @@ class Checkpoint:
             ValueError: The patch does not divide the size.
         """
         config = self.config.override({"vision.image_size": image_size})
-        tensors = with_positions_for(self.tensors, config.vision)
+        tensors = self.tensors | resized_vision(self.tensors, config.vision, self.extensions)
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
@@ -116,12 +116,18 @@ class Checkpoint:
         return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors)
 
 
-def with_positions_for(tensors: Mapping[str, Tensor], config: VisionConfig) -> dict[str, Tensor]:
-    """Returns the tensors with the image tower's position embeddings interpolated to the config's image size."""
-    side = config.image_size // config.patch_size
-    position = tensors["vision.position_embedding"]
-    resized = resize_position_embedding(position.float(), (side, side), config.num_prefix_tokens)
-    return {**tensors, "vision.position_embedding": resized.to(position.dtype)}
+def resized_vision(
+    tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
+) -> dict[str, Tensor]:
+    """Returns the parameters `vision.*` among `tensors`, made to fit the config's image size.
+
+    Raises:
+        ValueError: The tower cannot be resized.
+    """
+    own = {name.removeprefix(VISION): tensor for name, tensor in tensors.items() if name.startswith(VISION)}
+    with torch.device("meta"):
+        tower = vision_tower(config, extensions)
+    return {f"{VISION}{name}": tensor for name, tensor in tower.fitted(own).items()}
 
 
 @lru_cache(maxsize=4)

@@ -216,7 +216,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
     own = {vision.architecture, text.architecture} - {"vit", "bert"}
     lacking = [name for name in chosen_heads(config.heads) if name not in HEADS or not HEADS[name].in_transformers]
     checks = {
-        f"it has towers of one's own ({', '.join(sorted(own))})": bool(own),
+        f"it has towers of timm, of transformers or of one's own ({', '.join(sorted(own))})": bool(own),
         "it has no bridges (METER)": fusion.bridge not in _LINK_TOWERS or not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
             (fusion.hidden_size, fusion.num_heads, fusion.intermediate_size)

@@ -28,7 +28,7 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 # Per width, of timm's ViT and DeiT, of RoBERTa and BERT.
 PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
-_MODEL_TYPES: dict[Kind, tuple[str, ...]] = {
+MODEL_TYPES: dict[Kind, tuple[str, ...]] = {
     "clip": ("clip", "clip_vision_model"),
     "vit": ("vit", "deit"),
     "bert": ("roberta", "bert"),
@@ -254,7 +254,7 @@ def _heads_and_epsilon(values: Values) -> dict[str, Any]:
 def _check_model_type(source: str, kind: Kind, values: Values) -> None:
     if not values:
         raise ValueError(f"{source} comes without its config.json, which tells heads and epsilon; pass its folder")
-    _check_value(source, "model_type", values.get("model_type"), _MODEL_TYPES[kind])
+    _check_value(source, "model_type", values.get("model_type"), MODEL_TYPES[kind])
 
 
 def _check_value(source: str, name: str, value: Any, expected: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Towers from published uni-modal weights: CLIP, ViT and DeiT for images, RoBERTa and BERT for texts."""
+"""Towers from published uni-modal weights: this package's own, and those that timm and transformers build."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bridgetower.checkpoints.checkpoint import check_sources, finite, with_positions_for
+from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
-from bridgetower.checkpoints.keymap import import_tensors
+from bridgetower.checkpoints.keymap import import_tensors, rule_table
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
 from bridgetower.checkpoints.tower_formats import (
-    Normalisation,
+    MODEL_TYPES,
     TowerNaming,
     Values,
     normalisation,
@@ -28,14 +28,16 @@ from bridgetower.checkpoints.tower_formats import (
 )
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.library_towers import TimmTower, read_transformers, timm_config, timm_data_config, timm_hub_id
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
 from bridgetower.processor.text import find_tokenizer
 
+TIMM, HF = "timm:", "hf:"
 _WRAPPERS = ("model", "state_dict")  # under which DeiT and training frameworks store the weights
 _EXPECTED = {
-    "vision": "CLIP of OpenAI or transformers, or a ViT or DeiT of timm or transformers",
-    "text": "RoBERTa or BERT of transformers",
+    "vision": "CLIP of OpenAI or transformers, a ViT or DeiT of timm or transformers, or timm:NAME",
+    "text": "an encoder of transformers",
 }
 
 logger = logging.getLogger(__name__)
@@ -49,13 +51,13 @@ class VisionWeights:
         source: Where it came from; a hub id carries its commit, `id@commit`.
         config: Its architecture, for the image size that it was trained at.
         tensors: The parameters `vision.*` of a model with this tower, in float32.
-        normalisation: Mean and standard deviation of the pixels that it was trained on, where its files tell them.
+        preprocessing: Fields of `ProcessorConfig` that it was trained with, as far as its files tell them.
     """
 
     source: str
     config: VisionConfig
     tensors: dict[str, Tensor]
-    normalisation: Normalisation | None
+    preprocessing: Mapping[str, Any]
 
     def resized(self, image_size: int) -> VisionWeights:
         """Returns the tower for square images of another size: position embeddings are interpolated.
@@ -64,7 +66,7 @@ class VisionWeights:
             ValueError: The patch does not divide the size.
         """
         config = replace(self.config, image_size=image_size)
-        return replace(self, config=config, tensors=with_positions_for(self.tensors, config))
+        return replace(self, config=config, tensors=resized_vision(self.tensors, config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
 
     Args:
         source: A file (OpenAI's TorchScript archive, a state dict, safetensors), a folder of transformers or timm, or a
-            hub id, `owner/name` or `owner/name@revision`.
+            hub id, `owner/name` or `owner/name@revision`. `timm:` in front of a folder or a hub id, or of a name of
+            timm, lets timm build the tower; `timm:NAME=FILE` does so for weights without a config.
         overrides: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
             heads, are set by them.
 
@@ -107,40 +110,101 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
         FileNotFoundError: Nothing is there.
         ValueError: What is there is damaged, no known image tower, or not as `overrides` say.
     """
-    found, naming = _find(source, "vision")
-    config = _vision_config(found, naming, overrides or {})
-    return VisionWeights(
-        source=found.name,
-        config=config,
-        tensors=_collect(found, naming, VisionTransformer, config),
-        normalisation=None if found.folder is None else normalisation(found.folder, found.settings),
-    )
+    if source.startswith(TIMM):
+        return _timm_tower(_open_timm(source.removeprefix(TIMM)), overrides or {})
+    found = _open(source.removeprefix(HF))
+    if not isinstance(found.settings.get("architecture"), str):
+        return _own_vision_tower(found, overrides or {})
+    try:
+        return _own_vision_tower(found, overrides or {})
+    except ValueError as error:  # timm has more kinds of layers than the towers of this package
+        logger.info("%s: built by timm (%s)", found.name, error)
+    return _timm_tower(found, overrides or {})
 
 
 def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights:
     """Reads a text tower and its tokenizer, recognised by the names of its tensors.
 
     Args:
-        source: A folder of transformers or a hub id, `owner/name` or `owner/name@revision`.
+        source: A folder of transformers or a hub id, `owner/name` or `owner/name@revision`, with or without `hf:` in
+            front. RoBERTa and BERT become towers of this package, others are built by transformers.
         overrides: Fields of `TextConfig` that it must have.
 
     Raises:
         FileNotFoundError: Nothing is there.
         ValueError: What is there is damaged, no known text tower, or not as `overrides` say.
     """
-    found, naming = _find(source, "text")
-    config = _text_config(found, naming, overrides or {})
+    if source.startswith(TIMM):
+        raise ValueError(f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME")
+    found = _open(source.removeprefix(HF))
+    kind = found.settings.get("model_type")
+    if found.folder is not None and isinstance(kind, str) and kind not in MODEL_TYPES["bert"]:
+        config, loaded = read_transformers(found.folder)
+        tensors = {f"text.{name}": tensor for name, tensor in loaded.items()}
+        _check_overrides(found.name, "text", vars(config), overrides or {})
+    else:
+        found, naming = _recognised(found, "text")
+        config = _text_config(found, naming, overrides or {})
+        tensors = _collect(found, naming, TextTransformer, config)
     tokenizer = found.folder and find_tokenizer(found.folder)
     return TextWeights(
         source=found.name,
         config=config,
-        tensors=_collect(found, naming, TextTransformer, config),
+        tensors=finite(found.name, tensors),
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
     )
 
 
-def _find(source: str, part: Literal["vision", "text"]) -> tuple[_Found, TowerNaming]:
-    found = _open(source)
+def _own_vision_tower(found: _Found, overrides: Values) -> VisionWeights:
+    found, naming = _recognised(found, "vision")
+    config = _vision_config(found, naming, overrides)
+    pixels = None if found.folder is None else normalisation(found.folder, found.settings)
+    return VisionWeights(
+        source=found.name,
+        config=config,
+        tensors=_collect(found, naming, VisionTransformer, config),
+        preprocessing={} if pixels is None else {"image_mean": pixels[0], "image_std": pixels[1]},
+    )
+
+
+def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
+    architecture = str(found.settings["architecture"])
+    arguments = dict(found.settings.get("model_args") or {})
+    data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
+    config = timm_config(architecture, arguments, arguments.pop("img_size", data["input_size"][1]))
+    _check_overrides(found.name, "vision", vars(config), overrides)
+    with torch.device("meta"):
+        tower = TimmTower(config)
+    tensors = tower.converted(found.tensors)
+    shapes = {f"vision.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+    table = rule_table(shapes, [(r"vision\.model\.(.+)", ("{0}",))], {}, {})
+    check_sources(found.name, shapes, tensors, table, (r"(head|head_dist|pre_logits)\..*",))
+    return VisionWeights(
+        source=found.name,
+        config=config,
+        tensors=finite(found.name, import_tensors(table, tensors, torch.float32)),
+        preprocessing={
+            "profile": "official-finetune" if data["crop_mode"] == "squash" else "official-pretrain",
+            "image_mean": tuple(data["mean"]),
+            "image_std": tuple(data["std"]),
+            "interpolation": data["interpolation"],
+        },
+    )
+
+
+def _open_timm(name: str) -> _Found:
+    """Opens `NAME=FILE`, a folder, a hub id, or the hub's weights of a name of timm."""
+    architecture, given, file = name.partition("=")
+    if given:
+        return replace(_open(file), settings={"architecture": architecture})
+    bare, at, revision = name.partition("@")
+    found = _open(name if "/" in name or Path(name).is_dir() else f"{timm_hub_id(bare)}{at}{revision}")
+    if not isinstance(found.settings.get("architecture"), str):
+        raise ValueError(f"{found.name} has no config.json of timm with its architecture; give timm:NAME=FILE")
+    return found
+
+
+def _recognised(found: _Found, part: Literal["vision", "text"]) -> tuple[_Found, TowerNaming]:
     naming = recognise(found.tensors, part)
     if naming is None:
         start = ", ".join(sorted(found.tensors)[:3])
@@ -237,6 +301,17 @@ def _extent(found: _Found, naming: TowerNaming, name: str, axis: int = 0) -> int
 
 def _settle(source: str, part: str, from_weights: Values, defaults: Values, overrides: Values) -> dict[str, Any]:
     """Joins fields from the files, defaults for others, and overrides, which must not contradict the files."""
+    _check_overrides(source, part, from_weights, overrides)
+    values = {**defaults, **overrides, **from_weights}
+    if "num_heads" not in values:
+        raise ValueError(
+            f"{source} does not tell its number of heads, and its width of {from_weights['hidden_size']} is of no "
+            f"published tower; set model.{part}.num_heads"
+        )
+    return values
+
+
+def _check_overrides(source: str, part: str, from_weights: Values, overrides: Values) -> None:
     wrong = [
         f"model.{part}.{name} {value!r} (it has {from_weights[name]!r})"
         for name, value in overrides.items()
@@ -246,13 +321,6 @@ def _settle(source: str, part: str, from_weights: Values, defaults: Values, over
         raise ValueError(
             f"{source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or start from other weights"
         )
-    values = {**defaults, **overrides, **from_weights}
-    if "num_heads" not in values:
-        raise ValueError(
-            f"{source} does not tell its number of heads, and its width of {from_weights['hidden_size']} is of no "
-            f"published tower; set model.{part}.num_heads"
-        )
-    return values
 
 
 def _collect(

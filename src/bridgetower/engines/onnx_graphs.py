@@ -44,8 +44,8 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
     optimize_ir(model, should_fold=lambda node: False if _reads_weights(node) else None)
     ranges = tensor_ranges(weights)
     for name, value in model.graph.initializers.items():
-        if name.startswith(_PREFIX):
-            offset, length = ranges[name.removeprefix(_PREFIX)]
+        if (place := ranges.get(name.removeprefix(_PREFIX))) is not None:  # else a constant that no checkpoint holds
+            offset, length = place
             value.const_value = ir.ExternalTensor(
                 weights.name, offset, length, value.dtype, shape=value.shape, name=name, base_dir=weights.parent
             )

@@ -17,17 +17,18 @@ from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler
-from bridgetower.model.towers import (
-    TEXT_ARCHITECTURES,
-    VISION_ARCHITECTURES,
-    TextTower,
-    TextTransformer,
-    VisionTower,
-    VisionTransformer,
-)
+from bridgetower.model.library_towers import TimmTower, TransformersTower
+from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
+
+
+VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer, "timm": TimmTower}
+TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
+    "bert": TextTransformer,
+    "transformers": TransformersTower,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +49,16 @@ class Extensions:
 
 
 NO_EXTENSIONS = Extensions()
+
+
+def vision_tower(config: VisionConfig, extensions: Extensions = NO_EXTENSIONS) -> VisionTower:
+    """Builds the image tower of a model.
+
+    Raises:
+        ValueError: The config names a tower that is in no table.
+    """
+    towers = VISION_ARCHITECTURES | extensions.vision_towers
+    return entry("vision.architecture", config.architecture, towers)(config)
 
 
 class BridgeTower(nn.Module):
@@ -71,11 +82,9 @@ class BridgeTower(nn.Module):
         super().__init__()
         self.config, fusion = config, config.fusion
         self.head_specs = {**HEADS, **extensions.heads}
-        vision = entry(
-            "vision.architecture", config.vision.architecture, VISION_ARCHITECTURES | extensions.vision_towers
-        )
+        self.vision = vision_tower(config.vision, extensions)
         text = entry("text.architecture", config.text.architecture, TEXT_ARCHITECTURES | extensions.text_towers)
-        self.vision, self.text = vision(config.vision), text(config.text)
+        self.text = text(config.text)
         self.image_projections = _projections(config.vision.hidden_size, fusion, config.vision_layers)
         self.text_projections = _projections(config.text.hidden_size, fusion, config.text_layers)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
@@ -89,8 +98,8 @@ class BridgeTower(nn.Module):
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""
-        self.vision.checkpoint_activations = "vision" in parts
-        self.text.checkpoint_activations = "text" in parts
+        self.vision.set_activation_checkpointing("vision" in parts)
+        self.text.set_activation_checkpointing("text" in parts)
         self.fusion.checkpoint_activations = "fusion" in parts
 
     @property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from tyro.conf import Fixed, Suppress
 
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
@@ -15,6 +17,8 @@ BridgeKind = Literal[
 ]
 MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
+Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
+"""What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 Part = Literal["vision", "text", "fusion"]
 _Entry = TypeVar("_Entry")
 
@@ -50,8 +54,10 @@ class VisionConfig:
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
         distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
             gets it like a patch.
-        architecture: `vit`, or the name of a tower of one's own, to which the sizes apply as far as it has them.
-        prefix_tokens: Tokens before the patches in a tower of one's own; None: those of a ViT.
+        architecture: `vit`; `timm`, which `settings` describe; or the name of a tower of one's own, to which the sizes
+            apply as far as it has them.
+        prefix_tokens: Tokens before the patches in a tower of timm or one's own; None: those of a ViT.
+        settings: Of `timm`: its `architecture` and the `arguments` that it is created with.
     """
 
     image_size: int = 288
@@ -67,6 +73,7 @@ class VisionConfig:
     distillation_token: bool = False
     architecture: str = "vit"
     prefix_tokens: int | None = None
+    settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Checks that the patch divides the image and the heads divide the width."""
@@ -105,7 +112,9 @@ class TextConfig:
             `bert` counts columns from 0.
         layer_norm_eps: Of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
         dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
-        architecture: `bert`, or the name of a tower of one's own, to which the sizes apply as far as it has them.
+        architecture: `bert`; `transformers`, which `settings` describe; or the name of a tower of one's own, to which
+            the sizes apply as far as it has them.
+        settings: Of `transformers`: its config, with the `model_type`.
     """
 
     vocab_size: int = 50265
@@ -120,6 +129,7 @@ class TextConfig:
     layer_norm_eps: float = 1e-5
     dropout: float = 0.1
     architecture: str = "bert"
+    settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the kind of positions and the dropout probability."""
@@ -138,6 +148,11 @@ class TextConfig:
     def max_length(self) -> int:
         """Longest input in tokens that the position table holds."""
         return self.max_positions - (self.pad_token_id + 1 if self.positions == "roberta" else 0)
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError if a text has more tokens than the tower takes."""
+        if length > self.max_length:
+            raise ValueError(f"text of {length} tokens; the position table holds {self.max_length}: shorten it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ class Tower(nn.Module, ABC):
     """
 
     checkpoint_activations = False
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether layers keep only their inputs in training."""
+        self.checkpoint_activations = enabled
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
@@ -42,6 +46,14 @@ class VisionTower(Tower):
     def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
         """Returns the global vector of one layer."""
         return self.pooled(self(pixel_values, (number,))[-1])
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the parameters of this tower at another image size, made to fit this one's; here as they are.
+
+        Raises:
+            ValueError: They cannot be resized.
+        """
+        return dict(tensors)
 
 
 class TextTower(Tower):
@@ -105,6 +117,13 @@ class VisionTransformer(VisionTower):
             hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return self.post_norm(last(hidden, num_queries=1)[:, 0])
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the parameters with position embeddings interpolated to the config's image size."""
+        side = self.config.image_size // self.config.patch_size
+        position = tensors["position_embedding"]
+        resized = resize_position_embedding(position.float(), (side, side), self.config.num_prefix_tokens)
+        return {**tensors, "position_embedding": resized.to(position.dtype)}
 
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
         """Returns embeddings of the prefix tokens and the patches with positions added."""
@@ -188,10 +207,7 @@ class TextTransformer(TextTower):
 
     def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""
-        if input_ids.shape[1] > self.config.max_length:
-            raise ValueError(
-                f"text of {input_ids.shape[1]} tokens; the position table holds {self.config.max_length}: shorten it"
-            )
+        self.config.check_length(input_ids.shape[1])
         hidden = self.word_embedding(input_ids) + self.token_type_embedding.weight[0]
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(input_ids)))
         return self.dropout(hidden)
@@ -202,10 +218,6 @@ class TextTransformer(TextTower):
             return torch.arange(input_ids.shape[1], device=input_ids.device)
         is_token = (input_ids != self.config.pad_token_id).long()
         return is_token.cumsum(dim=1) * is_token + self.config.pad_token_id
-
-
-VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer}
-TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {"bert": TextTransformer}
 
 
 def resize_position_embedding(

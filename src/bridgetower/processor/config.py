@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,6 +31,7 @@ class ProcessorConfig:
         image_size: Side of the square that the model receives, in pixels.
         max_length: Longest text in tokens, start and end token included.
         image_mean, image_std: Per channel, for values from 0 to 1.
+        interpolation: Of the resizing.
         patch_size: Patch side of the model; if given, it must divide `image_size`.
         background: Colour (0-255) that shows through transparent pixels. None drops the alpha channel as the official
             code does: the hidden colour appears, which is black in many icons and emoji.
@@ -44,6 +46,7 @@ class ProcessorConfig:
     max_length: int
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    interpolation: Interpolation = "bicubic"
     patch_size: int | None = None
     background: tuple[int, int, int] | None = None
     shortest_edge: int | None = None
@@ -53,6 +56,7 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         """Checks every field, and that none is set that the profile would ignore."""
         check_choice("profile", self.profile, Profile)
+        check_choice("interpolation", self.interpolation, Interpolation)
         sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
         check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
         if self.patch_size is not None:

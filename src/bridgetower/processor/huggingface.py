@@ -115,7 +115,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "resample": 3,
+        "resample": 3 if config.interpolation == "bicubic" else 2,
         "do_normalize": True,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordPiece
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,7 +24,6 @@ from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
 from bridgetower.processor.text import (
-    BERT,
     SpecialIds,
     SpecialTokens,
     TextBatch,
@@ -32,6 +32,7 @@ from bridgetower.processor.text import (
     find_tokenizer,
     join_pair,
     load_tokenizer,
+    num_separators,
     special_tokens,
     tokenizers_errors,
 )
@@ -40,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _TOKENIZER_FILE = "tokenizer.json"
 _WORDPIECE_PREFIX = "##"
-_BYTE_LEVEL_SPACE = "Ġ"  # how byte-level BPE spells a space
+_SPACES = ("Ġ", "▁")  # how byte-level BPE and sentencepiece spell a space
 
 _T = TypeVar("_T")
 
@@ -61,7 +62,7 @@ class Processor:
             tokenizer: From `load_tokenizer` or `train_tokenizer`; it must not be changed afterwards.
 
         Raises:
-            ValueError: The tokenizer is not of RoBERTa's or BERT's family, or does not add start and end token.
+            ValueError: Its special tokens are spelled otherwise than RoBERTa's or BERT's, or it adds other tokens.
         """
         self.config, self.tokenizer = config, tokenizer
         self._tokens = None if tokenizer is None else special_tokens(tokenizer)
@@ -106,14 +107,15 @@ class Processor:
     def continues_word(self) -> Bool[Tensor, " v"]:
         """True at the ids of tokens that carry on the word before them, for whole-word masking.
 
-        In BERT's family those are the tokens that begin with `##`, in RoBERTa's (byte-level BPE) those that do not
-        begin with a space. The first word of a text has no space before it: there the start token ends the word.
+        In a WordPiece vocabulary those are the tokens that begin with `##`, in others (byte-level BPE, sentencepiece)
+        those that do not begin with a space. The first word of a text has no space before it: there the start token
+        ends the word.
         """
-        family, tokens = self._special_tokens, map(self._tokenizer.id_to_token, range(self.vocab_size))
-        if family is BERT:
+        tokens = map(self._tokenizer.id_to_token, range(self.vocab_size))
+        if isinstance(self._tokenizer.model, WordPiece):
             return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
-        others = (None, *family)
-        return torch.tensor([token not in others and not token.startswith(_BYTE_LEVEL_SPACE) for token in tokens])
+        others = (None, *self._special_tokens)
+        return torch.tensor([token not in others and not token.startswith(_SPACES) for token in tokens])
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises images.
@@ -222,7 +224,11 @@ class Processor:
             first, *others = [next(encoded) for _ in parts]
             if others:
                 first = join_pair(
-                    first, others[0], family=self._special_tokens, ids=self._special_ids, max_length=limit
+                    first,
+                    others[0],
+                    ids=self._special_ids,
+                    separators=num_separators(self._tokenizer),
+                    max_length=limit,
                 )
             joined.append(first if len(first) <= limit else [*first[: limit - 1], first[-1]])
         return joined

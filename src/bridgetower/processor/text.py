@@ -74,23 +74,28 @@ BERT = SpecialTokens(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Tells RoBERTa's family of tokenizers from BERT's and checks that texts come out between start and end token.
+    """Finds the special tokens, each spelled as BERT's or RoBERTa's, and checks that start and end token are added.
 
     Raises:
-        ValueError: It is of neither family, adds other tokens, or pads or cuts by itself.
+        ValueError: One is spelled otherwise, or the tokenizer adds other tokens, or pads or cuts by itself.
     """
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
-    family = BERT if tokenizer.token_to_id(BERT.bos) is not None else ROBERTA
-    ids = family.ids(tokenizer)
+    usual, other = (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
+    spelled = zip(usual, other, strict=True)
+    lacking = [token for token in usual if tokenizer.token_to_id(token) is None]
+    found = SpecialTokens(
+        *(rare if token in lacking and tokenizer.token_to_id(rare) is not None else token for token, rare in spelled)
+    )
+    ids = found.ids(tokenizer)
     with tokenizers_errors("the tokenizer cannot encode an empty text"):
         added = tokenizer.encode("").ids
     if added != [ids.bos, ids.eos]:
         raise ValueError(
-            f"the tokenizer puts {added} around a text, expected {family.bos} {ids.bos} and {family.eos} {ids.eos}; "
+            f"the tokenizer puts {added} around a text, expected {found.bos} {ids.bos} and {found.eos} {ids.eos}; "
             "set its post_processor"
         )
-    return family
+    return found
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False) -> list[list[int]]:
@@ -138,17 +143,24 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
 
 
+def num_separators(tokenizer: Tokenizer) -> int:
+    """Returns how many end tokens stand between two texts: 1 in BERT (`[CLS] A [SEP] B [SEP]`), 2 in RoBERTa."""
+    with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
+        return max(1, len(tokenizer.encode("", "").ids) - 2)
+
+
 def join_pair(
-    first: Sequence[int], second: Sequence[int], *, family: SpecialTokens, ids: SpecialIds, max_length: int
+    first: Sequence[int], second: Sequence[int], *, ids: SpecialIds, separators: int, max_length: int
 ) -> list[int]:
-    """Joins two texts as RoBERTa (`<s> A </s></s> B </s>`) or BERT (`[CLS] A [SEP] B [SEP]`) was trained on them.
+    """Joins two texts as the tokenizer's model was trained on them: RoBERTa `<s> A </s></s> B </s>`.
 
     Args:
         first, second: Ids with start and end token.
-        family, ids: Of the tokenizer.
+        ids: Of the tokenizer.
+        separators: End tokens between the texts.
         max_length: Longest list; the longer text is cut, then both (transformers' `longest_first`).
     """
-    between = [ids.eos] if family is BERT else [ids.eos, ids.eos]
+    between = [ids.eos] * separators
     a, b = list(first[1:-1]), list(second[1:-1])
     room = max_length - 2 - len(between)
     shorter, longer = sorted((len(a), len(b)))

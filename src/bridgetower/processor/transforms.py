@@ -30,9 +30,9 @@ def resize(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"
     """
     match config.profile:
         case "official-pretrain":
-            return _scale_and_crop(image, config.image_size)
+            return _scale_and_crop(image, config)
         case "official-finetune":
-            return _squash(image, config.image_size)
+            return _squash(image, config)
         case "hf":
             return _scale_and_letterbox(image, config)
 
@@ -54,27 +54,29 @@ def normalise(pixels: UInt8[Tensor, "b 3 h w"], config: ProcessorConfig) -> Floa
     return pixels.to(torch.float32).sub_(mean).div_(std)
 
 
-def _scale_and_crop(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
+def _scale_and_crop(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
     """Official src/transforms/transform.py, `clip_transform`: PIL bicubic on the short side, then the centre."""
+    size = config.image_size
     long_side = max(image.size) * size // min(image.size)
     if long_side * size > MAX_PIXELS:
         raise ValueError(
             f"an image of {image.width}x{image.height} is too elongated: with a short side of {size} px it would have "
             f"{long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
         )
-    scaled = _bicubic(image, *((size, long_side) if image.width < image.height else (long_side, size)))
+    width, height = (size, long_side) if image.width < image.height else (long_side, size)
+    scaled = _resized(image, width, height, config)
     pixels: Tensor = functional.pil_to_tensor(functional.center_crop(scaled, [size, size]))
     return pixels
 
 
-def _squash(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
+def _squash(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
     """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square."""
-    pixels: Tensor = functional.pil_to_tensor(_bicubic(image, size, size))
+    pixels: Tensor = functional.pil_to_tensor(_resized(image, config.image_size, config.image_size, config))
     return pixels
 
 
-def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
-    """PIL bicubic with the passes in the order of Pillow 13, whatever release is installed.
+def _resized(image: Image.Image, width: int, height: int, config: ProcessorConfig) -> Image.Image:
+    """PIL's resizing with the passes in the order of Pillow 13, whatever release is installed.
 
     Each pass rounds to 8 bit, so their order moves about a quarter of the values by a level or more. Pillow 13 begins
     vertically where the height loses more than twice as many pixels as the width; earlier releases always begin
@@ -82,7 +84,8 @@ def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
     """
     vertical_first = image.height - height > max(0, 2 * (image.width - width))
     between = (image.width, height) if vertical_first else (width, image.height)
-    return image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    kernel = Image.Resampling[config.interpolation.upper()]
+    return image.resize(between, kernel).resize((width, height), kernel)
 
 
 def _scale_and_letterbox(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
@@ -94,7 +97,10 @@ def _scale_and_letterbox(image: Image.Image, config: ProcessorConfig) -> UInt8[T
             f"{config.resize_divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
         )
     scaled = functional.resize(
-        functional.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+        functional.pil_to_tensor(image),
+        [height, width],
+        interpolation=InterpolationMode(config.interpolation),
+        antialias=True,
     )
     return _centre(scaled, config.image_size)
 

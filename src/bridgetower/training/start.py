@@ -136,8 +136,11 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
 
 def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
     """Draws the weights of some heads, whose shapes depend on widths only: the model around them may be shallow."""
-    shallow: dict[str, int | None] = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
+    shallow: dict[str, int | str | None] = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
     shallow |= {"fusion.vision_layers": None, "fusion.text_layers": None}
+    # Towers of libraries have a depth of their own, and heads do not depend on the kind of a tower.
+    shallow |= {"vision.architecture": "vit"} if config.vision.settings else {}
+    shallow |= {"text.architecture": "bert"} if config.text.settings else {}
     model = BridgeTower(config.override(shallow), extensions)
     init_weights(model, torch.Generator().manual_seed(derive_seed(seed, "weights")))
     prefixes = tuple(f"{head}_head." for head in heads)
@@ -167,13 +170,12 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
 def _processor(config: RunConfig, spec: TaskSpec, towers: Towers) -> Processor:
     """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training texts."""
     values = ProcessorConfig(
-        profile=config.data.profile or "official-pretrain",
-        image_size=config.image_size or config.model.vision.image_size,
+        **towers.preprocessing(config.data.profile),
+        image_size=towers.image_size(config, _default_model(config, spec)),
         max_length=config.data.max_length,
         background=config.data.background,
         fast_decode=config.data.fast_decode,
     )
-    values = towers.with_normalisation(values)
     tokenizer = towers.tokenizer(config.tokenizer)
     if tokenizer is not None:
         return Processor(values, tokenizer)

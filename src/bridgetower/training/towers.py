@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
-from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
+from bridgetower.processor import Processor, Profile, load_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 
 # The run decides these: positions are resized, and published weights are the same with any dropout.
@@ -59,12 +59,18 @@ class Towers:
             raise ValueError(f"tokenizer {path} with init_text {self.text.source}, which has its own; leave one out")
         return self.text.tokenizer if path is None else load_tokenizer(path)
 
-    def with_normalisation(self, values: ProcessorConfig) -> ProcessorConfig:
-        """Returns the settings with the pixels that the image tower was trained on, if its files have them."""
-        if self.vision is None or self.vision.normalisation is None:
-            return values
-        mean, std = self.vision.normalisation
-        return replace(values, image_mean=mean, image_std=std)
+    def image_size(self, config: RunConfig, defaults: ModelConfig) -> int:
+        """Returns the image size: the run's, else that of a tower of timm, else that of its recipe."""
+        size = config.model.vision.image_size
+        if config.image_size is not None or size != defaults.vision.image_size:
+            return config.image_size or size
+        follows = self.vision is not None and self.vision.config.architecture == "timm"
+        return self.vision.config.image_size if self.vision is not None and follows else size
+
+    def preprocessing(self, profile: Profile | None) -> dict[str, Any]:
+        """Returns fields of the preprocessing: those of the image tower, with the profile of the run if it has one."""
+        of_tower = {} if self.vision is None else self.vision.preprocessing
+        return {"profile": "official-pretrain", **of_tower, **({} if profile is None else {"profile": profile})}
 
 
 def read_towers(config: RunConfig, defaults: ModelConfig) -> Towers:

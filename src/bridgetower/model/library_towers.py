@@ -1,0 +1,366 @@
+"""Towers that timm and transformers build; these packages are imported here only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bridgetower.extras import require
+from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.towers import TextTower, VisionTower
+
+_MODEL = "model."  # in front of the library's names of parameters
+_UNUSED_SETTINGS = (
+    *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id"),
+    *("problem_type", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"),
+)
+_UNLIMITED = 8_192  # tokens, for a text tower without a position table
+
+
+class TimmTower(VisionTower):
+    """An image tower of timm: its final norm applies to every layer that is read, and it pools as timm does.
+
+    `VisionConfig.settings` has `architecture`, a name of timm, and `arguments`, those of its `create_model`.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        """Builds the tower without its classifier.
+
+        Args:
+            config: From `timm_config`; only `image_size` may be changed.
+
+        Raises:
+            FileNotFoundError: timm is not installed.
+            ValueError: timm has no such architecture, or builds another one than the config describes.
+        """
+        super().__init__()
+        settings = _settings(config, "vision.settings", "architecture")
+        self.model = _timm_model(settings["architecture"], settings.get("arguments", {}), config.image_size)
+        described = _timm_config(self.model, settings, config.image_size)
+        _check_described("vision", config, described, ("patch_size", "hidden_size", "num_layers", "prefix_tokens"))
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+        """Returns the outputs of `layers`, counted from 1 and increasing, after timm's final norm."""
+        outputs = self.model.forward_intermediates(  # type: ignore[operator]
+            pixel_values,
+            indices=[layer - 1 for layer in layers],
+            return_prefix_tokens=True,
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        # Without prefix tokens timm returns the patches alone, with them (patches, prefix tokens).
+        return [torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output for output in outputs]
+
+    def pooled(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
+        """Returns timm's image embedding: CLS, mean of patches or attention pooling, as the architecture has it."""
+        vector: Tensor = self.model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
+        return vector
+
+    def blocks(self) -> list[nn.Module]:
+        """Returns the layers, first to last."""
+        return list(self.model.blocks)  # type: ignore[arg-type]
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the parameters of this architecture at another image size, resized as timm resizes them.
+
+        Raises:
+            ValueError: timm cannot resize this architecture.
+        """
+        own = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
+        fitted = {f"{_MODEL}{name}": tensor for name, tensor in self.converted(own).items()}
+        wrong = [name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape]
+        if wrong:
+            raise ValueError(f"timm cannot resize {', '.join(wrong)}; use the image size that the tower was trained at")
+        return fitted
+
+    def converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns weights under timm's current names and at this tower's image size, from any form that timm reads."""
+        convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
+        return dict(tensors) if convert is None else dict(convert(dict(tensors), self.model))
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether layers keep only their inputs in training."""
+        self.model.set_grad_checkpointing(enabled)  # type: ignore[operator]
+
+
+class TransformersTower(TextTower):
+    """A text encoder of transformers, without its pooler; layer n is `hidden_states[n]` of its output.
+
+    `TextConfig.settings` is the config of transformers, with its `model_type`.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        """Builds the encoder.
+
+        Args:
+            config: From `transformers_config`; only `dropout` may be changed.
+
+        Raises:
+            FileNotFoundError: transformers is not installed.
+            ValueError: transformers does not know the model type, or builds another model than the config describes.
+        """
+        super().__init__()
+        self.config = config
+        settings = _settings(config, "text.settings", "model_type")
+        self.model = _transformers_model(settings, config.dropout)
+        described = _transformers_config(self.model, settings)
+        _check_described("text", config, described, ("vocab_size", "hidden_size", "num_layers", "max_positions"))
+
+    def forward(
+        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l t"]]:
+        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding.
+
+        Raises:
+            ValueError: The text is longer than the tower takes.
+        """
+        self.config.check_length(input_ids.shape[1])
+        attention_mask = None if mask is None else mask.long()
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        return [output.hidden_states[layer] for layer in layers]
+
+    def blocks(self) -> list[nn.Module]:
+        """Returns the layers, first to last.
+
+        Raises:
+            ValueError: They are not in a list of their own, as where all layers share weights.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.config.num_layers:
+                return list(module)
+        raise ValueError(f"{type(self.model).__name__} has no list of {self.config.num_layers} layers to train some of")
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether layers keep only their inputs in training."""
+        if enabled:
+            self.model.activation_checkpointing_enable()  # type: ignore[operator]
+        else:
+            self.model.activation_checkpointing_disable()  # type: ignore[operator]
+
+
+def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int | None = None) -> VisionConfig:
+    """Returns the config of a timm tower, whose sizes are read from the module that timm builds.
+
+    Args:
+        architecture: A name of timm, such as `vit_small_patch14_dinov2`.
+        arguments: Further arguments of its `create_model`, ready for JSON.
+        image_size: Side of the square input in pixels; None is timm's for this name.
+
+    Raises:
+        FileNotFoundError: timm is not installed.
+        ValueError: timm has no such architecture, or it is no vision transformer of constant width.
+    """
+    with torch.device("meta"):
+        model = _timm_model(architecture, arguments, image_size)
+    return _timm_config(model, {"architecture": architecture, "arguments": dict(arguments)}, image_size)
+
+
+def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns timm's preprocessing of an architecture: `input_size`, `mean`, `std`, `interpolation`, `crop_mode`.
+
+    Args:
+        architecture: A name of timm.
+        pretrained: `pretrained_cfg` of its weights, if they bring one.
+    """
+    require("towers", "timm")
+    from timm.data import resolve_data_config
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(architecture)
+    values = {**(known.to_dict() if known else {}), **(pretrained or {})}
+    return dict(resolve_data_config({}, pretrained_cfg=values))
+
+
+def timm_hub_id(name: str) -> str:
+    """Returns the repository of a name of timm, such as `vit_small_patch14_dinov2.lvd142m`.
+
+    Raises:
+        FileNotFoundError: timm is not installed.
+        ValueError: timm has no such name, or no weights of it on the hub.
+    """
+    require("towers", "timm")
+    from timm.models import get_pretrained_cfg, is_model
+
+    known = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
+    if known is None or not known.hf_hub_id:
+        raise ValueError(
+            f"timm has no weights called {name!r}; expected a name such as vit_small_patch14_dinov2.lvd142m"
+        )
+    owner = str(known.hf_hub_id)
+    return f"{owner}{known.architecture}.{known.tag}" if owner.endswith("/") else owner
+
+
+def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
+    """Returns the config of a text tower, whose sizes are read from the module that transformers builds.
+
+    Args:
+        settings: Config of transformers, with its `model_type`.
+
+    Raises:
+        FileNotFoundError: transformers is not installed.
+        ValueError: transformers does not know the model type.
+    """
+    with torch.device("meta"):
+        model = _transformers_model(settings, 0.0)
+    return _transformers_config(model, settings)
+
+
+def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
+    """Reads an encoder that transformers saved, as transformers reads it, without a network or code in the folder.
+
+    Returns:
+        Its config, and its parameters under their names in `TransformersTower`, in float32.
+
+    Raises:
+        FileNotFoundError: transformers is not installed.
+        ValueError: transformers cannot read the folder, or some weights are missing.
+    """
+    require("towers", "transformers")
+    from transformers import AutoModel
+
+    try:
+        loaded, report = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"transformers cannot read {folder} ({str(error).strip().partition(chr(10))[0]})") from error
+    values = loaded.config.to_dict()
+    settings = json.loads(json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS}))
+    config = transformers_config(settings)
+    with torch.device("meta"):
+        expected = TransformersTower(config).state_dict()
+    missing = sorted(f"{_MODEL}{name}" for name in report["missing_keys"])
+    lacking = [name.removeprefix(_MODEL) for name in missing if name in expected]
+    if lacking:
+        raise ValueError(f"{folder} lacks tensors: {', '.join(lacking[:10])}")
+    there = loaded.state_dict()
+    return config, {name: there[name.removeprefix(_MODEL)] for name in expected}
+
+
+def _settings(config: VisionConfig | TextConfig, field: str, key: str) -> Mapping[str, Any]:
+    settings = config.settings or {}
+    if not isinstance(settings.get(key), str):
+        raise ValueError(f"{field} has no {key}, which {config.architecture!r} is built from; read the tower's weights")
+    return settings
+
+
+def _check_described(part: str, config: Any, described: Any, fields: tuple[str, ...]) -> None:
+    for name in fields:
+        given, built = getattr(config, name), getattr(described, name)
+        if given != built:
+            raise ValueError(f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out")
+
+
+def _timm_model(architecture: str, arguments: Mapping[str, Any], image_size: int | None) -> nn.Module:
+    require("towers", "timm")
+    import timm
+    from timm.models import is_model
+
+    if not is_model(architecture.partition(".")[0]):
+        raise ValueError(f"timm has no architecture {architecture!r}; timm.list_models() names those that there are")
+    size = {} if image_size is None else {"img_size": image_size}
+    try:
+        return _built(lambda: timm.create_model(architecture, num_classes=0, **{**arguments, **size}))
+    except TypeError as error:
+        raise ValueError(f"timm cannot build {architecture} with {arguments or size} ({error})") from error
+
+
+def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None) -> VisionConfig:
+    layers = getattr(model, "feature_info", None)
+    blocks = getattr(model, "blocks", None)
+    sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
+    if len(sizes) != 1 or blocks is None or not hasattr(model, "num_prefix_tokens"):
+        raise ValueError(
+            f"{settings['architecture']} is no vision transformer; expected one whose layers are of one width"
+        )
+    ((width, patch),) = sizes
+    attention = getattr(blocks[0], "attn", None)
+    side = image_size or _image_side(model)
+    return VisionConfig(
+        image_size=side,
+        patch_size=patch,
+        hidden_size=width,
+        num_layers=len(blocks),
+        num_heads=getattr(attention, "num_heads", 1),
+        intermediate_size=4 * width,
+        pre_norm=False,
+        patch_bias=True,
+        activation="gelu",
+        architecture="timm",
+        prefix_tokens=model.num_prefix_tokens,
+        settings=settings,
+    )
+
+
+def _image_side(model: Any) -> int:
+    size = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+    height, width = size
+    if height != width:
+        raise ValueError(f"timm's image size is {height} x {width}; expected a square: give image_size")
+    return int(height)
+
+
+def _transformers_model(settings: Mapping[str, Any], dropout: float) -> nn.Module:
+    """Builds a model in float32; `dropout` replaces every dropout probability, as in the towers of this package."""
+    require("towers", "transformers")
+    from transformers import AutoConfig, AutoModel
+
+    values = {name: value for name, value in settings.items() if name not in ("model_type", "dtype", "torch_dtype")}
+    rates = [name for name, value in values.items() if "dropout" in name and isinstance(value, float)]
+    try:
+        config = AutoConfig.for_model(settings["model_type"], **values | dict.fromkeys(rates, dropout))
+    except ValueError as error:
+        raise ValueError(
+            f"transformers does not know the model type {settings['model_type']!r}; expected an encoder such as bert"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{settings['model_type']} is an encoder with a decoder; expected an encoder such as modernbert"
+        )
+    model: Any = _built(lambda: AutoModel.from_config(config))
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _transformers_config(model: Any, settings: Mapping[str, Any]) -> TextConfig:
+    config = model.config
+    padded = [
+        module.padding_idx is not None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("embeddings.position_embeddings")
+    ]
+    return TextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=getattr(config, "num_attention_heads", 1),
+        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        max_positions=getattr(config, "max_position_embeddings", None) or _UNLIMITED,
+        pad_token_id=config.pad_token_id or 0,
+        positions="roberta" if any(padded) else "bert",
+        architecture="transformers",
+        settings=settings,
+    )
+
+
+def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a model; if it is described on `meta`, its buffers get values, since checkpoints do not hold all."""
+    if torch.get_default_device().type != "meta":
+        return build()
+    with torch.device("cpu"):
+        model = build()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            described = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+            module.register_parameter(name, described)
+    return model

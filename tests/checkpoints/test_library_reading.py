@@ -1,0 +1,161 @@
+"""Towers of timm and transformers from their folders and files: sizes, weights and preprocessing come with them."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+from bridgetower.checkpoints.towers import VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.model.bridgetower import TEXT_ARCHITECTURES, vision_tower
+from families import TEXT_FAMILIES, VISION_FAMILIES
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+PIXELS = {"input_size": [3, 24, 24], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+
+
+def saved_timm(folder: Path, family: str, **changes: Any) -> Any:
+    """A small model of timm in a folder of the hub's form, with a classifier, and the model."""
+    arguments, size = VISION_FAMILIES[family].draw(Random(0))
+    name = VISION_FAMILIES[family].name
+    model = tiny.off_defaults(timm.create_model(name, num_classes=5, img_size=size, **arguments)).eval()
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": name, "model_args": arguments | {"img_size": size}, "pretrained_cfg": PIXELS | changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def saved_text(folder: Path, family: str, name: str = "AutoModel") -> Any:
+    config = transformers.AutoConfig.for_model(family, **TEXT_FAMILIES[family](Random(0)))
+    model = tiny.off_defaults(getattr(transformers, name).from_config(config)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def images_off(weights: VisionWeights, model: Any) -> float:
+    """The difference of the last layer from that of timm's model."""
+    tower, size = vision_tower(weights.config).eval(), weights.config.image_size
+    tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
+    pixels = tiny.images(2, size=size)
+    return tiny.off(tower(pixels, (weights.config.num_layers,))[0], model.forward_features(pixels))
+
+
+class TestImages:
+    @pytest.mark.parametrize("family", ["siglip", "dinov2", "dinov3", "eva02", "beit"])
+    @pytest.mark.parametrize("prefix", ["", "timm:"])
+    def test_a_folder(self, tmp_path: Path, family: str, prefix: str) -> None:
+        model = saved_timm(tmp_path, family)
+        weights = read_vision_tower(f"{prefix}{tmp_path}")
+        assert weights.config.architecture == "timm"
+        assert weights.config.num_layers == len(model.blocks)
+        assert images_off(weights, model) < 1e-5
+        with torch.no_grad():  # control
+            weights.tensors["vision.model.blocks.1.mlp.fc1.weight"].mul_(1.1)
+        assert images_off(weights, model) > 1e-3
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        model = timm.create_model("test_vit", num_classes=5).eval()
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+        weights = read_vision_tower(f"timm:test_vit={tmp_path / 'weights.pth'}")
+        assert weights.config.image_size == model.default_cfg["input_size"][1]
+        assert images_off(weights, model) < 1e-5
+        with pytest.raises(ValueError, match=r"weights\.pth lacks tensors"):
+            read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
+
+    def test_a_plain_vit_of_a_folder_is_a_tower_of_this_package(self, tmp_path: Path) -> None:
+        name, sizes = "vit_tiny_patch16_224", {"depth": 3, "img_size": 32}
+        save_file(timm.create_model(name, **sizes).state_dict(), tmp_path / "model.safetensors")
+        config = {"architecture": name, "model_args": sizes, "pretrained_cfg": PIXELS}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        architectures = [read_vision_tower(f"{prefix}{tmp_path}").config.architecture for prefix in ("", "timm:")]
+        assert architectures == ["vit", "timm"]
+
+    @pytest.mark.parametrize("family", ["siglip", "dinov2, registers", "dinov3", "beit"])
+    def test_another_size_is_timms(self, tmp_path: Path, family: str) -> None:
+        saved_timm(tmp_path, family)
+        weights = read_vision_tower(str(tmp_path))
+        size = weights.config.image_size + weights.config.patch_size
+        name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]  # type: ignore[index]
+        theirs = timm.create_model(name, num_classes=5, img_size=size, **arguments).eval()
+        theirs.load_state_dict(_resized(theirs, tmp_path))
+        assert images_off(weights.resized(size), theirs) < 1e-5
+
+    def test_preprocessing(self, tmp_path: Path) -> None:
+        saved_timm(tmp_path, "siglip", crop_mode="squash")
+        expected = {
+            "profile": "official-finetune",
+            "image_mean": (0.1, 0.2, 0.3),
+            "image_std": (0.4, 0.5, 0.6),
+            "interpolation": "bilinear",
+        }
+        assert read_vision_tower(str(tmp_path)).preprocessing == expected
+
+    def test_refused(self, tmp_path: Path) -> None:
+        saved_timm(tmp_path, "siglip")
+        with pytest.raises(ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has"):
+            read_vision_tower(str(tmp_path), {"num_layers": 9})
+        with pytest.raises(ValueError, match="timm has no weights called 'vit_of_mine'"):
+            read_vision_tower("timm:vit_of_mine")
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config["pretrained_cfg"]}))
+        with pytest.raises(ValueError, match=r"has no config\.json of timm with its architecture; give timm:NAME=FILE"):
+            read_vision_tower(f"timm:{tmp_path}")
+
+
+def _resized(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of a folder as timm itself makes them fit a model."""
+    from timm.models import beit, eva, vision_transformer
+    from timm.models._helpers import load_state_dict
+
+    module = {"Beit": beit, "Eva": eva}.get(type(model).__name__, vision_transformer)
+    return dict(module.checkpoint_filter_fn(load_state_dict(str(folder / "model.safetensors")), model))
+
+
+class TestTexts:
+    @pytest.mark.parametrize("prefix", ["", "hf:"])
+    @pytest.mark.parametrize(
+        ("family", "name"),
+        [("modernbert", "AutoModelForMaskedLM"), ("deberta-v2", "AutoModel"), ("mpnet", "AutoModelForMaskedLM")],
+    )
+    @torch.no_grad()
+    def test_a_folder(self, tmp_path: Path, family: str, name: str, prefix: str) -> None:
+        model = saved_text(tmp_path, family, name)
+        weights = read_text_tower(f"{prefix}{tmp_path}")
+        assert weights.config.architecture == "transformers"
+        assert str(tmp_path) not in json.dumps(weights.config.settings)
+        tower = TEXT_ARCHITECTURES["transformers"](weights.config).eval()
+        tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in weights.tensors.items()})
+        ids, mask = tiny.texts([6, 3])
+        layers = tuple(range(1, weights.config.num_layers + 1))
+        ours = tower(ids, mask.bool(), layers)
+        theirs = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
+        assert max(map(tiny.off, ours, theirs)) < 1e-5
+
+    @pytest.mark.parametrize("prefix", ["", "hf:"])
+    def test_bert_is_a_tower_of_this_package(self, tmp_path: Path, prefix: str) -> None:
+        saved_text(tmp_path, "bert")
+        assert read_text_tower(f"{prefix}{tmp_path}").config.architecture == "bert"
+
+    def test_refused(self, tmp_path: Path) -> None:
+        model = saved_text(tmp_path, "mpnet")
+        with pytest.raises(ValueError, match="which has image towers only"):
+            read_text_tower(f"timm:{tmp_path}")
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.output" not in name}
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=r"lacks tensors: encoder\.layer\.1\.output"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "model.safetensors").write_bytes(b"cut off")
+        with pytest.raises(ValueError, match="is not a whole safetensors file"):
+            read_text_tower(str(tmp_path))
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+        with pytest.raises(ValueError, match="transformers cannot read"):
+            read_text_tower(str(tmp_path))

@@ -1,0 +1,126 @@
+"""Small random towers of the families of timm and transformers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+Draw = Callable[[Random], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """An architecture of timm, and how sizes for it are drawn.
+
+    Attributes:
+        name: Of timm.
+        prefix_tokens: Before the patches.
+        arguments: Of `create_model`, besides width, depth and heads.
+        head_width: Of a head; rotary positions of two axes need a multiple of 4.
+        patch: Side in pixels, where it is not drawn.
+    """
+
+    name: str
+    prefix_tokens: int
+    arguments: Draw = lambda random: {}
+    head_width: int = 4
+    patch: int | None = None
+
+    def draw(self, random: Random) -> tuple[dict[str, Any], int]:
+        """Returns arguments and an image size."""
+        heads, patch = random.randint(2, 4), self.patch or random.choice([4, 6, 8])
+        arguments = {"embed_dim": heads * self.head_width, "depth": random.randint(3, 5), "num_heads": heads}
+        if self.patch is None:
+            arguments["patch_size"] = patch
+        return arguments | self.arguments(random), patch * random.randint(3, 5)
+
+
+VISION_FAMILIES = {
+    "vit": VisionFamily("vit_tiny_patch16_224", 1),
+    "clip": VisionFamily("vit_base_patch16_clip_224", 1),
+    "clip, quick GELU": VisionFamily("vit_base_patch16_clip_quickgelu_224", 1),
+    "siglip": VisionFamily("vit_base_patch16_siglip_224", 0),
+    "siglip, mean": VisionFamily("vit_base_patch16_siglip_gap_224", 0),
+    "siglip 2": VisionFamily("vit_base_patch32_siglip_256", 0),
+    "dinov2": VisionFamily("vit_small_patch14_dinov2", 1),
+    "dinov2, registers": VisionFamily(
+        "vit_small_patch14_reg4_dinov2", 3, lambda random: {"reg_tokens": 2, "init_values": 0.5 + random.random()}
+    ),
+    "dinov3": VisionFamily("vit_small_patch16_dinov3", 5, head_width=8),
+    "dinov3, SwiGLU": VisionFamily("vit_small_plus_patch16_dinov3", 5, head_width=8),
+    "eva02": VisionFamily("eva02_tiny_patch14_224", 1, head_width=8),
+    "eva02 clip": VisionFamily("eva02_base_patch16_clip_224", 1, head_width=8),
+    "eva": VisionFamily("eva_large_patch14_196", 1),
+    "deit3": VisionFamily("deit3_small_patch16_224", 1),
+    "deit, distilled": VisionFamily("deit_tiny_distilled_patch16_224", 2),
+    "beit": VisionFamily("beit_base_patch16_224", 1),
+    "beit v2": VisionFamily("beitv2_base_patch16_224", 1),
+    "registers, mean": VisionFamily("vit_medium_patch16_reg4_gap_256", 4),
+    "parallel": VisionFamily("vit_small_patch16_18x2_224", 1),
+    "rotary": VisionFamily("vit_small_patch16_rope_224", 1, head_width=8),
+    "rotary, learnt": VisionFamily("vit_small_patch16_rope_mixed_224", 1, head_width=8),
+}
+
+
+def _text(random: Random) -> dict[str, Any]:
+    heads = random.choice([2, 4])
+    return {
+        "vocab_size": random.randint(60, 90),
+        "hidden_size": heads * 8,
+        "num_hidden_layers": random.randint(3, 5),
+        "num_attention_heads": heads,
+        "intermediate_size": random.randint(20, 40),
+        "max_position_embeddings": random.randint(24, 40),
+        "pad_token_id": 1,
+    }
+
+
+def _modernbert(random: Random) -> dict[str, Any]:
+    tokens = {f"{role}_token_id": number for number, role in enumerate(["bos", "eos", "cls", "sep"], start=2)}
+    every = random.randint(2, 3)
+    return _text(random) | tokens | {"local_attention": 2 * random.randint(2, 4), "global_attn_every_n_layers": every}
+
+
+def _deberta(random: Random) -> dict[str, Any]:
+    return _text(random) | {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": random.choice([4, 8]),
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "conv_kernel_size": random.choice([0, 3]),
+    }
+
+
+def _distilbert(random: Random) -> dict[str, Any]:
+    drawn = _text(random)
+    names = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    }
+    return {names.get(name, name): value for name, value in drawn.items()}
+
+
+TEXT_FAMILIES: dict[str, Draw] = {
+    "bert": _text,
+    "roberta": _text,
+    "xlm-roberta": _text,
+    "camembert": _text,
+    "modernbert": _modernbert,
+    "deberta": _text,
+    "deberta-v2": _deberta,
+    "distilbert": _distilbert,
+    "mpnet": _text,
+    "electra": lambda random: _text(random) | {"embedding_size": 12},
+    "albert": lambda random: _text(random) | {"embedding_size": 12},
+    "nomic_bert": _text,
+    "gte": _text,
+    "rembert": _text,
+    "roformer": _text,
+    "ernie": _text,
+    "data2vec-text": _text,
+}

@@ -1,0 +1,150 @@
+"""Towers of timm and transformers: every hidden state is the library's own, also from a description without memory."""
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from bridgetower.model.bridgetower import BridgeTower, vision_tower
+from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.library_towers import TransformersTower, timm_config, transformers_config
+from families import TEXT_FAMILIES, VISION_FAMILIES
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+SEEDS = (0, 1)
+IDS, MASK = tiny.texts([9, 4, 7])
+
+
+def drawn_vision(family: str, seed: int) -> VisionConfig:
+    arguments, size = VISION_FAMILIES[family].draw(Random(seed))
+    return timm_config(VISION_FAMILIES[family].name, arguments, size)
+
+
+def drawn_text(family: str, seed: int) -> TextConfig:
+    settings = {"model_type": family, **TEXT_FAMILIES[family](Random(seed))}
+    return replace(transformers_config(settings), dropout=0.0)
+
+
+def published_vision(config: VisionConfig, weights: dict[str, Tensor]) -> Any:
+    """Timm's own model with the weights of a tower."""
+    assert config.settings is not None
+    own = timm.create_model(
+        config.settings["architecture"], num_classes=0, img_size=config.image_size, **config.settings["arguments"]
+    )
+    own.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
+    return own.eval()
+
+
+def published_text(config: TextConfig, weights: dict[str, Tensor]) -> Any:
+    """The model of transformers with the weights of a tower."""
+    assert config.settings is not None
+    settings = dict(config.settings)
+    own = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(settings.pop("model_type"), **settings))
+    left = own.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=False)
+    assert not left.unexpected_keys
+    assert all(name.startswith("pooler.") for name in left.missing_keys)
+    return own.eval()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@torch.no_grad()
+def test_every_layer_of_an_image_tower(family: str, seed: int) -> None:
+    config = drawn_vision(family, seed)
+    tower = tiny.off_defaults(vision_tower(config), seed).eval()
+    own, pixels = published_vision(config, tower.state_dict()), tiny.images(2, size=config.image_size)
+    last, theirs = own.forward_intermediates(pixels, norm=True, return_prefix_tokens=True, output_fmt="NLC")
+    theirs = [torch.cat(layer[::-1], dim=1) if isinstance(layer, tuple) else layer for layer in theirs]
+    layers = tuple(range(1, config.num_layers + 1))
+    ours = tower(pixels, layers)
+    assert len(ours) == len(theirs) == config.num_layers >= 3
+    assert config.num_prefix_tokens == VISION_FAMILIES[family].prefix_tokens
+    assert ours[0].shape == (2, config.num_tokens, config.hidden_size)
+    assert max(map(tiny.off, ours, theirs)) <= 1e-5
+    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith("gap_256")  # norm after pooling
+    assert tiny.off(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
+    assert tiny.off(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
+    assert min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3  # another layer
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+@torch.no_grad()
+def test_every_layer_of_a_text_tower(family: str, seed: int) -> None:
+    config = drawn_text(family, seed)
+    tower = tiny.off_defaults(TransformersTower(config), seed).eval()
+    own = published_text(config, tower.state_dict())
+    layers = tuple(range(1, config.num_layers + 1))
+    for mask in (MASK, None):
+        theirs = own(input_ids=IDS, attention_mask=mask, output_hidden_states=True)
+        ours = tower(IDS, None if mask is None else mask.bool(), layers)
+        assert len(ours) == config.num_layers >= 3
+        assert max(map(tiny.off, ours, theirs.hidden_states[1:])) <= 1e-5
+        assert tiny.off(ours[-1], theirs.last_hidden_state) <= 1e-5
+        assert min(map(tiny.off, ours, theirs.hidden_states[:-1])) > 1e-3  # control: another layer
+    padded = tower(IDS, MASK.bool(), layers)[-1]
+    assert tiny.off(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
+    assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3  # control: padding is masked
+
+
+def both(vision: str = "dinov3", text: str = "modernbert") -> ModelConfig:
+    config = replace(tiny.CONFIG, vision=drawn_vision(vision, 0), text=drawn_text(text, 0))
+    return config.override({"fusion.dropout": 0.0})
+
+
+@pytest.mark.parametrize("vision", ["dinov3", "eva02", "beit", "siglip", "rotary, learnt"])
+@pytest.mark.parametrize("text", ["modernbert", "deberta-v2"])
+def test_a_model_described_on_meta_has_its_buffers(vision: str, text: str) -> None:
+    config = both(vision, text)
+    model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
+    with torch.device("meta"):
+        described = BridgeTower(config)
+    assert all(parameter.device.type == "meta" for parameter in described.parameters())
+    described.load_state_dict(model.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(described.eval()(pixels, IDS, MASK).pooled, model(pixels, IDS, MASK).pooled)
+
+
+def test_checkpointed_activations_change_no_gradient() -> None:
+    config = both()
+    model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
+    gradients = []
+    for parts in ((), ("vision", "text")):
+        model.train().checkpoint_activations(parts)
+        model.zero_grad()
+        model(pixels, IDS, MASK).pooled.square().sum().backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert max(tiny.off(gradients[0][name], gradients[1][name]) for name in gradients[0]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: timm_config("vit_huge_of_mine", {}), "timm has no architecture 'vit_huge_of_mine'"),
+        (lambda: timm_config("resnet18", {}), "resnet18 is no vision transformer; expected"),
+        (lambda: timm_config("vit_tiny_patch16_224", {"depths": 3}), "timm cannot build vit_tiny_patch16_224 with"),
+        (lambda: transformers_config({"model_type": "mine"}), "does not know the model type 'mine'"),
+        (lambda: transformers_config({"model_type": "t5"}), "t5 is an encoder with a decoder; expected an encoder"),
+        (lambda: vision_tower(VisionConfig(architecture="timm")), r"vision\.settings has no architecture"),
+        (
+            lambda: vision_tower(replace(drawn_vision("siglip", 0), num_layers=2)),
+            r"vision\.num_layers is 2, but vision\.settings make a tower with",
+        ),
+    ],
+)
+def test_refused(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_texts_that_are_too_long() -> None:
+    config = drawn_text("deberta-v2", 0)
+    ids = torch.full((1, config.max_length + 1), 5)
+    with pytest.raises(ValueError, match=f"text of {config.max_length + 1} tokens; the position table holds"):
+        TransformersTower(config)(ids, None, (1,))
