@@ -1,9 +1,17 @@
 """Small random towers of the families of timm and transformers."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
+
+from safetensors.torch import save_file
+
+from tiny import off_defaults
+
+PIXELS = {"input_size": [3, 24, 24], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
 
 Draw = Callable[[Random], dict[str, Any]]
 
@@ -124,3 +132,27 @@ TEXT_FAMILIES: dict[str, Draw] = {
     "ernie": _text,
     "data2vec-text": _text,
 }
+
+
+def save_timm(folder: Path, family: str, **pretrained: Any) -> Any:
+    """Writes a small model of timm, with a classifier, to a folder in the form of the hub; returns the model."""
+    import timm
+
+    arguments, size = VISION_FAMILIES[family].draw(Random(0))
+    name = VISION_FAMILIES[family].name
+    model = off_defaults(timm.create_model(name, num_classes=5, img_size=size, **arguments)).eval()
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": name, "model_args": arguments | {"img_size": size}, "pretrained_cfg": PIXELS | pretrained}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def save_text(folder: Path, family: str, name: str = "AutoModel", **changes: Any) -> Any:
+    """Writes a small model of a class of transformers to a folder; returns the model."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **TEXT_FAMILIES[family](Random(0)) | changes)
+    model = off_defaults(getattr(transformers, name).from_config(config)).eval()
+    model.save_pretrained(folder)
+    return model
