@@ -83,10 +83,14 @@ def test_every_layer_of_a_text_tower(family: str, seed: int) -> None:
     for mask in (MASK, None):
         theirs = own(input_ids=IDS, attention_mask=mask, output_hidden_states=True)
         ours = tower(IDS, None if mask is None else mask.bool(), layers)
+        kept = torch.ones_like(IDS).bool() if mask is None else mask.bool()
         assert len(ours) == config.num_layers >= 3
-        assert max(map(tiny.off, ours, theirs.hidden_states[1:])) <= 1e-5
-        assert tiny.off(ours[-1], theirs.last_hidden_state) <= 1e-5
-        assert min(map(tiny.off, ours, theirs.hidden_states[:-1])) > 1e-3  # control: another layer
+        pairs = zip(ours, theirs.hidden_states[1:], strict=True)
+        assert max(tiny.off(one[kept], other[kept]) for one, other in pairs) <= 1e-5
+        assert tiny.off(ours[-1][kept], theirs.last_hidden_state[kept]) <= 1e-5
+        assert not any(layer[~kept].any() for layer in ours)
+        others = zip(ours, theirs.hidden_states[:-1], strict=True)  # control: another layer
+        assert min(tiny.off(one[kept], other[kept]) for one, other in others) > 1e-3
     padded = tower(IDS, MASK.bool(), layers)[-1]
     assert tiny.off(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
     assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3  # control: padding is masked

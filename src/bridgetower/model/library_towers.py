@@ -118,7 +118,9 @@ class TransformersTower(TextTower):
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding.
+        """Returns the outputs of `layers`, counted from 1 and increasing; 0 on padding, where `mask` is False.
+
+        There transformers' numbers depend on the kernel, and are not numbers where a local window is all padding.
 
         Raises:
             ValueError: The text is longer than the tower takes.
@@ -126,7 +128,8 @@ class TransformersTower(TextTower):
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        return [output.hidden_states[layer] for layer in layers]
+        hidden = [output.hidden_states[layer] for layer in layers]
+        return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
     def blocks(self) -> list[nn.Module]:
         """Returns the layers, first to last.

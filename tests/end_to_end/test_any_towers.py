@@ -1,0 +1,96 @@
+"""A tower of timm with a text tower of transformers: trained, saved, loaded, exported to ONNX, indexed and served."""
+
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bridgetower
+import shapes
+import tiny
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
+from bridgetower.training.run import train
+from bridgetower.training.start import starting_checkpoint
+from families import save_text, save_timm
+from served import TEXTS, running
+
+for package in ("timm", "transformers", "onnxscript", "onnxruntime", "lancedb"):
+    pytest.importorskip(package)
+SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", "<mask>": "[MASK]"}
+
+
+@pytest.fixture(scope="module")
+def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
+    """A ModernBERT with the tokenizer of the set, whose special tokens have ModernBERT's names."""
+    folder = tmp_path_factory.mktemp("modernbert")
+    save_text(folder, "modernbert", vocab_size=310)
+    tokenizer = (tiny_checkpoint / "tokenizer.json").read_text()
+    for ours, theirs in SPELLED.items():
+        tokenizer = tokenizer.replace(f'"{ours}"', f'"{theirs}"')
+    (folder / "tokenizer.json").write_text(tokenizer)
+    return str(folder)
+
+
+def run_of(dataset: Path, vision: str, text: str) -> RunConfig:
+    recipe = RECIPES["pretrain-nano"]
+    model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12))
+    changes: dict[str, Any] = {"recipe": recipe.recipe, "model": model, "init_vision": vision, "init_text": text}
+    return shapes.run_config(dataset, **changes, max_steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["siglip", "dinov2"])
+def test_from_weights_to_a_server(
+    family: str,
+    tiny_dataset: Path,
+    text_tower: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., list[Any]],
+) -> None:
+    save_timm(tmp_path / "tower", family)
+    config = run_of(tiny_dataset, f"timm:{tmp_path / 'tower'}", text_tower)
+    start = starting_checkpoint(config)
+    assert (start.config.vision.architecture, start.config.text.architecture) == ("timm", "transformers")
+    assert start.config.vision.hidden_size != start.config.text.hidden_size != start.config.fusion.hidden_size
+    assert start.processor is not None
+    assert start.processor.config.interpolation == "bilinear"
+    assert start.processor.config.image_size == start.config.vision.image_size != config.model.vision.image_size
+    train(config, tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "tower")  # the checkpoint needs nothing else, and no network
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for a network"))
+    trained = read_checkpoint(tmp_path / "run")
+    assert trained.config == start.config
+    towers = [name for name in trained.tensors if name.startswith(("vision.", "text."))]
+    assert sum(not torch.equal(trained.tensors[name], start.tensors[name]) for name in towers) > len(towers) // 2
+
+    monkeypatch.undo()
+    run("export", tmp_path / "run", tmp_path / "onnx")
+    pictures = sorted(tiny_dataset.parent.glob("*.png"))[:3]
+    model = bridgetower.load(tmp_path / "run")
+    exported = bridgetower.load(tmp_path / "onnx", engine="onnxruntime")
+    matches = [torch.as_tensor(predictor.match(pictures, TEXTS)) for predictor in (model, exported)]
+    assert tiny.off(*matches) < 1e-4
+    assert tiny.off(model.embed_texts(TEXTS), exported.embed_texts(TEXTS)) < 1e-4
+    with torch.no_grad():  # control
+        model.model.text.get_parameter("model.layers.0.mlp.Wo.weight").mul_(3)
+    assert tiny.off(model.embed_texts(TEXTS), exported.embed_texts(TEXTS)) > 1e-3
+
+    build_index(tiny_dataset.parent, tmp_path / "shapes.lance", exported)
+    searcher = Searcher(tmp_path / "shapes.lance", exported)
+    (found,) = searcher.search(image=pictures[0], top=1)
+    assert found.file.name == pictures[0].name
+    with running(exported, searcher) as client:
+        (served,) = client.get("/v1/models").json()["data"]
+        answer = client.post("/v1/embeddings", json={"model": served["id"], "input": TEXTS})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["data"]) == len(TEXTS)
