@@ -166,6 +166,8 @@ class _Batch:
             probabilities: list[float] = matched(self.model.itm_logits(pooled)).tolist()
             return probabilities
         head = HEAD_OF[kind]
+        if self.model.config.heads.predicts_number(head):
+            return _numbers(self.model.class_logits(head, pooled).float().cpu())
         each = head == "vqa" or (head == "classification" and self.model.config.heads.multi_label)
         return _classified(self.model.class_logits(head, pooled), each=each)
 

@@ -485,17 +485,45 @@ class Predictor:
             ValueError: A model without classification head, neither images nor texts, `top` below 1, different numbers
                 of images and texts, or unreadable ones.
         """
-        if images is None and texts is None:
-            raise ValueError("neither images nor texts given; expected one of them at least")
         if top is not None and top < 1:
             raise ValueError(f"top is {top}; expected at least 1")
         single = isinstance(texts, str) or (images is not None and _is_image(images))
+        chosen = self._judged("classify", *self._either(images, texts), top=top, **options)
+        return chosen[0] if single else chosen
+
+    def estimate(
+        self,
+        images: ImageLike | Sequence[ImageLike | None] | None = None,
+        texts: str | Sequence[str] | None = None,
+        **options: Unpack[Options],
+    ) -> Float[Tensor, " n"]:
+        """Returns a number for each image, text, or image with text, after training on a table of numbers.
+
+        Args:
+            images: Image n goes with text n; None in the place of an image is none. None: texts alone.
+            texts: An empty text is none. None: images alone.
+            **options: See `Options`.
+
+        Raises:
+            ValueError: The classification head has classes, or as of `classify`.
+        """
+        self.model.head("classification")
+        if not self.model.config.heads.predicts_number("classification"):
+            raise ValueError("the classification head of this model has classes, not a number; use classify")
+        found = self._of_pairs("classify", *_pairs(*self._either(images, texts)), **options)
+        return torch.stack(found)[:, 0]
+
+    def _either(
+        self, images: ImageLike | Sequence[ImageLike | None] | None, texts: str | Sequence[str] | None
+    ) -> tuple[list[ImageLike], list[str]]:
+        """Returns images and texts with a blank image or an empty text in the place of each that is missing."""
+        if images is None and texts is None:
+            raise ValueError("neither images nor texts given; expected one of them at least")
         words = None if texts is None else _texts(texts)
         blank = self.processor.blank_image()
         several: Any = [None] * len(words or ()) if images is None else [images] if _is_image(images) else images
         shown = _images([blank if image is None else image for image in several])
-        chosen = self._judged("classify", shown, words or [""] * len(shown), top=top, **options)
-        return chosen[0] if single else chosen
+        return shown, words or [""] * len(shown)
 
     def compute(self, items: Sequence[Item]) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
@@ -513,6 +541,8 @@ class Predictor:
     ) -> list[list[Choice]]:
         """Returns the `top` likeliest classes of each text with its image or images; None: all of them."""
         names = self.class_names(HEAD_OF[kind])
+        if not names:
+            raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
         given, words = _pairs(images, texts)
         others = None if images_2 is None else _pairs(images_2, texts)[0]
         return choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)

@@ -309,7 +309,8 @@ def classify(
     """Classify images, texts, or images with texts, with a model fine-tuned on a table of your own.
 
     Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
-    table on a terminal. Where several classes may hold, each probability is of that class alone.
+    table on a terminal. Where several classes may hold, each probability is of that class alone. A model that was
+    trained on numbers gives {"image", "text", "number"}.
 
     Examples: bridgetower classify MODEL --images meme.png --texts "look how many people love you"
               bridgetower classify MODEL --texts "a red dress" "a pair of shoes"
@@ -325,8 +326,14 @@ def classify(
         json: Print JSON on a terminal too.
     """
     predictor, names = loading.load(model), list(map(str, images))
-    chosen = predictor.classify(names or None, list(texts) or None, top=top, **_options(batch_size, truncate))
     given = {name: values for name, values in (("image", names), ("text", texts)) if values}
+    inputs = names or None, list(texts) or None
+    if predictor.model.config.heads.predicts_number("classification"):
+        numbers = predictor.estimate(*inputs, **_options(batch_size, truncate)).tolist()
+        rows = zip(*given.values(), numbers, strict=True)
+        emit_lines(dict(zip((*given, "number"), row, strict=True)) for row in rows)
+        return
+    chosen = predictor.classify(*inputs, top=top, **_options(batch_size, truncate))
     _emit(given, "classes", chosen, json=json)
 
 

@@ -90,6 +90,18 @@ class LabelsEncoder:
         return marks
 
 
+class NumberEncoder:
+    """Labels that are numbers."""
+
+    def known(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the entry has a label."""
+        return bool(entry["labelled"])
+
+    def tensor(self, entry: Mapping[str, Any]) -> Float[Tensor, ""]:
+        """Returns the number."""
+        return torch.tensor(float(entry["labels"][0]))
+
+
 class AnswerEncoder:
     """Answers of annotators as a score of each answer of a vocabulary."""
 

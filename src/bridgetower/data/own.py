@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +237,17 @@ class Classes:
     """What a row of a table with labels can be, as `classes.json` holds it.
 
     Attributes:
-        names: Of the classes, in the order of their numbers.
+        names: Of the classes, in the order of their numbers; none if the labels are numbers.
         multi_label: Whether several may hold at once.
     """
 
     names: tuple[str, ...]
     multi_label: bool
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the labels are numbers."""
+        return not self.names
 
 
 def read_classes(folder: str | Path) -> Classes:
@@ -259,7 +265,7 @@ def read_classes(folder: str | Path) -> Classes:
     return from_plain(Classes, read_json(path), str(path))
 
 
-def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig) -> None:
+def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, numbers: bool = False) -> None:
     """Brings the rows about each image together; a row without one stands alone.
 
     A cell without a value is an unknown label; of several labels, an empty list or cell says that no class holds.
@@ -287,6 +293,8 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig) -> Non
             manifest.bad(f"{place}: neither image nor text")
         elif not manifest.is_new(example.example_id):
             manifest.bad(f"{place}: id {example.example_id!r} comes twice")
+        elif numbers and labels is not None and not _is_number(labels):
+            manifest.bad(f"{place}: label {', '.join(labels)!r} is no number")
         else:
             name = f"row {example.example_id}" if image is None else image.name
             split = checked_split(source, place, split_of(source, place, cells), name, manifest)
@@ -295,6 +303,9 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig) -> Non
         raise ValueError(
             f"{source}: {several[True]} has a list of labels and {several[False]} a single one; give a list in each row"
         )
+    if numbers:
+        manifest.files = {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))}
+        return
     if len(names) < 2:
         raise ValueError(f"{source} has {len(names)} classes ({', '.join(names)}); expected at least two labels")
     classes = Classes(names=tuple(sorted(names, key=_numbers_first)), multi_label=True in several)
@@ -316,6 +327,13 @@ def _labels(cell: object, separator: str | None) -> tuple[str, ...] | None:
         return None
     parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
     return tuple(dict.fromkeys(name for name in (cell_text(part).strip() for part in parts) if name))
+
+
+def _is_number(labels: tuple[str, ...]) -> bool:
+    try:
+        return len(labels) == 1 and isfinite(float(labels[0]))
+    except ValueError:
+        return False
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:
@@ -352,5 +370,16 @@ LABELLED = OwnSpec(
     fill=_fill_labelled,
 )
 
-OWN_SETS: Mapping[str, OwnSpec] = {each.name: each for each in (PAIRS, LABELLED)}
+NUMBERED = replace(
+    LABELLED,
+    name="regression",
+    summary=(
+        "Your own table of images, texts and numbers, such as ratings.\n\n"
+        "An image or a text may be missing in a row. Rows about one image come into the same split.\n\n"
+        "Example: bridgetower prepare regression ratings.csv --label-column rating --out data/ratings"
+    ),
+    fill=partial(_fill_labelled, numbers=True),
+)
+
+OWN_SETS: Mapping[str, OwnSpec] = {each.name: each for each in (PAIRS, LABELLED, NUMBERED)}
 """Every kind of set of a user's own, by name."""

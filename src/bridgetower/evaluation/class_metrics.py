@@ -64,6 +64,19 @@ def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, "
     return pearson_correlation(_ranks(predicted), _ranks(labels))
 
 
+def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
+    """Returns both correlations and `mean_absolute_error`.
+
+    Raises:
+        ValueError: There are none, or the numbers of predictions and labels differ.
+    """
+    return {
+        "pearson_correlation": pearson_correlation(predicted, labels),
+        "spearman_correlation": spearman_correlation(predicted, labels),
+        "mean_absolute_error": (predicted.double() - labels.double()).abs().mean().item(),
+    }
+
+
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     _, places, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2).double()[places]

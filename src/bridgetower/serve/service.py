@@ -108,9 +108,9 @@ class ServedModel:
         model = self.predictor.model
         heads: dict[Use | Kind, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
-            if use in HEAD_OF:
-                self.predictor.class_names(HEAD_OF[use])
-            elif use in heads:
+            if use in HEAD_OF and not self.predictor.class_names(HEAD_OF[use]):
+                return f"the {HEAD_OF[use]} head of this model predicts a number, not classes"
+            if use in heads:
                 model.head(heads[use])
         except ValueError as error:
             beside = ", and name it with --answer-model when the server is started"

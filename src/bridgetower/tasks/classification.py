@@ -1,10 +1,11 @@
-"""Classification of a user's own table: one label or several per row, from image and text, either may be missing."""
+"""A user's own table: one label, several or a number per row, from image and text, either of which may be missing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from bridgetower.data.config import DataConfig
 from bridgetower.data.own import read_classes
@@ -18,7 +19,9 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.data.examples import EntryDataset
+    from torch import Tensor
+
+    from bridgetower.data.examples import EntryDataset, LabelsEncoder, NumberEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,60 +37,120 @@ class ClassificationConfig(TaskConfig):
     kind: NotAnOption = "classification"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegressionConfig(TaskConfig):
+    """A number for each of a user's own images and texts.
+
+    Attributes:
+        kind: Name of the task in a saved run; no option of the command.
+    """
+
+    metrics = ("pearson_correlation", "spearman_correlation")
+
+    kind: NotAnOption = "regression"
+
+
 def _class_names(data: DataConfig, config: ClassificationConfig) -> Sequence[str]:
     if not data.folders:
         raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare classification`")
     return read_classes(data.folders[0]).names
 
 
-def _examples(source: ExampleSource) -> EntryDataset:
-    """Opens examples; to train on or validate, each must have a label that the head has."""
-    from bridgetower.data.examples import EntryDataset, LabelsEncoder
+def _labelled(source: ExampleSource) -> EntryDataset:
+    """Opens examples with classes; to train on or validate, each must have a label that the head has."""
+    from bridgetower.data.examples import LabelsEncoder
 
     multi_label = source.heads.multi_label
     for folder in source.data.folders:
-        if read_classes(folder).multi_label != multi_label:
+        classes = read_classes(folder)
+        if classes.numbers or classes.multi_label != multi_label:
+            kind = "a number" if classes.numbers else "one label" if multi_label else "several labels"
             raise ValueError(
-                f"{folder} has {'one label' if multi_label else 'several labels'} per row, but "
-                f"model.heads.multi_label is {multi_label}; set it to {not multi_label} for a new head, or choose "
-                "another set"
+                f"{folder} has {kind} per row, but model.heads.multi_label is {multi_label}; "
+                + ("choose the task regression" if classes.numbers else f"set it to {not multi_label} for a new head")
+                + ", or choose another set"
             )
-    labels = LabelsEncoder(source.names, multi_label=multi_label)
-    examples = EntryDataset(source.images(SCHEMA), labels, labelled=source.use != "test", unique=source.use == "test")
+    return _opened(source, LabelsEncoder(source.names, multi_label=multi_label))
+
+
+def _numbered(source: ExampleSource) -> EntryDataset:
+    """Opens examples with numbers; to train on or validate, each must have one."""
+    from bridgetower.data.examples import NumberEncoder
+
+    if not source.heads.predicts_number("classification"):
+        raise ValueError(
+            f"the classification head has {source.heads.classification} classes; regression takes a model whose head "
+            "has one output: model.heads.classification 1, without model.heads.multi_label"
+        )
+    for folder in source.data.folders:
+        if not read_classes(folder).numbers:
+            raise ValueError(f"{folder} has classes; regression takes sets of `bridgetower prepare regression`")
+    return _opened(source, NumberEncoder())
+
+
+def _opened(source: ExampleSource, encoder: LabelsEncoder | NumberEncoder) -> EntryDataset:
+    from bridgetower.data.examples import EntryDataset
+
+    test = source.use == "test"
+    examples = EntryDataset(source.images(SCHEMA), encoder, labelled=not test, unique=test)
     for entry in examples:
-        labels.numbers(entry)
+        if encoder.known(entry):
+            encoder.tensor(entry)
     return examples
 
 
-def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Predicts the classes of all examples; measures those that have labels."""
+Measure = Callable[[Evaluation, "Tensor", list[int], list["Tensor"]], tuple[list[dict[str, Any]], dict[str, float]]]
+"""The predictions of all examples, and the metrics of those with labels."""
+
+
+def _evaluate(evaluation: Evaluation, measure: Measure) -> Outcome:
+    """Predicts all examples; measures those that have labels."""
+    entries, encoder = list(evaluation.examples), evaluation.examples.encode
+    known = [row for row, entry in enumerate(entries) if encoder.known(entry)]
+    labels = [encoder.tensor(entries[row]) for row in known]
+    predictions, metrics = measure(evaluation, evaluation.outputs(), known, labels)
+    return Outcome(
+        metrics=metrics,
+        counts=counts("num_examples", len(entries), "num_labelled", len(known)),
+        predictions=[{"id": entry["example_id"], **row} for entry, row in zip(entries, predictions, strict=True)],
+    )
+
+
+def _numbers(
+    evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Returns the number of every example, and the metrics of those with labels."""
     import torch
+
+    from bridgetower.evaluation.class_metrics import number_metrics
+
+    numbers = outputs[:, 0]
+    metrics = number_metrics(numbers[known], torch.stack(labels)) if known else {}
+    return [{"number": number} for number in numbers.tolist()], metrics
+
+
+def _classes(
+    evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Returns the classes of every example with the probabilities of all, and the metrics of those with labels."""
+    import torch
+    from torch.nn.functional import one_hot
 
     from bridgetower.evaluation.class_metrics import classification_metrics
 
-    names, probabilities = evaluation.names, evaluation.outputs()
-    entries, labels = list(evaluation.examples), evaluation.examples.encode
-    if labels.multi_label:
-        predicted = [(row > 0.5).nonzero()[:, 0].tolist() for row in probabilities]
-    else:
-        predicted = [[number] for number in probabilities.argmax(dim=1).tolist()]
+    names, several = evaluation.names, evaluation.model.config.heads.multi_label
+    predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
     rows = [
         {
-            "id": entry["example_id"],
-            "labels": [names[number] for number in numbers],
+            "labels": [name for name, holds in zip(names, marks, strict=True) if holds],
             "probabilities": dict(zip(names, values, strict=True)),
         }
-        for entry, numbers, values in zip(entries, predicted, probabilities.tolist(), strict=True)
+        for marks, values in zip(predicted.tolist(), outputs.tolist(), strict=True)
     ]
-    known = [row for row, entry in enumerate(entries) if labels.known(entry)]
-    marks = torch.zeros(len(known), len(names), dtype=torch.bool)
-    for place, row in enumerate(known):
-        marks[place, labels.numbers(entries[row])] = True
-    return Outcome(
-        metrics=classification_metrics(probabilities[known], marks, multi_label=labels.multi_label) if known else {},
-        counts=counts("num_examples", len(entries), "num_labelled", len(known)),
-        predictions=rows,
-    )
+    if not known:
+        return rows, {}
+    marks = torch.stack(labels) if several else one_hot(torch.stack(labels), len(names))
+    return rows, classification_metrics(outputs[known], marks.bool(), multi_label=several)
 
 
 RECIPE = RunConfig(
@@ -106,14 +169,36 @@ RECIPE = RunConfig(
     select_by="accuracy",
 )
 
+NUMBERS_RECIPE = replace(
+    RECIPE,
+    recipe="regression",
+    source="this project, as the recipe classification: for sets of `bridgetower prepare regression`; give a "
+    "pre-trained init",
+    task=RegressionConfig(),
+    model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=1)),
+    select_by="pearson_correlation",
+)
+
 CLASSIFICATION = TaskSpec(
     name="classification",
     config=ClassificationConfig,
     schema=SCHEMA,
     head="classification",
-    examples=_examples,
-    evaluate=_evaluate,
+    examples=_labelled,
+    evaluate=partial(_evaluate, measure=_classes),
     class_names=_class_names,
     fine_tuning=(RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
+)
+
+REGRESSION = TaskSpec(
+    name="regression",
+    config=RegressionConfig,
+    schema=SCHEMA,
+    head="classification",
+    examples=_numbered,
+    evaluate=partial(_evaluate, measure=_numbers),
+    class_names=_class_names,
+    fine_tuning=(NUMBERS_RECIPE,),
+    benchmarks={"regression": RegressionConfig()},
 )

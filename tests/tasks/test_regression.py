@@ -1,0 +1,100 @@
+"""A user's own table with numbers as labels: prepared, trained, measured, used."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import shapes
+from bridgetower.cli import main
+from bridgetower.data.own import prepare_own
+from bridgetower.evaluation.class_metrics import number_metrics
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.predictor import load
+from bridgetower.processor import Processor
+from bridgetower.tasks.benchmarks import evaluate
+from bridgetower.tasks.classification import REGRESSION, ClassificationConfig, RegressionConfig
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import ExampleSource
+from bridgetower.training.run import train
+
+
+def table(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_text("text,label\n" + "".join(f"a thing of {n % 7},{n / 4}\n" for n in range(40)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ratings")
+    prepare_own("regression", table(root / "source" / "ratings.csv"), root / "set", progress=False)
+    return root / "set"
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
+    return shapes.run_config(
+        folder,
+        task=RegressionConfig(),
+        select_by="pearson_correlation",
+        evaluation=RetrievalConfig(),
+        model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, classification=1)),
+        init=str(tiny_checkpoint),
+        max_steps=2,
+        device="cpu",
+    )
+
+
+def test_training_evaluation_and_use(
+    config: RunConfig, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = train(config, tmp_path / "run", progress=False)
+    assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
+    model = load(tmp_path / "run" / "last", device="cpu")
+    outcome = evaluate(model, "regression", [folder], "validation", RetrievalConfig())
+    assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-5)
+    texts = ["a thing of 1", "a thing of 2"]
+    numbers = model.estimate(texts=texts)
+    assert numbers.shape == (2,)
+    assert not torch.equal(numbers[:1], numbers[1:])
+    main(["classify", str(tmp_path / "run" / "last"), "--texts", *texts, "--device", "cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="head of this model predicts a number, not classes; use estimate"):
+        model.classify(texts=texts)
+
+
+def test_a_set_or_a_head_of_the_other_kind(config: RunConfig, tiny_processor: Processor, tmp_path: Path) -> None:
+    source = ExampleSource(
+        data=config.data,
+        splits=("test",),
+        processor=tiny_processor,
+        task=config.task,
+        heads=HeadsConfig(classification=1, multi_label=True),
+        use="test",
+    )
+    with pytest.raises(ValueError, match="regression takes a model whose head has one output"):
+        REGRESSION.examples(source)
+    classes = replace(config, task=ClassificationConfig(), select_by="accuracy")
+    with pytest.raises(
+        ValueError, match=r"has a number per row, .*; choose the task regression, or choose another set"
+    ):
+        train(classes, tmp_path / "classes", progress=False)
+
+
+@pytest.mark.parametrize("label", ["high", "nan", "inf"])
+def test_a_label_that_is_no_number(tmp_path: Path, label: str) -> None:
+    (tmp_path / "x.csv").write_text(f"text,label\na,1\nb,{label}\n")
+    with pytest.raises(ValueError, match=f"label '{label}' is no number"):
+        prepare_own("regression", tmp_path / "x.csv", tmp_path / "set", progress=False)
+
+
+def test_metrics() -> None:
+    found = number_metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 3.5]))
+    assert found["mean_absolute_error"] == pytest.approx(0.5)
+    assert found["spearman_correlation"] == pytest.approx(1.0)
+    assert found["pearson_correlation"] == pytest.approx(0.866, abs=1e-3)
