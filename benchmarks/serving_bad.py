@@ -442,17 +442,20 @@ async def odd_filters(connection: Connection, choice: random.Random) -> Reply | 
     return reply
 
 
-def _many_scans() -> bytes:
+def _many_scans(side: int, count: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(stream, "JPEG", progressive=True)
+    Image.new("RGB", (side, side), "red").save(stream, "JPEG", progressive=True)
     content = stream.getvalue()
     last = content[content.rindex(b"\xff\xda") : -2]
-    return content[:-2] + 500 * last + content[-2:]
+    return content[:-2] + count * last + content[-2:]
+
+
+_SCANS = [_many_scans(64, 500), _many_scans(1990, 60)]
 
 
 async def many_scans(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends a JPEG of many scans, each of which takes the time of an image."""
-    body = {"input": data_uri(_many_scans()), "modality": "image"}
+    body = {"input": data_uri(choice.choice(_SCANS)), "modality": "image"}
     return expect(await connection.send(request_bytes("/v1/embeddings", body)), 400)
 
 

@@ -5,14 +5,14 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, features
 
 from bridgetower.processor import Processor, ProcessorConfig, avif, open_image
 from bridgetower.processor.images import open_reduced
@@ -320,6 +320,38 @@ def test_a_jpeg_has_at_most_a_hundred_scans(photo: Photo) -> None:
             open_image(content)
     with pytest.raises(ValueError, match="damaged"):
         open_image(_jpeg_in_tiff(many, image.size))
+
+
+def test_large_jpegs_have_fewer_scans(photo: Photo) -> None:
+    """Twenty at the limit of pixels, also in a TIFF, in each of its strips."""
+    image = photo(40, 32)
+    wrapped: list[Callable[[bytes], bytes]] = [lambda jpeg: jpeg, lambda jpeg: _jpeg_in_tiff(jpeg, image.size)]
+    for wrap in wrapped:
+        for count, max_pixels in ((20, 1280), (40, 2560)):
+            allowed = open_image(wrap(_many_scans(image, count)), max_pixels=max_pixels)
+            assert allowed.size == image.size
+            with pytest.raises(ValueError, match=f"more than {count} scans, .*; save it with fewer"):
+                open_image(wrap(_many_scans(image, count + 1)), max_pixels=max_pixels)
+
+
+def test_strips_of_a_tiff_are_jpegs_of_their_own(photo: Photo) -> None:
+    image = photo(160, 1000)
+    content = _bytes(image, "TIFF", compression="jpeg", strip_size=8 * 3 * 160)
+    tiff = Image.open(io.BytesIO(content))
+    assert isinstance(tiff, TiffImagePlugin.TiffImageFile)
+    starts = tiff.tag_v2[273]
+    assert len(starts) == content.count(b"\xff\xda") == 125
+    assert open_image(content).size == image.size
+
+    def moved(offsets: Iterable[int]) -> bytes:
+        return content.replace(struct.pack("<125I", *starts), struct.pack("<125I", *offsets)) + bytes(10**5)
+
+    assert open_image(moved(starts)).size == image.size
+    with pytest.raises(ValueError, match="overlap"):
+        open_image(moved(range(len(content), len(content) + 125)))
+    twice = _jpeg_in_tiff(_bytes(image, "JPEG"), image.size).replace(struct.pack("<H", 278), struct.pack("<H", 273))
+    with pytest.raises(ValueError, match="TIFF tag 273 is there twice"):
+        open_image(twice)
 
 
 def test_what_looks_like_a_scan_elsewhere_in_a_jpeg_is_none(photo: Photo) -> None:

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import struct
+from collections.abc import Collection
 from typing import Any
 
 from PIL import (
@@ -51,12 +52,14 @@ _TIFF_VALUES = 2**18  # strips or tiles of an image; each takes a hundredfold in
 _TIFF_BYTES, _TIFF_SIZES = (1, 2, 7), {3: "H", 4: "L"}  # types of values
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _TIFF_LAYERS = 6  # channels that Pillow takes
+_TIFF_OFFSETS = (273, 324)  # where strips and tiles begin
 _JPEG_SCANS = 100  # of one image; files have about ten, and each goes over the whole image however short it is
+_JPEG_SCANS_OF_LARGEST = 20
 _PNG_COMPRESSED = 32  # compressed texts and profiles; each may take 1 MiB
 
 # Of those that end a scan; all others libjpeg skips, or gives up at.
-_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
-_SOS, _EOI = b"\xda", b"\xd9"
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+_SOS, _ENDS = b"\xda", (b"\xd8", b"\xd9")
 
 _XMP_ORIENTATION = r'tiff:Orientation(="|>)([0-9])'
 
@@ -86,8 +89,10 @@ def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     _check_pixels(*image.size, max_pixels)
     if isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0][0] == "bmp_rle":
         raise ValueError("run-length encoded BMP, which takes any amount of memory; save it as PNG")
+    if isinstance(image, _Jpeg):
+        _check_scans(content, [0], image.width * image.height, max_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_tiff(image)
+        _check_tiff(image, content, max_pixels)
     if isinstance(image.fp, _Limited):
         image.fp.decode()
     return image
@@ -96,7 +101,6 @@ def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
 def _opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     match _format(content):
         case "JPEG":
-            _check_scans(content)
             return _Jpeg(_Limited(content))
         case "PNG":
             _check_png(content, max_pixels)
@@ -185,18 +189,33 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _check_scans(content: bytes) -> None:
-    """Counts the scans of a JPEG up to its end, by the same markers as libjpeg."""
-    if content.count(b"\xff" + _SOS) <= _JPEG_SCANS:
+def _check_scans(content: bytes, starts: Collection[int], pixels: int, max_pixels: int) -> None:
+    """Counts the scans of each JPEG in a file up to its end, by the same markers as libjpeg.
+
+    Args:
+        content: The file.
+        starts: Where each JPEG begins.
+        pixels: Of all of them together.
+        max_pixels: Largest image.
+    """
+    most = min(_JPEG_SCANS, _JPEG_SCANS_OF_LARGEST * max_pixels // max(1, pixels))
+    if content.count(b"\xff" + _SOS) <= most:
         return
-    scans = 0
-    found = _JPEG_MARKER.search(content)
-    while found and found[1] != _EOI:
-        scans += found[1] == _SOS
-        if scans > _JPEG_SCANS:
-            raise ValueError(f"it has more than {_JPEG_SCANS} scans, each of which takes the time of an image")
-        length = int.from_bytes(content[found.end() : found.end() + 2])
-        found = _JPEG_MARKER.search(content, found.end() + length)
+    searched = 0
+    for start in starts:
+        scans = 0
+        found = _JPEG_MARKER.search(content, start + 2)
+        while found and found[1] not in _ENDS:
+            scans += found[1] == _SOS
+            if scans > most:
+                raise ValueError(
+                    f"it has more than {most} scans, each of which takes the time of an image; save it with fewer"
+                )
+            length = int.from_bytes(content[found.end() : found.end() + 2])
+            found = _JPEG_MARKER.search(content, found.end() + length)
+        searched += (found.end() if found else len(content)) - start
+        if searched > 2 * len(content):
+            raise ValueError("its strips or tiles overlap")
 
 
 def _check_png(content: bytes, max_pixels: int) -> None:
@@ -240,7 +259,7 @@ def _check_tiff_values(content: bytes, max_pixels: int) -> None:
     """Checks what the tags promise: Pillow makes a list of each, and buffers are as large as the tiles."""
     order, wide = "<" if content.startswith(b"II") else ">", content[2] == ord("+")
     word, entry = ("Q", struct.Struct(f"{order}HHQ8x")) if wide else ("L", struct.Struct(f"{order}HHL4x"))
-    tile = {_TIFF_TILE_WIDTH: 1, _TIFF_TILE_LENGTH: 1}
+    tile, tags = {_TIFF_TILE_WIDTH: 1, _TIFF_TILE_LENGTH: 1}, set[int]()
     try:
         (start,) = struct.unpack_from(order + word, content, 8 if wide else 4)
         (count,) = struct.unpack_from(order + ("Q" if wide else "H"), content, start)
@@ -249,6 +268,9 @@ def _check_tiff_values(content: bytes, max_pixels: int) -> None:
             tag, kind, values = entry.unpack_from(content, position)
             if kind not in _TIFF_BYTES and values > _TIFF_VALUES:
                 raise ValueError(f"TIFF tag {tag} has {values} values; expected at most {_TIFF_VALUES}")
+            if tag in _TIFF_OFFSETS and tag in tags:
+                raise ValueError(f"TIFF tag {tag} is there twice")
+            tags.add(tag)
             if tag in tile:
                 if kind not in _TIFF_SIZES:
                     raise ValueError(f"the size of the tiles of a TIFF is of type {kind}; expected 3 or 4")
@@ -260,13 +282,17 @@ def _check_tiff_values(content: bytes, max_pixels: int) -> None:
     _check_pixels(tile[_TIFF_TILE_WIDTH], tile[_TIFF_TILE_LENGTH], max_pixels)
 
 
-def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, content: bytes, max_pixels: int) -> None:
     if image.info["compression"] not in _TIFF_COMPRESSIONS:
         raise ValueError(f"TIFF with compression {image.info['compression']}; expected one of {_TIFF_COMPRESSIONS}")
     areas = (tile[1] or (0, 0, *image.size) for tile in image.tile)
     decoded = sum((right - left) * (lower - upper) for left, upper, right, lower in areas)
     if decoded > _TIFF_LAYERS * image.width * image.height:
         raise ValueError("its strips or tiles overlap")
+    if image.info["compression"] == "jpeg":
+        starts = [start for tag in _TIFF_OFFSETS for start in image.tag_v2.get(tag, ()) if isinstance(start, int)]
+        tile_pixels = image.tag_v2.get(_TIFF_TILE_WIDTH, 0) * image.tag_v2.get(_TIFF_TILE_LENGTH, 0)
+        _check_scans(content, set(starts), max(decoded, tile_pixels * len(starts)), max_pixels)
 
 
 class _Limited(io.BytesIO):
