@@ -335,7 +335,7 @@ def test_large_jpegs_have_fewer_scans(photo: Photo) -> None:
 
 
 def test_strips_of_a_tiff_are_jpegs_of_their_own(photo: Photo) -> None:
-    image = photo(160, 1000)
+    image = photo(1000, 160)
     content = _bytes(image, "TIFF", compression="jpeg", strip_size=8 * 3 * 160)
     tiff = Image.open(io.BytesIO(content))
     assert isinstance(tiff, TiffImagePlugin.TiffImageFile)
