@@ -91,9 +91,10 @@ class RunConfig:
             that the run does not name are left behind.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
         init_vision: Published weights for the image tower of a new model: CLIP, ViT or DeiT in a file, a folder or by
-            hub id. They decide the tower's architecture; position embeddings are resized to the image size.
-        init_text: Published weights for its text tower, with their tokenizer: RoBERTa or BERT in a folder or by
-            hub id. They decide the tower's architecture except dropout.
+            hub id, or any vision transformer of timm, `timm:NAME`. They decide the tower's architecture; position
+            embeddings are resized to the image size.
+        init_text: Published weights for its text tower, with their tokenizer: an encoder of transformers in a folder
+            or by hub id. They decide the tower's architecture except dropout.
         image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
         tokenizer: Folder or file with a tokenizer for a new model; None takes that of `init_text`, or trains byte-level
             BPE on the training captions.
