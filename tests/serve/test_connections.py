@@ -174,6 +174,24 @@ class TestTooMany:
                     connection.sendall(GET)
                     assert answer(connection)[0] == 200
 
+    def test_those_that_read_nothing_give_way(self, patient: Running) -> None:
+        def count_stalled() -> int:
+            return sum(one.flow.write_paused for one in _connections(patient))
+
+        until(lambda: not _connections(patient))
+        with connections(patient, MOST) as stalled:
+            for number, connection in enumerate(stalled, start=1):
+                connection.sendall(GET.replace(b"/health", b"/openapi.json") * 400)
+                until(lambda number=number: count_stalled() == number)  # type: ignore[misc]
+            for _ in range(3):
+                with connections(patient, 1) as (one,):
+                    one.sendall(GET)
+                    assert answer(one)[0] == 200
+                    assert count_stalled() == MOST - 1
+                until(lambda: len(_connections(patient)) == MOST - 1)
+            stalled[0].settimeout(60)
+            everything(stalled[0])
+
     def test_requests_in_progress_stay(self, patient: Running) -> None:
         body = b'{"input": "a"}'
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -131,16 +131,18 @@ class Waiting:
     """Limits and idle connections of a server.
 
     Attributes:
-        most: Connections; of more, an idle one is closed.
+        most: Connections; of more, an idle one is closed, or one whose client does not read.
         seconds: For the headers of a request, and for reading on after an early response.
         stalled: Seconds after which a client that reads nothing of its response is disconnected.
         idle: Connections without a request, the one that has been idle for longest first.
+        unread: Connections whose clients do not read, the one that has stalled for longest first.
     """
 
     most: int
     seconds: float
     stalled: float
     idle: dict[Connection, None] = field(default_factory=dict)
+    unread: dict[Connection, None] = field(default_factory=dict)
 
 
 class _Parser(h11.Connection):
@@ -192,15 +194,11 @@ class Connection(H11Protocol):
         self.app = self._abortable(self.app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Counts the connection as idle; closes an idle one if there are too many."""
+        """Counts the connection as idle; closes one that is idle or stalls if there are too many."""
         super().connection_made(transport)
         self._look()
         if len(self.connections) > self._waiting.most:
-            idle = self._waiting.idle
-            silent = next(one for one in idle if one.cycle is None)
-            longest = next(iter(idle)) if silent is self else silent
-            longest._end(ApiError(503, "too many connections; try again in a second", headers={"Retry-After": "1"}))
-            longest._close()
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         """Takes a part of a request; what follows an error is discarded."""
@@ -217,6 +215,7 @@ class Connection(H11Protocol):
         """Cancels all timers."""
         super().connection_lost(exc)
         self._waiting.idle.pop(self, None)
+        self._waiting.unread.pop(self, None)
         for timer in (self._late, self._stalled):
             if timer is not None:
                 timer.cancel()
@@ -224,11 +223,13 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Starts the timer for a client that does not read."""
         super().pause_writing()
+        self._waiting.unread[self] = None
         self._stalled = self.loop.call_later(self._waiting.stalled, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stops that timer."""
         super().resume_writing()
+        self._waiting.unread.pop(self, None)
         if self._stalled is not None:
             self._stalled.cancel()
 
@@ -240,6 +241,19 @@ class Connection(H11Protocol):
         """Responds to what is not valid HTTP."""
         message = "the request is not valid HTTP, or has too many headers or chunks; expected HTTP/1.1"
         self._refuse(ApiError(400, message, code="invalid_http"))
+
+    def _make_room(self) -> None:
+        """Closes a connection: a silent one, or else an idle one, or else one that stalls, or else this new one."""
+        idle, unread = self._waiting.idle, self._waiting.unread
+        silent = next(one for one in idle if one.cycle is None)
+        longest = next(iter(idle)) if silent is self else silent
+        if longest is self and unread:
+            stalled = next(iter(unread))
+            del unread[stalled]
+            stalled.transport.abort()
+            return
+        longest._end(ApiError(503, "too many connections; try again in a second", headers={"Retry-After": "1"}))
+        longest._close()
 
     def _abortable(self, app: Any) -> ASGIApp:
         """Gives an application a way to close the connection at once."""
