@@ -152,3 +152,32 @@ def test_texts_that_are_too_long() -> None:
     ids = torch.full((1, config.max_length + 1), 5)
     with pytest.raises(ValueError, match=f"text of {config.max_length + 1} tokens; the position table holds"):
         TransformersTower(config)(ids, None, (1,))
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (tiny.CONFIG, ("vision.layers.3.", "text.layers.2.")),
+        (both("siglip", "modernbert"), ("vision.model.blocks.", "text.model.layers.")),
+    ],
+)
+def test_only_top_layers_train(config: ModelConfig, names: tuple[str, str]) -> None:
+    model = tiny.build(config)
+    model.train_top_layers(1)
+    model(tiny.images(3, size=config.vision.image_size), IDS, MASK).pooled.square().sum().backward()
+    for part, start in zip(("vision.", "text."), names, strict=True):
+        layers = {
+            layer_of(name)
+            for name, value in model.named_parameters()
+            if value.grad is not None and name.startswith(part)
+        }
+        depth = getattr(config, part[:-1]).num_layers
+        assert layers == {f"{start.removesuffix(f'{depth - 1}.')}{depth - 1}"}
+    with pytest.raises(ValueError, match="9 layers to train, but"):
+        model.train_top_layers(9)
+
+
+def layer_of(name: str) -> str:
+    """The name of a layer, up to its number."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 + next(place for place, part in enumerate(parts) if part.isdigit())])

@@ -102,6 +102,24 @@ class BridgeTower(nn.Module):
         self.text.set_activation_checkpointing("text" in parts)
         self.fusion.checkpoint_activations = "fusion" in parts
 
+    def train_top_layers(self, count: int) -> None:
+        """Freezes the towers but for the top layers of those that are read; embeddings and norms around are frozen too.
+
+        Args:
+            count: Layers of each tower that train.
+
+        Raises:
+            ValueError: A tower has fewer, or its layers cannot be trained apart.
+        """
+        for tower, read in ((self.vision, self.config.vision_layers), (self.text, self.config.text_layers)):
+            if count > read[-1]:
+                raise ValueError(
+                    f"{count} layers to train, but {read[-1]} layers of a tower are read; train all instead"
+                )
+            tower.requires_grad_(False)
+            for layer in tower.stacked_layers()[read[-1] - count : read[-1]]:
+                layer.requires_grad_(True)
+
     @property
     def device(self) -> torch.device:
         """Where its parameters are."""

@@ -65,7 +65,7 @@ class TimmTower(VisionTower):
         vector: Tensor = self.model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
         return vector
 
-    def blocks(self) -> list[nn.Module]:
+    def stacked_layers(self) -> list[nn.Module]:
         """Returns the layers, first to last."""
         return list(self.model.blocks)  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ class TransformersTower(TextTower):
         hidden = [output.hidden_states[layer] for layer in layers]
         return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
-    def blocks(self) -> list[nn.Module]:
+    def stacked_layers(self) -> list[nn.Module]:
         """Returns the layers, first to last.
 
         Raises:

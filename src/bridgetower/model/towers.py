@@ -23,6 +23,14 @@ class Tower(nn.Module, ABC):
 
     checkpoint_activations = False
 
+    def stacked_layers(self) -> list[nn.Module]:
+        """Returns the layers, first to last; a tower of one's own needs this for `train_top` only.
+
+        Raises:
+            ValueError: They cannot be trained apart.
+        """
+        raise ValueError(f"{type(self).__name__} does not list its layers, so that some cannot be trained apart")
+
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Chooses whether layers keep only their inputs in training."""
         self.checkpoint_activations = enabled
@@ -125,6 +133,10 @@ class VisionTransformer(VisionTower):
         resized = resize_position_embedding(position.float(), (side, side), self.config.num_prefix_tokens)
         return {**tensors, "position_embedding": resized.to(position.dtype)}
 
+    def stacked_layers(self) -> list[nn.Module]:
+        """Returns the layers, first to last."""
+        return list(self.layers)
+
     def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
         """Returns embeddings of the prefix tokens and the patches with positions added."""
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
@@ -204,6 +216,10 @@ class TextTransformer(TextTower):
             hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return last(hidden, mask, num_queries=1)[:, 0]
+
+    def stacked_layers(self) -> list[nn.Module]:
+        """Returns the layers, first to last."""
+        return list(self.layers)
 
     def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""

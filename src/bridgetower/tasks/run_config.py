@@ -110,6 +110,7 @@ class RunConfig:
             less memory, the same numbers.
         freeze_towers: Train the fusion encoder and the heads only, on cached hidden states of every image and text.
             It is computed once and kept in the run's folder.
+        train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all.
         frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
         align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
@@ -142,6 +143,7 @@ class RunConfig:
     contrast_over: ContrastOver = "micro-batch"
     checkpoint_activations: tuple[Part, ...] = ()
     freeze_towers: bool = False
+    train_top: int | None = None
     frozen_views: int = 1
     align_first: int = 0
     max_steps: int | None = None
@@ -208,6 +210,8 @@ class RunConfig:
             raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
 
     def _check_frozen(self) -> None:
+        if self.train_top is not None and (self.train_top < 1 or self.freeze_towers):
+            raise ValueError(f"train_top is {self.train_top}; expected at least 1, and none with freeze_towers")
         if self.frozen_views > 1 and not self.freeze_towers:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
         if self.align_first and not self.freeze_towers:

@@ -106,6 +106,8 @@ def _train(
     model = checkpoint.model().train().to(fabric.device)
     optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
+    if config.train_top is not None:
+        model.train_top_layers(config.train_top)
     checkpoint = replace(checkpoint, tensors={})
     setup = build_task(config, checkpoint, model, spec)
     if config.freeze_towers:
