@@ -28,8 +28,8 @@ from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.predictor import load
 from bridgetower.tasks.grounding import judge
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
 
 ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {

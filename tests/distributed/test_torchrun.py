@@ -18,7 +18,7 @@ import asked
 import kills
 import shapes
 from bridgetower import cli
-from bridgetower.training.logs import read_metrics
+from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.run import STATE, read_run, train
 from folders import same_weights
 from shapes import train_command

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bridgetower.training.run  # noqa: F401 - what the attempts will need
 from bridgetower import cli
-from bridgetower.training.run import CONFIG, STATE
+from bridgetower.tasks.run_folder import CONFIG
+from bridgetower.training.run import STATE
 from kills import before, renamed, send, within
 from shapes import train_command
 

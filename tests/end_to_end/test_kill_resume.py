@@ -12,7 +12,7 @@ import pytest
 import torch
 from killing import MAX_STEPS, NUM_KILLS, leftovers
 
-from bridgetower.training.logs import METRICS
+from bridgetower.tasks.run_folder import METRICS
 from bridgetower.training.run import STATE, read_run
 from folders import same_weights
 

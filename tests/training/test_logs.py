@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import shapes
-from bridgetower.training.logs import METRICS, RunLog, read_metrics
+from bridgetower.tasks.run_folder import METRICS, read_metrics
+from bridgetower.training.logs import RunLog
 
 
 def open_log(out: Path, first_step: int = 0, *, enabled: bool = True, log_every: int = 1) -> RunLog:

@@ -20,7 +20,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
-from bridgetower.training.logs import read_metrics
+from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.loop import Interrupted, fit, make_fabric
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import FILE

@@ -16,7 +16,7 @@ import torch
 
 from bridgetower.files import locked
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.tasks.run_folder import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.parallel import LostProcessError, train_all
 from bridgetower.training.run import STATE, train

@@ -24,8 +24,8 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.logs import METRICS, read_metrics
-from bridgetower.training.run import CONFIG, STATE, read_run, train
+from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
+from bridgetower.training.run import STATE, read_run, train
 from bridgetower.training.start import starting_checkpoint
 from folders import same_weights
 

@@ -29,7 +29,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "explain": "use",
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},
-    "train and evaluate": {"demo": "runs", "train": "runs", "evaluate": "evaluation", "profile": "models"},
+    "train and evaluate": {
+        "demo": "runs",
+        "train": "runs",
+        "evaluate": "evaluation",
+        "compare": "runs",
+        "profile": "models",
+    },
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},
 }

@@ -78,6 +78,19 @@ def emit_table(title: str, metrics: Mapping[str, float]) -> None:
     Console().print(table)
 
 
+def emit_rows(title: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a table whose cells are texts; the first column is of names."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=one_line(title))
+    for number, name in enumerate(titles):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
     """Writes a line per metric; those that are shares are in per cent."""
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Verbs that run for long: train, demo."""
+"""Commands of runs: train, demo, compare."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import Recipe, recipe_type
-from bridgetower.cli.output import emit, headline
+from bridgetower.cli.output import emit, emit_rows, headline
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
@@ -149,3 +149,43 @@ def demo(
         "index": held_out_index(out),
     }
     emit({name: str(path) for name, path in written.items()} | headline(results.summary()))
+
+
+def compare(
+    runs: Positional[tuple[str, ...]],
+    *,
+    metric: str | None = None,
+    reach: float | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Compare learning curves of finished runs, with differences paired by seed and their 95 % intervals.
+
+    Runs that differ in nothing but the seed are one arm. Each measure is computed for a run and then averaged over the
+    seeds of its arm: the mean of the metric over all evaluations, its last value and, with --reach, the first step at
+    which it is at least that. Differences are those of the first arm from each other, over the seeds that both have.
+    All runs have to be evaluated at the same steps. On a terminal it prints a table, else one line of JSON.
+
+    Example: bridgetower compare BridgeTower=runs/add-1 BridgeTower=runs/add-2 METER=runs/meter-1 METER=runs/meter-2
+
+    Args:
+        runs: Folders of runs, or ARM=FOLDER; without a name, an arm is called by the values of its config.
+        metric: Of the validation split; default: the one by which the first run selects its best checkpoint.
+        reach: A value of the metric, for the number of steps to it.
+        out: Folder for comparison.html, curves.png and comparison.json; default: none are written.
+        json: Print JSON on a terminal too.
+    """
+    for extra in ("train", "plot"):
+        require(extra)
+    from bridgetower.analysis.comparison import Comparison, finished_runs
+
+    named = [("", run) if Path(run).exists() or "=" not in run else tuple(run.split("=", 1)) for run in runs]
+    folders, arms = [Path(folder) for _, folder in named], [arm or None for arm, _ in named]
+    name, found = finished_runs(folders, arms, metric)
+    comparison = Comparison(metric=name, reach=reach, runs=tuple(found))
+    if out is not None:
+        comparison.write(out, " / ".join(comparison.arms))
+    if json or not sys.stdout.isatty():
+        emit(comparison.to_dict())
+    else:
+        emit_rows(f"{name}, validation; * marks an interval without zero", *comparison.rows())

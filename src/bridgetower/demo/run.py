@@ -47,8 +47,8 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.tasks.grounding import Judged, judge
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.logs import read_metrics
 from bridgetower.training.parallel import train_all
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,8 +16,8 @@ from bridgetower.distributed import all_gather
 from bridgetower.files import json_text, write_text, writing
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import METRICS, whole_lines
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -96,21 +95,7 @@ def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
 
 
-def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
-    """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
-    return [entry for _, entry in _whole_lines(run / METRICS) if entry["kind"] == kind]
-
-
 def _forget_after(path: Path, step: int) -> None:
     """Drops what a killed run wrote after the state that it continues from, and a half-written last line."""
     if path.exists():
-        write_text(path, "".join(line + "\n" for line, entry in _whole_lines(path) if entry["step"] <= step))
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields every line with its content, but not the half line with which a killed run ends."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError:
-            continue
+        write_text(path, "".join(line + "\n" for line, entry in whole_lines(path) if entry["step"] <= step))

@@ -17,9 +17,9 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.logs import METRICS, read_metrics
+from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
-from bridgetower.training.run import CONFIG, train
+from bridgetower.training.run import train
 from bridgetower.training.signals import Stop, stop_signals
 
 POLL_SECONDS = 0.5

@@ -12,17 +12,15 @@ from bridgetower.files import differences, intended_name, locked, read_json, rem
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import CONFIG, METRICS
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS, spec_of
 from bridgetower.training.alignment import align_projections
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.logs import METRICS
 from bridgetower.training.loop import Fabric, fit, make_fabric
 from bridgetower.training.setup import TaskSetup, TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
-
-CONFIG = "run.json"
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
@@ -202,4 +200,4 @@ def _context(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, setu
     return TrainContext(**vars(setup), config=config, model=model, save=save, max_steps=max_steps)
 
 
-__all__ = ["CONFIG", "STATE", "read_run", "train"]
+__all__ = ["STATE", "read_run", "train"]
