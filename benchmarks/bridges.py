@@ -1,0 +1,163 @@
+"""Whether bridges help, by depth of the towers and by kind of bridge: python benchmarks/bridges.py depth-6.
+
+Trains each arm of an experiment with each seed to answer questions about generated scenes, everything else as in the
+recipe `scenes-vqa`. Fixed beforehand: 1,200 steps of 64, the scenes (60,000 for training, of seed 21), 500 validation
+questions every 100 steps, and the figure: the mean of the validation score over the learning curve, paired by seed.
+Beside it stand the last score, the steps to a score of 60 and the seconds of a step. Runs that are finished are kept in
+the results file, which a later call, on another machine too, adds to. Prints a table of all runs of the experiment and
+writes its page and drawing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridgetower.analysis.comparison import Comparison, FinishedRun, finished_runs
+from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.toysets.scenes import ScenesConfig
+from bridgetower.distributed import available_cores
+from bridgetower.files import read_json, write_json
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.presets import meter, meter_with_norms
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
+from bridgetower.training.parallel import train_all
+
+REACH, METRIC, STEPS, EVERY = 60.0, "vqa_score", 1_200, 100
+NUM_TRAIN, NUM_VALIDATION, SCENES_SEED = 60_000, 500, 21
+TEXT_LAYERS = {2: 2, 4: 3, 6: 4, 8: 6}
+FUSION_LAYERS = {2: 2, 4: 2, 6: 3, 8: 4}
+Change = Callable[[ModelConfig], ModelConfig]
+
+
+def model(depth: int) -> ModelConfig:
+    """The model of the recipe with deeper towers: image layers `depth`, text and fusion layers in proportion."""
+    layers = {"vision": depth, "text": TEXT_LAYERS[depth], "fusion": FUSION_LAYERS[depth]}
+    return RECIPES["scenes-vqa"].model.override({f"{part}.num_layers": number for part, number in layers.items()})
+
+
+def fusion(**values: object) -> Change:
+    """A change of the fusion encoder."""
+    return lambda config: config.override({f"fusion.{name}": value for name, value in values.items()})
+
+
+BASELINES: Mapping[str, Change] = {
+    "BridgeTower": lambda config: config,
+    "METER": meter,
+    "METER with LayerNorms": meter_with_norms,
+}
+# Experiment → depth of the image tower, and the arms; the first is compared with each other one.
+EXPERIMENTS: Mapping[str, tuple[int, Mapping[str, Change]]] = {
+    **{f"depth-{depth}": (depth, BASELINES) for depth in TEXT_LAYERS},
+    "kinds": (
+        6,
+        {
+            "add": fusion(bridge="add"),
+            **{
+                kind: fusion(bridge=kind)
+                for kind in (
+                    *("scaled_add", "interpolate", "gated", "concatenate", "norm"),
+                    *("static_manager", "adaptive_manager"),
+                )
+            },
+        },
+    ),
+    "layers": (
+        6,
+        {
+            "top": fusion(vision_layers=(4, 5, 6), text_layers=(2, 3, 4)),
+            "spread": fusion(vision_layers=(2, 4, 6), text_layers=(1, 2, 4)),
+            "lowest": fusion(vision_layers=(1, 2, 3), text_layers=(1, 2, 3)),
+        },
+    ),
+    "fusion-layers": (6, {f"{number} layers": fusion(num_layers=number) for number in (3, 1, 2, 4)}),
+    "projections": (6, {"shared": fusion(), "separate": fusion(separate_projections=True)}),
+}
+
+
+def config(experiment: str, arm: str, seed: int, given: argparse.Namespace) -> RunConfig:
+    """One run; those of one seed differ in the model alone."""
+    depth, arms = EXPERIMENTS[experiment]
+    recipe = RECIPES["scenes-vqa"]
+    return replace(
+        recipe,
+        model=arms[arm](model(depth)),
+        data=replace(recipe.data, folders=(str(given.work / "data"),)),
+        max_steps=given.steps,
+        evaluate_every=given.every,
+        checkpoint_every=given.steps,
+        seed=seed,
+    )
+
+
+def stored(results: Path) -> dict[str, Any]:
+    """Finished runs: model and seed → arm-independent key, curve and seconds of a step."""
+    return read_json(results) if results.exists() else {}
+
+
+def key(run: RunConfig) -> str:
+    """What identifies a run in the results: all of the model that experiments change, the steps and the seed."""
+    part = run.model.fusion
+    layers = (run.model.vision_layers, run.model.text_layers)
+    depths = (run.model.vision.num_layers, run.model.text.num_layers, part.num_layers)
+    choices = (part.bridge, part.input_norm, part.separate_projections)
+    return f"{depths} {layers} {choices} {run.max_steps} steps, seed {run.seed}"
+
+
+def compared(experiment: str, runs: Mapping[tuple[str, int], RunConfig], results: Mapping[str, Any]) -> Comparison:
+    """The finished runs of an experiment."""
+    found = []
+    for (arm, seed), run in runs.items():
+        entry = results[key(run)]
+        curve = {int(step): value for step, value in entry["curve"].items()}
+        found.append(FinishedRun(arm=arm, seed=seed, curve=curve, seconds_per_step=entry["seconds_per_step"]))
+    return Comparison(metric=METRIC, reach=REACH, runs=tuple(found))
+
+
+def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Namespace) -> None:
+    """Trains what the results lack, as many runs at a time as there are cores, and adds each group that is finished."""
+    missing = {key(run): run for run in runs.values() if key(run) not in stored(given.results)}
+    if missing:
+        counts = {"num_train": given.num_train, "num_validation": given.num_validation, "num_test": 1}
+        prepare_toyset("scenes", given.work / "data", ScenesConfig(kind="vqa", side=60, seed=SCENES_SEED, **counts))
+    names = list(missing)
+    for start in range(0, len(names), available_cores()):
+        group = names[start : start + available_cores()]
+        folders = {name: given.work / "runs" / name.translate(str.maketrans(" ,()", "____")) for name in group}
+        train_all({folders[name]: missing[name] for name in group})
+        _, done = finished_runs(list(folders.values()), group, METRIC)
+        entries = {run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step} for run in done}
+        write_json(given.results, stored(given.results) | entries)
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages")
+    parser.add_argument("--results", type=Path, default=Path("docs/bridges.json"), help="finished runs; added to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--every", type=int, default=EVERY, help="steps between evaluations")
+    parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training scenes")
+    parser.add_argument("--num-validation", type=int, default=NUM_VALIDATION, help="validation questions")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains what is missing, compares, draws and prints."""
+    given = parsed()
+    arms = EXPERIMENTS[given.experiment][1]
+    runs = {(arm, seed): config(given.experiment, arm, seed, given) for seed in given.seeds for arm in arms}
+    train_missing(runs, given)
+    comparison = compared(given.experiment, runs, stored(given.results))
+    comparison.write(given.work / given.experiment, f"Scenes, {given.experiment}")
+    print(comparison.markdown())
+
+
+if __name__ == "__main__":
+    main()
