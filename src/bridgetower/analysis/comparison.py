@@ -196,7 +196,16 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
             curves = [run.curve for run in comparison.arm_runs(arm)]
             steps = sorted(curves[0])
             values = [[curve[step] for curve in curves] for step in steps]
-            axes.plot(steps, [sum(each) / len(each) for each in values], line, color=ink, linewidth=2, label=arm)
+            axes.plot(
+                steps,
+                [sum(each) / len(each) for each in values],
+                line,
+                color=ink,
+                linewidth=2,
+                marker="o",
+                markersize=4,
+                label=arm,
+            )
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
         for name, value in (floors or {}).items():
             axes.axhline(value, color="#555555", linestyle=":", label=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from inspect import isabstract
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -30,6 +31,8 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; expected names and values")
+    if isabstract(cls):
+        raise ValueError(f"{where} is {values!r}; expected a built {cls.__name__}")
     types = get_type_hints(cls)
     unknown = sorted(set(values) - set(types))
     if unknown:
