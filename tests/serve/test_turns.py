@@ -10,16 +10,27 @@ import pytest
 from bridgetower.serve.queues import Turns
 
 
-def test_every_request_has_its_turn() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({}, ["a0", "b0", "c0", "a1", "c1", "a2", "a3", "a4"]),
+        ({"c": 2.5}, ["a0", "b0", "c0", "a1", "a2", "c1", "a3", "a4"]),
+        ({"a": 9.0}, ["a0", "b0", "c0", "c1", "a1", "a2", "a3", "a4"]),
+    ],
+)
+def test_every_request_has_the_same_time(seconds: dict[str, float], expected: list[str]) -> None:
     done: list[str] = []
     gate = threading.Event()
+
+    def now() -> float:
+        return sum(seconds.get(name[0], 1.0) for name in done)
 
     async def ask(turns: Turns, *names: str) -> None:
         with turns.turn() as turn:
             await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
 
     async def ask_all() -> None:
-        turns = Turns(1, "test")
+        turns = Turns(1, "test", now)
         with turns.turn() as turn:
             first = asyncio.ensure_future(turns.run(turn, gate.wait))
             await asyncio.sleep(0)
@@ -31,7 +42,7 @@ def test_every_request_has_its_turn() -> None:
             await asyncio.gather(first, *asking)
 
     asyncio.run(ask_all())
-    assert done == ["a0", "b0", "c0", "a1", "c1", "a2", "a3", "a4"]
+    assert done == expected
 
 
 def test_what_nobody_waits_for_is_not_done() -> None:

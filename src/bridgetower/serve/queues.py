@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Generic, TypeVar
 
@@ -182,38 +183,51 @@ class Batcher(Generic[_Item, _Result]):
         self._observe(size, seconds)
 
 
-Turn = deque[tuple["Future[Any]", Callable[[], Any]]]
-"""Work of one request that is not yet begun."""
+@dataclass(eq=False)
+class Turn:
+    """Work of one request.
+
+    Attributes:
+        work: What is not yet begun.
+        spent: Seconds of its work, that in progress as long as the last; at least those of others when it came.
+        last: Seconds of the piece that was finished last.
+    """
+
+    work: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
+    spent: float = 0.0
+    last: float = 0.0
 
 
 class Turns:
-    """Threads that do a piece of work of each request in turn, so that one with many does not delay the others.
+    """Threads that work for the request with the least time so far, so that a long one does not delay the others.
 
     Work in a library, such as decoding an image, cannot be ended. So the threads do not keep the process from ending.
     """
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
         """Starts no thread yet.
 
         Args:
             count: Most threads.
             name: That they begin with.
+            clock: Seconds that a thread has worked.
         """
-        self._count, self._name, self._started, self._closed = count, name, 0, False
+        self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
         self._changed = Condition()
-        self._waiting: deque[Turn] = deque()  # those with work, the one whose turn is next first
+        self._waiting: list[Turn] = []  # those with work; of those with the same time, the next one first
+        self._reached = 0.0  # `spent` of the turn that was taken last
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
         """Yields the queue of one request; at the end of the block, work that was not begun is dropped."""
-        turn: Turn = deque()
+        turn = Turn()
         try:
             yield turn
         finally:
             with self._changed:
-                if turn:
+                if turn.work:
                     self._waiting.remove(turn)
-                    turn.clear()
+                    turn.work.clear()
 
     async def run(self, turn: Turn, work: Callable[[], _Result]) -> _Result:
         """Returns the result of work in a thread; if it is cancelled before it begins, it is not done."""
@@ -221,9 +235,10 @@ class Turns:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the threads are closed; do the work before")
-            if not turn:
+            if not turn.work:
+                turn.spent = max(turn.spent, self._reached)
                 self._waiting.append(turn)
-            turn.append((future, work))
+            turn.work.append((future, work))
             self._changed.notify()
             if self._started < self._count:
                 self._started += 1
@@ -235,7 +250,7 @@ class Turns:
         with self._changed:
             self._closed = True
             for turn in self._waiting:
-                for future, _ in turn:
+                for future, _ in turn.work:
                     future.cancel()
             self._changed.notify_all()
 
@@ -249,10 +264,14 @@ class Turns:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return False
-            turn = self._waiting.popleft()
-            future, work = turn.popleft()
-            if turn:
+            turn = min(self._waiting, key=lambda waiting: waiting.spent)
+            self._waiting.remove(turn)
+            future, work = turn.work.popleft()
+            if turn.work:
                 self._waiting.append(turn)
+            self._reached, expected = turn.spent, turn.last
+            turn.spent += expected
+        begun = self._clock()
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())
@@ -260,4 +279,7 @@ class Turns:
                 future.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
                 future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+        with self._changed:
+            turn.last = self._clock() - begun
+            turn.spent += turn.last - expected
         return True
