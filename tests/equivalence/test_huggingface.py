@@ -214,7 +214,7 @@ class TestOtherImageSizes:
 
 
 class TestWithPreprocessing:
-    """Real pictures and texts, through transformers' processor and through `predictor.load`."""
+    """Real images and texts, through transformers' processor and through `predictor.load`."""
 
     TEXTS = ("a dog runs on the grass", "two red boats", "a <mask> sleeps")
 
@@ -230,31 +230,31 @@ class TestWithPreprocessing:
         config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
         Processor(config, tokenizer).save_huggingface(folder)
         processor = AutoProcessor.from_pretrained(folder)
-        encoded = processor(cls.pictures(), list(cls.TEXTS), padding=True, return_tensors="pt")
+        encoded = processor(cls.images(), list(cls.TEXTS), padding=True, return_tensors="pt")
         batch = hf.Inputs(encoded["pixel_values"], encoded["input_ids"], encoded["attention_mask"])
         with torch.no_grad():
             return predictor.load(folder, device="cpu"), hf.their_outputs(theirs, batch)
 
     @staticmethod
-    def pictures() -> list[Image.Image]:
+    def images() -> list[Image.Image]:
         shapes = [(50, 70), (32, 32), (60, 41)]
         rng = np.random.default_rng(0)
         return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
 
     def test_predictions(self, loaded: tuple[predictor.Predictor, dict[str, Tensor]]) -> None:
         model, theirs = loaded
-        pictures, texts = self.images(), list(self.TEXTS)
+        images, texts = self.images(), list(self.TEXTS)
         if "pooled" in theirs:
             expected = torch.nn.functional.normalize(theirs["pooled"], dim=-1)
-            assert tiny.off(model.embed_pairs(pictures, texts), expected) < ATOL
+            assert tiny.off(model.embed_pairs(images, texts), expected) < ATOL
         elif "pair" in theirs:
-            assert tiny.off(model.embed_images(pictures), theirs["image"]) < ATOL
+            assert tiny.off(model.embed_images(images), theirs["image"]) < ATOL
             assert tiny.off(model.embed_texts(texts), theirs["text"]) < ATOL
-            assert tiny.off(model.embed_pairs(pictures, texts), theirs["pair"]) < ATOL
+            assert tiny.off(model.embed_pairs(images, texts), theirs["pair"]) < ATOL
         elif theirs["logits"].ndim == 2:
-            assert tiny.off(model.match(pictures, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
+            assert tiny.off(model.match(images, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
         else:
             position = model.processor.texts([texts[2]]).input_ids[0].tolist().index(model.processor.mask_token_id)
             best = theirs["logits"][2, position].softmax(dim=-1).topk(3)
-            (words,) = model.fill_mask(pictures[2], texts[2], top=3)
+            (words,) = model.fill_mask(images[2], texts[2], top=3)
             assert tiny.off(torch.tensor([word.probability for word in words]), best.values) < ATOL
