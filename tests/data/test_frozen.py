@@ -48,7 +48,7 @@ class TestOutputs:
         assert len(outputs) == 3
         assert first[:, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
         assert second[:, :, 0].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
-        assert torch.equal(outputs.last(), second)
+        assert torch.equal(outputs.layers(1)[0], second)
 
     def test_are_put_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
         files = store("texts", [3, 1, 2])

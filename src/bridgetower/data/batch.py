@@ -140,7 +140,7 @@ TOKENS = "tokens"
 class CachedFeatures:
     """Hidden states of a frozen tower for some images or texts, in the place of pixel values or token ids.
 
-    They are read by `layers` and `last` only, so that they cost nothing on the way through a data loader.
+    They are read by `layers` only, so that they cost nothing on the way through a data loader.
     """
 
     def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
@@ -149,13 +149,9 @@ class CachedFeatures:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def layers(self) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states of every bridged layer; shorter rows are filled up with zeros."""
-        return list(_padded(list(self.files.read(TOKENS, self.rows))).unbind(2))
-
-    def last(self) -> Float[Tensor, "b l w"]:
-        """Returns those of the last layer."""
-        return _padded([values[:, -1] for values in self.files.read(TOKENS, self.rows)])
+    def layers(self, top: int = 0) -> list[Float[Tensor, "b l w"]]:
+        """Returns the hidden states of the `top` bridged layers, 0 for all; shorter rows are filled up with zeros."""
+        return list(_padded([values[:, -top:] for values in self.files.read(TOKENS, self.rows)]).unbind(2))
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:

@@ -140,7 +140,10 @@ class BridgeTower(nn.Module):
         """
         layers = self.config.vision_layers
         if outputs == "cls":
-            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+            if self._pools_tokens("image"):
+                return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+            pooled = layers[-self.config.heads.image_pooled_layers :]
+            return Encoded((), self.image_features(self.vision(pixel_values, pooled)))
         return self.project_image(self.vision(pixel_values, layers), token_type)
 
     def encode_text(
@@ -162,7 +165,10 @@ class BridgeTower(nn.Module):
         """
         mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
         if outputs == "cls":
-            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+            if self._pools_tokens("text"):
+                return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+            pooled = layers[-self.config.heads.text_pooled_layers :]
+            return Encoded((), self.text_features(self.text(input_ids, mask, pooled), mask))
         return self.project_text(self.text(input_ids, mask, layers), mask)
 
     def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
@@ -171,7 +177,7 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: There is no such token type.
         """
-        return Encoded(self._projected(hidden, self.image_projections, token_type), self.vision.pooled(hidden[-1]))
+        return Encoded(self._projected(hidden, self.image_projections, token_type), self.image_features(hidden))
 
     def project_text(
         self,
@@ -180,7 +186,27 @@ class BridgeTower(nn.Module):
     ) -> Encoded:
         """Returns the encoding of texts from the bridged hidden states of the text tower."""
         mask = None if attention_mask is None else attention_mask.bool()
-        return Encoded(self._projected(hidden, self.text_projections, TEXT), self.text.pooled(hidden[-1]), mask)
+        return Encoded(self._projected(hidden, self.text_projections, TEXT), self.text_features(hidden, mask), mask)
+
+    def image_features(self, hidden: list[Float[Tensor, "b p v"]]) -> Float[Tensor, "b f"]:
+        """Returns what heads on the image tower read, from the hidden states of its top bridged layers."""
+        heads, prefix = self.config.heads, self.config.vision.num_prefix_tokens
+        vectors = []
+        for layer in hidden[-heads.image_pooled_layers :]:
+            vectors += [self.vision.pooled(layer)] if heads.image_pooling != "mean" else []
+            vectors += [layer[:, prefix:].mean(dim=1)] if heads.image_pooling != "token" else []
+        return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+
+    def text_features(
+        self, hidden: list[Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b f"]:
+        """Returns what heads on the text tower read, from the hidden states of its top bridged layers."""
+        heads = self.config.heads
+        vectors = []
+        for layer in hidden[-heads.text_pooled_layers :]:
+            vectors += [self.text.pooled(layer)] if heads.text_pooling != "mean" else []
+            vectors += [_mean(layer, mask)] if heads.text_pooling != "token" else []
+        return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -260,7 +286,7 @@ class BridgeTower(nn.Module):
         if isinstance(head, FusedItcHead):  # transformers reads the CLS that fusion gets, the official code the tower's
             bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
             return _l2_normalize(head.image(bridged))
-        return _l2_normalize(head.image(image.cls))
+        return _l2_normalize(head.image(head.image_input(image.cls)))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts.
@@ -268,7 +294,8 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The model has no contrastive head.
         """
-        return _l2_normalize(self.contrastive_head().text(text.cls))
+        head = self.contrastive_head()
+        return _l2_normalize(head.text(text.cls if isinstance(head, FusedItcHead) else head.text_input(text.cls)))
 
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Returns L2-normalised embeddings of fused pairs.
@@ -346,6 +373,12 @@ class BridgeTower(nn.Module):
         assert self.itc_head is not None
         return self.itc_head
 
+    def _pools_tokens(self, tower: Literal["image", "text"]) -> bool:
+        """Whether heads on a tower read the global vector of its last bridged layer only."""
+        heads = self.config.heads
+        pooling, layers = getattr(heads, f"{tower}_pooling"), getattr(heads, f"{tower}_pooled_layers")
+        return pooling == "token" and layers == 1
+
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
         return self.training and (self.config.fusion.dropout > 0 or self.config.fusion.first_bridge == 1)
@@ -360,6 +393,14 @@ class BridgeTower(nn.Module):
         return tuple(
             projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
         )
+
+
+def _mean(hidden: Float[Tensor, "b l t"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b t"]:
+    """The mean of all positions but padding."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -17,6 +17,7 @@ BridgeKind = Literal[
 ]
 MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
+Pooling = Literal["token", "mean", "token_and_mean"]
 Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 Part = Literal["vision", "text", "fusion"]
@@ -236,6 +237,13 @@ CLASS_COUNTS = ("vqa", "classification", "image", "text")
 """The fields of `HeadsConfig` that are numbers of classes, whose names a checkpoint has."""
 
 
+POOLING_FIELDS = (
+    *("itc_norm", "itc_dropout"),
+    *("image_pooling", "image_pooled_layers", "text_pooling", "text_pooled_layers"),
+)
+"""The fields of `HeadsConfig` that say what the heads on towers read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
     """Which heads the model carries.
@@ -246,6 +254,14 @@ class HeadsConfig:
         itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *bridged*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
+        itc_norm: LayerNorm on the features that the `tower` kind projects; the official model has none.
+        itc_dropout: Probability, in training only, on the same features.
+        image_pooling: The features of an image for heads on its tower (`itc`, `image`), of each pooled layer: `token`
+            is the tower's own global vector, such as its CLS; `mean` is the mean of the patches; `token_and_mean` has
+            both side by side.
+        image_pooled_layers: How many of the top bridged layers are pooled; their features are side by side.
+        text_pooling: The features of a text likewise; `mean` is that of all tokens but padding.
+        text_pooled_layers: Likewise.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
         rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
         vqa: Number of answers of the question answering head; 0: no head.
@@ -265,6 +281,12 @@ class HeadsConfig:
     itm: bool = True
     itc: ItcKind | None = None
     itc_size: int = 256
+    itc_norm: bool = False
+    itc_dropout: float = 0.0
+    image_pooling: Pooling = "token"
+    image_pooled_layers: int = 1
+    text_pooling: Pooling = "token"
+    text_pooled_layers: int = 1
     mlm_layer_norm_eps: float = 1e-12
     rank: bool = False
     vqa: int = 0
@@ -283,8 +305,20 @@ class HeadsConfig:
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
         classes = dict.fromkeys(CLASS_COUNTS, (0, _CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, _WIDTH), "hidden_scale": (1e-3, 1e3)}
-        check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths)
+        layers = dict.fromkeys(("image_pooled_layers", "text_pooled_layers"), (1, 1_000))
+        check_numbers(self, "heads.", mlm_layer_norm_eps=_EPS, **classes, **widths, **layers)
+        check_choice("heads.image_pooling", self.image_pooling, Pooling)
+        check_choice("heads.text_pooling", self.text_pooling, Pooling)
+        if self.itc == "fused" and self.reads_more_than_tokens:
+            raise ValueError("heads.itc is fused with pooling, itc_norm or itc_dropout; expected the itc kind tower")
+        _check_dropout("heads.itc_dropout", self.itc_dropout)
         _check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
+
+    @property
+    def reads_more_than_tokens(self) -> bool:
+        """Whether heads on towers read something else than the global vector of the last layer, as it is."""
+        plain = HeadsConfig()
+        return any(getattr(self, name) != getattr(plain, name) for name in POOLING_FIELDS)
 
     def predicts_number(self, head: str) -> bool:
         """Whether the single output of a head is a number, not the logit of a class."""
@@ -323,6 +357,25 @@ class ModelConfig:
                     f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {count}, "
                     f"the depth of the {name} tower"
                 )
+        for name, pooled, bridged in (
+            ("image", self.heads.image_pooled_layers, self.vision_layers),
+            ("text", self.heads.text_pooled_layers, self.text_layers),
+        ):
+            if pooled > len(bridged):
+                raise ValueError(
+                    f"heads.{name}_pooled_layers is {pooled}; expected at most {len(bridged)}, the number of bridged "
+                    "layers"
+                )
+
+    @property
+    def image_feature_size(self) -> int:
+        """Width of what heads on the image tower read."""
+        return self.vision.hidden_size * _num_vectors(self.heads.image_pooling) * self.heads.image_pooled_layers
+
+    @property
+    def text_feature_size(self) -> int:
+        """Width of what heads on the text tower read."""
+        return self.text.hidden_size * _num_vectors(self.heads.text_pooling) * self.heads.text_pooled_layers
 
     @property
     def vision_layers(self) -> tuple[int, ...]:
@@ -389,6 +442,10 @@ def check_labels(source: str, labels: Mapping[str, tuple[str, ...]], counts: Map
                 f"{source} has {len(set(names))} different names among {len(names)} for the {counts.get(head, 0)} "
                 f"classes of its {head} head; expected one for each, in the order of the classes"
             )
+
+
+def _num_vectors(pooling: Pooling) -> int:
+    return 2 if pooling == "token_and_mean" else 1
 
 
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:

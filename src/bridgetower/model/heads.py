@@ -70,11 +70,11 @@ class ClassifierHead(nn.Module):
 
 
 class ImageHead(nn.Module):
-    """Linear on the image tower's class token: CIFAR."""
+    """Linear on the image tower's features, its class token by default: CIFAR."""
 
-    def __init__(self, vision_size: int, num_classes: int) -> None:
+    def __init__(self, image_size: int, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(vision_size, num_classes)
+        self.fc = nn.Linear(image_size, num_classes)
 
     def forward(self, cls: Float[Tensor, "b v"]) -> Float[Tensor, "b k"]:
         """Returns logits of the classes."""
@@ -97,13 +97,15 @@ class TextHead(nn.Module):
 
 
 class ItcHead(nn.Module):
-    """Official contrastive head: each tower's last CLS to a shared space, learnable temperature."""
+    """Contrastive head: features of each tower, officially its last CLS, to a shared space; learnable temperature."""
 
     MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # official `compute_itc`, clamped before each loss
 
-    def __init__(self, vision_size: int, text_size: int, itc_size: int) -> None:
+    def __init__(self, image_size: int, text_size: int, itc_size: int, *, norm: bool, dropout: float) -> None:
         super().__init__()
-        self.image = nn.Linear(vision_size, itc_size)
+        self.image_input = _feature_input(image_size, norm, dropout)
+        self.text_input = _feature_input(text_size, norm, dropout)
+        self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
@@ -127,6 +129,11 @@ class FusedItcHead(nn.Module):
     def logit_scale(self) -> Float[Tensor, ""]:
         """Exp of the learned logarithm."""
         return self.log_logit_scale.exp()
+
+
+def _feature_input(size: int, norm: bool, dropout: float) -> nn.Sequential:
+    """What comes before a projection of features; no module at all for the official head."""
+    return nn.Sequential(*[nn.LayerNorm(size)] * norm, *[nn.Dropout(dropout)] * (dropout > 0))
 
 
 HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]
@@ -166,7 +173,8 @@ def chosen_heads(config: HeadsConfig) -> dict[str, object]:
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
     if config.heads.itc == "tower":
-        return ItcHead(config.vision.hidden_size, config.text.hidden_size, config.heads.itc_size)
+        sizes = (config.image_feature_size, config.text_feature_size, config.heads.itc_size)
+        return ItcHead(*sizes, norm=config.heads.itc_norm, dropout=config.heads.itc_dropout)
     return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, config.heads.itc_size)
 
 
@@ -257,12 +265,12 @@ HEADS: dict[str, HeadSpec] = {
         hidden_scale=True,
     ),
     "image": HeadSpec(
-        build=lambda config: ImageHead(config.vision.hidden_size, config.heads.image),
+        build=lambda config: ImageHead(config.image_feature_size, config.heads.image),
         inputs="image_cls",
         recipe="cifar10",
     ),
     "text": HeadSpec(
-        build=lambda config: TextHead(config.text.hidden_size, config.heads.text, config.text.dropout),
+        build=lambda config: TextHead(config.text_feature_size, config.heads.text, config.text.dropout),
         inputs="text_cls",
         recipe="glue-cola",
     ),

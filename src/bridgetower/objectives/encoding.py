@@ -21,8 +21,12 @@ def encode_image(
     if isinstance(images, Tensor):
         return model.encode_image(images.to(model.device), token_type, outputs=outputs)
     if outputs == "cls":
-        return Encoded((), model.vision.pooled(images.last().to(model.device)))
-    return model.project_image([layer.to(model.device) for layer in images.layers()], token_type)
+        return Encoded((), model.image_features(_moved(model, images.layers(model.config.heads.image_pooled_layers))))
+    return model.project_image(_moved(model, images.layers()), token_type)
+
+
+def _moved(model: BridgeTower, layers: list[Tensor]) -> list[Tensor]:
+    return [layer.to(model.device) for layer in layers]
 
 
 def encode_text(
@@ -36,5 +40,8 @@ def encode_text(
     if isinstance(texts, Tensor):
         return model.encode_text(texts.to(model.device), attention_mask, outputs=outputs)
     if outputs == "cls":
-        return Encoded((), model.text.pooled(texts.last().to(model.device)))
-    return model.project_text([layer.to(model.device) for layer in texts.layers()], attention_mask)
+        mask = None if attention_mask is None else attention_mask.to(model.device).bool()
+        return Encoded(
+            (), model.text_features(_moved(model, texts.layers(model.config.heads.text_pooled_layers)), mask)
+        )
+    return model.project_text(_moved(model, texts.layers()), attention_mask)

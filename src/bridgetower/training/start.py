@@ -12,7 +12,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.batch import derive_seed
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, init_weights
-from bridgetower.model.config import HeadsConfig, ModelConfig
+from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
@@ -110,13 +110,15 @@ def _sorted_heads(there: HeadsConfig, chosen: HeadsConfig) -> tuple[list[str], l
 
 
 def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -> HeadsConfig:
-    """The heads that the run asks for; one that is kept keeps its width and epsilon."""
+    """The heads of the run; one that is kept keeps its width, its epsilon and the features that it reads."""
     scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
+    pools = {"itc", "image", "text"} & set(kept)
     return replace(
         chosen,
         hidden_scale=there.hidden_scale if scaled else chosen.hidden_scale,
         itc_size=there.itc_size if "itc" in kept else chosen.itc_size,
         mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else chosen.mlm_layer_norm_eps,
+        **{name: getattr(there if pools else chosen, name) for name in POOLING_FIELDS},
     )
 
 
@@ -135,8 +137,9 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
 
 
 def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
-    """Draws the weights of some heads, whose shapes depend on widths only: the model around them may be shallow."""
-    shallow: dict[str, int | str | None] = {"vision.num_layers": 1, "text.num_layers": 1, "fusion.num_layers": 1}
+    """Draws the weights of some heads, whose shapes depend on widths and pooled layers only, in a shallow model."""
+    depth = max(config.heads.image_pooled_layers, config.heads.text_pooled_layers)
+    shallow: dict[str, int | str | None] = {f"{part}.num_layers": depth for part in ("vision", "text", "fusion")}
     shallow |= {"fusion.vision_layers": None, "fusion.text_layers": None}
     # Towers of libraries have a depth of their own, and heads do not depend on the kind of a tower.
     shallow |= {"vision.architecture": "vit"} if config.vision.settings else {}
