@@ -34,7 +34,7 @@ def test_abuse(tmp_path: Path) -> None:
     assert 0 < minute["mib"] <= found["memory_mib"]["most"]
     kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
     assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
-    assert kinds & {"odd_filters", "many_scans", "stalled", "two_lengths", "not_indexed", "unread"}
+    assert kinds & {"odd_filters", "many_scans", "short_chunks", "stalled", "two_lengths", "not_indexed", "unread"}
 
 
 @pytest.mark.slow
