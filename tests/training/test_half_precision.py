@@ -41,6 +41,7 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
     ),
     "snli-ve": ("snli_ve_head", F.cross_entropy, "labels"),
     "classification": ("classification_head", F.cross_entropy, "labels"),
+    "regression": ("classification_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
     "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),
     "cifar100": ("image_head", F.cross_entropy, "labels"),
     "glue-mnli": ("text_head", F.cross_entropy, "labels"),
@@ -67,8 +68,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dic
         write(folder / name)
     table = asked.write_table(folder / "things", several=False)
     prepare_own("classification", table, folder / "classification", progress=False)
+    ratings = folder / "ratings.csv"
+    ratings.write_text("text,label\n" + "".join(f"a thing of {number % 7},{number / 10}\n" for number in range(40)))
+    prepare_own("regression", ratings, folder / "regression", progress=False)
     return {
-        "classification": folder / "classification",
+        **{name: folder / name for name in ("classification", "regression")},
         **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},
         **dict.fromkeys(("pretraining", "ranking"), tiny_dataset),
         **{name: folder / name for name in ("cifar-10", "cifar-100")},
@@ -85,7 +89,7 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
         task, heads = recipe.task, replace(recipe.model.heads, itc_size=8)
         if heads.vqa:
             heads = replace(heads, vqa=len(asked.ANSWERS))
-        if heads.classification:
+        if heads.classification > 1:
             heads = replace(heads, classification=asked.NUM_CLASSES)
         fusion = replace(shapes.MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
         folder = folders[f"cifar-{task.num_classes}" if isinstance(task, CifarConfig) else task.kind]
