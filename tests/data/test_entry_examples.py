@@ -176,3 +176,13 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Proces
     expected = tiny_processor.pair_ids([("which shade?", "dark"), ("which shade?", "grey")])
     assert batch.input_ids.tolist() == tiny_processor.pad(expected).input_ids.tolist()
     assert batch.labels is None
+
+
+def test_a_label_that_is_no_class(folders: dict[str, Path], tiny_processor: Processor) -> None:
+    data = DataConfig(folders=(str(folders["snli-ve"]),))
+    images = PreparedImages(data, "train", tiny_processor, schema=SCHEMAS["snli-ve"])
+    examples = EntryDataset(images, ClassEncoder(("neutral", "entailment")), labelled=True)
+    first, entry = next(pair for pair in enumerate(examples) if pair[1]["label"] == "contradiction")
+    message = f"statement {entry['statement_id']} has the label 'contradiction'; the model's head has the classes n"
+    with pytest.raises(ValueError, match=message):
+        examples[BatchKey((first,), 0)]

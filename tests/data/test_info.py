@@ -1,11 +1,15 @@
 """`dataset.json`: what is written is what is read, and what is wrong is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bridgetower.data.folder import DatasetInfo, SplitInfo, read_info, split_digests, write_info
+from bridgetower.data.folder import DatasetInfo, SplitInfo, read_info, read_split, split_digests, write_info
+from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.writer import write_split
+from rows import record
 
 
 def description(**changes: object) -> DatasetInfo:
@@ -23,6 +27,15 @@ def description(**changes: object) -> DatasetInfo:
 
 
 class TestInfo:
+    def test_its_kind_is_that_of_the_schema(self, tmp_path: Path) -> None:
+        greys = replace(CAPTIONS, name="greys")  # the same columns and entries
+        write_split(tmp_path / "train.parquet", [record(1)])
+        assert len(read_split(tmp_path, "train", schema=greys)) == 1
+        write_info(tmp_path, description())
+        assert len(read_split(tmp_path, "train")) == 1
+        with pytest.raises(ValueError, match=f"{tmp_path} is a set of kind captions; use a set of kind greys"):
+            read_split(tmp_path, "train", schema=greys)
+
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
         write_info(tmp_path, description())
         assert read_info(tmp_path) == description()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from bridgetower import BridgeTower
+from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.model.bridgetower import init_weights
 from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
@@ -91,6 +91,14 @@ def test_a_checkpoint_names_them(tmp_path: Path) -> None:
 def test_unknown_names(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BridgeTower(CONFIG.override(values), OWN)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("vision_towers", "vit"), ("text_towers", "bert"), ("bridges", "add"), ("heads", "vqa")]
+)
+def test_names_of_the_package_are_refused(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package; expected none of"):
+        Extensions(**{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}})
 
 
 def test_initial_weights_of_a_tower_are_its_own() -> None:

@@ -299,5 +299,5 @@ def test_another_kind_of_set(config: RunConfig, tmp_path: Path) -> None:
     statements, pairs = (asked.write_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
     with pytest.raises(FileNotFoundError, match=r"no classes\.json in .*; give a set that `bridgetower prepare class"):
         train(replace(config, data=replace(config.data, folders=(str(statements),))), tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match="is of a set of kind nlvr2; use a set of kind snli-ve"):
+    with pytest.raises(ValueError, match="is a set of kind nlvr2; use a set of kind snli-ve"):
         asked.examples(pairs, "snli-ve", read_checkpoint(config.init).processor)

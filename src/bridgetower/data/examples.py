@@ -29,7 +29,11 @@ class LabelEncoder(Protocol):
         ...
 
     def tensor(self, entry: Mapping[str, Any]) -> Tensor:
-        """Returns the label of an entry that has one, of the same shape for all of them."""
+        """Returns the label of an entry that has one, of the same shape for all of them.
+
+        Raises:
+            ValueError: It is none that the model can be trained for; `EntryDataset` adds which entry it is.
+        """
         ...
 
 
@@ -38,7 +42,7 @@ class ClassEncoder:
 
     def __init__(self, names: Sequence[str]) -> None:
         """Numbers the classes in the order of their names."""
-        self.names = tuple(names)
+        self._number_of = {name: number for number, name in enumerate(names)}
 
     def known(self, entry: Mapping[str, Any]) -> bool:
         """Whether the entry has a label."""
@@ -46,7 +50,7 @@ class ClassEncoder:
 
     def tensor(self, entry: Mapping[str, Any]) -> Int[Tensor, ""]:
         """Returns the number of the class."""
-        return torch.tensor(self.names.index(entry["label"]))
+        return torch.tensor(_class_number(self._number_of, entry["label"]))
 
 
 class LabelsEncoder:
@@ -66,28 +70,28 @@ class LabelsEncoder:
         """Whether the entry has labels, or none of the classes holds."""
         return bool(entry["labelled"])
 
-    def numbers(self, entry: Mapping[str, Any]) -> list[int]:
-        """Returns the numbers of the classes of an entry.
-
-        Raises:
-            ValueError: It has a label that is no class.
-        """
-        unknown = [name for name in entry["labels"] if name not in self._number_of]
-        if unknown:
-            raise ValueError(
-                f"example {entry['example_id']} has the label {unknown[0]!r}; the model's head has the classes "
-                f"{', '.join(self._number_of)}: use a set of these, or train a new head"
-            )
-        return [self._number_of[name] for name in entry["labels"]]
-
     def tensor(self, entry: Mapping[str, Any]) -> Int[Tensor, ""] | Float[Tensor, " k"]:
         """Returns the number of the class, or 1 for each class that holds and 0 for the others."""
-        numbers = self.numbers(entry)
+        numbers = [_class_number(self._number_of, name) for name in entry["labels"]]
         if not self.multi_label:
             return torch.tensor(numbers[0])
         marks = torch.zeros(len(self._number_of))
         marks[numbers] = 1
         return marks
+
+
+def _class_number(number_of: Mapping[str, int], label: str) -> int:
+    """Returns the number of the class that a label names.
+
+    Raises:
+        ValueError: There is no such class.
+    """
+    if label not in number_of:
+        raise ValueError(
+            f"has the label {label!r}; the model's head has the classes {', '.join(number_of)}: use a set of these, or "
+            "train a new head"
+        )
+    return number_of[label]
 
 
 class NumberEncoder:
@@ -184,7 +188,7 @@ class EntryDataset(Dataset[Batch]):
         """Builds the batch that `key` names; it has labels where all its entries have.
 
         Raises:
-            ValueError: An image cannot be decoded; its id is named.
+            ValueError: An image cannot be decoded, or a label is no class; its id is named.
         """
         generator = torch.Generator().manual_seed(key.seed)
         places = self._places[list(key.examples)].tolist()
@@ -202,9 +206,20 @@ class EntryDataset(Dataset[Batch]):
             seed=key.seed,
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
-            labels=torch.stack([self.encode.tensor(entry) for entry in entries]) if known else None,
+            labels=torch.stack([self.label(entry) for entry in entries]) if known else None,
             **pixels,
         )
+
+    def label(self, entry: Mapping[str, Any]) -> Tensor:
+        """Returns the label of an entry that has one.
+
+        Raises:
+            ValueError: It is no class; the entry is named.
+        """
+        try:
+            return self.encode.tensor(entry)
+        except ValueError as error:
+            raise ValueError(f"{self.schema.noun} {entry[self._id]} {error}") from error
 
     def _kept(self, entry: dict[str, Any]) -> bool:
         return self._keep is None or self._keep(entry)

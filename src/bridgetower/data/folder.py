@@ -103,9 +103,12 @@ def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> Parque
 
     Raises:
         FileNotFoundError: If the folder, the split or one of its files is missing.
-        ValueError: If the split's name is none, a column is missing, or a file is no Parquet.
+        ValueError: If the split's name is none, the set is of another kind, a column is missing, or a file is no
+            Parquet.
     """
     files = split_files(Path(folder), split)
+    if (Path(folder) / INFO_FILE).is_file() and (kind := read_info(folder).kind) != schema.name:
+        raise ValueError(f"{folder} is a set of kind {kind}; use a set of kind {schema.name}")
     for path in files:
         names = read_schema(path).names
         missing = [name for name in schema.columns if name not in names]

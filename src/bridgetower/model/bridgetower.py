@@ -40,12 +40,31 @@ class Extensions:
         text_towers: Each makes a `TextTower`, for `text.architecture`.
         bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
         heads: For `heads.own`.
+
+    Raises:
+        ValueError: A name is that of an entry of the package.
     """
 
     vision_towers: dict[str, Callable[[VisionConfig], VisionTower]] = field(default_factory=dict)
     text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
     bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        tables: dict[str, Collection[str]] = {
+            "vision_towers": VISION_ARCHITECTURES,
+            "text_towers": TEXT_ARCHITECTURES,
+            "bridges": BRIDGES,
+            "heads": HEADS,
+        }
+        for kind, table in tables.items():
+            taken = [name for name in getattr(self, kind) if name in table]
+            if taken:
+                raise ValueError(
+                    f"extensions.{kind} has {taken[0]!r}, a name of the package; expected none of {', '.join(table)}: "
+                    "give it another"
+                )
 
 
 NO_EXTENSIONS = Extensions()

@@ -95,7 +95,7 @@ def _opened(source: ExampleSource, encoder: LabelsEncoder | NumberEncoder) -> En
     examples = EntryDataset(source.images(SCHEMA), encoder, labelled=not test, unique=test)
     for entry in examples:
         if encoder.known(entry):
-            encoder.tensor(entry)
+            examples.label(entry)
     return examples
 
 
@@ -105,9 +105,9 @@ Measure = Callable[[Evaluation, "Tensor", list[int], list["Tensor"]], tuple[list
 
 def _evaluate(evaluation: Evaluation, measure: Measure) -> Outcome:
     """Predicts all examples; measures those that have labels."""
-    entries, encoder = list(evaluation.examples), evaluation.examples.encode
-    known = [row for row, entry in enumerate(entries) if encoder.known(entry)]
-    labels = [encoder.tensor(entries[row]) for row in known]
+    entries, examples = list(evaluation.examples), evaluation.examples
+    known = [row for row, entry in enumerate(entries) if examples.encode.known(entry)]
+    labels = [examples.label(entries[row]) for row in known]
     predictions, metrics = measure(evaluation, evaluation.outputs(), known, labels)
     return Outcome(
         metrics=metrics,
