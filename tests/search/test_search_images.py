@@ -136,7 +136,7 @@ class TestDecoding:
     def test_a_file_that_went_away(self, photos: Path, predictor: Predictor) -> None:
         gone = SourceImages(photos, [SourceImage(path="gone.png", size=1, mtime=1)], predictor.processor)[0]
         assert gone.image is None
-        assert "No such file" in str(gone.problem)
+        assert "no image file at it" in str(gone.problem)
 
     def test_processes_give_the_same(self, photos: Path, predictor: Predictor) -> None:
         (photos / "02.png").write_text("not an image")
