@@ -38,6 +38,20 @@ def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--pairs"])
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
 
+    extensions = ["--extensions", f"{EXAMPLE}:EXTENSIONS"]
+    main(["convert", run, str(work / "converted"), "--to", "bridgetower", *extensions])
+    assert json.loads(capsys.readouterr().out)["not_used"] == []
+    main(["embed", str(work / "converted"), *extensions, "--images", image, "--texts", "dark", "--pairs"])
+    assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
+    main(["profile", "--model", run, *extensions, "--repeats", "1"])
+    assert json.loads(capsys.readouterr().out)["costs"].keys() == {"bridgetower", "meter"}
+
+
+def test_export(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    main(["export", str(work / "run"), str(work / "onnx"), "--extensions", f"{EXAMPLE}:EXTENSIONS"])
+    assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-4
+
 
 def test_without_extensions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

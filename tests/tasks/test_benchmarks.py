@@ -179,11 +179,22 @@ class TestRefusals:
         with pytest.raises(ValueError, match="are for retrieval; leave them out for nlvr2"):
             measure("nlvr2", "validation", candidates=3)
 
-    @pytest.mark.parametrize("benchmark", ["vqav2", "snli-ve", "nlvr2"])
-    def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: Any, benchmark: str) -> None:
-        folder = sets["vqa" if benchmark == "vqav2" else benchmark]
-        with pytest.raises(ValueError, match=r"this model has no .* head \(it has mlm, itm, itc\)"):
-            evaluate(load(tiny_checkpoint, device="cpu"), benchmark, [folder], "test", RetrievalConfig())
+    @pytest.mark.parametrize(
+        ("benchmark", "recipe"),
+        [
+            ("vqav2", "vqav2-base"),
+            ("snli-ve", "snli-ve"),
+            ("nlvr2", "nlvr2"),
+            ("classification", "classification"),
+            ("regression", "regression"),
+            ("cifar100", "cifar100"),
+            ("rte", "glue-rte"),
+        ],
+    )
+    def test_a_model_without_the_head(self, tiny_checkpoint: Path, benchmark: str, recipe: str) -> None:
+        message = rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
+        with pytest.raises(ValueError, match=message):
+            evaluate(load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig())
 
     def test_bad_rows_of_what_is_not_glue(self, predictor: Predictor, sets: Any) -> None:
         with pytest.raises(ValueError, match="max_errors 1 is for GLUE; leave it out for nlvr2"):

@@ -103,9 +103,11 @@ class TestDownstreamHeads:
     def test_ranking_starts_as_the_logit_of_a_match(
         self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture, itm: bool
     ) -> None:
-        start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
+        with caplog.at_level(logging.INFO):
+            start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
         start.model()
         assert "start anew" not in caplog.text
+        assert "the head rank starts as the logit of a match of the head itm" in caplog.text
         for kind in ("weight", "bias"):
             assert torch.equal(start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:])
 

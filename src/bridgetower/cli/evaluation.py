@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+_MEASURED = ", ".join(f"{name} ({spec.benchmarks[name].metrics[0]})" for name, spec in BENCHMARKS.items())
+
 
 def evaluate(
     model: Positional[Model],
-    benchmark: Annotated[Positional[str], arg(help=f"What to measure: {', '.join(BENCHMARKS)}.")],
+    benchmark: Annotated[Positional[str], arg(help=f"What to measure: {_MEASURED}.")],
     *,
     data: tuple[Path, ...],
     split: str = "test",
@@ -45,10 +47,8 @@ def evaluate(
     """Evaluate a model on a prepared data set.
 
     Retrieval prints recall of the contrastive stage and after matching the candidates, next to chance. A model
-    without contrastive head has one stage: the fusion encoder scores every pair. The other benchmarks give VQA's
-    official score (vqav2), accuracy (snli-ve, cifar10, cifar100), accuracy and consistency (nlvr2), accuracy, macro F1,
-    AUROC and average precision (classification), correlations and mean absolute error (regression), and the metrics of
-    each GLUE task. A table on a terminal, JSON elsewhere.
+    without contrastive head has one stage: the fusion encoder scores every pair. The list of benchmarks names the
+    usual metric of each; docs/evaluation.md has the others. A table on a terminal, JSON elsewhere.
 
     --out gets metrics.json, predictions.jsonl by id, and for vqav2, nlvr2 and GLUE's test splits the submission file
     that their servers take; for vqav2 that is always all of the split test, also with --split test-dev.

@@ -11,9 +11,11 @@ from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import Model
 from bridgetower.cli.output import emit
+from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import Form
 
 if TYPE_CHECKING:
+    from bridgetower.model.bridgetower import Extensions
     from bridgetower.model.config import ModelConfig
 
 
@@ -27,6 +29,7 @@ def convert(
     image_size: int | None = None,
     revision: str | None = None,
     drop_itc: bool = False,
+    extensions: str | None = None,
 ) -> None:
     """Convert a checkpoint to a folder of this package or of transformers.
 
@@ -41,11 +44,14 @@ def convert(
         image_size: Resize the position embeddings to this many pixels.
         revision: Branch, tag or commit of a hub id.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
+        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
     """
     from bridgetower.checkpoints import convert as write_converted
     from bridgetower.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(source, revision=revision, tokenizer=tokenizer, answers=answers)
+    checkpoint = read_checkpoint(
+        source, revision=revision, tokenizer=tokenizer, answers=answers, extensions=own_extensions(extensions)
+    )
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     write_converted(checkpoint, destination, to, drop_itc=drop_itc)
@@ -61,6 +67,7 @@ def export(
     answers: Path | None = None,
     image_size: int | None = None,
     revision: str | None = None,
+    extensions: str | None = None,
 ) -> None:
     """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
@@ -78,11 +85,14 @@ def export(
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
         image_size: Resize the position embeddings to this many pixels; an export takes images of one size.
         revision: Branch, tag or commit of a hub id.
+        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
     """
     from bridgetower.checkpoints import read_checkpoint
     from bridgetower.engines.folder import write_exported
 
-    checkpoint = read_checkpoint(model, revision=revision, tokenizer=tokenizer, answers=answers)
+    checkpoint = read_checkpoint(
+        model, revision=revision, tokenizer=tokenizer, answers=answers, extensions=own_extensions(extensions)
+    )
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     differences = write_exported(checkpoint, destination, form, progress=sys.stderr.isatty())
@@ -110,6 +120,7 @@ def profile(
     image_size: int | None = None,
     repeats: int = 10,
     threads: int | None = None,
+    extensions: str | None = None,
     json: bool = False,
 ) -> None:
     """Measure parameters, floating-point operations and time of a model, part by part, and of METER.
@@ -128,6 +139,7 @@ def profile(
         image_size: Pixels; default: the model's own.
         repeats: Timed passes of each part, of which the median counts.
         threads: Of the processor; default: as many as PyTorch takes.
+        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
         json: Print JSON on a terminal too.
     """
     if preset is not None and model is not None:
@@ -138,11 +150,12 @@ def profile(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    config = _architecture(preset, model).override({"heads.itm": True})
+    own = own_extensions(extensions)
+    config = _architecture(preset, model, own).override({"heads.itm": True})
     if image_size is not None:
         config = config.override({"vision.image_size": image_size})
     arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
-    costs = {name: _cost(arm, text_length, repeats) for name, arm in arms.items()}
+    costs = {name: _cost(arm, own, text_length, repeats) for name, arm in arms.items()}
     about = {
         "model": model or preset or "base",
         "image_size": config.vision.image_size,
@@ -154,23 +167,23 @@ def profile(
     _show(f"{about['model']}: {about['image_size']} px, {text_length} tokens, one pair", costs)
 
 
-def _architecture(preset: Preset | None, model: str | None) -> ModelConfig:
+def _architecture(preset: Preset | None, model: str | None, extensions: Extensions) -> ModelConfig:
     from bridgetower.checkpoints import read_checkpoint
     from bridgetower.model.presets import BASE, LARGE, NANO
 
     if model is not None:
-        return read_checkpoint(model).config
+        return read_checkpoint(model, extensions=extensions).config
     return {"base": BASE, "large": LARGE, "nano": NANO}[preset or "base"]
 
 
-def _cost(config: ModelConfig, text_length: int, repeats: int) -> dict[str, dict[str, float]]:
+def _cost(config: ModelConfig, extensions: Extensions, text_length: int, repeats: int) -> dict[str, dict[str, float]]:
     import torch
 
     from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, parameters_by_part
     from bridgetower.model.bridgetower import BridgeTower, init_weights
     from bridgetower.model.cpu import pack_weights
 
-    network = BridgeTower(config).eval()
+    network = BridgeTower(config, extensions).eval()
     init_weights(network, torch.Generator().manual_seed(0))
     parameters, flops = parameters_by_part(network), flops_by_part(network, text_length)
     pack_weights(network)  # as it is when it is used

@@ -365,8 +365,12 @@ class BridgeTower(nn.Module):
         logits: Tensor = self.head(name)(features)
         return logits
 
-    def head(self, name: str) -> nn.Module:
+    def head(self, name: str, *, recipe: str | None = None) -> nn.Module:
         """Returns a head.
+
+        Args:
+            name: Of the head.
+            recipe: That trains it, for the error; None: the usual one of the head.
 
         Raises:
             ValueError: The model has no such head; those that it has are named.
@@ -375,7 +379,8 @@ class BridgeTower(nn.Module):
         if head is None:
             spec = entry("head", name, self.head_specs)
             present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
-            training = f"bridgetower train {spec.recipe}" if spec.recipe else "a run whose model.heads.own names it"
+            recipe = recipe or spec.recipe
+            training = f"bridgetower train {recipe}" if recipe else "a run whose model.heads.own names it"
             raise ValueError(
                 f"this model has no {spec.title or name} head (it has {', '.join(present) or 'none'}); load a "
                 f"checkpoint with one, or train one: {training}"

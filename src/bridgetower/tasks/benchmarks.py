@@ -49,6 +49,8 @@ def evaluate(
             not for this benchmark.
     """
     spec, task = _task(benchmark, spec, config, max_errors)
+    if spec.head is not None:
+        predictor.model.head(spec.head, recipe=_recipe(spec, benchmark))
     names = () if spec.head is None else predictor.class_names(spec.head)
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers),
@@ -73,6 +75,13 @@ def evaluate(
             progress=progress,
         )
     )
+
+
+def _recipe(spec: TaskSpec, benchmark: str) -> str | None:
+    """Returns the name of the recipe that trains a model for a benchmark; None if the task has none."""
+    recipes = (*spec.fine_tuning, *spec.recipes)
+    same = [each for each in recipes if each.task == spec.benchmarks[benchmark]]
+    return next((each.recipe for each in (*same, *recipes)), None)
 
 
 def _task(

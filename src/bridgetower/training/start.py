@@ -87,6 +87,8 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     there = checkpoint.tensors
     ranks = "rank" in new and "itm_head.fc.weight" in there
     drawn = [head for head in new if not (ranks and head == "rank")]
+    if ranks:
+        logger.info("%s: the head rank starts as the logit of a match of the head itm", checkpoint.source)
     if drawn:
         logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(drawn))
     tensors = {
