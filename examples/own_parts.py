@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import bridgetower
+from bridgetower import BridgeTower, Extensions, HeadSpec, RunConfig, VisionTower, train
 from bridgetower.data.config import DataConfig, PrepareConfig
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
@@ -25,17 +26,13 @@ from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import Schema
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.model.bridgetower import BridgeTower, Extensions
 from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
-from bridgetower.model.heads import HeadSpec
 from bridgetower.model.presets import NANO
-from bridgetower.model.towers import VisionTower
 from bridgetower.objectives.classification import ClassificationTask, classifier
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
-from bridgetower.training.run import train
 
 
 # A schema: what a row holds besides its image.
@@ -79,7 +76,7 @@ class MeanBridge(nn.Module):
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__()
-        self.layer, self.norm = layer, nn.LayerNorm(config.hidden_size)
+        self.layer, self.norm = layer, nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
 
     def forward(
         self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor, other_mask: Tensor | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
@@ -32,6 +32,7 @@ from bridgetower.model.plain import from_plain
 
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "title", "description")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags")
+NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating")
 CLASSES_FILE = "classes.json"
 
 _FEWEST_SPLIT = 3  # images: one each for train, validation and test
@@ -276,8 +277,9 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
     """
     names: set[str] = set()
     several: dict[bool, str] = {}
+    usual = NUMBER_COLUMNS if numbers else LABEL_COLUMNS
     for number, (place, cells) in enumerate(read_table(source), start=1):
-        image_column, text_column, label_column = _columns(source, cells, config)
+        image_column, text_column, label_column = _columns(source, cells, config, usual)
         labels = _labels(cells[label_column], config.label_separator)
         if labels is not None:
             several.setdefault(config.label_separator is not None or isinstance(cells[label_column], list), place)
@@ -312,13 +314,13 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
     manifest.files = {CLASSES_FILE: asdict(classes)}
 
 
-def _columns(source: Path, cells: Cells, config: TableConfig) -> tuple[str, str, str]:
+def _columns(source: Path, cells: Cells, config: TableConfig, labels: Sequence[str]) -> tuple[str, str, str]:
     """Returns the columns of images, texts and labels."""
     image = find_column(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
     text = find_column(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
     if not image and not text:
         raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
-    return image, text, find_column(source, cells, config.label_column, LABEL_COLUMNS, "label")
+    return image, text, find_column(source, cells, config.label_column, labels, "label")
 
 
 def _labels(cell: object, separator: str | None) -> tuple[str, ...] | None:
@@ -376,7 +378,7 @@ NUMBERED = replace(
     summary=(
         "Your own table of images, texts and numbers, such as ratings.\n\n"
         "An image or a text may be missing in a row. Rows about one image come into the same split.\n\n"
-        "Example: bridgetower prepare regression ratings.csv --label-column rating --out data/ratings"
+        "Example: bridgetower prepare regression ratings.csv --out data/ratings"
     ),
     fill=partial(_fill_labelled, numbers=True),
 )
