@@ -139,3 +139,16 @@ class TestTexts:
         (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
         with pytest.raises(ValueError, match="transformers cannot read"):
             read_text_tower(str(tmp_path))
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked whether it may be, as transformers does by default."""
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    classes = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mystery", "auto_map": classes}))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"transformers cannot read .*"):
+        read_text_tower(f"hf:{tmp_path}")
+    assert not ran.exists()

@@ -232,7 +232,11 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
 
     try:
         loaded, report = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,  # not even after a question on the terminal, as by default
+            output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"transformers cannot read {folder} ({str(error).strip().partition(chr(10))[0]})") from error
