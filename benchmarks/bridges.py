@@ -14,15 +14,16 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from scenes import ARMS
 
 from bridgetower.analysis.comparison import Comparison, FinishedRun, finished_runs
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.distributed import available_cores
 from bridgetower.files import read_json, write_json
-from bridgetower.model.config import ModelConfig
-from bridgetower.model.presets import meter, meter_with_norms
+from bridgetower.model.config import BridgeKind, ModelConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
@@ -45,26 +46,12 @@ def fusion(**values: object) -> Change:
     return lambda config: config.override({f"fusion.{name}": value for name, value in values.items()})
 
 
-BASELINES: Mapping[str, Change] = {
-    "BridgeTower": lambda config: config,
-    "METER": meter,
-    "METER with LayerNorms": meter_with_norms,
-}
 # Experiment → depth of the image tower, and the arms; the first is compared with each other one.
 EXPERIMENTS: Mapping[str, tuple[int, Mapping[str, Change]]] = {
-    **{f"depth-{depth}": (depth, BASELINES) for depth in TEXT_LAYERS},
+    **{f"depth-{depth}": (depth, ARMS) for depth in TEXT_LAYERS},
     "kinds": (
         6,
-        {
-            "add": fusion(bridge="add"),
-            **{
-                kind: fusion(bridge=kind)
-                for kind in (
-                    *("scaled_add", "interpolate", "gated", "concatenate", "norm"),
-                    *("static_manager", "adaptive_manager"),
-                )
-            },
-        },
+        {kind: fusion(bridge=kind) for kind in get_args(BridgeKind)},
     ),
     "layers": (
         6,
@@ -88,6 +75,7 @@ def config(experiment: str, arm: str, seed: int, given: argparse.Namespace) -> R
         model=arms[arm](model(depth)),
         data=replace(recipe.data, folders=(str(given.work / "data"),)),
         max_steps=given.steps,
+        batch_size=given.batch_size,
         evaluate_every=given.every,
         checkpoint_every=given.steps,
         seed=seed,
@@ -95,24 +83,25 @@ def config(experiment: str, arm: str, seed: int, given: argparse.Namespace) -> R
 
 
 def stored(results: Path) -> dict[str, Any]:
-    """Finished runs: model and seed → arm-independent key, curve and seconds of a step."""
+    """Finished runs by `key`: curve and seconds of a step."""
     return read_json(results) if results.exists() else {}
 
 
-def key(run: RunConfig) -> str:
-    """What identifies a run in the results: all of the model that experiments change, the steps and the seed."""
+def key(run: RunConfig, given: argparse.Namespace) -> str:
+    """What identifies a run in the results: what experiments and options change."""
     part = run.model.fusion
     layers = (run.model.vision_layers, run.model.text_layers)
     depths = (run.model.vision.num_layers, run.model.text.num_layers, part.num_layers)
     choices = (part.bridge, part.input_norm, part.separate_projections)
-    return f"{depths} {layers} {choices} {run.max_steps} steps, seed {run.seed}"
+    length = f"{run.max_steps} steps of {run.batch_size}, evaluated every {run.evaluate_every}"
+    return f"{depths} {layers} {choices} {length}, {given.num_train} / {given.num_validation} scenes, seed {run.seed}"
 
 
-def compared(experiment: str, runs: Mapping[tuple[str, int], RunConfig], results: Mapping[str, Any]) -> Comparison:
+def compared(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Namespace) -> Comparison:
     """The finished runs of an experiment."""
-    found = []
+    found, results = [], stored(given.results)
     for (arm, seed), run in runs.items():
-        entry = results[key(run)]
+        entry = results[key(run, given)]
         curve = {int(step): value for step, value in entry["curve"].items()}
         found.append(FinishedRun(arm=arm, seed=seed, curve=curve, seconds_per_step=entry["seconds_per_step"]))
     return Comparison(metric=METRIC, reach=REACH, runs=tuple(found))
@@ -120,14 +109,15 @@ def compared(experiment: str, runs: Mapping[tuple[str, int], RunConfig], results
 
 def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Namespace) -> None:
     """Trains what the results lack, as many runs at a time as there are cores, and adds each group that is finished."""
-    missing = {key(run): run for run in runs.values() if key(run) not in stored(given.results)}
+    wanted, there = {key(run, given): run for run in runs.values()}, stored(given.results)
+    missing = {name: run for name, run in wanted.items() if name not in there}
     if missing:
         counts = {"num_train": given.num_train, "num_validation": given.num_validation, "num_test": 1}
         prepare_toyset("scenes", given.work / "data", ScenesConfig(kind="vqa", side=60, seed=SCENES_SEED, **counts))
     names = list(missing)
     for start in range(0, len(names), available_cores()):
         group = names[start : start + available_cores()]
-        folders = {name: given.work / "runs" / name.translate(str.maketrans(" ,()", "____")) for name in group}
+        folders = {name: given.work / "runs" / name.translate(str.maketrans(" ,()/", "_____")) for name in group}
         train_all({folders[name]: missing[name] for name in group})
         _, done = finished_runs(list(folders.values()), group, METRIC)
         entries = {run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step} for run in done}
@@ -142,6 +132,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("docs/bridges.json"), help="finished runs; added to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--batch-size", type=int, default=RECIPES["scenes-vqa"].batch_size)
     parser.add_argument("--every", type=int, default=EVERY, help="steps between evaluations")
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training scenes")
     parser.add_argument("--num-validation", type=int, default=NUM_VALIDATION, help="validation questions")
@@ -154,7 +145,7 @@ def main() -> None:
     arms = EXPERIMENTS[given.experiment][1]
     runs = {(arm, seed): config(given.experiment, arm, seed, given) for seed in given.seeds for arm in arms}
     train_missing(runs, given)
-    comparison = compared(given.experiment, runs, stored(given.results))
+    comparison = compared(runs, given)
     comparison.write(given.work / given.experiment, f"Scenes, {given.experiment}")
     print(comparison.markdown())
 

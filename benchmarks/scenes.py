@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
+from bridgetower.analysis.comparison import Comparison, draw_curves, finished_runs
 from bridgetower.analysis.results import spread
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
@@ -37,7 +35,6 @@ ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {
     "METER": meter,
     "METER with LayerNorms": meter_with_norms,
 }
-STYLES = dict(zip(ARMS, (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-.")), strict=True))
 EVALUATIONS = 12  # of each run
 SCENES_SEED = 1  # settings were chosen with scenes and models of seed 0
 
@@ -97,17 +94,20 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm.replace(' ', '-')}-{seed}"
 
 
-def curve(folder: Path, task: Task) -> dict[int, float]:
-    """The share of right answers on the validation split, by step."""
-    return {int(line["step"]): line[task.figure] * task.unit for line in read_metrics(folder, "validation")}
+def curves_of(name: str, runs: Mapping[tuple[str, int], Path]) -> Comparison:
+    """The share of right answers on the validation split of all runs, by step."""
+    task = TASKS[name]
+    _, found = finished_runs(list(runs.values()), [arm for arm, _ in runs], task.figure)
+    shares = [replace(run, curve={step: value * task.unit for step, value in run.curve.items()}) for run in found]
+    return Comparison(metric="right answers", reach=None, runs=tuple(shares))
 
 
-def measured(name: str, runs: Mapping[tuple[str, int], Path], data: Path) -> dict[str, Any]:
+def measured(name: str, runs: Mapping[tuple[str, int], Path], comparison: Comparison, data: Path) -> dict[str, Any]:
     """Curves, times and test figures of all runs, by arm; the order within an arm is that of the seeds."""
     task, found = TASKS[name], {}
     for arm in dict.fromkeys(arm for arm, _ in runs):
         folders = [folder for (one, _), folder in runs.items() if one == arm]
-        curves = [curve(folder, task) for folder in folders]
+        curves = [run.curve for run in comparison.arm_runs(arm)]
         judged = [
             judge(load(folder / "last", device="cpu"), task.kind, data, topic_of=topic_of).groundings
             for folder in folders
@@ -124,27 +124,6 @@ def _spreads(groundings: list[Grounding]) -> dict[str, Any]:
     columns = [asdict(one) for one in groundings]
     names = [name for name in columns[0] if name != "number"]
     return {"number": columns[0]["number"], **{name: spread([one[name] for one in columns]) for name in names}}
-
-
-def draw(arms: Mapping[str, Any], title: str, path: Path) -> None:
-    """Draws the learning curves: the mean over seeds, a band from the lowest to the highest, and the words alone."""
-    with matplotlib.rc_context({"font.size": 11}):
-        drawing = Figure(figsize=(7, 4.4), layout="constrained")
-        axes = drawing.add_subplot()
-        for arm, found in arms.items():
-            ink, line = STYLES[arm]
-            steps, values = list(found["curve"]), [point["values"] for point in found["curve"].values()]
-            axes.plot(steps, [sum(each) / len(each) for each in values], line, color=ink, linewidth=2, label=arm)
-            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
-        words = next(iter(arms.values()))["test"]["overall"]["text_only"]["mean"]
-        axes.axhline(words, color="#555555", linestyle=":", label="words alone, test")
-        axes.set(xlabel="optimiser steps", ylabel="right answers, validation", title=title)
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(loc="lower right")
-        temporary = path.with_suffix(".new.png")
-        drawing.savefig(temporary, dpi=110)
-        write_bytes(path, temporary.read_bytes())
-        temporary.unlink()
 
 
 def table(arms: Mapping[str, Any]) -> str:
@@ -194,10 +173,13 @@ def main() -> None:
     runs = configs(given.task, given)
     folders = {run: run_folder(given.out, *run) for run in runs}
     train_all({folders[run]: config for run, config in runs.items()})
-    arms = measured(given.task, folders, data)
+    comparison = curves_of(given.task, folders)
+    arms = measured(given.task, folders, comparison, data)
     steps = next(iter(runs.values())).max_steps
     write_json(given.out / "results.json", {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms})
-    draw(arms, f"{given.task}, {len(given.seeds)} seed{'s' * (len(given.seeds) > 1)}", given.out / "curves.png")
+    title = f"{given.task}, {len(given.seeds)} seed{'s' * (len(given.seeds) > 1)}"
+    words = next(iter(arms.values()))["test"]["overall"]["text_only"]["mean"]
+    write_bytes(given.out / "curves.png", draw_curves(comparison, title, {"words alone, test": words}))
     print(table(arms))
     print(json.dumps({"steps": steps, "seconds": {arm: found["seconds"] for arm, found in arms.items()}}))
 

@@ -77,19 +77,16 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences() -> None:
     assert alone.rows()[1][-1] == ["bridges \u2212 meter", "0", "\u2013", "\u2013", ""]
 
 
-@pytest.mark.parametrize(
-    ("curves", "message"),
-    [
-        ({"bridges": CURVES["bridges"]}, r"one arm only \(bridges\); expected runs of at least two"),
-        (
-            CURVES | {"meter": {1: [0.1, 0.2]}},
-            r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20",
-        ),
-    ],
-)
-def test_refused(curves: dict[str, dict[int, list[float]]], message: str) -> None:
+def test_other_steps() -> None:
+    message = r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"
     with pytest.raises(ValueError, match=message):
-        Comparison(metric="accuracy", reach=None, runs=runs(curves))
+        Comparison(metric="accuracy", reach=None, runs=runs(CURVES | {"meter": {1: [0.1, 0.2]}}))
+
+
+def test_one_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", *map(str, folders(tmp_path)["bridges"])])
+    assert "one arm only (nano); expected runs of at least two" in capsys.readouterr().err
 
 
 def test_the_same_seed_twice() -> None:

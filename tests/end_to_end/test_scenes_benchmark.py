@@ -1,4 +1,4 @@
-"""The benchmark of scenes from data to table, a few steps of it."""
+"""The benchmarks of scenes and of bridges from data to table, a few steps of each."""
 
 import json
 import os
@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "scenes.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-pytestmark = pytest.mark.slow  # three trainings, each in a process of its own
+pytestmark = pytest.mark.slow  # trainings, each in a process of its own
 
 
-def run(task: str, out: Path) -> str:
-    sizes = {"steps": 2, "batch-size": 4, "num-train": 32, "num-validation": 4, "num-test": 8, "seeds": 1}
-    options = [f"--{name}={size}" for name, size in sizes.items()]
+def run(name: str, *arguments: str | Path, **sizes: int) -> str:
+    options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
     done = subprocess.run(
-        [sys.executable, BENCHMARK, task, "--out", out, *options], capture_output=True, text=True, env=os.environ
+        [sys.executable, BENCHMARKS / name, *arguments, *options], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def test_trains_measures_and_draws(tmp_path: Path) -> None:
-    printed = run("nlvr2", tmp_path)
+    sizes = {"steps": 2, "batch_size": 4, "num_train": 32, "num_validation": 4, "num_test": 8, "seeds": 1}
+    printed = run("scenes.py", "nlvr2", "--out", tmp_path, **sizes)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["steps"] == 2
     assert set(results["arms"]) == {"BridgeTower", "METER", "METER with LayerNorms"}
@@ -39,3 +39,18 @@ def test_trains_measures_and_draws(tmp_path: Path) -> None:
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 500
     assert printed.count("\n| ") == 5  # a line for each topic
+
+
+def test_bridges_keep_finished_runs(tmp_path: Path) -> None:
+    """The arms that two experiments share are trained once; the second call trains nothing."""
+    results, work = tmp_path / "bridges.json", tmp_path / "work"
+    sizes = {"steps": 2, "every": 1, "batch_size": 4, "num_train": 32, "num_validation": 4, "seeds": 1}
+    first = run("bridges.py", "depth-2", "--work", work, "--results", results, **sizes)
+    assert first.count("\nBridgeTower") + first.count("| BridgeTower \u2212 METER") >= 1
+    kept = json.loads(results.read_text())
+    assert len(kept) == 3
+    assert [list(run["curve"]) for run in kept.values()] == 3 * [["1", "2"]]
+    (work / "data").rename(work / "gone")
+    assert run("bridges.py", "depth-2", "--work", work, "--results", results, **sizes) == first
+    with Image.open(work / "depth-2" / "curves.png") as drawing:
+        assert drawing.width > 500

@@ -74,13 +74,11 @@ class Comparison:
     runs: tuple[FinishedRun, ...]
 
     def __post_init__(self) -> None:
-        """Checks that there are two arms or more, each seed once in each, and that evaluations are at equal steps.
+        """Checks that each arm has each seed once, and that evaluations are at equal steps.
 
         Raises:
-            ValueError: There are not.
+            ValueError: They are not.
         """
-        if len(self.arms) < 2:
-            raise ValueError(f"one arm only ({', '.join(self.arms)}); expected runs of at least two to compare")
         for arm in self.arms:
             seeds = [run.seed for run in self.arm_runs(arm)]
             if len(set(seeds)) < len(seeds):

@@ -183,6 +183,8 @@ def compare(
     folders, arms = [Path(folder) for _, folder in named], [arm or None for arm, _ in named]
     name, found = finished_runs(folders, arms, metric)
     comparison = Comparison(metric=name, reach=reach, runs=tuple(found))
+    if len(comparison.arms) < 2:
+        raise ValueError(f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare")
     if out is not None:
         comparison.write(out, " / ".join(comparison.arms))
     if json or not sys.stdout.isatty():
