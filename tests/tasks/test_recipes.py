@@ -12,7 +12,7 @@ from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.single_tower import CifarConfig
-from bridgetower.tasks.table import FINE_TUNING, RECIPES
+from bridgetower.tasks.table import RECIPES, TASKS
 
 # How training pictures are varied: smallest crop, mirrored, RandAugment and its magnitude, profile of evaluation.
 PLAIN = (None, False, "none", 0, None)
@@ -113,7 +113,8 @@ class TestPublished:
     def test_needs_what_its_source_says(self, name: str) -> None:
         run = RECIPES[name]
         assert "init" in run.source
-        assert (name in FINE_TUNING) == (not name.startswith("pretrain"))
+        fine_tuning = {recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning}
+        assert (name in fine_tuning) == (not name.startswith("pretrain"))
         assert run.evaluate_every or name == "retrieval-flickr30k-ranking"  # whose evaluation takes long
 
 

@@ -99,15 +99,12 @@ class GatedBridge(ConcatenatingBridge):
 class NormBridge(Bridge):
     """LayerNorm(z): reads no tower layer."""
 
-    def forward(
-        self,
-        stream: Float[Tensor, "b l d"],
-        tower_layers: TowerLayers,
-        other_stream: Float[Tensor, "b m d"],
-        other_mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input."""
-        return self.norm(stream)
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+        super().__init__(config, 1, num_tower_layers)  # the only one that reaches the fusion encoder
+
+    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Returns z."""
+        return stream
 
 
 class StaticManager(nn.Module):

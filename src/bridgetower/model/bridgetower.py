@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES, BridgeBuilder
-from bridgetower.model.config import FusionConfig, ModelConfig, Part, TextConfig, VisionConfig, entry
+from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, TextConfig, VisionConfig, entry
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
@@ -157,12 +157,11 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
-        layers = self.config.vision_layers
+        layers, heads = self.config.vision_layers, self.config.heads
         if outputs == "cls":
-            if self._pools_tokens("image"):
+            if (heads.image_pooling, heads.image_pooled_layers) == ("token", 1):
                 return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-            pooled = layers[-self.config.heads.image_pooled_layers :]
-            return Encoded((), self.image_features(self.vision(pixel_values, pooled)))
+            return Encoded((), self.image_features(self.vision(pixel_values, layers[-heads.image_pooled_layers :])))
         return self.project_image(self.vision(pixel_values, layers), token_type)
 
     def encode_text(
@@ -182,12 +181,13 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The text is longer than the position table.
         """
-        mask, layers = None if attention_mask is None else attention_mask.bool(), self.config.text_layers
+        mask = None if attention_mask is None else attention_mask.bool()
+        layers, heads = self.config.text_layers, self.config.heads
         if outputs == "cls":
-            if self._pools_tokens("text"):
+            if (heads.text_pooling, heads.text_pooled_layers) == ("token", 1):
                 return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-            pooled = layers[-self.config.heads.text_pooled_layers :]
-            return Encoded((), self.text_features(self.text(input_ids, mask, pooled), mask))
+            hidden = self.text(input_ids, mask, layers[-heads.text_pooled_layers :])
+            return Encoded((), self.text_features(hidden, mask))
         return self.project_text(self.text(input_ids, mask, layers), mask)
 
     def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
@@ -210,22 +210,24 @@ class BridgeTower(nn.Module):
     def image_features(self, hidden: list[Float[Tensor, "b p v"]]) -> Float[Tensor, "b f"]:
         """Returns what heads on the image tower read, from the hidden states of its top bridged layers."""
         heads, prefix = self.config.heads, self.config.vision.num_prefix_tokens
-        vectors = []
-        for layer in hidden[-heads.image_pooled_layers :]:
-            vectors += [self.vision.pooled(layer)] if heads.image_pooling != "mean" else []
-            vectors += [layer[:, prefix:].mean(dim=1)] if heads.image_pooling != "token" else []
-        return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+        pool: dict[str, Callable[[Tensor], Tensor]] = {
+            "token": self.vision.pooled,
+            "mean": lambda layer: layer[:, prefix:].mean(dim=1),
+        }
+        ways, layers = POOLED[heads.image_pooling], hidden[-heads.image_pooled_layers :]
+        return torch.cat([pool[way](layer) for layer in layers for way in ways], dim=-1)
 
     def text_features(
         self, hidden: list[Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "b f"]:
         """Returns what heads on the text tower read, from the hidden states of its top bridged layers."""
         heads = self.config.heads
-        vectors = []
-        for layer in hidden[-heads.text_pooled_layers :]:
-            vectors += [self.text.pooled(layer)] if heads.text_pooling != "mean" else []
-            vectors += [_mean(layer, mask)] if heads.text_pooling != "token" else []
-        return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+        pool: dict[str, Callable[[Tensor], Tensor]] = {
+            "token": self.text.pooled,
+            "mean": lambda layer: _mean(layer, mask),
+        }
+        ways, layers = POOLED[heads.text_pooling], hidden[-heads.text_pooled_layers :]
+        return torch.cat([pool[way](layer) for layer in layers for way in ways], dim=-1)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -396,12 +398,6 @@ class BridgeTower(nn.Module):
         self.head("itc")
         assert self.itc_head is not None
         return self.itc_head
-
-    def _pools_tokens(self, tower: Literal["image", "text"]) -> bool:
-        """Whether heads on a tower read the global vector of its last bridged layer only."""
-        heads = self.config.heads
-        pooling, layers = getattr(heads, f"{tower}_pooling"), getattr(heads, f"{tower}_pooled_layers")
-        return pooling == "token" and layers == 1
 
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""

@@ -18,6 +18,12 @@ BridgeKind = Literal[
 MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
 Pooling = Literal["token", "mean", "token_and_mean"]
+POOLED: Mapping[Pooling, tuple[str, ...]] = {
+    "token": ("token",),
+    "mean": ("mean",),
+    "token_and_mean": ("token", "mean"),
+}
+"""The vectors of each pooled layer, side by side."""
 Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 Part = Literal["vision", "text", "fusion"]
@@ -370,12 +376,12 @@ class ModelConfig:
     @property
     def image_feature_size(self) -> int:
         """Width of what heads on the image tower read."""
-        return self.vision.hidden_size * _num_vectors(self.heads.image_pooling) * self.heads.image_pooled_layers
+        return self.vision.hidden_size * len(POOLED[self.heads.image_pooling]) * self.heads.image_pooled_layers
 
     @property
     def text_feature_size(self) -> int:
         """Width of what heads on the text tower read."""
-        return self.text.hidden_size * _num_vectors(self.heads.text_pooling) * self.heads.text_pooled_layers
+        return self.text.hidden_size * len(POOLED[self.heads.text_pooling]) * self.heads.text_pooled_layers
 
     @property
     def vision_layers(self) -> tuple[int, ...]:
@@ -442,10 +448,6 @@ def check_labels(source: str, labels: Mapping[str, tuple[str, ...]], counts: Map
                 f"{source} has {len(set(names))} different names among {len(names)} for the {counts.get(head, 0)} "
                 f"classes of its {head} head; expected one for each, in the order of the classes"
             )
-
-
-def _num_vectors(pooling: Pooling) -> int:
-    return 2 if pooling == "token_and_mean" else 1
 
 
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:

@@ -191,14 +191,12 @@ CLASSIFICATION = TaskSpec(
     benchmarks={"classification": ClassificationConfig()},
 )
 
-REGRESSION = TaskSpec(
+REGRESSION = replace(
+    CLASSIFICATION,
     name="regression",
     config=RegressionConfig,
-    schema=SCHEMA,
-    head="classification",
     examples=_numbered,
     evaluate=partial(_evaluate, measure=_numbers),
-    class_names=_class_names,
     fine_tuning=(NUMBERS_RECIPE,),
     benchmarks={"regression": RegressionConfig()},
 )

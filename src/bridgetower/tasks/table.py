@@ -22,9 +22,6 @@ RECIPES: Mapping[str, RunConfig] = {
     recipe.recipe: recipe for spec in TASKS.values() for recipe in (*spec.recipes, *spec.fine_tuning)
 }
 
-FINE_TUNING = tuple(recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning)
-"""Recipes that make sense only with an `init`."""
-
 BENCHMARKS: Mapping[str, TaskSpec] = {name: spec for spec in TASKS.values() for name in spec.benchmarks}
 """What `bridgetower evaluate` can measure."""
 
