@@ -217,8 +217,11 @@ def _obstacles(config: ModelConfig) -> list[str]:
     lacking = [name for name in chosen_heads(config.heads) if name not in HEADS or not HEADS[name].in_transformers]
     checks = {
         f"it has towers of timm, of transformers or of one's own ({', '.join(sorted(own))})": bool(own),
-        f"its bridge is {fusion.bridge}, not one of {', '.join(_LINK_TOWERS)}": fusion.bridge not in _LINK_TOWERS,
-        "its fusion encoder has no LayerNorm on its input": not fusion.input_norm,
+        "it has no bridges (METER)": fusion.bridge is None,
+        f"its bridge is {fusion.bridge}, not one of {', '.join(_LINK_TOWERS)}": (
+            fusion.bridge not in (None, *_LINK_TOWERS)
+        ),
+        "its fusion encoder has no LayerNorm on its input": fusion.bridge is not None and not fusion.input_norm,
         "its fusion width, heads or feed-forward differ from the text tower's": (
             (fusion.hidden_size, fusion.num_heads, fusion.intermediate_size)
             != (text.hidden_size, text.num_heads, text.intermediate_size)

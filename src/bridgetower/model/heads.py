@@ -101,7 +101,9 @@ class ItcHead(nn.Module):
 
     MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # official `compute_itc`, clamped before each loss
 
-    def __init__(self, image_size: int, text_size: int, itc_size: int, *, norm: bool, dropout: float) -> None:
+    def __init__(
+        self, image_size: int, text_size: int, itc_size: int, *, norm: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.image_input = _feature_input(image_size, norm, dropout)
         self.text_input = _feature_input(text_size, norm, dropout)
