@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     return statistics.median(times[1:])
 
 
-def measure(folder: Path, name: str, phases: list[str], repeats: int) -> list[dict[str, object]]:
+def measure(folder: Path, name: str, phases: list[str], repeats: int) -> list[dict[str, Any]]:
     """Returns the rows of one model."""
     model, batch_size = MODELS[name]
     rows = []

@@ -67,7 +67,7 @@ TASKS = {
 def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunConfig]:
     """The runs of a task, by arm and seed; those of one seed differ in the model alone."""
     recipe = RECIPES[TASKS[name].recipe]
-    steps = given.steps or recipe.max_steps
+    steps = given.steps or recipe.max_steps or 0
     every = max(1, steps // EVALUATIONS)
     base = replace(
         recipe,

@@ -100,8 +100,12 @@ def _write(uri: Path, count: int) -> Row:
             [
                 IndexedRow(
                     source=SourceImage(path=f"{number:09}.jpg", size=1, mtime=1),
-                    **{"digest": f"{number:064x}", "width": 640, "height": 480},
-                    **{"image_vector": vector, "text_vectors": nothing, "pair_vectors": nothing},
+                    digest=f"{number:064x}",
+                    width=640,
+                    height=480,
+                    image_vector=vector,
+                    text_vectors=nothing,
+                    pair_vectors=nothing,
                 )
                 for number, vector in enumerate(vectors, start=start)
             ]

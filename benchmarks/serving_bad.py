@@ -12,7 +12,7 @@ import random
 import struct
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import requests
 import schemathesis
@@ -103,14 +103,14 @@ def made_up_requests(server: Server) -> list[bytes]:
     usual = settings(max_examples=_MADE_UP, deadline=None, database=None, derandomize=True)
     for mode in schemathesis.GenerationMode:
         for result in schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations():
-            operation = result.ok()
+            operation = cast(Any, result).ok()
             if mode is schemathesis.GenerationMode.NEGATIVE and operation.method == "get":
                 continue  # nothing to send
 
             @settings(usual, suppress_health_check=list(HealthCheck))
             @given(case=operation.as_strategy(generation_mode=mode))
             def collect(case: Any) -> None:
-                made = requests.Request(**case.as_transport_kwargs(base_url=address)).prepare()
+                made: Any = requests.Request(**case.as_transport_kwargs(base_url=address)).prepare()
                 body = made.body.encode() if isinstance(made.body, str) else made.body or b""
                 lines = [f"{made.method} {made.path_url} HTTP/1.1", "Host: localhost"]
                 lines += [f"{name}: {value}" for name, value in made.headers.items()]
@@ -250,7 +250,7 @@ async def odd_sources(connection: Connection, choice: random.Random) -> Reply | 
     """Names images by path or URL, and sends files in formats that are not taken."""
     odd = f"data:image/{choice.choice(['png', 'svg+xml', 'eps'])};base64,"
     source = choice.choice([*_SOURCES, *(odd + base64.b64encode(file).decode() for file in _ODD_FILES)])
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"input": source, "modality": "image"},
         "/v1/match": {"images": [source], "texts": "a"},
         "/v1/rerank": {"query": "a", "documents": [{"image": source}]},
@@ -281,7 +281,7 @@ async def many_pairs(connection: Connection, choice: random.Random) -> Reply | N
 async def long_lists(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends longer lists than there may be, to every route that takes one."""
     many: list[Any] = [choice.choice(["a", {"text": "a"}, 1, [], {}])] * choice.choice([5000, 100_000])
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"input": many},
         "/v1/match": {"images": many, "texts": many},
         "/v1/rerank": {"query": "a", "documents": many},

@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def micro_batches(size: int) -> Iterator[CaptionBatch]:
         number += size
 
 
-def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, object]) -> dict[str, int]:
+def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[str, int]:
     """Runs two steps and returns the bytes that they added to the process, and those of weights and optimiser."""
     torch.set_num_threads(1)
     task = PretrainingConfig(phases=(phase,))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
-from bridgetower.engines.config import FORMS, Precision
+from bridgetower.engines.config import FORMS, EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from side_by_side.machine import peak_gib
@@ -69,10 +69,8 @@ def rank_row(setting: Setting) -> Iterator[Row]:
     """Spearman's correlation of the scores of all pairs of 20 pictures and 10 texts, int8 with float32."""
     images, texts = (3, 4) if setting.quick else (20, 10)
     inputs = setting.inputs(texts, TOKENS, images)
-    scores = {
-        precision: all_pairs(setting.engine(name, precision), inputs)
-        for name, precision in (("torch", "fp32"), ("onnxruntime", "int8"))
-    }
+    engines: tuple[tuple[EngineName, Precision], ...] = (("torch", "fp32"), ("onnxruntime", "int8"))
+    scores = {precision: all_pairs(setting.engine(name, precision), inputs) for name, precision in engines}
     correlation = float(spearman_corrcoef(scores["int8"], scores["fp32"]))
     yield Row(
         name=f"rank correlation of int8 with fp32, {images * texts} pairs",
@@ -163,7 +161,7 @@ def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path) -> None:
         _Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=({0: batch},) * len(given)
     )
     with replacing(graph) as temporary:
-        program.save(temporary, external_data=False)
+        cast(torch.onnx.ONNXProgram, program).save(temporary, external_data=False)
 
 
 def _in_onnxruntime(graph: Path, arrays: dict[str, np.ndarray]) -> Way:

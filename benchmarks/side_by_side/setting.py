@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from bridgetower.engines.start import EngineChoice
 from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower, init_weights
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.heads import ItcHead
+from bridgetower.model.heads import ItcHead, ItmHead
 
 ITC_SIZE = 256
 TINY = {
@@ -109,7 +109,7 @@ class Setting:
         model = BridgeTower(checkpoint.config.override(heads))
         init_weights(model, torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
-        _draw_heads(model.head("itm").fc, model.contrastive_head())
+        _draw_heads(cast(ItmHead, model.head("itm")).fc, model.contrastive_head())
         optimize_for_cpu(model)
         return model
 

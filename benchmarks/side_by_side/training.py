@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,26 +48,26 @@ class Official:
         self.batch, self.phase = batch_of(setting), phase
         self.module = setting.theirs_for_training()
         padding = setting.config.text_config.pad_token_id
-        self.ids = _widened(self.batch.input_ids, padding)
-        self.masked = _widened(self.batch.masked_input_ids, padding)
+        self.ids = _widened(cast(Tensor, self.batch.input_ids), padding)
+        self.masked = _widened(cast(Tensor, self.batch.masked_input_ids), padding)
         self.labels = _widened(self.batch.mlm_labels, -100)
         self.mask = (torch.arange(PADDED) < TOKENS).long().expand(BATCH, -1)
 
     def losses(self) -> dict[str, Tensor]:
         """Source: official `compute_mlm`, `compute_itm` and, for ITC, towers that run for themselves."""
-        model, batch = self.module.model, self.batch
+        model, batch, pixel_values = self.module.model, self.batch, cast(Tensor, self.batch.pixel_values)
         backbone = model.bridgetower
-        masked = backbone(self.masked, self.mask, pixel_values=batch.pixel_values)
+        masked = backbone(self.masked, self.mask, pixel_values=pixel_values)
         logits = model.mlm_score(masked.text_features)
         pairs = random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
-        matched = backbone(self.ids, self.mask, pixel_values=batch.pixel_values[pairs.image_rows])
+        matched = backbone(self.ids, self.mask, pixel_values=pixel_values[pairs.image_rows])
         losses = {
             "mlm": F.cross_entropy(logits.flatten(0, 1), self.labels.flatten()),
             "itm": F.cross_entropy(self.module.itm(matched.pooler_output), pairs.labels),
         }
         if self.phase.itc:
             text = backbone.text_model(self.ids, self.mask).last_hidden_state[:, 0]
-            image = backbone.vision_model(batch.pixel_values)[-1][:, 0]
+            image = backbone.vision_model(pixel_values)[-1][:, 0]
             head = self.module.itc
             vectors = F.normalize(head.image(image), dim=-1), F.normalize(head.text(text), dim=-1)
             losses["itc"] = itc_loss(*vectors, batch.image_index, head.logit_scale())
@@ -148,7 +148,7 @@ def _difference(ours: Ours, official: Official) -> float:
 
 
 def _peak(setting: Setting, side: str) -> float:
-    command = [sys.executable, "run.py", "--measure-memory", side, "--cache", setting.cache.resolve()]
+    command = [sys.executable, "run.py", "--measure-memory", side, "--cache", str(setting.cache.resolve())]
     command += ["--threads", str(torch.get_num_threads()), *(["--quick"] if setting.quick else [])]
     folder = Path(__file__).parent.parent
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
