@@ -1,4 +1,4 @@
-"""The verb that measures a model: evaluate."""
+"""The command that measures a model: evaluate."""
 
 from __future__ import annotations
 

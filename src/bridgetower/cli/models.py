@@ -1,4 +1,4 @@
-"""The verbs of models themselves: convert, export and profile."""
+"""The commands of models themselves: convert, export and profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what verbs use when none is given; importable without torch."""
+"""Options that several commands share, and their defaults; importable without torch."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from bridgetower.files import json_text, one_line, visible, write_text, writing
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
 
-_Verb = TypeVar("_Verb", bound=Callable[..., None])
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 STDOUT = Path("standard output")
 """What errors call it."""
@@ -132,10 +132,10 @@ def with_options(message: str, arguments: Sequence[str] = ()) -> str:
     return re.sub(r"\b([a-z_]+)=True\b", lambda found: "--" + found[1].replace("_", "-"), message)
 
 
-def with_whole_entries(verb: _Verb) -> _Verb:
+def with_whole_entries(command: _Command) -> _Command:
     """Joins the lines of each entry under "Args", which the help would break where they break in the source."""
-    verb.__doc__ = re.sub(r"\n {12}(?=\S)", " ", verb.__doc__ or "")
-    return verb
+    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
+    return command
 
 
 def _line(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Verbs of search: index, search."""
+"""The commands of search: index, search."""
 
 from __future__ import annotations
 

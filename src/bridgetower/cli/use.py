@@ -1,4 +1,4 @@
-"""The verbs that use a model: vectors, matches, masked words, answers, explanations."""
+"""The commands that use a model: vectors, matches, masked words, answers, explanations."""
 
 from __future__ import annotations
 
