@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
@@ -182,7 +181,11 @@ def view_of(processor: Processor, image: ImageLike) -> Image.Image:
     config = processor.config
     factor = -(-_VIEW_SIDE // config.image_size)
     if config.profile == "hf":  # its sizes are rounded, so that a larger one could show another part
-        pixels = to_pil_image(processor.resize(image))
+        pixels = _to_image(processor.resize(image))
         return pixels.resize((factor * config.image_size,) * 2, Image.Resampling.BICUBIC)
     larger = Processor(config.with_image_size(factor * config.image_size), processor.tokenizer)
-    return to_pil_image(larger.resize(image))
+    return _to_image(larger.resize(image))
+
+
+def _to_image(pixels: UInt8[Tensor, "3 h w"]) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

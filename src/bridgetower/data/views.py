@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandomResizedCrop, functional
 
 from bridgetower.data.config import Augmentation, DataConfig, RandAugment
-from bridgetower.processor import Processor, open_image
+from bridgetower.processor import Processor, open_image, to_tensor
 
 # Mild values that were not tuned; that views help was seen on the validation flags. Nothing is mirrored: captions name
 # left and right.
@@ -27,6 +24,8 @@ BRIGHTNESS = (0.85, 1.15)
 
 NUM_OPS = 2
 """Random changes of an image by RandAugment."""
+
+_CROP_DRAWS = 10
 
 _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
@@ -108,28 +107,33 @@ def random_view(
     if config.random_crop is not None:
         image = _crop(image, size, config.random_crop, generator)
     if config.flip and torch.rand((), generator=generator) < 0.5:
-        image = functional.horizontal_flip(image)
+        image = ImageOps.mirror(image)
     image = rand_augment(image, config.rand_augment, config.rand_magnitude, generator)
     if config.random_crop is None:
         return processor.resize(image)
-    pixels: Tensor = functional.pil_to_tensor(image)
-    return pixels
+    return to_tensor(image)
 
 
 def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Generator) -> Image.Image:
-    crop = RandomResizedCrop(size, scale=(smallest, 1.0), interpolation=InterpolationMode.BICUBIC)
-    with _drawing_from(generator):
-        cropped: Image.Image = crop(image)
-    return cropped
+    """Resizes a random part, as torchvision's `RandomResizedCrop`: at least `smallest` of the area, sides 3:4 to 4:3.
 
-
-@contextmanager
-def _drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Lets torchvision, which draws from torch's global generator, draw from another one."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    If ten draws do not fit into the image, it is the largest part in the centre with such sides.
+    """
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(_CROP_DRAWS):
+        share, shape = torch.rand(2, generator=generator).tolist()
+        area = image.width * image.height * (smallest + (1 - smallest) * share)
+        ratio = math.exp(low + (high - low) * shape)
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= image.width and 0 < height <= image.height:
+            left = int(torch.randint(image.width - width + 1, (), generator=generator))
+            top = int(torch.randint(image.height - height + 1, (), generator=generator))
+            break
+    else:
+        width = min(image.width, round(image.height * 4 / 3))
+        height = min(image.height, round(image.width * 4 / 3))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generator: torch.Generator) -> Image.Image:
@@ -168,48 +172,39 @@ def change(image: Image.Image, name: str, value: float, fill: int) -> Image.Imag
         case "identity":
             return image
         case "autocontrast":
-            return functional.autocontrast(image)
+            return ImageOps.autocontrast(image)
         case "equalize":
-            return functional.equalize(image)
+            return ImageOps.equalize(image)
         case "posterize":
-            return functional.posterize(image, max(int(value), 1))
+            return ImageOps.posterize(image, max(int(value), 1))
         case "solarize":
-            return functional.solarize(image, value)
+            return ImageOps.solarize(image, math.ceil(value))
         case "solarize_add":
-            return functional.solarize(image.point([min(level + int(value), 255) for level in range(256)] * 3), 128)
+            return ImageOps.solarize(image.point([min(level + int(value), 255) for level in range(256)] * 3), 128)
         case "colour":
-            return functional.adjust_saturation(image, value)
+            return ImageEnhance.Color(image).enhance(value)
         case "contrast":
-            return functional.adjust_contrast(image, value)
+            return ImageEnhance.Contrast(image).enhance(value)
         case "brightness":
-            return functional.adjust_brightness(image, value)
+            return ImageEnhance.Brightness(image).enhance(value)
         case "sharpness":
-            return functional.adjust_sharpness(image, value)
+            return ImageEnhance.Sharpness(image).enhance(value)
         case "rotate":
-            return functional.rotate(image, value, fill=[fill])
-        case "shear_x" | "shear_y":
-            degrees = math.degrees(math.atan(value))
-            shear = [degrees, 0.0] if name == "shear_x" else [0.0, degrees]
-            return _moved(image, fill, shear=shear)
-        case "translate_x" | "translate_y":
-            pixels = round(value)
-            return _moved(image, fill, translate=[pixels, 0] if name == "translate_x" else [0, pixels])
+            return image.rotate(value, fillcolor=(fill, fill, fill))
+        case "shear_x":
+            return _moved(image, (1, value, 0, 0, 1, 0), fill)
+        case "shear_y":
+            return _moved(image, (1, 0, 0, value, 1, 0), fill)
+        case "translate_x":
+            return _moved(image, (1, 0, -round(value), 0, 1, 0), fill)
+        case "translate_y":
+            return _moved(image, (1, 0, 0, 0, 1, -round(value)), fill)
     raise ValueError(f"there is no change {name!r} of an image")
 
 
-def _moved(
-    image: Image.Image, fill: int, *, shear: list[float] | None = None, translate: list[int] | None = None
-) -> Image.Image:
-    moved: Image.Image = functional.affine(
-        image,
-        angle=0.0,
-        translate=translate or [0, 0],
-        scale=1.0,
-        shear=shear or [0.0, 0.0],
-        fill=[fill],
-        center=[0.0, 0.0],
-    )
-    return moved
+def _moved(image: Image.Image, matrix: tuple[float, ...], fill: int) -> Image.Image:
+    """Takes each pixel from where `matrix` maps it to."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(fill, fill, fill))
 
 
 def augment(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -107,7 +107,7 @@ def classification_metrics(
     Raises:
         ValueError: There is no row.
     """
-    from torchmetrics.functional import classification as functional
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     if not len(labels):
         raise ValueError("no examples with labels; expected at least one")
@@ -120,11 +120,7 @@ def classification_metrics(
     }
     classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
     both = [number for number in classes if labels[:, number].any() and not labels[:, number].all()]
-    ranked: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "auroc": functional.binary_auroc,
-        "average_precision": functional.binary_average_precision,
-    }
+    ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
     for name, metric in ranked.items() if both else ():
-        values = [metric(probabilities[:, number], labels[:, number].int()).item() for number in both]
-        metrics[name] = sum(values) / len(values)
+        metrics[name] = float(metric(labels[:, both].numpy(), probabilities[:, both].numpy(), average="macro"))
     return metrics

@@ -5,7 +5,7 @@ from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, check_length, open_image, open_reduced
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
-from bridgetower.processor.transforms import loaded
+from bridgetower.processor.transforms import loaded, to_tensor
 
 __all__ = [
     "MAX_PIXELS",
@@ -22,5 +22,6 @@ __all__ = [
     "media_type",
     "open_image",
     "open_reduced",
+    "to_tensor",
     "train_tokenizer",
 ]

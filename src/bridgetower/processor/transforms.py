@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS
@@ -35,6 +35,11 @@ def resize(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"
             return _squash(image, config)
         case "hf":
             return _scale_and_letterbox(image, config)
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """Returns the pixels of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def normalise(pixels: UInt8[Tensor, "b 3 h w"], config: ProcessorConfig) -> Float[Tensor, "b 3 h w"]:
@@ -64,15 +69,13 @@ def _scale_and_crop(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor
             f"{long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
         )
     width, height = (size, long_side) if image.width < image.height else (long_side, size)
-    scaled = _resized(image, width, height, config)
-    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(scaled, [size, size]))
-    return pixels
+    left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision's `CenterCrop`
+    return to_tensor(_resized(image, width, height, config).crop((left, top, left + size, top + size)))
 
 
 def _squash(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
     """Official src/transforms/transform.py, `blip_transform`: PIL bicubic straight to the square."""
-    pixels: Tensor = functional.pil_to_tensor(_resized(image, config.image_size, config.image_size, config))
-    return pixels
+    return to_tensor(_resized(image, config.image_size, config.image_size, config))
 
 
 def _resized(image: Image.Image, width: int, height: int, config: ProcessorConfig) -> Image.Image:
@@ -96,13 +99,8 @@ def _scale_and_letterbox(image: Image.Image, config: ProcessorConfig) -> UInt8[T
             f"an image of {image.width}x{image.height} is too elongated for profile 'hf': its short side shrinks below "
             f"{config.resize_divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
         )
-    scaled = functional.resize(
-        functional.pil_to_tensor(image),
-        [height, width],
-        interpolation=InterpolationMode(config.interpolation),
-        antialias=True,
-    )
-    return _centre(scaled, config.image_size)
+    scaled = F.interpolate(to_tensor(image)[None], (height, width), mode=config.interpolation, antialias=True)
+    return _centre(scaled[0], config.image_size)
 
 
 def _hf_size(height: int, width: int, edge: int, divisor: int) -> tuple[int, int]:
@@ -122,9 +120,9 @@ def _centre(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
     height, width = image.shape[-2:]
     missing_rows, missing_columns = max(size - height, 0), max(size - width, 0)
     left, top = missing_columns // 2, missing_rows // 2
-    filled = functional.pad(image, [left, top, missing_columns - left, missing_rows - top], fill=0)
-    pixels: Tensor = functional.crop(filled, max(height - size, 0) // 2, max(width - size, 0) // 2, size, size)
-    return pixels
+    filled = F.pad(image, [left, missing_columns - left, top, missing_rows - top])
+    row, column = max(height - size, 0) // 2, max(width - size, 0) // 2
+    return filled[:, row : row + size, column : column + size]
 
 
 def loaded(
