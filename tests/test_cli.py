@@ -20,7 +20,6 @@ from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli.output import with_options
 from bridgetower.demo.folder import FOLDER, trained_model
-from bridgetower.model.presets import NANO, with_towers
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
 from miniature_arrow import write_nlvr2_arrow
@@ -327,29 +326,20 @@ class TestTraining:
         assert report["model"] == str(tmp_path / "run")
 
     def test_towers_by_name(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
-        """The towers are large, so the run ends before they are built, but with its config written."""
+        """The towers are large, so the run ends before they are built."""
         command = ["train", "pretrain-nano", "--data.folders", str(tiny_dataset), "--out", str(tmp_path / "run")]
-        towers = ["--vision-tower", "deit-b16-distilled", "--text-tower", "bert-base"]
+        towers = ["--vision", "deit-b16-distilled", "--text", "bert-base"]
         assert "image size 60 is not a multiple of the patch size 16" in refused(*command, *towers)
-        sized = ["--image-size", "64", "--tokenizer", str(tmp_path / "none")]
-        assert "no tokenizer at" in refused(*command, *towers, *sized)
-        config = read_run(tmp_path / "run").model
-        assert config == with_towers(NANO, "deit-b16-distilled", "bert-base", image_size=64)
-        assert "--vision-tower vit-b16 sets model.vision" in refused(
-            *command, "--vision-tower", "vit-b16", "--model.vision.num-layers", "5"
-        )
-        assert "--text-tower bert-base sets all of model.text but dropout" in refused(
-            *command, "--text-tower", "bert-base", "--model.text.num-layers", "5"
-        )
-        assert "--vision-tower clip-b16 with --init-vision x, which brings its own architecture" in refused(
-            *command, "--vision-tower", "clip-b16", "--init-vision", "x"
-        )
+        sized = [*command, *towers, "--image-size", "64", "--tokenizer", str(tmp_path / "none")]
+        assert "no tokenizer at" in refused(*sized)
+        contradicted = refused(*sized, "--model.vision.num-layers", "5")
+        assert "vision deit-b16-distilled contradicts the run's settings: --model.vision.num-layers 5" in contradicted
 
     def test_published_towers(
         self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
     ) -> None:
         path = openai(tmp_path / "clip.pt", jit=True).source
-        command = ["train", "pretrain-nano", "--data.folders", tiny_dataset, "--init-vision", path]
+        command = ["train", "pretrain-nano", "--data.folders", tiny_dataset, "--vision", path]
         command += ["--max-steps", 1, "--batch-size", 8, "--image-size", 32, "--model.text.vocab-size", 300]
         run(*command, "--out", tmp_path / "run")
         (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)

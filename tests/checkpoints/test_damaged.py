@@ -145,9 +145,7 @@ class TestConfigs:
     @pytest.mark.parametrize("model_type", ["bert", None, "BridgeTower"])
     def test_unknown_model_type(self, safe: Path, model_type: str | None) -> None:
         edit_json(safe / "config.json", lambda values: values.update(model_type=model_type))
-        with pytest.raises(
-            ValueError, match=f"safe is of model type {model_type!r}; expected 'bridgetower' .*--init-text"
-        ):
+        with pytest.raises(ValueError, match=f"safe is of model type {model_type!r}; expected 'bridgetower' .*--text"):
             read_checkpoint(safe)
 
     @pytest.mark.parametrize("version", [0, 2, None, "1"])

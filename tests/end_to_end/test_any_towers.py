@@ -43,7 +43,7 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) 
 def run_of(dataset: Path, vision: str, text: str) -> RunConfig:
     recipe = RECIPES["pretrain-nano"]
     model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12))
-    changes: dict[str, Any] = {"recipe": recipe.recipe, "model": model, "init_vision": vision, "init_text": text}
+    changes: dict[str, Any] = {"recipe": recipe.recipe, "model": model, "vision": vision, "text": text}
     return shapes.run_config(dataset, **changes, max_steps=2)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import FrozenInstanceError, replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +25,8 @@ from bridgetower.model.presets import (
     NANO,
     TEXT_TOWERS,
     VISION_TOWERS,
-    TextTowerName,
-    VisionTowerName,
     meter,
     meter_with_norms,
-    with_towers,
 )
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
@@ -102,19 +99,6 @@ class TestPresets:
                 VisionTransformer(VISION_TOWERS[name]) if name in VISION_TOWERS else TextTransformer(TEXT_TOWERS[name])
             )
         assert round(sum(parameter.numel() for parameter in tower.parameters()) / 1e6) == millions
-
-    def test_every_name_has_a_tower(self) -> None:
-        assert (set(get_args(VisionTowerName)), set(get_args(TextTowerName))) == (set(VISION_TOWERS), set(TEXT_TOWERS))
-
-    def test_other_towers(self) -> None:
-        config = with_towers(NANO, "clip-b32", "bert-base", image_size=64)
-        assert config.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
-        assert config.text == replace(TEXT_TOWERS["bert-base"], dropout=NANO.text.dropout)
-        assert (config.fusion, config.heads) == (NANO.fusion, NANO.heads)
-        assert with_towers(NANO) == NANO
-        assert with_towers(BASE, "clip-b32").vision.image_size == BASE.vision.image_size
-        with pytest.raises(ValueError, match="image size 60 is not a multiple of the patch size 32; use 32 or 64"):
-            with_towers(NANO, "clip-b32")
 
     def test_nano_has_dropout_nowhere(self) -> None:
         assert NANO.text.dropout == NANO.fusion.dropout == 0

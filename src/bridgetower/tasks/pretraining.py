@@ -92,7 +92,7 @@ def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
 PRETRAIN_BASE = RunConfig(
     recipe="pretrain-base",
     source="paper, appendix 'Implementation Details': MLM + ITM, 100k steps of 4096 pairs, with the official mean of "
-    "MLM over each micro-batch; give init_vision and init_text, or the towers start from random weights",
+    "MLM over each micro-batch; give vision and text, or the towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),), mlm_normalization="official"),
     model=BASE,
     optimizer=PAPER_OPTIMIZER,
@@ -110,8 +110,8 @@ PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, mi
 PRETRAIN_BASE_ITC = replace(
     PRETRAIN_BASE,
     recipe="pretrain-base-itc",
-    source="official script: MLM, with a mean over each micro-batch, + ITM + ITC with hard negatives; give init_vision "
-    "and init_text, or the towers start from random weights",
+    source="official script: MLM, with a mean over each micro-batch, + ITM + ITC with hard negatives; give vision "
+    "and text, or the towers start from random weights",
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),), mlm_normalization="official"),
     model=replace(BASE, heads=HeadsConfig(itc="tower")),
     select_by="rsum",

@@ -90,13 +90,14 @@ class RunConfig:
         model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
             that the run does not name are left behind.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
-        init_vision: Published weights for the image tower of a new model: CLIP, ViT or DeiT in a file, a folder or by
-            hub id, or any vision transformer of timm, `timm:NAME`. They decide the tower's architecture; position
-            embeddings are resized to the image size.
-        init_text: Published weights for its text tower, with their tokenizer: an encoder of transformers in a folder
-            or by hub id. They decide the tower's architecture except dropout.
+        vision: Image tower of a new model, in place of the recipe's. Published weights, which decide its architecture:
+            a file, a folder or a hub id with CLIP, ViT or DeiT, or any vision transformer of timm, `timm:NAME`. Their
+            positions are resized to the image size. Or a name for random weights: of `VISION_TOWERS`, such as
+            `clip-b16`, or a tower of your own.
+        text: Its text tower, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer is used; a
+            name of `TEXT_TOWERS`, such as `bert-base`; or a tower of your own. Dropout is the recipe's.
         image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
-        tokenizer: Folder or file with a tokenizer for a new model; None takes that of `init_text`, or trains byte-level
+        tokenizer: Folder or file with a tokenizer for a new model; None takes that of `text`, or trains byte-level
             BPE on the training captions.
         data: What is trained on and how it is read.
         optimizer: AdamW and its schedule.
@@ -131,8 +132,8 @@ class RunConfig:
     task: Annotated[TaskConfig, AvoidSubcommands] = field(default_factory=PretrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
-    init_vision: str | None = None
-    init_text: str | None = None
+    vision: str | None = None
+    text: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -166,7 +167,7 @@ class RunConfig:
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
                 "sets one, which has to be None to set the other (--max-epochs None --max-steps 100)"
             )
-        for name in ("tokenizer", "init_vision", "init_text"):
+        for name in ("tokenizer", "vision", "text"):
             if self.init is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"

@@ -62,7 +62,7 @@ def _cifar_images(source: ExampleSource) -> CifarImages:
 
 
 def _no_texts(data: DataConfig, config: CifarConfig) -> Iterator[str]:
-    raise ValueError("CIFAR has no texts to train a tokenizer on; give init, init_text or tokenizer")
+    raise ValueError("CIFAR has no texts to train a tokenizer on; give init, text or tokenizer")
 
 
 def _evaluate_cifar(evaluation: Evaluation) -> Outcome:

@@ -157,8 +157,8 @@ VQAV2_LARGE = replace(
 VQAV2_BASE_NO_PRETRAINING = replace(
     VQAV2_BASE,
     recipe="vqav2-base-no-pretraining",
-    source="paper, appendix, and official script for VQAv2 without pre-training; give init_vision "
-    "and init_text. The paper trains on --data.train-splits train validation",
+    source="paper, appendix, and official script for VQAv2 without pre-training; give vision "
+    "and text. The paper trains on --data.train-splits train validation",
     model=replace(VQAV2_BASE.model, heads=replace(_HEADS, hidden_scale=1.0)),
     optimizer=replace(PAPER_OPTIMIZER, lr=2e-5, head_multiplier=50),
     data=CLIP_VIEWS,

@@ -23,6 +23,7 @@ from bridgetower.distributed import rank, world_size
 from bridgetower.files import require_space
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
+from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
@@ -56,7 +57,7 @@ def frozen_examples(
         ValueError: What is there was computed with other towers, data or settings.
         OSError: The disk has no room.
     """
-    if not (config.init or (config.init_vision and config.init_text)):
+    if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)

@@ -19,7 +19,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.setup import class_labels
-from bridgetower.training.towers import Towers, read_towers
+from bridgetower.training.towers import Towers, read_towers, with_named_towers
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def starting_checkpoint(
 
     Raises:
         FileNotFoundError: What the run starts from is not there.
-        ValueError: `init` or `init_text` has no tokenizer, the run sets a model value that these or `init_vision`
-            decide, or captions may be longer than the text tower takes.
+        ValueError: `init` or `text` has no tokenizer, the run sets a model value that these or `vision` decide, or
+            captions may be longer than the text tower takes.
     """
     spec = spec_of(config.task, task)
     if config.init is None:
@@ -153,7 +153,8 @@ def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], se
 
 
 def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoint:
-    if spec.recipe(config.recipe) in spec.fine_tuning and not (config.init_vision or config.init_text):
+    config = with_named_towers(config, _default_model(config, spec), extensions)
+    if spec.recipe(config.recipe) in spec.fine_tuning and not (config.vision or config.text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
     towers = read_towers(config, _default_model(config, spec))
     processor = _processor(config, spec, towers)

@@ -1,18 +1,30 @@
-"""Published towers in a new model: which there are, what they decide, and where their weights go."""
+"""The towers of a new model, by name or with weights: what they decide, and where their weights go."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.checkpoints.towers import (
+    TextWeights,
+    VisionWeights,
+    check_overrides,
+    read_text_tower,
+    read_vision_tower,
+)
+from bridgetower.model.bridgetower import Extensions
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.processor import Processor, Profile, load_tokenizer
 from bridgetower.tasks.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 # The run decides these: positions are resized, and published weights are the same with any dropout.
 _FREE = ("image_size", "dropout")
@@ -20,7 +32,7 @@ _FREE = ("image_size", "dropout")
 
 @dataclass(frozen=True)
 class Towers:
-    """The towers that a run takes from `init_vision` and `init_text`, each None if it starts anew."""
+    """The towers whose weights a run takes from `vision` and `text`, each None if it starts anew."""
 
     vision: VisionWeights | None
     text: TextWeights | None
@@ -54,9 +66,9 @@ class Towers:
         if self.text is None:
             return None if path is None else load_tokenizer(path)
         if path is None and self.text.tokenizer is None:
-            raise ValueError(f"init_text {self.text.source} has no tokenizer; give tokenizer, a folder or file")
+            raise ValueError(f"the text tower {self.text.source} has no tokenizer; give tokenizer, a folder or file")
         if path is not None and self.text.tokenizer is not None:
-            raise ValueError(f"tokenizer {path} with init_text {self.text.source}, which has its own; leave one out")
+            raise ValueError(f"tokenizer {path} with text {self.text.source}, which has its own; leave one out")
         return self.text.tokenizer if path is None else load_tokenizer(path)
 
     def image_size(self, config: RunConfig, defaults: ModelConfig) -> int:
@@ -73,6 +85,38 @@ class Towers:
         return {"profile": "official-pretrain", **of_tower, **({} if profile is None else {"profile": profile})}
 
 
+def with_named_towers(config: RunConfig, defaults: ModelConfig, extensions: Extensions) -> RunConfig:
+    """Returns the run with the towers that are given by name in its model; `vision` and `text` keep weights only.
+
+    Args:
+        config: Of the run.
+        defaults: Model of its recipe.
+        extensions: Towers of one's own, which have names too.
+
+    Raises:
+        ValueError: The run sets a value that a name decides, the patch does not divide the image size, or a name is
+            that of a file or folder as well.
+    """
+    kinds = (("vision", VISION_TOWERS, extensions.vision_towers), ("text", TEXT_TOWERS, extensions.text_towers))
+    for part, presets, own in kinds:
+        name, tower = getattr(config, part), getattr(config.model, part)
+        if name in own:
+            fields: dict[str, Any] = {"architecture": name}
+        elif name in presets:
+            fields = {field: value for field, value in vars(presets[name]).items() if field not in _FREE}
+            logger.warning("%s %s is an architecture, which starts from random weights", part, name)
+        else:
+            continue
+        if Path(name).exists():
+            raise ValueError(f"{part} {name} is a tower's name and a path here; give ./{name} for the weights in there")
+        check_overrides(name, part, fields, _overrides(tower, getattr(defaults, part)))
+        if part == "vision" and config.image_size is not None:
+            fields["image_size"] = config.image_size
+        changes: dict[str, Any] = {part: None}
+        config = replace(config, model=replace(config.model, **{part: replace(tower, **fields)}), **changes)
+    return config
+
+
 def read_towers(config: RunConfig, defaults: ModelConfig) -> Towers:
     """Reads the towers that a run starts from.
 
@@ -84,7 +128,7 @@ def read_towers(config: RunConfig, defaults: ModelConfig) -> Towers:
         FileNotFoundError: One is not there.
         ValueError: One is damaged, unknown, or differs from what the run sets besides its recipe.
     """
-    vision, text = config.init_vision, config.init_text
+    vision, text = config.vision, config.text
     return Towers(
         None if vision is None else read_vision_tower(vision, _overrides(config.model.vision, defaults.vision)),
         None if text is None else read_text_tower(text, _overrides(config.model.text, defaults.text)),
@@ -102,6 +146,6 @@ def _check_tokenizer(text: TextWeights, processor: Processor) -> None:
     rows, pad = text.config.vocab_size, text.config.pad_token_id
     if processor.vocab_size > rows or processor.pad_token_id != pad:
         raise ValueError(
-            f"the tokenizer has {processor.vocab_size} ids and pads with {processor.pad_token_id}; init_text "
-            f"{text.source} has {rows} and pads with {pad}: give the tokenizer that it was trained with"
+            f"the tokenizer has {processor.vocab_size} ids and pads with {processor.pad_token_id}; the text "
+            f"tower {text.source} has {rows} and pads with {pad}: give the tokenizer that it was trained with"
         )
