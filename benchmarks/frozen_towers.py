@@ -28,6 +28,7 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import Fabric, make_fabric
@@ -77,7 +78,12 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     optimize_for_cpu(model)
     work = build_task(config, checkpoint, model)
     if way == "files":
-        work = replace(work, examples=frozen_examples(config, model, work, dataset_out, fabric, progress=False))
+        work = replace(
+            work,
+            examples=frozen_examples(
+                config, model, work, RowCache(dataset_out / "features", 2**40), fabric, progress=False
+            ),
+        )
     elif way == "frozen":
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,9 @@ CHECKED = [
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 install_import_hook(CHECKED, "typechecks.checked")
+
+CACHES = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
 
 multiprocessing.set_forkserver_preload(["bridgetower.training.run"])  # processes that need it start at once
 

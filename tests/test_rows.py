@@ -1,7 +1,12 @@
 """Rows in files: every row comes back from its place, files are whole or not there, and mappings do not pile up."""
 
+import logging
+import os
 import pickle
+import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,8 @@ import torch
 from torch import Tensor
 
 import bridgetower.rows as rows_module
-from bridgetower.rows import RowFiles
+from bridgetower.files import locked
+from bridgetower.rows import CONTENT, RowCache, RowFiles
 
 
 def rows_of(numbers: range) -> dict[str, list[Tensor]]:
@@ -77,3 +83,69 @@ def test_a_full_disk_leaves_no_half_file(small_disk: Callable[[int], Path]) -> N
         files.write(1, {"words": [torch.zeros(10000, 10)]})
     assert files.missing() == [1]
     assert [path.name for path in (disk / "rows").iterdir()] == ["set-00000.safetensors"]
+
+
+class TestCache:
+    """Entries of a cache have one part of about 4,000 bytes."""
+
+    def put(self, cache: RowCache, name: str) -> Path:
+        content = {"name": name}
+        files = cache.files(content, 1, 4000)
+        for number in cache.claim(files, content, 4000):
+            files.write(number, {"words": [torch.zeros(1000, 1)]})
+        assert cache.claim(files, content, 4000) == []
+        return files.folder
+
+    def test_the_longest_unused_are_removed(self, tmp_path: Path) -> None:
+        (tmp_path / "not-ours").mkdir()
+        (tmp_path / "not-ours" / "rows-00000.safetensors").touch()
+        cache = RowCache(tmp_path, 13_000)
+        with cache:
+            folders = [self.put(cache, name) for name in "abc"]
+        for age, folder in enumerate(folders):
+            os.utime(folder / CONTENT, (age, age))
+        with cache:
+            self.put(cache, "a")  # used again
+        with cache:
+            self.put(cache, "d")
+        assert [folder.exists() for folder in folders] == [True, False, True]
+        assert (tmp_path / "not-ours" / "rows-00000.safetensors").exists()
+
+    def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with RowCache(tmp_path, 5000) as one, RowCache(tmp_path, 5000) as other:
+            held = self.put(one, "a")
+            assert self.put(other, "a") == held
+            self.put(other, "b")
+            assert held.exists()
+        assert "the features that runs hold take more than the limit of 0.0 GiB" in caplog.text
+        with RowCache(tmp_path, 5000) as third:
+            self.put(third, "c")
+        assert not held.exists()
+
+    def test_a_small_disk_is_noticed_before_anything_is_computed(self, small_disk: Callable[[int], Path]) -> None:
+        disk = small_disk(64)
+        with RowCache(disk, 2**40) as cache:
+            folder = self.put(cache, "a")
+            files = cache.files({"name": "large"}, 1000, 4000)
+            with pytest.raises(OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"):
+                cache.claim(files, {"name": "large"}, 4000)
+            assert folder.exists()
+        with RowCache(disk, 2**40) as cache:  # which now may remove the first one
+            files = cache.files({"name": "fits"}, 1, 60_000)
+            assert cache.claim(files, {"name": "fits"}, 52_000) == [0]
+        assert not folder.exists()
+
+    def test_one_that_was_removed_while_another_waited_is_made_again(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        with RowCache(tmp_path, 2**40) as cache:
+            folder = self.put(cache, "a")
+        with ThreadPoolExecutor(1) as pool, RowCache(tmp_path, 2**40) as waiting:
+            with locked(folder):
+                result = pool.submit(self.put, waiting, "a")
+                while "waiting for it" not in caplog.text:
+                    time.sleep(0.01)
+                shutil.rmtree(folder)
+            assert result.result() == folder
+        assert list(folder.glob("*.safetensors"))

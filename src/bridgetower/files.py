@@ -10,9 +10,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Control characters but tab and line feed, and what reverses or hides text: marks of direction, breaks of lines.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -260,23 +260,36 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Holds `folder` for this process; the operating system lets go when the process ends, however it ends.
 
     Args:
         folder: Made if it is not there.
         wait: Until another process lets go of it.
+        shared: With others that share it, but with none that holds it alone.
 
     Raises:
         FileExistsError: Another process holds it, and `wait` is False.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:  # a lock that is there is not written to
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+    file = _locked_file(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    with file:
         yield
+
+
+def _locked_file(folder: Path, operation: int) -> IO[str]:
+    """Opens and locks the lock of a folder, again if the folder was removed meanwhile."""
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack, suppress(FileNotFoundError):
+            file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
+            try:
+                fcntl.flock(file, operation)
+            except BlockingIOError as error:
+                raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                stack.pop_all()
+                return file
 
 
 @contextmanager

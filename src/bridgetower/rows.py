@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridgetower.files import differences, read_json, remove_leftovers, replacing, write_json
+from bridgetower.files import json_text, locked, remove_leftovers, replacing, require_space, write_bytes
+
+logger = logging.getLogger(__name__)
+
+_DIGEST = "[0-9a-f]" * 16  # the name of a folder of a cache
+_PARTS = "*.safetensors"
 
 FILE_BYTES = 2**26
 """About the size of one file."""
@@ -100,24 +110,100 @@ class RowFiles:
         return self.folder / f"{self.name}-{number:05d}.safetensors"
 
 
-def claim_rows(folder: Path, content: Mapping[str, Any]) -> None:
-    """Notes what the files of a folder are computed from, or checks that they were computed from the same.
+class RowCache:
+    """Folders of row files that runs share, each named by a digest of what its files were computed from.
 
-    Args:
-        folder: Made if it is not there.
-        content: As JSON would give it back.
-
-    Raises:
-        ValueError: They were not; what differs is named.
+    A run holds the folders that it reads until it ends, and alone the one that it writes. A killed run lets go of them,
+    and what it wrote is read: files are whole or not there.
     """
-    path = folder / CONTENT
-    if not path.exists():
-        write_json(path, content)
-        return
-    remove_leftovers(folder)
-    changed = list(differences(read_json(path), content))
-    if changed:
-        raise ValueError(
-            f"{folder} was computed with other values of {', '.join(changed)}; put them back as they were, or remove "
-            "the folder to compute it anew"
-        )
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Names the place; nothing is opened or written.
+
+        Args:
+            folder: Of the folders. It may be moved or removed while no run uses it.
+            limit: Bytes up to which folders that no run holds are kept.
+        """
+        self.folder, self.limit = folder, limit
+        self._held: dict[Path, ExitStack] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in list(self._held):
+            self._let_go(path)
+
+    def files(self, content: Mapping[str, Any], num_rows: int, row_bytes: int) -> RowFiles:
+        """Plans the files of rows that are computed from some content.
+
+        Args:
+            content: All that decides them, as JSON has it.
+            num_rows: In all files.
+            row_bytes: About the size of a row.
+        """
+        folder = self.folder / hashlib.sha256(_described(content)).hexdigest()[:16]
+        return RowFiles(folder, "rows", num_rows=num_rows, rows_per_part=max(1, FILE_BYTES // row_bytes))
+
+    def claim(self, files: RowFiles, content: Mapping[str, Any], row_bytes: int) -> list[int]:
+        """Holds the folder of some files, and returns the parts that are to be written before it is claimed again.
+
+        Args:
+            files: From `files`, with the same content and size of a row.
+            content: What they are computed from.
+            row_bytes: About the size of a row.
+
+        Returns:
+            Numbers of parts; none if all are there, and nobody removes them until the run ends.
+
+        Raises:
+            OSError: The disk has no room for them, even without the folders that no run holds.
+        """
+        folder = files.folder
+        self._hold(folder, shared=True)
+        if not files.missing():
+            os.utime(folder / CONTENT)
+            return []
+        self._hold(folder, shared=False)
+        missing = files.missing()
+        if not missing:  # another run wrote them meanwhile
+            return self.claim(files, content, row_bytes)
+        remove_leftovers(folder)
+        write_bytes(folder / CONTENT, _described(content))
+        self._make_room(row_bytes * sum(len(files.rows_of(number)) for number in missing))
+        return missing
+
+    def _hold(self, folder: Path, *, shared: bool) -> None:
+        self._let_go(folder)
+        held = ExitStack()
+        try:
+            held.enter_context(locked(folder, shared=shared))
+        except FileExistsError:
+            logger.info("another run computes the features in %s; waiting for it", folder)
+            held.enter_context(locked(folder, shared=shared, wait=True))
+        self._held[folder] = held
+
+    def _let_go(self, folder: Path) -> None:
+        if folder in self._held:
+            self._held.pop(folder).close()
+
+    def _make_room(self, needed: int) -> None:
+        """Removes folders that no run holds, the longest unused first, until the limit and the disk allow for more."""
+        with locked(self.folder, wait=True):
+            found = [path.parent for path in self.folder.glob(f"{_DIGEST}/{CONTENT}")]
+            sizes = {folder: sum(part.stat().st_size for part in folder.glob(_PARTS)) for folder in found}
+            for folder in sorted(found, key=lambda folder: (folder / CONTENT).stat().st_mtime):
+                if sum(sizes.values()) + needed <= self.limit and needed <= shutil.disk_usage(self.folder).free:
+                    break
+                with suppress(FileExistsError), locked(folder):
+                    for part in folder.glob(_PARTS):  # first, so that a folder with parts can be found by its content
+                        part.unlink()
+                    shutil.rmtree(folder)
+                    del sizes[folder]
+            require_space(self.folder, needed, "features of frozen towers")
+        if sum(sizes.values()) + needed > self.limit:
+            logger.warning("the features that runs hold take more than the limit of %.1f GiB", self.limit / 2**30)
+
+
+def _described(content: Mapping[str, Any]) -> bytes:
+    return json_text(content, indent=2).encode()

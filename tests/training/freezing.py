@@ -1,15 +1,20 @@
 """Runs with frozen towers up to their examples, and the same examples for towers that are asked."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.frozen import CachedViews, FrozenDataset, key_ids
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.towers import TextTower, VisionTower
+from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import make_fabric
@@ -17,13 +22,28 @@ from bridgetower.training.setup import TaskSetup, build_task
 from bridgetower.training.start import starting_checkpoint
 
 
-def prepared(config: RunConfig, out: Path) -> tuple[BridgeTower, TaskSetup, FrozenDataset]:
-    """Model, work and examples of a run as `train` makes them."""
-    out.mkdir(exist_ok=True)
+def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, FrozenDataset]:
+    """Model, work and examples of a run as `train` makes them, with the features in a cache."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
-    work = build_task(config, checkpoint, model)
-    return model, work, frozen_examples(config, model, work, out, make_fabric(config), progress=False)
+    work, fabric = build_task(config, checkpoint, model), make_fabric(config)
+    return model, work, frozen_examples(config, model, work, RowCache(cache, 2**40), fabric, progress=False)
+
+
+@contextmanager
+def tower_passes() -> Iterator[Counter[str]]:
+    """Counts how often towers run, by kind."""
+    passes: Counter[str] = Counter()
+
+    def count(module: nn.Module, *_: object) -> None:
+        if isinstance(module, VisionTower | TextTower):
+            passes["vision" if isinstance(module, VisionTower) else "text"] += 1
+
+    hook = nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        hook.remove()
 
 
 def recomputed(batch: Any, work: TaskSetup, examples: FrozenDataset) -> Any:

@@ -1,16 +1,24 @@
 """Frozen towers: the same losses and gradients as towers that are asked each time, from files that survive kills."""
 
 import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fitting import KINDS
-from freezing import prepared, recomputed
+from freezing import prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,10 +29,9 @@ from bridgetower.data.frozen import CachedViews
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.frozen import FOLDER
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
-from folders import same_weights, snapshot
+from folders import same_weights
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
 
@@ -135,14 +142,18 @@ class TestSteps:
 
 
 @pytest.fixture(scope="module")
-def whole(all_runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run that nothing disturbed, and its metrics."""
+def whole(
+    all_runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float], Counter[str]]:
+    """A run that nothing disturbed, with its cache beside it, its metrics and how often its towers ran."""
     out = tmp_path_factory.mktemp("frozen") / "run"
-    return out, train(all_runs["pretraining"], out, progress=False)
+    with tower_passes() as passes:
+        metrics = train(all_runs["pretraining"], out, feature_cache=out.parent / "cache", progress=False)
+    return out, metrics, passes
 
 
 class TestRun:
-    def test_towers_stay_and_the_rest_learns(self, whole: tuple[Path, dict[str, float]], tiny_checkpoint: Path) -> None:
+    def test_towers_stay_and_the_rest_learns(self, whole: tuple[Path, Any, Any], tiny_checkpoint: Path) -> None:
         before, after = (read_checkpoint(path).tensors for path in (tiny_checkpoint, whole[0] / "last"))
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert not changed & {"vision", "text"}
@@ -150,83 +161,129 @@ class TestRun:
 
     def test_stopped_and_continued_it_ends_with_the_same_bits(
         self,
-        whole: tuple[Path, dict[str, float]],
+        whole: tuple[Path, dict[str, float], Any],
         all_runs: dict[str, RunConfig],
         stop_at: Callable[..., None],
         tmp_path: Path,
     ) -> None:
         out = tmp_path / "run"
         stop_at(4, out, config=all_runs["pretraining"])
-        written = snapshot(out / FOLDER)
-        assert train(all_runs["pretraining"], out, resume=True, progress=False) == whole[1]
-        assert snapshot(out / FOLDER) == written
+        cache = tmp_path / "elsewhere"
+        assert train(all_runs["pretraining"], out, resume=True, feature_cache=cache, progress=False) == whole[1]
+        assert same_weights(out / "last", whole[0] / "last")
+
+    def test_a_killed_writer_leaves_what_it_finished(
+        self,
+        whole: tuple[Path, dict[str, float], Counter[str]],
+        all_runs: dict[str, RunConfig],
+        tmp_path: Path,
+    ) -> None:
+        out, cache, config = tmp_path / "run", tmp_path / "cache", all_runs["pretraining"]
+        (tmp_path / "config.pickle").write_bytes(pickle.dumps((config, out, cache)))
+        killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "config.pickle"], cwd=Path(__file__).parent)
+        assert killed.returncode == -signal.SIGKILL
+        (half,) = cache.glob("*/.rows-00000.safetensors.*")  # in the folder of the second of three files
+        assert len(list(cache.glob("*/rows-*"))) == 1
+        with tower_passes() as passes:
+            assert train(config, out, feature_cache=cache, progress=False) == whole[1]
+        assert not half.exists()
+        assert passes["vision"] == whole[2]["vision"] - 3 * 27 // 32 - 1  # of all views of the training images
         assert same_weights(out / "last", whole[0] / "last")
 
 
-class TestFiles:
-    def test_only_what_is_missing_is_computed_again(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        config = all_runs["nlvr2"]
-        prepared(config, tmp_path)
-        files = sorted((tmp_path / FOLDER).glob("*.safetensors"))
-        assert [path.name for path in files] == [
-            f"{name}-00000.safetensors" for name in ("train-images", "train-texts", "validation-images")
-        ]
-        for lost in files:
-            content, before = lost.read_bytes(), snapshot(tmp_path / FOLDER)
-            lost.unlink()
-            (lost.parent / f".{lost.name}.partial-x.safetensors").write_bytes(b"half")
-            prepared(config, tmp_path)
-            assert lost.read_bytes() == content
-            assert snapshot(tmp_path / FOLDER).keys() == before.keys()
+KILLED = """
+import pickle, signal, sys
+from pathlib import Path
+sys.path.insert(0, str(Path.cwd().parent))
+import kills
+from bridgetower.training.run import train
+config, out, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
+kills.before(kills.renamed("*/rows-00000.safetensors"), 2, lambda: kills.send(signal.SIGKILL))
+train(config, out, feature_cache=cache, progress=False)
+"""
+
+
+class TestCache:
+    """Which runs share what towers gave: `passes` counts runs of the image and of the text tower."""
 
     @pytest.mark.parametrize(
-        ("changes", "named"),
+        ("kind", "changes", "computed"),
         [
-            ({"frozen_views": 2}, "views.number"),
-            ({"seed": 1}, "views.seed"),
-            ({"precision": "bf16"}, "views.precision"),
-            ({"data": {"word_dropout": 0.5}}, "settings.data.word_dropout"),
+            ("vqa", {}, set()),
+            ("vqa", {"seed": 1, "batch_size": 4, "micro_batch_size": 2}, set()),
+            ("vqa", {"data": {"num_workers": 1, "max_length": 30}}, set()),
+            ("vqa", {"data": {"augmentation": "affine"}}, {"vision"}),
+            ("vqa", {"data": {"background": (9, 9, 9)}}, {"vision"}),
+            ("vqa", {"frozen_views": 2}, {"vision"}),
+            ("vqa", {"precision": "bf16"}, {"vision", "text"}),
+            ("pretraining", {"seed": 1}, {"vision", "text"}),
+            ("pretraining", {"data": {"word_dropout": 0.5}}, {"text"}),
         ],
     )
-    def test_other_settings_are_refused(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path, changes: dict[str, Any], named: str
+    def test_settings(
+        self, all_runs: dict[str, RunConfig], kind: str, changes: dict[str, Any], computed: set[str], tmp_path: Path
     ) -> None:
-        config = all_runs["pretraining"]
+        config = all_runs[kind]
         prepared(config, tmp_path)
-        if "data" in changes:
-            changes = {"data": replace(config.data, **changes["data"])}
-        with pytest.raises(ValueError, match=f"computed with other values of {named}; put them back"):
-            prepared(replace(config, **changes), tmp_path)
+        data = replace(config.data, **changes.get("data", {}))
+        with tower_passes() as passes:
+            prepared(replace(config, **changes | {"data": data}), tmp_path)
+        assert set(passes) == computed
 
-    def test_other_towers_are_refused(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path
+    @pytest.mark.parametrize("part", ["vision", "text"])
+    def test_other_weights(
+        self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, part: str
+    ) -> None:
+        config, changed = all_runs["pretraining"], tmp_path / "changed"
+        prepared(config, tmp_path / "cache")
+        shutil.copytree(tiny_checkpoint, changed)
+        tensors = load_file(changed / "model.safetensors")
+        tensors[f"{part}.layers.1.mlp.down.bias"] += 1e-6
+        save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+        with tower_passes() as passes:
+            prepared(replace(config, init=str(changed)), tmp_path / "cache")
+        assert set(passes) == {part}
+
+    def test_everything_may_be_moved(
+        self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, tiny_dataset: Path
     ) -> None:
         config = all_runs["pretraining"]
-        prepared(config, tmp_path / "run")
-        changed = tmp_path / "changed"
-        changed.mkdir()
-        for path in tiny_checkpoint.iterdir():
-            (changed / path.name).write_bytes(path.read_bytes())
-        tensors = load_file(changed / "model.safetensors")
-        tensors["text.layers.1.mlp.down.bias"] += 1e-6
-        save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="computed with other values of towers; put"):
-            prepared(replace(config, init=str(changed)), tmp_path / "run")
+        prepared(config, tmp_path / "cache")
+        shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        shutil.copytree(tiny_dataset, tmp_path / "set")
+        (tmp_path / "cache").rename(tmp_path / "moved")
+        moved = replace(
+            config, init=str(tmp_path / "model"), data=replace(config.data, folders=(str(tmp_path / "set"),))
+        )
+        with tower_passes() as passes:
+            model, work, examples = prepared(moved, tmp_path / "moved")
+            batch = examples[BatchKey(tuple(range(6)), 3)]
+            losses, _ = step(model, work, batch)
+        assert not passes
+        assert distance(losses, step(model, work, recomputed(batch, work, examples))[0]) < 1e-5
 
-    def test_a_small_disk_is_noticed_before_anything_is_computed(
-        self, all_runs: dict[str, RunConfig], small_disk: Callable[[int], Path]
-    ) -> None:
-        disk = small_disk(64)
-        with pytest.raises(OSError, match=r"tower outputs train-images take .* GiB, but the disk of .* has"):
-            prepared(replace(all_runs["pretraining"], frozen_views=50), disk / "run")
-        assert [path.name for path in (disk / "run" / FOLDER).iterdir()] == ["content.json"]
+    def test_of_two_at_once_one_computes(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        config = all_runs["vqa"]
+        with tower_passes() as alone:
+            prepared(config, tmp_path / "alone")
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            both = list(pool.map(passes_of, [config] * 2, [tmp_path / "both"] * 2))
+        assert both[0] + both[1] == alone
+        assert len(list((tmp_path / "both").glob("*/rows-*"))) == 3
 
     def test_what_they_were_computed_from_is_written_down(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        config = all_runs["vqa"]
-        _, work, _ = prepared(config, tmp_path)
-        content = json.loads((tmp_path / FOLDER / "content.json").read_text())
-        assert content["data"] == dict(work.digests)
-        assert content["views"] == {"number": 3, "seed": config.seed, "precision": "fp32"}
+        _, work, _ = prepared(all_runs["vqa"], tmp_path)
+        contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
+        assert len(contents) == 3
+        found = [digest for content in contents for digest in content.get("data", [])]
+        assert sorted(found) == sorted(work.digests.values())
+
+
+def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
+    """How often towers run in a run up to its examples."""
+    with tower_passes() as passes:
+        prepared(config, cache)
+    return passes
 
 
 def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

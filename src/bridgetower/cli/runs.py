@@ -17,6 +17,7 @@ from bridgetower.cli.output import emit, emit_rows, headline
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES
 
@@ -29,6 +30,8 @@ def train(
     extensions: str | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
+    feature_cache: Path | None = None,
+    feature_cache_limit: float = FEATURE_CACHE_GIB,
 ) -> None:
     """Train a recipe; every value can be overridden by its option.
 
@@ -47,6 +50,8 @@ def train(
         extensions: Towers, bridges and heads of your own that the model names, likewise.
         resume: Continue the run in --out where it was stopped or killed.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
+        feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
+        feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
     """
     require("train")
     from bridgetower.training.loop import Interrupted
@@ -60,6 +65,8 @@ def train(
             extensions=own_extensions(extensions),
             resume=resume,
             allow_world_size_change=allow_world_size_change,
+            feature_cache=feature_cache,
+            feature_cache_limit=feature_cache_limit,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)

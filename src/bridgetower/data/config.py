@@ -95,6 +95,11 @@ class DataConfig:
         """Whether training images are varied from their files on, as in the official fine-tuning."""
         return self.random_crop is not None or self.flip or self.rand_augment != "none"
 
+    @property
+    def varies_images(self) -> bool:
+        """Whether training images are varied at all."""
+        return self.has_views or self.augmentation != "none"
+
     def as_evaluated(self) -> DataConfig:
         """Returns the settings without what varies or repeats training examples."""
         views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}

@@ -20,6 +20,9 @@ Rule = Literal["adamw", "hf_adamw"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
 
+FEATURE_CACHE_GIB = 100.0
+"""Of features of frozen towers, which are kept for other runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -109,8 +112,8 @@ class RunConfig:
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
             less memory, the same numbers.
-        freeze_towers: Train the fusion encoder and the heads only, on cached hidden states of every image and text.
-            It is computed once and kept in the run's folder.
+        freeze_towers: Train the fusion encoder and the heads only, on hidden states of every image and text that are
+            computed once, in a cache that runs share.
         train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all.
         frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.

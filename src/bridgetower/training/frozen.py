@@ -1,60 +1,70 @@
-"""Frozen towers: their hidden states of every image and text are computed once and cached in the run's folder."""
+"""Frozen towers: their hidden states of every image and text are computed once, in a cache that runs share."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.checkpoints.fingerprint import exact_fingerprint
 from bridgetower.data.batch import TOKENS
+from bridgetower.data.folder import split_digests
 from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.distributed import rank, world_size
-from bridgetower.files import require_space
+from bridgetower.data.views import random_view
+from bridgetower.distributed import from_first, rank, world_size
+from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
-from bridgetower.rows import FILE_BYTES, RowFiles, claim_rows
+from bridgetower.rows import RowCache, RowFiles
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.loop import Fabric
 from bridgetower.training.setup import TaskSetup
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "towers"
 _BATCH = 32  # images or texts at once
+
+# Settings of the data that do not change the pixels of an image; the processor has some of them.
+_NOT_OF_PIXELS = (
+    *("folders", "train_only", "repeats", "train_splits", "validation_split", "captions", "word_dropout", "max_length"),
+    *("profile", "background", "fast_decode", "num_workers", "cache"),
+)
 
 
 @torch.no_grad()
 def frozen_examples(
-    config: RunConfig, model: BridgeTower, setup: TaskSetup, out: Path, fabric: Fabric, *, progress: bool
+    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: RowCache, fabric: Fabric, *, progress: bool
 ) -> FrozenDataset:
-    """Freezes the towers and caches their hidden states of all images and texts of a run; existing files are kept.
+    """Freezes the towers and takes their hidden states of all images and texts from a cache, or computes them.
 
-    From now on the images of the run come from the files, and so do the texts of the examples that are returned.
+    From now on the images of the run come from the cache, and so do the texts of the examples that are returned.
 
     Args:
         config: Of the run.
         model: Its towers do not change any more.
         setup: Its images and examples.
-        out: Folder of the run; the files go to a folder in it.
+        cache: Is held open until the run ends.
         fabric: From `make_fabric`; the processes share the setup.
         progress: Show bars.
 
     Raises:
-        ValueError: What is there was computed with other towers, data or settings.
         OSError: The disk has no room.
     """
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
@@ -62,18 +72,16 @@ def frozen_examples(
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
     assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
-    folder, (train, held_out) = out / FOLDER, setup.images
-    if rank() == 0:
-        claim_rows(folder, _content(config, model, setup, train.processor))
+    train, held_out = setup.images
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    towers = _Towers(model.eval(), folder, fabric, config.data.num_workers, shown=shown)
-    frozen = towers.images("train-images", train, config.frozen_views, config.seed, dtype)
-    held_out.frozen = towers.images("validation-images", held_out, 1, config.seed, torch.float32)
+    towers = _Towers(model.eval(), cache, fabric, config.data.num_workers, shown=shown)
+    frozen = towers.images(train, config.frozen_views, config.seed, dtype)
+    held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
     train.frozen = frozen
     plain = FrozenDataset(setup.examples, config.frozen_views, config.seed)
-    texts = towers.texts("train-texts", needed_texts(plain), train.processor, dtype)
+    texts = towers.texts(needed_texts(plain), train.processor, dtype)
     model.train()
     return FrozenDataset(setup.examples, config.frozen_views, config.seed, texts)
 
@@ -83,16 +91,19 @@ class _Towers:
     """Towers in evaluation mode, and where their outputs go."""
 
     model: BridgeTower
-    folder: Path
+    cache: RowCache
     fabric: Fabric
     num_workers: int
     shown: bool
 
-    def images(self, name: str, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
-        """Computes all views of some images."""
+    def images(self, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
+        """Computes all views of some images that are not in the cache."""
         config, columns = self.model.config, images.schema.image_columns
+        content = self._content(self.model.vision, config.vision, config.vision_layers, dtype)
+        content |= _pixels(images, num_views, seed)
         shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
-        files = self._files(name, len(images) * num_views * len(columns), dtype.itemsize * shape.numel())
+        row_bytes = dtype.itemsize * shape.numel()
+        files = self.cache.files(content, len(images) * num_views * len(columns), row_bytes)
         frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
@@ -103,14 +114,16 @@ class _Towers:
                     layers = self.model.vision(pixels.to(self.fabric.device), config.vision_layers)
                 yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]
 
-        self._fill(files, dtype.itemsize * shape.numel(), compute)
+        self._fill(files, content, row_bytes, f"{len(images)} images", compute)
         return frozen
 
-    def texts(self, name: str, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
-        """Computes some texts, which are sorted by length."""
+    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
+        """Computes some texts, which are sorted by length, if they are not in the cache."""
         config, device, ids = self.model.config, self.fabric.device, [key_ids(key) for key in keys]
         row_bytes = dtype.itemsize * len(config.text_layers) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
-        files = self._files(name, len(keys), row_bytes)
+        content = self._content(self.model.text, config.text, config.text_layers, dtype)
+        content["texts"] = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
+        files = self.cache.files(content, len(keys), row_bytes)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
             for rows in batches:
@@ -121,33 +134,46 @@ class _Towers:
                 for row, tokens in zip(rows, torch.stack(layers, dim=2).to(dtype), strict=True):  # [B, L, K, T]
                     yield tokens[: len(ids[row])]
 
-        self._fill(files, row_bytes, compute)
+        self._fill(files, content, row_bytes, f"{len(keys)} texts", compute)
         return FrozenTexts(files, keys)
 
     def _precision(self, dtype: torch.dtype) -> torch.autocast:
         return autocast(self.fabric.device, "bf16" if dtype == torch.bfloat16 else "fp32")
 
-    def _files(self, name: str, num_rows: int, row_bytes: int) -> RowFiles:
-        return RowFiles(self.folder, name, num_rows=num_rows, rows_per_part=max(1, FILE_BYTES // row_bytes))
+    def _content(
+        self, tower: nn.Module, config: VisionConfig | TextConfig, layers: tuple[int, ...], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """What decides the outputs of a tower, beside its inputs."""
+        return {
+            "tower": json.loads(json.dumps(asdict(config))),
+            "weights": exact_fingerprint(tower.state_dict()),
+            "code": _code({type(module) for module in tower.modules()}),
+            "layers": list(layers),
+            "dtype": str(dtype),
+            "device": self.fabric.device.type,
+        }
 
-    def _fill(self, files: RowFiles, row_bytes: int, compute: Callable[[list[range]], Iterator[Tensor]]) -> None:
+    def _fill(
+        self,
+        files: RowFiles,
+        content: Mapping[str, Any],
+        row_bytes: int,
+        what: str,
+        compute: Callable[[list[range]], Iterator[Tensor]],
+    ) -> None:
         """Writes the files that are missing; each process writes its share."""
-        missing = files.missing()
-        if rank() == 0:
-            num_rows = sum(len(files.rows_of(number)) for number in missing)
-            require_space(self.folder, num_rows * row_bytes, f"tower outputs {files.name}")
-        self.fabric.barrier()  # from here on others write
-        own = [files.rows_of(number) for number in missing[rank() :: world_size()]]
-        outputs = compute([rows[start : start + _BATCH] for rows in own for start in range(0, len(rows), _BATCH)])
-        with step_bars(shown=self.shown) as bars:
-            bar = bars.add_task(f"towers: {files.name}", total=sum(map(len, own)), metrics="")
-            for rows in own:
-                tokens = []
-                for output in islice(outputs, len(rows)):
-                    tokens.append(output.clone())
-                    bars.advance(bar)
-                files.write(rows.start // files.rows_per_part, {TOKENS: tokens})
-        self.fabric.barrier()
+        while missing := from_first(self.cache.claim(files, content, row_bytes) if rank() == 0 else []):
+            own = [files.rows_of(number) for number in missing[rank() :: world_size()]]
+            outputs = compute([rows[start : start + _BATCH] for rows in own for start in range(0, len(rows), _BATCH)])
+            with step_bars(shown=self.shown) as bars:
+                bar = bars.add_task(f"towers: {what}", total=sum(map(len, own)), metrics="")
+                for rows in own:
+                    tokens = []
+                    for output in islice(outputs, len(rows)):
+                        tokens.append(output.clone())
+                        bars.advance(bar)
+                    files.write(rows.start // files.rows_per_part, {TOKENS: tokens})
+            self.fabric.barrier()
 
 
 class _Views(Dataset[Tensor]):
@@ -163,17 +189,33 @@ class _Views(Dataset[Tensor]):
         return pixels[0]
 
 
-def _content(config: RunConfig, model: BridgeTower, setup: TaskSetup, processor: Processor) -> dict[str, Any]:
-    """What decides the files."""
-    tensors = model.state_dict()
-    towers = {name: tensors[name] for name in tensors if name.startswith(("vision.", "text."))}
+def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]:
+    """What decides the pixels of all views of some images; where the images lie does not."""
+    processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
+    views = {name: value for name, value in asdict(images.config).items() if name not in _NOT_OF_PIXELS}
     content = {
-        "towers": exact_fingerprint(towers),
-        "layers": [list(model.config.vision_layers), list(model.config.text_layers)],
-        "preprocessing": fingerprint(model.config, {}, processor),
-        "data": dict(setup.digests),
-        "views": {"number": config.frozen_views, "seed": config.seed, "precision": config.precision},
-        "settings": {"data": config.data, "task": config.task},
+        "data": [
+            digest
+            for folder, splits in images.sources
+            for split in splits
+            for digest in split_digests(folder, split).values()
+        ],
+        "images": [len(images), images.schema.image_columns],
+        "processor": processor,
+        "code": _code({type(images), random_view}, Path(inspect.getfile(Processor)).parent),
+        "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict))
+    plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
+
+
+def _code(parts: set[Any], package: Path | None = None) -> list[str]:
+    """Digests of the files that define some classes and functions, and of a package.
+
+    With a class that is in no file, one that never comes again: nobody could tell whether it is still the same.
+    """
+    try:
+        files = {Path(inspect.getfile(part)) for part in parts}
+    except (TypeError, OSError):
+        return [uuid4().hex]
+    return sorted(sha256_of(file)[:16] for file in files.union(package.glob("*.py") if package else ()))

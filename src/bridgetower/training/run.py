@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import from_first, process_group, require_same
-from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
+from bridgetower.files import cache_folder, differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.rows import RowCache
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
 from bridgetower.tasks.run_folder import CONFIG, METRICS
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS, spec_of
@@ -36,6 +37,8 @@ def train(
     extensions: Extensions = NO_EXTENSIONS,
     resume: bool = False,
     allow_world_size_change: bool = False,
+    feature_cache: Path | None = None,
+    feature_cache_limit: float = FEATURE_CACHE_GIB,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains a model; everything goes to the folder `out`.
@@ -47,11 +50,14 @@ def train(
         config: Decides the result. On CPUs, the same config on the same machine with as many threads gives the same
             bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
         task: A task of your own; None: the one of `TASKS` that the config names.
-        out: Folder of the run; only the first process needs to see it, unless towers are frozen.
+        out: Folder of the run; only the first process needs to see it.
         extensions: Towers, bridges and heads of one's own that the config names.
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
             how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
+        feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:
+            `features` in the cache folder of the user.
+        feature_cache_limit: GiB up to which features that no run uses are kept, the last used ones first.
         progress: Show a progress bar.
 
     Returns:
@@ -63,23 +69,28 @@ def train(
         ValueError: `resume` with another config, with data that were prepared anew or with another number of
             processes; processes that differ in their arguments or data; data that does not fit; or a model setting that
             `init` would ignore.
+        OSError: The disk has no room, such as for the features of frozen towers.
         FloatingPointError: A loss or a gradient is not finite.
     """
     if allow_world_size_change and not resume:
         raise ValueError("allow_world_size_change=True would be ignored without resume=True; leave it out")
+    if feature_cache_limit < 0:
+        raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
+    cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     spec = spec_of(config.task, task)
     with process_group(config.device):
         fabric = make_fabric(config)
-        require_same({"out": str(out), "resume": resume, **config.to_dict()})
+        require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         if fabric.global_rank == 0:
             _check_folder(out, spec, resume=resume)
-        with locked(out) if fabric.global_rank == 0 else nullcontext():
+        with cache, locked(out) if fabric.global_rank == 0 else nullcontext():
             return _train(
                 config,
                 spec,
                 out,
                 fabric,
                 extensions,
+                cache,
                 resume=resume,
                 allow_world_size_change=allow_world_size_change,
                 progress=progress,
@@ -92,6 +103,7 @@ def _train(
     out: Path,
     fabric: Fabric,
     extensions: Extensions,
+    cache: RowCache,
     *,
     resume: bool,
     allow_world_size_change: bool,
@@ -109,7 +121,7 @@ def _train(
     checkpoint = replace(checkpoint, tensors={})
     setup = build_task(config, checkpoint, model, spec)
     if config.freeze_towers:
-        setup = replace(setup, examples=frozen_examples(config, model, setup, out, fabric, progress=progress))
+        setup = replace(setup, examples=frozen_examples(config, model, setup, cache, fabric, progress=progress))
     if config.align_first and not from_first((out / STATE).exists()):  # the state holds what came of it
         align_projections(config, model, setup.examples, fabric, progress=progress)
     context = _context(config, checkpoint, model, setup)
