@@ -181,3 +181,10 @@ def layer_of(name: str) -> str:
     """The name of a layer, up to its number."""
     parts = name.split(".")
     return ".".join(parts[: 1 + next(place for place, part in enumerate(parts) if part.isdigit())])
+
+
+def test_cached_states_are_for_towers_of_the_package() -> None:
+    model = tiny.build(both("siglip", "modernbert"))
+    for tower, name in ((model.vision, "TimmTower"), (model.text, "TransformersTower")):
+        with pytest.raises(ValueError, match=f"{name} cannot go on from cached states; leave out train_top or freeze"):
+            tower.states(IDS, None, (1,))

@@ -26,6 +26,8 @@ def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, Fr
     """Model, work and examples of a run as `train` makes them, with the features in a cache."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
+    if config.train_top is not None:
+        model.train_top_layers(config.train_top)
     work, fabric = build_task(config, checkpoint, model), make_fabric(config)
     return model, work, frozen_examples(config, model, work, RowCache(cache, 2**40), fabric, progress=False)
 

@@ -96,6 +96,33 @@ class TestSteps:
         assert largest > 0.05
         assert not any(name.startswith(("vision.", "text.")) for name in gradients)
 
+    @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
+    @pytest.mark.parametrize("top", [1, 2])
+    def test_layers_that_train_run_on_cached_states(
+        self, all_runs: dict[str, RunConfig], kind: str, top: int, tmp_path: Path
+    ) -> None:
+        config = replace(all_runs[kind], train_top=top)
+        model, work, examples = prepared(config, tmp_path)
+        batch = examples[BatchKey(tuple(range(6)), 3)]
+        run: set[str] = set()
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda *_, name=name: run.add(name))
+        losses, gradients = step(model, work, batch)
+        numbers = {f"{part}.layers.{number}" for part in ("vision", "text") for number in range(2)}
+        trained = {name for name in numbers if int(name[-1]) >= 2 - top}
+        assert run & numbers == trained
+        assert {".".join(name.split(".")[:3]) for name in gradients if name.startswith(("vision", "text."))} == trained
+        expected = step(model, work, recomputed(batch, work, examples))
+        assert distance(losses, expected[0]) < 1e-5
+        assert distance(gradients, expected[1]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
+        model.eval()
+        metrics = work.evaluate()
+        work.images[1].frozen = None
+        assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
+        written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/rows-*")}
+        prepared(replace(config, max_steps=2), tmp_path)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/rows-*")} == written
+
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(
         self, all_runs: dict[str, RunConfig], tmp_path: Path
     ) -> None:
@@ -158,6 +185,20 @@ class TestRun:
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert not changed & {"vision", "text"}
         assert {"image_projections", "text_projections", "fusion", "itm_head", "mlm_head", "itc_head"} <= changed
+
+    def test_top_layers_learn_and_those_below_stay(
+        self, all_runs: dict[str, RunConfig], tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        config = replace(all_runs["pretraining"], train_top=1)
+        train(config, tmp_path / "run", feature_cache=tmp_path / "cache", progress=False)
+        before, after = (read_checkpoint(path).tensors for path in (tiny_checkpoint, tmp_path / "run" / "last"))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        towers = {".".join(name.split(".")[:3]) for name in changed if name.startswith(("vision.", "text."))}
+        assert towers == {"vision.layers.1", "text.layers.1"}
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
+        again = replace(config, init=str(tmp_path / "run"), max_steps=1)  # the same layers below
+        train(again, tmp_path / "again", feature_cache=tmp_path / "cache", progress=False)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")} == written
 
     def test_stopped_and_continued_it_ends_with_the_same_bits(
         self,

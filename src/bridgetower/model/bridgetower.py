@@ -87,6 +87,8 @@ class BridgeTower(nn.Module):
     itm_head: ItmHead | None
     itc_head: ItcHead | FusedItcHead | None
     rank_head: RankHead | None
+    trained_top = 0
+    """Layers of each tower that train while those below are frozen, see `train_top_layers`; 0: all or none."""
 
     def __init__(self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> None:
         """Builds the modules that the config names.
@@ -138,6 +140,15 @@ class BridgeTower(nn.Module):
             tower.requires_grad_(False)
             for layer in tower.stacked_layers()[read[-1] - count : read[-1]]:
                 layer.requires_grad_(True)
+        self.trained_top = count
+
+    def cached_layers(self, read: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the layers whose states are kept of a frozen tower, of which some layers are read.
+
+        They are those that are read, or those of them below the layers that train and the last one below.
+        """
+        last = read[-1] - self.trained_top
+        return tuple(sorted({last, *(layer for layer in read if layer < last)})) if self.trained_top else read
 
     @property
     def device(self) -> torch.device:

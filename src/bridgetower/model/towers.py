@@ -35,6 +35,22 @@ class Tower(nn.Module, ABC):
         """Chooses whether layers keep only their inputs in training."""
         self.checkpoint_activations = enabled
 
+    def states(
+        self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        """Returns the hidden states after some layers, from which `continued` goes on; 0 is before the first.
+
+        Raises:
+            ValueError: The tower cannot be continued.
+        """
+        raise ValueError(f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
+
+    def continued(
+        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one."""
+        raise NotImplementedError
+
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
         return hidden[:, 0]
@@ -107,12 +123,19 @@ class VisionTransformer(VisionTower):
         Raises:
             ValueError: The image's sides are not multiples of the patch size.
         """
-        hidden, outputs = self.pre_norm(self.embed(pixel_values)), []
-        for number, layer in enumerate(self.layers[: layers[-1]], start=1):
-            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
-            if number in layers:
-                outputs.append(self.post_norm(hidden))
-        return outputs
+        return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
+
+    def states(
+        self, inputs: Float[Tensor, "b 3 h w"], mask: Tensor | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b p v"]]:
+        """Returns the hidden states after some layers, before the final LayerNorm; 0 is before the first."""
+        return _run(self, self.pre_norm(self.embed(inputs)), 0, layers)
+
+    def continued(
+        self, states: Mapping[int, Float[Tensor, "b p v"]], mask: Tensor | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b p v"]]:
+        """Returns the normalised outputs of `layers` from `states` by layer: those up to the last one, and that one."""
+        return [self.post_norm(hidden) for hidden in _continued(self, states, layers)]
 
     def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
         """Returns the normalised CLS of one layer, which is computed at this position only.
@@ -198,12 +221,19 @@ class TextTransformer(TextTower):
         Raises:
             ValueError: The text is longer than the position table.
         """
-        hidden, outputs = self.embed(input_ids), []
-        for number, layer in enumerate(self.layers[: layers[-1]], start=1):
-            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
-            if number in layers:
-                outputs.append(hidden)
-        return outputs
+        return self.states(input_ids, mask, layers)
+
+    def states(
+        self, inputs: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l t"]]:
+        """Returns the hidden states after some layers; 0 is before the first."""
+        return _run(self, self.embed(inputs), 0, layers, mask)
+
+    def continued(
+        self, states: Mapping[int, Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l t"]]:
+        """Returns the outputs of `layers` from `states` by layer: those up to the last one, and that one."""
+        return _continued(self, states, layers, mask)
 
     def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
         """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding.
@@ -234,6 +264,33 @@ class TextTransformer(TextTower):
             return torch.arange(input_ids.shape[1], device=input_ids.device)
         is_token = (input_ids != self.config.pad_token_id).long()
         return is_token.cumsum(dim=1) * is_token + self.config.pad_token_id
+
+
+def _run(
+    tower: VisionTransformer | TextTransformer,
+    hidden: Tensor,
+    start: int,
+    layers: tuple[int, ...],
+    *mask: Tensor | None,
+) -> list[Tensor]:
+    """Runs the layers after `start`, and returns what comes out of some of them."""
+    outputs = [hidden] if start in layers else []
+    for number, layer in enumerate(tower.layers[start : max(layers, default=start)], start=start + 1):
+        hidden = activation_checkpointing(layer, when=tower.checkpoint_activations)(hidden, *mask)
+        if number in layers:
+            outputs.append(hidden)
+    return outputs
+
+
+def _continued(
+    tower: VisionTransformer | TextTransformer,
+    states: Mapping[int, Tensor],
+    layers: tuple[int, ...],
+    *mask: Tensor | None,
+) -> list[Tensor]:
+    start = max(states)
+    known = [states[layer] for layer in layers if layer <= start]
+    return known + _run(tower, states[start], start, tuple(layer for layer in layers if layer > start), *mask)
 
 
 def resize_position_embedding(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
+from bridgetower.model.towers import Tower
 
 
 def encode_image(
@@ -21,12 +24,27 @@ def encode_image(
     if isinstance(images, Tensor):
         return model.encode_image(images.to(model.device), token_type, outputs=outputs)
     if outputs == "cls":
-        return Encoded((), model.image_features(_moved(model, images.layers(model.config.heads.image_pooled_layers))))
-    return model.project_image(_moved(model, images.layers()), token_type)
+        return Encoded(
+            (), model.image_features(_hidden(model, "vision", images, model.config.heads.image_pooled_layers))
+        )
+    return model.project_image(_hidden(model, "vision", images), token_type)
 
 
-def _moved(model: BridgeTower, layers: list[Tensor]) -> list[Tensor]:
-    return [layer.to(model.device) for layer in layers]
+def _hidden(
+    model: BridgeTower,
+    part: Literal["vision", "text"],
+    features: CachedFeatures,
+    top: int = 0,
+    mask: Bool[Tensor, "b l"] | None = None,
+) -> list[Float[Tensor, "b l w"]]:
+    """The hidden states of the `top` bridged layers of a tower, 0 for all; layers that train are run."""
+    if not model.trained_top:
+        return [layer.to(model.device) for layer in features.layers(top)]
+    read = model.config.vision_layers if part == "vision" else model.config.text_layers
+    states = [state.to(model.device) for state in features.layers()]
+    by_layer = dict(zip(model.cached_layers(read), states, strict=True))
+    tower: Tower = getattr(model, part)
+    return tower.continued(by_layer, mask, read[-top:])
 
 
 def encode_text(
@@ -39,9 +57,8 @@ def encode_text(
     """Encodes texts, see `BridgeTower.encode_text`; hidden states of its tower are read and projected."""
     if isinstance(texts, Tensor):
         return model.encode_text(texts.to(model.device), attention_mask, outputs=outputs)
+    mask = None if attention_mask is None else attention_mask.to(model.device).bool()
     if outputs == "cls":
-        mask = None if attention_mask is None else attention_mask.to(model.device).bool()
-        return Encoded(
-            (), model.text_features(_moved(model, texts.layers(model.config.heads.text_pooled_layers)), mask)
-        )
-    return model.project_text(_moved(model, texts.layers()), attention_mask)
+        hidden = _hidden(model, "text", texts, model.config.heads.text_pooled_layers, mask)
+        return Encoded((), model.text_features(hidden, mask))
+    return model.project_text(_hidden(model, "text", texts, mask=mask), mask)

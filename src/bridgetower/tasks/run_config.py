@@ -114,7 +114,9 @@ class RunConfig:
             less memory, the same numbers.
         freeze_towers: Train the fusion encoder and the heads only, on hidden states of every image and text that are
             computed once, in a cache that runs share.
-        train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all.
+        train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all, or
+            none with `freeze_towers`. With it, the hidden states below these layers are cached, for towers of CLIP,
+            ViT, DeiT, RoBERTa and BERT.
         frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
         align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
@@ -164,7 +166,7 @@ class RunConfig:
         """Checks sizes and choices, and that the length of the run is given once."""
         counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
         naturals = dict.fromkeys(("evaluate_every", "align_first"), AT_LEAST_0)
-        check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views"), AT_LEAST_1), **naturals)
+        check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1), **naturals)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
@@ -214,8 +216,6 @@ class RunConfig:
             raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
 
     def _check_frozen(self) -> None:
-        if self.train_top is not None and (self.train_top < 1 or self.freeze_towers):
-            raise ValueError(f"train_top is {self.train_top}; expected at least 1, and none with freeze_towers")
         if self.frozen_views > 1 and not self.freeze_towers:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
         if self.align_first and not self.freeze_towers:
@@ -223,7 +223,7 @@ class RunConfig:
         if self.align_first and not isinstance(self.task, PretrainingConfig):
             raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
         ignored = [part for part in self.checkpoint_activations if part != "fusion"]
-        if self.freeze_towers and ignored:
+        if self.freeze_towers and self.train_top is None and ignored:
             raise ValueError(
                 f"checkpoint_activations {' '.join(ignored)} would be ignored with freeze_towers; leave it out"
             )

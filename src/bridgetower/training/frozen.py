@@ -69,13 +69,16 @@ def frozen_examples(
     """
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
-    model.vision.requires_grad_(False)
-    model.text.requires_grad_(False)
+    if not model.trained_top:
+        model.vision.requires_grad_(False)
+        model.text.requires_grad_(False)
     assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
     train, held_out = setup.images
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    # Layers that train add to what is cached, so that it is not rounded.
+    half = config.precision == "bf16" and not model.trained_top
+    dtype = torch.bfloat16 if half else torch.float32
     towers = _Towers(model.eval(), cache, fabric, config.data.num_workers, shown=shown)
     frozen = towers.images(train, config.frozen_views, config.seed, dtype)
     held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
@@ -98,10 +101,10 @@ class _Towers:
 
     def images(self, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
         """Computes all views of some images that are not in the cache."""
-        config, columns = self.model.config, images.schema.image_columns
-        content = self._content(self.model.vision, config.vision, config.vision_layers, dtype)
-        content |= _pixels(images, num_views, seed)
-        shape = torch.Size((config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size))
+        config, columns, tower = self.model.config, images.schema.image_columns, self.model.vision
+        cached = self.model.cached_layers(config.vision_layers)
+        content = self._content(tower, config.vision, cached, dtype) | _pixels(images, num_views, seed)
+        shape = torch.Size((config.vision.num_tokens, len(cached), config.vision.hidden_size))
         row_bytes = dtype.itemsize * shape.numel()
         files = self.cache.files(content, len(images) * num_views * len(columns), row_bytes)
         frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
@@ -110,8 +113,9 @@ class _Towers:
             views: Any = _Views(images, frozen)
             rows: list[Any] = batches
             for pixels in DataLoader(views, batch_sampler=rows, num_workers=self.num_workers):
+                pixels = pixels.to(self.fabric.device)
                 with self._precision(dtype):
-                    layers = self.model.vision(pixels.to(self.fabric.device), config.vision_layers)
+                    layers = tower.states(pixels, None, cached) if self.model.trained_top else tower(pixels, cached)
                 yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]
 
         self._fill(files, content, row_bytes, f"{len(images)} images", compute)
@@ -120,8 +124,10 @@ class _Towers:
     def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
         """Computes some texts, which are sorted by length, if they are not in the cache."""
         config, device, ids = self.model.config, self.fabric.device, [key_ids(key) for key in keys]
-        row_bytes = dtype.itemsize * len(config.text_layers) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
-        content = self._content(self.model.text, config.text, config.text_layers, dtype)
+        cached = self.model.cached_layers(config.text_layers)
+        run = self.model.text.states if self.model.trained_top else self.model.text
+        row_bytes = dtype.itemsize * len(cached) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
+        content = self._content(self.model.text, config.text, cached, dtype)
         content["texts"] = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
         files = self.cache.files(content, len(keys), row_bytes)
 
@@ -130,7 +136,7 @@ class _Towers:
                 batch = processor.pad([ids[row].tolist() for row in rows])
                 mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(device)
                 with self._precision(dtype):
-                    layers = self.model.text(batch.input_ids.to(device), mask, config.text_layers)
+                    layers = run(batch.input_ids.to(device), mask, cached)
                 for row, tokens in zip(rows, torch.stack(layers, dim=2).to(dtype), strict=True):  # [B, L, K, T]
                     yield tokens[: len(ids[row])]
 
@@ -144,9 +150,12 @@ class _Towers:
         self, tower: nn.Module, config: VisionConfig | TextConfig, layers: tuple[int, ...], dtype: torch.dtype
     ) -> dict[str, Any]:
         """What decides the outputs of a tower, beside its inputs."""
+        tensors = tower.state_dict(keep_vars=True)
+        frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
         return {
             "tower": json.loads(json.dumps(asdict(config))),
-            "weights": exact_fingerprint(tower.state_dict()),
+            "weights": exact_fingerprint(frozen),
+            "output": "states" if self.model.trained_top else "read",
             "code": _code({type(module) for module in tower.modules()}),
             "layers": list(layers),
             "dtype": str(dtype),
