@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +79,18 @@ class TestReplacing:
         with pytest.raises(OSError, match="directory"):
             write_bytes(tmp_path / "a", b"new")
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    def test_what_other_programs_use_by_its_name_stays(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "redirected").write_bytes(b"old")
+        with (tmp_path / "redirected").open() as file:
+            (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{file.fileno()}")  # as /dev/stdout is
+            (tmp_path / "null").symlink_to("/dev/null")
+            for name in ("pipe", "stdout", "null"):
+                with pytest.raises(FileExistsError, match=f"/{name} is a device, a pipe or an open file; give"):
+                    write_bytes(tmp_path / name, b"new")
+            assert (tmp_path / "pipe").is_fifo()
+            assert (tmp_path / "stdout").read_bytes() == b"old"
 
     def test_permissions_are_those_of_an_ordinary_file(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
@@ -168,6 +181,28 @@ class TestNewFolder:
             pass
         assert contents(tmp_path / "a") == {"b": b"new"}
 
+    def test_of_two_at_once_the_first_stays(self, tmp_path: Path) -> None:
+        def fill(*names: str) -> None:
+            with new_folder(tmp_path / "a") as temporary:
+                write_text(temporary / names[0], "new")
+                if names[1:]:
+                    fill(*names[1:])
+
+        with pytest.raises(FileExistsError, match="is not empty"):
+            fill("second", "first")
+        assert contents(tmp_path / "a") == {"first": b"new"}
+
+    def test_the_working_directory_and_mount_points(
+        self, small_disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with new_folder(Path()) as temporary:
+            write_text(temporary / "b", "new")
+        assert contents(tmp_path / "here") == {"b": b"new"}
+        with pytest.raises(FileExistsError, match="give the name of a folder in it"), new_folder(small_disk(64)):
+            pass
+
 
 class TestContent:
     def test_a_name_that_is_not_utf8_comes_back_whole(self, tmp_path: Path) -> None:
@@ -244,6 +279,30 @@ class TestLock:
         os.waitpid(child, 0)
         with locked(tmp_path):
             pass
+
+
+class TestReadOnly:
+    @pytest.fixture
+    def disk(self, small_disk: Callable[[int], Path]) -> Path:
+        disk = small_disk(64)
+        write_bytes(disk / "a", b"old")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        return disk
+
+    def test_what_was_to_be_written_is_named(self, disk: Path) -> None:
+        def fill(path: Path) -> None:
+            with new_folder(path):
+                pass
+
+        def hold(path: Path) -> None:
+            with locked(path):
+                pass
+
+        for write, name in ((lambda path: write_bytes(path, b"new"), "a"), (fill, "b"), (hold, "c")):
+            message = rf"^{disk / name} could not be written \(Read-only file system\); choose a folder"
+            with pytest.raises(OSError, match=message):
+                write(disk / name)
+        assert contents(disk) == {"a": b"old"}
 
 
 class TestFullDisk:

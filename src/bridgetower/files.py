@@ -19,10 +19,11 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028
 
 _MARK = ".partial-"  # in the name of every temporary folder
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class NotWrittenError(OSError):
-    """A file or folder could not be written, for lack of room as far as is known.
+    """A file or folder could not be written, for lack of a right or, as far as is known, of room.
 
     Attributes:
         path: What was to be written.
@@ -30,7 +31,8 @@ class NotWrittenError(OSError):
     """
 
     def __init__(self, path: Path, reason: str, number: int | None) -> None:
-        super().__init__(f"{path} could not be written ({reason}); make room on the disk")
+        advice = "choose a folder that you may write to" if number in _NO_RIGHT else "make room on the disk"
+        super().__init__(f"{path} could not be written ({reason}); {advice}")
         self.path, self.reason, self.errno = path, reason, number
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -73,8 +75,10 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
         failures: Other errors by which a library says that it could not write.
 
     Raises:
-        NotWrittenError: The disk is full, or a library failed.
+        FileExistsError: There is a device, a pipe or a file that a process has open at `path`.
+        NotWrittenError: The disk is full, the folder cannot be written to, or a library failed.
     """
+    _check_replaceable(Path(path))
     with _beside(Path(path), failures) as temporary:
         # Some libraries make private files. The umask is read off a new file: asking for it would change it meanwhile.
         temporary.touch(mode=0o666)
@@ -91,13 +95,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed.
 
     Raises:
-        FileExistsError: There is something at `path` that is not an empty folder.
-        NotWrittenError: The disk is full.
+        FileExistsError: There is something at `path` that is not an empty folder, or is a mount point.
+        NotWrittenError: The disk is full, or the folder around it cannot be written to.
     """
-    require_empty(Path(path))
-    with _beside(Path(path)) as temporary:
+    path = Path(path).absolute()
+    require_empty(path)
+    if path.is_mount():
+        raise FileExistsError(f"{path} is a mount point, which cannot be replaced; give the name of a folder in it")
+    with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
+        require_empty(path)  # another process may have written it meanwhile
         temporary.replace(path)
 
 
@@ -271,7 +279,8 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
     Raises:
         FileExistsError: Another process holds it, and `wait` is False.
     """
-    file = _locked_file(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    with _may_write(folder):
+        file = _locked_file(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     with file:
         yield
 
@@ -296,13 +305,32 @@ def _locked_file(folder: Path, operation: int) -> IO[str]:
 def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Yields the path of that name in a temporary folder beside `path`, to be renamed to `path` in the end."""
     with writing(path, failures):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
+        with _may_write(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
         try:
             yield folder / path.name
             _sync(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _may_write(path: Path) -> Iterator[None]:
+    """Names what is to be written where that is not allowed; the system's error names a temporary folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_RIGHT:
+            raise
+        raise NotWrittenError(path, os.strerror(error.errno), error.errno) from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises FileExistsError for what other programs use by its name, such as /dev/null and /dev/stdout."""
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    if is_special or (path.is_symlink() and path.readlink().is_relative_to("/proc")):
+        raise FileExistsError(f"{path} is a device, a pipe or an open file; give the name of another file")
 
 
 def _sync(path: Path) -> None:

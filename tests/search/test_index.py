@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 
 from bridgetower.search.index import Index, write_lock
 from bridgetower.search.table import IndexedRow, SourceImage, table_of
@@ -54,10 +55,55 @@ def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
     moved = Index(tmp_path / "elsewhere.lance")
     assert (len(moved), moved.info) == (1, index.info)
     assert Index(moved.uri, root=tmp_path / "b").root == tmp_path / "b"
-    assert moved.model_or(None) == "owner/name@1a"
     moved.check_model("f" * 16, "mine")
     with pytest.raises(ValueError, match=r"made with model f{16} \(owner/name@1a\), but mine is 0{16}; use that model"):
         moved.check_model("0" * 16, "mine")
+
+
+def test_no_model_is_downloaded_because_an_index_names_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    index = make()
+    with pytest.raises(FileNotFoundError, match=r"owner/name@1a of the hub, which is not on this machine; give it as"):
+        index.model_or(None)
+    assert index.model_or("owner/name") == "owner/name"
+    downloaded = tmp_path / "hub" / "models--owner--name"
+    (downloaded / "snapshots" / "1a").mkdir(parents=True)
+    (downloaded / "refs").mkdir()
+    (downloaded / "refs" / "1a").write_text("1a")
+    assert index.model_or(None) == "owner/name@1a"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ("path", pa.array([1])),
+        ("path", pa.array([None], pa.string())),
+        ("width", pa.array(["wide"])),
+        ("captions", pa.array(["a caption"])),
+        ("captions", pa.array([[None]], pa.list_(pa.string()))),
+        ("image_vector", pa.array(["a vector"])),
+        ("image_vector", pa.array([[1.0]], pa.list_(pa.float64()))),
+        ("text_vectors", pa.array([[1.0] * 3], pa.list_(pa.float32(), 3))),
+        ("digest", None),
+        ("image_vector", None),
+        ("pair_vectors", None),
+        ("further", pa.array([0])),
+    ],
+)
+def test_a_table_with_other_columns_is_no_index(make: Make, column: tuple[str, pa.Array | None]) -> None:
+    index, (name, values) = make(), column
+    index.upsert([row("a.png", captions=["one"])])
+    place, stem = Path(index.uri).parent, Path(index.uri).stem
+    table = lancedb.connect(place).open_table(stem).to_arrow()
+    if name in table.schema.names:
+        table = table.drop([name])
+    if values is not None:
+        table = table.append_column(name, values)
+    lancedb.connect(place).create_table(stem, table, mode="overwrite")
+    with pytest.raises(ValueError, match=r"photos\.lance has other columns than an index; choose another name"):
+        Index(index.uri)
 
 
 def test_every_value_of_a_row(make: Make) -> None:
@@ -212,7 +258,7 @@ def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
     index = Index.create(disk / "photos.lance", fingerprint="f", model="m", root=disk, image_width=3, pair_width=5)
     index.upsert([row("a.png")])
     (disk / "filler").write_bytes(bytes(100_000))
-    with pytest.raises(OSError, match=r"photos\.lance cannot be written: .*(No space|os error 28)"):
+    with pytest.raises(OSError, match=r"photos\.lance cannot be written: .*make room on the disk$"):
         index.upsert([row(f"{number:0500}.png") for number in range(2000)])
     assert list(Index(index.uri).listed()) == ["a.png"]
 

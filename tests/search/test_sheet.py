@@ -1,5 +1,6 @@
 """The contact sheet: images where they belong, empty places, awkward names."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridgetower.files import sha256_of
 from bridgetower.processor import open_image, open_reduced
 from bridgetower.search.sheet import TILE, contact_sheet, write_sheet
 from bridgetower.search.table import Hit
@@ -19,8 +21,13 @@ def hits(tmp_path: Path) -> list[Hit]:
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50 + 10 * number), colour).save(file)
         scores = {"cosine": 0.1, "probability": 0.5}
-        found.append(Hit(digest="", size=0, path=file.name, file=file, width=50, height=50, captions=(), **scores))
+        hit = Hit(digest="", size=0, path=file.name, file=file, width=50, height=50, captions=(), **scores)
+        found.append(of_file(hit, file))
     return found
+
+
+def of_file(hit: Hit, file: Path) -> Hit:
+    return replace(hit, file=file, digest=sha256_of(file), size=file.stat().st_size)
 
 
 def places(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -59,10 +66,16 @@ def test_names_and_texts_of_any_kind(hits: list[Hit], tmp_path: Path) -> None:
     assert places(sheet, (0, 0, 255))[0] == 96 * 69  # the query image fills the height
 
 
+def test_only_what_was_indexed_is_drawn(hits: list[Hit], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    others = [replace(hits[1], file=hits[0].file), replace(hits[1], file=tmp_path / "pipe")]
+    assert not (np.asarray(contact_sheet(others)) == (255, 0, 0)).all(axis=2).any()
+
+
 def test_photos_are_not_decoded_in_full(hits: list[Hit], tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
-    sheet = contact_sheet([replace(hits[0], file=tmp_path / "photo.jpg", probability=None)])
+    sheet = contact_sheet([of_file(replace(hits[0], probability=None), tmp_path / "photo.jpg")])
 
     def shown(image: Image.Image) -> bool:
         tile = np.asarray(image.resize((TILE, TILE), Image.Resampling.LANCZOS))

@@ -15,6 +15,19 @@ def looks_like_hub_id(source: str) -> bool:
     return bool(owner and name) and "/" not in name and not source.startswith((".", "~")) and not name.endswith(".ckpt")
 
 
+def is_downloaded(source: str) -> bool:
+    """Whether a repository's files are on this machine; `source` is a hub id, perhaps with `@revision`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = source.partition("@")
+    try:
+        snapshot_download(repo, revision=revision or None, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return False
+    return True
+
+
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     """Fetches a repository's small files and one kind of weights; returns the folder and its commit.
 

@@ -22,7 +22,7 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
-from bridgetower.files import parse_json, read_json, require_empty, write_json
+from bridgetower.files import new_folder, parse_json, read_json, require_empty, write_json
 from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
@@ -109,7 +109,7 @@ def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False) -> None:
-    """Writes a checkpoint as a folder of this package or of transformers.
+    """Writes a checkpoint as a folder of this package or of transformers, which appears as a whole or not at all.
 
     Args:
         checkpoint: What to write.
@@ -125,14 +125,15 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         checkpoint = checkpoint.without_itc()
         logger.info("%s: the contrastive head is left out", checkpoint.source)
     if to == "bridgetower":
-        write_checkpoint(checkpoint, folder)
+        with new_folder(folder) as temporary:
+            write_checkpoint(checkpoint, temporary)
         return
     values, tensors = huggingface.export(checkpoint)
-    require_empty(folder)
-    write_safetensors(folder / "model.safetensors", tensors, for_transformers=True)
-    if checkpoint.processor is not None:
-        checkpoint.processor.save_huggingface(folder)
-    write_json(folder / "config.json", values)
+    with new_folder(folder) as temporary:
+        write_safetensors(temporary / "model.safetensors", tensors, for_transformers=True)
+        if checkpoint.processor is not None:
+            checkpoint.processor.save_huggingface(temporary)
+        write_json(temporary / "config.json", values)
 
 
 def _read_folder(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import math
 import os
 import re
-import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from lancedb.index import IvfSq
 from torch import Tensor
 
+from bridgetower.checkpoints import is_downloaded
 from bridgetower.files import locked
 from bridgetower.search.table import (
     ABOUT,
@@ -29,10 +29,12 @@ from bridgetower.search.table import (
     SourceImage,
     Uri,
     VectorColumn,
+    check_columns,
     info_of,
     is_local,
     is_path,
     portable,
+    read_indexed,
     resolved,
     schema_of,
     split,
@@ -89,6 +91,7 @@ class Index:
             raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
         self.uri, self._table, self._root = str(uri), table, root
         self.info = info_of(uri, table.schema)
+        check_columns(uri, table.schema, self.info)
 
     @classmethod
     def create(
@@ -149,14 +152,23 @@ class Index:
     def model_or(self, given: str | Path | None) -> str:
         """Returns what to load for a search: the model that is given, or the one that made the index.
 
+        Nothing is downloaded because an index names it: the index may be from someone else.
+
         Raises:
-            FileNotFoundError: None is given, and that one is not where it was.
+            FileNotFoundError: None is given, and that one is not where it was, or not on this machine.
         """
-        if given is None and is_path(self.info.model) and not Path(self.model).exists():
+        if given is not None:
+            return str(given)
+        if is_path(self.info.model) and not Path(self.model).exists():
             raise FileNotFoundError(
                 f"{self.uri} was made with the model at {self.model}, which is not there; give where it is now as model"
             )
-        return str(given or self.model)
+        if not is_path(self.info.model) and not is_downloaded(self.model):
+            raise FileNotFoundError(
+                f"{self.uri} was made with {self.model} of the hub, which is not on this machine; give it as model to "
+                "download it"
+            )
+        return self.model
 
     def check_model(self, fingerprint: str, name: str) -> None:
         """Checks that the index was made with a model.
@@ -216,13 +228,7 @@ class Index:
             raise ValueError("the image is outside the folder of the index")
         if max_bytes is not None and image.size > max_bytes:
             raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
-        # Opened so, a pipe does not wait for a writer.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            found = os.fstat(stream.fileno())
-            content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
-        if hashlib.sha256(content).hexdigest() != image.digest:
-            raise ValueError("the image has changed since it was indexed; bring the index up to date")
-        return content
+        return read_indexed(file, image)
 
     def nearest(
         self,
@@ -370,7 +376,8 @@ def _written(uri: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"{uri} cannot be written: {_message(error)}") from error
+        advice = "; make room on the disk" if f"(os error {errno.ENOSPC})" in str(error) else ""
+        raise OSError(f"{uri} cannot be written: {_message(error)}{advice}") from error
 
 
 def _message(error: Exception) -> str:

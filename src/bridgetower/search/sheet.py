@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from bridgetower.processor import ImageLike, open_reduced
-from bridgetower.search.table import Hit
+from bridgetower.search.table import Hit, read_indexed
 from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
 
 COLUMNS = 5
@@ -23,7 +23,7 @@ def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageL
     """Draws the hits in rows, best first, each with its name and scores, under the query.
 
     Args:
-        hits: From a search; an image that cannot be opened leaves its place empty.
+        hits: From a search; an image that cannot be opened, or has changed since, leaves its place empty.
         text: That was searched for.
         image: That was searched for.
 
@@ -57,7 +57,7 @@ def write_sheet(path: Path, hits: Sequence[Hit], *, text: str | None = None, ima
 def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:
     x = _MARGIN
     if image is not None:
-        _draw_image(sheet, image, (x, _MARGIN), _QUERY_SIDE)
+        _draw_image(sheet, lambda: image, (x, _MARGIN), _QUERY_SIDE)
         x += _QUERY_SIDE + _GAP
     title = "images like this one" if text is None else f"“{text}”"
     pen.line(title, x, _MARGIN + 22, width=sheet.width - x - _MARGIN, size=24, bold=True)
@@ -67,7 +67,7 @@ def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike
 
 def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit) -> None:
     x, y = place
-    _draw_image(sheet, hit.file, place, TILE)
+    _draw_image(sheet, lambda: read_indexed(hit.file, hit), place, TILE)
     if hit.probability is not None:
         pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=GROUND)
         pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=BLUE)
@@ -77,10 +77,10 @@ def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int,
     pen.line(f"{match}cosine {cosine}", x, y + TILE + 48, width=TILE, size=13, ink=FAINT)
 
 
-def _draw_image(sheet: Image.Image, source: ImageLike, place: tuple[int, int], side: int) -> None:
+def _draw_image(sheet: Image.Image, source: Callable[[], ImageLike], place: tuple[int, int], side: int) -> None:
     ground = Image.new("RGB", (side, side), GROUND)
     try:
-        opened, _ = open_reduced(source, side, background=GROUND)
+        opened, _ = open_reduced(source(), side, background=GROUND)
     except (ValueError, OSError):
         Pen(ground).line("cannot be opened", 12, side / 2, width=side - 24, ink=FAINT)
     else:

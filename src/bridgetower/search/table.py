@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +138,7 @@ def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
         "digest": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "captions": pa.list_(pa.string()),
+        "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
         "image_vector": image,
         "text_vectors": pa.list_(image),
         "pair_vectors": pa.list_(pair),
@@ -158,6 +160,38 @@ def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
     if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
         raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
     return from_plain(IndexInfo, content, f"what {uri} is of")
+
+
+def check_columns(uri: Uri, schema: pa.Schema, info: IndexInfo) -> None:
+    """Checks that a table has the columns of an index, of any widths of vectors, and no others.
+
+    Raises:
+        ValueError: It has others.
+    """
+
+    def width(name: str) -> int:
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        kind = kind.value_type if pa.types.is_list(kind) else kind
+        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 1
+
+    if not schema.equals(schema_of(info, width("image_vector"), width("pair_vectors"))):
+        raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
+
+
+def read_indexed(file: Path, image: Indexed) -> bytes:
+    """Returns the bytes of a file if it is that of an image that was indexed: their digest is compared.
+
+    Raises:
+        ValueError: It is another one.
+        OSError: It cannot be read.
+    """
+    # Opened so, a pipe does not wait for a writer.
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
+    if hashlib.sha256(content).hexdigest() != image.digest:
+        raise ValueError("the image has changed since it was indexed; bring the index up to date")
+    return content
 
 
 def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
