@@ -161,6 +161,8 @@ def one_line(text: str) -> str:
 
 def unfit_name(name: str) -> str | None:
     """Says what is wrong with the name of a file that cannot be stored; None if it can."""
+    if "\0" in name:
+        return f"the name {name!r} has a zero character, which no file's name has"
     return None if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import random
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -59,6 +60,38 @@ def test_the_copy_of_a_file_with_large_groups_is_announced(
         list(parquet_rows(table))
     assert f"{table} is copied to {cache} unless" in caplog.text
     assert len(list(cache.rglob("*.arrow"))) == 1
+
+
+def test_a_value_of_many_rows_is_in_memory_once(tmp_path: Path) -> None:
+    """A file of some kilobytes, of which a row group would be 900 MB."""
+    cell = {"bytes": png(1) + bytes(2**16), "path": "a.png"}
+    caption = "long " * 10_000
+    table = pa.concat_tables([pa.table({"image": [cell] * 400, "caption": [caption] * 400})] * 20)
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 2**16
+    del table
+    before = pa.total_allocated_bytes()
+    rows = list(islice(parquet_rows(tmp_path / "t.parquet"), 3))
+    assert pa.total_allocated_bytes() - before < 2**24
+    assert [row["caption"] for row in rows] == [caption] * 3
+    assert rows[2]["image"].read() == cell["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["zeros", "nulls"])
+def test_what_unpacks_to_much_more_is_refused(tmp_path: Path, kind: str) -> None:
+    zeros, nulls = pa.array([bytes(2**27)], pa.binary()), pa.nulls(2**20, pa.string())
+    column = pa.chunked_array([zeros] * 3 if kind == "zeros" else [nulls] * 33)
+    pq.write_table(
+        pa.table({"image": column}),
+        tmp_path / "t.parquet",
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    with pytest.raises(
+        ValueError, match=r"t\.parquet would be \d+ bytes unpacked, more than 64 times its \d+; expected"
+    ):
+        next(parquet_rows(tmp_path / "t.parquet"))
 
 
 def test_what_is_no_parquet(tmp_path: Path) -> None:

@@ -99,6 +99,39 @@ def test_a_sparse_file_is_refused_before_it_unfolds(tmp_path: Path) -> None:
         list(tar_samples(shard))
 
 
+def header(kind: bytes = tarfile.REGTYPE, size: int = 0, content: bytes = b"") -> bytes:
+    member = tarfile.TarInfo("0.jpg")
+    member.type, member.size = kind, len(content) or max(size, 0)
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:  # as GNU's tar writes it
+        block[124:136] = (2**96 + size).to_bytes(12)
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (header(tarfile.GNUTYPE_LONGNAME, 2**32), r"a header of 4294967296 bytes"),
+        (header(tarfile.XHDTYPE, 2**31), r"a header of 2147483648 bytes"),
+        (header(tarfile.XGLTYPE, -1), r"a header of -1 bytes"),
+        (header(tarfile.GNUTYPE_LONGNAME, content=b"name\0") * 20_000, r"recursion"),
+        (header(tarfile.XHDTYPE, content=b"12 path=abc\n") * 20_000, r"recursion"),
+        (header(size=-512), r"0\.jpg has -512 bytes"),  # the header of the next member is this one again
+        (header(size=2**62), r"0\.jpg has 4611686018427387904 bytes"),
+        (header(tarfile.XHDTYPE, content=b"23 size=%s\n" % (b"9" * 14)) + header(), r"0\.jpg has 9{14} bytes"),
+        (header(tarfile.XHDTYPE, content=b"13 size=-512\n") + header(), r"0\.jpg has -512 bytes"),
+    ],
+)
+def test_headers_that_take_memory_or_have_no_end(tmp_path: Path, start: bytes, message: str) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(start + bytes(1024))
+    os.truncate(path, 2**33)  # of which no block is stored
+    with pytest.raises(ValueError, match=rf"x\.tar is no tar archive, or cut off \(.*{message}"):
+        list(tar_samples(path))
+
+
 def test_a_shard_that_is_cut_off(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.jpg": b"1" * 2000, "b.jpg": b"2" * 2000})
     *_, last = tar_samples(path)

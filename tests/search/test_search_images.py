@@ -78,6 +78,13 @@ class TestManifest:
         assert "no file 'link.png'" in bad
         assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in bad
 
+    def test_a_name_with_a_zero_character_is_bad(self, photos: Path) -> None:
+        lines = '{"image": "00.png", "text": "one"}', '{"image": "0\\u0000.png", "text": "two"}'
+        (photos / "a.jsonl").write_text("\n".join(lines))
+        manifest = list_images(photos / "a.jsonl", AS_USUAL)
+        assert list(manifest.images) == ["00.png"]
+        assert manifest.bad == (r"line 2: the name '0\x00.png' has a zero character, which no file's name has",)
+
     def test_names_are_kept_exactly(self, photos: Path) -> None:
         for name in (" a.png", "a\n.png"):
             (photos / name).write_bytes((photos / "00.png").read_bytes())

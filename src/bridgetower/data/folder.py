@@ -350,18 +350,19 @@ class ParquetRows:
     tenth of decoding a photo. For small sets of small images that is much: `keep` keeps what was read.
     """
 
-    def __init__(self, paths: Sequence[Path], *, keep: float = 0) -> None:
+    def __init__(self, paths: Sequence[Path], *, keep: float = 0, coded: Sequence[str] = ()) -> None:
         """Opens the files.
 
         Args:
             paths: Of the files.
             keep: Row groups that stay in memory, the last ones read; infinity keeps all.
+            coded: Columns that are read as places in a dictionary, so that a value of many rows is in memory once.
         """
         import pyarrow.parquet as pq
 
-        self.paths, self._keep, self._lock = tuple(paths), keep, Lock()
+        self.paths, self._keep, self._coded, self._lock = tuple(paths), keep, coded, Lock()
         self._kept: OrderedDict[tuple[int, Sequence[str] | None], Any] = OrderedDict()
-        self._files = [pq.ParquetFile(path, memory_map=True) for path in self.paths]
+        self._files = [pq.ParquetFile(path, memory_map=True, read_dictionary=coded) for path in self.paths]
         contents = [file.metadata for file in self._files]
         self._groups = [
             (file, group) for file, content in enumerate(contents) for group in range(content.num_row_groups)
@@ -372,7 +373,9 @@ class ParquetRows:
         return self._ends[-1] if self._ends else 0
 
     def __reduce__(self) -> tuple[partial[ParquetRows], tuple[Sequence[Path]]]:
-        return partial(ParquetRows, keep=self._keep), (self.paths,)  # worker processes map the files themselves
+        return partial(ParquetRows, keep=self._keep, coded=self._coded), (
+            self.paths,
+        )  # worker processes map the files themselves
 
     @property
     def largest_group(self) -> int:

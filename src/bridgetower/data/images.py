@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from bridgetower.data.folder import ParquetRows
 from bridgetower.files import json_object, unfit_name
@@ -23,9 +24,15 @@ MAX_TEXT = 2**20
 MAX_GROUP_BYTES = 2**26
 """Largest row group that is read to get one of its images."""
 
+_UNPACKED, _UNPACKED_AT_LEAST = 64, 2**28  # times the size of a Parquet file, and bytes
+_VALUE = 8  # bytes that a value takes at least
 _GROUPS = 4  # row groups that are kept, as rows are read in order
+_COPIED = 100  # rows of a Parquet file that are copied at once
 _ROWS = 1000  # of an Arrow file that are read at once, without their images
 _DIGEST_LETTERS = 32
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -145,23 +152,37 @@ def tar_samples(path: Path) -> Iterator[Sample]:
     """
     try:
         # "r:": compressed shards could not be read from the middle.
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=_Header) as archive:
             members = groupby(_files(archive), key=lambda member: _key_and_ending(member.name)[0])
             for key, group in members:
                 yield _sample(path, archive, key, group)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, RecursionError) as error:  # of headers that follow headers without end
         raise ValueError(f"{path} is no tar archive, or cut off ({error}); copy it again, uncompressed") from error
 
 
+class _Header(tarfile.TarInfo):
+    """A header, which may be followed by the long name of a member, but not by one of any length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _LONG_HEADERS and not 0 <= header.size <= MAX_TEXT:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    assert archive.fileobj is not None
+    end = Path(os.fsdecode(archive.name or "")).stat().st_size
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # kept to find members by name, without bound
         if member.issparse():
             raise ValueError(f"{member.name} in {archive.name!s} is a sparse file, of any size; write the shard again")
+        if not 0 <= member.size <= end:
+            raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
         if member.isfile():
             yield member
     # The module takes half a header for the end; a whole archive ends in blocks of zeros.
-    assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("no end of the archive")
@@ -221,7 +242,7 @@ class _Copy:
 
         cache = datasets.config.HF_DATASETS_CACHE
         logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", path, cache)
-        self._table = datasets.Dataset.from_parquet(str(path)).with_format("arrow")
+        self._table = datasets.Dataset.from_parquet(str(path), batch_size=_COPIED).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._table)
@@ -272,11 +293,36 @@ def _opened(path: Path, size: int, written: int) -> Table:
     try:
         if is_arrow:
             return ArrowRows(path)
-        rows = ParquetRows([path], keep=_GROUPS)
+        rows = ParquetRows([path], keep=_GROUPS, coded=_checked_columns(path, size))
     except pa.ArrowInvalid as error:
         what = "Arrow IPC file" if is_arrow else "Parquet file"
         raise ValueError(f"{path} is no {what} ({error}); copy it again, or write it in that format") from error
     return _Copy(path) if rows.largest_group > MAX_GROUP_BYTES else rows
+
+
+def _checked_columns(path: Path, size: int) -> list[str]:
+    """Returns the columns of a Parquet file that are stored as places in a dictionary.
+
+    Raises:
+        ValueError: The file claims to take much more memory than tables shrink by.
+    """
+    import pyarrow.parquet as pq
+
+    content = pq.read_metadata(path)
+    widths = [max(_VALUE, content.schema.column(number).length) for number in range(content.num_columns)]
+    coded: set[str] = set()
+    unpacked = 0
+    for group in map(content.row_group, range(content.num_row_groups)):
+        for column, width in zip(map(group.column, range(group.num_columns)), widths, strict=True):
+            unpacked += max(column.total_uncompressed_size, column.num_values * width)
+            if column.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in name for name in column.encodings):
+                coded.add(column.path_in_schema)
+    if unpacked > max(_UNPACKED * size, _UNPACKED_AT_LEAST):
+        raise ValueError(
+            f"{path} would be {unpacked} bytes unpacked, more than {_UNPACKED} times its {size}; expected a table that "
+            "was not made to fill the memory"
+        )
+    return sorted(coded)
 
 
 def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
