@@ -284,7 +284,10 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
     with _may_write(folder):
         file = _locked_file(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     with file:
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile, which have the file open
 
 
 def _locked_file(folder: Path, operation: int) -> IO[str]:

@@ -304,7 +304,7 @@ class TestCache:
         assert distance(losses, step(model, work, recomputed(batch, work, examples))[0]) < 1e-5
 
     def test_of_two_at_once_one_computes(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        config = all_runs["vqa"]
+        config = replace(all_runs["vqa"], data=replace(all_runs["vqa"].data, num_workers=1))
         with tower_passes() as alone:
             prepared(config, tmp_path / "alone")
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
