@@ -96,7 +96,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
         examples=work.examples,
         digests={},
         evaluate=dict,
-        save=lambda folder: None,
+        save=lambda folder, metrics: None,
         max_steps=100,
     )
     source, times = batches(work.examples, config.batch_size), []

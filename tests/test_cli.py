@@ -17,7 +17,7 @@ from PIL import Image
 import bridgetower
 import shapes
 from bridgetower import cli
-from bridgetower.checkpoints import read_checkpoint
+from bridgetower.checkpoints import read_checkpoint, write_itc_weight
 from bridgetower.cli.output import with_options
 from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.predictor import load
@@ -259,10 +259,42 @@ class TestData:
         cli.main(command)
         lines = capsys.readouterr().out.splitlines()
         cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines) if row}
-        names = ("itc_text_to_image_r1", "two_stage_text_to_image_r1", "chance_text_to_image_r1")
+        names = [f"{stage}_text_to_image_r1" for stage in ("itc", "matching", "two_stage", "chance")]
         assert cells["text to image r1"] == [f"{100 * report[name]:.1f}" for name in names]
-        assert cells["rsum"][1] == f"{report['rsum']:.1f}"
-        assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "50.0"]
+        assert cells["rsum"][2] == f"{report['rsum']:.1f}"
+        assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "", "50.0"]
+        assert cells["weight of ITC"] == ["", "", "0", ""]
+
+    def test_a_fitted_weight_is_written_into_the_checkpoint(
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        tiny_checkpoint: Path,
+        tiny_dataset: Path,
+        tmp_path: Path,
+    ) -> None:
+        model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        write_itc_weight(model, 512.0)
+        command = ["evaluate", model, "retrieval", "--data", tiny_dataset, "--candidates", 4]
+        before = (model / "config.json").read_bytes()
+        for refusal, options in {
+            "is fitted on other data than tests": (),
+            "protocol paper; expected retrieval by protocol honest": ("--split", "validation", "--protocol", "paper"),
+        }.items():
+            assert refusal in refused(*command, "--fit-two-stage", *options)
+        assert (model / "config.json").read_bytes() == before
+        (plain,) = run(*command, "--split", "validation")
+        (fitted,) = run(*command, "--split", "validation", "--fit-two-stage")
+        assert plain["itc_weight"] == 512 != fitted["itc_weight"]
+        assert plain["two_stage_rsum"] < fitted["two_stage_rsum"]
+        assert json.loads((model / "config.json").read_text()) == {
+            **json.loads(before),
+            "itc_weight": fitted["itc_weight"],
+        }
+        (again,) = run(*command, "--split", "validation")
+        assert {**again, "versions": None} == {**fitted, "versions": None}
+        (tested,) = run(*command)
+        assert tested["itc_weight"] == fitted["itc_weight"]
 
     def test_evaluate_says_what_cannot_be_given(
         self,

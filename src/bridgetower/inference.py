@@ -18,7 +18,7 @@ from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.processor import Processor
 
 Judging = Literal["answer", "entail", "reason", "classify"]
-Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
+Kind = Literal["embedding", "match", "log_odds", "fill_mask", "mask_probabilities"] | Judging
 
 HEAD_OF: Mapping[str, str] = {
     "answer": "vqa",
@@ -109,9 +109,9 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
 
     Returns:
         For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` the
-        probability; of a judgement the probabilities of its classes [k], of an `answer` and of several labels each on
-        its own; of a `fill_mask` the `top` likeliest words for each mask, and of `mask_probabilities` those of the
-        whole vocabulary at each mask [m, v].
+        probability, and of `log_odds` those of a match; of a judgement the probabilities of its classes [k], of an
+        `answer` and of several labels each on its own; of a `fill_mask` the `top` likeliest words for each mask, and of
+        `mask_probabilities` those of the whole vocabulary at each mask [m, v].
 
     Raises:
         ValueError: The model lacks a head.
@@ -165,6 +165,9 @@ class _Batch:
         if kind == "match":
             probabilities: list[float] = matched(self.model.itm_logits(pooled)).tolist()
             return probabilities
+        if kind == "log_odds":
+            odds: list[float] = _numbers(log_odds(self.model.itm_logits(pooled)).cpu()).tolist()
+            return odds
         head = HEAD_OF[kind]
         if self.model.config.heads.predicts_number(head):
             return _numbers(self.model.class_logits(head, pooled).float().cpu())
@@ -247,15 +250,34 @@ def image_bytes(model: BridgeTower) -> int:
     return numbers * next(model.parameters()).element_size()
 
 
-def two_stage_order(cosine: Float[Tensor, "*q n"], match: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
-    """Ranks items by two stages: what was matched by its matching score, then the rest by cosine.
+def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """Returns the log-odds of a match: its logit less that of no match, in float32."""
+    values = logits.float()
+    return values[:, 1] - values[:, 0]
+
+
+def combined_scores(match: Float[Tensor, "*s"], cosine: Float[Tensor, "*s"], itc_weight: float) -> Float[Tensor, "*s"]:
+    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · (cosine + 1).
+
+    The 1 changes no order; it keeps all scores above `evaluation.metrics.NON_CANDIDATE_SCORE`.
+
+    Args:
+        match: Log-odds of a match; NaN stays NaN.
+        cosine: Of the first stage.
+        itc_weight: Of the checkpoint; 0 ranks by matching alone.
+    """
+    return torch.add(match, cosine + 1, alpha=itc_weight)
+
+
+def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
+    """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine.
 
     Args:
         cosine: Of the first stage, of all items.
-        match: Of the second stage; NaN where nothing was matched. Equal scores are ranked by cosine.
+        scores: Of the second stage; NaN where nothing was matched. Equal scores are ranked by cosine.
     """
     by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)
-    scores = match.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
+    scores = scores.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
 
 

@@ -132,6 +132,7 @@ class Predictor:
         source: What was loaded; a hub id carries its commit.
         engine: What computes.
         processor: Preprocessing that travels with the checkpoint.
+        itc_weight: Of the cosine in a two-stage ranking, as the checkpoint has it.
     """
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine) -> None:
@@ -142,6 +143,7 @@ class Predictor:
         self.source = checkpoint.source
         self.engine = engine
         self.processor: Processor = checkpoint.processor
+        self.itc_weight = checkpoint.itc_weight
         self._about = replace(checkpoint, tensors={}, extra_tensors={})
 
     @cached_property

@@ -20,14 +20,15 @@ from bridgetower.analysis.results import (
 from bridgetower.evaluation.text_only import Grounding
 from bridgetower.inference import FilledWord
 
-STAGES = ("itc", "two_stage", "chance")
+STAGES = ("itc", "matching", "two_stage", "chance")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
     """Returns all test metrics of one data set; the six recalls are equal."""
     values = {f"{stage}_{side}_r{k}": rsum / 600 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
-    values |= {"itc_rsum": rsum, "two_stage_rsum": rsum, "chance_rsum": 16.0, "rsum": rsum, "itm_accuracy": 0.75}
+    values |= {f"{stage}_rsum": rsum for stage in STAGES} | {"chance_rsum": 16.0, "rsum": rsum}
+    values |= {"itc_weight": 16.0, "itm_accuracy": 0.75}
     values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
     return values | changes
 

@@ -113,7 +113,8 @@ class TestContent:
     def test_table_has_all_rows_and_columns(self, html: str) -> None:
         table = html[html.index("<caption>Retrieval on shapes") : html.index("</table>")]
         rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', table)
-        names = ("BridgeTower, ITC only", "BridgeTower, two-stage", "METER, ITC only", "METER, two-stage")
+        stages = ("ITC alone", "matching alone", "two-stage")
+        names = [f"{arm}, {stage}" for arm in ("BridgeTower", "METER") for stage in stages]
         assert [name for name, _ in rows] == [*names, "BridgeTower \u2212 METER, two-stage", "random ranking"]
         assert {cells.count("<td>") for _, cells in rows} == {7}
         assert table.count('scope="col"') == 8
@@ -167,12 +168,14 @@ class TestVariants:
 
     def test_without_matching_head(self) -> None:
         metrics = {
-            name: value for name, value in made_up.metrics().items() if not name.startswith(("two_stage", "itm"))
+            name: value
+            for name, value in made_up.metrics().items()
+            if not name.startswith(("matching", "two_stage", "itm"))
         }
         runs = [made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")]
         page = Page(report(made_up.results(*runs)))
         assert "Matching was not measured" in page.text
-        assert "METER, ITC only" in page.text
+        assert "METER, ITC alone" in page.text
         assert "METER, two-stage" not in page.text
 
     def test_without_curves_examples_and_costs(self) -> None:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints import (
+    Checkpoint,
+    convert,
+    read_checkpoint,
+    update_weights,
+    write_checkpoint,
+    write_itc_weight,
+)
 from bridgetower.checkpoints import tensors as tensor_files
 
 if TYPE_CHECKING:
@@ -192,6 +199,48 @@ class TestWriting:
             for folder in folders:
                 convert(checkpoint, folder, to)
             assert content(folders[0]) == content(folders[1])
+
+
+class TestItcWeight:
+    @pytest.fixture
+    def weighted(self, checkpoint: Checkpoint) -> Checkpoint:
+        return replace(checkpoint, itc_weight=16.0)
+
+    def test_it_travels_with_the_checkpoint(self, weighted: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(weighted, tmp_path / "first")
+        convert(read_checkpoint(tmp_path / "first"), tmp_path / "second", "bridgetower")
+        assert json.loads((tmp_path / "second" / "config.json").read_text())["itc_weight"] == 16
+        assert read_checkpoint(tmp_path / "second").itc_weight == 16
+        update_weights(replace(weighted, itc_weight=4.0), tmp_path / "second")
+        assert read_checkpoint(tmp_path / "second").itc_weight == 4
+
+    def test_no_field_means_matching_alone(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(checkpoint, tmp_path)
+        assert "itc_weight" not in json.loads((tmp_path / "config.json").read_text())
+        assert read_checkpoint(tmp_path).itc_weight == 0
+
+    def test_it_is_written_into_folders_of_this_package_alone(
+        self, own: Path, safe: Path, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        before = json.loads((own / "config.json").read_text())
+        write_itc_weight(own, None)
+        assert json.loads((own / "config.json").read_text()) == before
+        write_itc_weight(own, 32.0)
+        assert json.loads((own / "config.json").read_text()) == {**before, "itc_weight": 32}
+        write_checkpoint(checkpoint, tmp_path / "run" / "best")
+        write_itc_weight(tmp_path / "run", 8.0)
+        assert read_checkpoint(tmp_path / "run").itc_weight == 8
+        with pytest.raises(ValueError, match="is no folder of bridgetower"):
+            write_itc_weight(safe, 8.0)
+        with pytest.raises(FileNotFoundError, match="has no config"):
+            write_itc_weight("owner/name", 8.0)
+
+    @pytest.mark.parametrize("value", [-1.0, 1e7, "16", True, None])
+    def test_what_is_no_weight(self, own: Path, value: object) -> None:
+        values = json.loads((own / "config.json").read_text())
+        (own / "config.json").write_text(json.dumps({**values, "itc_weight": value}))
+        with pytest.raises(ValueError, match=r"itc_weight is .*; expected a"):
+            read_checkpoint(own)
 
 
 class TestFullDisk:

@@ -172,7 +172,7 @@ def test_all_that_it_does(
         page.get_by_text("Options").click()
         page.get_by_label("Only where").fill("path < '20.png'")
         search(page, TEXT)
-        assert settled(page).startswith("20 images, best match first")
+        assert settled(page).startswith("20 images, best first")
         check_hits(page, searcher.search(TEXT, top=24, where="path < '20.png'"))
         check_no_scrolling_sideways(page)
         check_theme(page, look, (".card .path", ".card .two b", "#search-state p"))

@@ -14,6 +14,7 @@ from bridgetower.checkpoints import read_checkpoint, update_weights
 from bridgetower.engines import folder
 from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
 from bridgetower.engines.runners import OnnxRuntimeRunner
+from bridgetower.predictor import load
 from tiny import equal
 
 
@@ -32,6 +33,10 @@ class TestWriting:
         assert not is_exported(exported, "onnx-int8")
         assert not is_exported(tiny_checkpoint, "onnx")
         check_exported(exported)
+
+    def test_keeps_the_weight_of_itc(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        write_exported(replace(read_checkpoint(tiny_checkpoint), itc_weight=16.0), tmp_path / "model")
+        assert load(tmp_path / "model", engine="onnxruntime").itc_weight == 16
 
     def test_states_the_largest_differences(self, exported: Path) -> None:
         differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]

@@ -145,16 +145,18 @@ def test_lost_settings_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptur
     for name, values in (("lost", changes), ("kept", {"fusion.dropout": 0.1} | SAME_EPS)):
         config = official.CONFIG.override(values)
         caplog.clear()
-        convert(Checkpoint(source=name, config=config, tensors=tiny.build(config).state_dict()), tmp_path / name, "hf")
+        tensors, weight = tiny.build(config).state_dict(), 16.0 if name == "lost" else 0.0
+        convert(Checkpoint(source=name, config=config, tensors=tensors, itc_weight=weight), tmp_path / name, "hf")
         messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         field = f"{name}: transformers has no field for the"
         assert (
             messages
             == [
+                f"{field} weight of ITC in two-stage ranking: 16 becomes 0",
                 f"{field} layer norm eps of the fusion layers: 1e-12 becomes 1e-05",
                 f"{field} dropout of the fusion layers: 0.2 becomes 0.1",
                 f"{field} layer norm eps of the MLM head: 1e-06 becomes 1e-05",
-            ][: 3 if name == "lost" else 0]
+            ][: 4 if name == "lost" else 0]
         )
 
 

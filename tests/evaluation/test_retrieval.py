@@ -10,17 +10,25 @@ import torch
 from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring
+from bridgetower.checkpoints import ITC_ALONE
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls
-from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
+from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls, topk_candidates
+from bridgetower.evaluation.retrieval import (
+    ITC_WEIGHTS,
+    Candidates,
+    evaluate_all_pairs,
+    evaluate_matching,
+    evaluate_retrieval,
+)
 from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
 
 DROPPED = -100.0
+ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 
 
 @pytest.fixture
@@ -94,9 +102,11 @@ class TestBruteForce:
         torch.testing.assert_close(result.similarity, similarity, atol=1e-5, rtol=0)
         assert result.itm is not None
         scored = ~result.itm.isnan()
-        torch.testing.assert_close(result.itm[scored], logits[..., 1][scored], atol=1e-5, rtol=0)
-        ranking = brute_force_ranking(similarity, logits[..., 1], 3, protocol)
-        assert recalls_of(result.two_stage_recalls) == pytest.approx(slow_recalls(*ranking, owner))
+        match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
+        torch.testing.assert_close(result.itm[scored], match[scored], atol=1e-5, rtol=0)
+        ranking = brute_force_ranking(similarity, match, 3, protocol)
+        for recalls in (result.matching_recalls, result.two_stage_recalls):
+            assert recalls_of(recalls) == pytest.approx(slow_recalls(*ranking, owner))
         assert recalls_of(result.itc_recalls) == pytest.approx(slow_recalls(similarity, similarity, owner))
         assert torch.equal(result.text_image_index, owner)
         assert result.chance == chance_recalls(owner, len(images))
@@ -117,7 +127,7 @@ class TestBruteForce:
         assert len(captions) <= 18
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=max(candidates, len(captions))))
         _, logits = score_everything(tiny_model, images, captions)
-        assert result.two_stage_recalls == retrieval_recalls(logits[..., 1], owner)
+        assert result.two_stage_recalls == retrieval_recalls(logits[..., 1] - logits[..., 0], owner)
         assert result.itm is not None
         assert not result.itm.isnan().any()
 
@@ -125,6 +135,72 @@ class TestBruteForce:
         one, many = (evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size)) for size in (1, 64))
         torch.testing.assert_close(one.similarity, many.similarity, atol=1e-5, rtol=0)
         assert one.metrics() == many.metrics()
+
+
+class TestBothScores:
+    @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])
+    def test_brute_force(self, tiny_model: BridgeTower, images: CaptionImages, itc_weight: float) -> None:
+        captions, owner = images.texts()
+        config = RetrievalConfig(candidates=5)
+        result = evaluate_retrieval(tiny_model, images, config, itc_weight=itc_weight)
+        similarity, logits = score_everything(tiny_model, images, captions)
+        scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
+        expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "honest"), owner)
+        assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
+        assert result.itc_weight == itc_weight
+        assert result.matching_recalls == evaluate_retrieval(tiny_model, images, config).two_stage_recalls
+
+    def test_the_fit_is_the_best_of_the_weights(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        config = RetrievalConfig(candidates=5)
+        sums = {
+            weight: evaluate_retrieval(tiny_model, images, config, itc_weight=weight).metrics()["two_stage_rsum"]
+            for weight in ITC_WEIGHTS
+        }
+        assert len(set(sums.values())) > 2  # or any weight would be the best
+        fitted = evaluate_retrieval(tiny_model, images, config, itc_weight=None)
+        assert fitted.itc_weight in sums
+        assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[fitted.itc_weight]
+
+    def test_the_paper_has_no_weight(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+        config = RetrievalConfig(candidates=3, protocol="paper")
+        plain, fitted, given = (
+            evaluate_retrieval(tiny_model, images, config, itc_weight=weight).metrics() for weight in (0.0, None, 16.0)
+        )
+        assert plain == fitted == given
+        assert "itc_weight" not in plain
+
+    @pytest.mark.parametrize(
+        ("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 20.0), (1.0, 0.0, 10.0)]
+    )
+    def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(
+        self, itm_signal: float, itc_signal: float, gain: float
+    ) -> None:
+        """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
+        validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
+        alone, fitted = test.recalls(ITC_ALONE).rsum, test.recalls(validation.fitted_weight()).rsum
+        assert fitted >= alone + gain
+        if not itm_signal:  # the control: that is what matching alone does
+            assert test.recalls(0.0).rsum < alone - 50
+
+    def test_of_equal_weights_the_middle(self) -> None:
+        perfect = made_up_candidates(0, 100.0, 100.0)
+        assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {600.0}
+        assert perfect.fitted_weight() == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
+
+
+def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candidates:
+    """Scores of 100 images with a text each: noise, and a signal on the right pairs."""
+    generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
+    itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
+    cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(-1, 1)
+    return Candidates(
+        itm=itm,
+        similarity=cosine,
+        image_side=topk_candidates(cosine, 16, dim=1),
+        text_side=topk_candidates(cosine, 16, dim=0),
+        text_image_index=torch.arange(100),
+        config=RetrievalConfig(),
+    )
 
 
 class TestParts:
@@ -165,20 +241,22 @@ class TestAllPairs:
             )
 
     def test_the_ranking_head_goes_first(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        by_match = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        config = RetrievalConfig(protocol="paper")  # which ranks by the logit of a match alone
+        by_match = evaluate_all_pairs(tiny_model, images, config)
         head = tiny_model.itm_head
         assert head is not None
         tiny_model.rank_head = RankHead(8)
         for kind in ("weight", "bias"):
             both = getattr(head.fc, kind)
             getattr(tiny_model.rank_head.fc, kind).data.copy_(both[1:])
-        scores = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        scores = evaluate_all_pairs(tiny_model, images, config)
         assert scores == by_match  # it is the same number
         tiny_model.rank_head.fc.weight.data.neg_()
-        turned = evaluate_all_pairs(tiny_model, images, RetrievalConfig())
+        turned = evaluate_all_pairs(tiny_model, images, config)
         assert turned != by_match
         tiny_model.itm_head = tiny_model.itc_head = None
-        assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned
+        assert evaluate_all_pairs(tiny_model, images, config) == turned
+        assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned  # one number, in either protocol
 
     def test_neither_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         tiny_model.itm_head = None
@@ -202,7 +280,7 @@ class TestFolds:
             fold = copy(images)
             fold.rows, fold.captions = images.rows[start : start + 3], images.captions[start : start + 3]
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
-        for stage in ("itc_recalls", "two_stage_recalls", "chance"):
+        for stage in ("itc_recalls", "matching_recalls", "two_stage_recalls", "chance"):
             recalls = [recalls_of(getattr(fold, stage)) for fold in alone]
             means = {name: sum(fold[name] for fold in recalls) / 3 for name in recalls[0]}
             assert recalls_of(getattr(result, stage)) == pytest.approx(means)
@@ -249,7 +327,8 @@ class TestAccuracy:
     def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         tiny_model.itm_head = None
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
-        assert (result.itm, result.two_stage_recalls, result.itm_accuracy) == (None, None, None)
+        assert (result.itm, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
+        assert (result.itm_accuracy, result.itc_weight) == (None, None)
         assert result.metrics()["rsum"] == result.itc_recalls.rsum
         with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
             evaluate_matching(tiny_model, images, RetrievalConfig())
@@ -287,8 +366,8 @@ class TestFigures:
     def test_names(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         metrics = evaluate_retrieval(tiny_model, images, RetrievalConfig()).metrics()
         sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        stages = [f"{stage}_{name}" for stage in ("itc", "two_stage", "chance") for name in (*sides, "rsum")]
-        assert set(metrics) == {*stages, "itm_accuracy", "rsum"}
+        stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
+        assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "rsum"}
         assert metrics["rsum"] == metrics["two_stage_rsum"]
 
     @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import ITC_ALONE, read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
@@ -67,6 +67,23 @@ class TestStages:
         torch.testing.assert_close(found, match.sort(descending=True).values[:5], atol=1e-5, rtol=0)
         assert names(hits) != ranked(files, cosine)[:5]  # the control: matching changes the order
         assert set(names(searcher.search(TEXT))) == set(ranked(files, predictor.match(files, [TEXT] * 45))[:10])
+
+    @pytest.mark.parametrize("itc_weight", [4.0, 64.0, ITC_ALONE])
+    def test_matching_and_cosine_together(
+        self, index: Index, tiny_checkpoint: Path, files: list[Path], tmp_path: Path, itc_weight: float
+    ) -> None:
+        write_checkpoint(replace(read_checkpoint(tiny_checkpoint), itc_weight=itc_weight), tmp_path / "model")
+        weighted = load(tmp_path / "model", device="cpu")  # the index was made without a weight
+        cosine = weighted.embed_images(files) @ weighted.embed_texts(TEXT)[0]
+        chosen = cosine.argsort(descending=True)[:8]
+        match = weighted.match([files[number] for number in chosen], [TEXT] * 8)
+        scores = torch.full((len(files),), -torch.inf)
+        scores[chosen] = match.logit() + itc_weight * cosine[chosen]
+        hits = Searcher(index, weighted).search(TEXT, rerank=8, top=8)
+        assert names(hits) == ranked(files, scores)[:8]
+        by_name = {files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)}
+        assert [hit.probability for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
+        assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
     def test_the_rest_follows_by_cosine(self, searcher: Searcher) -> None:
         nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bridgetower.predictor import Predictor
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Hit, Searcher
@@ -48,6 +50,15 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
 )
 def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> None:
     check(post(PATH, query="red circle", **settings), searcher.search("red circle", **settings))
+
+
+def test_both_scores_by_the_weight_of_the_model(searcher: Searcher, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_checkpoint(replace(read_checkpoint(tiny_checkpoint), itc_weight=64.0), tmp_path / "model")
+    weighted = load(tmp_path / "model", device="cpu")
+    expected = Searcher(searcher.index, weighted).search("red circle")
+    assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
+    with running(weighted, Searcher(searcher.index, weighted)) as client:
+        check(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
 def test_exact_compares_what_an_approximate_search_leaves_out(predictor: Predictor, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Lends runs: one that nothing disturbed, and others that are stopped and continued."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., TrainC
         task: Callable[[BridgeTower], nn.Module] = RowTask,
         *,
         evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
-        save: Callable[[Path], None] = lambda folder: None,
+        save: Callable[[Path, Mapping[str, float]], None] = lambda folder, metrics: None,
         augmentation: Any = "none",
         **changes: Any,
     ) -> TrainContext:

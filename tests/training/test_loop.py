@@ -70,7 +70,7 @@ class TestSelection:
             max_steps=7,
             evaluate_every=2,
             evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
-            save=lambda folder: saved.append((folder, weights(parts.model))),
+            save=lambda folder, metrics: saved.append((folder, weights(parts.model))),
         )
         metrics = fit(parts, make_fabric(parts.config), tmp_path, resume=False, progress=False)
         assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
@@ -80,7 +80,7 @@ class TestSelection:
         content = torch.load(tmp_path / FILE, weights_only=True)["state"]
         assert content == {"step": 7, "best": 3.0, "best_step": 4, "metrics": {"rsum": 2.0, "mlm_loss": 0.5}}
         states: list[Tensor] = []
-        other = build(max_steps=7, evaluate_every=4, save=lambda folder: states.append(weights(other.model)))
+        other = build(max_steps=7, evaluate_every=4, save=lambda folder, metrics: states.append(weights(other.model)))
         run(other, tmp_path / "other")
         assert torch.equal(saved[1][1], states[0])
         assert not torch.equal(saved[0][1], states[0])

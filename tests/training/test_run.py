@@ -74,6 +74,7 @@ class TestWhatIsLeft:
         last = load_file(out / "last" / "model.safetensors")
         assert state["state"]["step"] == 6
         assert all(torch.equal(tensor, last[name]) for name, tensor in state["model"].items())
+        assert read_checkpoint(out / "last").itc_weight == finished[1]["itc_weight"]
 
     def test_best_gives_the_figures_of_its_step(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig
@@ -86,7 +87,8 @@ class TestWhatIsLeft:
         checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
         assert checkpoint.processor is not None
         images = CaptionImages(config.data, "validation", checkpoint.processor)
-        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation).metrics()
+        assert checkpoint.itc_weight == best["itc_weight"]  # fitted again by the same rule
+        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, itc_weight=None).metrics()
         again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
         assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
 

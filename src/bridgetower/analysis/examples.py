@@ -16,7 +16,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.retrieval import RetrievalResult
-from bridgetower.inference import FilledWord, Item, top_words, two_stage_order
+from bridgetower.inference import FilledWord, Item, combined_scores, top_words, two_stage_order
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
 from bridgetower.tasks.grounding import Judged
@@ -187,12 +187,13 @@ class _Search:
 
 
 def _orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction, Int[Tensor, "q m"]]:
-    """Ranks all items for every query: candidates by match logit, then the rest by cosine."""
+    """Ranks all items for every query: candidates by the score of the second stage, then the rest by cosine."""
     cosine, stage = result.similarity, (result.similarity, result.similarity)
     if result.itm is not None:
         image_side = topk_candidates(cosine, config.candidates, dim=1)
         text_side = topk_candidates(cosine, config.candidates, dim=0)
-        stage = two_stage_scores(result.itm, image_side, text_side, protocol=config.protocol)
+        scores = combined_scores(result.itm, cosine, result.itc_weight or 0.0)
+        stage = two_stage_scores(scores, image_side, text_side, protocol=config.protocol)
     return {
         "image_to_text": two_stage_order(cosine, stage[0]),
         "text_to_image": two_stage_order(cosine.T, stage[1].T),

@@ -41,7 +41,7 @@ from bridgetower.processor import media_type
 _INKS: dict[Arm, str] = {"bridgetower": "#1f5fa8", "meter": "#b4541a"}
 _LINES: dict[Arm, str] = {"bridgetower": "-", "meter": "--"}
 
-_STAGES = {"itc": "ITC only", "two_stage": "two-stage"}
+_STAGES = {"itc": "ITC alone", "matching": "matching alone", "two_stage": "two-stage"}
 _DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 _KS = (1, 5, 10)
 

@@ -111,7 +111,7 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = checkpoint.config
     if reasons := _obstacles(config):
         raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
-    for setting, ours, theirs in _lost(config):
+    for setting, ours, theirs in _lost(checkpoint):
         logger.warning(
             "%s: transformers has no field for the %s: %g becomes %g", checkpoint.source, setting, ours, theirs
         )
@@ -248,10 +248,11 @@ def _obstacles(config: ModelConfig) -> list[str]:
     return [reason for reason, applies in checks.items() if applies]
 
 
-def _lost(config: ModelConfig) -> list[tuple[str, float, float]]:
-    """Settings that transformers shares with another one: their names, our value, and the value that wins."""
-    text, fusion, heads = config.text, config.fusion, config.heads
+def _lost(checkpoint: Checkpoint) -> list[tuple[str, float, float]]:
+    """Settings that transformers lacks or shares with another one: their names, our value, and the value that wins."""
+    text, fusion, heads = checkpoint.config.text, checkpoint.config.fusion, checkpoint.config.heads
     shared = [
+        ("weight of ITC in two-stage ranking", checkpoint.itc_weight, 0.0),
         ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
         ("dropout of the fusion layers", fusion.dropout, text.dropout),
     ]

@@ -100,12 +100,40 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint.processor.save(folder)
     if checkpoint.labels:
         write_json(folder / LABELS, checkpoint.labels)
-    write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()})
+    _write_config(checkpoint, folder)
 
 
 def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
-    """Replaces the weights in a folder that `write_checkpoint` wrote of the same model, atomically."""
+    """Replaces the weights in a folder that `write_checkpoint` wrote of the same model, atomically, then the config."""
     write_safetensors(folder / "model.safetensors", checkpoint.tensors)
+    _write_config(checkpoint, folder)
+
+
+def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
+    weight = {"itc_weight": checkpoint.itc_weight} if checkpoint.itc_weight else {}
+    write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()} | weight)
+
+
+def write_itc_weight(source: str | Path, itc_weight: float | None) -> None:
+    """Replaces the weight of ITC in the config of a folder of this package or of a training run (its `best/`).
+
+    Args:
+        source: The folder.
+        itc_weight: The weight; None only checks that there is a config to write it into.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It is none of this package.
+    """
+    path = _checkpoint_folder(Path(source), str(source)) / "config.json"
+    values = read_json(path)
+    if values.get("format") != _FORMAT["format"]:
+        raise ValueError(
+            f"{source} is no folder of bridgetower, and the weight of two-stage ranking is stored in one; write one "
+            "with `bridgetower convert --to bridgetower`"
+        )
+    if itc_weight is not None:
+        write_json(path, values | {"itc_weight": itc_weight})
 
 
 def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False) -> None:
@@ -136,13 +164,19 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         write_json(temporary / "config.json", values)
 
 
+def _checkpoint_folder(folder: Path, name: str) -> Path:
+    """Returns the folder itself, or `best/` of a training run."""
+    best = folder / "best"
+    found = best if (best / "config.json").exists() else folder
+    if not (found / "config.json").exists():
+        raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
+    return found
+
+
 def _read_folder(
     folder: Path, name: str, overrides: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
 ) -> Checkpoint:
-    if (folder / "best" / "config.json").exists():  # the folder of a training run
-        folder = folder / "best"
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
+    folder = _checkpoint_folder(folder, name)
     values = read_json(folder / "config.json")
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
@@ -179,6 +213,7 @@ def _read_own(
         extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
+        itc_weight=values.get("itc_weight", 0.0),
     )
 
 

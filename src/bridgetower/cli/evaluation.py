@@ -36,6 +36,7 @@ def evaluate(
     data: tuple[Path, ...],
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
+    fit_two_stage: bool = False,
     task_spec: str | None = None,
     max_errors: int = 0,
     num_workers: int = 0,
@@ -46,14 +47,16 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a prepared data set.
 
-    Retrieval prints recall of the contrastive stage and after matching the candidates, next to chance. A model
-    without contrastive head has one stage: the fusion encoder scores every pair. The list of benchmarks names the
+    Retrieval prints recall of three rankings next to chance: by ITC alone, by matching of ITC's candidates alone, and
+    of the candidates by both, as the checkpoint weighs them (--fit-two-stage). A model without contrastive head has one
+    stage: the fusion encoder scores every pair. The list of benchmarks names the
     usual metric of each; docs/evaluation.md has the others. A table on a terminal, JSON elsewhere.
 
     --out gets metrics.json, predictions.jsonl by id, and for vqav2, nlvr2 and GLUE's test splits the submission file
     that their servers take; for vqav2 that is always all of the split test, also with --split test-dev.
 
     Examples: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
+              bridgetower evaluate runs/nano retrieval --data data/flags --split validation --fit-two-stage
               bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --split validation --out vqa
               torchrun --nproc-per-node 2 -m bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --out vqa
 
@@ -63,6 +66,8 @@ def evaluate(
         data: Prepared data sets, evaluated together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
+        fit_two_stage: Fit the weight of ITC in the two-stage ranking on this split, which is not for tests, and write
+            it into the model's folder, where search and later evaluations find it.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode images; 0 decodes in the main one.
@@ -79,9 +84,12 @@ def evaluate(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
+    from bridgetower.checkpoints import write_itc_weight
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
+    if fit_two_stage:
+        write_itc_weight(model, None)  # before it is evaluated, which takes long
     with process_group(loading.device), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
             predictor,
@@ -90,6 +98,7 @@ def evaluate(
             split,
             options,
             spec=own_task(task_spec),
+            fit_two_stage=fit_two_stage,
             work=work or cache_folder() / "evaluations",
             max_errors=max_errors,
             num_workers=num_workers,
@@ -105,6 +114,8 @@ def evaluate(
                 **_settings(benchmark, options),
                 "precision": loading.precision,
             }
+            if fit_two_stage:
+                write_itc_weight(model, outcome.metrics["itc_weight"])
             _report(outcome, about, out, json=json)
 
 

@@ -19,7 +19,13 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 STDOUT = Path("standard output")
 """What errors call it."""
 
-_STAGES = {"itc": "contrastive", "two_stage": "after matching", "one_stage": "all pairs", "chance": "chance"}
+_STAGES = {
+    "itc": "ITC alone",
+    "matching": "matching alone",
+    "two_stage": "two stages",
+    "one_stage": "all pairs",
+    "chance": "chance",
+}
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 
@@ -73,8 +79,11 @@ def emit_table(title: str, metrics: Mapping[str, float]) -> None:
         scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
         table.add_row(name.replace("_", " "), *(f"{scale * metrics[f'{stage}_{name}']:.1f}" for stage in shown))
     if "itm_accuracy" in metrics:
-        accuracy = {"two_stage": metrics["itm_accuracy"], "chance": 0.5}
+        accuracy = {"matching": metrics["itm_accuracy"], "chance": 0.5}
         table.add_row("itm accuracy", *(f"{100 * accuracy[stage]:.1f}" if stage in accuracy else "" for stage in shown))
+    if "itc_weight" in metrics:
+        weight = f"{metrics['itc_weight']:g}"
+        table.add_row("weight of ITC", *(weight if stage == "two_stage" else "" for stage in shown))
     Console().print(table)
 
 

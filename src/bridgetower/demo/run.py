@@ -266,7 +266,9 @@ def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> tuple[DemoRun,
     for name in DATASETS:
         images = _images(predictor, out / "data" / name)
         words = evaluate_masked_words(predictor.model, images, config.task.masking)
-        retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation)
+        retrieved[name] = evaluate_retrieval(
+            predictor.model, images, config.evaluation, itc_weight=predictor.itc_weight
+        )
         test[name] = retrieved[name].metrics() | words
     run = DemoRun(
         arm=arm,

@@ -16,8 +16,9 @@ class RetrievalConfig:
 
     Attributes:
         candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO.
-        protocol: `honest` ranks each direction on its own candidates; `paper` on the maximum of both sides. Of VQAv2,
-            `paper` leaves out the questions to which no annotator gave an answer of the vocabulary.
+        protocol: `honest` ranks each direction on its own candidates, by matching and ITC as the checkpoint weighs
+            them; `paper` on the maximum of both sides, by the logit of a match alone. Of VQAv2, `paper` leaves out the
+            questions to which no annotator gave an answer of the vocabulary.
         max_captions: Captions of each image that are queries; None takes all.
         fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
             COCO 1k: 1000. None ranks the whole set.

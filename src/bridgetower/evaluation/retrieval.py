@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bridgetower.checkpoints import ITC_ALONE
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import RetrievalConfig
@@ -21,7 +22,14 @@ from bridgetower.evaluation.metrics import (
     two_stage_scores,
 )
 from bridgetower.evaluation.scoring import AS_USUAL, Means, PairScorer, pair_scorer
+from bridgetower.inference import combined_scores
 from bridgetower.model.bridgetower import BridgeTower
+
+ITC_WEIGHT = "itc_weight"
+"""Name of the metric that a checkpoint stores."""
+
+ITC_WEIGHTS = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, ITC_ALONE)
+"""The weights that a fit tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +38,14 @@ class RetrievalResult:
 
     Attributes:
         similarity: Cosine of the contrastive embeddings, image by text.
-        itm: Match logit of the candidate pairs, NaN elsewhere; None without a matching head.
+        itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
         text_image_index: Row of the image that each text belongs to.
-        itc_recalls, two_stage_recalls, chance: By stage; chance is a uniformly random ranking. Means over
-            the folds if there are any.
+        itc_recalls: Of the ranking by cosine.
+        matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
+        two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
+            `paper`.
+        chance: Of a uniformly random ranking. All recalls are means over the folds if there are any.
+        itc_weight: Of the cosine in the two-stage ranking; None where there is none.
         itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
     """
 
@@ -41,48 +53,75 @@ class RetrievalResult:
     itm: Float[Tensor, "i t"] | None
     text_image_index: Int[Tensor, " t"]
     itc_recalls: RetrievalRecalls
+    matching_recalls: RetrievalRecalls | None
     two_stage_recalls: RetrievalRecalls | None
     chance: RetrievalRecalls
+    itc_weight: float | None
     itm_accuracy: float | None
 
     def metrics(self) -> dict[str, float]:
-        """Flat metrics: `itc_…` and `two_stage_…` recalls, `chance_…`, `itm_accuracy`, and the final stage's `rsum`."""
-        metrics = _flat({"itc": self.itc_recalls, "two_stage": self.two_stage_recalls, "chance": self.chance})
-        if self.itm_accuracy is not None:
-            metrics["itm_accuracy"] = self.itm_accuracy
+        """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
+        stages = {"itc": self.itc_recalls, "matching": self.matching_recalls, "two_stage": self.two_stage_recalls}
+        metrics = _flat({**stages, "chance": self.chance})
+        others = {ITC_WEIGHT: self.itc_weight, "itm_accuracy": self.itm_accuracy}
+        metrics |= {name: value for name, value in others.items() if value is not None}
         return metrics | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
 
 
 @torch.inference_mode()
 def evaluate_retrieval(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
+    model: BridgeTower,
+    images: CaptionImages,
+    config: RetrievalConfig,
+    means: Means = AS_USUAL,
+    *,
+    itc_weight: float | None = 0.0,
 ) -> RetrievalResult:
     """Ranks all images for every caption and all captions for every image, or those of its fold.
 
     Images are shared out over the processes of a distributed run; every process gets the same result.
+
+    Args:
+        model: With a contrastive head.
+        images: With captions.
+        config: Protocol, candidates, folds.
+        means: What changes nothing in the result.
+        itc_weight: Of the cosine in the two-stage ranking; None fits it to these images. Protocol `paper` reads
+            none.
 
     Raises:
         ValueError: The model has no contrastive head, an image cannot be decoded, or the folds are not equal.
     """
     _check_folds(images, config)
     model.contrastive_head()
-    itm = two_stage = matched = None
+    itm = matching = two_stage = matched = weight = None
     with pair_scorer(model, images, config, means) as pairs:
         similarity, text_image_index = pairs.similarity(), pairs.text_image_index
         if model.itm_head is not None:
             sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
             itm, matched = _matching(pairs, len(images), sides[0] | sides[1])
-            ranked = two_stage_scores(itm, *sides, protocol=config.protocol)
-            del sides
-            two_stage = _recalls(ranked[0], text_image_index, config, ranked[1])
-            del ranked
+            candidates = Candidates(
+                itm=itm,
+                similarity=similarity,
+                image_side=sides[0],
+                text_side=sides[1],
+                text_image_index=text_image_index,
+                config=config,
+            )
+            matching = two_stage = candidates.recalls(0.0)
+            if config.protocol == "honest":
+                weight = candidates.fitted_weight() if itc_weight is None else itc_weight
+                two_stage = candidates.recalls(weight) if weight else matching
+            del candidates, sides
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
         text_image_index=text_image_index,
         itc_recalls=_recalls(similarity, text_image_index, config),
+        matching_recalls=matching,
         two_stage_recalls=two_stage,
         chance=_chance(text_image_index, len(images), config),
+        itc_weight=weight,
         itm_accuracy=matched,
     )
 
@@ -107,7 +146,8 @@ def evaluate_all_pairs(
 ) -> dict[str, float]:
     """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
 
-    The score is that of the ranking head or, without one, the logit of a match. Its cost grows with images times texts.
+    The score is that of the ranking head or, without one, of matching, `Scores.match`. Its cost grows with images times
+    texts.
 
     Returns:
         Flat metrics: `one_stage_…` and `chance_…` recalls, and `rsum`.
@@ -137,6 +177,38 @@ def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
         return torch.stack([torch.zeros_like(scores), scores], dim=1)
 
     return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What the second stage ranks.
+
+    Attributes:
+        itm: Matching score of the candidate pairs.
+        similarity: Cosine.
+        image_side, text_side: True at the candidates of each image and of each text.
+        text_image_index: Row of the image that each text belongs to.
+        config: Protocol and folds.
+    """
+
+    itm: Float[Tensor, "i t"]
+    similarity: Float[Tensor, "i t"]
+    image_side: Bool[Tensor, "i t"]
+    text_side: Bool[Tensor, "i t"]
+    text_image_index: Int[Tensor, " t"]
+    config: RetrievalConfig
+
+    def recalls(self, itc_weight: float) -> RetrievalRecalls:
+        """Returns the recalls of the ranking with a weight of ITC."""
+        scores = combined_scores(self.itm, self.similarity, itc_weight) if itc_weight else self.itm
+        ranked = two_stage_scores(scores, self.image_side, self.text_side, protocol=self.config.protocol)
+        return _recalls(ranked[0], self.text_image_index, self.config, ranked[1])
+
+    def fitted_weight(self) -> float:
+        """Returns the one of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle."""
+        found = {weight: self.recalls(weight).rsum for weight in ITC_WEIGHTS}
+        best = [weight for weight, rsum in found.items() if rsum == max(found.values())]
+        return best[len(best) // 2]
 
 
 def _candidates(

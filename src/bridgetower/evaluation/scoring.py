@@ -24,7 +24,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.files import locked, remove_leftovers, replacing
-from bridgetower.inference import image_bytes, score_pairs
+from bridgetower.inference import image_bytes, log_odds, score_pairs
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.encoding import encode_image
@@ -66,7 +66,7 @@ class Scores:
     """Matching scores of the pairs that were scored.
 
     Attributes:
-        match: Logit of a match, NaN where nothing was scored.
+        match: Log-odds of a match, or with protocol `paper` its logit, as officially; NaN where nothing was scored.
         accepted: Whether it is above that of no match; False where nothing was scored.
     """
 
@@ -130,8 +130,9 @@ class PairScorer:
                 advance = partial(bars.advance, bar)
                 compute = partial(self._score_part, encoded, part, head or self._model.itm_logits, advance)
                 logits, done = self._kept(name, compute), done + int(part.sum())
-                match[rows.start : rows.stop][part] = logits[:, 1]
-                accepted[rows.start : rows.stop][part] = logits[:, 1] > logits[:, 0]
+                odds = log_odds(logits)
+                match[rows.start : rows.stop][part] = logits[:, 1] if self._config.protocol == "paper" else odds
+                accepted[rows.start : rows.stop][part] = odds > 0
                 bars.update(bar, completed=done)
         _, match, accepted = gather_by_id(self._own, match, accepted)
         return Scores(match=match, accepted=accepted)

@@ -89,7 +89,7 @@ class PretrainingConfig(TaskConfig):
     """
 
     reads: ClassVar[Reads] = "captions"
-    metrics = ("rsum", "itc_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
+    metrics = ("rsum", "itc_rsum", "matching_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
     kind: NotAnOption = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)

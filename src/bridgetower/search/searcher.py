@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.distributed import available_cores
-from bridgetower.inference import two_stage_order
+from bridgetower.inference import Item, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
@@ -75,9 +75,9 @@ class Searcher:
     ) -> list[Hit]:
         """Finds images for a text, an image, or both.
 
-        First come the candidates whose probability of matching the text is highest, then the others by cosine. With
-        text and image the candidates are those nearest to the mean of both vectors. Without a text there is nothing to
-        match, and the cosine alone decides.
+        First come the candidates, by their log-odds of matching the text + `Predictor.itc_weight` · cosine, then the
+        others by cosine. With text and image the candidates are those nearest to the mean of both vectors. Without a
+        text there is nothing to match, and the cosine alone decides.
 
         Args:
             text: What should be seen.
@@ -101,10 +101,10 @@ class Searcher:
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
         matched: list[Hit] = []
-        probabilities: list[float] = []
+        log_odds: list[float] = []
         if text is not None and rerank:
-            matched, probabilities = self._matched(text, found[:rerank], truncate, batch_size)
-        return two_stages(matched, probabilities, found[rerank:])[:top]
+            matched, log_odds = self._matched(text, found[:rerank], truncate, batch_size)
+        return two_stages(matched, log_odds, found[rerank:], self.predictor.itc_weight)[:top]
 
     def num_candidates(
         self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
@@ -145,15 +145,15 @@ class Searcher:
     def _matched(
         self, text: str, found: Sequence[Hit], truncate: bool, batch_size: int
     ) -> tuple[list[Hit], list[float]]:
-        """Returns candidates and their probabilities; those that cannot be opened are left out."""
+        """Returns candidates and their log-odds of a match; those that cannot be opened are left out."""
         with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
             opened = self.usable(found, list(pool.map(self.open, found)))
-        probabilities: list[float] = []
-        for start in range(0, len(opened), batch_size):
-            images = [image for _, image in opened[start : start + batch_size]]
-            scores = self.predictor.match(images, [text], all_pairs=True, batch_size=batch_size, truncate=truncate)
-            probabilities += scores[:, 0].tolist()
-        return [one for one, _ in opened], probabilities
+        (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
+        items = [Item(kind="log_odds", image=image.pixels, ids=ids) for _, image in opened]
+        log_odds: list[float] = []
+        for start in range(0, len(items), batch_size):
+            log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
+        return [one for one, _ in opened], log_odds
 
     def open(
         self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
@@ -205,9 +205,19 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def two_stages(matched: Sequence[Hit], probabilities: Sequence[float], others: Sequence[Hit]) -> list[Hit]:
-    """Ranks candidates by the probabilities that they match the text, then the others by cosine."""
-    found = [replace(one, probability=match) for one, match in zip(matched, probabilities, strict=True)] + [*others]
+def two_stages(
+    matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], itc_weight: float
+) -> list[Hit]:
+    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get a probability.
+
+    Args:
+        matched: The candidates.
+        log_odds: That they match the text.
+        others: What was not matched.
+        itc_weight: Of the model.
+    """
+    match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
+    chances = match[: len(matched)].sigmoid().tolist()
+    found = [replace(one, probability=chance) for one, chance in zip(matched, chances, strict=True)] + [*others]
     cosine = torch.tensor([one.cosine for one in found])
-    match = torch.tensor([*probabilities, *[torch.nan] * len(others)])
-    return [found[row] for row in two_stage_order(cosine, match).tolist()]
+    return [found[row] for row in two_stage_order(cosine, combined_scores(match, cosine, itc_weight)).tolist()]

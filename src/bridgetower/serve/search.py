@@ -101,7 +101,7 @@ class FoundImage(IndexedImage):
 
 
 class SearchResponse(Listed[FoundImage]):
-    """Images, the likeliest match first, then the nearest."""
+    """Images: what was matched first, by log-odds of a match + the model's weight · cosine, then the nearest."""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
@@ -139,8 +139,9 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
-    matched, probabilities = await _matched(service, searcher, nearest[:rerank], texts)
-    ranked = two_stages([one for one, _ in matched], probabilities, nearest[rerank:])[: body.top]
+    matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
+    weight = searcher.predictor.itc_weight
+    ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], weight)[: body.top]
     tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
     return ranked, tokens
 
@@ -148,7 +149,7 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
 async def _matched(
     service: Service, searcher: Searcher, found: list[Hit], texts: list[Tokens]
 ) -> tuple[list[tuple[Hit, Resized]], list[float]]:
-    """Returns candidates with their images, and the probability of each."""
+    """Returns candidates with their images, and the log-odds of a match of each."""
     if not found:
         return [], []
     try:
@@ -159,9 +160,9 @@ async def _matched(
         logger.error("search: %s", error)
         message = "none of the images that were found can be opened where the index has them; send rerank 0"
         raise ApiError(404, message, code="no_pictures") from error
-    items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-    probabilities: list[float] = await service.batcher.submit(items)
-    return opened, probabilities
+    items = [Item(kind="log_odds", image=image.pixels, ids=texts[0]) for _, image in opened]
+    log_odds: list[float] = await service.batcher.submit(items)
+    return opened, log_odds
 
 
 class IndexResponse(BaseModel):

@@ -24,6 +24,7 @@ def evaluate(
     config: RetrievalConfig,
     *,
     spec: TaskSpec | None = None,
+    fit_two_stage: bool = False,
     work: Path | None = None,
     max_errors: int = 0,
     num_workers: int = 0,
@@ -38,6 +39,8 @@ def evaluate(
         split: Which split; `test-dev` of VQAv2 is `test`, since its server takes the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
         spec: A task of your own.
+        fit_two_stage: Rank by the weight of ITC that is best on this split, the metric `itc_weight`, instead of the
+            model's own. `checkpoints.write_itc_weight` stores it.
         work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
         max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
         num_workers: Processes that decode; 0 decodes in this one.
@@ -48,6 +51,8 @@ def evaluate(
         ValueError: There is no such benchmark, the model lacks the head, the set is of another kind, or a setting is
             not for this benchmark.
     """
+    if fit_two_stage:
+        _check_fit(predictor, benchmark, split, config)
     spec, task = _task(benchmark, spec, config, max_errors)
     if spec.head is not None:
         predictor.model.head(spec.head, recipe=_recipe(spec, benchmark))
@@ -70,11 +75,25 @@ def evaluate(
             splits=(split,),
             names=names,
             settings=config,
+            itc_weight=None if fit_two_stage else predictor.itc_weight,
             work=work,
             num_workers=num_workers,
             progress=progress,
         )
     )
+
+
+def _check_fit(predictor: Predictor, benchmark: str, split: str, config: RetrievalConfig) -> None:
+    """Raises ValueError unless a weight of ITC can be fitted, on data that are not for tests."""
+    if benchmark != "retrieval" or config.protocol == "paper":
+        raise ValueError(
+            f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
+            "honest: leave fit_two_stage out"
+        )
+    if split.startswith("test"):
+        raise ValueError(f"fit_two_stage on split {split!r}; a weight is fitted on other data than tests: validation")
+    for head in ("itc", "itm"):
+        predictor.model.head(head)
 
 
 def _recipe(spec: TaskSpec, benchmark: str) -> str | None:

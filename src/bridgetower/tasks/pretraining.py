@@ -62,13 +62,13 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     if model.itc_head is None:
         metrics = evaluate_all_pairs(model, images, settings, means)
     else:
-        metrics = evaluate_retrieval(model, images, settings, means).metrics()
+        metrics = evaluate_retrieval(model, images, settings, means, itc_weight=evaluation.itc_weight).metrics()
     texts, _ = images.texts(settings.max_captions)
     return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:
-    """Measures each objective that the model has a head for."""
+    """Measures each objective that the model has a head for, and fits the weight of ITC in two-stage ranking."""
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 
@@ -77,7 +77,7 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, num_workers=evaluation.num_workers)
     if model.itc_head:
-        metrics |= evaluate_retrieval(model, images, settings).metrics()
+        metrics |= evaluate_retrieval(model, images, settings, itc_weight=evaluation.itc_weight).metrics()
     elif model.itm_head:
         metrics["itm_accuracy"] = evaluate_matching(model, images, settings)
     return metrics
@@ -192,6 +192,7 @@ PRETRAINING = TaskSpec(
     metric_heads={
         "rsum": ("itc",),
         "itc_rsum": ("itc",),
+        "matching_rsum": ("itc", "itm"),
         "two_stage_rsum": ("itc", "itm"),
         "itm_accuracy": ("itm",),
         "mlm_accuracy": ("mlm",),

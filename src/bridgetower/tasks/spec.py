@@ -73,6 +73,7 @@ class Evaluation:
         splits: Which they are of.
         names: Names of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
+        itc_weight: Of the cosine in two-stage ranking; None fits it.
         work: Folder in which retrieval keeps what it has until it is finished.
         num_workers: Processes that decode; 0 decodes in this one.
         progress: Show bars.
@@ -85,6 +86,7 @@ class Evaluation:
     splits: tuple[str, ...]
     names: Sequence[str] = ()
     settings: RetrievalConfig
+    itc_weight: float | None = None
     work: Path | None = None
     num_workers: int = 0
     progress: bool = False

@@ -164,7 +164,7 @@ def _evaluate(fabric: Fabric, context: TrainContext, state: TrainingState, log: 
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
         if fabric.global_rank == 0:
-            context.save(out / "best")
+            context.save(out / "best", metrics)
     return metrics
 
 

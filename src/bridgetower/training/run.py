@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
 from bridgetower.distributed import from_first, process_group, require_same
+from bridgetower.evaluation.retrieval import ITC_WEIGHT
 from bridgetower.files import cache_folder, differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
 from bridgetower.model.cpu import optimize_for_cpu
@@ -130,7 +132,7 @@ def _train(
     )
     # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
     if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
-        context.save(out / "last")
+        context.save(out / "last", metrics)
     fabric.barrier()
     return metrics
 
@@ -198,9 +200,9 @@ def _claim(config: RunConfig, spec: TaskSpec, out: Path, *, resume: bool) -> Non
 
 
 def _context(config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, setup: TaskSetup) -> TrainContext:
-    def save(folder: Path) -> None:
+    def save(folder: Path, metrics: Mapping[str, float]) -> None:
         tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        current = replace(checkpoint, tensors=tensors)
+        current = replace(checkpoint, tensors=tensors, itc_weight=metrics.get(ITC_WEIGHT, 0.0))
         if (folder / "config.json").exists():
             update_weights(current, folder)
             return

@@ -44,13 +44,13 @@ class TrainContext(TaskSetup):
     Attributes:
         config: Decides the result.
         model: The model that the task trains.
-        save: Writes the weights as a checkpoint to a folder.
+        save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have.
         max_steps: Optimiser steps of the whole run.
     """
 
     config: RunConfig
     model: BridgeTower
-    save: Callable[[Path], None]
+    save: Callable[[Path, Mapping[str, float]], None]
     max_steps: int
 
 

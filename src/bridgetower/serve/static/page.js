@@ -419,7 +419,7 @@ async function search({ open = null } = {}) {
     if (number >= 0) openViewer(number);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     if (!found.length) return "No image meets the condition. Change it under Options.";
-    const order = found[0].probability === undefined ? "nearest first" : "best match first";
+    const order = found[0].probability === undefined ? "nearest first" : "best first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
     return `${counted(found.length, "image")}, ${order}, in ${seconds} s.${alone}`;
   });
