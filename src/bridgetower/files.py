@@ -18,6 +18,7 @@ from typing import IO, Any
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 _MARK = ".partial-"  # in the name of every temporary folder
+_LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -192,7 +193,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
-    return json_object(path.read_bytes(), path)
+    return json_object(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a file of settings or names, which is refused if it would fill the memory.
+
+    Raises:
+        ValueError: It is too long.
+    """
+    size = path.stat().st_size
+    if size > _LARGEST_JSON:
+        raise ValueError(f"{path} has {size} bytes; expected at most {_LARGEST_JSON}")
+    return path.read_bytes()
 
 
 def json_object(text: str | bytes, place: object, advice: str = "copy it again") -> dict[str, Any]:

@@ -196,6 +196,14 @@ def test_settings_nested_without_end(own: Path, file: str, depth: int) -> None:
             load(own)
 
 
+@pytest.mark.parametrize("file", ["config.json", "processor.json", "tokenizer.json", "labels.json"])
+def test_settings_that_would_fill_the_memory(own: Path, file: str) -> None:
+    with (own / file).open("w") as stream:
+        stream.truncate(2**36)  # of which nothing is stored
+    with pytest.raises(ValueError, match=rf"{file} has 68719476736 bytes; expected at most 268435456"), guarded():
+        load(own)
+
+
 def test_header_of_weights_nested_without_end(own: Path) -> None:
     header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
     (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -379,6 +379,22 @@ def test_a_tokenizer_that_panics_is_an_error(changes: Any, tokenizer: Tokenizer,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "normalizers",
+    [
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}] * 3,  # 125,000 letters of one
+        [{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 2000}]}],
+    ],
+)
+def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(
+    normalizers: list[Any], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    growing = {"type": "Sequence", "normalizers": normalizers}
+    (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, normalizer=growing))
+    with pytest.raises(ValueError, match=r"tokenizer\.json makes texts more than 1000 times as long; use another"):
+        load_tokenizer(tmp_path)
+
+
 def _uses(processor: Processor) -> dict[str, Callable[[], object]]:
     return {
         "token_ids": lambda: processor.token_ids(["a dog"]),

@@ -22,7 +22,7 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
-from bridgetower.files import new_folder, parse_json, read_json, require_empty, write_json
+from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
 from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
@@ -257,7 +257,7 @@ def _official_processor(official: microsoft.Settings, config: ModelConfig) -> Pr
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        return _names(path, parse_json(path.read_bytes(), path))
+        return _names(path, parse_json(read_bytes(path), path))
     except ValueError as error:
         raise ValueError(f"{path} is no list of answers ({error}); expected a JSON list of texts") from error
 

@@ -15,13 +15,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
-from bridgetower.files import read_json
+from bridgetower.files import json_object, read_bytes, read_json
 
 _SHOWN = 60
 _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
     f"{name}_token": name for name in ("pad", "unk", "mask")
 }
 _BYTES = 256
+_MOST_GROWTH = 1000  # of a text by what replaces its parts
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,9 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         return _load_roberta(path)
     if path.name == "vocab.txt":
         return _load_bert(path)
-    tokenizer = _build(str(path), lambda: Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    content = read_bytes(path)
+    tokenizer = _build(str(path), lambda: Tokenizer.from_str(content.decode()))
+    _check_growth(path, content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -326,6 +329,21 @@ def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
     tokenizer.post_processor = processors.BertProcessing((BERT.eos, ids.eos), (BERT.bos, ids.bos))
     tokenizer.add_special_tokens(list(BERT))
     return tokenizer
+
+
+def _check_growth(path: Path, content: bytes) -> None:
+    """Checks that no normaliser makes long texts of short ones: several in turn could make any amount of one letter."""
+    growth, waiting = 1, [json_object(content, path).get("normalizer")]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += part.values()
+            texts = ("x", part.get("content"), part.get("prepend"))
+            growth *= max(len(text) for text in texts if isinstance(text, str))
+        elif isinstance(part, list):
+            waiting += part
+        if growth > _MOST_GROWTH:
+            raise ValueError(f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer")
 
 
 def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
