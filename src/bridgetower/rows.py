@@ -37,6 +37,9 @@ class RowFiles:
 
     Each row has one tensor per field, whose first axis may differ from row to row. It is read from the mapping of its
     file, so that only what is read takes memory, and not for long.
+
+    Attributes:
+        vectors: What a reader made of a row and keeps in memory, for its own use.
     """
 
     def __init__(self, folder: Path, name: str, *, num_rows: int, rows_per_part: int) -> None:
@@ -49,13 +52,14 @@ class RowFiles:
             rows_per_part: The last file may have fewer.
         """
         self.folder, self.name, self.num_rows, self.rows_per_part = folder, name, num_rows, rows_per_part
+        self.vectors: dict[int, Tensor] = {}
         self._forget()
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getstate__(self) -> dict[str, object]:
-        return vars(self) | {"_mapped": {}, "_handed_out": 0}  # each process maps for itself
+        return vars(self) | {"vectors": {}, "_mapped": {}, "_handed_out": 0}  # each process maps for itself
 
     def missing(self) -> list[int]:
         """Returns the numbers of the parts that are not written yet."""

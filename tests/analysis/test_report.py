@@ -15,7 +15,7 @@ from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import DemoResults
 
 VOID = {"meta", "img", "br"}
-SECTIONS = ("curves", "retrieval", "searches", "masked-words", "answers", "cost", "basis")
+SECTIONS = ("searches", "answers", "masked-words", "comparison", "curves", "retrieval", "cost", "basis")
 
 
 class Page(HTMLParser):
@@ -111,7 +111,8 @@ class TestContent:
         assert text in page.text
 
     def test_table_has_all_rows_and_columns(self, html: str) -> None:
-        table = html[html.index("<caption>Retrieval on shapes") : html.index("</table>")]
+        start = html.index("<caption>Retrieval on shapes")
+        table = html[start : html.index("</table>", start)]
         rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', table)
         stages = ("ITC alone", "matching alone", "two-stage")
         names = [f"{arm}, {stage}" for arm in ("BridgeTower", "METER") for stage in stages]
@@ -157,8 +158,17 @@ class TestVariants:
     def test_without_masked_words(self) -> None:
         metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith("mlm")}
         page = Page(report(made_up.results(made_up.run(test={"shapes": metrics})), masks=[]))
-        assert "Masked words were not measured" in page.text
-        assert tuple(section["id"] for section in page.all("section")) == SECTIONS
+        assert "Masked words" not in page.text
+        assert tuple(section["id"] for section in page.all("section")) == tuple(
+            name for name in SECTIONS if name != "masked-words"
+        )
+
+    def test_towers_and_questions_are_named(self) -> None:
+        text = Page(report(made_up.results(about="tiny flags", towers=("a tower, CC0",)))).text
+        assert "Questions about tiny flags" in text
+        assert "Pre-trained towers" in text
+        assert "a tower, CC0" in text
+        assert "Pre-trained towers" not in Page(report()).text
 
     def test_without_questions(self) -> None:
         page = Page(report(made_up.results(answers=())))

@@ -19,6 +19,7 @@ from forks import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEMO = ("bridgetower", "demo", "--from-scratch", "--minutes", "0.01")
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -70,10 +71,10 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    """An empty folder after a short demo, with a few photos of the user's own."""
+    """An empty folder after a short demo without a download, with a few photos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
     found = Workplace(folder, tmp_path_factory.mktemp("commands"))
-    found.run("bridgetower", "demo", "--minutes", "0.01")
+    found.run(*DEMO)
     photos = folder / "my-photos"
     photos.mkdir()
     pictures = sorted((folder / "bridgetower-demo" / "pictures").glob("*.png"))
@@ -124,7 +125,7 @@ class TestDemo:
         state, weights = demo / "runs" / "meter-0" / "last.pt", demo / "runs" / "meter-0" / "last" / "model.safetensors"
         seconds = json.loads((demo / "results.json").read_text())["seconds_total"]
         before = state.stat().st_mtime_ns, weights.read_bytes()
-        workplace.run("bridgetower", "demo", "--minutes", "0.01")
+        workplace.run(*DEMO)
         assert (state.stat().st_mtime_ns, weights.read_bytes()) == before
         assert json.loads((demo / "results.json").read_text())["seconds_total"] > seconds + 1
 

@@ -24,10 +24,11 @@ from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import BatchKey
+from bridgetower.data.batch import BatchKey, CachedFeatures
 from bridgetower.data.frozen import CachedViews
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
@@ -325,6 +326,29 @@ def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
     with tower_passes() as passes:
         prepared(config, cache)
     return passes
+
+
+class TestVectors:
+    def test_they_are_those_of_whole_batches_and_are_computed_once(
+        self, all_runs: dict[str, RunConfig], tmp_path: Path
+    ) -> None:
+        model, _, examples = prepared(all_runs["pretraining"], tmp_path)
+        batch: Any = examples[BatchKey(tuple(range(6)), 3)]
+        text, image = batch.input_ids, batch.pixel_values
+        for _ in range(2):
+            vectors = (
+                encode_image(model, image, outputs="cls").cls,
+                encode_text(model, text, batch.attention_mask, outputs="cls").cls,
+            )
+            whole = encode_image(model, image).cls, encode_text(model, text, batch.attention_mask).cls
+            assert all((one - other).abs().max() < 1e-5 for one, other in zip(vectors, whole, strict=True))
+        assert set(image.files.vectors) == set(image.rows)
+        assert set(text.files.vectors) == set(text.rows)
+
+        def never(features: CachedFeatures) -> Tensor:
+            raise AssertionError("computed again")
+
+        assert torch.equal(image.vectors(never), vectors[0])
 
 
 def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -96,7 +96,7 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
     weights, pooled = cross_attention(model, encoded_image, encoded_text)
     attention = _of_words(weights[:, 0].float().cpu().mean(dim=1), tokens)  # [K, W, P]
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
-    rows = pixel_values.shape[-2] // model.config.vision.patch_size
+    rows = pixel_values.shape[-2] // (model.config.vision.patch_size * model.config.fusion.merge_patches)
     maps = patches / patches.sum(dim=-1, keepdim=True)
     return Attention(
         words=words,

@@ -141,6 +141,8 @@ class DemoResults:
         runs: One per arm and seed, all of equal length and measured alike.
         costs: One per arm.
         answers: One per arm and seed; none if no questions were asked.
+        about: What the questions are about, in words.
+        towers: Origin and licence of each pre-trained tower; none if models were trained from scratch.
         versions: Of Python and the libraries.
         seconds_total: Time of the whole, preparation included.
     """
@@ -152,6 +154,8 @@ class DemoResults:
     runs: tuple[DemoRun, ...]
     costs: tuple[ModelCost, ...]
     answers: tuple[DemoAnswers, ...] = ()
+    about: str = "generated scenes"
+    towers: tuple[str, ...] = ()
     versions: dict[str, str]
     seconds_total: float
 

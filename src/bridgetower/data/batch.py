@@ -16,6 +16,8 @@ from torch.utils.data import Sampler
 from bridgetower.data.masking import IGNORED
 from bridgetower.rows import RowFiles
 
+_MOST_VECTORS = 2**28  # bytes that are kept of vectors of the rows of one set of files
+
 
 @dataclass(frozen=True)
 class BatchKey:
@@ -152,6 +154,24 @@ class CachedFeatures:
     def layers(self, top: int = 0) -> list[Float[Tensor, "b l w"]]:
         """Returns the hidden states of the `top` bridged layers, 0 for all; shorter rows are filled up with zeros."""
         return list(_padded([values[:, -top:] for values in self.files.read(TOKENS, self.rows)]).unbind(2))
+
+    def vectors(self, compute: Callable[[CachedFeatures], Float[Tensor, "1 f"]]) -> Float[Tensor, "b f"]:
+        """Returns a vector of each row, computed once and kept in memory if there is room.
+
+        Args:
+            compute: The vector of one row; the same function at every call with these files.
+        """
+        return torch.cat([self._vector(row, compute) for row in self.rows])
+
+    def _vector(self, row: int, compute: Callable[[CachedFeatures], Tensor]) -> Tensor:
+        kept = self.files.vectors
+        if row in kept:
+            return kept[row]
+        with torch.no_grad():
+            vector = compute(CachedFeatures(self.files, [row]))
+        if len(kept) * vector.nbytes < _MOST_VECTORS:
+            kept[row] = vector
+        return vector
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:

@@ -59,7 +59,13 @@ class CaptionImages(PreparedImages):
 class CaptionPairs(Dataset[CaptionBatch]):
     """(image, caption) pairs for training, addressed by batch."""
 
-    def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
+    def __init__(self, images: CaptionImages, masking: MaskingConfig | None) -> None:
+        """Lists the pairs.
+
+        Args:
+            images: With their captions.
+            masking: Which words are hidden; None hides none.
+        """
         self.images, self.masking, self.config = images, masking, images.config
         self.pairs = images.pairs()
 
@@ -100,6 +106,8 @@ class CaptionPairs(Dataset[CaptionBatch]):
         chosen = self.pairs[list(key.examples)].tolist()
         captions = [self.images.caption(image, number, generator) for image, number in chosen]
         text = processor.pad(processor.token_ids(captions, truncate=True))
+        if self.masking is None:
+            return text, text.input_ids, torch.full_like(text.input_ids, IGNORED)
         masked, labels = mask_tokens(
             text.input_ids,
             config=self.masking,

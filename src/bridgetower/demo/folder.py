@@ -7,25 +7,23 @@ from pathlib import Path
 FOLDER = Path("bridgetower-demo")
 """Where the demo writes by default; verbs without a model or an index look here."""
 
-
-def run_folder(out: Path, arm: str, seed: int) -> Path:
-    """Folder of one training."""
-    return out / "runs" / f"{arm}-{seed}"
+ANSWERS = "answers"
+"""Stage in which a pre-trained model learns to answer questions."""
 
 
-def trained_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
+def run_folder(out: Path, arm: str, seed: int, stage: str = "") -> Path:
+    """Folder of one training; the last stage of pre-training has no name."""
+    return out / "runs" / "-".join(filter(None, (arm, str(seed), stage)))
+
+
+def trained_model(out: Path, arm: str = "bridgetower", seed: int = 0, stage: str = "") -> Path:
     """Folder of the last checkpoint of a training."""
-    return run_folder(out, arm, seed) / "last"
-
-
-def answering_folder(out: Path, arm: str, seed: int) -> Path:
-    """Folder of the training in which a pre-trained model learns to answer questions."""
-    return out / "runs" / f"{arm}-{seed}-answers"
+    return run_folder(out, arm, seed, stage) / "last"
 
 
 def answering_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
-    """Folder of the last checkpoint of such a training."""
-    return answering_folder(out, arm, seed) / "last"
+    """Folder of the last checkpoint that answers questions."""
+    return trained_model(out, arm, seed, ANSWERS)
 
 
 def held_out_pictures(out: Path) -> Path:

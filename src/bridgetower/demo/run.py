@@ -7,10 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 from bridgetower.analysis.examples import (
     AnswerExample,
@@ -28,14 +28,16 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.folder import read_split
 from bridgetower.data.schema import VQA
 from bridgetower.demo.folder import (
-    answering_folder,
+    ANSWERS,
     answering_model,
     held_out_index,
     held_out_pictures,
     run_folder,
     trained_model,
 )
-from bridgetower.demo.toysets import prepare_toyset
+from bridgetower.demo.plan import MINUTES, ON_TOWERS, Plan, Stage, scaled
+from bridgetower.demo.starter import TEXT, VISION, starter_towers
+from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
@@ -52,17 +54,18 @@ from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
 
 
-def write_held_out(datasets: Mapping[str, Path], folder: Path) -> None:
-    """Writes the test images of data sets as files, each with a text file of its captions beside it.
+def write_held_out(datasets: Mapping[str, Path], folder: Path, split: str = "test") -> None:
+    """Writes the images of a split of data sets as files, each with a text file of its captions beside it.
 
     A file that is there with the same content is left as it is, so that its time stays.
 
     Args:
         datasets: Prepared folders by name; each gets a folder of that name.
         folder: Where to write.
+        split: Of each set.
     """
     for name, dataset in datasets.items():
-        rows = read_split(dataset, "test")
+        rows = read_split(dataset, split)
         for row in map(rows.row, range(len(rows))):
             image = folder / name / row["image"]["path"]
             _write(image, row["image"]["bytes"])
@@ -87,47 +90,22 @@ def _write(path: Path, content: bytes) -> None:
         write_bytes(path, content)
 
 
-SCENES_PER_MINUTE = 2_500  # of the demo, for training; at least one batch of them
-NUM_VALIDATION, NUM_TEST = 400, 1_000
 EXAMPLES = 2  # of either kind per topic
+MIN_INTERVAL = 20  # steps between evaluations
+TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
+SETTINGS = "demo.json"  # and the time so far
+SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
 
 
-def scenes_folder(out: Path) -> Path:
+def questions_folder(out: Path, plan: Plan) -> Path:
     """Folder of the questions."""
-    return out / "data" / "scenes"
+    return out / "data" / plan.questions.toyset
 
 
-def prepare_questions(out: Path, minutes: float, *, progress: bool) -> None:
-    """Draws the scenes and asks about them; more minutes draw more."""
-    recipe = RECIPES["scenes-vqa"]
-    config = ScenesConfig(
-        num_train=max(recipe.batch_size, round(SCENES_PER_MINUTE * minutes)),
-        num_validation=NUM_VALIDATION,
-        num_test=NUM_TEST,
-        side=recipe.model.vision.image_size,
-    )
-    prepare_toyset("scenes", scenes_folder(out), config, progress=progress)
-
-
-def answering_config(out: Path, arm: Arm, seed: int, steps: int) -> RunConfig:
-    """Returns the run in which a pre-trained model learns to answer: the recipe with so many steps."""
-    recipe = RECIPES["scenes-vqa"]
-    every = -(-steps // 3)
-    return replace(
-        recipe,
-        init=str(trained_model(out, arm, seed)),
-        data=replace(recipe.data, folders=(str(scenes_folder(out)),)),
-        seed=seed,
-        max_steps=steps,
-        evaluate_every=every,
-        checkpoint_every=every,
-    )
-
-
-def judged_answers(out: Path, arm: Arm, seed: int) -> Judged:
+def judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
     """Answers the test questions with the last checkpoint."""
     predictor = load(answering_model(out, arm, seed), device="cpu")
-    return judge(predictor, "vqa", scenes_folder(out))
+    return judge(predictor, "vqa", questions_folder(out, plan))
 
 
 def answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
@@ -137,39 +115,37 @@ def answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tupl
     )
 
 
-def scene_examples(out: Path, judged: Judged) -> list[AnswerExample]:
+def question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their images and answers."""
-    rows = read_split(scenes_folder(out), "test", schema=VQA)
-    images = [image["bytes"] for image in rows.stream("image")]
-    return answer_examples(judged, images, count=EXAMPLES)
+    rows = read_split(folder, "test", schema=VQA)
+    pairs = zip(rows.stream("image"), rows.stream(VQA.entries), strict=True)
+    return answer_examples(judged, [image["bytes"] for image, entries in pairs for _ in entries], count=EXAMPLES)
 
 
-DatasetName = Literal["emoji", "flags"]
-
-RECIPE_OF: dict[Arm, str] = {"bridgetower": "pretrain-nano", "meter": "pretrain-nano-meter"}
-DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
-REPEATS = (1, 6)  # there are twenty times fewer pairs of flags than of emoji
-MINUTES = 10.0  # about what the recipes' own number of steps takes for both arms and one seed, on 2 cores
-STEPS_OF_ANSWERS = 2  # for each step of pre-training; they are a quarter as dear
-EVALUATIONS = 6  # during each training, but no more often than
-MIN_INTERVAL = 20  # steps
-TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
-SETTINGS = "demo.json"  # and the time so far
-SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
+def drawn_scenes(count: int) -> list[bytes]:
+    """Returns images of generated scenes, for trying models that answer questions about these."""
+    records = TOYSETS["scenes"].collect(ScenesConfig(num_train=1, num_validation=1, num_test=count)).splits["test"]
+    return [record.images[0].content for record in records]
 
 
-def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: bool = True) -> DemoResults:
+def run_demo(
+    out: Path, *, plan: Plan = ON_TOWERS, minutes: float = MINUTES, seeds: int = 1, progress: bool = True
+) -> DemoResults:
     """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
 
-    Then each of them learns to answer questions about generated scenes.
+    `ON_TOWERS`, both start from two small pre-trained towers, which stay frozen: first the contrastive head learns,
+    then the fusion encoder with the matching head, then the answers to questions about flags. `FROM_SCRATCH`, nano
+    models learn all at once, and then the answers to questions about generated scenes.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-answers/`, `pictures/` (some held-out ones and some
-    scenes), `held-out/` (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and
-    `demo.json`, the settings and the time that calls have taken so far. Both arms are tested with their last
-    checkpoint: the best one on validation could be of a phase in which the fusion encoder has not been trained yet.
+    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `pictures/` (some held-out ones), `held-out/`
+    (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the
+    settings and the time that calls have taken so far; on towers also `towers/`. The report is written for the first
+    time after the first training. Both arms are tested with their last checkpoint: the best one on validation could be
+    of a phase in which the fusion encoder has not been trained yet.
 
     Args:
         out: Folder for everything.
+        plan: What is trained, and how.
         minutes: Scales the number of training steps: about this long for one seed on 2 cores.
         seeds: Trainings of each model; more give a spread.
         progress: Show progress bars.
@@ -177,58 +153,128 @@ def run_demo(out: Path, *, minutes: float = MINUTES, seeds: int = 1, progress: b
     Raises:
         FileNotFoundError: The packages of the `demo` extra are missing.
         FileExistsError: Another process works in `out`.
+        OSError: The towers cannot be downloaded.
         ValueError: `minutes` or `seeds` is not positive, or `out` holds a demo with other settings.
         Interrupted: A signal asked the trainings to stop; the same call continues them.
         LostProcessError: The process of a training was killed; the same call continues it.
     """
     if minutes <= 0 or seeds < 1:
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
-    with locked(out), _timed(out, {"minutes": minutes, "seeds": seeds}) as seconds:
-        return _run(out, minutes, seeds, progress, seconds)
+    settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
+    with locked(out), _timed(out, settings) as seconds:
+        return _Demo(out, plan, minutes, seeds, seconds, progress).run()
 
 
-def _run(out: Path, minutes: float, seeds: int, progress: bool, seconds: Callable[[], float]) -> DemoResults:
-    datasets = [DemoDataset.of(prepare_toyset(name, out / "data" / name, progress=progress)) for name in DATASETS]
-    configs = {(arm, seed): demo_config(out, arm, seed, minutes) for seed in range(seeds) for arm in ARMS}
-    train_all({run_folder(out, *run): config for run, config in configs.items()}, progress=progress)
-    steps = STEPS_OF_ANSWERS * demo_steps(minutes)
-    prepare_questions(out, minutes, progress=progress)
-    train_all({answering_folder(out, *run): answering_config(out, *run, steps) for run in configs}, progress=progress)
-    judged = {run: judged_answers(out, *run) for run in configs}
-    tested = {run: _tested(out, *run, config) for run, config in configs.items()}
-    runs = [run for run, _ in tested.values()]
-    predictors = {arm: _trained(out, arm, 0) for arm in ARMS}
-    results = DemoResults(
-        command=f"bridgetower demo --minutes {minutes:g} --seeds {seeds}",
-        settings={"minutes": minutes, "seeds": seeds, "steps": runs[0].steps, "device": "cpu"},
-        datasets=tuple(datasets),
-        runs=tuple(runs),
-        costs=tuple(model_cost(predictors[arm].model, TEXT_LENGTH, arm=arm) for arm in ARMS),
-        answers=answer_metrics(judged, steps),
-        versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
-        seconds_total=seconds(),
+@dataclass(frozen=True)
+class _Demo:
+    """A demo in its folder."""
+
+    out: Path
+    plan: Plan
+    minutes: float
+    seeds: int
+    seconds: Callable[[], float]
+    progress: bool
+
+    def run(self) -> DemoResults:
+        """Does all that is not done yet."""
+        out, plan, progress = self.out, self.plan, self.progress
+        if plan.towers:
+            starter_towers(out / "towers")
+        datasets = [
+            DemoDataset.of(prepare_toyset(name, out / "data" / name, config, progress=progress))
+            for name, config in plan.datasets.items()
+        ]
+        runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in ARMS]
+        for number, stage in enumerate(plan.stages):
+            configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
+            folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
+            if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
+                train_all(dict(list(folders.items())[:1]), progress=progress)
+                self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
+            train_all(folders, progress=progress)
+        questions = plan.questions
+        prepare_toyset(
+            questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
+        )
+        answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
+        train_all(answering, progress=progress)
+        judged = {run: judged_answers(out, plan, *run) for run in runs}
+        return self.report(datasets, stage, configs, judged)
+
+    def report(
+        self,
+        datasets: Sequence[DemoDataset],
+        stage: Stage,
+        configs: Mapping[tuple[Arm, int], RunConfig],
+        judged: Mapping[tuple[Arm, int], Judged],
+    ) -> DemoResults:
+        """Tests the models of a stage, and writes results, report, held-out images and their index."""
+        out, plan = self.out, self.plan
+        tested = {run: _tested(out, plan, stage, *run, config) for run, config in configs.items()}
+        runs = [run for run, _ in tested.values()]
+        predictors = {
+            arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
+        }
+        results = DemoResults(
+            command=f"bridgetower demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
+            settings={
+                **{"from_scratch": not plan.towers, "minutes": self.minutes, "seeds": self.seeds},
+                **{"steps": runs[0].steps, "device": "cpu"},
+            },
+            datasets=tuple(datasets),
+            runs=tuple(runs),
+            costs=tuple(
+                model_cost(one.model, TEXT_LENGTH, arm=arm)
+                for arm, one in predictors.items()
+                if one.model.itm_head is not None
+            ),
+            answers=answer_metrics(judged, scaled(plan.questions.steps, self.minutes)),
+            about=plan.questions.about,
+            towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
+            versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
+            seconds_total=self.seconds(),
+        )
+        results.write(out / "results.json")
+        first: tuple[Arm, int] = ("bridgetower", 0)
+        answers = question_examples(questions_folder(out, plan), judged[first]) if judged else []
+        _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
+        for name, (dataset, split) in plan.tests.items():
+            write_held_out({name: out / "data" / dataset}, held_out_pictures(out), split)
+        index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
+        return results
+
+
+def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minutes: float) -> RunConfig:
+    """Returns the run of one arm in a stage: its recipe on all data sets, steps scaled to `minutes`."""
+    recipe = RECIPES[stage.recipes[arm]]
+    steps = scaled(recipe.max_steps or 0, minutes)
+    every = max(MIN_INTERVAL, -(-steps // stage.evaluations))
+    folders = tuple(str(out / "data" / name) for name in plan.datasets)
+    number = plan.stages.index(stage)
+    start: dict[str, Any] = {}
+    if number > 0:
+        start = {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
+    elif plan.towers:
+        start = {"vision": str(out / "towers" / "vision"), "text": str(out / "towers" / "text")}
+    data = replace(recipe.data, folders=folders, repeats=plan.repeats)
+    return replace(recipe, data=data, seed=seed, max_steps=steps, evaluate_every=every, checkpoint_every=every, **start)
+
+
+def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float) -> RunConfig:
+    """Returns the run in which a pre-trained model learns to answer: the recipe with so many steps."""
+    recipe = RECIPES[plan.questions.recipe]
+    steps = scaled(plan.questions.steps, minutes)
+    every = -(-steps // 3)
+    return replace(
+        recipe,
+        init=str(trained_model(out, arm, seed)),
+        data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
+        seed=seed,
+        max_steps=steps,
+        evaluate_every=every,
+        checkpoint_every=every,
     )
-    results.write(out / "results.json")
-    first: tuple[Arm, int] = ("bridgetower", 0)
-    _report(out, results, predictors["bridgetower"], tested[first][1], scene_examples(out, judged[first]))
-    write_held_out({name: out / "data" / name for name in DATASETS}, held_out_pictures(out))
-    index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
-    return results
-
-
-def demo_steps(minutes: float) -> int:
-    """Steps of each pre-training."""
-    return max(2, round((RECIPES[RECIPE_OF["bridgetower"]].max_steps or 0) * minutes / MINUTES))
-
-
-def demo_config(out: Path, arm: Arm, seed: int, minutes: float) -> RunConfig:
-    """Returns the run of one arm: its recipe on both data sets, steps scaled to `minutes`."""
-    recipe = RECIPES[RECIPE_OF[arm]]
-    steps = demo_steps(minutes)
-    every = max(MIN_INTERVAL, -(-steps // EVALUATIONS))
-    folders = tuple(str(out / "data" / name) for name in DATASETS)
-    data = replace(recipe.data, folders=folders, repeats=REPEATS)
-    return replace(recipe, data=data, seed=seed, max_steps=steps, evaluate_every=every, checkpoint_every=every)
 
 
 @contextmanager
@@ -237,7 +283,8 @@ def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], fl
     path, started = out / SETTINGS, time.perf_counter()
     before = read_json(path) if path.exists() else {**settings, "seconds": 0.0}
     if {name: before.get(name) for name in settings} != settings:
-        given = " ".join(f"--{name} {before.get(name)}" for name in settings)
+        given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
+        given += " --from-scratch" if before.get("from_scratch") else ""
         raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
 
     def seconds() -> float:
@@ -250,22 +297,22 @@ def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], fl
         write_json(path, {**settings, "seconds": seconds()})
 
 
-def _trained(out: Path, arm: Arm, seed: int) -> Predictor:
-    return load(trained_model(out, arm, seed), device="cpu")
-
-
-def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> tuple[DemoRun, dict[DatasetName, RetrievalResult]]:
-    """Returns what is reported of a run, and its retrieval on the test images of each data set."""
-    folder = run_folder(out, arm, seed)
-    predictor = _trained(out, arm, seed)
+def _tested(
+    out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, config: RunConfig
+) -> tuple[DemoRun, dict[str, RetrievalResult]]:
+    """Returns what is reported of a run, and its retrieval on the images of each test."""
+    folder = run_folder(out, arm, seed, stage.name)
+    predictor = load(trained_model(out, arm, seed, stage.name), device="cpu")
     steps = config.max_steps or 0
     seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))
-    assert isinstance(config.task, PretrainingConfig)  # as in `RECIPE_OF`
-    retrieved: dict[DatasetName, RetrievalResult] = {}
+    assert isinstance(config.task, PretrainingConfig)  # as in all stages
+    retrieved: dict[str, RetrievalResult] = {}
     test: dict[str, dict[str, float]] = {}
-    for name in DATASETS:
-        images = _images(predictor, out / "data" / name)
-        words = evaluate_masked_words(predictor.model, images, config.task.masking)
+    for name in plan.tests:
+        images = _images(predictor, out, plan, name)
+        words: dict[str, float] = {}
+        if config.model.heads.mlm:
+            words = evaluate_masked_words(predictor.model, images, config.task.masking)
         retrieved[name] = evaluate_retrieval(
             predictor.model, images, config.evaluation, itc_weight=predictor.itc_weight
         )
@@ -282,27 +329,33 @@ def _tested(out: Path, arm: Arm, seed: int, config: RunConfig) -> tuple[DemoRun,
     return run, retrieved
 
 
-def _images(predictor: Predictor, folder: Path) -> CaptionImages:
-    return CaptionImages(DataConfig(folders=(str(folder),), cache=True), "test", predictor.processor)
+def _images(predictor: Predictor, out: Path, plan: Plan, test: str) -> CaptionImages:
+    dataset, split = plan.tests[test]
+    return CaptionImages(DataConfig(folders=(str(out / "data" / dataset),), cache=True), split, predictor.processor)
 
 
 def _report(
     out: Path,
+    plan: Plan,
     results: DemoResults,
     predictor: Predictor,
-    retrieved: Mapping[DatasetName, RetrievalResult],
+    config: RunConfig,
+    retrieved: Mapping[str, RetrievalResult],
     answers: Sequence[AnswerExample],
 ) -> None:
-    evaluation = RECIPES[RECIPE_OF["bridgetower"]].evaluation
     searches: dict[str, list[SearchExample]] = {}
     masks: list[MaskExample] = []
-    for name in DATASETS:
-        images = _images(predictor, out / "data" / name)
-        searches[name] = search_examples(predictor, images, retrieved[name], evaluation, count=SEARCHES)
-        masks += mask_examples(predictor, images, count=MASKS)
+    for name in plan.tests:
+        images = _images(predictor, out, plan, name)
+        searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=SEARCHES)
+        if config.model.heads.mlm:
+            masks += mask_examples(predictor, images, count=MASKS)
         for number in range(min(PICTURES, len(images))):
             write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
-    for number, answer in enumerate(answers[:PICTURES]):
-        write_bytes(out / "pictures" / f"scene-{number + 1}.png", answer.image)
+    asked = [answer.image for answer in answers[:PICTURES]]
+    pictures = {"scene": drawn_scenes(PICTURES)} if plan.towers else {}
+    for name, contents in (pictures | {plan.questions.picture: asked}).items():
+        for number, content in enumerate(contents):
+            write_bytes(out / "pictures" / f"{name}-{number + 1}.png", content)
     page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0")
     write_text(out / "report.html", page)

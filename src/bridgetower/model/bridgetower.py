@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -207,7 +208,8 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: There is no such token type.
         """
-        return Encoded(self._projected(hidden, self.image_projections, token_type), self.image_features(hidden))
+        merged = [self._merged(layer) for layer in hidden]
+        return Encoded(self._projected(merged, self.image_projections, token_type), self.image_features(hidden))
 
     def project_text(
         self,
@@ -413,6 +415,16 @@ class BridgeTower(nn.Module):
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
         return self.training and (self.config.fusion.dropout > 0 or self.config.fusion.first_bridge == 1)
+
+    def _merged(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b q v"]:
+        """Returns the prefix tokens and the means of squares of patches; the image is square."""
+        side = self.config.fusion.merge_patches
+        if side == 1:
+            return hidden
+        prefix, patches = hidden.tensor_split([self.config.vision.num_prefix_tokens], dim=1)
+        grid = math.isqrt(patches.shape[1]) // side
+        squares = patches.unflatten(1, (grid, side, grid, side))
+        return torch.cat([prefix, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
 
     def _projected(
         self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int

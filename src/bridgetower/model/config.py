@@ -179,10 +179,12 @@ class FusionConfig:
             is that of a bridge of one's own.
         input_norm: LayerNorm on the first layer's input; METER has none. Where a manager makes that input, it has a
             LayerNorm for each tower layer instead.
-        vision_layers: Image tower layers, counted from 1, that are bridged to the fusion encoder: one per fusion layer
-            with bridges, exactly one without (None or `norm`), any number for managers and bridges of one's own. None
-            takes as many top layers as there are fusion layers.
+        vision_layers: Image tower layers, counted from 1, that are read: one per fusion layer with bridges, any number
+            for managers and bridges of one's own, and without bridges (None or `norm`), where the last one alone
+            reaches the fusion encoder and heads may pool the others. None takes as many top layers as reach the
+            fusion encoder.
         text_layers: Text tower layers likewise.
+        merge_patches: Side of the squares of patches whose mean the encoder reads as one token; 1 merges none.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
@@ -198,6 +200,7 @@ class FusionConfig:
     input_norm: bool = True
     vision_layers: tuple[int, ...] | None = None
     text_layers: tuple[int, ...] | None = None
+    merge_patches: int = 1
     separate_projections: bool = False
     layer_norm_eps: float = 1e-12
     bridge_layer_norm_eps: float = 1e-5
@@ -206,7 +209,8 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the bridge's name and the number of bridged layers."""
-        check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, num_token_types=(2, 1_000), **_SIZES)
+        counts = {"num_token_types": (2, 1_000), "merge_patches": (1, 1_000)}
+        check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, **counts, **_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
         for name in ("vision_layers", "text_layers"):
@@ -221,12 +225,17 @@ class FusionConfig:
 
     @property
     def _reads_any_layers(self) -> bool:
-        return self.bridge in MANAGERS or self.bridge not in (None, *get_args(BridgeKind))
+        return self.is_unbridged or self.bridge in MANAGERS or self.bridge not in get_args(BridgeKind)
+
+    @property
+    def is_unbridged(self) -> bool:
+        """Whether only the last layer of each tower reaches the fusion encoder."""
+        return self.bridge in (None, "norm")
 
     @property
     def num_bridged_layers(self) -> int:
         """Tower layers per modality that reach the fusion encoder, unless others are named."""
-        return 1 if self.bridge in (None, "norm") else self.num_layers
+        return 1 if self.is_unbridged else self.num_layers
 
     @property
     def first_bridge(self) -> int:
@@ -234,7 +243,7 @@ class FusionConfig:
         return 1 if self.bridge in MANAGERS else 2
 
     def num_tower_layers(self, tower: Literal["vision", "text"]) -> int:
-        """Layers of a tower that reach the fusion encoder."""
+        """Layers of a tower that are read."""
         layers = self.vision_layers if tower == "vision" else self.text_layers
         return self.num_bridged_layers if layers is None else len(layers)
 
@@ -349,10 +358,15 @@ class ModelConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
     def __post_init__(self) -> None:
-        """Checks that the bridged tower layers exist, and that NLVR2 has a token type for its second image."""
+        """Checks the bridged tower layers, the merged patches and the token type of a second image for NLVR2."""
         if self.heads.nlvr2 and self.fusion.num_token_types < 3:
             raise ValueError(
                 f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"
+            )
+        grid, merged = self.vision.image_size // self.vision.patch_size, self.fusion.merge_patches
+        if grid % merged:
+            raise ValueError(
+                f"fusion.merge_patches is {merged}; expected a divisor of {grid}, the patches on a side of the image"
             )
         for name, layers, count in (
             ("vision", self.vision_layers, self.vision.num_layers),

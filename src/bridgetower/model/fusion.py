@@ -112,6 +112,7 @@ class FusionEncoder(nn.Module):
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.first_bridge = config.first_bridge
+        self.first_read = -1 if config.is_unbridged else 0
         bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
         bridge = entry("fusion.bridge", config.bridge or "add", bridges)
         num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
@@ -172,7 +173,9 @@ class FusionEncoder(nn.Module):
 
     def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
         """The first layer's input, which depends on one stream only."""
-        stream: Tensor = bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
+        stream: Tensor = (
+            bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[self.first_read])
+        )
         return stream
 
     def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:

@@ -70,14 +70,40 @@ NANO = ModelConfig(
     heads=HeadsConfig(itc="tower", itc_size=128),
 )
 
+# For the two frozen towers of `bridgetower.demo.starter`, whose sizes their weights decide, on two CPU cores.
+STARTER = ModelConfig(
+    vision=replace(VIT_B16, image_size=112, patch_size=14, hidden_size=384, num_heads=6, intermediate_size=1536),
+    text=replace(BERT_BASE, hidden_size=384, num_layers=6, intermediate_size=1536, dropout=0.0),
+    fusion=FusionConfig(
+        hidden_size=192,
+        num_layers=3,
+        num_heads=6,
+        intermediate_size=768,
+        vision_layers=(8, 9, 10),
+        text_layers=(4, 5, 6),
+        merge_patches=2,
+        dropout=0.0,
+    ),
+    heads=HeadsConfig(
+        mlm=False,
+        itm=False,
+        itc="tower",
+        itc_norm=True,
+        itc_dropout=0.3,
+        image_pooling="token_and_mean",
+        image_pooled_layers=3,
+        text_pooling="mean",
+    ),
+)
+
 
 def meter(config: ModelConfig) -> ModelConfig:
     """Returns the METER baseline of `config`: the same encoder, fed from the last tower layers only.
 
-    Source: paper, section "Ablation Study"; official `METERTransformerSS`: neither bridges nor input LayerNorms.
+    Source: paper, section "Ablation Study"; official `METERTransformerSS`: neither bridges nor input LayerNorms. Where
+    heads pool several layers, the tower layers stay, and the last of them feeds the encoder.
     """
-    fusion = replace(config.fusion, bridge=None, input_norm=False, vision_layers=None, text_layers=None)
-    return replace(config, fusion=fusion)
+    return replace(config, fusion=replace(_unbridged(config), input_norm=False))
 
 
 def meter_with_norms(config: ModelConfig) -> ModelConfig:
@@ -86,5 +112,11 @@ def meter_with_norms(config: ModelConfig) -> ModelConfig:
     It has the parameters of BridgeTower, but only the last tower layers reach the encoder: what it gains on METER comes
     from the LayerNorms, what BridgeTower gains on it comes from the tower layers.
     """
-    fusion = replace(config.fusion, bridge="norm", input_norm=True, vision_layers=None, text_layers=None)
-    return replace(config, fusion=fusion)
+    return replace(config, fusion=replace(_unbridged(config), bridge="norm", input_norm=True))
+
+
+def _unbridged(config: ModelConfig) -> FusionConfig:
+    """The fusion encoder without bridges, on the last tower layers, or on all that heads may pool."""
+    if config.heads.image_pooled_layers == config.heads.text_pooled_layers == 1:
+        return replace(config.fusion, bridge=None, vision_layers=None, text_layers=None)
+    return replace(config.fusion, bridge=None, vision_layers=config.vision_layers, text_layers=config.text_layers)

@@ -24,9 +24,10 @@ def encode_image(
     if isinstance(images, Tensor):
         return model.encode_image(images.to(model.device), token_type, outputs=outputs)
     if outputs == "cls":
-        return Encoded(
-            (), model.image_features(_hidden(model, "vision", images, model.config.heads.image_pooled_layers))
-        )
+        pooled = model.config.heads.image_pooled_layers
+        if model.trained_top:
+            return Encoded((), model.image_features(_hidden(model, "vision", images, pooled)))
+        return Encoded((), images.vectors(lambda image: model.image_features(_hidden(model, "vision", image, pooled))))
     return model.project_image(_hidden(model, "vision", images), token_type)
 
 
@@ -59,6 +60,8 @@ def encode_text(
         return model.encode_text(texts.to(model.device), attention_mask, outputs=outputs)
     mask = None if attention_mask is None else attention_mask.to(model.device).bool()
     if outputs == "cls":
-        hidden = _hidden(model, "text", texts, model.config.heads.text_pooled_layers, mask)
-        return Encoded((), model.text_features(hidden, mask))
+        pooled = model.config.heads.text_pooled_layers
+        if model.trained_top:
+            return Encoded((), model.text_features(_hidden(model, "text", texts, pooled, mask), mask))
+        return Encoded((), texts.vectors(lambda text: model.text_features(_hidden(model, "text", text, pooled), None)))
     return model.project_text(_hidden(model, "text", texts, mask=mask), mask)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.config import DataConfig
 from bridgetower.data.schema import CAPTIONS
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
+from bridgetower.model.presets import BASE, LARGE, NANO, STARTER, meter, meter_with_norms
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
@@ -35,11 +35,13 @@ def _build_ranking(model: BridgeTower, config: RankingConfig) -> RankingTask:
     return RankingTask(model, config)
 
 
-def _pairs(source: ExampleSource, masking: MaskingConfig | None = None) -> CaptionPairs:
+def _pairs(source: ExampleSource) -> CaptionPairs:
+    """Opens pairs; words are hidden if the task fills them."""
     from bridgetower.data.captions import CaptionImages, CaptionPairs
 
     images = CaptionImages(source.data, source.splits, source.processor)
-    return CaptionPairs(images, masking or source.task.masking)
+    hides = isinstance(source.task, PretrainingConfig) and any(phase.mlm for phase in source.task.phases)
+    return CaptionPairs(images, source.task.masking if hides else None)
 
 
 def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
@@ -47,7 +49,7 @@ def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
     from bridgetower.data.captions import CaptionImages, RankingPairs
 
     if source.use != "train":
-        return _pairs(source, MaskingConfig())
+        return _pairs(source)
     images = CaptionImages(source.data, source.splits, source.processor)
     return RankingPairs(images, source.task.false_texts)
 
@@ -141,6 +143,44 @@ PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model
 
 PRETRAIN_NANO_METER_NORMS = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO))
 
+STARTER_ITC = RunConfig(
+    recipe="starter-itc",
+    source="this project: the contrastive head on frozen towers, see docs/demo.md; give vision and text",
+    task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
+    model=STARTER,
+    freeze_towers=True,
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
+    data=DataConfig(max_length=48, background=(255, 255, 255), cache=True),
+    evaluation=RetrievalConfig(candidates=10, max_captions=1),
+    batch_size=256,
+    max_steps=1_500,
+    evaluate_every=250,
+    select_by="itc_rsum",
+)
+
+STARTER_ITC_METER = replace(STARTER_ITC, recipe="starter-itc-meter", model=meter(STARTER))
+
+STARTER_MATCHING = replace(
+    STARTER_ITC,
+    recipe="starter-matching",
+    source="this project: the fusion encoder and matching, after starter-itc; see docs/demo.md",
+    task=PretrainingConfig(
+        phases=(
+            Phase(until=0.8, mlm=0, itm=1),
+            Phase(until=1.0, mlm=0, itm=1, negatives="hard"),
+        )
+    ),
+    model=replace(STARTER, heads=replace(STARTER.heads, itm=True)),
+    optimizer=replace(STARTER_ITC.optimizer, lr=6e-4, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
+    batch_size=64,
+    max_steps=300,
+    evaluate_every=150,
+    checkpoint_every=150,
+    select_by="rsum",
+)
+
+STARTER_MATCHING_METER = replace(STARTER_MATCHING, recipe="starter-matching-meter", model=meter(STARTER_MATCHING.model))
+
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
     source="paper, appendix, and official script for Flickr30k: ITC + ITM; give a pre-trained init",
@@ -204,6 +244,10 @@ PRETRAINING = TaskSpec(
         PRETRAIN_NANO,
         PRETRAIN_NANO_METER,
         PRETRAIN_NANO_METER_NORMS,
+        STARTER_ITC,
+        STARTER_ITC_METER,
+        STARTER_MATCHING,
+        STARTER_MATCHING_METER,
     ),
     fine_tuning=(RETRIEVAL_FLICKR30K, RETRIEVAL_COCO),
     benchmarks={"retrieval": PretrainingConfig()},

@@ -15,7 +15,7 @@ from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_sc
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.model.presets import BASE, LARGE
+from bridgetower.model.presets import BASE, LARGE, STARTER
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.recipes import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS, SCENES_MODEL
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
@@ -203,6 +203,20 @@ FLAG_QUESTIONS = replace(
     checkpoint_every=80,
 )
 
+STARTER_FLAG_QUESTIONS = replace(
+    FLAG_QUESTIONS,
+    recipe="starter-flag-questions",
+    source="this project: for `bridgetower prepare flag-questions`, after starter-matching; see docs/demo.md",
+    model=replace(STARTER, heads=replace(STARTER.heads, itc=None, vqa=NUM_FLAG_ANSWERS)),
+    freeze_towers=True,
+    optimizer=replace(SCENES_VQA.optimizer, lr=6e-4),
+    data=replace(SCENES_VQA.data, background=(255, 255, 255)),
+    max_steps=150,
+    precision="fp32",
+    evaluate_every=50,
+    checkpoint_every=50,
+)
+
 VQA = TaskSpec(
     name="vqa",
     config=VqaConfig,
@@ -211,7 +225,7 @@ VQA = TaskSpec(
     examples=_examples,
     evaluate=_evaluate,
     class_names=_class_names,
-    recipes=(SCENES_VQA, FLAG_QUESTIONS),
+    recipes=(SCENES_VQA, FLAG_QUESTIONS, STARTER_FLAG_QUESTIONS),
     fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
     benchmarks={"vqav2": VqaConfig()},
 )

