@@ -10,8 +10,9 @@ LOWEST := .venv-lowest
 demo: $(VENV)/installed
 	$(BIN)/bridgetower demo $(ARGS)
 
+# Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed
 	$(BIN)/ruff check
