@@ -19,6 +19,7 @@ from bridgetower.search.index import Index
 from folders import snapshot
 from starter import write_towers
 
+pytestmark = pytest.mark.slow
 FLAGS = FlagsConfig(num_test=10, num_validation=10)
 SMALL = replace(
     ON_TOWERS,
@@ -59,6 +60,7 @@ def test_results_have_every_stage(out: Path) -> None:
     assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
     assert all("two_stage_rsum" in run["test"]["flags"] for run in results["runs"])
     assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
+    assert {run["steps"] for run in results["runs"]} == {2 + 2}
     assert results["about"] == "flags"
     assert len(results["towers"]) == 2
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from scipy.stats import t as student_t
 
-from bridgetower.analysis.results import Arm, DemoDataset, DemoResults, Spread, spread
+from bridgetower.analysis.results import Arm, DemoResults, Spread, spread
 
 MINUS, NO_VALUE = "\u2212", "\u2013"
 
@@ -93,7 +93,13 @@ def method(results: DemoResults) -> str:
     models = [f"{ARM_NAMES[cost.arm]} ({millions(cost.parameters)} parameters)" for cost in results.costs]
     train = [dataset.splits["train"] for dataset in results.datasets]
     images, captions = (sum(split[name] for split in train) for name in ("images", "captions"))
-    tests = [f"{count(dataset.splits['test']['images'])} {dataset.name}" for dataset in _tested(results)]
+    tests = [
+        f"{count(split['images'])} {test}"
+        for test in results.runs[0].test
+        for dataset in results.datasets
+        for name, split in dataset.splits.items()
+        if test == name or (test, name) == (dataset.name, "test")
+    ]
     seeds = max(len(results.seeds(arm)) for arm in results.arms)
     runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
     meter = " METER is the same network without bridges and input LayerNorms." if "meter" in results.arms else ""
@@ -164,7 +170,3 @@ def image_reading(gain: Spread) -> str:
         "unclear": "no clear difference",
         "untested": "one seed: open",
     }[verdict(gain)]
-
-
-def _tested(results: DemoResults) -> list[DemoDataset]:
-    return [dataset for dataset in results.datasets if dataset.name in results.runs[0].test]

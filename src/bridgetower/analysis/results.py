@@ -51,7 +51,8 @@ class DemoRun:
     """One trained model and what it was measured at.
 
     Attributes:
-        seconds: Time of the training steps.
+        steps: Of all its stages.
+        seconds: Time of the training steps of the last one.
         pairs_per_second: Speed of the training steps.
         curve: Evaluations on the validation split, in order.
         test: Data set → metric → value on the test split: `RetrievalResult.metrics` and, for models that fill masked

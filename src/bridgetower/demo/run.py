@@ -212,7 +212,9 @@ class _Demo:
         """Tests the models of a stage, and writes results, report, held-out images and their index."""
         out, plan = self.out, self.plan
         tested = {run: _tested(out, plan, stage, *run, config) for run, config in configs.items()}
-        runs = [run for run, _ in tested.values()]
+        stages = plan.stages[: plan.stages.index(stage) + 1]
+        steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in stages)
+        runs = [replace(run, steps=steps) for run, _ in tested.values()]
         predictors = {
             arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
         }
@@ -220,7 +222,7 @@ class _Demo:
             command=f"bridgetower demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
             settings={
                 **{"from_scratch": not plan.towers, "minutes": self.minutes, "seeds": self.seeds},
-                **{"steps": runs[0].steps, "device": "cpu"},
+                **{"steps": steps, "device": "cpu"},
             },
             datasets=tuple(datasets),
             runs=tuple(runs),

@@ -166,16 +166,16 @@ STARTER_MATCHING = replace(
     source="this project: the fusion encoder and matching, after starter-itc; see docs/demo.md",
     task=PretrainingConfig(
         phases=(
-            Phase(until=0.8, mlm=0, itm=1),
+            Phase(until=0.9, mlm=0, itm=1),
             Phase(until=1.0, mlm=0, itm=1, negatives="hard"),
         )
     ),
     model=replace(STARTER, heads=replace(STARTER.heads, itm=True)),
     optimizer=replace(STARTER_ITC.optimizer, lr=6e-4, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
-    batch_size=64,
-    max_steps=300,
-    evaluate_every=150,
-    checkpoint_every=150,
+    batch_size=32,
+    max_steps=200,
+    evaluate_every=100,
+    checkpoint_every=100,
     select_by="rsum",
 )
 
