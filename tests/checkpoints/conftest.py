@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # As transformers has it, so that its folder tells every field.
 CONFIG = official.CONFIG.override(
     {
+        "text.vocab_size": 280,
         "fusion.layer_norm_eps": 1e-5,
         "fusion.vision_layers": (2, 3),
         "fusion.text_layers": (2, 3),

@@ -103,7 +103,7 @@ def problem(load: Any) -> str | None:
     return None
 
 
-def load(folder: Path) -> object:
+def load(folder: Path) -> predictor.Predictor:
     """Loads a whole model."""
     return predictor.load(folder, device="cpu")
 
@@ -201,6 +201,26 @@ def test_settings_that_would_fill_the_memory(own: Path, file: str) -> None:
     with (own / file).open("w") as stream:
         stream.truncate(2**36)  # of which nothing is stored
     with pytest.raises(ValueError, match=rf"{file} has 68719476736 bytes; expected at most 268435456"), guarded():
+        load(own)
+
+
+@pytest.mark.parametrize(
+    ("absurd", "words"),
+    [
+        (lambda it: it["model"]["vocab"].update(red=280), "ids up to 280, but text.vocab_size is 280; give the tok"),
+        (lambda it: it["model"]["vocab"].update(red=2**32 - 1), "ids up to 4294967295, but text.vocab_size is 280"),
+        (
+            lambda it: it["added_tokens"].extend(it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)),
+            "ids up to 285, but text.vocab_size is 280",
+        ),
+        (lambda it: it["post_processor"].update(sep=["</s>", 300]), r"puts \[0, 300\] around a text"),
+    ],
+)
+def test_token_ids_that_have_no_embedding(own: Path, absurd: Callable[[Any], None], words: str) -> None:
+    content = json.loads((own / "tokenizer.json").read_text())
+    absurd(content)
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words), guarded():
         load(own)
 
 

@@ -189,7 +189,7 @@ class TestRunConfig:
     def test_tokenizer_from_elsewhere(self, tmp_path: Path) -> None:
         tokenizer = train_tokenizer(["a dog runs"] * 3, vocab_size=280)
         Processor(ProcessorConfig(profile="official-pretrain", image_size=32, max_length=9), tokenizer).save(tmp_path)
-        file = official.make().save(tmp_path / "model.ckpt")
+        file = official.make({"text.vocab_size": 280}).save(tmp_path / "model.ckpt")
         processor = read_checkpoint(file, overrides=OVERRIDES, tokenizer=tmp_path).processor
         assert processor is not None
         assert processor.config.max_length == 12, "settings stay the file's own"

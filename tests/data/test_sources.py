@@ -119,6 +119,7 @@ class TestTables:
             ),
             ("a.jsonl", b'["a.png", "one"]\n', "line 1 holds a list; expected a JSON object"),
             ("a.parquet", b"PAR1", "is no Parquet file"),
+            ("a.parquet", b"PAR1" + b"a" * 99 + b"\x5f\0\0\0PAR1", r"is no Parquet file \([^\n]*\); copy it again"),
             ("a.xlsx", b"", r"is none of \.csv, \.tsv"),
         ],
     )

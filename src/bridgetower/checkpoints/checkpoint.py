@@ -52,11 +52,17 @@ class Checkpoint:
     itc_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the weight, and that there is a name for every class of the heads that have names."""
+        """Checks the weight, that there is a name for every class of the heads that have names, and the tokenizer."""
         check_numbers(self, f"{self.source}: ", itc_weight=(0, ITC_ALONE))
         heads = vars(self.config.heads)
         own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
         check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
+        rows, processor = self.config.text.vocab_size, self.processor
+        if processor is not None and processor.tokenizer is not None and processor.vocab_size > rows:
+            raise ValueError(
+                f"{self.source} has a tokenizer with ids up to {processor.vocab_size - 1}, but text.vocab_size is "
+                f"{rows}; give the tokenizer that the text tower was trained with"
+            )
 
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head; none if it predicts a number.

@@ -262,6 +262,7 @@ class ArrowRows:
         self._file = pa.memory_map(str(path))
         self.content = self._file.read_buffer()
         self.table = pa.ipc.open_file(self.content).read_all()
+        self.table.validate(full=True)  # else cells end anywhere in the memory; images are not read
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -294,9 +295,12 @@ def _opened(path: Path, size: int, written: int) -> Table:
         if is_arrow:
             return ArrowRows(path)
         rows = ParquetRows([path], keep=_GROUPS, coded=_checked_columns(path, size))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         what = "Arrow IPC file" if is_arrow else "Parquet file"
-        raise ValueError(f"{path} is no {what} ({error}); copy it again, or write it in that format") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no {what} ({reason}); copy it again, or write it in that format") from error
     return _Copy(path) if rows.largest_group > MAX_GROUP_BYTES else rows
 
 

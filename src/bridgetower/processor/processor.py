@@ -98,10 +98,10 @@ class Processor:
         """Ids of start, padding, end, unknown and mask."""
         return frozenset(self._special_ids)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of token ids, special ones included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        """Rows that an embedding needs: one more than the largest token id, special and added ones included."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from bridgetower.data.answers import read_vocabulary, soft_targets
@@ -277,6 +279,29 @@ def test_a_text_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
     """Else each of its letters would be a caption."""
     write_arrow_file(tmp_path / "vg.arrow", [{"image": jpeg(1), "caption": "a cat", "image_id": "1"}])
     with pytest.raises(ValueError, match=r"vg\.arrow has large_string in column caption; expected a list in each row"):
+        prepare_arrow(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["image", "caption", "caption.item", "image_id"])
+@pytest.mark.parametrize("end", [-1, -(2**31), 0, 2**31 - 1])
+def test_cells_that_end_elsewhere(column: str, end: int, tmp_path: Path) -> None:
+    """Else they would be read from other memory of the process, or end it."""
+    ends = {name: np.array([0, 1, 2], dtype=np.int32) for name in ("image", "caption", "caption.item", "image_id")}
+
+    def cells(name: str, kind: pa.DataType) -> pa.Array:
+        return pa.Array.from_buffers(kind, 2, [None, pa.py_buffer(ends[name]), pa.py_buffer(b"ab")])
+
+    texts = cells("caption.item", pa.string())
+    lists = pa.Array.from_buffers(pa.list_(pa.string()), 2, [None, pa.py_buffer(ends["caption"])], children=[texts])
+    columns = [cells("image", pa.binary()), lists, cells("image_id", pa.string())]
+    batch = pa.record_batch(columns, names=["image", "caption", "image_id"])
+    ends[column][-1] = end  # the library itself makes no such arrays
+    with pa.OSFile(str(tmp_path / "vg.arrow"), "wb") as sink, pa.RecordBatchFileWriter(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    number = batch.schema.get_field_index(column.removesuffix(".item"))
+    with pytest.raises(
+        ValueError, match=rf"vg\.arrow is no Arrow IPC file \((Column {number}|Invalid Block).*\); copy it again"
+    ):
         prepare_arrow(tmp_path, tmp_path / "out")
 
 
