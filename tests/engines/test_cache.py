@@ -22,7 +22,8 @@ def test_exports_once_in_float32_and_says_so(
 ) -> None:
     left = tmp_path / ".some.partial-killed"
     left.mkdir()
-    checkpoint = replace(checkpoint, tensors={name: tensor.half() for name, tensor in checkpoint.tensors.items()})
+    half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
+    checkpoint = replace(checkpoint, tensors=half, itc_weight=16.0)
     with caplog.at_level(logging.INFO, logger="bridgetower"):
         folder = cached_export(checkpoint, tmp_path, "onnx-int8")
         assert cached_export(checkpoint, tmp_path, "onnx-int8") == folder
@@ -30,7 +31,9 @@ def test_exports_once_in_float32_and_says_so(
     assert f"exporting it for this engine, once, to {folder}" in line
     assert is_exported(folder, "onnx-int8")
     assert not left.exists()
-    assert {tensor.dtype for tensor in read_checkpoint(folder).tensors.values()} == {torch.float32}
+    exported = read_checkpoint(folder)
+    assert {tensor.dtype for tensor in exported.tensors.values()} == {torch.float32}
+    assert exported.itc_weight == 16
 
 
 class TestKey:

@@ -14,7 +14,6 @@ from bridgetower.checkpoints import read_checkpoint, update_weights
 from bridgetower.engines import folder
 from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
 from bridgetower.engines.runners import OnnxRuntimeRunner
-from bridgetower.predictor import load
 from tiny import equal
 
 
@@ -34,10 +33,6 @@ class TestWriting:
         assert not is_exported(tiny_checkpoint, "onnx")
         check_exported(exported)
 
-    def test_keeps_the_weight_of_itc(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        write_exported(replace(read_checkpoint(tiny_checkpoint), itc_weight=16.0), tmp_path / "model")
-        assert load(tmp_path / "model", engine="onnxruntime").itc_weight == 16
-
     def test_states_the_largest_differences(self, exported: Path) -> None:
         differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]
         assert differences.keys() == {"onnxruntime", "openvino"}
@@ -50,13 +45,13 @@ class TestWriting:
             write_exported(read_checkpoint(tiny_checkpoint), exported)
 
     def test_leaves_nothing_where_an_engine_differs(
-        self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, few_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(folder.TOLERANCES, "onnx", 1e-12)
         with pytest.raises(
             ValueError, match=r"part image in onnxruntime differs from the model by .*; expected at most 1e-12"
         ):
-            write_exported(read_checkpoint(tiny_checkpoint), tmp_path / "model")
+            write_exported(read_checkpoint(few_parts), tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
 
 
