@@ -87,6 +87,8 @@ def check_error(reply: Reply) -> None:
     """
     if reply.status >= 400 and reply.headers.get("content-type") != "application/json":
         raise HoleError(f"status {reply.status} is no JSON: {reply.body[:200]!r}")
+    if reply.status >= 400 and len(reply.body) > 2**16:
+        raise HoleError(f"status {reply.status} with an error of {len(reply.body)} bytes: {reply.body[:200]!r}")
 
 
 def head(line: str, **headers: object) -> bytes:
@@ -234,6 +236,7 @@ async def old_page(connection: Connection, choice: random.Random) -> Reply | Non
 _SOURCES = (
     *("/etc/hostname", "/dev/zero", "file:///etc/hostname", "../a.png", "file=/etc/hostname", "a.png", "", "data:,"),
     *("https://example.org/a.png", "HTTP://LOCALHOST/a.png", "ftp://example.org/a.png", "//example.org/a.png"),
+    *(f"http://{'a' * 2**20}/a.png", f"file:///{'a' * 2**20}"),
     *("data:image/png,a", "data:text/plain;base64,YQ==", "data:image/png;base64;x,YQ==", "data:image/png;base64,*"),
 )
 _ODD_FILES = (

@@ -1,6 +1,7 @@
 """Every verb through `bridgetower.cli.main`: JSON on standard output, one line on standard error for user errors."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -525,6 +526,15 @@ class TestHelp:
         assert [line.split()[0] for line in lines if line.startswith("  ")] == list(cli.COMMANDS)
         assert max(map(len, lines)) < 125
         assert len(lines) < 40
+
+    def test_errors_and_logs_quote_no_megabytes(self, refused: Callable[..., str], tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "a" * 10**6}))
+        error = refused("embed", tmp_path, "--texts", "a")
+        assert len(error) < 5000
+        assert error.endswith("bridgetower train --vision or --text)")
+        handler = logging.StreamHandler()
+        cli.log_to(handler, "%(message)s")
+        assert 0 < len(handler.format(logging.makeLogRecord({"msg": "a" * 10**6}))) < 5000
 
     def test_options_that_may_be_absent_show_a_type(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028
 
 _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
+_LONGEST_MESSAGE = 4000  # characters
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -158,6 +159,12 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Returns what `visible` returns, in one line: `\n` stands for a line feed."""
     return visible(text).replace("\n", "\\n")
+
+
+def shortened(message: str) -> str:
+    """Returns a message without its middle if something that it quotes is long; what to do stands at its end."""
+    half = _LONGEST_MESSAGE // 2
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} … {message[-half:]}"
 
 
 def unfit_name(name: str) -> str | None:

@@ -274,8 +274,10 @@ def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
             (f"http://{place}/a.png?size=1", "not public"),
             ("http://example.org/a.png", "not fetched from 'example.org'"),
             ("file:///etc/passwd", "expected a data URI"),
+            (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
         ):
             body = {"input": url, "modality": "image"}
             error = error_of(client.post("/v1/embeddings", json=body), 400)
             assert words in error["message"]
+            assert len(error["message"]) <= 4003
             assert error["code"] == "invalid_image"

@@ -15,7 +15,7 @@ from typing import Any
 
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options, with_whole_entries
-from bridgetower.files import visible, writing
+from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": {
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        print(f"bridgetower: {visible(with_options(str(error), arguments))}", file=sys.stderr)
+        print(f"bridgetower: {visible(shortened(with_options(str(error), arguments)))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

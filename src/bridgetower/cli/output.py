@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bridgetower.files import json_text, one_line, visible, write_text, writing
+from bridgetower.files import json_text, one_line, shortened, visible, write_text, writing
 
 if TYPE_CHECKING:
     from bridgetower.analysis.results import Spread
@@ -34,7 +34,7 @@ class _OneLineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
         """Returns the entry in one line."""
-        return one_line(super().formatMessage(record))
+        return one_line(shortened(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
         """Returns the lines of a traceback."""

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from bridgetower.files import shortened
 from bridgetower.serve.config import MOST_ITEMS
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class ApiError(Exception):
 
     Attributes:
         status: Of HTTP.
-        message: One line: given, expected, what to do.
+        message: One line: given, expected, what to do; without its middle if it quotes something long.
         param: The field of the request.
         code: For programs; None takes the usual one of the status.
         headers: Of the response.
@@ -51,7 +52,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+        self.status, self.param, self.headers = status, param, dict(headers or {})
+        self.message = shortened(message)
         self.code = code or _CODES.get(status, "error")
 
     def response(self) -> Response:
