@@ -56,6 +56,25 @@ def test_what_is_missing_is_told_and_nothing_else_written(tmp_path: Path) -> Non
     check(files, [4])
 
 
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_damaged_file_is_named(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "set-00001.safetensors"
+    files = written(tmp_path)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"set-00001\.safetensors is damaged \(.*\); remove it, and it is computed"):
+        list(files.read("words", [0, 3]))
+
+
+def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    files = written(tmp_path)
+    file = tmp_path / "set-00001.safetensors"
+    file.unlink()
+    os.mkfifo(file)
+    assert files.missing() == [1]
+    with pytest.raises(FileExistsError, match="is a device, a pipe"):
+        files.write(1, rows_of(files.rows_of(1)))
+
+
 def test_another_process_maps_for_itself(tmp_path: Path) -> None:
     files = written(tmp_path)
     check(files, [5])

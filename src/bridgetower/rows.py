@@ -64,7 +64,7 @@ class RowFiles:
     def missing(self) -> list[int]:
         """Returns the numbers of the parts that are not written yet."""
         num_parts = -(-self.num_rows // self.rows_per_part)
-        return [number for number in range(num_parts) if not self._path(number).exists()]
+        return [number for number in range(num_parts) if not self._path(number).is_file()]
 
     def rows_of(self, number: int) -> range:
         """Returns the rows of a part."""
@@ -89,7 +89,11 @@ class RowFiles:
             save_file(tensors, temporary)
 
     def read(self, field: str, rows: Sequence[int]) -> Iterator[Tensor]:
-        """Yields one field of some rows, mapped from the file: copy what is kept for longer."""
+        """Yields one field of some rows, mapped from the file: copy what is kept for longer.
+
+        Raises:
+            ValueError: A file is damaged.
+        """
         for row in rows:
             values, ends = self._part(row // self.rows_per_part, field)
             place = row % self.rows_per_part
@@ -102,8 +106,12 @@ class RowFiles:
         if self._handed_out > _MOST_MAPPED:
             self._forget()
         if (number, field) not in self._mapped:
-            file: Any = safe_open(self._path(number), framework="pt")
-            self._mapped[number, field] = file.get_tensor(field), file.get_tensor(f"{field}.ends").tolist()
+            path = self._path(number)
+            try:
+                file: Any = safe_open(path, framework="pt")
+                self._mapped[number, field] = file.get_tensor(field), file.get_tensor(f"{field}.ends").tolist()
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}); remove it, and it is computed again") from error
         return self._mapped[number, field]
 
     def _forget(self) -> None:
