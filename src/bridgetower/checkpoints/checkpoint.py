@@ -14,6 +14,7 @@ from torch import Tensor
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, vision_tower
 from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, check_labels
+from bridgetower.model.layers import on_meta
 from bridgetower.model.plain import check_numbers
 from bridgetower.processor import Processor
 
@@ -82,7 +83,7 @@ class Checkpoint:
 
     def model(self) -> BridgeTower:
         """Builds the model around the checkpoint's own tensors, without a second copy of the weights."""
-        with torch.device("meta"):
+        with on_meta():
             model = BridgeTower(self.config, self.extensions)
         model.load_state_dict(self.tensors, strict=True, assign=True)
         return model.eval()
@@ -139,7 +140,7 @@ def resized_vision(
         ValueError: The tower cannot be resized.
     """
     own = {name.removeprefix(VISION): tensor for name, tensor in tensors.items() if name.startswith(VISION)}
-    with torch.device("meta"):
+    with on_meta():
         tower = vision_tower(config, extensions)
     return {f"{VISION}{name}": tensor for name, tensor in tower.fitted(own).items()}
 
@@ -147,7 +148,7 @@ def resized_vision(
 @lru_cache(maxsize=4)
 def parameter_shapes(config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> Mapping[str, torch.Size]:
     """Returns the shape of every parameter of `BridgeTower(config, extensions)`, without allocating them."""
-    with torch.device("meta"):
+    with on_meta():
         shapes = {name: tensor.shape for name, tensor in BridgeTower(config, extensions).state_dict().items()}
     return MappingProxyType(shapes)
 

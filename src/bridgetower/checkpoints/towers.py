@@ -28,6 +28,7 @@ from bridgetower.checkpoints.tower_formats import (
 )
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.layers import on_meta
 from bridgetower.model.library_towers import TimmTower, read_transformers, timm_config, timm_data_config, timm_hub_id
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
@@ -173,7 +174,7 @@ def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
     data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
     config = timm_config(architecture, arguments, arguments.pop("img_size", data["input_size"][1]))
     check_overrides(found.name, "vision", vars(config), overrides)
-    with torch.device("meta"):
+    with on_meta():
         tower = TimmTower(config)
     tensors = tower.converted(found.tensors)
     shapes = {f"vision.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
@@ -337,7 +338,7 @@ def check_overrides(source: str, part: str, decided: Values, overrides: Values) 
 def _collect(
     found: _Found, naming: TowerNaming, build: type[nn.Module], config: VisionConfig | TextConfig
 ) -> dict[str, Tensor]:
-    with torch.device("meta"):
+    with on_meta():
         parameters = build(config).state_dict()
     shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in parameters.items()}
     table = naming.table(shapes)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from bridgetower.model.config import Activation
@@ -41,6 +43,23 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     Inputs, weights and outputs keep their number format; a loss is to be computed of float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Makes the functions of `torch.nn.init` return their tensor as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Builds modules without memory for their weights, which are not initialised: PyTorch would import its compiler."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 class DotProductAttention(nn.Module):

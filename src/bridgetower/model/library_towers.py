@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bridgetower.extras import require
 from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.layers import on_meta
 from bridgetower.model.towers import TextTower, VisionTower
 
 _MODEL = "model."  # in front of the library's names of parameters
@@ -162,7 +163,7 @@ def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int
         FileNotFoundError: timm is not installed.
         ValueError: timm has no such architecture, or it is no vision transformer of constant width.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = _timm_model(architecture, arguments, image_size)
     return _timm_config(model, {"architecture": architecture, "arguments": dict(arguments)}, image_size)
 
@@ -212,7 +213,7 @@ def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
         FileNotFoundError: transformers is not installed.
         ValueError: transformers does not know the model type.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = _transformers_model(settings, 0.0)
     return _transformers_config(model, settings)
 
@@ -243,7 +244,7 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
     values = loaded.config.to_dict()
     settings = json.loads(json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS}))
     config = transformers_config(settings)
-    with torch.device("meta"):
+    with on_meta():
         expected = TransformersTower(config).state_dict()
     missing = sorted(f"{_MODEL}{name}" for name in report["missing_keys"])
     lacking = [name.removeprefix(_MODEL) for name in missing if name in expected]
