@@ -48,6 +48,9 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
     "glue-sts-b": ("text_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
 }
 
+FEATURES = ("image_pooling", "image_pooled_layers", "text_pooling", "text_pooled_layers", "itc_norm", "itc_dropout")
+"""What heads read, which stays that of the small model."""
+
 
 @dataclass
 class Seen:
@@ -86,7 +89,8 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
 
     def cut(name: str, **changes: Any) -> RunConfig:
         recipe = RECIPES[name]
-        task, heads = recipe.task, replace(recipe.model.heads, itc_size=8)
+        kept = {name: getattr(shapes.MODEL.heads, name) for name in FEATURES}
+        task, heads = recipe.task, replace(recipe.model.heads, itc_size=8, **kept)
         if heads.vqa:
             heads = replace(heads, vqa=len(asked.ANSWERS))
         if heads.classification > 1:
@@ -102,6 +106,7 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
             batch_size=8,
             micro_batch_size=4,
             max_steps=1,
+            align_first=0,
             max_epochs=None,
             log_every=1,
             precision="bf16",
