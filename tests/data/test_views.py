@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop, functional
 
 from bridgetower.data.config import DataConfig, RandAugment
 from bridgetower.data.views import POLICIES, change, rand_augment, random_view
@@ -75,6 +76,13 @@ class TestView:
                 widths.append(float(pixels.max() - pixels.min()))
             spans.append(sum(widths) / len(widths))
         assert spans[0] > spans[1] > spans[2]
+
+    @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
+    def test_where_no_draw_fits_the_crop_is_that_of_torchvision(self, size: tuple[int, int]) -> None:
+        image = picture(*size)
+        theirs = RandomResizedCrop(SIZE, scale=(1.0, 1.0), interpolation=InterpolationMode.BICUBIC)(image)
+        ours = random_view(content(image), DataConfig(random_crop=1.0), processor(), torch.Generator().manual_seed(0))
+        assert torch.equal(ours, functional.pil_to_tensor(theirs))
 
     def test_flip(self) -> None:
         views = [view(DataConfig(flip=True), seed) for seed in range(40)]

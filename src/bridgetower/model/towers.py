@@ -43,13 +43,17 @@ class Tower(nn.Module, ABC):
         Raises:
             ValueError: The tower cannot be continued.
         """
-        raise ValueError(f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
+        raise _not_continued(self)
 
     def continued(
         self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one."""
-        raise NotImplementedError
+        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one.
+
+        Raises:
+            ValueError: The tower cannot be continued.
+        """
+        raise _not_continued(self)
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
@@ -264,6 +268,10 @@ class TextTransformer(TextTower):
             return torch.arange(input_ids.shape[1], device=input_ids.device)
         is_token = (input_ids != self.config.pad_token_id).long()
         return is_token.cumsum(dim=1) * is_token + self.config.pad_token_id
+
+
+def _not_continued(tower: Tower) -> ValueError:
+    return ValueError(f"{type(tower).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
 
 
 def _run(
