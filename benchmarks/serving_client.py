@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -104,10 +105,11 @@ class Server:
 
 
 @contextmanager
-def running(log: Path, *arguments: str) -> Iterator[Server]:
+def running(log: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Runs a Python program that serves and says where, and ends it as a service manager does."""
     command = [sys.executable, *arguments]
-    with log.open("w") as written, subprocess.Popen(command, stderr=written, text=True) as process:
+    environment = {**os.environ, **(environment or {})}
+    with log.open("w") as written, subprocess.Popen(command, stderr=written, text=True, env=environment) as process:
         try:
             while not (found := _PLACE.search(log.read_text())):
                 if process.poll() is not None:
