@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
-from bridgetower.engines.onnx_graphs import write_graph, write_int8_graph
+from bridgetower.engines.onnx_graphs import products_overflow, write_graph, write_int8_graph
 from bridgetower.engines.parts import make_part, part_names
 from bridgetower.model.presets import meter
 
@@ -46,7 +46,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, folder = tiny.build(CONFIGS["all-else"]), tmp_path_factory.mktemp("int8") / "model"
     write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
     for part in part_names(model):
-        write_int8_graph(make_part(model, part), folder / f"{part}.onnx")
+        write_int8_graph(make_part(model, part), folder / f"{part}.onnx", signed=not products_overflow())
     return folder
 
 

@@ -3,16 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from bridgetower.checkpoints import read_checkpoint, update_weights
-from bridgetower.engines import folder
+from bridgetower.engines import folder, onnx_graphs
 from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
+from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.runners import OnnxRuntimeRunner
 from tiny import equal
 
@@ -67,13 +71,45 @@ def _half(path: Path) -> None:
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
 
 
+class TestSignedWeights:
+    """int8 weights are signed where the processor has VNNI; elsewhere their products would overflow."""
+
+    @pytest.fixture
+    def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        """Makes this one of x86 with some flags."""
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        monkeypatch.setattr(onnx_graphs, "_CPU_INFO", tmp_path / "cpuinfo")
+        return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
+
+    @pytest.mark.parametrize(
+        ("flags", "overflow"), [("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)]
+    )
+    def test_which_processors_overflow(self, processor: Callable[[str], None], flags: str, overflow: bool) -> None:
+        assert products_overflow()  # nothing is known of it yet
+        processor(flags)
+        assert products_overflow() == overflow
+
+    @pytest.mark.parametrize(("flags", "kind"), [("avx2", TensorProto.UINT8), ("avx_vnni", TensorProto.INT8)])
+    def test_weights_that_are_written(
+        self, few_parts: Path, tmp_path: Path, processor: Callable[[str], None], flags: str, kind: int
+    ) -> None:
+        processor(flags)
+        write_exported(read_checkpoint(few_parts), tmp_path / "model", "onnx-int8")
+        check_exported(tmp_path / "model")
+        tensors = onnx.load(tmp_path / "model" / "image.onnx").graph.initializer
+        assert {tensor.data_type for tensor in tensors if tensor.name.endswith("_quantized")} == {kind}
+        processor("avx2")
+        with pytest.raises(ValueError, match="for processors with VNNI") if kind == TensorProto.INT8 else nullcontext():
+            check_exported(tmp_path / "model")
+
+
 class TestDamage:
     @pytest.mark.parametrize(
         ("name", "damage", "message"),
         [
             ("fusion_pooled.onnx", _cut, r"fusion_pooled.onnx is not what was exported; export the model again"),
             ("text.onnx", Path.unlink, "text.onnx is missing; export the model again"),
-            ("export.json", _other_version, "was exported as version 9; this release reads 1"),
+            ("export.json", _other_version, "was exported as version 9; this release reads 2"),
             ("export.json", _cut, "is not valid JSON"),
             ("model.safetensors", _half, "is not what its parts were exported of"),
         ],

@@ -10,7 +10,7 @@ import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
-from bridgetower.engines.onnx_graphs import layout, write_graph, write_int8_graph
+from bridgetower.engines.onnx_graphs import layout, products_overflow, write_graph, write_int8_graph
 from bridgetower.engines.parts import Part, flat, make_part, part_names
 from bridgetower.engines.runners import Runner, make_runner
 from bridgetower.extras import is_installed, require
@@ -19,7 +19,7 @@ from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
-VERSION = 1
+VERSION = 2
 
 _WEIGHTS = "model.safetensors"
 
@@ -33,6 +33,7 @@ class _Manifest:
         form: Of the parts.
         weights: What ties the parts to the weights.
         parts: Digest of every part's file, by name.
+        signed: Whether int8 weights are signed.
         largest_difference: Engine → part → how far its outputs were from the model's.
     """
 
@@ -40,6 +41,7 @@ class _Manifest:
     form: Form
     weights: str
     parts: dict[str, str]
+    signed: bool
     largest_difference: dict[str, dict[str, float]]
 
 
@@ -64,6 +66,7 @@ def write_exported(
         ValueError: An engine's outputs differ from the model's by more than the form's tolerance.
     """
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
+    signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model()
@@ -76,10 +79,10 @@ def write_exported(
             if form == "onnx":
                 write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
             else:
-                write_int8_graph(part, temporary / f"{name}.onnx")
+                write_int8_graph(part, temporary / f"{name}.onnx", signed=signed)
             for engine, runner in runners.items():
                 differences[engine][name] = _compared(part, engine, runner, TOLERANCES[form])
-        write_json(temporary / MANIFEST, _manifest(temporary, form, names, differences))
+        write_json(temporary / MANIFEST, _manifest(temporary, form, names, signed, differences))
     return differences
 
 
@@ -93,12 +96,14 @@ def check_exported(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file was damaged or exchanged.
+        ValueError: A file was damaged or exchanged, or its products overflow on this processor.
     """
     content = read_json(folder / MANIFEST)
     if content.get("version") != VERSION:
         raise ValueError(f"{folder} was exported as version {content.get('version')}; this release reads {VERSION}")
     manifest = from_plain(_Manifest, content, str(folder / MANIFEST))
+    if manifest.signed and products_overflow():
+        raise ValueError(f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here")
     for name, digest in manifest.parts.items():
         path = folder / f"{name}.onnx"
         if not path.is_file():
@@ -122,7 +127,7 @@ def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
 
 
 def _manifest(
-    folder: Path, form: Form, names: Iterable[str], differences: dict[str, dict[str, float]]
+    folder: Path, form: Form, names: Iterable[str], signed: bool, differences: dict[str, dict[str, float]]
 ) -> dict[str, object]:
     return asdict(
         _Manifest(
@@ -130,6 +135,7 @@ def _manifest(
             form=form,
             weights=_fingerprint(folder, form),
             parts={name: sha256_of(folder / f"{name}.onnx") for name in names},
+            signed=signed,
             largest_difference=differences,
         )
     )

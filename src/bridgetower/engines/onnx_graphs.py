@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from bridgetower.extras import require
 from bridgetower.files import parse_json, replacing
 
 _OPSET = 20  # the first with Gelu
+_CPU_INFO = Path("/proc/cpuinfo")
 _PREFIX = "model."  # of the names of a part's parameters
 
 
@@ -54,7 +56,15 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
         ir.save(model, temporary)
 
 
-def write_int8_graph(part: Part, path: Path) -> None:
+def products_overflow() -> bool:
+    """Whether products of signed int8 weights overflow on this processor: on x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    flags = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    return not any(name in flags.split() for name in ("avx512_vnni", "avx_vnni"))
+
+
+def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
     """Writes a part with linear layers in int8, weights included.
 
     Weights get a scale per output channel; inputs are scaled when the part runs, by their largest and smallest value
@@ -63,6 +73,7 @@ def write_int8_graph(part: Part, path: Path) -> None:
     Args:
         part: What to write.
         path: Of the graph.
+        signed: Weights are signed, which is faster and nearer to float32 where products do not overflow.
 
     Raises:
         FileNotFoundError: The packages for it are not installed.
@@ -81,7 +92,7 @@ def write_int8_graph(part: Part, path: Path) -> None:
             temporary,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            weight_type=QuantType.QUInt8,  # with signed weights, products overflow on x86 without VNNI
+            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
         )
 
 

@@ -15,6 +15,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.config import ENGINES, FASTEST, FORMS, PRECISIONS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.engines.folder import VERSION, check_exported, is_exported, write_exported
+from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runners import make_runner
 from bridgetower.extras import is_installed, require
@@ -150,7 +151,9 @@ def cached_export(checkpoint: Checkpoint, cache: Path, form: Form, *, progress: 
 
 def content_key(checkpoint: Checkpoint) -> str:
     """Returns a name that two checkpoints share if they hold the same config and the same weights."""
-    digest = hashlib.sha256(json.dumps([VERSION, torch.__version__, checkpoint.config.to_dict()]).encode())
+    digest = hashlib.sha256(
+        json.dumps([VERSION, products_overflow(), torch.__version__, checkpoint.config.to_dict()]).encode()
+    )
     for name in sorted(checkpoint.tensors):
         digest.update(name.encode())
         digest.update(checkpoint.tensors[name].float().contiguous().numpy().data)
