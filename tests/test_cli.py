@@ -39,6 +39,7 @@ VERBS = (
     "serve",
     "convert",
     "profile",
+    "attention",
     "export",
     "prepare",
     "evaluate",

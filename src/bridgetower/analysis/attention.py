@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from bridgetower.analysis.attention_weights import AttentionKind, attention_weights
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.fusion import FusionLayer
 from bridgetower.predictor import Predictor
 from bridgetower.processor import ImageLike, Processor
 
@@ -109,46 +107,17 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
 def cross_attention(
     model: BridgeTower, image: Encoded, text: Encoded
 ) -> tuple[Float[Tensor, "k b h l p"], Float[Tensor, "b e"]]:
-    """Returns softmax(QK/√d) of every fusion layer from text to image, and the pooled output of the same pass.
+    """Returns softmax(QK/√d) of every fusion layer from text to image, and the pooled output of the same pass."""
+    parts: dict[int, list[Tensor]] = defaultdict(list)  # models for CPUs fuse some pairs after others
 
-    The layers do not hand their weights out, as `scaled_dot_product_attention` never forms them; here they are computed
-    again from the queries and keys that the pass has made.
-    """
-    layers = [cast(FusionLayer, layer) for layer in model.fusion.text_layers]
+    def receive(kind: AttentionKind, layer: int, weights: Tensor) -> None:
+        if kind == "text to image":
+            parts[layer].append(weights)
+
     image, text = replace(image, first_layer_cache=None), replace(text, first_layer_cache=None)
-    with _outputs(layers) as outputs:
+    with attention_weights(model, receive):
         pooled = model.fuse(image, text, outputs="all").pooled
-    weights = []
-    for layer, (query, key_value) in zip(layers, outputs, strict=True):
-        heads = layer.cross_attention.attention.num_heads
-        queries, keys = (
-            tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key_value.chunk(2, dim=-1)[0])
-        )
-        scores = queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5
-        weights.append(scores.softmax(dim=-1))
-    return torch.stack(weights), pooled
-
-
-@contextmanager
-def _outputs(layers: list[FusionLayer]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Catches what the query and the key-and-value projection of each layer's cross-attention give out, in parts."""
-    caught: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
-    hooks = [
-        getattr(layer.cross_attention, name).register_forward_hook(
-            lambda module, inputs, output, key=(number, name): caught[key].append(output)
-        )
-        for number, layer in enumerate(layers)
-        for name in ("query", "key_value")
-    ]
-    outputs: list[tuple[Tensor, Tensor]] = []
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-    outputs += [
-        (torch.cat(caught[number, "query"]), torch.cat(caught[number, "key_value"])) for number in range(len(layers))
-    ]
+    return torch.stack([torch.cat(parts[layer]) for layer in sorted(parts)]), pooled
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:

@@ -19,7 +19,7 @@ from bridgetower.analysis.results import Spread, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
 
-_STYLES = (
+LINE_STYLES = (
     ("#0072b2", "-"),
     ("#d55e00", "--"),
     ("#009e73", "-."),
@@ -27,6 +27,7 @@ _STYLES = (
     ("#e69f00", "-"),
     ("#56b4e9", "--"),
 )
+"""Colour and line of each arm: a palette that colour-blind people can tell apart."""
 MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
 
 
@@ -190,7 +191,7 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
     with matplotlib.rc_context({"font.size": 11}):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
-        for arm, (ink, line) in zip(comparison.arms, cycle(_STYLES), strict=False):
+        for arm, (ink, line) in zip(comparison.arms, cycle(LINE_STYLES), strict=False):
             curves = [run.curve for run in comparison.arm_runs(arm)]
             steps = sorted(curves[0])
             values = [[curve[step] for curve in curves] for step in steps]

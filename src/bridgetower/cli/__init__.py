@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "evaluate": "evaluation",
         "compare": "runs",
         "profile": "models",
+        "attention": "models",
     },
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},

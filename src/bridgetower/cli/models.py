@@ -1,4 +1,4 @@
-"""The commands of models themselves: convert, export and profile."""
+"""The commands of models themselves: convert, export, profile and attention."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import Model
-from bridgetower.cli.output import emit
+from bridgetower.cli.options import Model, named
+from bridgetower.cli.output import emit, emit_rows
 from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import Form
+from bridgetower.extras import require
+from bridgetower.files import write_bytes, write_json
 
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import Extensions
@@ -105,6 +107,61 @@ def export(
             "largest_difference_by_part": differences,
         }
     )
+
+
+def attention(
+    models: Positional[tuple[str, ...]],
+    *,
+    data: Path,
+    split: str = "test",
+    count: int = 64,
+    extensions: str | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure the attention of fusion encoders, layer by layer: distance, entropy, divergence of the heads.
+
+    Images with their own first captions go through each model. Of every attention, within both streams and between
+    them: the mean distance between positions that attend and those that they attend to (pixels of an image, tokens of
+    a text, within a stream only), the entropy of the weights, and the KL divergence of the weights of a head from those
+    of another, both in nats. On a terminal it prints a table of means over heads, else one line of JSON.
+
+    Example: bridgetower attention BridgeTower=runs/add METER=runs/meter --data data/flags --out attention
+
+    Args:
+        models: What to load, MODEL or NAME=MODEL.
+        data: Prepared folder with captions.
+        split: Of the data.
+        count: Pairs, spread evenly over the split.
+        extensions: Towers, bridges and heads of your own that a model has: FILE.py:NAME or module:NAME.
+        out: Folder for attention.png, with a dot for each head, and attention.json; default: none are written.
+        json: Print JSON on a terminal too.
+    """
+    for extra in ("train", "plot"):
+        require(extra)
+    from bridgetower.analysis.attention_plot import TITLES, draw_statistics, statistics_rows
+    from bridgetower.analysis.attention_weights import attention_statistics
+    from bridgetower.data.captions import CaptionImages
+    from bridgetower.data.config import DataConfig
+    from bridgetower.predictor import load
+
+    found = {}
+    for name, path in named(models):
+        predictor = load(path, extensions=own_extensions(extensions))
+        images = CaptionImages(DataConfig(folders=(str(data),)), split, predictor.processor)
+        found[name or path] = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
+    layers = {
+        name: {kind: list(map(vars, layers)) for kind, layers in statistics.items()}
+        for name, statistics in found.items()
+    }
+    about = {"data": str(data), "split": split, "count": count, "models": layers}
+    if out is not None:
+        write_bytes(out / "attention.png", draw_statistics(found))
+        write_json(out / "attention.json", about)
+    if json or not sys.stdout.isatty():
+        emit(about)
+    else:
+        emit_rows(f"{data}, {split}, {count} pairs", TITLES, statistics_rows(found))
 
 
 Preset = Literal["base", "large", "nano"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -54,6 +54,12 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
         str_from_instance=lambda instance: ["None"] if instance is None else value.str_from_instance(instance),
         choices=None if value.choices is None else (*value.choices, "None"),
     )
+
+
+def named(given: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Splits arguments of the form NAME=PLACE; the name is None where there is none, or where a file has that name."""
+    parts = [(None, one) if "=" not in one or Path(one).exists() else one.split("=", 1) for one in given]
+    return [(name or None, place) for name, place in parts]
 
 
 @dataclass(frozen=True, kw_only=True)

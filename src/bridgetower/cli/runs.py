@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import Recipe, recipe_type
+from bridgetower.cli.options import Recipe, named, recipe_type
 from bridgetower.cli.output import emit, emit_rows, headline
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
@@ -162,9 +162,8 @@ def compare(
         require(extra)
     from bridgetower.analysis.comparison import Comparison, finished_runs
 
-    named = [("", run) if Path(run).exists() or "=" not in run else tuple(run.split("=", 1)) for run in runs]
-    folders, arms = [Path(folder) for _, folder in named], [arm or None for arm, _ in named]
-    name, found = finished_runs(folders, arms, metric)
+    arms, folders = zip(*named(runs), strict=True)
+    name, found = finished_runs(list(map(Path, folders)), arms, metric)
     comparison = Comparison(metric=name, reach=reach, runs=tuple(found))
     if len(comparison.arms) < 2:
         raise ValueError(f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare")

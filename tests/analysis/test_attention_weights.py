@@ -1,0 +1,138 @@
+"""Statistics of attention, held against loops over every weight, and the command that compares models by them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgetower.analysis.attention_weights import (
+    AttentionKind,
+    _divergence,
+    attention_statistics,
+    attention_weights,
+)
+from bridgetower.cli import main
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.predictor import Predictor, load
+from tiny import build, changed, encodings
+
+KINDS = ("image self", "text self", "image to text", "text to image")
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(predictor: Predictor, tiny_dataset: Path) -> CaptionImages:
+    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
+
+
+def weights_of(model: BridgeTower, lengths: tuple[int, ...]) -> dict[tuple[AttentionKind, int], torch.Tensor]:
+    found = {}
+    with torch.no_grad(), attention_weights(model, lambda kind, layer, weights: found.update({(kind, layer): weights})):
+        BridgeTower.fuse(model, *encodings(model, lengths), outputs="all")
+    return found
+
+
+def test_every_attention_is_seen_and_nothing_stays_behind() -> None:
+    model = build(changed(fusion__num_layers=3, fusion__num_heads=4))
+    found = weights_of(model, (5, 3, 4))
+    assert set(found) == {(kind, layer) for kind in KINDS for layer in range(3)}
+    shapes = {kind: tuple(found[kind, 0].shape) for kind in KINDS}
+    assert shapes == {
+        "image self": (3, 4, 10, 10),
+        "text self": (3, 4, 5, 5),
+        "image to text": (3, 4, 10, 5),
+        "text to image": (3, 4, 5, 10),
+    }
+    for weights in found.values():
+        assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
+    assert float(found["text self", 1][1, :, :, 3:].max()) == 0.0  # padding gets none
+    assert not [module for module in model.modules() if module._forward_pre_hooks]
+
+
+class Sums:
+    """Sums over positions, by loops, of one layer with two heads."""
+
+    def __init__(self) -> None:
+        self.entropy, self.distance, self.divergence = [0.0, 0.0], [0.0, 0.0], 0.0
+        self.positions = self.measured = 0
+
+    def add(self, weights: torch.Tensor, places: list[tuple[float, ...]] | None, prefix: int) -> None:
+        """Adds the weights of one pair [heads, queries, keys]; places are those of keys after a prefix."""
+        for query in range(weights.shape[1]):
+            one, other = rows = weights[:, query].double()
+            self.positions += 1
+            self.entropy = [
+                total - float((row * row.log()).sum()) for total, row in zip(self.entropy, rows, strict=True)
+            ]
+            self.divergence += float((one * (one / other).log()).sum() + (other * (other / one).log()).sum()) / 2
+            if places is not None and query >= prefix:
+                self.measured += 1
+                far = [math.dist(places[query - prefix], place) for place in places]
+                for head, row in enumerate(rows):
+                    shares = (row[prefix:] / row[prefix:].sum()).tolist()
+                    self.distance[head] += sum(share * one for share, one in zip(shares, far, strict=True))
+
+
+def test_statistics_are_means_over_pairs_and_positions(predictor: Predictor, images: CaptionImages) -> None:
+    model, sums = predictor.model, {kind: Sums() for kind in KINDS}
+    size, side = model.config.vision.patch_size, model.config.vision.image_size // model.config.vision.patch_size
+    grid = [(float(size * row), float(size * column)) for row in range(side) for column in range(side)]
+    found: dict[tuple[AttentionKind, int], torch.Tensor] = {}
+    for image in range(len(images)):
+        texts = images.processor.texts([images.captions[image][0]], truncate=True)
+        pixels = images.pixel_values([image])
+        assert isinstance(pixels, torch.Tensor)
+        with torch.no_grad(), attention_weights(model, lambda *given: found.update({given[:2]: given[2]})):
+            BridgeTower.fuse(model, model.encode_image(pixels), model.encode_text(texts.input_ids), "all")
+        line = [(float(token),) for token in range(texts.input_ids.shape[1])]
+        places = {"image self": grid, "text self": line}
+        for kind in KINDS:
+            sums[kind].add(found[kind, 1][0], places.get(kind), kind == "image self")
+    for batch_size in (1, 4):
+        statistics = attention_statistics(model, images, batch_size=batch_size)
+        for kind in KINDS:
+            layer, total = statistics[kind][1], sums[kind]
+            assert layer.entropy == pytest.approx([value / total.positions for value in total.entropy], rel=1e-4)
+            assert layer.divergence == pytest.approx(total.divergence / total.positions, rel=1e-3, abs=1e-7)
+            distance = [value / total.measured for value in total.distance] if total.measured else None
+            assert layer.distance == (distance if distance is None else pytest.approx(distance, rel=1e-4))
+
+
+def test_one_head_does_not_diverge() -> None:
+    model = build(changed(fusion__num_heads=1))
+    assert float(_divergence(weights_of(model, (5, 3, 4))["text self", 0]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("numbers", [{"count": 0}, {"batch_size": 0}])
+def test_refuses_numbers_below_one(predictor: Predictor, images: CaptionImages, numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected at least 1"):
+        attention_statistics(predictor.model, images, **numbers)
+
+
+class TestCommand:
+    def test_compares_models(
+        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        models = [f"one={tiny_checkpoint}", str(tiny_checkpoint)]
+        main(["attention", *models, "--data", str(tiny_dataset), "--count", "4", "--out", str(tmp_path / "out")])
+        shown = json.loads(capsys.readouterr().out)
+        assert shown == json.loads((tmp_path / "out" / "attention.json").read_text())
+        assert set(shown["models"]) == {"one", str(tiny_checkpoint)}
+        assert shown["models"]["one"] == shown["models"][str(tiny_checkpoint)]
+        assert set(shown["models"]["one"]) == set(KINDS)
+        assert (tmp_path / "out" / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_split_that_is_not_there(
+        self, tiny_checkpoint: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            main(["attention", str(tiny_checkpoint), "--data", str(tiny_dataset), "--split", "none"])
+        assert "none" in capsys.readouterr().err
