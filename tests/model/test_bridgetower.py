@@ -182,6 +182,28 @@ class TestReading:
             fuse(model, *tiny.encodings(model), outputs="typo")
 
 
+class TestPooled:
+    def test_product_of_both_streams(self) -> None:
+        plain, model = tiny.build(), tiny.build(tiny.changed(fusion__pooled_product=True))
+        shared = {name: tensor for name, tensor in plain.state_dict().items() if "_head." not in name}
+        model.load_state_dict(shared, strict=False)
+        encodings = tiny.encodings(plain)
+        both, three = (each.fuse(*encodings).pooled for each in (plain, model))
+        text, image = both.chunk(2, dim=-1)
+        assert torch.equal(three, torch.cat([both, text * image], dim=-1))
+        assert model.itm_logits(three).shape == (3, 2)
+
+    @pytest.mark.parametrize("pooling", ["mean", "token_and_mean"])
+    def test_means_are_of_whole_streams_without_padding(self, pooling: str) -> None:
+        model = tiny.build(tiny.changed(fusion__pooling=pooling))
+        image, text = tiny.encodings(model)
+        fused = model.fuse(image, text, outputs="all")
+        assert tiny.off(model.fuse(image, text).pooled, fused.pooled) < ATOL
+        assert tiny.off(model.fuse(image, text.padded(text.layers[0].shape[1] + 3)).pooled, fused.pooled) < ATOL
+        pooled = torch.cat([model.text_pooler(fused.text, text.mask), model.image_pooler(fused.image)], dim=-1)
+        assert torch.equal(fused.pooled, pooled)
+
+
 class TestTowerLayers:
     def test_meter_reads_the_last_layers_only(self) -> None:
         """With the last layers kept, what the bridges would have read makes no difference."""

@@ -50,12 +50,12 @@ class TestMlm:
 
 
 def test_itm() -> None:
-    head, pooled = made(ItmHead(16)), random(3, 32)
+    head, pooled = made(ItmHead(32)), random(3, 32)
     assert tiny.off(head(pooled), pooled @ head.fc.weight.T + head.fc.bias) < ATOL
 
 
 def test_rank() -> None:
-    head, pooled = made(RankHead(16)), random(3, 32)
+    head, pooled = made(RankHead(32)), random(3, 32)
     assert tiny.off(head(pooled), pooled @ head.fc.weight[0] + head.fc.bias) < ATOL
 
 
@@ -113,7 +113,7 @@ class TestTowers:
 class TestItc:
     def test_start_temperature(self) -> None:
         assert ItcHead(4, 5, 6).logit_scale().item() == pytest.approx(1 / 0.07)
-        assert FusedItcHead(4, 5, 6).logit_scale().item() == pytest.approx(1 / 0.07)
+        assert FusedItcHead(4, 5, 8, 6).logit_scale().item() == pytest.approx(1 / 0.07)
 
     @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
     def test_temperature_is_clamped(self, start: float, clamped: float) -> None:
@@ -130,7 +130,7 @@ class TestItc:
         assert head.temperature.grad.item() == pytest.approx(-1 / 0.5**2)
 
     def test_fused_scale_is_an_exponential(self) -> None:
-        head = FusedItcHead(4, 5, 6)
+        head = FusedItcHead(4, 5, 8, 6)
         head.log_logit_scale.data.fill_(1.5)
         assert head.logit_scale().item() == pytest.approx(math.exp(1.5))
 

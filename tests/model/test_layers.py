@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
+from bridgetower.model.config import Pooling
 from bridgetower.model.layers import (
     CrossAttention,
     DotProductAttention,
@@ -136,6 +137,16 @@ def norm(hidden: Tensor, layer: nn.LayerNorm, eps: float) -> Tensor:
 def test_pooler() -> None:
     layer, hidden = made(Pooler(WIDTH)), random(2, 5, WIDTH)
     assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
+
+
+@pytest.mark.parametrize("pooling", ["mean", "token_and_mean"])
+def test_pooler_of_means(pooling: Pooling) -> None:
+    layer, hidden = made(Pooler(WIDTH, pooling)), random(2, 5, WIDTH)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    token = hidden[:, 0] if pooling == "token_and_mean" else 0.0
+    whole, cut = hidden.mean(dim=1), torch.stack([hidden[0].mean(dim=0), hidden[1, :3].mean(dim=0)])
+    for mean, present in ((whole, None), (cut, mask)):
+        assert tiny.off(layer(hidden, present), torch.tanh(layer.dense(token + mean))) < ATOL
 
 
 class TestDropout:

@@ -17,7 +17,7 @@ from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, Te
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
-from bridgetower.model.layers import Pooler
+from bridgetower.model.layers import Pooler, mean_token
 from bridgetower.model.library_towers import TimmTower, TransformersTower
 from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
 
@@ -111,8 +111,8 @@ class BridgeTower(nn.Module):
         self.text_projections = _projections(config.text.hidden_size, fusion, config.text_layers)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
         self.fusion = FusionEncoder(fusion, BRIDGES | extensions.bridges)
-        self.text_pooler = Pooler(fusion.hidden_size)
-        self.image_pooler = Pooler(fusion.hidden_size)
+        self.text_pooler = Pooler(fusion.hidden_size, fusion.pooling)
+        self.image_pooler = Pooler(fusion.hidden_size, fusion.pooling)
         chosen = chosen_heads(config.heads)
         for name in (*HEADS, *config.heads.own):
             spec = entry("heads.own", name, self.head_specs)
@@ -237,7 +237,7 @@ class BridgeTower(nn.Module):
         heads = self.config.heads
         pool: dict[str, Callable[[Tensor], Tensor]] = {
             "token": self.text.pooled,
-            "mean": lambda layer: _mean(layer, mask),
+            "mean": lambda layer: mean_token(layer, mask),
         }
         ways, layers = POOLED[heads.text_pooling], hidden[-heads.text_pooled_layers :]
         return torch.cat([pool[way](layer) for layer in layers for way in ways], dim=-1)
@@ -284,7 +284,8 @@ class BridgeTower(nn.Module):
         text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:
             return Fused(text=text_stream)
-        pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
+        both = [self.text_pooler(text_stream, text.mask), self.image_pooler(image_stream)]
+        pooled = torch.cat([*both, both[0] * both[1]] if self.config.fusion.pooled_product else both, dim=-1)
         if outputs == "pooled":
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
@@ -436,14 +437,6 @@ class BridgeTower(nn.Module):
         return tuple(
             projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
         )
-
-
-def _mean(hidden: Float[Tensor, "b l t"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b t"]:
-    """The mean of all positions but padding."""
-    if mask is None:
-        return hidden.mean(dim=1)
-    weights = mask[..., None].to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

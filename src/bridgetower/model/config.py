@@ -186,6 +186,9 @@ class FusionConfig:
         text_layers: Text tower layers likewise.
         merge_patches: Side of the squares of patches whose mean the encoder reads as one token; 1 merges none.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
+        pooling: What is pooled of each stream: `token` is its first token, as in the paper; `mean` is the mean of its
+            tokens; `token_and_mean` is the sum of both.
+        pooled_product: The pooled output also has the product of both streams' vectors, after the vectors themselves.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
@@ -202,6 +205,8 @@ class FusionConfig:
     text_layers: tuple[int, ...] | None = None
     merge_patches: int = 1
     separate_projections: bool = False
+    pooling: Pooling = "token"
+    pooled_product: bool = False
     layer_norm_eps: float = 1e-12
     bridge_layer_norm_eps: float = 1e-5
     num_token_types: int = 2
@@ -213,6 +218,7 @@ class FusionConfig:
         check_numbers(self, "fusion.", bridge_layer_norm_eps=_EPS, **counts, **_SIZES)
         _check_heads("fusion", self.hidden_size, self.num_heads)
         _check_dropout("fusion.dropout", self.dropout)
+        check_choice("fusion.pooling", self.pooling, Pooling)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
             if layers is None or (_is_whole(layers) and layers and self._reads_any_layers):
@@ -236,6 +242,11 @@ class FusionConfig:
     def num_bridged_layers(self) -> int:
         """Tower layers per modality that reach the fusion encoder, unless others are named."""
         return 1 if self.is_unbridged else self.num_layers
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled output of a pair."""
+        return (3 if self.pooled_product else 2) * self.hidden_size
 
     @property
     def first_bridge(self) -> int:

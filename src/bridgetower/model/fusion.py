@@ -112,6 +112,7 @@ class FusionEncoder(nn.Module):
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.first_bridge = config.first_bridge
+        self.pooled_tokens = 1 if config.pooling == "token" else None  # None: all
         self.first_read = -1 if config.is_unbridged else 0
         bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
         bridge = entry("fusion.bridge", config.bridge or "add", bridges)
@@ -142,9 +143,9 @@ class FusionEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
         """Returns the text and the image stream, as far as `outputs` needs them.
 
-        `pooled` computes the last layer at the two CLS positions only, `text` leaves the last image layer out (the
-        image stream is then None), `all` computes everything. What is computed does not depend on `outputs`, nor on
-        whether the caches were given.
+        `pooled` computes the last layer at the two CLS positions only, unless all are pooled; `text` leaves the last
+        image layer out (the image stream is then None); `all` computes everything. What is computed does not depend on
+        `outputs`, nor on whether the caches were given.
         """
         text_stream = self._first_input(text, self.text_norm, self.text_bridges)
         image_stream = self._first_input(image, self.image_norm, self.image_bridges)
@@ -159,7 +160,7 @@ class FusionEncoder(nn.Module):
                         text_bridge(text_stream, text, image_stream, None),
                         image_bridge(image_stream, image, text_stream, text_mask),
                     )
-            cut = 1 if outputs == "pooled" and index == last else None
+            cut = self.pooled_tokens if outputs == "pooled" and index == last else None
             caches = {"cache": text_cache, "other_cache": image_cache}
             run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)
             text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **caches)

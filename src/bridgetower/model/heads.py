@@ -32,9 +32,9 @@ class MlmHead(nn.Module):
 class ItmHead(nn.Module):
     """Does the text belong to the image? Logits of no (0) and yes (1) from the pooled output."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, pooled_size: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(2 * hidden_size, 2)
+        self.fc = nn.Linear(pooled_size, 2)
 
     def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns the two logits."""
@@ -44,9 +44,9 @@ class ItmHead(nn.Module):
 class RankHead(nn.Module):
     """One score of a pair, to choose among several texts of an image: official `rank_output`."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, pooled_size: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(2 * hidden_size, 1)
+        self.fc = nn.Linear(pooled_size, 1)
 
     def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         """Returns the scores."""
@@ -121,11 +121,11 @@ class ItcHead(nn.Module):
 class FusedItcHead(nn.Module):
     """transformers' contrastive head: text CLS, projected image CLS and pooled output to a shared space."""
 
-    def __init__(self, hidden_size: int, text_size: int, itc_size: int) -> None:
+    def __init__(self, hidden_size: int, text_size: int, pooled_size: int, itc_size: int) -> None:
         super().__init__()
         self.image = nn.Linear(hidden_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
-        self.pooled = nn.Linear(2 * hidden_size, itc_size)
+        self.pooled = nn.Linear(pooled_size, itc_size)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -147,7 +147,7 @@ class HeadSpec:
 
     Attributes:
         build: Makes the head for a model.
-        inputs: What it reads: the `pooled` output [B, 2D]; `pooled_pair`, those of two images side by side [B, 4D];
+        inputs: What it reads: the `pooled` output [B, E]; `pooled_pair`, those of two images side by side [B, 2E];
             hidden states of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
         title: What errors call it; None is its name.
         recipe: A recipe of `bridgetower train` that trains it, which errors name.
@@ -177,12 +177,13 @@ def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
     if config.heads.itc == "tower":
         sizes = (config.image_feature_size, config.text_feature_size, config.heads.itc_size)
         return ItcHead(*sizes, norm=config.heads.itc_norm, dropout=config.heads.itc_dropout)
-    return FusedItcHead(config.fusion.hidden_size, config.text.hidden_size, config.heads.itc_size)
+    fusion = config.fusion
+    return FusedItcHead(fusion.hidden_size, config.text.hidden_size, fusion.pooled_size, config.heads.itc_size)
 
 
 def _classifier(config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0) -> ClassifierHead:
     """A head on the pooled output of one or two images; official `head_hidden_scale` counts in that of one."""
-    pooled_size = 2 * config.fusion.hidden_size
+    pooled_size = config.fusion.pooled_size
     hidden_size = round(config.heads.hidden_scale * pooled_size)
     return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout)
 
@@ -209,7 +210,7 @@ HEADS: dict[str, HeadSpec] = {
         in_transformers=True,
     ),
     "itm": HeadSpec(
-        build=lambda config: ItmHead(config.fusion.hidden_size),
+        build=lambda config: ItmHead(config.fusion.pooled_size),
         inputs="pooled",
         title="matching (ITM)",
         recipe="pretrain-base",
@@ -232,7 +233,7 @@ HEADS: dict[str, HeadSpec] = {
         tower_lr=("temperature", "log_logit_scale"),
     ),
     "rank": HeadSpec(
-        build=lambda config: RankHead(config.fusion.hidden_size),
+        build=lambda config: RankHead(config.fusion.pooled_size),
         inputs="pooled",
         title="ranking",
         recipe="retrieval-flickr30k-ranking",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.config import Activation
+from bridgetower.model.config import POOLED, Activation, Pooling
 
 P = ParamSpec("P")
 Output = TypeVar("Output")
@@ -197,12 +197,23 @@ class PostNormLayer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(Linear(CLS))."""
+    """tanh(Linear(x)) of the first token x of a stream, the mean of its tokens, or the sum of both."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, pooling: Pooling = "token") -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
+        self.pooling = pooling
 
-    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
-        """Reads the first position only."""
-        return torch.tanh(self.dense(hidden[:, 0]))
+    def forward(self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b d"]:
+        """Pools a stream, whole or its first token; `mask` is False on its padding."""
+        ways = POOLED[self.pooling]
+        pooled = hidden[:, 0] if "token" in ways else torch.zeros_like(hidden[:, 0])
+        return torch.tanh(self.dense(pooled + mean_token(hidden, mask) if "mean" in ways else pooled))
+
+
+def mean_token(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b d"]:
+    """Returns the mean of all positions but padding, where `mask` is False."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)

@@ -82,6 +82,8 @@ STARTER = ModelConfig(
         vision_layers=(8, 9, 10),
         text_layers=(4, 5, 6),
         merge_patches=2,
+        pooling="token_and_mean",
+        pooled_product=True,
         dropout=0.0,
     ),
     heads=HeadsConfig(

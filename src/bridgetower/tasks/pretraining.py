@@ -65,7 +65,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
         metrics = evaluate_all_pairs(model, images, settings, means)
     else:
         metrics = evaluate_retrieval(model, images, settings, means, itc_weight=evaluation.itc_weight).metrics()
-    texts, _ = images.texts(settings.max_captions)
+    texts, _ = images.texts(settings.max_captions, images.owners() if settings.fold_size is None else None)
     return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
 
 
@@ -173,7 +173,8 @@ STARTER_MATCHING = replace(
     model=replace(STARTER, heads=replace(STARTER.heads, itm=True)),
     optimizer=replace(STARTER_ITC.optimizer, lr=6e-4, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
     batch_size=32,
-    max_steps=200,
+    align_first=500,
+    max_steps=300,
     evaluate_every=100,
     checkpoint_every=100,
     select_by="rsum",

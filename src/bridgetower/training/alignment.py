@@ -7,14 +7,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import BatchDataset, CaptionBatch, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.layers import autocast
+from bridgetower.model.layers import autocast, mean_token
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import info_nce
 from bridgetower.progress import step_bars
@@ -45,7 +45,8 @@ class Alignment(nn.Module):
         texts = encode_text(self.model, batch.input_ids, batch.attention_mask)
         losses = []
         for image, text in zip(images.layers, texts.layers, strict=True):
-            features = _mean(image, images.mask), _mean(text, texts.mask)
+            means = mean_token(image, images.mask), mean_token(text, texts.mask)
+            features = F.normalize(means[0], dim=-1), F.normalize(means[1], dim=-1)
             losses.append(
                 info_nce(features, batch.image_index, features, batch.image_index, logit_scale=self.log_scale.exp())
             )
@@ -111,11 +112,3 @@ def _batches(config: RunConfig, examples: BatchDataset) -> DataLoader[CaptionBat
         num_workers=config.data.num_workers,
     )
     return loader
-
-
-def _mean(tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None) -> Tensor:
-    """Returns the L2-normalised mean over the tokens that are not padding, [b, d]."""
-    if mask is None:
-        return F.normalize(tokens.mean(dim=1), dim=-1)
-    weights = mask[..., None].to(tokens.dtype)
-    return F.normalize((tokens * weights).sum(dim=1), dim=-1)
