@@ -46,6 +46,17 @@ class TestImages:
         assert first == [captions[0] for captions in images.captions]
         assert first_index.tolist() == list(range(9))
 
+    def test_images_with_the_same_captions_share_them(self, load: Any, tiny_dataset: Path) -> None:
+        alone, twice = load(split="test").images, load(tiny_dataset, tiny_dataset, split="test").images
+        assert alone.owners().tolist() == list(range(9))
+        assert twice.owners().tolist() == [*range(9), *range(9)]
+        assert twice.texts(2, twice.owners())[0] == alone.texts(2)[0]
+        assert torch.equal(twice.texts(2, twice.owners())[1], alone.texts(2)[1])
+        numbers = twice.identities(range(18))
+        assert torch.equal(numbers[:9], numbers[9:])
+        assert torch.equal(numbers[:9], alone.identities(range(9)))
+        assert len(numbers.unique()) == 9
+
     def test_several_folders(self, load: Any, tiny_dataset: Path) -> None:
         images = load(tiny_dataset, tiny_dataset).images
         assert len(images) == 54
@@ -127,7 +138,7 @@ class TestPairs:
         chosen = (5, 0, 9)
         batch, images = pairs[BatchKey(chosen, 1)], pairs.images
         numbers = pairs.pairs[list(chosen)].tolist()
-        assert batch.image_index.tolist() == [image for image, _ in numbers]
+        assert torch.equal(batch.image_index, images.identities([image for image, _ in numbers]))
         assert batch.ids == tuple(images.image_ids[image] for image, _ in numbers)
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
         texts = images.processor.texts([images.captions[image][number] for image, number in numbers])

@@ -30,7 +30,7 @@ def test_the_true_caption_comes_first(images: CaptionImages) -> None:
     found, chosen = texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
     assert len(found) == 8
     assert [found[0], found[4]] == [images.captions[image][number] for image, number in chosen]
-    assert pairs[BatchKey((4, 0), 7)].image_index.tolist() == [image for image, _ in chosen]
+    assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, images.identities([image for image, _ in chosen]))
 
 
 def test_false_captions_are_of_other_images(images: CaptionImages) -> None:

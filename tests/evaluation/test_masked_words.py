@@ -45,16 +45,17 @@ class TestEvaluation:
         losses, hits = {"": [], "wrong_image_": []}, {"": [], "wrong_image_": []}
         pairs = MaskedPairs(images, MASKING)
         batches = [pairs[number][0] for number in range(len(pairs))]
+        own = pairs.pairs.pairs[:, 0].tolist()
         rows = [
-            (batch, row, other_image(int(batch.image_index[row]), batch_size * number + row, len(images)))
+            (batch, row, own[pair], other_image(own[pair], pair, len(images)))
             for number, batch in enumerate(batches)
-            for row in range(len(batch))
+            for row, pair in enumerate(range(batch_size * number, batch_size * number + len(batch)))
         ]
         assert len(rows) == sum(map(len, images.captions)) == 14
-        for batch, row, other in rows:
+        for batch, row, image, other in rows:
             length = len(batch.input_ids[row]) if batch.attention_mask is None else int(batch.attention_mask[row].sum())
             labels = batch.mlm_labels[row, :length]
-            for kind, picture in (("", int(batch.image_index[row])), ("wrong_image_", other)):
+            for kind, picture in (("", image), ("wrong_image_", other)):
                 with torch.no_grad():
                     pixels, ids = images.pixel_values([picture]), batch.masked_input_ids[row, None, :length]
                     logits = tiny_model.mlm_logits(tiny_model(pixels, ids).text)[0]

@@ -194,6 +194,34 @@ class TestRetrievalRecalls:
             RetrievalRecalls(image_to_text={1: 50.0}, text_to_image={1: 0.5}, num_images=2, num_texts=2)
 
 
+class TestSharedTexts:
+    """Six images, of which 3, 4 and 5 have the captions of 0, 1 and 1."""
+
+    OWNERS, INDEX = torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 1, 2])
+
+    def test_any_image_with_the_captions_is_right(self):
+        scores = torch.zeros(6, 4)
+        scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
+        recalls = retrieval_recalls(scores, self.INDEX, owners=self.OWNERS, ks=[1])
+        assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
+        tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
+        assert recalls.image_to_text[1] == pytest.approx((3 + sum(tied.values())) / 6)
+
+    @pytest.mark.parametrize("ks", [(1, 5, 10), (2,), (3, 4)])
+    def test_constant_scores_give_chance(self, ks):
+        tied = retrieval_recalls(torch.zeros(6, 4), self.INDEX, owners=self.OWNERS, ks=ks)
+        assert chance_recalls(self.INDEX, 6, owners=self.OWNERS, ks=ks) == tied
+
+    def test_images_of_their_own_are_the_usual_case(self):
+        scores, index = make_case()
+        assert retrieval_recalls(scores, index, owners=torch.arange(12)) == retrieval_recalls(scores, index)
+        assert chance_recalls(index, 12, owners=torch.arange(12)) == chance_recalls(index, 12)
+
+    def test_an_owner_without_a_text(self):
+        with pytest.raises(ValueError, match="2 of 6 images have no text"):
+            retrieval_recalls(torch.zeros(6, 3), torch.tensor([0, 1, 1]), owners=torch.tensor([0, 1, 2, 0, 2, 1]))
+
+
 class TestChance:
     def test_formula(self):
         counts = [1, 2, 5]

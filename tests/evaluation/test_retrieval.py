@@ -14,7 +14,13 @@ from bridgetower.checkpoints import ITC_ALONE
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls, retrieval_recalls, topk_candidates
+from bridgetower.evaluation.metrics import (
+    GroundTruth,
+    RetrievalRecalls,
+    chance_recalls,
+    retrieval_recalls,
+    topk_candidates,
+)
 from bridgetower.evaluation.retrieval import (
     ITC_WEIGHTS,
     Candidates,
@@ -108,7 +114,7 @@ class TestBruteForce:
         for recalls in (result.matching_recalls, result.two_stage_recalls):
             assert recalls_of(recalls) == pytest.approx(slow_recalls(*ranking, owner))
         assert recalls_of(result.itc_recalls) == pytest.approx(slow_recalls(similarity, similarity, owner))
-        assert torch.equal(result.text_image_index, owner)
+        assert torch.equal(result.truth.text_image_index, owner)
         assert result.chance == chance_recalls(owner, len(images))
 
     def test_the_protocols_and_stages_differ_here(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
@@ -198,7 +204,7 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
         similarity=cosine,
         image_side=topk_candidates(cosine, 16, dim=1),
         text_side=topk_candidates(cosine, 16, dim=0),
-        text_image_index=torch.arange(100),
+        truth=GroundTruth(torch.arange(100), torch.arange(100)),
         config=RetrievalConfig(),
     )
 
@@ -245,7 +251,7 @@ class TestAllPairs:
         by_match = evaluate_all_pairs(tiny_model, images, config)
         head = tiny_model.itm_head
         assert head is not None
-        tiny_model.rank_head = RankHead(8)
+        tiny_model.rank_head = RankHead(16)
         for kind in ("weight", "bias"):
             both = getattr(head.fc, kind)
             getattr(tiny_model.rank_head.fc, kind).data.copy_(both[1:])

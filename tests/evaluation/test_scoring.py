@@ -143,7 +143,7 @@ class TestWork:
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
     ) -> None:
         with pair_scorer(tiny_model, images, CONFIG, Means(work=tmp_path)) as pairs, torch.inference_mode():
-            wanted = torch.arange(len(images))[:, None] == pairs.text_image_index[None]
+            wanted = torch.arange(len(images))[:, None] == pairs.truth.text_image_index[None]
             own, others = pairs.score(wanted).match, pairs.score(~wanted).match
         assert torch.equal(own.isnan(), ~wanted)
         assert torch.equal(others.isnan(), wanted)

@@ -94,11 +94,12 @@ def search_examples(
     """
     if count < 1 or top < 1:
         raise ValueError(f"count is {count} and top {top}; expected at least 1")
-    texts, index = images.texts(config.max_captions)
-    if len(result.similarity) != len(images) or not torch.equal(index, result.text_image_index):
+    owners = images.owners() if config.fold_size is None else torch.arange(len(images))
+    texts, index = images.texts(config.max_captions, owners)
+    if not torch.equal(owners, result.truth.owners) or not torch.equal(index, result.truth.text_image_index):
         raise ValueError(
-            f"the result ranks {len(result.similarity)} images and {len(result.text_image_index)} texts, the images "
-            f"given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
+            f"the result ranks {len(result.similarity)} images and {len(result.truth.text_image_index)} texts, the "
+            f"images given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
         )
     search = _Search(predictor, images, result, texts, _orders(result, config), top)
     return [
@@ -142,9 +143,9 @@ class _Search:
 
     def rank(self, direction: Direction, query: int) -> int:
         """Place of the best right answer, counted from 1."""
-        owners = self.result.text_image_index
+        images, texts = self.result.truth.owners, self.result.truth.text_image_index
         order = self.orders[direction][query]
-        is_own = order == owners[query] if direction == "text_to_image" else owners[order] == query
+        is_own = images[order] == texts[query] if direction == "text_to_image" else texts[order] == images[query]
         return int(is_own.nonzero()[0]) + 1
 
     def example(self, direction: Direction, query: int) -> SearchExample:
@@ -156,7 +157,7 @@ class _Search:
         pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
         probabilities = self._probabilities(pairs)
         *hits, own = [self._hit(*pair, direction, chance) for pair, chance in zip(pairs, probabilities, strict=True)]
-        image = int(self.result.text_image_index[query]) if to_image else query
+        image = int(self.result.truth.text_image_index[query]) if to_image else query
         return SearchExample(
             direction=direction,
             text=self.texts[query] if to_image else self.images.captions[image][0],
@@ -168,14 +169,14 @@ class _Search:
         )
 
     def _hit(self, image: int, text: int, direction: Direction, probability: float | None) -> Hit:
-        owner = int(self.result.text_image_index[text])
+        owner = int(self.result.truth.text_image_index[text])
         finds_texts = direction == "image_to_text"
         return Hit(
             caption=self.texts[text] if finds_texts else self.images.captions[image][0],
             image=self.images.image_bytes(owner if finds_texts else image),
             cosine=float(self.result.similarity[image, text]),
             probability=probability,
-            is_own=owner == image,
+            is_own=owner == int(self.result.truth.owners[image]),
         )
 
     def _probabilities(self, pairs: Sequence[tuple[int, int]]) -> Sequence[float | None]:
@@ -202,8 +203,7 @@ def _orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction,
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:
     """Row of each image's first caption; captions of an image stand together."""
-    counts = torch.bincount(index)
-    first: list[int] = (counts.cumsum(0) - counts).tolist()
+    first: list[int] = index.diff(prepend=torch.tensor([-1])).nonzero()[:, 0].tolist()
     return first
 
 

@@ -223,7 +223,7 @@ class CaptionBatch(Batch):
 
     Attributes:
         masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
-        image_index: Equal numbers mark the same image, across all ranks.
+        image_index: Equal numbers mark the same image, or images with the same captions, across all ranks.
         step_labels: Number of labels in all micro-batches of this process in the step, where they are counted.
         mlm_weight: What MLM of this batch is multiplied with; None is 1.
     """
@@ -252,7 +252,7 @@ class RankingBatch(Batch):
     Attributes:
         input_ids: The texts of each image in succession, the true one first.
         attention_mask: Of all texts.
-        image_index: Equal numbers mark the same image.
+        image_index: Equal numbers mark the same image, or images with the same captions.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures

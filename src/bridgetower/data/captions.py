@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from jaxtyping import Int
@@ -34,11 +35,29 @@ class CaptionImages(PreparedImages):
         super().__init__(config, splits, processor)
         self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries)
 
-    def texts(self, max_captions: int | None = None) -> tuple[list[str], Int[Tensor, " t"]]:
-        """Returns the first `max_captions` captions of every image, and the image that each belongs to."""
-        chosen = [captions[:max_captions] for captions in self.captions]
-        index = torch.repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
+    def owners(self) -> Int[Tensor, " n"]:
+        """Returns the first image with the same captions as each image: itself where they are its own."""
+        first: dict[tuple[str, ...], int] = {}
+        return torch.tensor([first.setdefault(tuple(captions), image) for image, captions in enumerate(self.captions)])
+
+    def texts(
+        self, max_captions: int | None = None, owners: Int[Tensor, " n"] | None = None
+    ) -> tuple[list[str], Int[Tensor, " t"]]:
+        """Returns captions of every image, and the image that each belongs to.
+
+        Args:
+            max_captions: At most so many of an image, the first ones; None: all.
+            owners: From `owners`: captions that images share are returned once, as those of the first one.
+        """
+        shown = range(len(self)) if owners is None else owners.unique().tolist()
+        chosen = [self.captions[image][:max_captions] for image in shown]
+        index = torch.tensor(shown).repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
+
+    def identities(self, images: Sequence[int]) -> Int[Tensor, " b"]:
+        """Returns a number for each image, which is the same for images with the same captions, in every process."""
+        contents = (repr(self.captions[image]).encode() for image in images)
+        return torch.tensor([int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents])
 
     def pairs(self) -> Int[Tensor, "p 2"]:
         """Lists (image, caption number) pairs to train on; the number is `DRAWN` where a caption is drawn each time."""
@@ -87,7 +106,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
             mlm_labels=labels,
-            image_index=torch.tensor(images),
+            image_index=self.images.identities(images),
             ids=tuple(self.images.image_ids[image] for image in images),
             seed=key.seed,
             step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
@@ -161,7 +180,7 @@ class RankingPairs(Dataset[RankingBatch]):
             pixel_values=self.images.views(images, generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            image_index=torch.tensor(images),
+            image_index=self.images.identities(images),
             ids=tuple(self.images.image_ids[image] for image in images),
             seed=key.seed,
         )

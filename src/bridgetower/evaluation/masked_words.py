@@ -46,7 +46,7 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
         batch = joined([self._pair(row) for row in rows], seed=0)
         if len(images) == 1:
             return batch, (batch.pixel_values,)
-        own = zip(batch.image_index.tolist(), rows, strict=True)
+        own = zip(self.pairs.pairs[rows.start : rows.stop, 0].tolist(), rows, strict=True)
         return batch, (batch.pixel_values, images.pixel_values([other_image(*pair, len(images)) for pair in own]))
 
     def _pair(self, row: int) -> CaptionBatch:

@@ -20,6 +20,18 @@ _PAIRS_AT_ONCE = 2**22
 """Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
 
 
+class GroundTruth(NamedTuple):
+    """Which images and texts belong together.
+
+    Attributes:
+        text_image_index: Row of the image that each text belongs to.
+        owners: Row of the image whose texts belong to each image: itself, or one that has the same captions.
+    """
+
+    text_image_index: Int[Tensor, " t"]
+    owners: Int[Tensor, " i"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalRecalls:
     """Recall at k in both directions, as fractions.
@@ -64,6 +76,7 @@ def retrieval_recalls(
     scores: Float[Tensor, "i t"],
     text_image_index: Int[Tensor, " t"],
     *,
+    owners: Int[Tensor, " i"] | None = None,
     text_to_image_scores: Float[Tensor, "i t"] | None = None,
     ks: Sequence[int] = RECALL_KS,
 ) -> RetrievalRecalls:
@@ -76,6 +89,8 @@ def retrieval_recalls(
     Args:
         scores: Higher is more alike; used for both directions unless `text_to_image_scores` is given.
         text_image_index: Row of the image that each text belongs to; every image needs at least one text.
+        owners: Row of the image whose texts belong to each image as well, such as another drawing of the same thing;
+            None: each has its own.
         text_to_image_scores: Scores of the text→image direction, where the two directions differ.
         ks: Ranks to report; a rank beyond the number of items means all items.
 
@@ -88,9 +103,9 @@ def retrieval_recalls(
         _check_scores(other, text_image_index)
     if other.shape != scores.shape:
         raise ValueError(f"text_to_image_scores is {list(other.shape)}; expected {list(scores.shape)} as for scores")
-    _check_index(text_image_index, len(scores))
+    pairs = _own_pairs(text_image_index, len(scores), owners)
     _check_ks(ks)
-    images, texts = _image_places(scores, text_image_index), _text_places(other, text_image_index)
+    images, texts = _best_places(scores, *pairs), _best_places(other.T, *pairs[::-1])
     return RetrievalRecalls(
         image_to_text={k: _expected_recall(images, k) for k in ks},
         text_to_image={k: _expected_recall(texts, k) for k in ks},
@@ -117,7 +132,7 @@ def fold_recalls(
     num_images = len(scores)
     if fold_size < 1 or num_images == 0 or num_images % fold_size:
         raise ValueError(f"{num_images} images do not split into folds of {fold_size}; expected a multiple")
-    _check_index(text_image_index, num_images)
+    _own_pairs(text_image_index, num_images)
     folds = []
     for start in range(0, num_images, fold_size):
         texts = (text_image_index // fold_size == start // fold_size).nonzero().squeeze(1)
@@ -135,24 +150,27 @@ def fold_recalls(
 
 
 def chance_recalls(
-    text_image_index: Int[Tensor, " t"], num_images: int, *, ks: Sequence[int] = RECALL_KS
+    text_image_index: Int[Tensor, " t"],
+    num_images: int,
+    *,
+    owners: Int[Tensor, " i"] | None = None,
+    ks: Sequence[int] = RECALL_KS,
 ) -> RetrievalRecalls:
     """Expected recalls of a uniformly random ranking.
 
-    With I images, T texts and n texts of an image: 1 − C(T−n, k)/C(T, k), averaged over images, and k/I. A rank
-    beyond the number of items is a certain hit.
+    With M items of which n are right: 1 − C(M−n, k)/C(M, k), averaged over queries. A rank beyond the number of items
+    is a certain hit.
 
     Raises:
         ValueError: An image without text, an index out of range, k < 1.
     """
-    _check_index(text_image_index, num_images)
+    pairs = _own_pairs(text_image_index, num_images, owners)
     _check_ks(ks)
     num_texts = len(text_image_index)
-    own = torch.bincount(text_image_index, minlength=num_images)
-    images = _Places(better=torch.zeros_like(own), tied=torch.full_like(own, num_texts), own=own, can_hit=own > 0)
+    images, texts = _tied_places(pairs[0], num_images, num_texts), _tied_places(pairs[1], num_texts, num_images)
     return RetrievalRecalls(
         image_to_text={k: _expected_recall(images, k) for k in ks},
-        text_to_image={k: min(1.0, k / num_images) for k in ks},
+        text_to_image={k: _expected_recall(texts, k) for k in ks},
         num_images=num_images,
         num_texts=num_texts,
     )
@@ -228,20 +246,18 @@ class _Places(NamedTuple):
     can_hit: Bool[Tensor, " q"]
 
 
-def _image_places(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> _Places:
-    own = _own_scores(scores, text_image_index)
-    best = own.new_full((len(scores),), -torch.inf).scatter_reduce(0, text_image_index, own, "amax")
-    is_best = own == best[text_image_index]
-    num_best = torch.bincount(text_image_index[is_best], minlength=len(scores))
+def _best_places(scores: Float[Tensor, "q m"], queries: Int[Tensor, " p"], items: Int[Tensor, " p"]) -> _Places:
+    """Places of the best own item of each query, from all pairs of a query and an own item."""
+    own = scores[queries, items]
+    best = own.new_full((len(scores),), -torch.inf).scatter_reduce(0, queries, own, "amax")
+    num_best = torch.bincount(queries[own == best[queries]], minlength=len(scores))
     return _places(scores, best, num_best)
 
 
-def _text_places(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> _Places:
-    return _places(scores.T, _own_scores(scores, text_image_index), torch.ones_like(text_image_index))
-
-
-def _own_scores(scores: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
-    return scores.gather(0, text_image_index[None])[0]
+def _tied_places(queries: Int[Tensor, " p"], num_queries: int, num_items: int) -> _Places:
+    """Places where all items of a query score the same."""
+    own = torch.bincount(queries, minlength=num_queries)
+    return _Places(better=torch.zeros_like(own), tied=torch.full_like(own, num_items), own=own, can_hit=own > 0)
 
 
 def _places(rows: Float[Tensor, "q m"], best_own: Float[Tensor, " q"], own: Int[Tensor, " q"]) -> _Places:
@@ -281,15 +297,22 @@ def _check_not_nan(values: Tensor, name: str) -> None:
         raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")
 
 
-def _check_index(text_image_index: Tensor, num_images: int) -> None:
+def _own_pairs(
+    text_image_index: Int[Tensor, " t"], num_images: int, owners: Int[Tensor, " i"] | None = None
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+    """Returns image and text of all pairs that belong together, after checks."""
     if len(text_image_index) == 0:
         raise ValueError("there are no texts; expected at least one")
     low, high = int(text_image_index.min()), int(text_image_index.max())
     if low < 0 or high >= num_images:
         raise ValueError(f"text_image_index goes from {low} to {high}; expected rows of the {num_images} images")
-    without = int((torch.bincount(text_image_index, minlength=num_images) == 0).sum())
+    images, texts = text_image_index, torch.arange(len(text_image_index))
+    if owners is not None:
+        images, texts = (owners[:, None] == text_image_index).nonzero(as_tuple=True)
+    without = int((torch.bincount(images, minlength=num_images) == 0).sum())
     if without:
         raise ValueError(f"{without} of {num_images} images have no text; expected at least one each, leave them out")
+    return images, texts
 
 
 def _check_ks(ks: Sequence[int]) -> None:

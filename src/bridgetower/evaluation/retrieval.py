@@ -14,6 +14,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import (
+    GroundTruth,
     RetrievalRecalls,
     chance_recalls,
     fold_recalls,
@@ -39,7 +40,7 @@ class RetrievalResult:
     Attributes:
         similarity: Cosine of the contrastive embeddings, image by text.
         itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
-        text_image_index: Row of the image that each text belongs to.
+        truth: Which images and texts belong together.
         itc_recalls: Of the ranking by cosine.
         matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
         two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
@@ -51,7 +52,7 @@ class RetrievalResult:
 
     similarity: Float[Tensor, "i t"]
     itm: Float[Tensor, "i t"] | None
-    text_image_index: Int[Tensor, " t"]
+    truth: GroundTruth
     itc_recalls: RetrievalRecalls
     matching_recalls: RetrievalRecalls | None
     two_stage_recalls: RetrievalRecalls | None
@@ -79,7 +80,9 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Ranks all images for every caption and all captions for every image, or those of its fold.
 
-    Images are shared out over the processes of a distributed run; every process gets the same result.
+    Images with the same captions count as one thing: their texts are ranked once, and each of them is right for these;
+    not so with folds. Images are shared out over the processes of a distributed run; every process gets the same
+    result.
 
     Args:
         model: With a contrastive head.
@@ -96,16 +99,16 @@ def evaluate_retrieval(
     model.contrastive_head()
     itm = matching = two_stage = matched = weight = None
     with pair_scorer(model, images, config, means) as pairs:
-        similarity, text_image_index = pairs.similarity(), pairs.text_image_index
+        similarity, truth = pairs.similarity(), pairs.truth
         if model.itm_head is not None:
-            sides = [_candidates(similarity, text_image_index, config, dim=dim) for dim in (1, 0)]
-            itm, matched = _matching(pairs, len(images), sides[0] | sides[1])
+            sides = [_candidates(similarity, truth.text_image_index, config, dim=dim) for dim in (1, 0)]
+            itm, matched = _matching(pairs, sides[0] | sides[1])
             candidates = Candidates(
                 itm=itm,
                 similarity=similarity,
                 image_side=sides[0],
                 text_side=sides[1],
-                text_image_index=text_image_index,
+                truth=truth,
                 config=config,
             )
             matching = two_stage = candidates.recalls(0.0)
@@ -116,11 +119,11 @@ def evaluate_retrieval(
     return RetrievalResult(
         similarity=similarity,
         itm=itm,
-        text_image_index=text_image_index,
-        itc_recalls=_recalls(similarity, text_image_index, config),
+        truth=truth,
+        itc_recalls=_recalls(similarity, truth, config),
         matching_recalls=matching,
         two_stage_recalls=two_stage,
-        chance=_chance(text_image_index, len(images), config),
+        chance=_chance(truth, config),
         itc_weight=weight,
         itm_accuracy=matched,
     )
@@ -137,7 +140,7 @@ def evaluate_matching(model: BridgeTower, images: CaptionImages, config: Retriev
     """
     model.head("itm")
     with pair_scorer(model, images, config, AS_USUAL) as pairs:
-        return _matching(pairs, len(images))[1]
+        return _matching(pairs)[1]
 
 
 @torch.inference_mode()
@@ -161,11 +164,9 @@ def evaluate_all_pairs(
     head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
     size = config.fold_size or len(images)
     with pair_scorer(model, images, config, means) as pairs:
-        text_image_index = pairs.text_image_index
-        chosen = torch.arange(len(images))[:, None] // size == text_image_index[None] // size
+        chosen = torch.arange(len(images))[:, None] // size == pairs.truth.text_image_index // size
         scores = pairs.score(chosen, head).match
-    one_stage = _recalls(scores, text_image_index, config)
-    chance = _chance(text_image_index, len(images), config)
+    one_stage, chance = _recalls(scores, pairs.truth, config), _chance(pairs.truth, config)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
 
 
@@ -187,7 +188,7 @@ class Candidates:
         itm: Matching score of the candidate pairs.
         similarity: Cosine.
         image_side, text_side: True at the candidates of each image and of each text.
-        text_image_index: Row of the image that each text belongs to.
+        truth: Which images and texts belong together.
         config: Protocol and folds.
     """
 
@@ -195,14 +196,14 @@ class Candidates:
     similarity: Float[Tensor, "i t"]
     image_side: Bool[Tensor, "i t"]
     text_side: Bool[Tensor, "i t"]
-    text_image_index: Int[Tensor, " t"]
+    truth: GroundTruth
     config: RetrievalConfig
 
     def recalls(self, itc_weight: float) -> RetrievalRecalls:
         """Returns the recalls of the ranking with a weight of ITC."""
         scores = combined_scores(self.itm, self.similarity, itc_weight) if itc_weight else self.itm
         ranked = two_stage_scores(scores, self.image_side, self.text_side, protocol=self.config.protocol)
-        return _recalls(ranked[0], self.text_image_index, self.config, ranked[1])
+        return _recalls(ranked[0], self.truth, self.config, ranked[1])
 
     def fitted_weight(self) -> float:
         """Returns the one of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle."""
@@ -225,13 +226,14 @@ def _candidates(
 
 def _recalls(
     scores: Float[Tensor, "i t"],
-    text_image_index: Int[Tensor, " t"],
+    truth: GroundTruth,
     config: RetrievalConfig,
     text_to_image: Float[Tensor, "i t"] | None = None,
 ) -> RetrievalRecalls:
+    index, owners = truth
     if config.fold_size is None:
-        return retrieval_recalls(scores, text_image_index, text_to_image_scores=text_to_image)
-    return fold_recalls(scores, text_image_index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
+        return retrieval_recalls(scores, index, owners=owners, text_to_image_scores=text_to_image)
+    return fold_recalls(scores, index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
 
 
 def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
@@ -245,12 +247,12 @@ def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
     }
 
 
-def _chance(text_image_index: Int[Tensor, " t"], num_images: int, config: RetrievalConfig) -> RetrievalRecalls:
+def _chance(truth: GroundTruth, config: RetrievalConfig) -> RetrievalRecalls:
     """Recalls of a random ranking."""
+    index, owners = truth
     if config.fold_size is None:
-        return chance_recalls(text_image_index, num_images)
-    tied = torch.zeros(num_images, len(text_image_index))  # tied items count by chance
-    return _recalls(tied, text_image_index, config)
+        return chance_recalls(index, len(owners), owners=owners)
+    return _recalls(torch.zeros(len(owners), len(index)), truth, config)  # tied items count by chance
 
 
 def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
@@ -258,25 +260,20 @@ def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
         raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
 
 
-def _matching(
-    pairs: PairScorer, num_images: int, chosen: Bool[Tensor, "i t"] | None = None
-) -> tuple[Float[Tensor, "i t"], float]:
+def _matching(pairs: PairScorer, chosen: Bool[Tensor, "i t"] | None = None) -> tuple[Float[Tensor, "i t"], float]:
     """Scores the chosen pairs and the controls; returns the logits of a match, and the accuracy on the controls."""
-    controls = _control_pairs(pairs.text_image_index, num_images)
+    controls = _control_pairs(pairs.truth)
     scores = pairs.score(controls if chosen is None else chosen | controls)
-    own = _is_own(pairs.text_image_index, num_images)
+    own = pairs.truth.owners[:, None] == pairs.truth.text_image_index
     return scores.match, accuracy(scores.accepted[controls].long(), own[controls].long())
 
 
-def _control_pairs(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
-    """Each text with its own image and with one other, drawn with a fixed seed."""
+def _control_pairs(truth: GroundTruth) -> Bool[Tensor, "i t"]:
+    """Each text with its own image and with one that has other captions, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
-    pairs = _is_own(text_image_index, num_images)
-    if num_images > 1:
-        shift = torch.randint(1, num_images, text_image_index.shape, generator=generator)
-        pairs[(text_image_index + shift) % num_images, torch.arange(len(text_image_index))] = True
+    pairs = torch.arange(len(truth.owners))[:, None] == truth.text_image_index
+    different, own = truth.text_image_index.unique(return_inverse=True)
+    if len(different) > 1:
+        shift = torch.randint(1, len(different), own.shape, generator=generator)
+        pairs[different[(own + shift) % len(different)], torch.arange(len(own))] = True
     return pairs
-
-
-def _is_own(text_image_index: Int[Tensor, " t"], num_images: int) -> Bool[Tensor, "i t"]:
-    return torch.arange(num_images)[:, None] == text_image_index[None]

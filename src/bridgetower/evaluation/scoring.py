@@ -23,6 +23,7 @@ from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.files import locked, remove_leftovers, replacing
 from bridgetower.inference import image_bytes, log_odds, score_pairs
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
@@ -81,7 +82,7 @@ class PairScorer:
     that no encoding is kept for longer than a part of the images takes.
 
     Attributes:
-        text_image_index: Row of the image that each text belongs to.
+        truth: Which images and texts belong together. Images with the same captions share them, except with folds.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class PairScorer:
     ) -> None:
         self._model, self._images, self._config, self._means, self._folder = model, images, config, means, folder
         self._device = next(model.parameters()).device
-        texts, self.text_image_index = images.texts(config.max_captions)
+        owners = images.owners() if config.fold_size is None else torch.arange(len(images))
+        texts, text_image_index = images.texts(config.max_captions, owners)
+        self.truth = GroundTruth(text_image_index, owners)
         ids = images.processor.token_ids(texts, truncate=True)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
         self._ids = [ids[text] for text in order]

@@ -16,7 +16,6 @@ from bridgetower.demo.toysets.packages import (
     code_of,
     collection,
     distinct,
-    drawn,
     package_folder,
     png_content,
     read_images,
@@ -29,8 +28,8 @@ LICENCES = {
 }
 SPLIT_RULE = (
     "by concept (an emoji with all its skin-tone, gender, direction and family-member variants, in all styles): "
-    "concepts ranked by hash of seed and concept; a test or validation concept gives one image, its base in one style, "
-    "and its variants are left out"
+    "concepts ranked by hash of seed and concept; a test or validation concept gives its base, one image in each "
+    "style, and its variants are left out"
 )
 
 _SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
@@ -101,8 +100,8 @@ class EmojiConfig(SplitConfig):
     """How the emoji are split.
 
     Attributes:
-        num_test: Number of test concepts, one image each.
-        num_validation: Number of validation concepts, one image each.
+        num_test: Number of test concepts, one image each in every style.
+        num_validation: Number of validation concepts, likewise.
         tones: Train on variants with a skin tone.
         unseen_style: A further style, whose images are tested and never trained on, as the split `unseen-style`.
         num_unseen_style: Training concepts that are tested in this style.
@@ -133,10 +132,9 @@ def collect(config: EmojiConfig) -> Collection:
     for concept, members in concepts.items():
         split, shown = split_of[concept], members
         if split != "train":
-            shown = [drawn([emoji for emoji in members if emoji.code == members[0].code], config.seed, concept)]
-            left_out["variant of a validation or test concept"] += [
-                emoji.title for emoji in members if emoji is not shown[0]
-            ]
+            shown = [emoji for emoji in members if emoji.code == members[0].code]
+            variants = [emoji.title for emoji in members if emoji.code != members[0].code]
+            left_out["variant of a validation or test concept"] += variants
         chosen += [(split, concept, emoji) for emoji in shown]
     if config.unseen_style is not None:
         chosen += _in_unseen_style(config, config.unseen_style, [one for one in chosen if one[0] == "train"])

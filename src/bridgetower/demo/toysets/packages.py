@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bridgetower.data.folder import DatasetInfo, by_split, split_rank
+from bridgetower.data.folder import DatasetInfo, by_split
 from bridgetower.data.writer import Collection, Record
 from bridgetower.extras import require
 
@@ -82,9 +82,9 @@ class SplitConfig:
 
     Attributes:
         seed: Seed of the split.
-        num_test: Number of test images.
-        num_validation: Number of validation images.
-        styles: Drawings of training images; a test or validation image is one of them, drawn by hash.
+        num_test: Number of test concepts.
+        num_validation: Number of validation concepts.
+        styles: Drawings of each concept.
     """
 
     seed: int = 0
@@ -200,11 +200,6 @@ def png_content(file: Traversable) -> bytes:
     return bytes(
         resvg_py.svg_to_bytes(svg_string=file.read_text(encoding="utf-8"), width=_SVG_SIDE, skip_system_fonts=True)
     )
-
-
-def drawn(images: Sequence[Named], seed: int, key: str) -> Named:
-    """Returns one of the images of a key, by a hash that does not depend on its rank among the keys."""
-    return images[int.from_bytes(split_rank(seed, key)[-8:]) % len(images)]
 
 
 def _code_of_file(stem: str) -> str:
