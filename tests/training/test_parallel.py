@@ -147,13 +147,14 @@ class TestInterrupted:
         train_all({run: short}, progress=False)
         assert saved_step(run) == short.max_steps == steps_done(run)
 
-    def test_before_anything_trains(self, tmp_path: Path, tiny_dataset: Path) -> None:
+    def test_as_soon_as_there_is_a_process(self, tmp_path: Path, tiny_dataset: Path) -> None:
         with (
             once(lambda: bool(multiprocessing.active_children()), lambda: os.kill(os.getpid(), signal.SIGTERM)),
             pytest.raises(Interrupted),
         ):
             train_all({tmp_path / "run": run_config(tiny_dataset, max_steps=LONG)}, progress=False)
-        assert not (tmp_path / "run" / METRICS).exists()
+        run = tmp_path / "run"
+        assert not (run / METRICS).exists() or saved_step(run) == steps_done(run) < LONG  # a few steps on a fast machine
 
 
 def alone(dataset: Path, out: Path) -> None:
