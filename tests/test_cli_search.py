@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.demo.folder import FOLDER, held_out_index, held_out_pictures, trained_model
+from bridgetower.demo.folder import FOLDER, held_out_index, held_out_images, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
@@ -183,8 +183,8 @@ class TestWithoutADownload:
     def demo(self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.chdir(tmp_path)
         shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
-        write_held_out({"shapes": tiny_dataset}, held_out_pictures(FOLDER))
-        index_held_out(held_out_pictures(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
+        write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
+        index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
         return tmp_path
 
     def test_search(

@@ -19,7 +19,7 @@ import pytest
 
 from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
-from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_pictures, trained_model
+from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_images, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
@@ -142,8 +142,8 @@ class TestWithoutADownload:
         monkeypatch.chdir(tmp_path)
         shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
         shutil.copytree(answering_checkpoint, answering_model(FOLDER))
-        write_held_out({"shapes": tiny_dataset}, held_out_pictures(FOLDER))
-        index_held_out(held_out_pictures(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
+        write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
+        index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
         return tmp_path
 
     @pytest.mark.usefixtures("demo")

@@ -77,7 +77,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     found.run(*DEMO)
     photos = folder / "my-photos"
     photos.mkdir()
-    pictures = sorted((folder / "bridgetower-demo" / "pictures").glob("*.png"))
+    pictures = sorted((folder / "bridgetower-demo" / "images").glob("*.png"))
     assert len(pictures) >= 12
     with (photos / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)

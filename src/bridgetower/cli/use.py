@@ -213,7 +213,7 @@ def answer(
     first; a table on a terminal. Each probability is of that answer alone: they do not sum to one.
 
     Examples: bridgetower answer MODEL --images cat.jpg --questions "what colour is the cat?"
-              bridgetower answer --images bridgetower-demo/pictures/scene-1.png --questions "is there a circle?"
+              bridgetower answer --images bridgetower-demo/images/scene-1.png --questions "is there a circle?"
 
     Args:
         model: What to load; an official .ckpt needs --answers. Default: what the demo trained to answer questions.

@@ -26,7 +26,7 @@ def answering_model(out: Path, arm: str = "bridgetower", seed: int = 0) -> Path:
     return trained_model(out, arm, seed, ANSWERS)
 
 
-def held_out_pictures(out: Path) -> Path:
+def held_out_images(out: Path) -> Path:
     """Folder of the images that no training saw, as files with their captions beside them."""
     return out / "held-out"
 

@@ -40,7 +40,7 @@ class Questions:
     Attributes:
         toyset: Set of the questions.
         about: What they are about, in words.
-        picture: Begins the names of their images.
+        prefix: Of the file names of their images.
         settings: Of the set, for so many minutes.
         recipe: Of the training.
         steps: Of each arm and seed.
@@ -48,7 +48,7 @@ class Questions:
 
     toyset: str
     about: str
-    picture: str
+    prefix: str
     settings: Callable[[float], Any]
     recipe: str
     steps: int
@@ -103,7 +103,7 @@ FROM_SCRATCH = Plan(
     questions=Questions(
         toyset="scenes",
         about="generated scenes",
-        picture="scene",
+        prefix="scene",
         settings=_scenes,
         recipe="scenes-vqa",
         steps=1_200,  # two for each of pre-training; they are a quarter as dear
@@ -128,7 +128,7 @@ ON_TOWERS = Plan(
     questions=Questions(
         toyset="flag-questions",
         about="flags",
-        picture="question",
+        prefix="question",
         settings=lambda minutes: _FLAGS,
         recipe="starter-flag-questions",
         steps=150,

@@ -31,7 +31,7 @@ from bridgetower.demo.folder import (
     ANSWERS,
     answering_model,
     held_out_index,
-    held_out_pictures,
+    held_out_images,
     run_folder,
     trained_model,
 )
@@ -94,7 +94,7 @@ EXAMPLES = 2  # of either kind per topic
 MIN_INTERVAL = 20  # steps between evaluations
 TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
 SETTINGS = "demo.json"  # and the time so far
-SEARCHES, MASKS, PICTURES = 6, 4, 8  # examples per data set
+SEARCHES, MASKS, IMAGES = 6, 4, 8  # examples per data set
 
 
 def questions_folder(out: Path, plan: Plan) -> Path:
@@ -137,7 +137,7 @@ def run_demo(
     then the fusion encoder with the matching head, then the answers to questions about flags. `FROM_SCRATCH`, nano
     models learn all at once, and then the answers to questions about generated scenes.
 
-    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `pictures/` (some held-out ones), `held-out/`
+    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `images/` (some held-out ones), `held-out/`
     (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the
     settings and the time that calls have taken so far; on towers also `towers/`. The report is written for the first
     time after the first training. Both arms are tested with their last checkpoint: the best one on validation could be
@@ -242,8 +242,8 @@ class _Demo:
         answers = question_examples(questions_folder(out, plan), judged[first]) if judged else []
         _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
         for name, (dataset, split) in plan.tests.items():
-            write_held_out({name: out / "data" / dataset}, held_out_pictures(out), split)
-        index_held_out(held_out_pictures(out), held_out_index(out), predictors["bridgetower"])
+            write_held_out({name: out / "data" / dataset}, held_out_images(out), split)
+        index_held_out(held_out_images(out), held_out_index(out), predictors["bridgetower"])
         return results
 
 
@@ -354,12 +354,12 @@ def _report(
         searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=SEARCHES)
         if config.model.heads.mlm:
             masks += mask_examples(predictor, images, count=MASKS)
-        for number in range(min(PICTURES, len(images))):
-            write_bytes(out / "pictures" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
-    asked = [answer.image for answer in answers[:PICTURES]]
-    pictures = {"scene": drawn_scenes(PICTURES)} if plan.towers else {}
-    for name, contents in (pictures | {plan.questions.picture: asked}).items():
+        for number in range(min(IMAGES, len(images))):
+            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
+    asked = [answer.image for answer in answers[:IMAGES]]
+    drawn = {"scene": drawn_scenes(IMAGES)} if plan.towers else {}
+    for name, contents in (drawn | {plan.questions.prefix: asked}).items():
         for number, content in enumerate(contents):
-            write_bytes(out / "pictures" / f"{name}-{number + 1}.png", content)
+            write_bytes(out / "images" / f"{name}-{number + 1}.png", content)
     page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0")
     write_text(out / "report.html", page)
