@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.demo.folder import FOLDER, held_out_index, held_out_images, trained_model
+from bridgetower.demo.folder import FOLDER, held_out_images, held_out_index, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.index import Index

@@ -19,7 +19,7 @@ import pytest
 
 from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
-from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, held_out_images, trained_model
+from bridgetower.demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index

@@ -177,6 +177,48 @@ class TestPairs:
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
         assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
 
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> str:
+        """A file with transforms of one's own."""
+        lines = (
+            "import torch",
+            "def invert(image): return 255 - image",
+            "def noise(image): return torch.randint(0, 256, image.shape, dtype=torch.uint8)",
+            "def floats(image): return image / 255",
+            "def nothing(image): pass",
+            "number = 5",
+        )
+        (tmp_path / "views.py").write_text("\n".join(lines))
+        return str(tmp_path / "views.py")
+
+    def test_a_transform_of_ones_own(self, load: Any, own: str) -> None:
+        pairs = load(transform=f"{own}:invert")
+        images, rows = pairs.images, pairs.pairs[[0, 1, 2], 0].tolist()
+        inverted = images.processor.normalise(255 - torch.stack([images.pixels(image) for image in rows]))
+        assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
+        torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))  # not in evaluation
+
+    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load: Any, own: str) -> None:
+        pairs, before = load(transform=f"{own}:noise"), torch.get_rng_state()
+        first, again = (pairs[BatchKey((0, 1), 5)].pixel_values for _ in range(2))
+        assert torch.equal(first, again)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not torch.equal(first[0], first[1])
+        assert not torch.equal(first, pairs[BatchKey((0, 1), 6)].pixel_values)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("floats", r"floats returned torch.float32 \[3, \d+, \d+\]; expected a tensor of uint8"),
+            ("nothing", "nothing returned NoneType; expected a tensor of uint8"),
+            ("number", "number is a int; expected"),
+            ("missing", "data.transform is .*missing; expected .*invert, .*noise"),
+        ],
+    )
+    def test_what_is_no_transform(self, load: Any, own: str, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            load(transform=f"{own}:{name}")[BatchKey((0,), 5)]
+
     def test_words_are_dropped(self, load: Any) -> None:
         key = BatchKey((0, 1, 2), 5)
         plain, fewer = load()[key], load(word_dropout=0.5)[key]

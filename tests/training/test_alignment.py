@@ -129,6 +129,10 @@ class TestConfig:
         with pytest.raises(ValueError, match=r"align_first is -?\d; expected (at least 0|0 without freeze_towers)"):
             replace(config, **changes)
 
+    def test_frozen_towers_take_no_transform(self, config: RunConfig) -> None:
+        with pytest.raises(ValueError, match=r"data.transform my.py:views with frozen towers, .*; leave one out"):
+            replace(config, data=replace(config.data, transform="my.py:views"))
+
     def test_needs_captions(self, config: RunConfig) -> None:
         with pytest.raises(ValueError, match="align_first compares images with captions; leave it out for ranking"):
             replace(config, task=RankingConfig())

@@ -154,7 +154,9 @@ class TestInterrupted:
         ):
             train_all({tmp_path / "run": run_config(tiny_dataset, max_steps=LONG)}, progress=False)
         run = tmp_path / "run"
-        assert not (run / METRICS).exists() or saved_step(run) == steps_done(run) < LONG  # a few steps on a fast machine
+        assert (
+            not (run / METRICS).exists() or saved_step(run) == steps_done(run) < LONG
+        )  # a few steps on a fast machine
 
 
 def alone(dataset: Path, out: Path) -> None:

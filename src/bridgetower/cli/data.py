@@ -17,7 +17,6 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.output import emit
-from bridgetower.cli.own import own_part
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, prepare_own
@@ -25,6 +24,7 @@ from bridgetower.data.schema import Schema
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import require
 from bridgetower.files import one_line
+from bridgetower.own import own_part
 
 if TYPE_CHECKING:
     from bridgetower.data.folder import DatasetInfo

@@ -1,20 +1,14 @@
-"""Parts of a user's own, in a module that an option names; importable without torch."""
+"""Tasks, towers, bridges and heads of a user's own, by the options that name them; importable without torch."""
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from bridgetower.own import own_part
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import Extensions
-
-_Own = TypeVar("_Own")
 
 
 def own_task(place: str | None) -> TaskSpec | None:
@@ -27,60 +21,3 @@ def own_extensions(place: str | None) -> Extensions:
     from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 
     return NO_EXTENSIONS if place is None else own_part("extensions", place, Extensions)
-
-
-def own_part(option: str, place: str, kind: type[_Own]) -> _Own:
-    """Returns an object of a user's own; of their modules, only the named one is imported.
-
-    Args:
-        option: That names it, for errors.
-        place: `FILE.py:NAME`, or `module:NAME` of a module on Python's path or in the working directory. Without
-            `:NAME`, the only object of the kind in there.
-        kind: What it has to be.
-
-    Raises:
-        ValueError: There is no such module or name, it is of another kind, or several are in a module without `:NAME`.
-    """
-    where, _, name = place.partition(":")
-    module = _from_file(option, Path(where)) if where.endswith(".py") else _on_path(option, where)
-    own = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
-    if not name and len(own) == 1:
-        return next(iter(own.values()))
-    if name not in own:
-        found = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
-        names = ", ".join(f"{where}:{each}" for each in own) or f"a module with a {kind.__name__}"
-        raise ValueError(f"{option} is {place}{found}; expected {names}")
-    return own[name]
-
-
-def _from_file(option: str, file: Path) -> ModuleType:
-    """Imports a file, once, under its path as name: it takes the place of no other module."""
-    name = str(file.resolve())
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, name)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"{option} is {file}, but there is no such file; expected FILE.py:NAME")
-    module = sys.modules[name] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _on_path(option: str, name: str) -> ModuleType:
-    """Imports a module; the working directory is on Python's path, as its last folder, for that time only."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{option} is {name}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
-        ) from error
-    finally:
-        sys.path.reverse()
-        sys.path.remove(folder)
-        sys.path.reverse()

@@ -40,6 +40,9 @@ class DataConfig:
         rand_augment: Two random changes of each training image: of its geometry and light (official `blip_randaug`),
             or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
         rand_magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.
+        transform: A function of your own that changes each training image, FILE.py:NAME or module:NAME, such as a
+            transform of torchvision v2. It gets uint8 [3, h, w] at the model's size, after the changes above, and
+            returns the same; what it draws from PyTorch's generator is the same again after a resumed run.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
         profile: How images become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
             checkpoint's own, and is `official-pretrain` for a new model.
@@ -62,6 +65,7 @@ class DataConfig:
     flip: bool = False
     rand_augment: RandAugment = "none"
     rand_magnitude: int = 0
+    transform: str | None = None
     word_dropout: float = 0.0
     profile: OfficialProfile | None = None
     max_length: int = 50
@@ -98,12 +102,12 @@ class DataConfig:
     @property
     def varies_images(self) -> bool:
         """Whether training images are varied at all."""
-        return self.has_views or self.augmentation != "none"
+        return self.has_views or self.augmentation != "none" or self.transform is not None
 
     def as_evaluated(self) -> DataConfig:
         """Returns the settings without what varies or repeats training examples."""
         views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}
-        return replace(self, train_only=(), repeats=(), augmentation="none", word_dropout=0.0, **views)
+        return replace(self, train_only=(), repeats=(), augmentation="none", transform=None, word_dropout=0.0, **views)
 
     def _check_views(self) -> None:
         check_choice("rand_augment", self.rand_augment, RandAugment)

@@ -19,7 +19,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.folder import Column, ParquetRows, read_split, split_digests
 from bridgetower.data.frozen import FrozenImages
 from bridgetower.data.schema import CAPTIONS, Schema
-from bridgetower.data.views import augment, random_view
+from bridgetower.data.views import augment, random_view, transformed
 from bridgetower.processor import Processor
 
 
@@ -134,7 +134,10 @@ class PreparedImages:
         if self.frozen is not None:
             return self.frozen.views(images, generator, column)
         pixels = torch.stack([self._view(image, column, generator) for image in images])
-        return self.processor.normalise(augment(pixels, self.config.augmentation, generator))
+        pixels = augment(pixels, self.config.augmentation, generator)
+        if self.config.transform is not None:
+            pixels = transformed(pixels, self.config.transform, generator)
+        return self.processor.normalise(pixels)
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
         """Returns normalised images, of a pair the first one."""

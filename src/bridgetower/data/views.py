@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from bridgetower.data.config import Augmentation, DataConfig, RandAugment
+from bridgetower.own import own_part
 from bridgetower.processor import Processor, open_image, to_tensor
 
 # Mild values that were not tuned; that views help was seen on the validation flags. Nothing is mirrored: captions name
@@ -112,6 +114,28 @@ def random_view(
     if config.random_crop is None:
         return processor.resize(image)
     return to_tensor(image)
+
+
+def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
+    """Returns images after a function of the user's own, each with draws of its own from PyTorch's generator.
+
+    Args:
+        pixels: At the model's size.
+        place: Of the function, as `own_part` reads it.
+        generator: Decides the draws.
+
+    Raises:
+        ValueError: There is no such function, or it returns something else than it gets.
+    """
+    transform: Callable[[Tensor], Any] = own_part("data.transform", place, Callable)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        changed = [transform(image) for image in pixels]
+    for image in changed:
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape != pixels.shape[1:]:
+            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"{place} returned {found}; expected a tensor of uint8 {list(pixels.shape[1:])}")
+    return torch.stack(changed)
 
 
 def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Generator) -> Image.Image:

@@ -30,8 +30,8 @@ from bridgetower.data.schema import VQA
 from bridgetower.demo.folder import (
     ANSWERS,
     answering_model,
-    held_out_index,
     held_out_images,
+    held_out_index,
     run_folder,
     trained_model,
 )

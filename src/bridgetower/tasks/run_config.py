@@ -206,6 +206,7 @@ class RunConfig:
             given |= {
                 "data.random_crop, flip or rand_augment": self.data.has_views,
                 "data.augmentation": self.data.augmentation != DataConfig.augmentation,
+                "data.transform": self.data.transform is not None,
                 "data.repeats": bool(self.data.repeats),
                 "data.train_only": bool(self.data.train_only),
                 "data.cache": self.data.cache,
@@ -222,6 +223,11 @@ class RunConfig:
             raise ValueError(f"align_first is {self.align_first}; expected 0 without freeze_towers")
         if self.align_first and not isinstance(self.task, PretrainingConfig):
             raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
+        if self.freeze_towers and self.data.transform is not None:
+            raise ValueError(
+                f"data.transform {self.data.transform} with frozen towers, whose features are kept by the data and its "
+                "settings: they would outlast a change of the function; leave one out"
+            )
         ignored = [part for part in self.checkpoint_activations if part != "fusion"]
         if self.freeze_towers and self.train_top is None and ignored:
             raise ValueError(
