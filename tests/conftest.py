@@ -87,16 +87,32 @@ def few_parts(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Returns a folder that one of the processes of the tests makes, and all of them read."""
+    from bridgetower.files import locked
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with locked(shared / f"{name}-lock", wait=True):
+            if not (shared / name).exists():
+                make(shared / f"{name}-unfinished")
+                (shared / f"{name}-unfinished").rename(shared / name)
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     """`tiny_checkpoint` with its exported parts."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     from bridgetower.checkpoints import read_checkpoint
     from bridgetower.engines.folder import write_exported
 
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    write_exported(read_checkpoint(tiny_checkpoint), folder)
-    return folder
+    return made_once("exported", lambda folder: write_exported(read_checkpoint(tiny_checkpoint), folder))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Small models, exported once for all tests that only read them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,34 +27,34 @@ CONFIGS = {
 }
 
 
-def _export(name: str, folder: Path) -> Path:
+def _export(name: str, folder: Path) -> None:
     """Writes a model with random weights and its parts, without preprocessing."""
     model = tiny.build(CONFIGS[name])
     write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
     for part in part_names(model):
         write_graph(make_part(model, part), folder / f"{part}.onnx", folder / "model.safetensors")
-    return folder
 
 
-@pytest.fixture(scope="session")
-def bridges(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the parts of a model that has all of them."""
-    return _export("bridges", tmp_path_factory.mktemp("bridges") / "model")
-
-
-@pytest.fixture(scope="session")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the parts of a model that has few of them, in int8."""
-    model, folder = tiny.build(CONFIGS["all-else"]), tmp_path_factory.mktemp("int8") / "model"
+def _export_int8(folder: Path) -> None:
+    model = tiny.build(CONFIGS["all-else"])
     write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
     for part in part_names(model):
         write_int8_graph(make_part(model, part), folder / f"{part}.onnx", signed=not products_overflow())
-    return folder
+
+
+@pytest.fixture(scope="session")
+def bridges(made_once: Callable[..., Path]) -> Path:
+    """A folder with the parts of a model that has all of them."""
+    return made_once("bridges", partial(_export, "bridges"))
+
+
+@pytest.fixture(scope="session")
+def int8(made_once: Callable[..., Path]) -> Path:
+    """A folder with the parts of a model that has few of them, in int8."""
+    return made_once("int8", _export_int8)
 
 
 @pytest.fixture(scope="session", params=CONFIGS)
-def parts(request: pytest.FixtureRequest, bridges: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parts(request: pytest.FixtureRequest, made_once: Callable[..., Path]) -> Path:
     """Folders with the parts of models that differ in what there is to choose."""
-    if request.param == "bridges":
-        return bridges
-    return _export(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    return made_once(request.param, partial(_export, request.param))
