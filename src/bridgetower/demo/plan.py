@@ -119,7 +119,7 @@ ON_TOWERS = Plan(
         "flags": _FLAGS,
     },
     repeats=(1, 3),
-    tests={"flags": ("flags", "test"), "emoji": ("emoji", "test"), "unseen-style": ("emoji", "unseen-style")},
+    tests={"flags": ("flags", "test"), "emoji": ("emoji", "test"), "restyled-emoji": ("emoji", "unseen-style")},
     towers=True,
     stages=(
         Stage(name="contrastive", recipes={"bridgetower": "starter-itc", "meter": "starter-itc-meter"}, evaluations=6),
