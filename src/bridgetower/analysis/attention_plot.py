@@ -40,7 +40,7 @@ def draw_statistics(models: Mapping[str, Statistics]) -> bytes:
             entropy.set(ylabel="entropy [nats]", title=kind)
             divergence.set(ylabel="KL between heads [nats]", title=kind)
             if not kind.endswith("self"):
-                distance.set_axis_off()
+                distance.set_visible(False)
             for (name, statistics), style in zip(models.items(), cycle(LINE_STYLES), strict=False):
                 layers = statistics[kind]
                 distances = [layer.distance for layer in layers if layer.distance is not None]
