@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
+from bridgetower.search import index
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Hit, Searcher
@@ -187,14 +189,38 @@ def test_what_is_matched_is_what_was_indexed(predictor: Predictor, tmp_path: Pat
     assert all("probability" in row for row in rows)
 
 
-def test_an_index_that_is_damaged_is_a_failure_of_the_server(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_index_that_is_damaged(predictor: Predictor, tmp_path: Path) -> None:
     build_index(write_pictures(tmp_path), tmp_path / "photos.lance", predictor)
     searcher = Searcher(tmp_path / "photos.lance", predictor)
     for file in (tmp_path / "photos.lance" / "data").iterdir():
         file.write_bytes(file.read_bytes()[:50])
     with running(predictor, searcher) as client:
-        assert error_of(client.post(PATH, json={"query": "a"}), 500)["code"] == "internal_error"
+        assert error_of(client.post(PATH, json={"query": "a"}), 503)["code"] == "index_unavailable"
         assert client.get("/health").status_code == 200
+
+
+def test_an_index_that_changes_while_it_is_served(
+    predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_SEEN_WITHIN", timedelta(0))
+    pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
+    build_index(pictures, uri, predictor)
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    weights = {name: 1.1 * value for name, value in checkpoint.tensors.items()}
+    write_checkpoint(replace(checkpoint, tensors=weights), tmp_path / "other")
+    ask = {"query": "a", "top": 50, "rerank": 0}
+    with running(predictor, Searcher(uri, predictor)) as client:
+        count = len(client.post(PATH, json=ask).json()["data"])
+        Image.new("RGB", (30, 30), "red").save(tmp_path / "one-more.png")
+        pictures.write_text(f"{pictures.read_text().rstrip()}\none-more.png,all red\n")
+        build_index(pictures, uri, predictor)
+        assert len(client.post(PATH, json=ask).json()["data"]) == count + 1
+        shutil.rmtree(uri)
+        assert error_of(client.post(PATH, json=ask), 503)["code"] == "index_unavailable"
+        build_index(pictures, uri, load(tmp_path / "other", device="cpu"))
+        error = error_of(client.post(PATH, json=ask), 503)
+        assert error["code"] == "index_unavailable"
+        assert str(tmp_path) not in error["message"]
 
 
 def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:

@@ -250,9 +250,12 @@ class Index:
 
         Raises:
             ValueError: The condition is none, or images have vectors that are no numbers, so that nothing finds them.
-            OSError: The index cannot be read.
+            OSError: The index cannot be read, or another one has taken its place.
         """
-        there = len(self)
+        with _read(self.uri):
+            there, schema = len(self), self._table.schema
+        if info_of(self.uri, schema) != self.info:
+            raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
         # Where there are no partitions, these two change nothing.
         query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(len(self)))).refine_factor(_REFINED)

@@ -139,6 +139,11 @@ async def _found(body: SearchRequest, service: Service, searcher: Searcher, rera
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
+    except OSError as error:
+        logger.error("search: %s", error)
+        raise ApiError(
+            503, "the index cannot be searched; the server's log has the reason", code="index_unavailable"
+        ) from error
     matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
     weight = searcher.predictor.itc_weight
     ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], weight)[: body.top]
