@@ -85,6 +85,12 @@ class TestSafetensors:
         with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
             read_safetensors(path)
 
+    def test_a_header_of_very_many_tensors(self, tmp_path: Path) -> None:
+        names = {f"tensor.{number}.{'x' * 200}": torch.zeros(1) for number in range(20_000)}
+        save_file(names, tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match=r"x.safetensors has a header of \d{7} bytes; expected at most 4194304"):
+            read_safetensors(tmp_path / "x.safetensors")
+
     def test_every_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())

@@ -44,6 +44,7 @@ _THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
 
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 
+_MOST_HEADER = 2**22  # bytes; a million tensors take 16 seconds and more than a gigabyte to list
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
 
@@ -100,6 +101,10 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if _MOST_HEADER < header < path.stat().st_size:
+        raise ValueError(f"{path} has a header of {header} bytes; expected at most {_MOST_HEADER}, for 20,000 tensors")
     try:
         tensors = MappedTensors(path)
         stored = tensors.stored_checksum
