@@ -156,7 +156,7 @@ def write_visual_genome(folder: Path) -> None:
 
 
 def _region(number: int, place: int) -> dict[str, Any]:
-    phrase = ("the clock is green ", "shade is along the street", " ")[place]
+    phrase = ("the clock is green ", f"shade is along street {number}", " ")[place]
     box = {"width": 5 + place, "height": 4, "x": place, "y": 1}
     return {"region_id": 10 * number + place, **box, "image_id": number, "phrase": phrase}
 

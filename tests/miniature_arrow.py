@@ -53,7 +53,9 @@ def write_sbu_arrow(folder: Path) -> None:
 def write_vg_arrow(folder: Path) -> None:
     """Writes pictures of Visual Genome with their boxes."""
     boxes = {"width": [3, 4], "height": [1, 2], "x": [0, 1], "y": [2, 0]}
-    rows = [{"image": jpeg(n), "caption": ["the clock ", "a tree"], **boxes, "image_id": str(n)} for n in (1, 107899)]
+    rows = [
+        {"image": jpeg(n), "caption": ["the clock ", f"tree {n}"], **boxes, "image_id": str(n)} for n in (1, 107899)
+    ]
     write_arrow_file(folder / "vg.arrow", rows)
 
 

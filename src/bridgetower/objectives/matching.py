@@ -87,7 +87,10 @@ def pairs_with_negatives(
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
     """Draws one column per row from the softmax over the allowed ones."""
     if not bool(allowed.any(dim=1).all()):
-        raise ValueError("a batch for matching needs at least two different images; use a larger batch or more data")
+        raise ValueError(
+            "a batch for matching needs at least two different images, with different captions; use a larger batch or "
+            "more data"
+        )
     # Features that are not finite must not end here: the loss that follows from them names the batch.
     finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1)

@@ -92,7 +92,7 @@ class TestCaptions:
         write_vg_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = row(tmp_path / "out" / "vg", "train", 1)
-        assert (found["image"]["path"], found["captions"]) == ("107899.jpg", ["the clock", "a tree"])
+        assert (found["image"]["path"], found["captions"]) == ("107899.jpg", ["the clock", "tree 107899"])
 
     def test_missing_shards_are_named(self, tmp_path: Path) -> None:
         write_cc3m_arrow(tmp_path / "arrows")

@@ -22,7 +22,7 @@ def test_descriptions_are_captions(source: Path, tmp_path: Path) -> None:
     info = prepare_set("vg", source, tmp_path / "out", VgConfig())
     rows = read_split(tmp_path / "out", "train")
     assert rows.column("image_id").to_pylist() == ["1", "2", "3", "4", "5"]  # 6 has no description
-    assert rows.row(1)["captions"] == ["the clock is green", "shade is along the street"]
+    assert rows.row(1)["captions"] == ["the clock is green", "shade is along street 2"]
     assert rows.row(1)["image"] == {"bytes": jpeg(2), "path": "2.jpg"}
     assert info.left_out == {"empty description": ["12", "22", "32", "42", "52"]}
 
