@@ -7,7 +7,7 @@ directly, `/health` is answered beside all of it, memory stays where it is, and 
 kernels per shape are small there, so that they are full early and what grows after that is a leak.
 
 Before that, it sends the heaviest bodies that a server with the usual limits reads, three times, and says how long
-`/health` took at most beside each: the median of the three, which must be less than 0.2 s.
+`/health` took at most beside each: the median of the three, at most 0.2 s (`--delay`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
 GOOD, BAD = 24, 24  # clients
 TOLERANCE = 1e-4
 INDEXED = 40  # images
-ROUNDS, LONGEST_MS = 3, 200.0  # of the heaviest bodies, and of /health beside them
 SMALL_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 
@@ -226,7 +225,7 @@ def send_whole(server: Server, request: bytes) -> None:
         connection.recv(1)
 
 
-def verdict(found: Found, slowest: Mapping[str, float], log: str, growth: float) -> dict[str, Any]:
+def verdict(found: Found, slow: list[str], log: str, growth: float) -> dict[str, Any]:
     """Returns the figures, and what is wrong with them.
 
     Memory is compared from the third tenth of the time on, when everything has been used.
@@ -234,7 +233,7 @@ def verdict(found: Found, slowest: Mapping[str, float], log: str, growth: float)
     tenth = max(1, len(found.memory) // 10)
     early, late = statistics.median(found.memory[2 * tenth : 3 * tenth]), statistics.median(found.memory[-tenth:])
     failures = {key: number for key, number in found.statuses.items() if key[1] >= 500 and key[1] != 503}
-    problems = [f"/health took {ms:.0f} ms beside {name}" for name, ms in slowest.items() if ms > LONGEST_MS]
+    problems = [f"/health took too long beside {name}" for name in slow]
     if failures:
         problems.append(f"answers that are failures of the server: {failures}")
     if found.wrong:
@@ -280,6 +279,8 @@ def main() -> None:
     """Runs, prints what happened and, if asked to, writes it as JSON; exit code 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--delay", type=float, default=200.0, help="of /health in ms that is let pass")
+    parser.add_argument("--rounds", type=int, default=3, help="of the heaviest bodies")
     parser.add_argument("--growth", type=float, default=1.05, help="of memory that is taken for none")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
@@ -289,15 +290,16 @@ def main() -> None:
         searcher = indexed(load(model, device="cpu"), folder / "photos")
         requests = valid_requests(searcher.predictor, searcher)
         with running(folder / "usual", *bridgetower_serve(model)) as server:
-            rounds = [asyncio.run(delays(server)) for _ in range(ROUNDS)]
+            rounds = [asyncio.run(delays(server)) for _ in range(options.rounds)]
         slowest = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
+        slow = [name for name, longest in slowest.items() if longest > options.delay]
         index = ("--index", searcher.index.uri)
         with running(log, *bridgetower_serve(model, *index, *LIMITS, *ALLOWED), environment=SMALL_CACHES) as server:
             found = asyncio.run(abuse(server, requests, 60 * options.minutes))
         figures = {
             "minutes": options.minutes,
             "longest_health_ms": slowest,
-            **verdict(found, slowest, log.read_text(), options.growth),
+            **verdict(found, slow, log.read_text(), options.growth),
         }
     for row, number in figures["statuses"].items():
         print(f"{row:24}{number:9}")

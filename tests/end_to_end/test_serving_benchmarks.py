@@ -26,7 +26,8 @@ def test_search_starts() -> None:
 @pytest.mark.slow
 def test_abuse(tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
-    found = run("serving_abuse.py", tmp_path / "abuse.json", "--minutes", "0.1", "--growth", "2")
+    short = ("--minutes", "0.1", "--growth", "2", "--rounds", "1", "--delay", "inf")  # on any machine, however busy
+    found = run("serving_abuse.py", tmp_path / "abuse.json", *short)
     assert found["problems"] == []
     assert found["valid_answered"] > 20
     (minute,) = found["memory_by_minute"]
