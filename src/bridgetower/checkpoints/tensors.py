@@ -44,7 +44,7 @@ _THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
 
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 
-_MOST_HEADER = 2**22  # bytes; a million tensors take 16 seconds and more than a gigabyte to list
+_MOST_HEADER = 2**22  # bytes; a million tensors take long, and more than a gigabyte, to list
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
 
