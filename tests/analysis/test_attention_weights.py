@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,13 @@ class TestCommand:
         assert shown["models"]["one"] == shown["models"][str(tiny_checkpoint)]
         assert set(shown["models"]["one"]) == set(KINDS)
         assert (tmp_path / "out" / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_two_models_of_one_name(
+        self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path
+    ) -> None:
+        models = [f"one={tiny_checkpoint}", f"one={tiny_checkpoint}"]
+        message = refused("attention", *models, "--data", tiny_dataset)
+        assert "models are called one, one; give each a name of its own" in message
 
     def test_a_split_that_is_not_there(
         self, tiny_checkpoint: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]

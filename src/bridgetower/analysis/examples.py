@@ -16,6 +16,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.retrieval import RetrievalResult
+from bridgetower.evaluation.scoring import ranked_texts
 from bridgetower.inference import FilledWord, Item, combined_scores, top_words, two_stage_order
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
@@ -94,16 +95,15 @@ def search_examples(
     """
     if count < 1 or top < 1:
         raise ValueError(f"count is {count} and top {top}; expected at least 1")
-    owners = images.owners() if config.fold_size is None else torch.arange(len(images))
-    texts, index = images.texts(config.max_captions, owners)
-    if not torch.equal(owners, result.truth.owners) or not torch.equal(index, result.truth.text_image_index):
+    texts, truth = ranked_texts(images, config)
+    if not all(map(torch.equal, truth, result.truth)):
         raise ValueError(
             f"the result ranks {len(result.similarity)} images and {len(result.truth.text_image_index)} texts, the "
             f"images given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
         )
     search = _Search(predictor, images, result, texts, _orders(result, config), top)
     return [
-        *search.examples("text_to_image", _first_texts(index), count),
+        *search.examples("text_to_image", _first_texts(truth.text_image_index), count),
         *search.examples("image_to_text", range(len(images)), count),
     ]
 

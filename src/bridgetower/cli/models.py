@@ -145,11 +145,14 @@ def attention(
     from bridgetower.data.config import DataConfig
     from bridgetower.predictor import load
 
+    names = [name or path for name, path in named(models)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models are called {', '.join(names)}; give each a name of its own, NAME=MODEL")
     found = {}
-    for name, path in named(models):
+    for name, (_, path) in zip(names, named(models), strict=True):
         predictor = load(path, extensions=own_extensions(extensions))
         images = CaptionImages(DataConfig(folders=(str(data),)), split, predictor.processor)
-        found[name or path] = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
+        found[name] = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
     layers = {
         name: {kind: list(map(vars, layers)) for kind, layers in statistics.items()}
         for name, statistics in found.items()

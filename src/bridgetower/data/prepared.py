@@ -19,7 +19,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.folder import Column, ParquetRows, read_split, split_digests
 from bridgetower.data.frozen import FrozenImages
 from bridgetower.data.schema import CAPTIONS, Schema
-from bridgetower.data.views import augment, random_view, transformed
+from bridgetower.data.views import augment, own_transform, random_view, transformed
 from bridgetower.processor import Processor
 
 
@@ -58,6 +58,8 @@ class PreparedImages:
         self._ends = list(accumulate(map(len, self.records)))
         self.rows = range(self._ends[-1])
         self.image_ids: Column[str] = Column.read(self.records, "image_id")
+        if config.transform is not None:
+            own_transform(config.transform)  # a wrong name is an error here, not in the first batch of a worker
         self.frozen: FrozenImages | None = None
         self._cache: dict[tuple[int, str], Tensor] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -116,6 +117,13 @@ def random_view(
     return to_tensor(image)
 
 
+@cache
+def own_transform(place: str) -> Callable[[Tensor], Any]:
+    """Returns a function of the user's own, as `own_part` finds it; once in a process."""
+    found: Callable[[Tensor], Any] = own_part("data.transform", place, Callable)
+    return found
+
+
 def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
     """Returns images after a function of the user's own, each with draws of its own from PyTorch's generator.
 
@@ -127,7 +135,7 @@ def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.G
     Raises:
         ValueError: There is no such function, or it returns something else than it gets.
     """
-    transform: Callable[[Tensor], Any] = own_part("data.transform", place, Callable)
+    transform = own_transform(place)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         changed = [transform(image) for image in pixels]

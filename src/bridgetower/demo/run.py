@@ -254,14 +254,13 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
     every = max(MIN_INTERVAL, -(-steps // stage.evaluations))
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": every, "checkpoint_every": every}
+    changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:
-        changes = {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
+        changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
     elif plan.towers:
-        changes = {"vision": str(out / "towers" / "vision"), "text": str(out / "towers" / "text")}
+        changes |= {"vision": str(out / "towers" / "vision"), "text": str(out / "towers" / "text")}
     data = replace(recipe.data, folders=folders, repeats=plan.repeats)
-    changes |= {"max_steps": steps, "evaluate_every": every, "checkpoint_every": every}
-    changes |= {"align_first": round(recipe.align_first * minutes / MINUTES)}
     return replace(recipe, data=data, seed=seed, **changes)
 
 

@@ -75,6 +75,13 @@ class Scores:
     accepted: Bool[Tensor, "i t"]
 
 
+def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
+    """Returns the captions that are ranked, and whose they are: images with the same share them, except in folds."""
+    owners = images.owners() if config.fold_size is None else torch.arange(len(images))
+    texts, text_image_index = images.texts(config.max_captions, owners)
+    return texts, GroundTruth(text_image_index, owners)
+
+
 class PairScorer:
     """Scores pairs of images and captions; the processes of a run share the images.
 
@@ -82,7 +89,7 @@ class PairScorer:
     that no encoding is kept for longer than a part of the images takes.
 
     Attributes:
-        truth: Which images and texts belong together. Images with the same captions share them, except with folds.
+        truth: Which images and texts belong together.
     """
 
     def __init__(
@@ -90,9 +97,7 @@ class PairScorer:
     ) -> None:
         self._model, self._images, self._config, self._means, self._folder = model, images, config, means, folder
         self._device = next(model.parameters()).device
-        owners = images.owners() if config.fold_size is None else torch.arange(len(images))
-        texts, text_image_index = images.texts(config.max_captions, owners)
-        self.truth = GroundTruth(text_image_index, owners)
+        texts, self.truth = ranked_texts(images, config)
         ids = images.processor.token_ids(texts, truncate=True)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
         self._ids = [ids[text] for text in order]

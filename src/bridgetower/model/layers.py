@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.config import POOLED, Activation, Pooling
+from bridgetower.model.config import Activation, Pooling
 
 P = ParamSpec("P")
 Output = TypeVar("Output")
@@ -206,9 +206,10 @@ class Pooler(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b d"]:
         """Pools a stream, whole or its first token; `mask` is False on its padding."""
-        ways = POOLED[self.pooling]
-        pooled = hidden[:, 0] if "token" in ways else torch.zeros_like(hidden[:, 0])
-        return torch.tanh(self.dense(pooled + mean_token(hidden, mask) if "mean" in ways else pooled))
+        if self.pooling == "token":
+            return torch.tanh(self.dense(hidden[:, 0]))
+        mean = mean_token(hidden, mask)
+        return torch.tanh(self.dense(mean if self.pooling == "mean" else hidden[:, 0] + mean))
 
 
 def mean_token(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b d"]:

@@ -57,7 +57,7 @@ def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
 def _evaluate(evaluation: Evaluation) -> Outcome:
     """Measures retrieval; a model without contrastive head has one stage, all pairs."""
     from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
-    from bridgetower.evaluation.scoring import Means
+    from bridgetower.evaluation.scoring import Means, ranked_texts
 
     model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
     means = Means(work=evaluation.work, num_workers=evaluation.num_workers, progress=evaluation.progress)
@@ -65,7 +65,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
         metrics = evaluate_all_pairs(model, images, settings, means)
     else:
         metrics = evaluate_retrieval(model, images, settings, means, itc_weight=evaluation.itc_weight).metrics()
-    texts, _ = images.texts(settings.max_captions, images.owners() if settings.fold_size is None else None)
+    texts, _ = ranked_texts(images, settings)
     return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
 
 
