@@ -97,14 +97,18 @@ def key(run: RunConfig, given: argparse.Namespace) -> str:
     return f"{depths} {layers} {choices} {length}, {given.num_train} / {given.num_validation} scenes, seed {run.seed}"
 
 
-def compared(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Namespace) -> Comparison:
-    """The finished runs of an experiment."""
-    found, results = [], stored(given.results)
-    for (arm, seed), run in runs.items():
-        entry = results[key(run, given)]
-        curve = {int(step): value for step, value in entry["curve"].items()}
-        found.append(FinishedRun(arm=arm, seed=seed, curve=curve, seconds_per_step=entry["seconds_per_step"]))
-    return Comparison(metric=METRIC, reach=REACH, runs=tuple(found))
+def kept(results: Path, name: str, arm: str, seed: int) -> FinishedRun:
+    """A finished run of the results."""
+    entry = stored(results)[name]
+    curve = {int(step): value for step, value in entry["curve"].items()}
+    return FinishedRun(arm=arm, seed=seed, curve=curve, seconds_per_step=entry["seconds_per_step"])
+
+
+def keep(results: Path, folders: Mapping[str, Path], metric: str) -> None:
+    """Adds finished runs, by what identifies them, to the results."""
+    _, done = finished_runs(list(folders.values()), list(folders), metric)
+    entries = {run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step} for run in done}
+    write_json(results, stored(results) | entries)
 
 
 def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Namespace) -> None:
@@ -119,9 +123,7 @@ def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Nam
         group = names[start : start + available_cores()]
         folders = {name: given.work / "runs" / name.translate(str.maketrans(" ,()/", "_____")) for name in group}
         train_all({folders[name]: missing[name] for name in group})
-        _, done = finished_runs(list(folders.values()), group, METRIC)
-        entries = {run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step} for run in done}
-        write_json(given.results, stored(given.results) | entries)
+        keep(given.results, folders, METRIC)
 
 
 def parsed() -> argparse.Namespace:
@@ -145,7 +147,8 @@ def main() -> None:
     arms = EXPERIMENTS[given.experiment][1]
     runs = {(arm, seed): config(given.experiment, arm, seed, given) for seed in given.seeds for arm in arms}
     train_missing(runs, given)
-    comparison = compared(runs, given)
+    found = tuple(kept(given.results, key(run, given), arm, seed) for (arm, seed), run in runs.items())
+    comparison = Comparison(metric=METRIC, reach=REACH, runs=found)
     comparison.write(given.work / given.experiment, f"Scenes, {given.experiment}")
     print(comparison.markdown())
 

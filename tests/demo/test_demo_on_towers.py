@@ -1,7 +1,9 @@
 """The demo on pre-trained towers, from data to report, with small random towers and flags alone."""
 
+import importlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from folders import snapshot
 from starter import write_towers
 
 pytestmark = pytest.mark.slow
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FLAGS = FlagsConfig(num_test=10, num_validation=10)
 SMALL = replace(
     ON_TOWERS,
@@ -77,3 +80,23 @@ def test_run_again_trains_no_further(out: Path) -> None:
     before = snapshot(out / "runs")
     run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert snapshot(out / "runs") == before
+
+
+def test_bridges_on_towers_are_compared(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = importlib.import_module("pretrained_bridges")
+    monkeypatch.setattr(benchmark, "ON_TOWERS", SMALL)
+    results = out / "pretrained-bridges.json"
+    options = ["top", "--work", out, "--results", results, "--seeds", "1", "--minutes", "0.05"]
+    monkeypatch.setattr(sys, "argv", ["pretrained_bridges.py", *map(str, options)])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    assert printed.count("| BridgeTower \u2212 METER with LayerNorms | 1 |") == 2
+    runs = json.loads(results.read_text())
+    assert len(runs) == 2 * 3
+    assert all(len(run["curve"]) > 1 for run in runs.values())
+    monkeypatch.setattr(benchmark, "train_all", None)  # a second call trains nothing
+    benchmark.main()
+    assert capsys.readouterr().out == printed
