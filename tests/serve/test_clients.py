@@ -1,17 +1,21 @@
 """Clients that people use: OpenAI's package, LangChain's embeddings, curl."""
 
+import base64
 import json
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
+import predictionguard
 import pytest
 import torch
 
 from bridgetower.predictor import Predictor
-from served import TEXTS, URIS, Running, held_up, started, until
+from served import PNGS, TEXTS, URIS, Running, error_of, held_up, started, until
 
 KEY = "secret"
 
@@ -69,6 +73,37 @@ class TestOpenai:
             until(lambda: b'status="429"' in server.service.metrics.text())
             gate.set()
             assert [len(answer.result().data) for answer in (first, second)] == [8, 8]
+
+
+class TestPredictionGuard:
+    """The calls of code that was written for its API, with another address."""
+
+    @pytest.fixture
+    def client(self, address: str) -> predictionguard.PredictionGuard:
+        return predictionguard.PredictionGuard(api_key=KEY, url=address)
+
+    def test_frames_with_transcripts_and_a_question(
+        self, client: predictionguard.PredictionGuard, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        (tmp_path / "frame.png").write_bytes(PNGS[1])
+        images = [base64.b64encode(PNGS[0]).decode(), str(tmp_path / "frame.png"), URIS[2]]
+        entries = [{"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)]
+        answer = client.embeddings.create(model="tiny", input=entries)
+        found = np.array([row["embedding"] for row in answer["data"]])
+        np.testing.assert_allclose(found, predictor.embed_pairs(PNGS, TEXTS), atol=1e-5)
+
+        question = client.embeddings.create(model="tiny", input=[{"text": TEXTS[0]}])["data"][0]["embedding"]
+        np.testing.assert_allclose(question, predictor.embed_texts(TEXTS[0])[0], atol=1e-5)
+        assert "embedding" in client.embeddings.create(model="tiny", input=TEXTS, truncate=True)["data"][2]
+
+    def test_the_key_is_checked_first(self, address: str) -> None:
+        with pytest.raises(ValueError, match="check your access api_key"):
+            predictionguard.PredictionGuard(api_key="other", url=address)
+
+    def test_texts_are_not_cut_at_their_beginning(self, address: str) -> None:
+        given = {"model": "tiny", "input": TEXTS, "truncate": True, "truncation_direction": "Left"}
+        answer = httpx.post(f"{address}/embeddings", json=given, headers={"Authorization": f"Bearer {KEY}"})
+        assert "should be 'right'" in error_of(answer, 400)["message"]
 
 
 def test_langchain(address: str, predictor: Predictor) -> None:

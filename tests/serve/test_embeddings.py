@@ -81,13 +81,36 @@ class TestImages:
         for damaged, words in {
             URIS[0][:-400]: "cut off or damaged",
             URIS[0][:60]: "cannot be read as an image|damaged|padding",
-            "data:image/png;base64,????": "base64 of a data URI is damaged",
+            "data:image/png;base64,????": "base64 of an image is damaged",
             "data:image/png;base64,": "empty",
             "data:image/png;base64,bm8gcGljdHVyZQ==": "cannot be read as an image",
         }.items():
             error = refused(PATH, input=[URIS[1], damaged], modality="image")
             assert error["param"] == "input.1"
             assert any(word in error["message"] for word in words.split("|")), error
+
+
+class TestObjects:
+    def test_each_gets_its_vector_in_the_order_given(self, post: Post, predictor: Predictor) -> None:
+        bare = URIS[1].partition(",")[2]
+        pair, image, text = {"text": TEXTS[0], "image": URIS[0]}, {"image": bare}, {"text": TEXTS[1]}
+        images, texts = predictor.embed_images(PNGS), predictor.embed_texts(TEXTS)
+        pairs = predictor.embed_pairs([PNGS[0], PNGS[1]], TEXTS[:2])
+        answer = post(PATH, input=[text, pair, image, TEXTS[2], text | image, {"text": ""}])
+        empty = predictor.embed_texts("")[0]
+        expected = [texts[1], pairs[0], images[1], texts[2], pairs[1], empty]
+        for number, (row, vector) in enumerate(zip(answer["data"], expected, strict=True)):
+            assert row["index"] == number
+            close(torch.tensor(row["embedding"]), vector)
+        close(vectors(post(PATH, input=pair, encoding_format="float")), pairs[:1])
+        close(vectors(post(PATH, input=[bare, image], modality="image")), images[[1, 1]])
+
+    def test_usage_counts_what_is_there(self, post: Post, predictor: Predictor) -> None:
+        def tokens(*given: object) -> int:
+            return int(post(PATH, input=list(given))["usage"]["total_tokens"])
+
+        pair, image, text = {"text": TEXTS[0], "image": URIS[0]}, {"image": URIS[0]}, TEXTS[0]
+        assert tokens(pair, image, text) == 2 * tokens(pair) == 2 * (tokens(image) + tokens(text))
 
 
 class TestMessages:
@@ -120,8 +143,18 @@ class TestRefusals:
             ({"input": []}, "input", "at least 1"),
             ({"input": [[1, 2]]}, "input", "token ids, which are another tokenizer's"),
             ({"input": [1, 2]}, "input", "check_embedding_ctx_length=False"),
-            ({"input": {"a": 1}}, "input", "valid array"),
-            ({"input": ["a", None]}, "input.1", "valid string"),
+            ({"input": 1}, "input", "valid array"),
+            ({"input": {"a": 1}}, "input.0.a", "Extra inputs are not permitted"),
+            ({"input": ["a", None]}, "input.1", "expected a string, or an object with text, image or both"),
+            ({"input": ["a", {}]}, "input.1", "expected text, image or both"),
+            ({"input": [{"text": None}]}, "input.0", "expected text, image or both"),
+            ({"input": [{"text": 1}]}, "input.0.text", "valid string"),
+            ({"input": [{"text": "a", "image": "/etc/passwd"}]}, "input", "expected a data URI"),
+            ({"input": ["a", {"image": "http://127.0.0.1/a.png"}]}, "input.1", "expected a data URI"),
+            ({"input": ["a", {"text": "a", "image": "A" * 40}]}, "input.1", "cannot be read as an image"),
+            ({"input": ["a", {"text": "a", "image": "A" * 41}]}, "input.1", "base64 of an image is damaged"),
+            ({"input": ["a", {"text": "b " * 99, "image": URIS[0]}]}, "input", "text 1, 'b b b"),
+            ({"input": "a", "truncation_direction": "Left"}, "truncation_direction", "should be 'right'"),
             ({"input": "a", "dimensions": 8}, "dimensions", "not trained for shortened vectors"),
             ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
             ({"input": "a", "modality": "audio"}, "modality", "'text' or 'image'"),
@@ -141,7 +174,9 @@ class TestRefusals:
         assert (error["code"], error["param"]) == ("model_not_found", "model")
 
     def test_too_many_items(self, refused: Post) -> None:
-        assert "1025 items, the limit is 1024" in refused(PATH, 413, input=["a"] * 1025)["message"]
+        for entry in ("a", {"text": "a", "image": URIS[0]}):
+            assert "1025 items, the limit is 1024" in refused(PATH, 413, input=[entry] * 1025)["message"]
+        assert "at most 4096" in refused(PATH, 413, input=[{"text": "a"}] * 4097)["message"]
 
     def test_a_text_beyond_any_model(self, refused: Post) -> None:
         assert "20001 characters, the limit is 20000" in refused(PATH, input="a" * 20_001, truncate=True)["message"]
@@ -149,8 +184,10 @@ class TestRefusals:
     def test_a_model_without_contrastive_head(self, answering_checkpoint: Path) -> None:
         with running(load(answering_checkpoint, device="cpu")) as client:
             error = error_of(client.post(PATH, json={"input": "a"}), 400)
+            answer = client.post(PATH, json={"input": {"text": "a", "image": URIS[0]}}).json()
         assert "no contrastive (ITC) head" in error["message"]
         assert error["code"] == "unsupported_by_model"
+        assert len(vectors(answer)) == 1
 
 
 def test_many_clients_at_once_get_their_own(client: httpx.Client, predictor: Predictor) -> None:

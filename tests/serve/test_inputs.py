@@ -102,5 +102,5 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs) -> None:
         assert (image.width, image.height) == (24, 30)
     padded, whole = base64.b64encode(bytes(part // 4 * 3 - 1)).decode(), base64.b64encode(bytes(part)).decode()
     for damaged in (padded + whole, whole[: part - 1] + "*" + whole, whole[:-1], whole + "="):
-        with pytest.raises(ApiError, match="the base64 of a data URI is damaged"):
+        with pytest.raises(ApiError, match="the base64 of an image is damaged"):
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))

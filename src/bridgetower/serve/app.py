@@ -153,6 +153,12 @@ async def models(service: Served) -> Response:
     return json_of(Models(data=[_described(service, model) for model in service.models]))
 
 
+@router.get("/v1/completions", include_in_schema=False)
+async def completions() -> Response:
+    """List the models that complete texts: none. Prediction Guard's client checks an address and a key by this call."""
+    return json_of(Models(data=[]))
+
+
 @router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
 async def model(name: str, service: Served) -> Response:
     """Describe a model."""

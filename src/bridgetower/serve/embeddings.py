@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
-from bridgetower.inference import Tokens
+from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
@@ -22,7 +22,7 @@ from bridgetower.serve.schemas import (
     JsonRoute,
     Listed,
     Modality,
-    Strings,
+    Source,
     Text,
     Usage,
     json_of,
@@ -45,7 +45,7 @@ class ImagePart(BaseModel, extra="forbid"):
     class Url(BaseModel):
         """Where it is."""
 
-        url: str = Field(description="Data URI.")
+        url: Source
 
     type: Literal["image_url"]
     image_url: Url
@@ -75,38 +75,79 @@ class Message(BaseModel, extra="forbid"):
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
+class Content(BaseModel, extra="forbid"):
+    """A text, an image, or both."""
+
+    text: str | None = None
+    image: Source | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _object(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            raise ValueError("expected a string, or an object with text, image or both")
+        return given
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.text is None and self.image is None:
+            raise ValueError("expected text, image or both")
+        return self
+
+
 _PARTS = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "a red square"}]
 _EMBEDDINGS = [
     {"input": ["two dogs in the snow", "a red square"]},
     {"input": IMAGE, "modality": "image"},
+    {"input": [{"text": "a red square", "image": IMAGE}, {"text": "a red square"}]},
     {"messages": [{"role": "user", "content": _PARTS}], "encoding_format": "base64"},
 ]
 
 
-class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
-    """Texts or images, each of which gets a vector, or one message whose image and text get one together."""
+_Entry = str | Content
+_Entries = _Entry | Annotated[list[_Entry], Len(1, MOST_ITEMS)]
 
-    input: Strings | None = Field(None, description="Texts, or data URIs of images.")
+
+class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
+    """Texts, images, or images with texts, each of which gets a vector; or one message, whose parts get one together.
+
+    Entries of `input` that are objects are as in the protocols of Jina and Prediction Guard.
+    """
+
+    modality: Modality = Field("text", description="What strings in `input` are.")
+    input: Annotated[list[Content], Len(1, MOST_ITEMS)] | None = Field(
+        None, description="Texts, images, or objects with a text, an image or both, which get one vector together."
+    )
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
-    modality: Modality = Field("text", description="What `input` holds.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: None = Field(None, description="Not possible: the vectors mean something only as a whole.")
+    truncation_direction: Literal["right"] = Field("right", description="Texts are cut at their end, in any case.")
 
-    @field_validator("input", mode="before")
+    @field_validator(
+        "input", mode="before", json_schema_input_type=_Entry | Annotated[list[_Entry], Len(1, MOST_ITEMS)]
+    )
     @classmethod
-    def _no_token_ids(cls, given: Any) -> Any:
-        if isinstance(given, list) and given and isinstance(given[0], int | list):
+    def _entries(cls, given: Any, info: ValidationInfo) -> Any:
+        several = [given] if isinstance(given, str | dict) else given
+        if not isinstance(several, list):
+            return several
+        if several and isinstance(several[0], int | list):
             raise ValueError(
                 "token ids, which are another tokenizer's; expected texts (in LangChain: "
                 "OpenAIEmbeddings(check_embedding_ctx_length=False))"
             )
-        return given
+        return [{info.data.get("modality", "text"): one} if isinstance(one, str) else one for one in several]
 
     @field_validator("dimensions", mode="before")
     @classmethod
     def _whole(cls, given: Any) -> None:
         if given is not None:
             raise ValueError("this model was not trained for shortened vectors; leave it out")
+
+    @field_validator("truncation_direction", mode="before")
+    @classmethod
+    def _at_the_end(cls, given: Any) -> Any:
+        return given.lower() if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -117,12 +158,12 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
         return self
 
     @property
-    def sources(self) -> tuple[list[str], list[str]]:
-        """Images and texts."""
-        if self.messages is not None:
-            return self.messages[0].images, self.messages[0].texts
-        given = self.input or []
-        return (given, []) if self.modality == "image" else ([], given)
+    def contents(self) -> list[Content]:
+        """What gets a vector each."""
+        if self.messages is None:
+            return self.input or []
+        (message,) = self.messages
+        return [Content(text=next(iter(message.texts), None), image=next(iter(message.images), None))]
 
 
 class Embedding(BaseModel):
@@ -141,22 +182,29 @@ class EmbeddingsResponse(Listed[Embedding]):
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     """Turn texts, images, or an image and a text together into vectors.
 
-    Vectors of texts and of images can be compared. What is comparable with the joint vector of a message is the joint
-    vector of another.
+    Vectors of texts and of images can be compared. What is comparable with the joint vector of an image and a text is
+    another joint vector.
     """
-    param = "messages" if body.messages else "input"
-    uris, words = body.sources
-    joint = bool(uris and words)
-    count = 1 if joint else len(uris) + len(words)
-    with service.admission(count, param, body.model, None if joint else "embeddings", images=uris):
-        images = await service.inputs.images(uris, param)
-        texts = await service.inputs.texts(words, param, truncate=body.truncate) if words else []
-        vectors = await service.batcher.submit(embedding_items(images, texts, joint=joint))
+    param, contents = "messages" if body.messages else "input", body.contents
+    joint = all(one.image is not None and one.text is not None for one in contents)
+    sources = {number: one.image for number, one in enumerate(contents) if one.image is not None}
+    words = [one.text or "" for one in contents]
+    with service.admission(len(contents), param, body.model, None if joint else "embeddings", images=sources.values()):
+        numbers = None if len(contents) == 1 else list(sources)
+        decoded = await service.inputs.images(list(sources.values()), param, numbers=numbers)
+        images = dict(zip(sources, decoded, strict=True))
+        ids = await service.inputs.texts(words, param, truncate=body.truncate)
+        texts = {number: ids[number] for number, one in enumerate(contents) if one.text is not None}
+        items = [
+            Item(image=images[number].pixels if number in images else None, ids=texts.get(number))
+            for number in range(len(contents))
+        ]
+        vectors = await service.batcher.submit(items)
     data = [
         Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
         for number, vector in enumerate(vectors)
     ]
-    usage = Usage.of(service.main.tokens(images, texts))
+    usage = Usage.of(service.main.tokens(decoded, list(texts.values())))
     return json_of(EmbeddingsResponse(data=data, model=service.name, usage=usage))
 
 
@@ -166,14 +214,11 @@ def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float
     return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
 
 
-class Document(BaseModel, extra="forbid"):
+class Document(Content):
     """A text or an image."""
 
-    text: Text | None = None
-    image: str | None = Field(None, description="Data URI.")
-
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _some(self) -> Self:
         if (self.text is None) == (self.image is None):
             raise ValueError("expected either text or image")
         return self

@@ -1,4 +1,4 @@
-"""Inputs of the model from those of a request: images from data URIs, token ids from texts."""
+"""Inputs of the model from those of a request: images from base64, token ids from texts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ OR_CUT = ', or send "truncate": true to cut it'
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
 
+_BARE = re.compile(r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}")  # of a path, the first letter is no slash
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _FOR_PYTHON = ", or open it with open_image(..., max_pixels=...)"
@@ -54,17 +55,22 @@ class Inputs:
         """Whether one of some images is fetched from another host."""
         return self._remote is not None and any(_URL.match(source) for source in sources if source is not None)
 
-    async def images(self, sources: Sequence[str], param: str) -> list[Resized]:
+    async def images(
+        self, sources: Sequence[str], param: str, *, numbers: Sequence[int] | None = None
+    ) -> list[Resized]:
         """Decodes images and brings them to the model's size.
 
         Args:
-            sources: Data URIs, or URLs where they are allowed.
+            sources: Data URIs, base64, or URLs where they are allowed.
             param: Field of the request that they come from.
+            numbers: Their places in that field, for errors; None: they are all of it.
 
         Raises:
             ApiError: One is no such thing, cannot be read or is too large.
         """
-        params = [param] if len(sources) == 1 else [f"{param}.{number}" for number in range(len(sources))]
+        if numbers is None and len(sources) != 1:
+            numbers = range(len(sources))
+        params = [param] if numbers is None else [f"{param}.{number}" for number in numbers]
         with self._threads.turn() as turn:
             jobs = [
                 asyncio.ensure_future(self._usable(turn, *source, self._prepared))
@@ -142,16 +148,16 @@ class Inputs:
 
 def _content(source: str) -> bytes:
     found = _DATA_URI.match(source)
-    if found is None:
+    if found is None and _BARE.match(source) is None:
         shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
         raise ValueError(
-            f"an image is given as {shown!r}; expected a data URI, data:image/png;base64,…: paths are never read, and "
-            "URLs only at hosts that the server was told to allow"
+            f"an image is given as {shown!r}; expected a data URI, data:image/png;base64,…, or its base64: paths are "
+            "never read, and URLs only at hosts that the server was told to allow"
         )
     try:
-        return _decoded(source, found.end())
+        return _decoded(source, found.end() if found else 0)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"the base64 of a data URI is damaged ({error})") from error
+        raise ValueError(f"the base64 of an image is damaged ({error})") from error
 
 
 def _decoded(source: str, begin: int) -> bytes:

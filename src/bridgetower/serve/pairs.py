@@ -20,6 +20,7 @@ from bridgetower.serve.schemas import (
     Images,
     JsonRoute,
     Listed,
+    Source,
     Text,
     Texts,
     Top,
@@ -237,7 +238,7 @@ for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, Re
 class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
     """An image and a text about it."""
 
-    image: str = Field(description="Data URI of an image.")
+    image: Source
     text: Text = Field(description="With at least one word.")
     view: bool = Field(False, description="Also return the part of the image that the model sees.")
 

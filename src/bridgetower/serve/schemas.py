@@ -104,17 +104,17 @@ def _several(given: object) -> object:
 Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
 _Several = Len(1, MOST_ITEMS)
 
-Strings = Annotated[
-    list[str], _Several, BeforeValidator(_several, json_schema_input_type=str | Annotated[list[str], _Several])
-]
-"""A string or several, as a list."""
-
 Texts = Annotated[
     list[Text], _Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], _Several])
 ]
 """A text or several, as a list."""
 
-Images = Annotated[Strings, Field(description="Data URI of an image, or several.")]
+Source = Annotated[str, Field(description="An image: a data URI, or the base64 in it alone.")]
+Images = Annotated[
+    list[Source], _Several, BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], _Several])
+]
+"""An image or several, as a list."""
+
 Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 

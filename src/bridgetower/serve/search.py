@@ -21,7 +21,7 @@ from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Text, Top, Usage, errors, json_of
+from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Source, Text, Top, Usage, errors, json_of
 from bridgetower.serve.service import MIB, Served, Service, embedding_items
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
@@ -60,7 +60,7 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     """A text, an image or both, and which images to search."""
 
     query: Text | None = Field(None, description="Description of the images to find.")
-    image: str | None = Field(None, description="Data URI of an image; similar images are found.")
+    image: Source | None = Field(None, description="An image, as elsewhere; similar images are found.")
     top: Top = 10
     rerank: int | None = Field(
         None,
