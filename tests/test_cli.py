@@ -108,12 +108,10 @@ class TestUsing:
             assert run(verb, *given) == run(verb, tiny_checkpoint, *given)
 
     def test_embed_with_processes_that_decode(
-        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, files: list[Path]
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]
     ) -> None:
         command = ["embed", tiny_checkpoint, "--images", *files, "--device", "cpu", "--fast-decode"]
         assert run(*command, "--num-workers", 2) == run(*command)
-        pairs = refused(*command, "--texts", "a", "b", "--pairs", "--num-workers", 2)
-        assert "--num-workers 2 would be ignored with pairs" in pairs
 
     def test_names_that_are_not_utf8(
         self,
@@ -131,7 +129,7 @@ class TestUsing:
         assert found == plain | {"image": str(name)}
         assert Path(found["image"]).read_bytes() == files[0].read_bytes()
         lines = [
-            *run("embed", tiny_checkpoint, *given, *text, "--pairs"),
+            *run("embed", tiny_checkpoint, *given, *text, "--of", "pairs"),
             *run("match", tiny_checkpoint, *given, *text),
             *run("fill-mask", tiny_checkpoint, *given, "--texts", "a <mask> bar"),
             *run("entail", answering_checkpoint, *given, "--statements", "a red bar"),
@@ -144,7 +142,10 @@ class TestUsing:
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
     ) -> None:
         out = tmp_path / "vectors.jsonl"
-        assert run("embed", tiny_checkpoint, "--images", *files, "--texts", "a", "bär", "--pairs", "--out", out) == []
+        command = ("embed", tiny_checkpoint, "--images", *files, "--texts", "a", "bär", "--of", "pairs")
+        (report,) = run(*command, "--out", out)
+        assert (report["out"], report["vectors"], report["bad"]) == (str(out), 2, 0)
+        assert run(*command) == [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
         assert [len(row["embedding"]) for row in rows] == [16, 16]
@@ -398,17 +399,17 @@ class TestUserErrors:
         (tmp_path / "model").mkdir()
         assert "nowhere does not exist" in refused("embed", tmp_path / "nowhere", "--texts", "a")
         assert "has no config.json" in refused("embed", tmp_path / "model", "--texts", "a")
-        assert "nothing to embed; give --images" in refused("embed", tiny_checkpoint)
+        assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
         assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
         assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
         assert "2 images and 1 texts; expected one text per image, or --all-pairs to match" in refused(
             "match", tiny_checkpoint, "--images", *files, "--texts", "a"
         )
         assert "2 images and 1 texts; expected one text per image" in refused(
-            "embed", tiny_checkpoint, "--images", *files, "--texts", "a", "--pairs"
+            "embed", tiny_checkpoint, "--images", *files, "--texts", "a", "--of", "pairs"
         )
         assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a")
-        too_long = refused("embed", tiny_checkpoint, "--texts", "red bar on black " * 9)
+        too_long = refused("match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9)
         assert "the limit is 24" in too_long
         assert "pass --truncate to cut it" in too_long
         assert "device is 'gpu'" in refused("embed", tiny_checkpoint, "--texts", "a", "--device", "gpu")

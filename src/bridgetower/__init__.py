@@ -19,6 +19,7 @@ from bridgetower.extras import Extra, require
 if TYPE_CHECKING:
     from bridgetower.analysis.attention import explain as explain
     from bridgetower.analysis.attention_drawing import draw_explanation as draw_explanation
+    from bridgetower.bulk.run import embed_source as embed_source
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
@@ -55,6 +56,7 @@ _HOMES = {
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
     "draw_explanation": "bridgetower.analysis.attention_drawing",
+    "embed_source": "bridgetower.bulk.run",
     "explain": "bridgetower.analysis.attention",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",

@@ -8,7 +8,7 @@ Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", 
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("datasets", "ijson", "jinja2", "lightning_fabric", "pyarrow", "sklearn", "tensorboard"),
-    "search": ("lancedb", "pyarrow"),
+    "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
     "plot": ("matplotlib", "scipy"),
     "demo": (

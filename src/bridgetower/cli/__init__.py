@@ -19,7 +19,7 @@ from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": {
-        "embed": "use",
+        "embed": "embed",
         "match": "use",
         "fill-mask": "use",
         "answer": "use",

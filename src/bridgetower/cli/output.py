@@ -125,7 +125,7 @@ def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[
 
 
 def with_options(message: str, arguments: Sequence[str] = ()) -> str:
-    """Names options as they are typed: --truncate, where Python callers read truncate=True.
+    """Names options as they are typed: --truncate and --max-errors N for truncate=True and max_errors=N.
 
     Args:
         message: Of an error.
@@ -138,7 +138,12 @@ def with_options(message: str, arguments: Sequence[str] = ()) -> str:
         names = [".".join(parts[start:]) for start in range(len(parts))]
         for name in (name for name in names if "_" in name or "." in name):  # other names are words as well
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
-    return re.sub(r"\b([a-z_]+)=True\b", lambda found: "--" + found[1].replace("_", "-"), message)
+    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", _option, message)
+
+
+def _option(argument: re.Match[str]) -> str:
+    name, value = argument[1].replace("_", "-"), argument[2]
+    return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[value]
 
 
 def with_whole_entries(command: _Command) -> _Command:

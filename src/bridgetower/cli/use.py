@@ -1,11 +1,11 @@
-"""The commands that use a model: vectors, matches, masked words, answers, explanations."""
+"""The commands that use a model on a few inputs: matches, masked words, answers, explanations."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
@@ -23,59 +23,6 @@ from bridgetower.files import one_line
 if TYPE_CHECKING:
     from bridgetower.inference import Choice
     from bridgetower.predictor import Options
-
-
-def embed(
-    model: ModelOrDemo = None,
-    *,
-    images: tuple[Path, ...] = (),
-    texts: tuple[str, ...] = (),
-    pairs: bool = False,
-    out: Path | None = None,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    loading: Loading = LOADED,
-    truncate: bool = False,
-) -> None:
-    """Embed images, texts or pairs as vectors.
-
-    Prints one JSON line per input: {"image" and/or "text", "embedding"}.
-
-    Example: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
-
-    Args:
-        model: What to load; default: what the demo trained.
-        images: Image files.
-        texts: Texts.
-        pairs: Embed image n together with text n instead of each alone.
-        out: Write the lines to this file instead of standard output.
-        batch_size: Inputs at once.
-        num_workers: Processes that decode images while others are encoded; 0 decodes in the main one. Not for pairs.
-        loading: How the model is loaded.
-        truncate: Cut texts that are too long instead of refusing them.
-    """
-    predictor = loading.load(model_or_demo(model, "bridgetower embed MODEL --texts TEXT"))
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": sys.stderr.isatty()}
-    rows: list[dict[str, Any]] = []
-    names = [str(image) for image in images]
-    if pairs and num_workers:
-        raise ValueError(f"num_workers {num_workers} would be ignored with pairs; leave it out")
-    if pairs:
-        vectors = predictor.embed_pairs(names, texts, truncate=truncate, **options)
-        rows = [
-            {"image": image, "text": text, "embedding": vector}
-            for image, text, vector in zip(names, texts, vectors.tolist(), strict=True)
-        ]
-    else:
-        if not names and not texts:
-            raise ValueError("nothing to embed; give --images FILE … or --texts TEXT …")
-        if names:
-            vectors = predictor.embed_images(names, num_workers=num_workers, **options).tolist()
-            rows += [{"image": image, "embedding": vector} for image, vector in zip(names, vectors, strict=True)]
-        if texts:
-            vectors = predictor.embed_texts(texts, truncate=truncate, **options).tolist()
-            rows += [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
-    emit_lines(rows, out)
 
 
 def match(

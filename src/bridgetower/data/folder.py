@@ -378,6 +378,11 @@ class ParquetRows:
         )  # worker processes map the files themselves
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of the first file."""
+        return self._files[0].schema_arrow
+
+    @property
     def largest_group(self) -> int:
         """Bytes of the largest row group."""
         sizes = (self._files[file].metadata.row_group(group).total_byte_size for file, group in self._groups)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 
 from bridgetower.data.folder import ParquetRows
+from bridgetower.data.remote import file_name, read_url
 from bridgetower.files import json_object, unfit_name
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -30,6 +31,7 @@ _GROUPS = 4  # row groups that are kept, as rows are read in order
 _COPIED = 100  # rows of a Parquet file that are copied at once
 _ROWS = 1000  # of an Arrow file that are read at once, without their images
 _DIGEST_LETTERS = 32
+_ARROW_FILE = b"ARROW1"  # begins a file that is no stream, as `datasets` writes it
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
@@ -42,12 +44,13 @@ class ImageRef:
     """Where an image's bytes are: in a file of its own, in a piece of a tar archive, or in a cell of a table.
 
     Attributes:
-        path: The file.
+        path: The file; of one at a URL its name.
         name: Identifies the image; rows with the same name are about the same image.
         file_name: Name to store it under.
         piece: Where in an archive its content starts, and its length, in bytes.
         cell: Its column and row in a Parquet or Arrow file.
         signature: Size in bytes, or a digest of the content; None to look at the file.
+        url: Where the file is, if it is not on this machine.
     """
 
     path: Path
@@ -56,6 +59,13 @@ class ImageRef:
     piece: tuple[int, int] | None = None
     cell: tuple[str, int] | None = None
     signature: str | None = None
+    url: str | None = None
+
+    @classmethod
+    def of_url(cls, url: str) -> ImageRef:
+        """An image in a file of its own at a URL, which is its name and its signature."""
+        name = file_name(url)
+        return cls(path=Path(name), name=url, file_name=name, signature=url, url=url)
 
     @classmethod
     def of_file(cls, root: Path, name: str) -> ImageRef:
@@ -64,8 +74,8 @@ class ImageRef:
 
     @property
     def is_file(self) -> bool:
-        """Whether the image is a file of its own."""
-        return self.piece is None and self.cell is None
+        """Whether the image is a file of its own on this machine."""
+        return self.piece is None and self.cell is None and self.url is None
 
     @property
     def file_signature(self) -> str | None:
@@ -82,14 +92,17 @@ class ImageRef:
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If it is empty or longer than an image, or an archive ends before.
+            ValueError: If it is empty or longer than an image, an archive ends before, or a cell has no image.
         """
         from bridgetower.processor import check_length  # which needs torch; the help of commands does not
 
+        if self.url:
+            return read_url(self.url, self.piece)
         if self.cell:
             column, row = self.cell
             content = cell_bytes(open_table(self.path).row(row, [column])[column])
-            assert content is not None  # a cell without bytes is no image
+            if content is None:
+                raise ValueError(f"{self.path}, row {row + 1} has no bytes in column {column}")
             return content
         start, size = self.piece or (0, self.path.stat().st_size)
         check_length(self.file_name, size)
@@ -227,6 +240,11 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 class Table(Protocol):
     """Rows by number."""
 
+    @property
+    def schema(self) -> Any:
+        """The names and Arrow types of the columns."""
+        ...
+
     def __len__(self) -> int: ...
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
@@ -244,6 +262,10 @@ class _Copy:
         logger.info("%s is copied to %s unless it already was; HF_DATASETS_CACHE names another place", path, cache)
         self._table = datasets.Dataset.from_parquet(str(path), batch_size=_COPIED).with_format("arrow")
 
+    @property
+    def schema(self) -> Any:
+        return self._table.features.arrow_schema
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -254,15 +276,17 @@ class _Copy:
 
 
 class ArrowRows:
-    """The rows of an uncompressed file in Arrow's IPC file format, memory-mapped."""
+    """The rows of an uncompressed file in Arrow's IPC file or stream format, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
         self._file = pa.memory_map(str(path))
         self.content = self._file.read_buffer()
-        self.table = pa.ipc.open_file(self.content).read_all()
+        is_file = self.content[: len(_ARROW_FILE)].to_pybytes() == _ARROW_FILE
+        self.table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(self.content).read_all()
         self.table.validate(full=True)  # else cells end anywhere in the memory; images are not read
+        self.schema = self.table.schema
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

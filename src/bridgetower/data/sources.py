@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bridgetower.data.images import IMAGE_SUFFIXES, MAX_TEXT, ImageRef, check_text, parquet_rows, tar_samples
+from bridgetower.data.remote import is_url
 from bridgetower.files import json_object
 
 CaptionsFrom = Literal["text", "folder"]
@@ -161,16 +162,18 @@ def cell_text(value: object) -> str:
 
 
 def cell_image(root: Path, cell: object) -> ImageRef:
-    """Returns the image in a cell, or the file that the cell names from the folder `root` on."""
+    """Returns the image in a cell, or the file that the cell names by a URL or from the folder `root` on."""
     if isinstance(cell, ImageRef):
         return cell
     given = cell_text(cell)
+    if is_url(given):
+        return ImageRef.of_url(given)
     return ImageRef.of_file(root, os.path.normpath(given) if given else "")
 
 
 def _read_csv(source: Path) -> Iterator[tuple[str, Cells]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(_lines(source), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(text_lines(source), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if None in row:
@@ -183,7 +186,7 @@ def _read_csv(source: Path) -> Iterator[tuple[str, Cells]]:
 
 
 def _read_json_lines(source: Path) -> Iterator[tuple[str, Cells]]:
-    for number, line in enumerate(_lines(source), start=1):
+    for number, line in enumerate(text_lines(source), start=1):
         if line.strip():
             yield f"line {number}", json_object(line, f"{source}, line {number}", "write one JSON object per line")
 
@@ -204,29 +207,40 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Cells]]]] = {
 
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
     if captions_from == "folder":
-        for name in _images_in(folder):
-            yield Row(image=cell_image(folder, name), captions=_folder_caption(name), place=str(name))
+        for name in images_in(folder):
+            yield Row(image=cell_image(folder, name), captions=folder_caption(name.parent.name), place=str(name))
         return
     listed = folder / CAPTIONS_FILE
-    shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
-    beside = Path(CAPTIONS_FILE) if listed.is_file() else next(_images_in(folder), None)
-    if shards and beside:
-        raise ValueError(
-            f"{folder} has both tar shards ({shards[0].name}) and {beside}; move the shards, or the rest, to a folder "
-            "of their own"
-        )
-    if shards:
+    if shards := shards_in(folder):
         yield from _rows_of_shards(shards)
     elif listed.is_file():
         _check_link(listed, folder)
         yield from _rows_of_list(listed)
     else:
-        for name in _images_in(folder):
+        for name in images_in(folder):
             captions = _sidecar_captions(folder, name)
             yield Row(image=cell_image(folder, name), captions=captions, place=str(name))
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
+def shards_in(folder: Path) -> list[Path]:
+    """Returns the tar shards of a folder, in order.
+
+    Raises:
+        ValueError: There are images or captions beside them.
+    """
+    shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == TAR_SUFFIX)
+    if not shards:
+        return []
+    beside = Path(CAPTIONS_FILE) if (folder / CAPTIONS_FILE).is_file() else next(images_in(folder), None)
+    if beside:
+        raise ValueError(
+            f"{folder} has both tar shards ({shards[0].name}) and {beside}; move the shards, or the rest, to a folder "
+            "of their own"
+        )
+    return shards
+
+
+def images_in(folder: Path) -> Iterator[Path]:
     """Paths of the image files in a folder and those below, hidden ones left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -243,8 +257,9 @@ def _rows_of_shards(shards: Iterable[Path]) -> Iterator[Row]:
             yield Row(image=image, captions=(sample.caption,), place=place)
 
 
-def _folder_caption(name: Path) -> tuple[str, ...]:
-    return (re.sub(r"[_-]+", " ", name.parent.name),)
+def folder_caption(name: str) -> tuple[str, ...]:
+    """Returns the caption that the name of a folder is, with spaces for what stands between words."""
+    return (re.sub(r"[_-]+", " ", name),)
 
 
 def _sidecar_captions(folder: Path, name: Path) -> tuple[str, ...]:
@@ -253,7 +268,7 @@ def _sidecar_captions(folder: Path, name: Path) -> tuple[str, ...]:
         return ()
     _check_link(text, folder)
     check_text(str(text), text.stat().st_size)
-    return tuple(line.strip() for line in _lines(text) if line.strip())
+    return tuple(line.strip() for line in text_lines(text) if line.strip())
 
 
 def _check_link(text: Path, folder: Path) -> None:
@@ -265,7 +280,7 @@ def _check_link(text: Path, folder: Path) -> None:
 def _rows_of_list(listed: Path) -> Iterator[Row]:
     """Reads lines "image TAB caption" or "image,caption", with or without a header."""
     separator = None
-    for number, line in enumerate((line.rstrip("\r\n") for line in _lines(listed) if line.strip()), start=1):
+    for number, line in enumerate((line.rstrip("\r\n") for line in text_lines(listed) if line.strip()), start=1):
         separator = separator or ("\t" if "\t" in line else ",")
         name, _, caption = line.partition(separator)
         if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
@@ -280,7 +295,12 @@ def _unquoted(caption: str) -> str:
     return caption[1:-1].replace('""', '"') if quoted else caption
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file with their ends.
+
+    Raises:
+        ValueError: It is not UTF-8, or a line is too long.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number in count(1):

@@ -164,7 +164,7 @@ def _decode(
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} {error}") from error
     except formats.TooLargeError as error:
-        raise ValueError(f"{name} {error}, or open it with open_image(..., max_pixels=...)") from error
+        raise ValueError(f"{name} {error}") from error
     except _DECODE_ERRORS as error:
         raise ValueError(f"{name} is damaged ({error}); fetch the image again") from error
     width, height = image.size

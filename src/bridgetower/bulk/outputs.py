@@ -1,0 +1,252 @@
+"""Where vectors go: JSON lines, Parquet, NumPy or a Lance table, block by block, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from bridgetower.bulk.config import Quantize
+from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Problem
+from bridgetower.bulk.quantize import quantized
+from bridgetower.data.items import Block
+from bridgetower.files import escaped, json_text, locked, read_json, remove_leftovers, replacing, write_json, write_text
+from bridgetower.model.plain import from_plain
+
+_PLAN = "plan.json"
+_RECORD = "{}.json"
+_PART = "{}.part"
+_DTYPES: Mapping[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of a block.
+
+    Attributes:
+        digest: Of its items.
+        last: Whether it is the last one of its unit.
+        items: Embedded or not.
+        vectors: That were written.
+        num_cut: Texts that were cut.
+        problems: What could not be used.
+    """
+
+    digest: str
+    last: bool
+    items: int
+    vectors: int
+    num_cut: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A vector, as it is written.
+
+    Attributes:
+        id: Of the item.
+        is_image: Whether it has an image.
+        text: That the vector is of, or also of; None: of the image alone.
+        vector: float32.
+    """
+
+    id: str
+    is_image: bool
+    text: str | None
+    vector: np.ndarray
+
+    def json(self, quantize: Quantize | None) -> str:
+        """Returns a line of JSON."""
+        name = {"image" if self.is_image else "id": self.id} if self.id else {}
+        text = {} if self.text is None else {"text": self.text}
+        vector = quantized(self.vector[None], quantize)[0].tolist()
+        return json_text({**name, **text, "embedding": vector}) + "\n"
+
+
+def entries_of(rows: Sequence[Embedded]) -> Iterator[Entry]:
+    """Yields the vectors of items: of the image, or of each of the texts, or of each pair."""
+    for row in rows:
+        about: dict[str, Any] = {"id": row.item.id, "is_image": row.item.image is not None}
+        if row.image_vector is not None:
+            yield Entry(**about, text=None, vector=row.image_vector.numpy())
+            continue
+        of_texts = row.pair_vectors if len(row.pair_vectors) else row.text_vectors
+        for text, vector in zip(row.item.texts, of_texts, strict=True):
+            yield Entry(**about, text=text, vector=vector.numpy())
+
+
+class Output:
+    """Vectors on disk: a part for each block beside `out`, all in one in the end.
+
+    Attributes:
+        out: What is written in the end.
+        work: Folder of the parts and of a record for each; it is removed in the end.
+        records: Of the blocks that are written, by name.
+    """
+
+    def __init__(self, out: str | Path, plan: Mapping[str, Any], *, quantize: Quantize | None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            out: Path.
+            plan: All that decides what is written: a run with another plan does not go on with this one's parts.
+            quantize: How vectors are written.
+        """
+        self.out, self.plan, self.quantize = Path(out), dict(plan), quantize
+        self.work = Path(f"{out}.parts")
+        self.records: dict[str, Record] = {}
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._held.enter_context(locked(self.work))
+        remove_leftovers(self.work)
+        plan = self.work / _PLAN
+        if plan.exists() and read_json(plan) != self.plan:
+            self._held.close()
+            raise ValueError(
+                f"{self.work} has parts of other vectors: of another source, model or settings; finish that run, or "
+                "remove the folder"
+            )
+        write_json(plan, self.plan)
+        for path in self.work.glob(_RECORD.format("*-*")):
+            self.records[path.stem] = from_plain(Record, read_json(path), str(path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def is_whole(self, unit: int) -> bool:
+        """Whether all blocks of a unit are written."""
+        own = {name: record for name, record in self.records.items() if name.startswith(f"{unit:06}-")}
+        number = next((int(name.partition("-")[2]) for name, record in own.items() if record.last), None)
+        return number is not None and len(own) >= number + 1
+
+    def has(self, block: Block) -> bool:
+        """Whether a block is written, with these items."""
+        return block.name in self.records and self.records[block.name].digest == block.digest
+
+    def write(self, block: EmbeddedBlock) -> None:
+        """Writes a block and its record."""
+        entries = list(entries_of(block.rows))
+        self.write_part(block.name, entries)
+        record = Record(
+            digest=block.digest,
+            last=block.last,
+            items=len(block.rows) + len(block.problems),
+            vectors=len(entries),
+            num_cut=block.num_cut,
+            problems=tuple(block.problems),
+        )
+        write_json(self.work / _RECORD.format(block.name), asdict(record))
+        self.records[block.name] = record
+
+    def finish(self, names: Collection[str]) -> None:
+        """Makes one of the parts and removes them.
+
+        Args:
+            names: Of the blocks that the source has; others are of files that are gone.
+
+        Raises:
+            OSError: It cannot be written; the parts stay.
+        """
+        self.records = {name: record for name, record in self.records.items() if name in names}
+        self.join([self.work / _PART.format(name) for name in sorted(self.records)])
+        shutil.rmtree(self.work)
+
+    def write_part(self, name: str, entries: Sequence[Entry]) -> None:
+        """Writes the vectors of a block, whole or not at all."""
+        raise NotImplementedError
+
+    def join(self, parts: Sequence[Path]) -> None:
+        """Makes the output of parts, whole or not at all."""
+        raise NotImplementedError
+
+
+class JsonLines(Output):
+    """A line for each vector: {"image", "id" or neither, "text" where there is one, "embedding"}."""
+
+    def write_part(self, name: str, entries: Sequence[Entry]) -> None:
+        """Writes the lines of a block."""
+        write_text(self.work / _PART.format(name), "".join(entry.json(self.quantize) for entry in entries))
+
+    def join(self, parts: Sequence[Path]) -> None:
+        """Writes the lines of all blocks to one file."""
+        with replacing(self.out) as temporary, temporary.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+
+
+class Parquet(Output):
+    """Columns `id`, `text` and `vector`, with what made them as metadata."""
+
+    def write_part(self, name: str, entries: Sequence[Entry]) -> None:
+        """Writes the rows of a block."""
+        import pyarrow.parquet as pq
+
+        with replacing(self.work / _PART.format(name)) as temporary:
+            pq.write_table(self.table(entries), temporary)
+
+    def join(self, parts: Sequence[Path]) -> None:
+        """Writes the rows of all blocks to one file."""
+        import pyarrow.parquet as pq
+
+        schema = self.schema_of(parts)
+        with replacing(self.out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for part in parts:
+                table = pq.read_table(part)
+                if len(table):
+                    writer.write_table(table.cast(schema))
+
+    def schema_of(self, parts: Sequence[Path]) -> Any:
+        """Returns the columns of the first part with vectors; those of others without have no width."""
+        import pyarrow.parquet as pq
+
+        schemas = [pq.read_schema(part) for part in parts if pq.read_metadata(part).num_rows]
+        if not schemas:
+            raise ValueError(f"{self.out} would have no vectors: nothing of the source could be used")
+        return schemas[0]
+
+    def table(self, entries: Sequence[Entry]) -> Any:
+        """Returns vectors as an Arrow table."""
+        import pyarrow as pa
+
+        vectors = np.stack([entry.vector for entry in entries]) if entries else np.empty((0, 1), np.float32)
+        values = quantized(vectors, self.quantize)
+        kind = pa.from_numpy_dtype(values.dtype)
+        vector = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), values.shape[1])
+        columns = {
+            "id": pa.array([escaped(entry.id) for entry in entries], pa.string()),
+            "text": pa.array([entry.text for entry in entries], pa.string()),
+            "vector": vector,
+        }
+        return pa.table(columns, metadata={"bridgetower": json.dumps(self.plan)})
+
+
+class NumPy(Parquet):
+    """An array [n, c] in `.npy`, and beside it `NAME.ids.jsonl` with the {"id", "text"} of each row."""
+
+    def join(self, parts: Sequence[Path]) -> None:
+        """Writes the vectors of all blocks to one array, and their ids beside it."""
+        import pyarrow.parquet as pq
+
+        width = self.schema_of(parts).field("vector").type.list_size
+        shape = sum(record.vectors for record in self.records.values()), width
+        header = {"descr": np.dtype(_DTYPES[self.quantize]).str, "fortran_order": False, "shape": shape}
+        ids = self.out.with_suffix(".ids.jsonl")
+        with ExitStack() as stack:
+            places = [stack.enter_context(replacing(path)) for path in (self.out, ids)]
+            file, lines = stack.enter_context(places[0].open("wb")), stack.enter_context(places[1].open("wb"))
+            np.lib.format.write_array_header_1_0(file, header)
+            for table in map(pq.read_table, parts):
+                for chunk in table["vector"].chunks:
+                    file.write(np.ascontiguousarray(chunk.flatten().to_numpy(zero_copy_only=False)).data)
+                rows = table.select(["id", "text"]).to_pylist()
+                lines.writelines((json_text(row) + "\n").encode() for row in rows)

@@ -1,0 +1,69 @@
+"""The command that makes vectors of images, texts and pairs, a few or many."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bridgetower.bulk.config import EmbedConfig
+from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
+from bridgetower.cli.output import emit
+
+_SOURCE = arg(metavar="[SOURCE]")
+
+
+def embed(
+    model: ModelOrDemo = None,
+    source: Annotated[Positional[str | None], _SOURCE] = None,
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    out: str | None = None,
+    options: Annotated[EmbedConfig, arg(name="")] = EmbedConfig(),  # noqa: B008 - frozen
+    loading: Loading = LOADED,
+) -> None:
+    """Embed images, texts or pairs as vectors: a few, or those of a folder, a table or tar shards of any size.
+
+    Without --out it prints a JSON line per vector, {"image" or "id", "text", "embedding"}. With --out it writes them to
+    a file, and prints {"out", "vectors", "cut", "bad", "problems", "report", "seconds"}; killed, it is continued by
+    running it again. What cannot be used is left out and named.
+
+    Examples: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
+              bridgetower embed MODEL photos --out vectors.parquet
+              bridgetower embed MODEL "https://host/shard-{000..099}.tar" --out vectors.lance --max-errors 1000
+
+    Args:
+        model: What to load; default: what the demo trained. Alone, without --images and --texts, it is the source.
+        source: Folder of images, table (CSV, TSV, JSON lines, Parquet, Arrow), tar shard, .txt file with a text per
+            line, folder of shards or of Parquet or Arrow files; or the URL of one (https, s3, gs, hf, …).
+        images: Image files, or folders of them.
+        texts: Texts.
+        out: Place of the vectors, which ends in .jsonl, .parquet, .npy or .lance.
+        options: How.
+        loading: How the model is loaded.
+    """
+    from bridgetower.bulk.run import embed_units, print_units
+    from bridgetower.data.items import given_units, units_of
+
+    if source is None and not images and not texts and not _is_model(model):
+        model, source = None, model
+    if source is None and not images and not texts:
+        raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
+    if source is not None and (images or texts):
+        raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
+    units = given_units(images, texts, pairs=options.of == "pairs") if source is None else units_of(source)
+    name = source or "what was given"
+    chosen = model_or_demo(model, "bridgetower embed MODEL --texts TEXT")
+    if out is None:
+        print_units(units, name, lambda: loading.load(chosen), options)
+    else:
+        report = embed_units(units, name, out, lambda: loading.load(chosen), options, progress=True)
+        emit({"out": out, **asdict(report)})
+
+
+def _is_model(given: str | None) -> bool:
+    """Whether the only argument names a model that is on this machine, and no source."""
+    return given is None or given.endswith(".ckpt") or (Path(given) / "config.json").is_file()

@@ -1,0 +1,376 @@
+"""Images and texts of any source, one after the other, for embedding: folders, tables, tar shards, here or at URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, open_table
+from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy
+from bridgetower.data.sources import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    TAR_SUFFIX,
+    CaptionsFrom,
+    Cells,
+    cell_image,
+    cell_text,
+    find_column,
+    folder_caption,
+    images_in,
+    read_rows,
+    read_table,
+    shards_in,
+    text_lines,
+)
+
+URL_COLUMNS = ("url", "image_url")
+ID_COLUMNS = ("id", "image_id", "key", "uid")
+TEXTS_SUFFIX = ".txt"
+
+_COLUMNAR = (".parquet", ".arrow")  # tables that are read by number, so that the images in them stay where they are
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", *_COLUMNAR)
+_DESCRIPTIONS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images, as `datasets` has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of tables are read; None looks for the usual names.
+
+    Attributes:
+        image: Paths, URLs or image bytes.
+        text: A text or a list of texts.
+        id: What names a row.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    id: str | None = None
+    captions_from: CaptionsFrom = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceItem:
+    """An image with its texts, or texts alone.
+
+    Attributes:
+        id: From the table, or the image's name, or the number of the row.
+        image: Where the image is; None: there is none.
+        texts: As given, stripped, none empty.
+        place: Where the row is, for errors.
+    """
+
+    id: str
+    image: ImageRef | None
+    texts: tuple[str, ...] = ()
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A part of a source that is read on its own: a file, or a folder of images.
+
+    Attributes:
+        place: Path or URL.
+        items: What it has; None: the place is read.
+    """
+
+    place: str
+    items: tuple[SourceItem, ...] | None = field(default=None, repr=False)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, to which images may come."""
+        return self.items is not None or Path(self.place).is_dir()
+
+    @property
+    def signature(self) -> str:
+        """What changes when a local file does."""
+        if is_url(self.place) or self.is_folder:
+            return self.place
+        status = Path(self.place).stat()
+        return f"{self.place} {status.st_size} {status.st_mtime_ns}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Some items of a unit, which are embedded and written together.
+
+    Attributes:
+        unit: Number of the unit.
+        number: Of the block in its unit.
+        items: At most as many as a block has.
+        last: Whether the unit has no more.
+        copied: File that the items are read from and that is removed after the last block; None: none.
+    """
+
+    unit: int
+    number: int
+    items: tuple[SourceItem, ...] = field(repr=False)
+    last: bool
+    copied: ExitStack | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Sorts blocks in the order of the source."""
+        return f"{self.unit:06}-{self.number:06}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the names, places and texts of the items, and of whether more blocks follow."""
+        content = [self.last, *((item.id, item.place, item.texts) for item in self.items)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def release(self) -> None:
+        """Removes the copy of the unit's file after its last block."""
+        if self.copied is not None:
+            self.copied.close()
+
+
+def units_of(source: str | Path) -> list[Unit]:
+    """Returns the parts of a source, in order.
+
+    Args:
+        source: A folder of images (perhaps with a text file of the same name beside each), a table (CSV, TSV, JSON
+            lines, Parquet, Arrow), a tar shard, a `.txt` file with a text per line, a folder of shards or of Parquet
+            or Arrow files, such as `datasets` writes; or the URL of one. A URL may have a range, `{000..099}`, or `*`.
+
+    Raises:
+        FileNotFoundError: There is no such source.
+        ValueError: It is none of these.
+    """
+    if is_url(source):
+        return [unit for url in expanded(str(source)) for unit in _units_at(url)]
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}; give a folder of images, a table, or a tar shard")
+    if not path.is_dir():
+        _check_kind(str(path))
+        return [Unit(place=str(path))]
+    described = [path / name for name in _DESCRIPTIONS if (path / name).is_file()]
+    found = shards_in(path) or described[:1]
+    if not found and next(images_in(path), None) is None:
+        found = _tables_in(path)
+    return [Unit(place=str(file)) for file in found or [path]]
+
+
+def given_units(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Unit]:
+    """Returns images and texts that are given one by one as a source.
+
+    Args:
+        images: Files, or folders of them; their paths name them.
+        texts: Texts, which have no names.
+        pairs: Whether text n belongs to image n.
+
+    Raises:
+        ValueError: There are not as many texts as images, which pairs need.
+    """
+    if pairs and len(images) != len(texts):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts; expected one text per image")
+    files = images if pairs else [file for given in images for file in _files_of(given)]
+    shown = [SourceItem(id=str(file), image=ImageRef.of_file(Path(), str(file)), place=str(file)) for file in files]
+    words = [SourceItem(id="", image=None, texts=(text,), place=repr(text)) for text in texts]
+    if pairs:
+        shown = [replace(image, texts=word.texts) for image, word in zip(shown, words, strict=True)]
+    return [Unit(place="what was given", items=tuple(shown if pairs else [*shown, *words]))]
+
+
+def _files_of(given: Path) -> list[Path]:
+    return [given / name for name in images_in(given)] if given.is_dir() else [given]
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """Returns the Parquet or Arrow files of a folder and of those in it, hidden ones left out."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _COLUMNAR)
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def _units_at(url: str) -> list[Unit]:
+    if Path(file_name(url)).suffix.lower() in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
+        return [Unit(place=url)]
+    if url.lower().startswith("http"):
+        raise ValueError(f"{url} is no table and no tar shard; the files of a folder cannot be listed over HTTP")
+    files = files_below(url)
+    shards, tables = ([file for file in files if file.lower().endswith(ends)] for ends in (TAR_SUFFIX, _COLUMNAR))
+    described = [file for file in files if file_name(file) in _DESCRIPTIONS]
+    images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    found = shards or described[:1] or ([] if images else tables)
+    items = tuple(SourceItem(id=image, image=ImageRef.of_url(image), place=image) for image in images)
+    return [Unit(place=file) for file in found] or [Unit(place=url, items=items)]
+
+
+def _check_kind(name: str) -> None:
+    if Path(name).suffix.lower() not in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
+        kinds = ", ".join((TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES))
+        raise ValueError(f"{name} is no source; expected a folder, or a file that ends in {kinds}")
+
+
+def read_blocks(
+    units: Sequence[Unit],
+    columns: Columns,
+    size: int,
+    *,
+    skip: Callable[[int], bool] = lambda unit: False,
+    copies: bool = True,
+) -> Iterator[Block]:
+    """Reads what a source names, in blocks; images are not read.
+
+    Args:
+        units: Parts of the source.
+        columns: Which columns of tables are read.
+        size: Items of a block; the last of a unit may have fewer.
+        skip: Says of the number of a unit that it is not needed.
+        copies: Read images of a shard at a URL from the copy that was made to list it, until `Block.release` is called;
+            otherwise from the URL, piece by piece, which other machines can do too.
+
+    Raises:
+        OSError: Something cannot be read.
+        ValueError: As `bridgetower.data.sources.read_rows`, or a column is missing.
+    """
+    for number, unit in enumerate(units):
+        if skip(number):
+            continue
+        with ExitStack() as stack:
+            items = _items_of(unit, columns, stack, copies=copies)
+            block, index = tuple(islice(items, size)), 0
+            while True:
+                following = tuple(islice(items, size))
+                copied = stack.pop_all() if not following and copies else None
+                yield Block(unit=number, number=index, items=block, last=not following, copied=copied)
+                if not following:
+                    break
+                block, index = following, index + 1
+
+
+def _items_of(unit: Unit, columns: Columns, stack: ExitStack, *, copies: bool) -> Iterator[SourceItem]:
+    if unit.items is not None:
+        by_folder = columns.captions_from == "folder"
+        return (replace(item, texts=_url_caption(item.id)) if by_folder else item for item in unit.items)
+    if not is_url(unit.place):
+        return read_items(Path(unit.place), columns)
+    found = read_items(stack.enter_context(local_copy(unit.place)), columns)
+    return map(_Elsewhere(unit.place, copies), found)
+
+
+def _url_caption(url: str) -> tuple[str, ...]:
+    return folder_caption(Path(url.rpartition("/")[0]).name)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Tells where the items of a copied file really are.
+
+    Attributes:
+        url: That was copied.
+        copies: Whether images inside the file are read from the copy.
+    """
+
+    url: str
+    copies: bool
+
+    def __call__(self, item: SourceItem) -> SourceItem:
+        image = item.image
+        if image is None or image.url:
+            return item
+        if image.is_file:  # beside the table
+            beside = ImageRef.of_url(self.url.rpartition("/")[0] + "/" + image.name)
+            return replace(item, image=beside)
+        if self.copies:
+            return item
+        if image.cell:
+            raise ValueError(f"{self.url} holds images in a table; workers read these only from a disk: copy it to one")
+        return replace(item, image=replace(image, url=self.url))
+
+
+def read_items(source: Path, columns: Columns) -> Iterator[SourceItem]:
+    """Reads what a local file, or a folder of images, names.
+
+    Raises:
+        OSError, ValueError: As `read_blocks`.
+    """
+    suffix = source.suffix.lower()
+    if source.is_dir() or suffix == TAR_SUFFIX:
+        names = {"image_column": columns.image, "caption_column": columns.text}
+        rows = read_rows(source, **names, captions_from=columns.captions_from)
+        yield from (
+            SourceItem(id=row.image.name, image=row.image, texts=_stripped(row.captions), place=row.place)
+            for row in rows
+        )
+    elif suffix == TEXTS_SUFFIX:
+        for number, line in enumerate(text_lines(source), start=1):
+            if line.strip():
+                yield SourceItem(id=str(number), image=None, texts=(line.strip(),), place=f"line {number}")
+    else:
+        yield from _items_of_table(source, columns)
+
+
+def _items_of_table(source: Path, columns: Columns) -> Iterator[SourceItem]:
+    names: tuple[str, str, str] | None = None
+    for number, (place, cells) in enumerate(_cells_of(source), start=1):
+        names = names or _names_of(source, cells, columns)
+        image, text, key = names
+        cell = cells.get(image) if image else None
+        found = cell_image(source.parent, cell) if cell else None
+        texts = cells[text] if text else None
+        if columns.captions_from == "folder" and found is not None:
+            texts = list(folder_caption(Path(found.name).parent.name))
+        given = cell_text(cells[key]) if key else ""
+        yield SourceItem(
+            id=given or (str(number) if found is None else found.name),
+            image=found,
+            texts=_stripped(map(cell_text, texts if isinstance(texts, list) else [texts])),
+            place=f"{source.name} {place}",
+        )
+
+
+def _names_of(source: Path, cells: Cells, columns: Columns) -> tuple[str, str, str]:
+    """Returns the columns of images, texts and ids; empty where there is none."""
+    held = [name for name, cell in cells.items() if isinstance(cell, ImageRef)]
+    asked = columns.image or (held[0] if len(held) == 1 else None)
+    image = find_column(source, cells, asked, IMAGE_COLUMNS, "image", optional=True) or find_column(
+        source, cells, None, URL_COLUMNS, "image", optional=True
+    )
+    text = find_column(source, cells, columns.text, CAPTION_COLUMNS, "caption", optional=True)
+    key = find_column(source, cells, columns.id, ID_COLUMNS, "id", optional=True)
+    if not image and not text:
+        raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
+    return image, text, key
+
+
+def _cells_of(source: Path) -> Iterator[tuple[str, Cells]]:
+    """Yields the rows of a table; images in it become `ImageRef`, without being read."""
+    if source.suffix.lower() not in _COLUMNAR:
+        yield from read_table(source)
+        return
+    table = open_table(source)
+    held = [field.name for field in table.schema if _holds_images(field.type)]
+    others = [name for name in table.schema.names if name not in held]
+    for number in range(len(table)):
+        cells: Mapping[str, Any] = table.row(number, others) if others else {}
+        yield f"row {number + 1}", {**cells, **{name: _held(source, name, number) for name in held}}
+
+
+def _held(source: Path, column: str, row: int) -> ImageRef:
+    name = f"{source.name}/{column} {row + 1}"
+    return ImageRef(path=source, cell=(column, row), name=name, file_name=name, signature=name)
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _stripped(texts: Collection[str] | Iterator[str]) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, texts)))

@@ -1,0 +1,276 @@
+"""Vectors of a source: as the model gives them, in every format; broken items; runs that were cut off."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sources import CAPTIONS, NAMES
+
+from bridgetower.bulk.config import EmbedConfig
+from bridgetower.bulk.outputs import Output
+from bridgetower.bulk.quantize import quantized
+from bridgetower.bulk.run import EmbedReport, embed_source
+from bridgetower.predictor import Predictor
+
+FORMATS = ("jsonl", "parquet", "npy", "lance")
+
+
+def read(out: Path) -> tuple[list[str], np.ndarray]:
+    """Names and vectors of an output."""
+    if out.suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        return [row.get("image", row.get("id")) for row in rows], np.array([row["embedding"] for row in rows])
+    if out.suffix == ".npy":
+        names = out.with_suffix(".ids.jsonl").read_text().splitlines()
+        return [json.loads(line)["id"] for line in names], np.load(out)
+    if out.suffix == ".lance":
+        table = lancedb.connect(out.parent).open_table(out.stem).to_arrow().sort_by("block")
+    else:
+        table = pq.read_table(out)
+    return table["id"].to_pylist(), np.array(table["vector"].to_pylist())
+
+
+@pytest.fixture
+def embed(predictor: Predictor, tmp_path: Path) -> Callable[..., EmbedReport]:
+    def call(source: Path, out: str = "vectors.parquet", **settings: Any) -> EmbedReport:
+        return embed_source(source, tmp_path / out, predictor, EmbedConfig(**settings))
+
+    return call
+
+
+@pytest.fixture
+def expected(predictor: Predictor, pictures: Path) -> np.ndarray:
+    return predictor.embed_images([pictures / f"{name}.png" for name in NAMES]).numpy()
+
+
+Embed = Callable[..., EmbedReport]
+
+
+class TestFormats:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_vectors_are_those_of_the_model(
+        self, suffix: str, embed: Embed, places: dict[str, Path], expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        report = embed(places["shards"], f"v.{suffix}", block_size=2, batch_size=2)
+        assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
+        names, vectors = read(tmp_path / f"v.{suffix}")
+        assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        beside = {"v.npy": ["v.ids.jsonl", "v.npy"]}.get(f"v.{suffix}", [f"v.{suffix}"])
+        assert sorted(path.name for path in tmp_path.iterdir()) == beside
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    @pytest.mark.parametrize("kind", ["float16", "int8", "binary"])
+    def test_fewer_bytes(
+        self, suffix: str, kind: Any, embed: Embed, places: dict[str, Path], expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        embed(places["folder"], f"v.{suffix}", quantize=kind)
+        vectors = read(tmp_path / f"v.{suffix}")[1]
+        difference = np.abs(vectors.astype(float) - quantized(expected, kind).astype(float))
+        assert difference.max() <= {"float16": 1e-3, "int8": 1, "binary": 0}[kind]
+
+    def test_texts_and_pairs(
+        self, embed: Embed, places: dict[str, Path], predictor: Predictor, pictures: Path, tmp_path: Path
+    ) -> None:
+        images = [pictures / f"{name}.png" for name in NAMES]
+        for of, vectors in (
+            ("texts", predictor.embed_texts(CAPTIONS)),
+            ("pairs", predictor.embed_pairs(images, CAPTIONS)),
+        ):
+            embed(places["bytes.parquet"], of=of)
+            table = pq.read_table(tmp_path / "vectors.parquet")
+            assert table["text"].to_pylist() == list(CAPTIONS)
+            assert table["id"].to_pylist() == [f"{name}.png" for name in NAMES]
+            np.testing.assert_allclose(np.array(table["vector"].to_pylist()), vectors.numpy(), atol=1e-5)
+        about = json.loads(pq.read_schema(tmp_path / "vectors.parquet").metadata[b"bridgetower"])
+        assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
+
+    def test_a_list_of_texts(self, embed: Embed, predictor: Predictor, tmp_path: Path) -> None:
+        (tmp_path / "texts.txt").write_text("\n".join(CAPTIONS))
+        assert embed(tmp_path / "texts.txt").vectors == 5
+        np.testing.assert_allclose(
+            read(tmp_path / "vectors.parquet")[1], predictor.embed_texts(CAPTIONS).numpy(), atol=1e-5
+        )
+
+    def test_processes_give_the_same(self, embed: Embed, pictures: Path, tmp_path: Path) -> None:
+        for workers in (0, 2):
+            embed(pictures, f"{workers}.npy", num_workers=workers, batch_size=7, block_size=20)
+        assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "2.npy"))
+        assert len(np.load(tmp_path / "2.npy")) == 45
+
+
+class TestQuantized:
+    def test_what_is_kept(self) -> None:
+        vectors = np.array([[0.5, -0.25, 0, 1], [0, 0, 0, 0]], np.float32)
+        assert quantized(vectors, "int8").tolist() == [[64, -32, 0, 127], [0, 0, 0, 0]]
+        assert quantized(vectors, "binary").tolist() == [[0b10010000], [0]]
+        assert quantized(vectors, "float16").dtype == np.float16
+        assert quantized(vectors, None) is vectors
+
+
+class TestBroken:
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(6):
+            Image.new("RGB", (24, 24), (number * 40, 0, 0)).save(folder / f"{number}.png")
+        (folder / "1.png").write_text("not an image")
+        (folder / "4.png").write_bytes(b"")
+        return folder
+
+    def test_are_left_out_and_named(self, embed: Embed, photos: Path, tmp_path: Path) -> None:
+        report = embed(photos, max_errors=2, block_size=3)
+        assert (report.vectors, report.bad) == (4, 2)
+        assert read(tmp_path / "vectors.parquet")[0] == ["0.png", "2.png", "3.png", "5.png"]
+        named = [json.loads(line) for line in Path(str(report.report)).read_text().splitlines()]
+        assert [one["id"] for one in named] == ["1.png", "4.png"]
+        assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
+
+    def test_more_than_allowed_are_an_error_after_the_others_are_written(
+        self, embed: Embed, photos: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=r"has 2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
+            embed(photos, max_errors=1)
+        assert len(read(tmp_path / "vectors.parquet")[0]) == 4
+        assert (tmp_path / "vectors.parquet.errors.jsonl").is_file()
+        for number in (1, 4):
+            (photos / f"{number}.png").unlink()
+        assert embed(photos).report is None
+        assert not (tmp_path / "vectors.parquet.errors.jsonl").exists()
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_nothing_that_can_be_used(self, suffix: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
+        for path in photos.iterdir():
+            path.write_text("not an image")
+        with pytest.raises(ValueError, match=r"would have no vectors: nothing of the source|has 6 bad items"):
+            embed(photos, f"v.{suffix}")
+
+    @pytest.mark.parametrize(("of", "problem"), [("texts", "it has no text"), ("pairs", "it has no text")])
+    def test_without_what_is_asked_for(self, of: str, problem: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
+        (photos / "0.txt").write_text("black")
+        report = embed(photos, of=of, max_errors=5)
+        assert report.vectors == 1
+        assert problem in report.problems[1]
+
+    def test_long_texts(self, embed: Embed, tmp_path: Path) -> None:
+        (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
+        assert embed(tmp_path / "texts.txt").cut == 1
+        with pytest.raises(ValueError, match=r"1 bad items.*'2': caption text 0, .*the limit is 24"):
+            embed(tmp_path / "texts.txt", truncate=False)
+
+
+class TestContinuing:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_after_a_run_that_was_cut_off(
+        self,
+        suffix: str,
+        embed: Embed,
+        places: dict[str, Path],
+        expected: np.ndarray,
+        predictor: Predictor,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        write, encoded = Output.write, []
+
+        def failing(output: Output, block: Any) -> None:
+            if block.name == "000001-000000":
+                raise KeyboardInterrupt
+            write(output, block)
+
+        monkeypatch.setattr(Output, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            embed(places["shards"], f"v.{suffix}", block_size=2)
+        monkeypatch.undo()
+        hook = predictor.model.vision.patch_embedding.register_forward_hook(
+            lambda module, inputs, output: encoded.append(len(inputs[0]))
+        )
+        report = embed(places["shards"], f"v.{suffix}", block_size=2)
+        hook.remove()
+        assert encoded == [2]
+        assert report.vectors == 5
+        np.testing.assert_allclose(read(tmp_path / f"v.{suffix}")[1], expected, atol=1e-5)
+
+    def test_with_other_settings_is_refused(self, embed: Embed, places: dict[str, Path], tmp_path: Path) -> None:
+        (tmp_path / "v.parquet.parts").mkdir()
+        (tmp_path / "v.parquet.parts" / "plan.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"v\.parquet\.parts has parts of other vectors"):
+            embed(places["folder"], "v.parquet")
+
+    def test_a_block_whose_images_changed_is_done_again(
+        self, embed: Embed, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(6):
+            (folder / f"{number}.png").write_bytes((pictures / f"0{number}.png").read_bytes())
+        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        for suffix in FORMATS:
+            with pytest.raises(ZeroDivisionError):
+                embed(folder, f"v.{suffix}", block_size=2)
+        monkeypatch.undo()
+        for number in (0, 4, 5):
+            (folder / f"{number}.png").unlink()
+        for suffix in FORMATS:
+            assert embed(folder, f"v.{suffix}", block_size=2).vectors == 3
+            assert read(tmp_path / f"v.{suffix}")[0] == ["1.png", "2.png", "3.png"]
+
+    def test_files_are_replaced_but_no_table(self, embed: Embed, places: dict[str, Path]) -> None:
+        for suffix in FORMATS[:-1]:
+            assert embed(places["folder"], f"v.{suffix}").vectors == embed(places["folder"], f"v.{suffix}").vectors
+        embed(places["folder"], "v.lance")
+        with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
+            embed(places["folder"], "v.lance")
+
+
+def test_other_suffixes_are_refused(embed: Embed, places: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"'.*v\.txt' has no suffix of vectors; expected one of \.jsonl, \.parquet"):
+        embed(places["folder"], "v.txt")
+
+
+class TestCommand:
+    def test_a_source_and_a_folder_of_images(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, places: dict[str, Path], tmp_path: Path
+    ) -> None:
+        folder = places["imagefolder"]
+        lines = run("embed", tiny_checkpoint, "--images", folder)
+        assert [line["image"] for line in lines] == [str(folder / f"{name}.png") for name in NAMES]
+        assert [line["image"] for line in run("embed", tiny_checkpoint, folder)] == [f"{name}.png" for name in NAMES]
+        (report,) = run("embed", tiny_checkpoint, folder, "--out", tmp_path / "v.npy", "--quantize", "int8")
+        assert (report["out"], report["vectors"], report["report"]) == (str(tmp_path / "v.npy"), 5, None)
+        assert np.load(tmp_path / "v.npy").dtype == np.int8
+        printed = np.array([line["embedding"] for line in lines], np.float32)
+        assert np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
+
+    def test_good_lines_are_printed_before_an_error(
+        self,
+        tiny_checkpoint: Path,
+        places: dict[str, Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        from bridgetower import cli
+
+        (tmp_path / "bad.png").write_text("not an image")
+        with pytest.raises(SystemExit):
+            cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) == 5
+        assert "what was given has 1 bad items, allowed are 0 (--max-errors N allows more)" in printed.err
+
+    def test_errors(self, refused: Callable[..., str], tiny_checkpoint: Path, places: dict[str, Path]) -> None:
+        command = ("embed", tiny_checkpoint)
+        assert "no file or folder nowhere" in refused(*command, "nowhere")
+        assert "--images or --texts are given; expected one" in refused(*command, places["folder"], "--texts", "a")
+        assert "no suffix of vectors" in refused(*command, places["folder"], "--out", "v")
+        too_long = refused(*command, "--texts", "red bar on black " * 9, "--no-truncate")
+        assert "pass --truncate to cut it" in too_long
+        for option, given in (("--batch-size", 0), ("--block-size", 0), ("--max-errors", -1)):
+            assert f"{option} {given}" in refused(*command, places["folder"], option, given).replace(" is ", " ")
