@@ -24,9 +24,8 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoin
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.own import PairsConfig, prepare_own
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower, init_weights
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu

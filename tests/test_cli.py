@@ -22,7 +22,7 @@ from bridgetower.checkpoints import read_checkpoint, write_itc_weight
 from bridgetower.cli.output import with_options
 from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.predictor import load
-from bridgetower.training.run import read_run
+from bridgetower.training.folder import read_run
 from miniature_arrow import write_nlvr2_arrow
 from published import openai
 

@@ -19,7 +19,9 @@ import kills
 import shapes
 from bridgetower import cli
 from bridgetower.tasks.run_folder import read_metrics
-from bridgetower.training.run import STATE, read_run, train
+from bridgetower.training.folder import read_run
+from bridgetower.training.run import train
+from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 from shapes import train_command
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import bridgetower.training.run  # noqa: F401 - what the attempts will need
 from bridgetower import cli
 from bridgetower.tasks.run_folder import CONFIG
-from bridgetower.training.run import STATE
+from bridgetower.training.state import FILE as STATE
 from kills import before, renamed, send, within
 from shapes import train_command
 

@@ -13,7 +13,8 @@ import torch
 from killing import MAX_STEPS, NUM_KILLS, leftovers
 
 from bridgetower.tasks.run_folder import METRICS
-from bridgetower.training.run import STATE, read_run
+from bridgetower.training.folder import read_run
+from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import bridgetower.evaluation.scoring as scoring
 from bridgetower.checkpoints import ITC_ALONE
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import Protocol, RetrievalConfig
+from bridgetower.evaluation.config import Means, Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import (
     GroundTruth,
     RetrievalRecalls,
@@ -28,7 +28,6 @@ from bridgetower.evaluation.retrieval import (
     evaluate_matching,
     evaluate_retrieval,
 )
-from bridgetower.evaluation.scoring import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor

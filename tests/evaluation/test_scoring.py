@@ -18,9 +18,9 @@ import bridgetower.evaluation.scoring as scoring_module
 import kills
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
-from bridgetower.evaluation.scoring import Means, pair_scorer
+from bridgetower.evaluation.scoring import pair_scorer
 from bridgetower.files import locked
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor

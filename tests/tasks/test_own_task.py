@@ -17,7 +17,8 @@ from bridgetower.predictor import load
 from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.statements import NLVR2
-from bridgetower.training.run import read_run, train
+from bridgetower.training.folder import read_run
+from bridgetower.training.run import train
 
 MODULE = '''
 from dataclasses import dataclass, replace

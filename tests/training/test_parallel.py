@@ -19,7 +19,8 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.parallel import LostProcessError, train_all
-from bridgetower.training.run import STATE, train
+from bridgetower.training.run import train
+from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 from shapes import run_config
 

@@ -12,7 +12,8 @@ import torch
 import shapes
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.run import STATE, train
+from bridgetower.training.run import train
+from bridgetower.training.state import FILE as STATE
 from folders import snapshot
 
 Finished = tuple[Path, dict[str, float]]

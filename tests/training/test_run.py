@@ -25,8 +25,10 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
-from bridgetower.training.run import STATE, read_run, train
+from bridgetower.training.folder import read_run
+from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 
 MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_metrics, emit_table
 from bridgetower.cli.own import own_task
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder
 from bridgetower.tasks.table import BENCHMARKS
@@ -77,12 +77,7 @@ def evaluate(
         out: Folder for the metrics and predictions.
         json: Print JSON on a terminal too.
     """
-    if work is not None and benchmark != "retrieval":
-        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
-    if loading.engine != "torch" or loading.precision == "int8":
-        raise ValueError(
-            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
-        )
+    _check_options(benchmark, work, loading)
     require("train")
     from bridgetower.checkpoints import write_itc_weight
     from bridgetower.distributed import process_group, rank
@@ -90,33 +85,31 @@ def evaluate(
 
     if fit_two_stage:
         write_itc_weight(model, None)  # before it is evaluated, which takes long
+    means = Means(work=work or cache_folder() / "evaluations", num_workers=num_workers, progress=sys.stderr.isatty())
     with process_group(loading.device), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
-            predictor,
-            benchmark,
-            data,
-            split,
-            options,
+            *(predictor, benchmark, data, split, options, means),
             spec=own_task(task_spec),
             fit_two_stage=fit_two_stage,
-            work=work or cache_folder() / "evaluations",
             max_errors=max_errors,
-            num_workers=num_workers,
-            progress=sys.stderr.isatty(),
         )
-        if rank() == 0:
-            about = {
-                "benchmark": benchmark,
-                "model": predictor.source,
-                "fingerprint": predictor.fingerprint,
-                "data": [str(folder) for folder in data],
-                "split": split,
-                **_settings(benchmark, options),
-                "precision": loading.precision,
-            }
-            if fit_two_stage:
-                write_itc_weight(model, outcome.metrics["itc_weight"])
-            _report(outcome, about, out, json=json)
+        if rank() != 0:
+            return
+        if fit_two_stage:
+            write_itc_weight(model, outcome.metrics["itc_weight"])
+        loaded = {"model": predictor.source, "fingerprint": predictor.fingerprint}
+        measured = {"data": list(map(str, data)), "split": split, **_settings(benchmark, options)}
+        about = {"benchmark": benchmark, **loaded, **measured, "precision": loading.precision}
+        _report(outcome, about, out, json=json)
+
+
+def _check_options(benchmark: str, work: Path | None, loading: LoadOptions) -> None:
+    if work is not None and benchmark != "retrieval":
+        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
+    if loading.engine != "torch" or loading.precision == "int8":
+        raise ValueError(
+            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
+        )
 
 
 @contextmanager

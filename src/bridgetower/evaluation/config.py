@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bridgetower.model.plain import AT_LEAST_1, check_choice, check_numbers
@@ -36,3 +37,22 @@ class RetrievalConfig:
         names = ("candidates", "max_captions", "fold_size", "batch_size")
         check_numbers(self, "", **dict.fromkeys(names, AT_LEAST_1))
         check_choice("protocol", self.protocol, Protocol)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """With what an evaluation is done, which changes nothing in its result.
+
+    Attributes:
+        work: Folder in which retrieval keeps what it has in a folder of its own until it is finished: called again
+            after a kill, the same evaluation goes on from there. None: it starts again.
+        num_workers: Processes that decode; 0 decodes in this one.
+        progress: Show bars.
+    """
+
+    work: Path | None = None
+    num_workers: int = 0
+    progress: bool = False
+
+
+AS_USUAL = Means()

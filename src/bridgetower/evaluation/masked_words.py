@@ -13,6 +13,7 @@ from bridgetower.data.batch import BatchKey, CachedFeatures, CaptionBatch, deriv
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import gather_by_id, rank, world_size
+from bridgetower.evaluation.config import AS_USUAL, Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import mlm_loss
@@ -57,12 +58,7 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
 
 @torch.inference_mode()
 def evaluate_masked_words(
-    model: BridgeTower,
-    images: CaptionImages,
-    masking: MaskingConfig,
-    *,
-    num_workers: int = 0,
-    progress: bool = False,
+    model: BridgeTower, images: CaptionImages, masking: MaskingConfig, means: Means = AS_USUAL
 ) -> dict[str, float]:
     """Returns loss and accuracy on hidden words with the right image and with another image of the set.
 
@@ -75,8 +71,7 @@ def evaluate_masked_words(
         model: In evaluation mode.
         images: With their captions.
         masking: Which words are hidden.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show a bar.
+        means: What changes nothing in the result.
 
     Raises:
         ValueError: The model has no masked-language head, or an image cannot be decoded.
@@ -86,12 +81,12 @@ def evaluate_masked_words(
     own = torch.arange(rank(), len(pairs), world_size())
     # With a generator of its own, the loader draws nothing from torch's global one.
     loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = DataLoader(
-        pairs, sampler=own.tolist(), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        pairs, sampler=own.tolist(), batch_size=None, num_workers=means.num_workers, generator=torch.Generator()
     )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
     sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)
     words = torch.zeros(len(own), dtype=torch.int64)
-    shown = counted(loader, "masked words", shown=progress and rank() == 0, total=len(own))
+    shown = counted(loader, "masked words", shown=means.progress and rank() == 0, total=len(own))
     for number, (batch, pixel_values) in enumerate(shown):
         moved, words[number] = batch.to(device), batch.num_labels
         text = encode_text(model, moved.masked_input_ids, moved.attention_mask)
@@ -99,10 +94,10 @@ def evaluate_masked_words(
             fused = model.fuse(encode_image(model, pixels), text, outputs="text")
             sums[number, kind] = torch.stack(mlm_loss(model.mlm_logits, fused.text, moved.mlm_labels)).cpu()
     _, sums, words = gather_by_id(own, sums * words[:, None, None], words)
-    means = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()
+    per_word = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()
     return {
         f"mlm_{kind}{name}": value
-        for kind, row in zip(kinds, means, strict=True)
+        for kind, row in zip(kinds, per_word, strict=True)
         for name, value in zip(("loss", "accuracy"), row, strict=True)
     }
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import BatchDataset, BatchKey
 from bridgetower.distributed import gather_by_id, rank, world_size
+from bridgetower.evaluation.config import AS_USUAL, Means
 from bridgetower.progress import counted
 
 
@@ -32,14 +33,16 @@ class Predictions:
         return len(self.classes)
 
 
-def predict_classes(task: nn.Module, examples: BatchDataset, **how: Any) -> Predictions:
+def predict_classes(
+    task: nn.Module, examples: BatchDataset, *, batch_size: int, means: Means = AS_USUAL
+) -> Predictions:
     """Returns the likeliest class of every example; see `predict`."""
 
     def best(probabilities: Tensor) -> tuple[Tensor, Tensor]:
         top = probabilities.max(dim=1)
         return top.indices, top.values
 
-    classes, probabilities = predict(task, examples, best, **how)
+    classes, probabilities = predict(task, examples, best, batch_size=batch_size, means=means)
     return Predictions(classes=classes, probabilities=probabilities)
 
 
@@ -50,8 +53,7 @@ def predict(
     read: Callable[[Tensor], tuple[Tensor, ...]],
     *,
     batch_size: int,
-    num_workers: int = 0,
-    progress: bool = False,
+    means: Means = AS_USUAL,
 ) -> tuple[Tensor, ...]:
     """Predicts every example; each process predicts its share and gets all.
 
@@ -60,8 +62,7 @@ def predict(
         examples: Without views and repeats.
         read: Returns what is kept of the predictions of a batch.
         batch_size: Examples at once.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show a bar.
+        means: What changes nothing in the result.
 
     Returns:
         What `read` returned, of all examples in order, on the CPU.
@@ -71,8 +72,8 @@ def predict(
     """
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
-    loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
-    loader = counted(loader, "predicting batches", shown=progress and rank() == 0, total=len(keys))
+    loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=means.num_workers)  # type: ignore[arg-type]
+    loader = counted(loader, "predicting batches", shown=means.progress and rank() == 0, total=len(keys))
     device = next(task.parameters()).device
     parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

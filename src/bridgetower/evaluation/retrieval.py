@@ -12,7 +12,7 @@ from torch import Tensor
 from bridgetower.checkpoints import ITC_ALONE
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
 from bridgetower.evaluation.metrics import (
     GroundTruth,
     RetrievalRecalls,
@@ -22,7 +22,7 @@ from bridgetower.evaluation.metrics import (
     topk_candidates,
     two_stage_scores,
 )
-from bridgetower.evaluation.scoring import AS_USUAL, Means, PairScorer, pair_scorer
+from bridgetower.evaluation.scoring import PairScorer, pair_scorer
 from bridgetower.inference import combined_scores
 from bridgetower.model.bridgetower import BridgeTower
 

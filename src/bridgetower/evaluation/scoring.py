@@ -22,7 +22,7 @@ from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.files import locked, remove_leftovers, replacing
 from bridgetower.inference import image_bytes, log_odds, score_pairs
@@ -41,25 +41,6 @@ _PART_BYTES = 2**26
 
 Head = Callable[[Tensor], Tensor]
 """Gives the logits of no match and match of a pooled output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """With what an evaluation is done, which changes nothing in its result.
-
-    Attributes:
-        work: Folder in which an evaluation keeps what it has in a folder of its own until it is finished: called again
-            after a kill, the same evaluation goes on from there. None: it starts again.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show bars.
-    """
-
-    work: Path | None = None
-    num_workers: int = 0
-    progress: bool = False
-
-
-AS_USUAL = Means()
 
 
 @dataclass(frozen=True, kw_only=True)

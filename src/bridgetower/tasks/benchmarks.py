@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.predictor import Predictor
@@ -22,13 +22,11 @@ def evaluate(
     folders: Sequence[str | Path],
     split: str,
     config: RetrievalConfig,
+    means: Means = AS_USUAL,
     *,
     spec: TaskSpec | None = None,
     fit_two_stage: bool = False,
-    work: Path | None = None,
     max_errors: int = 0,
-    num_workers: int = 0,
-    progress: bool = False,
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome.
 
@@ -38,13 +36,11 @@ def evaluate(
         folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
         split: Which split; `test-dev` of VQAv2 is `test`, since its server takes the answers to all of it.
         config: Protocol and batch size; the rest is for retrieval.
+        means: What changes nothing in the result.
         spec: A task of your own.
         fit_two_stage: Rank by the weight of ITC that is best on this split, the metric `itc_weight`, instead of the
             model's own. `checkpoints.write_itc_weight` stores it.
-        work: Folder in which retrieval keeps what it has until it is finished, and continues after a kill.
         max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show bars.
 
     Raises:
         FileNotFoundError: A folder or its split is missing.
@@ -58,7 +54,7 @@ def evaluate(
         predictor.model.head(spec.head, recipe=_recipe(spec, benchmark))
     names = () if spec.head is None else predictor.class_names(spec.head)
     source = ExampleSource(
-        data=DataConfig(folders=tuple(map(str, folders)), num_workers=num_workers),
+        data=DataConfig(folders=tuple(map(str, folders)), num_workers=means.num_workers),
         splits=(split,),
         processor=predictor.processor,
         task=task,
@@ -76,9 +72,7 @@ def evaluate(
             names=names,
             settings=config,
             itc_weight=None if fit_two_stage else predictor.itc_weight,
-            work=work,
-            num_workers=num_workers,
-            progress=progress,
+            means=means,
         )
     )
 

