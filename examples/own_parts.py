@@ -26,8 +26,9 @@ from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import Schema
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig
 from bridgetower.model.presets import NANO
+from bridgetower.model.tower_config import VisionConfig
 from bridgetower.objectives.classification import ClassificationTask, classifier
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.benchmarks import evaluate

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from bridgetower import Extensions, HeadSpec, TextTower, VisionTower
-from bridgetower.model.config import FusionConfig, TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 
 class Patches(VisionTower):

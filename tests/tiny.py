@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.masking import IGNORED
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.encodings import Encoded
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
 CONFIG = ModelConfig(

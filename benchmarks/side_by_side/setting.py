@@ -18,7 +18,7 @@ from bridgetower.engines.start import EngineChoice
 from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower, init_weights
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.heads import ItcHead, ItmHead
+from bridgetower.model.heads import ItcHead, LinearHead
 
 ITC_SIZE = 256
 TINY = {
@@ -109,7 +109,7 @@ class Setting:
         model = BridgeTower(checkpoint.config.override(heads))
         init_weights(model, torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
-        _draw_heads(cast(ItmHead, model.head("itm")).fc, model.contrastive_head())
+        _draw_heads(cast(LinearHead, model.head("itm")).fc, model.contrastive_head())
         optimize_for_cpu(model)
         return model
 

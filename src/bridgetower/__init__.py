@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
-    from bridgetower.model.bridgetower import Extensions as Extensions
     from bridgetower.model.config import ModelConfig as ModelConfig
+    from bridgetower.model.extensions import Extensions as Extensions
     from bridgetower.model.heads import HeadSpec as HeadSpec
     from bridgetower.model.towers import TextTower as TextTower
     from bridgetower.model.towers import VisionTower as VisionTower
@@ -43,7 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "RECIPES": "bridgetower.tasks.table",
     "BridgeTower": "bridgetower.model.bridgetower",
-    "Extensions": "bridgetower.model.bridgetower",
+    "Extensions": "bridgetower.model.extensions",
     "HeadSpec": "bridgetower.model.heads",
     "Index": "bridgetower.search.index",
     "ModelConfig": "bridgetower.model.config",

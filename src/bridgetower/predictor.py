@@ -33,8 +33,9 @@ from bridgetower.inference import (
     matched,
     score_pairs,
 )
-from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.processor import ImageLike, Processor, Resized, loaded
 from bridgetower.progress import count_bars, counted
 

@@ -36,8 +36,10 @@ def images(predictor: Predictor, tiny_dataset: Path) -> CaptionImages:
 
 def weights_of(model: BridgeTower, lengths: tuple[int, ...]) -> dict[tuple[AttentionKind, int], torch.Tensor]:
     found = {}
-    with torch.no_grad(), attention_weights(model, lambda kind, layer, weights: found.update({(kind, layer): weights})):
-        BridgeTower.fuse(model, *encodings(model, lengths), outputs="all")
+    with torch.no_grad():
+        attention_weights(
+            model, *encodings(model, lengths), lambda kind, layer, weights: found.update({(kind, layer): weights})
+        )
     return found
 
 
@@ -91,8 +93,9 @@ def test_statistics_are_means_over_pairs_and_positions(predictor: Predictor, ima
         texts = images.processor.texts([images.captions[image][0]], truncate=True)
         pixels = images.pixel_values([image])
         assert isinstance(pixels, torch.Tensor)
-        with torch.no_grad(), attention_weights(model, lambda *given: found.update({given[:2]: given[2]})):
-            BridgeTower.fuse(model, model.encode_image(pixels), model.encode_text(texts.input_ids), "all")
+        with torch.no_grad():
+            encoded, text = model.encode_image(pixels), model.encode_text(texts.input_ids)
+            attention_weights(model, encoded, text, lambda *given: found.update({given[:2]: given[2]}))
         line = [(float(token),) for token in range(texts.input_ids.shape[1])]
         places = {"image self": grid, "text self": line}
         for kind in KINDS:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import tiny
 from bridgetower.checkpoints.towers import VisionWeights, read_text_tower, read_vision_tower
-from bridgetower.model.bridgetower import TEXT_ARCHITECTURES, vision_tower
+from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from families import VISION_FAMILIES, save_text, save_timm
 
 timm = pytest.importorskip("timm")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import Activation, ModelConfig
+from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import (
     BlockedAttention,
     OneDnnLinear,
@@ -26,6 +26,7 @@ from bridgetower.model.cpu import (
 from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.layers import activated
 from bridgetower.model.presets import meter
+from bridgetower.model.tower_config import Activation
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 

@@ -14,9 +14,8 @@ from bridgetower.model.heads import (
     HEADS,
     ClassifierHead,
     FusedItcHead,
-    ImageHead,
     ItcHead,
-    ItmHead,
+    LinearHead,
     MlmHead,
     RankHead,
     TextHead,
@@ -50,7 +49,7 @@ class TestMlm:
 
 
 def test_itm() -> None:
-    head, pooled = made(ItmHead(32)), random(3, 32)
+    head, pooled = made(LinearHead(32, 2)), random(3, 32)
     assert tiny.off(head(pooled), pooled @ head.fc.weight.T + head.fc.bias) < ATOL
 
 
@@ -83,7 +82,7 @@ class TestClassifier:
 
 class TestTowers:
     def test_image(self) -> None:
-        head, cls = made(ImageHead(24, 10)), random(3, 24)
+        head, cls = made(LinearHead(24, 10)), random(3, 24)
         assert tiny.off(head(cls), cls @ head.fc.weight.T + head.fc.bias) < ATOL
 
     def test_text(self) -> None:

@@ -12,7 +12,7 @@ import shapes
 import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
-from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.analysis.attention_weights import AttentionKind, attention_weights
+from bridgetower.inference import matched
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.predictor import Predictor
@@ -100,7 +100,7 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),
-        probability=None if model.itm_head is None else float(model.itm_logits(pooled).float().softmax(dim=-1)[0, 1]),
+        probability=None if model.itm_head is None else float(matched(model.itm_logits(pooled))),
     )
 
 
@@ -108,16 +108,14 @@ def cross_attention(
     model: BridgeTower, image: Encoded, text: Encoded
 ) -> tuple[Float[Tensor, "k b h l p"], Float[Tensor, "b e"]]:
     """Returns softmax(QK/√d) of every fusion layer from text to image, and the pooled output of the same pass."""
-    parts: dict[int, list[Tensor]] = defaultdict(list)  # models for CPUs fuse some pairs after others
+    found: list[Tensor] = []
 
     def receive(kind: AttentionKind, layer: int, weights: Tensor) -> None:
         if kind == "text to image":
-            parts[layer].append(weights)
+            found.append(weights)
 
-    image, text = replace(image, first_layer_cache=None), replace(text, first_layer_cache=None)
-    with attention_weights(model, receive):
-        pooled = model.fuse(image, text, outputs="all").pooled
-    return torch.stack([torch.cat(parts[layer]) for layer in sorted(parts)]), pooled
+    pooled = attention_weights(model, image, text, receive).pooled
+    return torch.stack(found), pooled
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:

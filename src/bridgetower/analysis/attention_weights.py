@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.progress import counted
 
@@ -25,12 +25,19 @@ Receive = Callable[[AttentionKind, int, Float[Tensor, "b h q m"]], None]
 _TINY = 1e-30
 
 
-@contextmanager
-def attention_weights(model: BridgeTower, receive: Receive) -> Iterator[None]:
-    """Calls `receive` with kind, layer (from 0) and softmax(q·kᵀ / √e) of every attention of the fusion encoder.
+def attention_weights(model: BridgeTower, image: Encoded, text: Encoded, receive: Receive) -> Fused:
+    """Fuses pairs, and calls `receive` with the weights of every attention of the fusion encoder.
 
-    The layers never form these weights; they are computed again from the queries and keys that they get. Encodings must
-    have no `first_layer_cache`, since what is cached is not attended again.
+    The layers never form these weights; they are computed again from the queries and keys that they get.
+
+    Args:
+        model: Its kernels for CPUs fuse some pairs after others; here all are fused together.
+        image: From `encode_image`. What is cached of its first layer is not used, since it is not attended again.
+        text: From `encode_text`, as many; likewise.
+        receive: Gets kind, layer (from 0) and softmax(q·kᵀ / √e) [B, H, Q, M].
+
+    Returns:
+        Both streams and the pooled outputs.
     """
 
     def hook(kind: AttentionKind, layer: int) -> Callable[..., None]:
@@ -46,17 +53,14 @@ def attention_weights(model: BridgeTower, receive: Receive) -> Iterator[None]:
 
     streams = {"image": model.fusion.image_layers, "text": model.fusion.text_layers}
     crossed: Mapping[str, AttentionKind] = {"image": "image to text", "text": "text to image"}
-    hooks = []
-    for stream, layers in streams.items():
-        own = cast(AttentionKind, f"{stream} self")
-        for number, layer in enumerate(cast(Sequence[FusionLayer], layers)):
-            for kind, attention in ((own, layer.self_attention), (crossed[stream], layer.cross_attention)):
-                hooks.append(attention.attention.register_forward_pre_hook(hook(kind, number)))
-    try:
-        yield
-    finally:
-        for each in hooks:
-            each.remove()
+    with ExitStack() as hooks:
+        for stream, layers in streams.items():
+            own = cast(AttentionKind, f"{stream} self")
+            for number, layer in enumerate(cast(Sequence[FusionLayer], layers)):
+                for kind, attention in ((own, layer.self_attention), (crossed[stream], layer.cross_attention)):
+                    hooks.enter_context(attention.attention.register_forward_pre_hook(hook(kind, number)))
+        plain = (replace(each, first_layer_cache=None) for each in (image, text))
+        return BridgeTower.fuse(model, *plain, outputs="all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +136,7 @@ class _Sums:
             if kind.endswith("self"):
                 self._add_distance(kind, layer, weights, attends)
 
-        with attention_weights(self._model, receive):
-            # Not in parts, as models for CPUs do it: every mask above is of all pairs.
-            BridgeTower.fuse(
-                self._model,
-                replace(image, first_layer_cache=None),
-                replace(text, first_layer_cache=None),
-                outputs="all",
-            )
+        attention_weights(self._model, image, text, receive)
 
     def _add_distance(self, kind: AttentionKind, layer: int, weights: Tensor, attends: Tensor) -> None:
         config = self._model.config

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.analysis.results import PARTS, Arm, ModelCost
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.heads import ItmHead
+from bridgetower.model.heads import LinearHead
 
 
 def model_cost(model: BridgeTower, text_length: int, *, arm: Arm, repeats: int = 30, warmup: int = 5) -> ModelCost:
@@ -143,7 +143,7 @@ def _inputs(model: BridgeTower, text_length: int) -> tuple[Tensor, Tensor]:
     return pixels.to(weight), ids.to(weight.device)
 
 
-def _matching_head(model: BridgeTower) -> ItmHead:
+def _matching_head(model: BridgeTower) -> LinearHead:
     if model.itm_head is None:
         raise ValueError("the model has no matching (ITM) head; measure one that has")
     return model.itm_head

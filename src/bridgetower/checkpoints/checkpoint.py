@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
-from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, vision_tower
-from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, check_labels
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, check_labels
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
 from bridgetower.model.plain import check_numbers
+from bridgetower.model.tower_config import VisionConfig
 from bridgetower.processor import Processor
 
 ITC_ALONE = 1e6

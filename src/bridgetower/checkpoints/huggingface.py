@@ -14,9 +14,10 @@ from torch import Tensor
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.plain import check_numbers, known_fields
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 _DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
 _BACKBONE = "bridgetower."

@@ -23,8 +23,8 @@ from bridgetower.checkpoints.tensors import (
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
-from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]

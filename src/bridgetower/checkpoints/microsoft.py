@@ -13,8 +13,9 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor
 from bridgetower.checkpoints.keymap import Naming, name_table
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.checkpoints.tower_formats import PUBLISHED_HEADS
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import known_fields
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and task heads of one layer (`task_head_layers=1`).
 _DROPPABLE = (

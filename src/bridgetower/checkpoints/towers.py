@@ -27,9 +27,9 @@ from bridgetower.checkpoints.tower_formats import (
     vision_settings,
 )
 from bridgetower.files import read_json
-from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import on_meta
 from bridgetower.model.library_towers import TimmTower, read_transformers, timm_config, timm_data_config, timm_hub_id
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
 from bridgetower.processor.text import find_tokenizer

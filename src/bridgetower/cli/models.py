@@ -17,8 +17,8 @@ from bridgetower.extras import require
 from bridgetower.files import write_bytes, write_json
 
 if TYPE_CHECKING:
-    from bridgetower.model.bridgetower import Extensions
     from bridgetower.model.config import ModelConfig
+    from bridgetower.model.extensions import Extensions
 
 
 def convert(

@@ -8,7 +8,7 @@ from bridgetower.own import own_part
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.model.bridgetower import Extensions
+    from bridgetower.model.extensions import Extensions
 
 
 def own_task(place: str | None) -> TaskSpec | None:
@@ -18,6 +18,6 @@ def own_task(place: str | None) -> TaskSpec | None:
 
 def own_extensions(place: str | None) -> Extensions:
     """Returns the towers, bridges and heads that `--extensions` names; errors as of `own_part`."""
-    from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
+    from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 
     return NO_EXTENSIONS if place is None else own_part("extensions", place, Extensions)

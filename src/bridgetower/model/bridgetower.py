@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -12,80 +12,24 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bridgetower.model.bridges import BRIDGES, BridgeBuilder
-from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, TextConfig, VisionConfig, entry
+from bridgetower.model.bridges import BRIDGES
+from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, Pooling, entry
 from bridgetower.model.encodings import Encoded, Fused
+from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
-from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, ItmHead, MlmHead, RankHead, chosen_heads
+from bridgetower.model.heads import HEADS, FusedItcHead, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler, mean_token
-from bridgetower.model.library_towers import TimmTower, TransformersTower
-from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
+from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
-
-
-VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer, "timm": TimmTower}
-TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
-    "bert": TextTransformer,
-    "transformers": TransformersTower,
-}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Extensions:
-    """Towers, bridges and heads of one's own, by the names that a `ModelConfig` has for them.
-
-    Attributes:
-        vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
-        text_towers: Each makes a `TextTower`, for `text.architecture`.
-        bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
-        heads: For `heads.own`.
-
-    Raises:
-        ValueError: A name is that of an entry of the package.
-    """
-
-    vision_towers: dict[str, Callable[[VisionConfig], VisionTower]] = field(default_factory=dict)
-    text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
-    bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
-    heads: dict[str, HeadSpec] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Checks the names."""
-        tables: dict[str, Collection[str]] = {
-            "vision_towers": VISION_ARCHITECTURES,
-            "text_towers": TEXT_ARCHITECTURES,
-            "bridges": BRIDGES,
-            "heads": HEADS,
-        }
-        for kind, table in tables.items():
-            taken = [name for name in getattr(self, kind) if name in table]
-            if taken:
-                raise ValueError(
-                    f"extensions.{kind} has {taken[0]!r}, a name of the package; expected none of {', '.join(table)}: "
-                    "give it another"
-                )
-
-
-NO_EXTENSIONS = Extensions()
-
-
-def vision_tower(config: VisionConfig, extensions: Extensions = NO_EXTENSIONS) -> VisionTower:
-    """Builds the image tower of a model.
-
-    Raises:
-        ValueError: The config names a tower that is in no table.
-    """
-    towers = VISION_ARCHITECTURES | extensions.vision_towers
-    return entry("vision.architecture", config.architecture, towers)(config)
 
 
 class BridgeTower(nn.Module):
     """Two towers, the fusion encoder and the heads that the config names, each as `NAME_head` or None."""
 
     mlm_head: MlmHead | None
-    itm_head: ItmHead | None
+    itm_head: LinearHead | None
     itc_head: ItcHead | FusedItcHead | None
     rank_head: RankHead | None
     trained_top = 0
@@ -223,24 +167,16 @@ class BridgeTower(nn.Module):
     def image_features(self, hidden: list[Float[Tensor, "b p v"]]) -> Float[Tensor, "b f"]:
         """Returns what heads on the image tower read, from the hidden states of its top bridged layers."""
         heads, prefix = self.config.heads, self.config.vision.num_prefix_tokens
-        pool: dict[str, Callable[[Tensor], Tensor]] = {
-            "token": self.vision.pooled,
-            "mean": lambda layer: layer[:, prefix:].mean(dim=1),
-        }
-        ways, layers = POOLED[heads.image_pooling], hidden[-heads.image_pooled_layers :]
-        return torch.cat([pool[way](layer) for layer in layers for way in ways], dim=-1)
+        pool = {"token": self.vision.pooled, "mean": lambda layer: layer[:, prefix:].mean(dim=1)}
+        return _features(hidden[-heads.image_pooled_layers :], heads.image_pooling, pool)
 
     def text_features(
         self, hidden: list[Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "b f"]:
         """Returns what heads on the text tower read, from the hidden states of its top bridged layers."""
         heads = self.config.heads
-        pool: dict[str, Callable[[Tensor], Tensor]] = {
-            "token": self.text.pooled,
-            "mean": lambda layer: mean_token(layer, mask),
-        }
-        ways, layers = POOLED[heads.text_pooling], hidden[-heads.text_pooled_layers :]
-        return torch.cat([pool[way](layer) for layer in layers for way in ways], dim=-1)
+        pool = {"token": self.text.pooled, "mean": lambda layer: mean_token(layer, mask)}
+        return _features(hidden[-heads.text_pooled_layers :], heads.text_pooling, pool)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -437,6 +373,13 @@ class BridgeTower(nn.Module):
         return tuple(
             projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
         )
+
+
+def _features(
+    layers: list[Float[Tensor, "b l w"]], pooling: Pooling, pool: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Float[Tensor, "b f"]:
+    """Returns the vectors that heads on a tower read, side by side; `pool` has each way of pooling."""
+    return torch.cat([pool[way](layer) for layer in layers for way in POOLED[pooling]], dim=-1)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -38,9 +38,7 @@ class FirstLayerCache:
     @staticmethod
     def cat(parts: Sequence[FirstLayerCache]) -> FirstLayerCache:
         """Joins batches of equally long streams."""
-        attended = torch.cat([part.attended for part in parts])
-        query = torch.cat([part.query for part in parts])
-        return FirstLayerCache(attended, query, torch.cat([part.key_value for part in parts]))
+        return FirstLayerCache(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class FusionLayer(nn.Module):

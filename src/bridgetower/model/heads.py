@@ -29,28 +29,27 @@ class MlmHead(nn.Module):
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
 
 
-class ItmHead(nn.Module):
-    """Does the text belong to the image? Logits of no (0) and yes (1) from the pooled output."""
+class LinearHead(nn.Module):
+    """Linear: matching, with logits of no (0) and yes (1) from the pooled output; CIFAR, from the image's features."""
 
-    def __init__(self, pooled_size: int) -> None:
+    def __init__(self, input_size: int, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(pooled_size, 2)
+        self.fc = nn.Linear(input_size, num_classes)
 
-    def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
-        """Returns the two logits."""
-        return self.fc(pooled)
+    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+        """Returns logits of the classes."""
+        return self.fc(features)
 
 
-class RankHead(nn.Module):
+class RankHead(LinearHead):
     """One score of a pair, to choose among several texts of an image: official `rank_output`."""
 
     def __init__(self, pooled_size: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(pooled_size, 1)
+        super().__init__(pooled_size, 1)
 
-    def forward(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+    def forward(self, features: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         """Returns the scores."""
-        return self.fc(pooled)[:, 0]
+        return super().forward(features)[:, 0]
 
 
 class ClassifierHead(nn.Module):
@@ -67,18 +66,6 @@ class ClassifierHead(nn.Module):
         """Returns logits of the classes."""
         hidden = self.dropout(pooled)
         return self.decoder(F.gelu(self.norm(self.dense(hidden))))
-
-
-class ImageHead(nn.Module):
-    """Linear on the image tower's features, its class token by default: CIFAR."""
-
-    def __init__(self, image_size: int, num_classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(image_size, num_classes)
-
-    def forward(self, cls: Float[Tensor, "b v"]) -> Float[Tensor, "b k"]:
-        """Returns logits of the classes."""
-        return self.fc(cls)
 
 
 class TextHead(nn.Module):
@@ -210,7 +197,7 @@ HEADS: dict[str, HeadSpec] = {
         in_transformers=True,
     ),
     "itm": HeadSpec(
-        build=lambda config: ItmHead(config.fusion.pooled_size),
+        build=lambda config: LinearHead(config.fusion.pooled_size, 2),
         inputs="pooled",
         title="matching (ITM)",
         recipe="pretrain-base",
@@ -268,7 +255,7 @@ HEADS: dict[str, HeadSpec] = {
         hidden_scale=True,
     ),
     "image": HeadSpec(
-        build=lambda config: ImageHead(config.image_feature_size, config.heads.image),
+        build=lambda config: LinearHead(config.image_feature_size, config.heads.image),
         inputs="image_cls",
         recipe="cifar10",
     ),

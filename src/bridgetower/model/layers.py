@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.config import Activation, Pooling
+from bridgetower.model.config import Pooling
+from bridgetower.model.tower_config import Activation
 
 P = ParamSpec("P")
 Output = TypeVar("Output")

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 # OpenAI's CLIP, at the image size that it was trained at.
 CLIP_B16 = VisionConfig(image_size=224)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import PostNormLayer, PreNormLayer, activation_checkpointing
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 
 class Tower(nn.Module, ABC):
@@ -147,9 +147,7 @@ class VisionTransformer(VisionTower):
         Raises:
             ValueError: The image's sides are not multiples of the patch size.
         """
-        hidden = self.pre_norm(self.embed(pixel_values))
-        for layer in self.layers[: number - 1]:
-            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden)
+        (hidden,) = self.states(pixel_values, None, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return self.post_norm(last(hidden, num_queries=1)[:, 0])
 
@@ -245,9 +243,7 @@ class TextTransformer(TextTower):
         Raises:
             ValueError: The text is longer than the position table.
         """
-        hidden = self.embed(input_ids)
-        for layer in self.layers[: number - 1]:
-            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
+        (hidden,) = self.states(input_ids, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return last(hidden, mask, num_queries=1)[:, 0]
 

@@ -27,9 +27,9 @@ from bridgetower.data.views import random_view
 from bridgetower.distributed import from_first, rank, world_size
 from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import RowCache, RowFiles

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bridgetower.distributed import from_first, process_group, require_same
 from bridgetower.files import cache_folder
-from bridgetower.model.bridgetower import NO_EXTENSIONS, Extensions
 from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
 from bridgetower.tasks.spec import TaskSpec

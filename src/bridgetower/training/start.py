@@ -12,8 +12,9 @@ from torch import Tensor
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.batch import derive_seed
 from bridgetower.files import differences
-from bridgetower.model.bridgetower import NO_EXTENSIONS, BridgeTower, Extensions, init_weights
+from bridgetower.model.bridgetower import BridgeTower, init_weights
 from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig

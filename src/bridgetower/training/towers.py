@@ -18,9 +18,10 @@ from bridgetower.checkpoints.towers import (
     read_text_tower,
     read_vision_tower,
 )
-from bridgetower.model.bridgetower import Extensions
-from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.extensions import Extensions
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.processor import Processor, Profile, load_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 

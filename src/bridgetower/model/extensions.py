@@ -1,0 +1,68 @@
+"""Towers, bridges and heads by name: those of the package, and a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from bridgetower.model.bridges import BRIDGES, BridgeBuilder
+from bridgetower.model.config import entry
+from bridgetower.model.heads import HEADS, HeadSpec
+from bridgetower.model.library_towers import TimmTower, TransformersTower
+from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
+
+VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer, "timm": TimmTower}
+TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
+    "bert": TextTransformer,
+    "transformers": TransformersTower,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Extensions:
+    """Towers, bridges and heads of one's own, by the names that a `ModelConfig` has for them.
+
+    Attributes:
+        vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
+        text_towers: Each makes a `TextTower`, for `text.architecture`.
+        bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
+        heads: For `heads.own`.
+
+    Raises:
+        ValueError: A name is that of an entry of the package.
+    """
+
+    vision_towers: dict[str, Callable[[VisionConfig], VisionTower]] = field(default_factory=dict)
+    text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
+    bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
+    heads: dict[str, HeadSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        tables: dict[str, Collection[str]] = {
+            "vision_towers": VISION_ARCHITECTURES,
+            "text_towers": TEXT_ARCHITECTURES,
+            "bridges": BRIDGES,
+            "heads": HEADS,
+        }
+        for kind, table in tables.items():
+            taken = [name for name in getattr(self, kind) if name in table]
+            if taken:
+                raise ValueError(
+                    f"extensions.{kind} has {taken[0]!r}, a name of the package; expected none of {', '.join(table)}: "
+                    "give it another"
+                )
+
+
+NO_EXTENSIONS = Extensions()
+
+
+def vision_tower(config: VisionConfig, extensions: Extensions = NO_EXTENSIONS) -> VisionTower:
+    """Builds the image tower of a model.
+
+    Raises:
+        ValueError: The config names a tower that is in no table.
+    """
+    towers = VISION_ARCHITECTURES | extensions.vision_towers
+    return entry("vision.architecture", config.architecture, towers)(config)
