@@ -309,6 +309,11 @@ def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     return _numbers(logits.float().softmax(dim=-1)[:, 1].cpu())
 
 
+def split_rows(rows: range, size: int) -> list[range]:
+    """Cuts rows into parts of so many."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Iterable[_Result]]) -> list[_Result]:
     """Computes the rows of each key together, and puts what comes of them in order."""
     outcomes: dict[int, _Result] = {}

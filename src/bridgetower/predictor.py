@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.batches import compute_items, compute_pairs, decoded, match_all
 from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
@@ -29,22 +27,13 @@ from bridgetower.inference import (
     Outcome,
     choices,
     compute,
-    image_bytes,
-    matched,
-    score_pairs,
 )
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
-from bridgetower.processor import ImageLike, Processor, Resized, loaded
-from bridgetower.progress import count_bars, counted
-
-Images = ImageLike | Sequence[ImageLike]
-Texts = str | Sequence[str]
+from bridgetower.processor import ImageLike, Processor
+from bridgetower.processor.inputs import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
 
 _GIB = 2**30
-
-_Item = TypeVar("_Item")
 
 
 class Options(TypedDict, total=False):
@@ -177,20 +166,9 @@ class Predictor:
             ValueError: No images, an unreadable one, or a model without contrastive head.
         """
         self.model.contrastive_head()
-        given = _images(images)
-        numbered = list(enumerate(given))
-        decoded = loaded(
-            self.processor.resize_numbered,
-            [numbered[batch] for batch in _batches(len(given), batch_size, False)],
-            num_workers=num_workers,
-        )
-
-        def items(batch: slice) -> list[Item]:
-            one_of_each: dict[int, Tensor] = {}
-            pairs = zip(given[batch], next(decoded), strict=True)
-            return [Item(image=one_of_each.setdefault(id(image), pixels)) for image, pixels in pairs]
-
-        return torch.stack(self._computed(items, len(given), batch_size, progress))
+        given = image_list(images)
+        items = (Item(image=pixels) for pixels in decoded(self.processor, given, batch_size, num_workers))
+        return self._vectors(items, len(given), batch_size, progress)
 
     def embed_texts(
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
@@ -207,14 +185,10 @@ class Predictor:
             ValueError: No texts, one that is too long, or a model without contrastive head.
         """
         self.model.contrastive_head()
-        given = self.processor.token_ids(_texts(texts), truncate=truncate)
+        given = self.processor.token_ids(text_list(texts), truncate=truncate)
         order = sorted(range(len(given)), key=lambda row: len(given[row]))  # so that batches hold little padding
-
-        def items(batch: slice) -> list[Item]:
-            return [Item(ids=tuple(given[row])) for row in order[batch]]
-
-        vectors = torch.stack(self._computed(items, len(given), batch_size, progress))
-        return vectors[torch.tensor(order).argsort()]
+        items = (Item(ids=tuple(given[row])) for row in order)
+        return self._vectors(items, len(given), batch_size, progress)[torch.tensor(order).argsort()]
 
     def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
@@ -225,7 +199,7 @@ class Predictor:
         Raises:
             ValueError: Different numbers of images and texts, or unreadable ones.
         """
-        return torch.stack(self._of_pairs("embedding", *_pairs(images, texts), **options))
+        return torch.stack(self._of_pairs("embedding", *pair_lists(images, texts), **options))
 
     @torch.inference_mode()
     def match(
@@ -260,51 +234,13 @@ class Predictor:
         self.model.head("itm")
         if not memory_gib > 0:
             raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
-        given, words = _images(images), _texts(texts)
-        if not all_pairs and len(given) != len(words):
-            raise ValueError(
-                f"{len(given)} images and {len(words)} texts; expected one text per image, or all_pairs=True to match "
-                "every image with every text"
-            )
         if not all_pairs:
+            pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
             options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
-            return torch.tensor(self._of_pairs("match", given, words, **options))
-        ids = self.processor.token_ids(words, truncate=truncate)
-        return self._match_all(given, ids, batch_size, int(memory_gib * _GIB) // 2, progress)
-
-    @torch.inference_mode()
-    def _match_all(
-        self, images: Sequence[ImageLike], ids: Sequence[Sequence[int]], batch_size: int, room: int, progress: bool
-    ) -> Float[Tensor, "i t"]:
-        """Matches every image with every text; `room` bytes are of the encodings of a block of images."""
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
-        scores = torch.empty(len(images), len(ids))
-
-        def text_of(places: Sequence[int]) -> Encoded:
-            text = self.processor.pad([ids[order[place]] for place in places])
-            return self.engine.cache_text(self.engine.encode_text(text.input_ids, text.attention_mask))
-
-        with count_bars(shown=progress) as bars:
-            bar = bars.add_task("pairs", total=scores.numel())
-            for block in _batches(len(images), max(1, room // image_bytes(self.model)), False):
-                image = self._encoded(images[block], block.start, batch_size)
-                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)
-                found = []
-                for logits in score_pairs(
-                    self.engine, self.model.itm_logits, image, text_of, pairs, batch_size=batch_size
-                ):
-                    found.append(matched(logits))
-                    bars.advance(bar, len(logits))
-                scores[block, order] = torch.cat(found).reshape(len(ids), len(image)).T
-        return scores
-
-    def _encoded(self, images: Sequence[ImageLike], first: int, batch_size: int) -> Encoded:
-        """Encodes images that are shared by several texts; `first` is the number of the first one."""
-        parts = []
-        for batch in _batches(len(images), batch_size, False):
-            pixel_values = self.processor.images(images[batch], first=first + batch.start)
-            parts.append(self.engine.cache_image(self.engine.encode_image(pixel_values)))
-        return Encoded.cat(parts)
+            return torch.tensor(self._of_pairs("match", *pairs, **options))
+        given, ids = image_list(images), self.processor.token_ids(text_list(texts), truncate=truncate)
+        room = int(memory_gib * _GIB) // 2
+        return match_all(self.engine, self.processor, given, ids, batch_size=batch_size, room=room, progress=progress)
 
     @overload
     def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
@@ -336,7 +272,7 @@ class Predictor:
         """
         if top < 1:
             raise ValueError(f"top is {top}; expected at least 1")
-        given, words = _pairs(images, texts)
+        given, words = pair_lists(images, texts)
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
@@ -380,10 +316,7 @@ class Predictor:
             ValueError: A model without VQA head or without the names of its answers, `top` below 1, different numbers
                 of images and questions, or unreadable ones.
         """
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        chosen = self._judged("answer", images, questions, top=top, **options)
-        return chosen[0] if isinstance(questions, str) else chosen
+        return self._judged("answer", images, questions, top=top, **options)
 
     @overload
     def entail(  # type: ignore[overload-overlap]
@@ -410,8 +343,7 @@ class Predictor:
         Raises:
             ValueError: A model without SNLI-VE head, different numbers of images and statements, or unreadable ones.
         """
-        chosen = self._judged("entail", images, statements, **options)
-        return chosen[0] if isinstance(statements, str) else chosen
+        return self._judged("entail", images, statements, **options)
 
     @overload
     def reason(  # type: ignore[overload-overlap]
@@ -442,8 +374,7 @@ class Predictor:
         Raises:
             ValueError: A model without NLVR2 head, different numbers of images and statements, or unreadable ones.
         """
-        chosen = self._judged("reason", images, statements, images_2, **options)
-        return chosen[0] if isinstance(statements, str) else chosen
+        return self._judged("reason", images, statements, images_2, **options)
 
     @overload
     def classify(  # type: ignore[overload-overlap]
@@ -488,10 +419,10 @@ class Predictor:
             ValueError: A model without classification head, neither images nor texts, `top` below 1, different numbers
                 of images and texts, or unreadable ones.
         """
-        if top is not None and top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        single = isinstance(texts, str) or (images is not None and _is_image(images))
-        chosen = self._judged("classify", *self._either(images, texts), top=top, **options)
+        single = isinstance(texts, str) or (images is not None and is_image(images))
+        chosen = self._judged(
+            "classify", *either_lists(images, texts, self.processor.blank_image()), top=top, **options
+        )
         return chosen[0] if single else chosen
 
     def estimate(
@@ -513,20 +444,9 @@ class Predictor:
         self.model.head("classification")
         if not self.model.config.heads.predicts_number("classification"):
             raise ValueError("the classification head of this model has classes, not a number; use classify")
-        found = self._of_pairs("classify", *_pairs(*self._either(images, texts)), **options)
+        pairs = either_lists(images, texts, self.processor.blank_image())
+        found = self._of_pairs("classify", *pairs, **options)
         return torch.stack(found)[:, 0]
-
-    def _either(
-        self, images: ImageLike | Sequence[ImageLike | None] | None, texts: str | Sequence[str] | None
-    ) -> tuple[list[ImageLike], list[str]]:
-        """Returns images and texts with a blank image or an empty text in the place of each that is missing."""
-        if images is None and texts is None:
-            raise ValueError("neither images nor texts given; expected one of them at least")
-        words = None if texts is None else _texts(texts)
-        blank = self.processor.blank_image()
-        several: Any = [None] * len(words or ()) if images is None else [images] if _is_image(images) else images
-        shown = _images([blank if image is None else image for image in several])
-        return shown, words or [""] * len(shown)
 
     def compute(self, items: Sequence[Item]) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
@@ -541,79 +461,21 @@ class Predictor:
         *,
         top: int | None = None,
         **options: Unpack[Options],
-    ) -> list[list[Choice]]:
-        """Returns the `top` likeliest classes of each text with its image or images; None: all of them."""
+    ) -> Any:
+        """Returns the `top` likeliest classes of each text with its image or images, of a single text those alone."""
+        if top is not None and top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
         names = self.class_names(HEAD_OF[kind])
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
-        given, words = _pairs(images, texts)
-        others = None if images_2 is None else _pairs(images_2, texts)[0]
-        return choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)
+        given, words = pair_lists(images, texts)
+        others = None if images_2 is None else pair_lists(images_2, texts)[0]
+        chosen = choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)
+        return chosen[0] if isinstance(texts, str) else chosen
 
-    def _of_pairs(
-        self,
-        kind: Kind,
-        images: Sequence[ImageLike],
-        texts: Sequence[str],
-        others: Sequence[ImageLike] | None = None,
-        *,
-        top: int = 1,
-        batch_size: int = 32,
-        truncate: bool = False,
-        progress: bool = False,
-    ) -> list[Any]:
-        """Computes something of every image, or every two images, with its text."""
-        ids = self.processor.token_ids(texts, truncate=truncate)
+    def _vectors(self, items: Iterable[Item], count: int, batch_size: int, progress: bool) -> Float[Tensor, "n c"]:
+        found = compute_items(self.engine, self.processor, items, count, batch_size=batch_size, progress=progress)
+        return torch.stack(found)
 
-        def items(batch: slice) -> list[Item]:
-            first = self._decoded(images, batch)
-            second = [None] * len(first) if others is None else self._decoded(others, batch)
-            return [
-                Item(kind=kind, image=one, image_2=other, ids=tuple(tokens), top=top)
-                for one, other, tokens in zip(first, second, ids[batch], strict=True)
-            ]
-
-        return self._computed(items, len(ids), batch_size, progress)
-
-    def _computed(self, items: Callable[[slice], list[Item]], count: int, batch_size: int, progress: bool) -> list[Any]:
-        return [found for batch in _batches(count, batch_size, progress) for found in self.compute(items(batch))]
-
-    def _decoded(self, images: Sequence[ImageLike], batch: slice) -> list[UInt8[Tensor, "3 h w"]]:
-        """Decodes one batch of images; an object that comes several times is decoded once."""
-        found: dict[int, Tensor] = {}
-        for number, image in enumerate(images[batch], batch.start):
-            if id(image) not in found:
-                found[id(image)] = self.processor.resize_numbered((number, image))
-        return [found[id(image)] for image in images[batch]]
-
-
-def _images(images: Images) -> list[ImageLike]:
-    return _some([images] if _is_image(images) else list(images), "images")  # type: ignore[arg-type, list-item]
-
-
-def _is_image(given: object) -> bool:
-    return isinstance(given, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | Resized)
-
-
-def _texts(texts: Texts) -> list[str]:
-    return _some([texts] if isinstance(texts, str) else list(texts), "texts")
-
-
-def _pairs(images: Images, texts: Texts) -> tuple[list[ImageLike], list[str]]:
-    some_images, some_texts = _images(images), _texts(texts)
-    if len(some_images) != len(some_texts):
-        raise ValueError(f"{len(some_images)} images and {len(some_texts)} texts; expected one text per image")
-    return some_images, some_texts
-
-
-def _some(items: list[_Item], what: str) -> list[_Item]:
-    if not items:
-        raise ValueError(f"no {what} given; expected at least one")
-    return items
-
-
-def _batches(count: int, size: int, progress: bool) -> Iterator[slice]:
-    if size < 1:
-        raise ValueError(f"batch_size is {size}; expected at least 1")
-    starts = range(0, count, size)
-    return (slice(start, start + size) for start in counted(starts, "batches", shown=progress and len(starts) > 1))
+    def _of_pairs(self, kind: Kind, *inputs: Any, top: int = 1, **options: Unpack[Options]) -> list[Any]:
+        return compute_pairs(self.engine, self.processor, kind, *inputs, top=top, **options)

@@ -25,7 +25,7 @@ from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.files import locked, remove_leftovers, replacing
-from bridgetower.inference import image_bytes, log_odds, score_pairs
+from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.encoding import encode_image
@@ -109,7 +109,7 @@ class PairScorer:
         total = int(own.count_nonzero())
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, total)))
         digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
-        parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(_split(range(len(own)), size))}
+        parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(split_rows(range(len(own)), size))}
         encoded = self._image_parts([rows for name, rows in parts.items() if not self._is_kept(name)])
         match, accepted = torch.full(own.shape, torch.nan), torch.zeros(own.shape, dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
@@ -148,14 +148,14 @@ class PairScorer:
 
     def _image_vectors(self) -> Float[Tensor, "n c"]:
         """Returns the contrastive vectors of this process's images."""
-        batches = _split(range(len(self._own)), self._config.batch_size)
+        batches = split_rows(range(len(self._own)), self._config.batch_size)
         pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
         vectors = [self._model.image_embeds(encode_image(self._model, batch, outputs="cls")) for batch in pixels]
         return self._joined(vectors)
 
     def _text_vectors(self) -> Float[Tensor, "n c"]:
         """Returns the contrastive vectors of all texts, short ones first."""
-        texts = counted(_split(range(len(self._ids)), self._config.batch_size), "text batches", shown=self._shown)
+        texts = counted(split_rows(range(len(self._ids)), self._config.batch_size), "text batches", shown=self._shown)
         return self._joined([self._model.text_embeds(self._encode_texts(rows, outputs="cls")) for rows in texts])
 
     def _joined(self, vectors: Sequence[Tensor]) -> Float[Tensor, "n c"]:
@@ -165,7 +165,7 @@ class PairScorer:
 
     def _image_parts(self, parts: Sequence[range]) -> Iterator[Encoded]:
         """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
-        split = [_split(part, self._config.batch_size) for part in parts]
+        split = [split_rows(part, self._config.batch_size) for part in parts]
         pixels = self._pixel_values([rows for batches in split for rows in batches])
         encoded = (self._model.cache_image(encode_image(self._model, batch)) for batch in pixels)
         for batches in split:
@@ -201,11 +201,6 @@ class PairScorer:
             with replacing(path, (SafetensorError,)) as temporary:
                 save_file({"values": values}, temporary)
         return load_file(path)["values"]
-
-
-def _split(rows: range, size: int) -> list[range]:
-    """Cuts rows into parts of so many."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @contextmanager

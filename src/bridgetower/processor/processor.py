@@ -10,10 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
@@ -23,6 +21,7 @@ from bridgetower import files
 from bridgetower.processor import huggingface, transforms
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
+from bridgetower.processor.inputs import image_list, is_image
 from bridgetower.processor.text import (
     SpecialIds,
     SpecialTokens,
@@ -128,11 +127,11 @@ class Processor:
             FileNotFoundError: A file is missing.
             ValueError: There are no images, or one cannot be used; its number is named.
         """
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor, Resized)):
+        if is_image(images):
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
-        if len(images) == 0:
-            raise ValueError("no images given; expected at least one")
-        return self.normalise(torch.stack([self.resize_numbered(item) for item in enumerate(images, first)]))
+        return self.normalise(
+            torch.stack([self.resize_numbered(item) for item in enumerate(image_list(images), first)])
+        )
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
         """Opens one image and brings it to the model's size: all that comes before `normalise`.
