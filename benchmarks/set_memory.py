@@ -21,7 +21,7 @@ from PIL import Image
 
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.processor import Processor, ProcessorConfig
 
 WORDS = 12

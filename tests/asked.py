@@ -11,8 +11,8 @@ from PIL import Image
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset
 from bridgetower.data.folder import DatasetInfo, parquet_path, write_info
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.data.writer import ImageFile, Record, write_split
 from bridgetower.files import write_json
 from bridgetower.processor import Processor
 from bridgetower.tasks.spec import ExampleSource, Use

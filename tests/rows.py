@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bridgetower.data.records import ImageFile, Record
 from bridgetower.data.schema import Question, Schema, Statement
-from bridgetower.data.writer import ImageFile, Record
 
 
 @dataclass(frozen=True, kw_only=True)

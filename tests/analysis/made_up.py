@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from bridgetower.analysis.examples import AnswerExample, Direction, Guess, Hit, MaskExample, SearchExample
+from bridgetower.analysis.examples import AnswerExample, Direction, Hit, SearchExample
+from bridgetower.analysis.mask_examples import Guess, MaskExample
 from bridgetower.analysis.results import (
     PARTS,
     Arm,

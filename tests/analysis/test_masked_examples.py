@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgetower.analysis.examples import mask_examples, telling_word
+from bridgetower.analysis.mask_examples import mask_examples, telling_word
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.engines.engine import TorchEngine

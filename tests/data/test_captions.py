@@ -15,7 +15,7 @@ from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.own import prepare_own
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.processor import Processor
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridgetower.data.folder import Column, ParquetRows
+from bridgetower.data.parquet import Column, ParquetRows
 
 IDS = ["a", "", "ü", "d"]
 CAPTIONS = [["one", "two"], ["three"], [], ["four", "", "six"]]

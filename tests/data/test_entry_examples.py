@@ -12,8 +12,8 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import ClassEncoder, EntryDataset, WithOtherImages
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.records import write_split
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.writer import write_split
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
 from bridgetower.tasks.table import TASKS

@@ -8,7 +8,8 @@ import datasets
 import pytest
 
 from bridgetower.data import images as image_sources
-from bridgetower.data.images import ImageRef, parquet_rows, tar_samples
+from bridgetower.data.images import ImageRef, parquet_rows
+from bridgetower.data.tars import tar_samples
 from rows import png
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower.data.folder import DatasetInfo, SplitInfo, read_info, read_split, split_digests, write_info
+from bridgetower.data.records import write_split
 from bridgetower.data.schema import CAPTIONS
-from bridgetower.data.writer import write_split
 from rows import record
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.data.folder import DatasetInfo, SplitInfo, write_info
 from bridgetower.data.inspection import Lengths, inspect, write_samples
-from bridgetower.data.writer import write_split
+from bridgetower.data.records import write_split
 from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import CHOICES, Choice, record
 

@@ -10,7 +10,7 @@ import torch
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.captions import CaptionImages, RankingPairs
 from bridgetower.data.config import DataConfig
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.processor import Processor
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from bridgetower.data.folder import SplitInfo, parquet_path, read_split
+from bridgetower.data.records import ImageFile, Record, is_own_parquet, write_split
 from bridgetower.data.schema import CAPTIONS, NLVR2, SCHEMAS, SNLI_VE, VQA, Schema, Statement
-from bridgetower.data.writer import ImageFile, Record, is_own_parquet, write_split
 from bridgetower.files import sha256_of
 from rows import pair_record, png, question_record, record, statement_record
 

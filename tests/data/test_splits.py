@@ -15,8 +15,8 @@ from bridgetower.data.folder import (
     shard_paths,
     split_files,
 )
+from bridgetower.data.records import write_split
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.data.writer import write_split
 from rows import record
 
 

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data import images as image_sources
-from bridgetower.data.folder import ParquetRows, read_split
+from bridgetower.data.folder import read_split
 from bridgetower.data.images import ArrowRows, ImageRef, arrow_rows, open_table, parquet_rows
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.parquet import ParquetRows
+from bridgetower.data.records import ImageFile, Record, write_split
 from miniature import jpeg, links, write_tables
 from rows import png
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.images import tar_samples
 from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.tars import tar_samples
 from miniature import jpeg, links, write_shards
 
 

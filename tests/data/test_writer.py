@@ -10,8 +10,9 @@ import pytest
 from bridgetower.data.folder import read_split
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest, new_manifest
+from bridgetower.data.records import is_own_parquet
 from bridgetower.data.schema import CAPTIONS, SCHEMAS, Question, Statement
-from bridgetower.data.writer import Shard, Written, is_own_parquet, plan_shards, write_shards
+from bridgetower.data.writer import Shard, Written, plan_shards, write_shards
 from bridgetower.files import sha256_of
 from rows import png
 

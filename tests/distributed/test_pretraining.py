@@ -19,7 +19,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.folder import read_split
 from bridgetower.data.masking import IGNORED
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig

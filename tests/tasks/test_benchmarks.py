@@ -11,7 +11,7 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
-from bridgetower.data.writer import Record
+from bridgetower.data.records import Record
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.evaluation.vqa_score import vqa_score

@@ -15,7 +15,7 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.folder import INFO_FILE, DatasetInfo, write_info
-from bridgetower.data.writer import ImageFile, Record, write_split
+from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked

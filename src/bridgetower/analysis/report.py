@@ -13,7 +13,7 @@ import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from bridgetower.analysis.examples import AnswerExample, MaskExample, SearchExample
+from bridgetower.analysis.examples import AnswerExample, SearchExample
 from bridgetower.analysis.findings import (
     ARM_NAMES,
     MINUS,
@@ -35,6 +35,7 @@ from bridgetower.analysis.findings import (
     percent,
     retrieval_finding,
 )
+from bridgetower.analysis.mask_examples import MaskExample
 from bridgetower.analysis.results import PARTS, Arm, DemoResults, Spread, spread
 from bridgetower.processor import media_type
 

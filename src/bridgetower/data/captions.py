@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import BatchKey, CaptionBatch, RankingBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.folder import Column
 from bridgetower.data.masking import IGNORED, mask_tokens
+from bridgetower.data.parquet import Column
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor, TextBatch

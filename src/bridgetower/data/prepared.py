@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.config import DataConfig
-from bridgetower.data.folder import Column, ParquetRows, read_split, split_digests
+from bridgetower.data.folder import read_split, split_digests
 from bridgetower.data.frozen import FrozenImages
+from bridgetower.data.parquet import Column, ParquetRows
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.data.views import augment, own_transform, random_view, transformed
 from bridgetower.processor import Processor

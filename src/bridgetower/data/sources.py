@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgetower.data.images import IMAGE_SUFFIXES, MAX_TEXT, ImageRef, check_text, parquet_rows, tar_samples
+from bridgetower.data.images import IMAGE_SUFFIXES, MAX_TEXT, ImageRef, check_text, parquet_rows
 from bridgetower.data.remote import is_url
+from bridgetower.data.tars import tar_samples
 from bridgetower.files import json_object
 
 CaptionsFrom = Literal["text", "folder"]

@@ -12,14 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bridgetower.analysis.examples import (
-    AnswerExample,
-    MaskExample,
-    SearchExample,
-    answer_examples,
-    mask_examples,
-    search_examples,
-)
+from bridgetower.analysis.examples import AnswerExample, SearchExample, answer_examples, search_examples
+from bridgetower.analysis.mask_examples import MaskExample, mask_examples
 from bridgetower.analysis.profile import model_cost
 from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve

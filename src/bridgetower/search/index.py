@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.files import locked
+from bridgetower.search.lance_errors import message_of, reading, writing
 from bridgetower.search.table import (
     ABOUT,
     Hit,
@@ -49,18 +48,6 @@ _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
 _RETURNED = ("digest", "path", "size", "width", "height", "captions")
-
-# Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types, and columns of vectors.
-_INTERNALS = (
-    (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
-    (
-        r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )",
-        "",
-    ),
-    (r"\. Valid fields are .*", ""),
-    (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
-    (r"\b(?:Large)?Utf8\b", "String"),
-)
 
 
 class Index:
@@ -122,7 +109,7 @@ class Index:
             model=portable(uri, model) if Path(model).exists() else model,
             root=portable(uri, root),
         )
-        with _written(str(uri)):
+        with writing(str(uri)):
             schema = schema_of(info, image_width, pair_width)
             _connect(place, storage_options).create_table(name, schema=schema)
         return cls(uri, storage_options=storage_options)
@@ -189,7 +176,7 @@ class Index:
     def listed(self) -> dict[str, SourceImage]:
         """Returns every image as its source named it when it was written, by path."""
         columns = ["path", "size", "mtime", "captions"]
-        with _read(self.uri):
+        with reading(self.uri):
             table = self._table.search().select(columns).to_arrow().select(columns)
         table = table.set_column(2, "mtime", table["mtime"].cast(pa.int64()))
         values = zip(*(table[name].to_pylist() for name in columns), strict=True)
@@ -201,14 +188,14 @@ class Index:
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
         rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
-        with _read(self.uri):
+        with reading(self.uri):
             return [Indexed(**row) for row in rows.to_list()]
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
         rows, size = min(count, len(self)), len(self)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
-        with _read(self.uri):
+        with reading(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
 
     def content(self, image: Indexed, *, within_root: bool = False, max_bytes: int | None = None) -> bytes:
@@ -252,7 +239,7 @@ class Index:
             ValueError: The condition is none, or images have vectors that are no numbers, so that nothing finds them.
             OSError: The index cannot be read, or another one has taken its place.
         """
-        with _read(self.uri):
+        with reading(self.uri):
             there, schema = len(self), self._table.schema
         if info_of(self.uri, schema) != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
@@ -265,13 +252,13 @@ class Index:
             query = query.where(where, prefilter=True)
         query = query.select([*_RETURNED, "_distance"])
         if where is None:
-            with _read(self.uri):
+            with reading(self.uri):
                 rows = query.to_list()
         else:
             try:
                 rows = query.to_list()
             except (ValueError, RuntimeError) as error:
-                raise ValueError(f"where is {where!r}: {_message(error)}; columns are {', '.join(ABOUT)}") from error
+                raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}") from error
         unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
@@ -296,14 +283,14 @@ class Index:
         if bad:
             raise ValueError(f"{bad[0]!r} has a vector with NaN or infinite values; nothing would find it")
         if rows:
-            with _written(self.uri):
+            with writing(self.uri):
                 merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(table_of(rows, self._table.schema))
 
     def remove(self, paths: Iterable[str]) -> None:
         """Deletes rows."""
         for chunk in _chunks(list(paths)):
-            with _written(self.uri):
+            with writing(self.uri):
                 self._table.delete(_is_one_of(chunk))
 
     def create_ann_index(self) -> None:
@@ -313,7 +300,7 @@ class Index:
         pairs are always compared one by one.
         """
         config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)))
-        with _written(self.uri):
+        with writing(self.uri):
             self._table.create_index("image_vector", config=config, replace=True)
 
     @property
@@ -330,7 +317,7 @@ class Index:
         fragments = self._table.stats()["fragment_stats"]["num_fragments"]
         ungrouped = sum(self._table.index_stats(index.name).num_unindexed_rows for index in self._table.list_indices())
         if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, ungrouped) > len(self):
-            with _written(self.uri):
+            with writing(self.uri):
                 self._table.optimize(cleanup_older_than=_KEPT)
 
 
@@ -353,42 +340,12 @@ def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and "not found" in str(error):
             return None
-        raise ValueError(f"{uri} cannot be opened as an index: {_message(error)}") from error
+        raise ValueError(f"{uri} cannot be opened as an index: {message_of(error)}") from error
 
 
 def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
     options = dict(storage_options) if storage_options else None
     return lancedb.connect(place, read_consistency_interval=_SEEN_WITHIN, storage_options=options)
-
-
-@contextmanager
-def _read(uri: str) -> Iterator[None]:
-    """Turns LanceDB's errors of reading, of a damaged file for example, into OSError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(f"{uri} cannot be read: {_message(error)}; make the index again") from error
-
-
-@contextmanager
-def _written(uri: str) -> Iterator[None]:
-    """Turns LanceDB's errors of writing, of a full disk for example, into OSError.
-
-    Whatever happens, the table stays as it was before the change.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        advice = "; make room on the disk" if f"(os error {errno.ENOSPC})" in str(error) else ""
-        raise OSError(f"{uri} cannot be written: {_message(error)}{advice}") from error
-
-
-def _message(error: Exception) -> str:
-    """LanceDB's message in one line, without places in its sources and without the columns of vectors."""
-    message = str(error).partition("\n")[0]
-    for pattern, replacement in _INTERNALS:
-        message = re.sub(pattern, replacement, message)
-    return message
 
 
 def _num_partitions(num_rows: int) -> int:

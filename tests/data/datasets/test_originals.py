@@ -6,7 +6,8 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import DatasetSpec
 from bridgetower.data.folder import read_split
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS

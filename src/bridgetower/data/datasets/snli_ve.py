@@ -1,7 +1,8 @@
 """SNLI-VE: statements that follow from an image of Flickr30k, contradict it, or neither (Xie et al. 2019)."""
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, PublishedCount, Reading, Row
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
 from bridgetower.data.manifest import Manifest
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bridgetower.data.folder import assign_splits, split_rank
-from bridgetower.data.writer import Collection, ImageFile, Record
+from bridgetower.data.records import ImageFile, Record
+from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets.packages import (
     NAMES_LICENCE,
     NamedImage,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridgetower.data.folder import assign_splits
-from bridgetower.data.writer import Collection, ImageFile, Record
+from bridgetower.data.records import ImageFile, Record
+from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets.packages import (
     NAMES_LICENCE,
     NamedImage,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bridgetower.data.folder import DatasetInfo, by_split
-from bridgetower.data.writer import Collection, Record
+from bridgetower.data.records import Record
+from bridgetower.data.writer import Collection
 from bridgetower.extras import require
 
 _DISTRIBUTIONS = {

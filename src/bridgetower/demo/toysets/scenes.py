@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
 from bridgetower.data.folder import DatasetInfo
+from bridgetower.data.records import ImageFile, Record
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.data.writer import Collection, ImageFile, Record
+from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets.scene_drawing import LEVELS, Level, LevelName, Scene, draw_lot, png
 from bridgetower.demo.toysets.scene_texts import HIGHEST_COUNT, TOPICS, caption, scenes_for
 from bridgetower.model.plain import check_choice, check_numbers
