@@ -15,6 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bridgetower.files import flattened
+
 _NAMED = 3  # values that are spelt out where processes differ
 
 
@@ -103,7 +105,7 @@ def require_same(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: They differ; with the names and both values.
     """
-    text = torch.frombuffer(bytearray(json.dumps(dict(_flat(values))).encode()), dtype=torch.uint8)
+    text = torch.frombuffer(bytearray(json.dumps(dict(flattened(values))).encode()), dtype=torch.uint8)
     ends = _gather_uneven(torch.tensor([len(text)])).cumsum(0).tolist()
     joined = _gather_uneven(text).numpy().tobytes()
     first, *others = (json.loads(joined[start:end]) for start, end in pairwise([0, *ends]))
@@ -204,15 +206,6 @@ class _AllGather(torch.autograd.Function):
         dist.all_reduce(total)
         rows = len(total) // world_size()
         return total[rank() * rows : (rank() + 1) * rows]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the values of nested dictionaries under dotted names."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -246,6 +246,15 @@ def parse_json(content: str | bytes, where: object, advice: str = "copy it again
         raise ValueError(f"{where} is nested too deep to be read; {advice}") from error
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested dictionaries under dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yields the dotted names of the values of `now` that differ from those of `before`, which may lack some."""
     for name in now:

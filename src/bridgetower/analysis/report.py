@@ -37,6 +37,7 @@ from bridgetower.analysis.findings import (
 )
 from bridgetower.analysis.mask_examples import MaskExample
 from bridgetower.analysis.results import PARTS, Arm, DemoResults, Spread, spread
+from bridgetower.files import flattened
 from bridgetower.processor import media_type
 
 _INKS: dict[Arm, str] = {"bridgetower": "#1f5fa8", "meter": "#b4541a"}
@@ -67,15 +68,7 @@ def render_report(
     Raises:
         ValueError: An image of the examples cannot be read.
     """
-    templates = Environment(
-        loader=PackageLoader("bridgetower.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (count, number, percent, ordinal, duration)
-    templates.filters |= {each.__name__: each for each in filters} | {"data_uri": _data_uri}
+    templates = _templates()
     tested = list(results.runs[0].test)
     return templates.get_template("report.html").render(
         style=templates.loader.get_source(templates, "report.css")[0],  # type: ignore[union-attr]  # set above
@@ -99,8 +92,22 @@ def render_report(
         examples_from=examples_from,
         data=list(_data(results)),
         versions=[*results.versions.items(), ("whole demo", duration(results.seconds_total))],
-        settings=list(_flat(results.settings)),
+        settings=[(name, str(value)) for name, value in flattened(results.settings)],
     )
+
+
+def _templates() -> Environment:
+    """Returns the templates, with the filters that the report's uses."""
+    templates = Environment(
+        loader=PackageLoader("bridgetower.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (count, number, percent, ordinal, duration)
+    templates.filters |= {each.__name__: each for each in filters} | {"data_uri": _data_uri}
+    return templates
 
 
 @dataclass(frozen=True)
@@ -321,15 +328,6 @@ def _data(results: DemoResults) -> Iterator[tuple[str, str]]:
         yield f"{dataset.name}, split", dataset.split_rule
         yield f"{dataset.name}, sources", ", ".join(f"{name} {version}" for name, version in dataset.sources.items())
         yield from ((f"{dataset.name}, {part}", licence) for part, licence in dataset.licences.items())
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names nested values with dots."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)
 
 
 def _data_uri(content: bytes) -> str:

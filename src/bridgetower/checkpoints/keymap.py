@@ -77,7 +77,7 @@ _CLIP_EMBEDDINGS = [
     (r"vision\.class_embedding", ("VISION.class_embedding",)),
     (r"vision\.position_embedding", ("VISION.positional_embedding",)),
 ]
-_HUGGINGFACE_EMBEDDINGS = [
+HUGGINGFACE_EMBEDDINGS = [
     (r"vision\.patch_embedding\.weight", ("VISION.embeddings.patch_embedding.weight",)),
     (r"vision\.class_embedding", ("VISION.embeddings.class_embedding",)),
     (r"vision\.position_embedding", ("VISION.embeddings.position_embedding.weight",)),
@@ -134,7 +134,7 @@ _COMMON = [*TEXT_RULES, *_FUSION, *_FUSION_LAYERS, *_HEADS]
 _RULES: dict[Naming, list[Rule]] = {
     "clip": [*CLIP_RULES, *_COMMON],
     "timm": [*TIMM_RULES, *_COMMON],
-    "huggingface": [*_HUGGINGFACE_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
+    "huggingface": [*HUGGINGFACE_EMBEDDINGS, *_CLIP, *_CLIP_LAYERS, *_COMMON],
 }
 _PREFIXES: dict[Naming, dict[str, str]] = {
     "clip": {"TEXT.": "text_transformer.", "VISION.": "vit_model.visual.", "MODEL.": ""},

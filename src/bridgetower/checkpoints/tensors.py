@@ -37,7 +37,7 @@ DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What `torch.load` raises on damaged bytes: a cut or altered pickle fails wherever it is read."""
+"""What reading damaged bytes raises: a cut or altered pickle fails wherever it is read."""
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file
 _THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile

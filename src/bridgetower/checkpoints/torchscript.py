@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.tensors import check_repeats, check_unpacked
+from bridgetower.checkpoints.tensors import DAMAGE, check_repeats, check_unpacked
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -32,9 +32,6 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
-
-# What a damaged or hostile pickle may raise, besides UnpicklingError, wherever it is read.
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -62,7 +59,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             f"{path} was refused: it is damaged, or it asks for more than tensors ({error}); "
             "ask its author for safetensors"
         ) from error
-    except (*_DAMAGE, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not a whole TorchScript archive ({error}); download or copy it again") from error
     return dict(_named_tensors(root))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.keymap import (
     CLIP_RULES,
+    HUGGINGFACE_EMBEDDINGS,
     TEXT_RULES,
     TIMM_LEADING_ONES,
     TIMM_RULES,
@@ -67,9 +68,7 @@ class TowerNaming:
 
 
 _CLIP = [
-    (r"vision\.patch_embedding\.weight", ("VISION.embeddings.patch_embedding.weight",)),
-    (r"vision\.class_embedding", ("VISION.embeddings.class_embedding",)),
-    (r"vision\.position_embedding", ("VISION.embeddings.position_embedding.weight",)),
+    *HUGGINGFACE_EMBEDDINGS,
     (r"vision\.pre_norm\.(\w+)", ("VISION.pre_layrnorm.{0}",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.post_layernorm.{0}",)),
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import Model, named
+from bridgetower.cli.options import READ, Model, Reading, named
 from bridgetower.cli.output import emit, emit_rows
 from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import Form
@@ -26,12 +26,8 @@ def convert(
     destination: Positional[Path],
     *,
     to: Literal["bridgetower", "hf"],
-    tokenizer: Path | None = None,
-    answers: Path | None = None,
-    image_size: int | None = None,
-    revision: str | None = None,
     drop_itc: bool = False,
-    extensions: str | None = None,
+    reading: Reading = READ,
 ) -> None:
     """Convert a checkpoint to a folder of this package or of transformers.
 
@@ -41,21 +37,12 @@ def convert(
         source: Hub id, folder, or official .ckpt.
         destination: New folder.
         to: bridgetower, or hf for transformers' from_pretrained.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
-        answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
-        image_size: Resize the position embeddings to this many pixels.
-        revision: Branch, tag or commit of a hub id.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
-        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
+        reading: How the source is read.
     """
     from bridgetower.checkpoints import convert as write_converted
-    from bridgetower.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(
-        source, revision=revision, tokenizer=tokenizer, answers=answers, extensions=own_extensions(extensions)
-    )
-    if image_size is not None:
-        checkpoint = checkpoint.resized(image_size)
+    checkpoint = reading.read(source)
     write_converted(checkpoint, destination, to, drop_itc=drop_itc)
     emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
 
@@ -65,11 +52,7 @@ def export(
     destination: Positional[Path],
     *,
     form: Annotated[Form, arg(name="format")] = "onnx",
-    tokenizer: Path | None = None,
-    answers: Path | None = None,
-    image_size: int | None = None,
-    revision: str | None = None,
-    extensions: str | None = None,
+    reading: Reading = READ,
 ) -> None:
     """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
@@ -83,21 +66,11 @@ def export(
         model: What to load.
         destination: New folder.
         form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
-        tokenizer: Folder or file with a tokenizer, for an official .ckpt.
-        answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
-        image_size: Resize the position embeddings to this many pixels; an export takes images of one size.
-        revision: Branch, tag or commit of a hub id.
-        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
+        reading: How the model is read; an export takes images of one size.
     """
-    from bridgetower.checkpoints import read_checkpoint
     from bridgetower.engines.folder import write_exported
 
-    checkpoint = read_checkpoint(
-        model, revision=revision, tokenizer=tokenizer, answers=answers, extensions=own_extensions(extensions)
-    )
-    if image_size is not None:
-        checkpoint = checkpoint.resized(image_size)
-    differences = write_exported(checkpoint, destination, form, progress=sys.stderr.isatty())
+    differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
     largest = max(value for parts in differences.values() for value in parts.values())
     emit(
         {
@@ -148,15 +121,12 @@ def attention(
     names = [name or path for name, path in named(models)]
     if len(set(names)) < len(names):
         raise ValueError(f"models are called {', '.join(names)}; give each a name of its own, NAME=MODEL")
-    found = {}
+    found, config = {}, DataConfig(folders=(str(data),))
     for name, (_, path) in zip(names, named(models), strict=True):
         predictor = load(path, extensions=own_extensions(extensions))
-        images = CaptionImages(DataConfig(folders=(str(data),)), split, predictor.processor)
+        images = CaptionImages(config, split, predictor.processor)
         found[name] = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
-    layers = {
-        name: {kind: list(map(vars, layers)) for kind, layers in statistics.items()}
-        for name, statistics in found.items()
-    }
+    layers = {name: {kind: list(map(vars, each)) for kind, each in kinds.items()} for name, kinds in found.items()}
     about = {"data": str(data), "split": split, "count": count, "models": layers}
     if out is not None:
         write_bytes(out / "attention.png", draw_statistics(found))
@@ -255,19 +225,8 @@ def _cost(config: ModelConfig, extensions: Extensions, text_length: int, repeats
 
 
 def _show(title: str, costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", title=title)
-    for arm in costs:
-        for name, _ in _COLUMNS.values():
-            table.add_column(f"{arm}\n{name}", justify="right")
-    parts = list(next(iter(costs.values()))["parameters"])
-    for part in [*parts, "total"]:
-        cells = [
-            (sum(values.values()) if part == "total" else values[part]) / unit
-            for cost in costs.values()
-            for values, unit in ((cost[figure], unit) for figure, (_, unit) in _COLUMNS.items())
-        ]
-        table.add_row(part, *(f"{cell:.2f}" for cell in cells))
-    Console().print(table)
+    titles = [f"{arm}\n{name}" for arm in costs for name, _ in _COLUMNS.values()]
+    columns = [(cost[figure], unit) for cost in costs.values() for figure, (_, unit) in _COLUMNS.items()]
+    rows = [[part, *(f"{values[part] / unit:.2f}" for values, unit in columns)] for part in columns[0][0]]
+    total = ["total", *(f"{sum(values.values()) / unit:.2f}" for values, unit in columns)]
+    emit_rows(title, ("", *titles), [*rows, total])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional, arg
@@ -18,6 +18,10 @@ from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, tra
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
+
+if TYPE_CHECKING:
+    from bridgetower.checkpoints import Checkpoint
+    from bridgetower.predictor import Predictor
 
 
 def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:
@@ -63,15 +67,48 @@ def named(given: Sequence[str]) -> list[tuple[str | None, str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """How a model is loaded, and what runs it.
+class ReadOptions:
+    """How a checkpoint is read.
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
         image_size: Resize the position embeddings to this many pixels.
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
+        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
+    """
+
+    revision: str | None = None
+    image_size: int | None = None
+    tokenizer: Path | None = None
+    answers: Path | None = None
+    extensions: str | None = None
+
+    def read(self, source: str) -> Checkpoint:
+        """Returns the checkpoint at a source."""
+        from bridgetower.checkpoints import read_checkpoint
+
+        checkpoint = read_checkpoint(
+            source,
+            revision=self.revision,
+            tokenizer=self.tokenizer,
+            answers=self.answers,
+            extensions=own_extensions(self.extensions),
+        )
+        return checkpoint if self.image_size is None else checkpoint.resized(self.image_size)
+
+
+Reading = Annotated[ReadOptions, arg(name="")]
+READ = ReadOptions()
+"""The usual way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(ReadOptions):
+    """How a model is loaded, and what runs it.
+
+    Attributes:
+        device: Such as cpu or cuda:0; default: a GPU if there is one.
         fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
         precision: bf16 (engines torch and openvino) and int8 (engine onnxruntime) take less time on hardware that has
             them, and give other numbers.
@@ -79,23 +116,17 @@ class LoadOptions:
             auto takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; default: ~/.cache/bridgetower.
         compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
-        extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
     """
 
-    revision: str | None = None
-    image_size: int | None = None
     device: str | None = None
-    tokenizer: Path | None = None
-    answers: Path | None = None
     fast_decode: bool = False
     precision: Precision = "fp32"
     engine: EngineRequest = "torch"
     cache: Path | None = None
     compile: bool = False
-    extensions: str | None = None
 
-    def load(self, model: str) -> Any:
-        """Returns the `bridgetower.predictor.Predictor` of a model."""
+    def load(self, model: str) -> Predictor:
+        """Returns a model, loaded."""
         from bridgetower.predictor import load
 
         return load(model, **vars(self) | {"extensions": own_extensions(self.extensions)})

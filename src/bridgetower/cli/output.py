@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,45 +70,48 @@ def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
 
 def emit_table(title: str, metrics: Mapping[str, float]) -> None:
     """Writes the metrics of a retrieval evaluation in per cent: a line per metric, a column per stage, chance last."""
-    from rich.console import Console
-    from rich.table import Table
-
     shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
-    table = Table("", *(_STAGES[stage] for stage in shown), title=one_line(title))
+    rows: dict[str, dict[str, str]] = {}
     for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
         scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
-        table.add_row(name.replace("_", " "), *(f"{scale * metrics[f'{stage}_{name}']:.1f}" for stage in shown))
+        rows[name.replace("_", " ")] = {stage: f"{scale * metrics[f'{stage}_{name}']:.1f}" for stage in shown}
     if "itm_accuracy" in metrics:
-        accuracy = {"matching": metrics["itm_accuracy"], "chance": 0.5}
-        table.add_row("itm accuracy", *(f"{100 * accuracy[stage]:.1f}" if stage in accuracy else "" for stage in shown))
+        rows["itm accuracy"] = {"matching": f"{100 * metrics['itm_accuracy']:.1f}", "chance": "50.0"}
     if "itc_weight" in metrics:
-        weight = f"{metrics['itc_weight']:g}"
-        table.add_row("weight of ITC", *(weight if stage == "two_stage" else "" for stage in shown))
-    Console().print(table)
-
-
-def emit_rows(title: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table whose cells are texts; the first column is of names."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=one_line(title))
-    for number, name in enumerate(titles):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        rows["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
+    cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in rows.items()]
+    emit_rows(title, ("", *(_STAGES[stage] for stage in shown)), cells)
 
 
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
     """Writes a line per metric; those that are shares are in per cent."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "", title=one_line(title))
+    rows = []
     for name, value in metrics.items():
         is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
-        table.add_row(name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}")
+        rows.append((name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}"))
+    emit_rows(title, ("", ""), rows)
+
+
+def emit_rows(
+    title: str | None, titles: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Collection[int] = (0,)
+) -> None:
+    """Writes a table.
+
+    Args:
+        title: Over the table.
+        titles: Of the columns.
+        rows: Cells, as they are shown; brackets in them are no markup.
+        texts: Numbers of the columns with texts, which begin at the left; in the others the ends stand together.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title and Text(one_line(title)))
+    for number, name in enumerate(titles):
+        table.add_column(Text(name), justify="left" if number in texts else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Loading, Model, index_or_demo, model_or_demo
-from bridgetower.cli.output import emit, emit_lines
+from bridgetower.cli.output import emit, emit_lines, emit_rows
 from bridgetower.extras import require
 from bridgetower.files import one_line
 from bridgetower.search.config import IndexConfig
@@ -130,20 +130,14 @@ def search(
 
 
 def _show(hits: Sequence[Hit]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not hits:
-        Console().print("No image meets the condition.")
+        print("No image meets the condition.")
         return
-    table = Table("", "image", "match", "cosine", "pixels", "captions")
+    rows = []
     for rank, hit in enumerate(hits, start=1):
         match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
         size = f"{hit.width}x{hit.height}"
         more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
-        names = Text(one_line(hit.path)), Text(one_line("".join(hit.captions[:1])) + more)  # brackets are no markup
-        table.add_row(str(rank), names[0], match, f"{hit.cosine:.3f}", size, names[1])
-    for column in table.columns[2:5]:
-        column.justify = "right"
-    Console().print(table)
+        caption = one_line("".join(hit.captions[:1])) + more
+        rows.append((str(rank), one_line(hit.path), match, f"{hit.cosine:.3f}", size, caption))
+    emit_rows(None, ("", "image", "match", "cosine", "pixels", "captions"), rows, texts=(0, 1, 5))

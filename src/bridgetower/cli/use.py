@@ -16,7 +16,7 @@ from bridgetower.cli.options import (
     ModelOrDemo,
     model_or_demo,
 )
-from bridgetower.cli.output import emit, emit_lines
+from bridgetower.cli.output import emit, emit_lines, emit_rows
 from bridgetower.extras import require
 from bridgetower.files import one_line
 
@@ -296,12 +296,6 @@ def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequen
             row | {name: [vars(choice) for choice in choices]} for row, choices in zip(rows, chosen, strict=True)
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*given, name)
-    for row, choices in zip(rows, chosen, strict=True):
-        chosen_lines = "\n".join(f"{one_line(choice.label)}  {choice.probability:.3f}" for choice in choices)
-        table.add_row(*(Text(one_line(value)) for value in row.values()), Text(chosen_lines))
-    Console().print(table)
+    lines = ["\n".join(f"{one_line(one.label)}  {one.probability:.3f}" for one in choices) for choices in chosen]
+    shown = [(*map(one_line, row.values()), likeliest) for row, likeliest in zip(rows, lines, strict=True)]
+    emit_rows(None, (*given, name), shown, texts=range(len(given) + 1))

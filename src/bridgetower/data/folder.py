@@ -49,7 +49,7 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.parquet") if not path.name.startswith("."))
 
 
-def split_of_file(path: Path) -> str:
+def _split_of_file(path: Path) -> str:
     """The split that a Parquet file is of, by its name."""
     shard = _SHARD.fullmatch(path.stem)
     return shard["split"] if shard else path.stem
@@ -63,10 +63,10 @@ def split_files(folder: Path, split: str) -> list[Path]:
         ValueError: If the split's name is none, or its files are of two preparations.
     """
     check_split_names([split])
-    present = parquet_files(existing_folder(folder))
-    files = [path for path in present if split_of_file(path) == split]
+    present = parquet_files(_existing_folder(folder))
+    files = [path for path in present if _split_of_file(path) == split]
     if not files:
-        there = ordered_splits({split_of_file(path) for path in present})
+        there = ordered_splits({_split_of_file(path) for path in present})
         if not there:
             raise FileNotFoundError(f"no split in {folder}: it is not a set that `bridgetower prepare` wrote")
         raise FileNotFoundError(f"no split {split!r} in {folder}; there: {', '.join(there)} ({SPLIT_OPTIONS})")
@@ -133,7 +133,7 @@ def _check_entries(path: Path, content: pa.Schema, schema: Schema) -> None:
         raise ValueError(f"{path} is of a set of kind {wider[0]}; use a set of kind {schema.name}")
 
 
-def existing_folder(folder: Path) -> Path:
+def _existing_folder(folder: Path) -> Path:
     """Returns `folder` as a path.
 
     Raises:
@@ -296,7 +296,7 @@ def read_info(folder: Path) -> DatasetInfo:
         FileNotFoundError: If the folder or the file is missing.
         ValueError: If the file is not what `write_info` writes.
     """
-    path = existing_folder(folder) / INFO_FILE
+    path = _existing_folder(folder) / INFO_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"no {INFO_FILE} in {folder}: it is no complete dataset; run `bridgetower prepare` again"

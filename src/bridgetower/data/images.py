@@ -94,7 +94,7 @@ class ImageRef:
             return read_url(self.url, self.piece)
         if self.cell:
             column, row = self.cell
-            content = cell_bytes(open_table(self.path).row(row, [column])[column])
+            content = _cell_bytes(open_table(self.path).row(row, [column])[column])
             if content is None:
                 raise ValueError(f"{self.path}, row {row + 1} has no bytes in column {column}")
             return content
@@ -261,7 +261,7 @@ def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _cell(path: Path, column: str, row: int, value: object) -> object:
     """Replaces image bytes by where they are, and an image that is only a path by the path."""
-    content = cell_bytes(value)
+    content = _cell_bytes(value)
     given = value.get("path") if isinstance(value, dict) else None
     file = given if isinstance(given, str) else None
     if content is None:
@@ -271,7 +271,7 @@ def _cell(path: Path, column: str, row: int, value: object) -> object:
     return ImageRef(path=path, cell=(column, row), name=digest, file_name=name, signature=digest)
 
 
-def cell_bytes(value: object) -> bytes | None:
+def _cell_bytes(value: object) -> bytes | None:
     """The bytes in a cell, if there are any: plain, or beside a path."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else None

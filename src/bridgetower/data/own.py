@@ -165,7 +165,7 @@ def split_images(source: Path, manifest: Manifest, config: OwnSetConfig) -> str:
     return rule
 
 
-def checked_split(source: Path, place: str, split: str | None, image_id: str, manifest: Manifest) -> str:
+def _checked_split(source: Path, place: str, split: str | None, image_id: str, manifest: Manifest) -> str:
     """Returns the split of a row for the manifest; empty if the source gives none.
 
     Raises:
@@ -209,7 +209,7 @@ def _fill_pairs(source: Path, manifest: Manifest, config: PairsConfig) -> None:
         stripped = [caption.strip() for caption in row.captions]
         if not all(stripped) or not stripped:
             manifest.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
-        split = checked_split(source, row.place, row.split, name, manifest)
+        split = _checked_split(source, row.place, row.split, name, manifest)
         manifest.add(name, [row.image], [caption for caption in stripped if caption], split=split, place=row.place)
     if any_row and not any_caption:
         raise ValueError(
@@ -299,7 +299,7 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
             manifest.bad(f"{place}: label {', '.join(labels)!r} is no number")
         else:
             name = f"row {example.example_id}" if image is None else image.name
-            split = checked_split(source, place, split_of(source, place, cells), name, manifest)
+            split = _checked_split(source, place, split_of(source, place, cells), name, manifest)
             manifest.add(name, [] if image is None else [image], [example], split=split, place=place)
     if len(several) > 1:
         raise ValueError(

@@ -97,23 +97,19 @@ def write_split(
     path, further = Path(path), columns or {}
     arrow_schema = schema.arrow_schema(further)
     arrow_schema = arrow_schema.with_metadata({**arrow_schema.metadata, _MARK: str(FORMAT).encode()})
-    seen: set[str] = set()
-    num_texts = 0
+    num_images = num_texts = 0
     with replacing(path) as temporary:
         # A dictionary and statistics of images cost much to read and are of no use.
         options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
         with pq.ParquetWriter(temporary, arrow_schema, **options) as writer:
-            for group in _grouped(records, row_group_bytes):
-                for record in group:
-                    if problem := _problem_of(record, schema, seen, further):
-                        raise ValueError(problem)
-                    seen.add(record.image_id)
-                    num_texts += len(record.entries)
+            for group in _grouped(_checked(records, schema, further), row_group_bytes):
+                num_images += len(group)
+                num_texts += sum(len(record.entries) for record in group)
                 rows = [record.row(schema) for record in group]
                 writer.write_table(pa.Table.from_pylist(rows, schema=arrow_schema))
-        if not seen and not may_be_empty:
+        if not num_images and not may_be_empty:
             raise ValueError(f"no record to write to {path}; a split needs at least one image, or no file at all")
-        info = SplitInfo(images=len(seen), texts=num_texts, files={path.name: sha256_of(temporary)})
+        info = SplitInfo(images=num_images, texts=num_texts, files={path.name: sha256_of(temporary)})
         if before:
             before(info)
     return info
@@ -125,6 +121,16 @@ def is_own_parquet(path: Path) -> bool:
         return _MARK in (read_schema(Path(path)).metadata or {})
     except ValueError:  # no Parquet file, in spite of its name
         return False
+
+
+def _checked(records: Iterable[Record], schema: Schema, further: Mapping[str, Any]) -> Iterator[Record]:
+    """Yields the records, each of which must fit and have an id of its own."""
+    seen: set[str] = set()
+    for record in records:
+        if problem := _problem_of(record, schema, seen, further):
+            raise ValueError(problem)
+        seen.add(record.image_id)
+        yield record
 
 
 def _problem_of(record: Record, schema: Schema, seen: set[str], further: Mapping[str, Any]) -> str | None:

@@ -100,7 +100,7 @@ class CifarImages(FileDataset):
             ValueError: There is no such split, or a file is damaged.
         """
         self.processor, self._label_bytes = processor, _FILES[num_classes].label_bytes
-        self.files = cifar_files(folder, num_classes)
+        self.files = _cifar_files(folder, num_classes)
         records = [self._records(path) for path in self.files]
         places = torch.tensor([(file, row) for file, images in enumerate(records) for row in range(len(images))])
         labels = torch.from_numpy(np.concatenate([images[:, self._label_bytes - 1] for images in records])).long()
@@ -152,7 +152,7 @@ class CifarImages(FileDataset):
         return np.memmap(path, np.uint8, mode="r").reshape(-1, size)
 
 
-def cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
+def _cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
     """Returns the files with images, those for testing last.
 
     Raises:
@@ -243,7 +243,7 @@ class GlueRow:
     index: int
 
 
-def glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
+def _glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
     """Returns the file of a split.
 
     Raises:
@@ -272,7 +272,7 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int
         FileNotFoundError: The file is missing.
         ValueError: There is no such split, a column is missing, or more rows are bad.
     """
-    path, task, has_labels = glue_file(folder, name, split), GLUE[name], not split.startswith("test")
+    path, task, has_labels = _glue_file(folder, name, split), GLUE[name], not split.startswith("test")
     lines = enumerate(_lines(path), start=1)
     if split in task.no_header:
         columns = task.no_header[split]
@@ -352,7 +352,7 @@ class GlueTexts(FileDataset):
         """
         names = (splits,) if isinstance(splits, str) else tuple(splits)
         self.task, self._processor = GLUE[name], processor
-        self.files = [glue_file(folder, name, split) for split in names]
+        self.files = [_glue_file(folder, name, split) for split in names]
         self.rows = [row for split in names for row in read_glue(folder, name, split, max_errors=max_errors)]
 
     def __len__(self) -> int:

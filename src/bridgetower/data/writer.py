@@ -167,7 +167,7 @@ def _complete(out: Path, info: DatasetInfo, files: Mapping[str, Any]) -> Dataset
     for name, content in files.items():
         write_json(out / name, content)
     write_info(out, info)
-    forget_attempts(out)
+    _forget_attempts(out)
     return info
 
 
@@ -264,7 +264,7 @@ def write_shards(
     return written
 
 
-def forget_attempts(out: Path) -> None:
+def _forget_attempts(out: Path) -> None:
     """Removes what `write_shards` notes for another attempt; the files of a complete set need none."""
     for path in out.glob(f".*{_NOTES}"):
         path.unlink()

@@ -84,39 +84,39 @@ def _write(path: Path, content: bytes) -> None:
         write_bytes(path, content)
 
 
-EXAMPLES = 2  # of either kind per topic
-MIN_INTERVAL = 20  # steps between evaluations
-TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
-SETTINGS = "demo.json"  # and the time so far
-SEARCHES, MASKS, IMAGES = 6, 4, 8  # examples per data set
+_EXAMPLES = 2  # of either kind per topic
+_MIN_INTERVAL = 20  # steps between evaluations
+_TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
+_SETTINGS = "demo.json"  # and the time so far
+_SEARCHES, _MASKS, _IMAGES = 6, 4, 8  # examples per data set
 
 
-def questions_folder(out: Path, plan: Plan) -> Path:
+def _questions_folder(out: Path, plan: Plan) -> Path:
     """Folder of the questions."""
     return out / "data" / plan.questions.toyset
 
 
-def judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
+def _judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
     """Answers the test questions with the last checkpoint."""
     predictor = load(answering_model(out, arm, seed), device="cpu")
-    return judge(predictor, "vqa", questions_folder(out, plan))
+    return judge(predictor, "vqa", _questions_folder(out, plan))
 
 
-def answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
+def _answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
     """Returns what is reported of the answers of each arm and seed."""
     return tuple(
         DemoAnswers(arm=arm, seed=seed, steps=steps, topics=dict(one.groundings)) for (arm, seed), one in judged.items()
     )
 
 
-def question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
+def _question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their images and answers."""
     rows = read_split(folder, "test", schema=VQA)
     pairs = zip(rows.stream("image"), rows.stream(VQA.entries), strict=True)
-    return answer_examples(judged, [image["bytes"] for image, entries in pairs for _ in entries], count=EXAMPLES)
+    return answer_examples(judged, [image["bytes"] for image, entries in pairs for _ in entries], count=_EXAMPLES)
 
 
-def drawn_scenes(count: int) -> list[bytes]:
+def _drawn_scenes(count: int) -> list[bytes]:
     """Returns images of generated scenes, for trying models that answer questions about these."""
     records = TOYSETS["scenes"].collect(ScenesConfig(num_train=1, num_validation=1, num_test=count)).splits["test"]
     return [record.images[0].content for record in records]
@@ -189,11 +189,11 @@ class _Demo:
             train_all(folders, progress=progress)
         questions = plan.questions
         prepare_toyset(
-            questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
+            questions.toyset, _questions_folder(out, plan), questions.settings(self.minutes), progress=progress
         )
         answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
         train_all(answering, progress=progress)
-        judged = {run: judged_answers(out, plan, *run) for run in runs}
+        judged = {run: _judged_answers(out, plan, *run) for run in runs}
         return self.report(datasets, stage, configs, judged)
 
     def report(
@@ -221,11 +221,11 @@ class _Demo:
             datasets=tuple(datasets),
             runs=tuple(runs),
             costs=tuple(
-                model_cost(one.model, TEXT_LENGTH, arm=arm)
+                model_cost(one.model, _TEXT_LENGTH, arm=arm)
                 for arm, one in predictors.items()
                 if one.model.itm_head is not None
             ),
-            answers=answer_metrics(judged, scaled(plan.questions.steps, self.minutes)),
+            answers=_answer_metrics(judged, scaled(plan.questions.steps, self.minutes)),
             about=plan.questions.about,
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
             versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
@@ -233,7 +233,7 @@ class _Demo:
         )
         results.write(out / "results.json")
         first: tuple[Arm, int] = ("bridgetower", 0)
-        answers = question_examples(questions_folder(out, plan), judged[first]) if judged else []
+        answers = _question_examples(_questions_folder(out, plan), judged[first]) if judged else []
         _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
         for name, (dataset, split) in plan.tests.items():
             write_held_out({name: out / "data" / dataset}, held_out_images(out), split)
@@ -245,7 +245,7 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
     """Returns the run of one arm in a stage: its recipe on all data sets, steps scaled to `minutes`."""
     recipe = RECIPES[stage.recipes[arm]]
     steps = scaled(recipe.max_steps or 0, minutes)
-    every = max(MIN_INTERVAL, -(-steps // stage.evaluations))
+    every = max(_MIN_INTERVAL, -(-steps // stage.evaluations))
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
     changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": every, "checkpoint_every": every}
@@ -266,7 +266,7 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
     return replace(
         recipe,
         init=str(trained_model(out, arm, seed)),
-        data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
+        data=replace(recipe.data, folders=(str(_questions_folder(out, plan)),)),
         seed=seed,
         max_steps=steps,
         evaluate_every=every,
@@ -277,7 +277,7 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
 @contextmanager
 def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], float]]:
     """Refuses a folder of other settings; yields what tells the seconds so far, over all calls but killed ones."""
-    path, started = out / SETTINGS, time.perf_counter()
+    path, started = out / _SETTINGS, time.perf_counter()
     before = read_json(path) if path.exists() else {**settings, "seconds": 0.0}
     if {name: before.get(name) for name in settings} != settings:
         given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
@@ -344,13 +344,13 @@ def _report(
     masks: list[MaskExample] = []
     for name in plan.tests:
         images = _images(predictor, out, plan, name)
-        searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=SEARCHES)
+        searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=_SEARCHES)
         if config.model.heads.mlm:
-            masks += mask_examples(predictor, images, count=MASKS)
-        for number in range(min(IMAGES, len(images))):
+            masks += mask_examples(predictor, images, count=_MASKS)
+        for number in range(min(_IMAGES, len(images))):
             write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
-    asked = [answer.image for answer in answers[:IMAGES]]
-    drawn = {"scene": drawn_scenes(IMAGES)} if plan.towers else {}
+    asked = [answer.image for answer in answers[:_IMAGES]]
+    drawn = {"scene": _drawn_scenes(_IMAGES)} if plan.towers else {}
     for name, contents in (drawn | {plan.questions.prefix: asked}).items():
         for number, content in enumerate(contents):
             write_bytes(out / "images" / f"{name}-{number + 1}.png", content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,26 +40,26 @@ class RetrievalResult:
 
     Attributes:
         similarity: Cosine of the contrastive embeddings, image by text.
-        itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
         truth: Which images and texts belong together.
         itc_recalls: Of the ranking by cosine.
+        chance: Of a uniformly random ranking. All recalls are means over the folds if there are any.
+        itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
         matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
         two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
             `paper`.
-        chance: Of a uniformly random ranking. All recalls are means over the folds if there are any.
         itc_weight: Of the cosine in the two-stage ranking; None where there is none.
         itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
     """
 
     similarity: Float[Tensor, "i t"]
-    itm: Float[Tensor, "i t"] | None
     truth: GroundTruth
     itc_recalls: RetrievalRecalls
-    matching_recalls: RetrievalRecalls | None
-    two_stage_recalls: RetrievalRecalls | None
     chance: RetrievalRecalls
-    itc_weight: float | None
-    itm_accuracy: float | None
+    itm: Float[Tensor, "i t"] | None = None
+    matching_recalls: RetrievalRecalls | None = None
+    two_stage_recalls: RetrievalRecalls | None = None
+    itc_weight: float | None = None
+    itm_accuracy: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
@@ -97,36 +98,35 @@ def evaluate_retrieval(
     """
     _check_folds(images, config)
     model.contrastive_head()
-    itm = matching = two_stage = matched = weight = None
     with pair_scorer(model, images, config, means) as pairs:
         similarity, truth = pairs.similarity(), pairs.truth
-        if model.itm_head is not None:
-            sides = [_candidates(similarity, truth.text_image_index, config, dim=dim) for dim in (1, 0)]
-            itm, matched = _matching(pairs, sides[0] | sides[1])
-            candidates = Candidates(
-                itm=itm,
-                similarity=similarity,
-                image_side=sides[0],
-                text_side=sides[1],
-                truth=truth,
-                config=config,
-            )
-            matching = two_stage = candidates.recalls(0.0)
-            if config.protocol == "honest":
-                weight = candidates.fitted_weight() if itc_weight is None else itc_weight
-                two_stage = candidates.recalls(weight) if weight else matching
-            del candidates, sides
+        second = {} if model.itm_head is None else _second_stage(pairs, similarity, config, itc_weight)
     return RetrievalResult(
         similarity=similarity,
-        itm=itm,
         truth=truth,
         itc_recalls=_recalls(similarity, truth, config),
-        matching_recalls=matching,
-        two_stage_recalls=two_stage,
         chance=_chance(truth, config),
-        itc_weight=weight,
-        itm_accuracy=matched,
+        **second,
     )
+
+
+def _second_stage(
+    pairs: PairScorer, similarity: Float[Tensor, "i t"], config: RetrievalConfig, itc_weight: float | None
+) -> dict[str, Any]:
+    """Matches the candidates of the first stage; returns the fields of `RetrievalResult` that come of it."""
+    sides = [_candidates(similarity, pairs.truth.text_image_index, config, dim=dim) for dim in (1, 0)]
+    itm, matched = _matching(pairs, sides[0] | sides[1])
+    candidates = Candidates(
+        itm=itm, similarity=similarity, image_side=sides[0], text_side=sides[1], truth=pairs.truth, config=config
+    )
+    found: dict[str, Any] = {"itm": itm, "itm_accuracy": matched}
+    found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
+    if config.protocol == "honest":
+        weight = candidates.fitted_weight() if itc_weight is None else itc_weight
+        found["itc_weight"] = weight
+        if weight:
+            found["two_stage_recalls"] = candidates.recalls(weight)
+    return found
 
 
 @torch.inference_mode()

@@ -92,7 +92,7 @@ def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
     if model.config.heads.predicts_number(head):
         return regressor(model, head)
     several = head == "classification" and model.config.heads.multi_label
-    return (multi_label_classifier if several else classifier)(model, head)
+    return (_multi_label_classifier if several else classifier)(model, head)
 
 
 def classifier(model: BridgeTower, head: str) -> ClassificationTask:
@@ -105,7 +105,7 @@ def classifier(model: BridgeTower, head: str) -> ClassificationTask:
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.softmax(dim=-1))
 
 
-def multi_label_classifier(model: BridgeTower, head: str) -> ClassificationTask:
+def _multi_label_classifier(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns a task with any number of right classes per example: mean binary cross-entropy, and the accuracy."""
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

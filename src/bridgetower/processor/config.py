@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
+from bridgetower.model.tower_config import check_image_size
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -60,7 +61,7 @@ class ProcessorConfig:
         sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
         check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
         if self.patch_size is not None:
-            _check_image_size(self.image_size, self.patch_size)
+            check_image_size(self.image_size, self.patch_size)
         self._check_colours()
         self._check_hf_fields()
 
@@ -129,13 +130,3 @@ class ProcessorConfig:
 
 def _three(values: tuple[float, ...], low: float) -> bool:
     return len(values) == 3 and all(low <= value <= 1e3 for value in values)
-
-
-def _check_image_size(image_size: int, patch_size: int) -> None:
-    if image_size % patch_size:
-        lower = image_size // patch_size * patch_size
-        nearest = f"{lower} or {lower + patch_size}" if lower else f"{patch_size}"
-        raise ValueError(
-            f"image_size {image_size} is not a multiple of patch_size {patch_size}, so the model cannot take it; "
-            f"use {nearest}"
-        )

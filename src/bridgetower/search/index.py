@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.files import locked
-from bridgetower.search.lance_errors import message_of, reading, writing
+from bridgetower.search.lance_errors import condition, message_of, reading, writing
 from bridgetower.search.table import (
     ABOUT,
     Hit,
@@ -251,27 +251,17 @@ class Index:
         if where is not None:
             query = query.where(where, prefilter=True)
         query = query.select([*_RETURNED, "_distance"])
-        if where is None:
-            with reading(self.uri):
-                rows = query.to_list()
-        else:
-            try:
-                rows = query.to_list()
-            except (ValueError, RuntimeError) as error:
-                raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}") from error
+        with reading(self.uri) if where is None else condition(where, ABOUT):
+            rows = query.to_list()
         unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-        root = self.root
-        found = [
-            Hit(
-                file=root / row["path"],
-                cosine=1 - row["_distance"],
-                **{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])},
-            )
-            for row in rows
-        ]
+        found = [self._hit(row) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
+
+    def _hit(self, row: Mapping[str, Any]) -> Hit:
+        columns = {name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])}
+        return Hit(file=self.root / row["path"], cosine=1 - row["_distance"], **columns)
 
     def upsert(self, rows: Sequence[IndexedRow]) -> None:
         """Writes images in one commit; those that are there are replaced.

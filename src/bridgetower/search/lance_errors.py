@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types, and columns of vectors.
@@ -27,6 +27,15 @@ def reading(uri: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise OSError(f"{uri} cannot be read: {message_of(error)}; make the index again") from error
+
+
+@contextmanager
+def condition(where: str, columns: Iterable[str]) -> Iterator[None]:
+    """Turns LanceDB's errors of a condition on some columns into ValueError."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(columns)}") from error
 
 
 @contextmanager

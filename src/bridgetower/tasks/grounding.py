@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,24 +74,17 @@ def judge(
     spec = TASKS[kind]
     assert spec.head is not None
     names, task = predictor.class_names(spec.head), spec.config()
-    data = DataConfig(folders=(str(folder),), cache=True)
-
-    def opened(split: str) -> EntryDataset:
-        examples: EntryDataset = spec.examples(
-            ExampleSource(
-                data=data, splits=(split,), processor=predictor.processor, task=task, names=names, use="validate"
-            )
-        )
-        return examples
-
+    data, processor = DataConfig(folders=(str(folder),), cache=True), predictor.processor
+    source = ExampleSource(data=data, splits=("test",), processor=processor, task=task, names=names, use="validate")
     module = spec.module(predictor.model, task)
 
     def predicted(chosen: BatchDataset) -> list[str]:
         predictions = predict_classes(module, chosen, batch_size=batch_size)
         return [names[number] for number in predictions.classes.tolist()]
 
-    examples = opened("test")
-    texts, training = tuple(_texts(examples, topic_of)), _texts(opened("train"), topic_of)
+    examples = spec.examples(source)
+    texts = tuple(_texts(examples, topic_of))
+    training = _texts(spec.examples(replace(source, splits=("train",))), topic_of)
     answers = predicted(examples)
     given = {
         "model": answers,

@@ -157,14 +157,14 @@ def _evaluate_glue(evaluation: Evaluation) -> Outcome:
     labels = [classes[number] if classes else f"{number:.3f}" for number in predicted.tolist()]
     submissions = [texts.task.submission[split] for split in evaluation.splits if split.startswith("test")]
     return Outcome(
-        metrics=glue_metrics(evaluation.task.name, predicted, texts.labels()) if texts.labelled else {},
+        metrics=_glue_metrics(evaluation.task.name, predicted, texts.labels()) if texts.labelled else {},
         counts={"num_texts": len(texts)},
         predictions=[{"index": row.index, "label": label} for row, label in zip(texts.rows, labels, strict=True)],
         submission=glue_submission(submissions[0], labels) if submissions else None,
     )
 
 
-def glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+def _glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
     """Returns what GLUE reports of a task.
 
     Args:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.batch import BatchDataset
-from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.evaluation.config import Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, Use
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.table import spec_of
 
 
@@ -76,20 +75,18 @@ def build_task(
     assert processor is not None  # starting_checkpoint refused it
     names = () if spec.head is None else checkpoint.class_names(spec.head)
     validation = (config.data.validation_split,)
-
-    def opened(data: DataConfig, splits: tuple[str, ...], use: Use) -> ExampleSource:
-        return ExampleSource(
-            data=data,
-            splits=splits,
-            processor=processor,
-            task=config.task,
-            names=names,
-            heads=model.config.heads,
-            use=use,
-        )
-
-    train = spec.examples(opened(config.data, config.data.train_splits, "train"))
-    held_out = spec.examples(opened(config.data.as_evaluated(), validation, "validate"))
+    source = ExampleSource(
+        data=config.data,
+        splits=config.data.train_splits,
+        processor=processor,
+        task=config.task,
+        names=names,
+        heads=model.config.heads,
+        use="train",
+    )
+    train = spec.examples(source)
+    evaluated = config.data.as_evaluated()
+    held_out = spec.examples(replace(source, data=evaluated, splits=validation, use="validate"))
     trained = spec.module(model, config.task)
     evaluation = Evaluation(
         task=config.task,

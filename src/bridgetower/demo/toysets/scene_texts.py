@@ -78,7 +78,7 @@ def _noun(shape: Shape, level: Level) -> Noun:
     return Noun(kind=shape.kind, colour=shape.colour, size=shape.size if len(level.sizes) > 1 else None)
 
 
-def draw_noun(generator: random.Random, level: Level, *, kind: bool = True, colour: bool = True) -> Noun:
+def _draw_noun(generator: random.Random, level: Level, *, kind: bool = True, colour: bool = True) -> Noun:
     """Draws a description; a size is part of it now and then, where the level has several."""
     size = generator.choice(level.sizes) if len(level.sizes) > 1 and generator.random() < 0.25 else None
     return Noun(
@@ -88,23 +88,23 @@ def draw_noun(generator: random.Random, level: Level, *, kind: bool = True, colo
     )
 
 
-def draw_partial_noun(generator: random.Random, level: Level) -> Noun:
+def _draw_partial_noun(generator: random.Random, level: Level) -> Noun:
     """Draws a description by colour or by kind alone, or by both."""
     kind, colour = generator.choice(((True, False), (False, True), (True, True)))
-    return draw_noun(generator, level, kind=kind, colour=colour)
+    return _draw_noun(generator, level, kind=kind, colour=colour)
 
 
 def draw_two_nouns(generator: random.Random, level: Level) -> tuple[Noun, Noun]:
     """Draws two descriptions that no shape fits both of."""
-    first = draw_noun(generator, level)
+    first = _draw_noun(generator, level)
     while True:
-        second = draw_noun(generator, level)
+        second = _draw_noun(generator, level)
         if (first.kind, first.colour) != (second.kind, second.colour):
             return first, second
 
 
 def _question_exists(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level)
+    noun = _draw_noun(generator, level)
     return Asked(
         text=f"is there {noun.with_article}?",
         answers=_YES_NO,
@@ -114,7 +114,7 @@ def _question_exists(generator: random.Random, level: Level) -> Asked:
 
 
 def _question_colour(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level, colour=False)
+    noun = _draw_noun(generator, level, colour=False)
 
     def answer(scene: Scene) -> str | None:
         shape = scene.only(noun)
@@ -124,7 +124,7 @@ def _question_colour(generator: random.Random, level: Level) -> Asked:
 
 
 def _question_count(generator: random.Random, level: Level) -> Asked:
-    noun = draw_partial_noun(generator, level)
+    noun = _draw_partial_noun(generator, level)
     return Asked(
         text=f"how many {noun.plural} are there?",
         answers=tuple(str(number) for number in range(HIGHEST_COUNT + 1)),
@@ -155,7 +155,7 @@ def _placed(generator: random.Random, level: Level) -> Asked:
 
 
 def _where(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level)
+    noun = _draw_noun(generator, level)
     relation = generator.choice(RELATIONS)
 
     def answer(scene: Scene) -> str | None:
@@ -180,7 +180,7 @@ def _kind_beside(scene: Scene, noun: Noun, relation: Relation) -> str | None:
 
 
 def _statement_exists(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level)
+    noun = _draw_noun(generator, level)
 
     def answer(scene: Scene) -> str:
         if scene.all(noun):
@@ -207,7 +207,7 @@ def _statement_all(generator: random.Random, level: Level) -> Asked:
 
 
 def _statement_count(generator: random.Random, level: Level) -> Asked:
-    noun = draw_partial_noun(generator, level)
+    noun = _draw_partial_noun(generator, level)
     number = generator.randint(1, 3)
     verb, name = ("is", str(noun)) if number == 1 else ("are", noun.plural)
 
@@ -244,19 +244,19 @@ def _statement_relation(generator: random.Random, level: Level) -> Asked:
 
 
 def _pair_both(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level)
+    noun = _draw_noun(generator, level)
     text = f"there is {noun.with_article} in both pictures."
     return _pair_statement(text, noun, lambda left, right: min(left, right) > 0)
 
 
 def _pair_one(generator: random.Random, level: Level) -> Asked:
-    noun = draw_noun(generator, level)
+    noun = _draw_noun(generator, level)
     text = f"exactly one of the pictures has {noun.with_article}."
     return _pair_statement(text, noun, lambda left, right: (left > 0) != (right > 0))
 
 
 def _pair_more(generator: random.Random, level: Level) -> Asked:
-    noun = draw_partial_noun(generator, level)
+    noun = _draw_partial_noun(generator, level)
     if generator.random() < 0.5:
         text = f"there are more {noun.plural} in the left picture than in the right one."
         return _pair_statement(text, noun, lambda left, right: left > right)
@@ -265,7 +265,7 @@ def _pair_more(generator: random.Random, level: Level) -> Asked:
 
 
 def _pair_sum(generator: random.Random, level: Level) -> Asked:
-    noun = draw_partial_noun(generator, level)
+    noun = _draw_partial_noun(generator, level)
     number = generator.randint(1, len(_NUMBERS))
     name = str(noun) if number == 1 else noun.plural
     text = f"the two pictures hold {_NUMBERS[number - 1]} {name} in all."
