@@ -108,7 +108,7 @@ def test_loading_refuses_what_it_does_not_know(config: ProcessorConfig, tokenize
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": 32.0}, "image_size is 32.0"),
         ({"image_size": 290}, "290 is not a multiple of the patch size 16; use 288 or 304"),
-        ({"image_size": 10}, "10 is not a multiple of patch_size 16.*use 16"),
+        ({"image_size": 10}, "10 is not a multiple of the patch size 16; use 16 or 32"),
         ({"image_size": 294, "patch_size": 16}, "use 288 or 304"),
         ({"patch_size": -1}, "patch_size is -1"),
         ({"max_length": 2}, "max_length is 2"),

@@ -59,8 +59,8 @@ def attention_weights(model: BridgeTower, image: Encoded, text: Encoded, receive
             for number, layer in enumerate(cast(Sequence[FusionLayer], layers)):
                 for kind, attention in ((own, layer.self_attention), (crossed[stream], layer.cross_attention)):
                     hooks.enter_context(attention.attention.register_forward_pre_hook(hook(kind, number)))
-        plain = (replace(each, first_layer_cache=None) for each in (image, text))
-        return BridgeTower.fuse(model, *plain, outputs="all")
+        image, text = replace(image, first_layer_cache=None), replace(text, first_layer_cache=None)
+        return BridgeTower.fuse(model, image, text, outputs="all")
 
 
 @dataclass(frozen=True, kw_only=True)
