@@ -10,7 +10,7 @@ pytest.importorskip("resvg_py")
 
 from bridgetower.data.records import Record
 from bridgetower.data.writer import Collection
-from bridgetower.demo.toysets import emoji, flags
+from bridgetower.demo.toysets import emoji, flag_questions, flags
 from bridgetower.demo.toysets.packages import STYLES, Style, pixel_digest, png_content, read_images
 from bridgetower.processor import open_image
 
@@ -123,5 +123,5 @@ class TestFlags:
         assert {"SY", "SY-openmoji"} <= there
 
     def test_questions_are_asked_about_every_style(self) -> None:
-        asked = flags.collect_questions(flags.FlagsConfig(styles=("twemoji", "openmoji", "noto")))
+        asked = flag_questions.collect(flags.FlagsConfig(styles=("twemoji", "openmoji", "noto")))
         assert sum(len(record.entries) for record in asked.splits["train"]) > 3000
