@@ -91,7 +91,7 @@ _SETTINGS = "demo.json"  # and the time so far
 _SEARCHES, _MASKS, _IMAGES = 6, 4, 8  # examples per data set
 
 
-def _questions_folder(out: Path, plan: Plan) -> Path:
+def questions_folder(out: Path, plan: Plan) -> Path:
     """Folder of the questions."""
     return out / "data" / plan.questions.toyset
 
@@ -99,7 +99,7 @@ def _questions_folder(out: Path, plan: Plan) -> Path:
 def _judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
     """Answers the test questions with the last checkpoint."""
     predictor = load(answering_model(out, arm, seed), device="cpu")
-    return judge(predictor, "vqa", _questions_folder(out, plan))
+    return judge(predictor, "vqa", questions_folder(out, plan))
 
 
 def _answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
@@ -189,7 +189,7 @@ class _Demo:
             train_all(folders, progress=progress)
         questions = plan.questions
         prepare_toyset(
-            questions.toyset, _questions_folder(out, plan), questions.settings(self.minutes), progress=progress
+            questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
         )
         answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
         train_all(answering, progress=progress)
@@ -233,7 +233,7 @@ class _Demo:
         )
         results.write(out / "results.json")
         first: tuple[Arm, int] = ("bridgetower", 0)
-        answers = _question_examples(_questions_folder(out, plan), judged[first]) if judged else []
+        answers = _question_examples(questions_folder(out, plan), judged[first]) if judged else []
         _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
         for name, (dataset, split) in plan.tests.items():
             write_held_out({name: out / "data" / dataset}, held_out_images(out), split)
@@ -266,7 +266,7 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
     return replace(
         recipe,
         init=str(trained_model(out, arm, seed)),
-        data=replace(recipe.data, folders=(str(_questions_folder(out, plan)),)),
+        data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
         seed=seed,
         max_steps=steps,
         evaluate_every=every,
