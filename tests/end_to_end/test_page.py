@@ -21,9 +21,6 @@ from bridgetower.search.searcher import Hit, Searcher
 from served import PNGS, Running, held_up, started
 from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
 
-playwright = pytest.importorskip("playwright.sync_api")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "narrow": ("light", 400), "narrow-dark": ("dark", 400)}
 TEXT = "red circle on black"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
@@ -65,18 +62,6 @@ def image(searcher: Searcher) -> Path:
 def server(searcher: Searcher) -> Iterator[Running]:
     with started(searcher.predictor, searcher, name="shapes", page=True) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser: one of the system, or Playwright's own."""
-    installed = next(filter(None, map(shutil.which, NAMES)), None)
-    with playwright.sync_playwright() as driver:
-        if installed is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("NO CHROMIUM, THE PAGE IS NOT TESTED: apt-get install chromium, or playwright install chromium")
-        browser = driver.chromium.launch(executable_path=installed)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

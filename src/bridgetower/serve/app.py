@@ -14,8 +14,10 @@ from pydantic import BaseModel, Field
 
 import bridgetower
 from bridgetower.serve import embeddings, pairs
+from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
-from bridgetower.serve.middleware import OPEN, AuthMiddleware, MetricsMiddleware, RequestLimitsMiddleware
+from bridgetower.serve.middleware import MetricsMiddleware, RequestLimitsMiddleware
+from bridgetower.serve.proxies import ProxyMiddleware
 from bridgetower.serve.schemas import errors, json_of
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
@@ -48,6 +50,7 @@ def build_app(service: Service) -> FastAPI:
         async with service.running():
             yield
 
+    config = service.config
     app = FastAPI(
         title="BridgeTower",
         version=bridgetower.__version__,
@@ -55,17 +58,20 @@ def build_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # it loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address in full, which a proxy may have another name for
+        servers=[{"url": config.root_path}] if config.root_path else None,
     )
     app.state.service = service
     for routes in (embeddings.router, pairs.router, _search(service), router):
         app.include_router(routes)
-    if service.config.page:
+    if config.page:
         app.include_router(_page())
     add_handlers(app)
-    config = service.config
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
-    app.add_middleware(AuthMiddleware, api_key=config.api_key, host=config.host, page=PAGE.keys())
+    app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
+    app.add_middleware(CrossOriginMiddleware, sites=config.cors_origin)
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
     _describe_errors(app, with_key=config.api_key is not None)
     return app
 

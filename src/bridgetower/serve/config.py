@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 from bridgetower.model.plain import check_numbers
@@ -14,7 +15,28 @@ MOST_ITEMS = 4096
 MOST_TOP = 100
 """Most answers to a question, words for a mask or hits of a search in one request."""
 
-_HOST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
+_NAME = r"[a-z0-9.-]+"
+
+
+def _is(pattern: str) -> Callable[[str], object]:
+    return re.compile(pattern, re.IGNORECASE).fullmatch
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
+
+
+_FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
+    ("allow_host", _is(f"{_NAME}(:[0-9]+)?"), "a name such as images.example.org, or name:port"),
+    ("server_name", _is(_NAME), "a name such as photos.example.org, without a port"),
+    ("root_path", _is("(/[a-z0-9._~-]+)*"), "a prefix such as /photos, without a slash at its end"),
+    ("forwarded_allow_ips", _is_network, "an address or a network, such as 127.0.0.1 or 10.0.0.0/8"),
+    ("cors_origin", _is(f"(?-i:https?://{_NAME}(:[0-9]+)?)"), "a site such as https://app.example.org, without a path"),
+)
+"""Fields with texts of a certain form, what checks it, and what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +59,12 @@ class ServeConfig:
         allow_host: Hosts from which images are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
         page: Serve the page at /.
+        server_name: Names besides those of this machine that a server without API key answers to, such as the name of
+            a proxy in front of it.
+        root_path: Prefix under which a proxy in front of the server offers it, such as /photos.
+        forwarded_allow_ips: Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed; by
+            default none.
+        cors_origin: Other sites whose pages may use the server, such as https://app.example.org; by default none.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +79,10 @@ class ServeConfig:
     max_items: int = 1024
     allow_host: tuple[str, ...] = ()
     page: bool = True
+    server_name: tuple[str, ...] = ()
+    root_path: str = ""
+    forwarded_allow_ips: tuple[str, ...] = ()
+    cors_origin: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
@@ -66,9 +98,11 @@ class ServeConfig:
             raise ValueError(f"port is {self.port}; expected 0 to 65535")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
-        for host in self.allow_host:
-            if not _HOST.fullmatch(host):
-                raise ValueError(f"allow_host has {host!r}; expected a name such as images.example.org, or name:port")
+        for name, form, expected in _FORMS:
+            values = getattr(self, name)
+            for value in (values,) if isinstance(values, str) else values:
+                if not form(value):
+                    raise ValueError(f"{name} has {value!r}; expected {expected}")
         if self.queue < self.max_items:
             raise ValueError(
                 f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "

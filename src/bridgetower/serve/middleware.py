@@ -1,14 +1,11 @@
-"""What every request passes before the routes: counting, the API key, limits."""
+"""What every request passes before the routes: counting and limits."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
@@ -22,10 +19,6 @@ logger = logging.getLogger(__name__)
 ABORT = "bridgetower.abort"
 """Extension of a scope whose `end` closes the connection, whether or not its client reads."""
 
-OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key, by GET or HEAD."""
-
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _CLIENT_LEFT = "499"  # as nginx has it
 
 _WITHOUT_BODY = ("GET", "HEAD")
@@ -61,97 +54,6 @@ class MetricsMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.observe_request(route, status, time.perf_counter() - started)
-
-
-class AuthMiddleware:
-    """Refuses requests without the key, before their body is read.
-
-    A browser sends the key as a password, also in requests that a page of another site makes, and it reaches a server
-    without a key on its own machine. So requests from pages of other sites are refused, and a server without a key
-    accepts only requests whose host is a name of this machine (another name may point here: DNS rebinding).
-    """
-
-    def __init__(self, app: ASGIApp, *, api_key: str | None, host: str, page: Collection[str]) -> None:
-        """Wraps an application.
-
-        Args:
-            app: The application.
-            api_key: That clients send; None accepts every request whose host is a name of this machine.
-            host: Address that the server listens at.
-            page: Paths of the page's files, which hold no data of the server, and need no key.
-        """
-        self._app, self._names, self._page = app, _LOCAL_NAMES | {host}, page
-        self._key = None if api_key is None else _digest(api_key)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on or refuses it."""
-        if scope["type"] == "http" and (error := self._error(Headers(scope=scope), scope["method"], scope["path"])):
-            await error.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
-        if path in OPEN and method not in ("GET", "HEAD"):
-            return ApiError(405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"})
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if self._key is not None and scheme.lower() == "bearer" and self._is_key(given.strip()):
-            return None
-        if not _from_here(headers) and not _is_link(headers, method, path):
-            return ApiError(403, "this server answers no other site's pages", code="other_site")
-        if path in OPEN:
-            return None
-        if self._key is None:
-            message = "without an API key this server answers to the names of this machine only, such as localhost"
-            is_local = _name(headers.get("host", "")) in self._names
-            return None if is_local else ApiError(403, message, code="wrong_host")
-        if path in self._page:
-            return None
-        if path.startswith("/v1/"):
-            message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
-            return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        if scheme.lower() == "basic" and self._is_key(_password(given.strip())):
-            return None
-        message = "the API key is missing or wrong; give it as the password, with any name"
-        return ApiError(
-            401, message, headers={"WWW-Authenticate": 'Basic realm="BridgeTower: the password is the key"'}
-        )
-
-    def _is_key(self, given: str) -> bool:
-        return self._key is not None and hmac.compare_digest(_digest(given), self._key)
-
-
-def _digest(key: str) -> bytes:
-    """Of one length, so that a comparison takes the same time for any key."""
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
-
-
-def _password(credentials: str) -> str:
-    """The password in what a browser sends."""
-    try:
-        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except ValueError:
-        return ""
-
-
-def _from_here(headers: Headers) -> bool:
-    """Whether the headers do not name another site's page as the sender."""
-    origin = headers.get("origin")
-    if origin is None:
-        return headers.get("sec-fetch-site") not in ("cross-site", "same-site")
-    return origin.partition("://")[2].lower() == headers.get("host", "").lower()
-
-
-def _is_link(headers: Headers, method: str, path: str) -> bool:
-    """Whether the headers are those of a link to the page, which a browser opens in a window of its own."""
-    given = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
-    return method == "GET" and path == "/" and given == (None, "navigate", "document")
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
 
 
 class RequestLimitsMiddleware:

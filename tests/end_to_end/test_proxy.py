@@ -1,0 +1,203 @@
+"""A real nginx in front of the server, as deploy/nginx.conf has it and in other common ways: page and API."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bridgetower.predictor import load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from served import URIS, error_of, started, until
+from shapes import write_pictures
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+NAME = "photos.example.org"
+PREFIX = "/photos"
+QUOTED = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text(encoding="utf-8")
+
+MAIN = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {servers}
+}}
+"""
+PORT_DROPPED = "proxy_set_header Host $host;"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to put nginx in front of the server.
+
+    Attributes:
+        prefix: What nginx offers the server under.
+        root_path: Whether the server is told of the prefix.
+        plain: The path that nginx puts in place of the prefix and settings, without TLS; None is deploy/nginx.conf.
+    """
+
+    prefix: str = ""
+    root_path: bool = False
+    plain: tuple[str, str] | None = None
+
+
+WAYS = {
+    "documented": Way(),
+    "documented-prefix": Way(PREFIX, root_path=True),
+    "bare": Way(plain=("", "")),
+    "host-without-port": Way(plain=("", PORT_DROPPED)),
+    "prefix-removed": Way(PREFIX, plain=("/", "")),
+    "prefix-kept": Way(PREFIX, root_path=True, plain=("", PORT_DROPPED)),
+}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens at."""
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def configured(way: Way, number: int, port: int, backend: str, certificate: Path) -> str:
+    """The configuration of nginx for one way."""
+    if way.plain is not None:
+        path, settings = way.plain
+        location = f"location {way.prefix}/ {{ proxy_pass http://{backend}{path}; {settings} }}"
+        return f"server {{ listen 127.0.0.1:{port}; {location} }}"
+    changes = {
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "/etc/ssl/photos.example.org.": f"{certificate.with_suffix('')}.",
+        "127.0.0.1:8000": backend,
+        "upstream bridgetower": f"upstream bridgetower{number}",
+        "http://bridgetower": f"http://bridgetower{number}",
+        **({"location / {": f"location {way.prefix}/ {{"} if way.prefix else {}),
+    }
+    text = QUOTED
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def searcher(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+    folder = tmp_path_factory.mktemp("indexed")
+    predictor = load(tiny_checkpoint, device="cpu")
+    build_index(write_pictures(folder), folder / "shapes.lance", predictor)
+    return Searcher(folder / "shapes.lance", predictor)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of the name that signs itself, beside its key."""
+    if NGINX is None or shutil.which("openssl") is None:
+        pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light openssl")
+    file = tmp_path_factory.mktemp("tls") / "site.pem"
+    files = ("-keyout", str(file.with_suffix(".key")), "-out", str(file))
+    subject = ("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    subprocess.run([*command, *files, *subject], check=True, capture_output=True)
+    return file
+
+
+@pytest.fixture(scope="module")
+def addresses(
+    searcher: Searcher, certificate: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The address of the server behind nginx, in each way."""
+    if NGINX is None:
+        pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light")
+    folder = tmp_path_factory.mktemp("nginx")
+    ports = dict(zip(WAYS, free_ports(len(WAYS)), strict=True))
+    trusting = {"page": True, "server_name": (NAME,), "forwarded_allow_ips": ("127.0.0.1",)}
+    with (
+        started(searcher.predictor, searcher, **trusting) as root,
+        started(searcher.predictor, searcher, **trusting, root_path=PREFIX) as prefixed,
+    ):
+        backends = {False: root.client.base_url.netloc.decode(), True: prefixed.client.base_url.netloc.decode()}
+        servers = [
+            configured(way, number, ports[name], backends[way.root_path], certificate)
+            for number, (name, way) in enumerate(WAYS.items())
+        ]
+        file = folder / "nginx.conf"
+        file.write_text(MAIN.format(folder=folder, servers="\n".join(servers)))
+        with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(file)]) as nginx:
+            try:
+                until(lambda: nginx.poll() is not None or (folder / "nginx.pid").exists())
+                assert nginx.poll() is None
+                sites = {name: "http://127.0.0.1" if way.plain else f"https://{NAME}" for name, way in WAYS.items()}
+                yield {name: f"{sites[name]}:{ports[name]}{way.prefix}" for name, way in WAYS.items()}
+            finally:
+                nginx.terminate()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_page(addresses: dict[str, str], chromium: Any, way: str, tmp_path: Path) -> None:
+    context = chromium.new_context(ignore_https_errors=True, viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.goto(f"{addresses[way]}/")
+    page.get_by_text("45 images can be searched").wait_for()
+    page.get_by_label("What should be seen").fill("red circle on black")
+    page.get_by_label("What should be seen").press("Enter")
+    page.locator("#hits li:nth-child(24) img").wait_for()
+    assert page.locator("#hits img").first.evaluate("image => image.naturalWidth") > 0
+    assert page.locator("#hits").evaluate("list => getComputedStyle(list).display") == "grid"
+    page.screenshot(path=tmp_path / f"{way}.png", full_page=True)
+    context.close()
+    assert wrong == []
+    assert not [url for url in asked if not url.startswith((addresses[way], "data:", "blob:"))]
+
+
+@pytest.fixture(scope="module")
+def client(certificate: Path) -> Iterator[httpx.Client]:
+    """Of the site's name, wherever it really is."""
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with httpx.Client(verify=trusted, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_api(addresses: dict[str, str], client: httpx.Client, way: str) -> None:
+    address = httpx.URL(addresses[way])
+    headers, more = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
+    here = str(address.copy_with(host="127.0.0.1"))
+
+    def ask(path: str, body: Any = None, **changes: str) -> httpx.Response:
+        method = "GET" if body is None else "POST"
+        return client.request(method, here + path, json=body, headers=headers | changes, extensions=more)
+
+    for path, body in (
+        ("/v1/embeddings", {"input": "a red bar"}),
+        ("/v1/search", {"query": "a red bar", "top": 3}),
+        ("/v1/match", {"images": URIS[0], "texts": "a red bar"}),
+    ):
+        answer = ask(path, body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"]
+    description = ask("/openapi.json").json()
+    assert description.get("servers") == ([{"url": PREFIX}] if WAYS[way].root_path else None)
+    error_of(ask("/v1/nothing"), 404)
+    error_of(ask("/v1/embeddings", {"input": "a"}, **{"Sec-Fetch-Site": "cross-site"}), 403)
+    error_of(ask("/v1/embeddings", {"input": "a"}, Origin="https://evil.example"), 403)

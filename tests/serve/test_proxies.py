@@ -1,0 +1,90 @@
+"""Prefixes, forwarded headers and other sites, as a proxy or a browser sends them."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from bridgetower.predictor import Predictor
+from served import error_of, running
+
+SITE = "https://app.example.org"
+BODY = {"input": "a bar"}
+
+
+@pytest.fixture(scope="module")
+def trusting(predictor: Predictor) -> Iterator[httpx.Client]:
+    """Of a server behind a proxy on this machine, at a prefix."""
+    settings = {"forwarded_allow_ips": ("127.0.0.0/8",), "root_path": "/photos", "server_name": ("Photos.example",)}
+    with running(predictor, page=True, cors_origin=(SITE,), **settings) as client:
+        yield client
+
+
+def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting: httpx.Client) -> None:
+    for place in ("/photos/v1/models", "/v1/models", "/photos/", "/", "/photos/page.css", "/photos/health"):
+        assert trusting.get(place).status_code == 200
+    for place in ("/photosv1/models", "/photos/photos/v1/models", "/photos/v1/models/", "/photo/v1/models"):
+        error_of(trusting.get(place), 404)
+    answer = trusting.get("/photos")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/photos/")
+    assert trusting.get("/openapi.json").json()["servers"] == [{"url": "/photos"}]
+
+
+def test_no_response_has_the_address_of_the_server(client: httpx.Client) -> None:
+    error_of(client.get("/v1/models/"), 404)
+    assert "servers" not in client.get("/openapi.json").json()
+
+
+def test_names(trusting: httpx.Client, client: httpx.Client) -> None:
+    for host in ("photos.example", "PHOTOS.example:443"):
+        assert trusting.get("/v1/models", headers={"Host": host}).status_code == 200
+        assert (
+            "give its other names with --server-name"
+            in error_of(client.get("/v1/models", headers={"Host": host}), 403)["message"]
+        )
+    headers = {"Host": "evil.example", "X-Forwarded-Host": "photos.example"}  # as a page of evil.example could send
+    assert error_of(trusting.get("/v1/models", headers=headers), 403)["code"] == "wrong_host"
+
+
+def test_the_forwarded_host_counts_only_from_trusted_proxies(trusting: httpx.Client, client: httpx.Client) -> None:
+    headers = {"Origin": "https://photos.example:8443", "X-Forwarded-Host": "photos.example:8443"}
+    assert trusting.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
+    error = error_of(client.post("/v1/embeddings", json=BODY, headers=headers), 403)
+    assert "let a proxy in front of the server pass the header Host with its port" in error["message"]
+    headers["X-Forwarded-Host"] = "photos.example"
+    error_of(trusting.post("/v1/embeddings", json=BODY, headers=headers), 403)
+
+
+def test_what_the_browser_compared_itself(client: httpx.Client) -> None:
+    """A proxy that drops the port from Host does not make a page one of another site."""
+    headers = {"Origin": "http://localhost:8080", "Host": "localhost"}
+    error_of(client.post("/v1/embeddings", json=BODY, headers=headers), 403)
+    headers["Sec-Fetch-Site"] = "same-origin"
+    assert client.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
+    for site in ("same-site", "cross-site", ""):
+        error_of(client.post("/v1/embeddings", json=BODY, headers=headers | {"Sec-Fetch-Site": site}), 403)
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+
+
+def test_a_site_that_is_allowed(trusting: httpx.Client) -> None:
+    headers = {"Origin": SITE, "Sec-Fetch-Site": "cross-site"}
+    for content, status in ((BODY, 200), ({"input": 7}, 400)):
+        answer = trusting.post("/v1/embeddings", json=content, headers=headers)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, SITE)
+    answer = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, SITE)
+    assert "access-control-allow-credentials" not in answer.headers  # no browser then shows what its password gets
+
+
+def test_a_site_that_is_not(trusting: httpx.Client, client: httpx.Client) -> None:
+    for site in ("https://app.example.org:444", "http://app.example.org", "https://evil.example", "null"):
+        headers = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
+        for answer in (
+            trusting.post("/v1/embeddings", json=BODY, headers=headers),
+            trusting.options("/v1/embeddings", headers=headers | PREFLIGHT),
+        ):
+            assert error_of(answer, 403)["code"] == "other_site"
+            assert "access-control-allow-origin" not in answer.headers
+    error_of(client.options("/v1/embeddings", headers={"Origin": SITE} | PREFLIGHT), 403)
