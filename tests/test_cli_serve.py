@@ -1,5 +1,7 @@
 """`bridgetower serve` as a process: it says where it is, takes the key from the environment, ends on a signal."""
 
+import contextlib
+import json
 import logging
 import os
 import platform
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -21,6 +23,7 @@ from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
 from bridgetower.demo.run import index_held_out, write_held_out
+from bridgetower.distributed import available_cores
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
@@ -44,13 +47,15 @@ def heard(number: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def process(*arguments: str, key: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def process(
+    *arguments: str, key: str | None = None, stdout: IO[str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
     command = [sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
     with (
         heard(signal.SIGINT),
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running,
+        subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
     ):
         try:
             assert running.stderr is not None
@@ -66,8 +71,12 @@ def process(*arguments: str, key: str | None = None) -> Iterator[tuple[subproces
             running.kill()
 
 
-def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
-    with process("--model", str(tiny_checkpoint), "--name", "tiny", key="secret") as (running, name, address):
+def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    command = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
+    with (
+        (tmp_path / "log").open("w") as log,
+        process(*command, key="secret", stdout=log) as (running, name, address),
+    ):
         assert name == "tiny"
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).status_code == 401
         headers = {"Authorization": "Bearer secret"}
@@ -82,6 +91,11 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path) -> None:
         assert "stopping: 0 items are finished first" in errors
         assert errors.rstrip().endswith("stopped")
         assert [line for line in errors.splitlines() if " INFO " not in line] == []
+    lines = list(map(json.loads, (tmp_path / "log").read_text().splitlines()))
+    assert [(line["path"], line["status"]) for line in lines] == [
+        *(("/v1/embeddings", status) for status in (401, 200)),
+        ("/health", 200),
+    ]
 
 
 def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
@@ -94,6 +108,66 @@ def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
         assert len(asked.result().json()["data"]) == 1024
         _, errors = running.communicate(timeout=PATIENCE)
         assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
+
+
+def spawned(parent: int) -> dict[int, set[int]]:
+    """The processes that a process has spawned, with their cores."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == parent
+            if is_child and b"spawn_main" in stat.with_name("cmdline").read_bytes():
+                found[int(stat.parent.name)] = os.sched_getaffinity(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
+def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint: Path) -> None:
+    def ask(count: int) -> None:
+        for _ in range(count):  # each with a connection of its own
+            assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}, timeout=PATIENCE).status_code == 200
+
+    def figure(name: str) -> float:
+        text = httpx.get(f"{address}/metrics", timeout=PATIENCE).text
+        return float(re.search(rf"^bridgetower_{name} (\S+)$", text, re.MULTILINE)[1])
+
+    def says(words: str) -> str:
+        return next(line for line in running.stderr if words in line)
+
+    options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--replicas", "2")
+    with process(*options) as (running, name, address):
+        assert name == "tiny"
+        says("serving tiny")
+        before = spawned(running.pid)
+        assert set.union(*before.values()) <= os.sched_getaffinity(0)
+        assert len(before) == 2
+        assert not set.intersection(*before.values())
+        ask(10)
+        assert {figure('requests_total{route="/v1/embeddings",status="200"}') for _ in range(10)} == {10}
+        killed, kept = before
+        os.kill(killed, signal.SIGKILL)
+        assert "was killed by signal 9; it is started again" in says("replica")
+        says("serving tiny")
+        after = spawned(running.pid)
+        assert after.keys() & before.keys() == {kept}
+        assert sorted(after.values(), key=min) == sorted(before.values(), key=min)
+        ask(10)
+        assert figure("requests_in_flight") == 1
+        assert figure('requests_total{route="/v1/embeddings",status="200"}') == 20
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=PATIENCE)
+        assert running.returncode == 128 + signal.SIGTERM
+        assert sorted(re.findall(r"INFO (replica \d: stopped)", errors)) == ["replica 1: stopped", "replica 2: stopped"]
+        assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
+def test_a_replica_that_cannot_start_stops_all() -> None:
+    command = [sys.executable, "-m", "bridgetower", "serve", "--port", "0", "--model", "./nothing", "--replicas", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"bridgetower"}
+    assert "./nothing" in done.stderr
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -207,6 +281,9 @@ def test_what_cannot_be_served(
     monkeypatch.chdir(tmp_path)
     assert "run `bridgetower demo`, which trains one" in refused("serve", "--port", "0")
     assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
+    assert "replicas is 1000, and there are" in refused(
+        "serve", "--model", tiny_checkpoint, "--port", "0", "--replicas", "1000"
+    )
     assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
     assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")

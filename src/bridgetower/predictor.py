@@ -109,7 +109,7 @@ def load(
         checkpoint = checkpoint.resized(image_size)
     if fast_decode:
         checkpoint = checkpoint.decoding_fast()
-    return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None))
+    return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision)
 
 
 class Predictor:
@@ -123,15 +123,16 @@ class Predictor:
         engine: What computes.
         processor: Preprocessing that travels with the checkpoint.
         itc_weight: Of the cosine in a two-stage ranking, as the checkpoint has it.
+        precision: What the engine computes in.
     """
 
-    def __init__(self, checkpoint: Checkpoint, engine: Engine) -> None:
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, precision: Precision = "fp32") -> None:
         if checkpoint.processor is None:
             raise ValueError(
                 f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json"
             )
         self.source = checkpoint.source
-        self.engine = engine
+        self.engine, self.precision = engine, precision
         self.processor: Processor = checkpoint.processor
         self.itc_weight = checkpoint.itc_weight
         self._about = replace(checkpoint, tensors={}, extra_tensors={})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bridgetower.serve.metrics import Metrics
 from bridgetower.serve.queues import FETCHING, Batcher, QueueFullError
 
 
@@ -163,16 +164,40 @@ def test_closing_finishes_what_was_submitted() -> None:
     run(test)
 
 
-def test_batches_are_observed() -> None:
+def test_items_and_batches_are_counted() -> None:
+    def figures(metrics: Metrics) -> dict[str, float]:
+        lines = [line.split() for line in metrics.text().decode().splitlines() if line.startswith("bridgetower_")]
+        return {name.removeprefix("bridgetower_"): float(value) for name, value in lines}
+
     async def test() -> None:
-        observed: list[tuple[int, float]] = []
-        batcher = Batcher(
-            Doubling(), max_batch=2, queue=9, observe=lambda size, seconds: observed.append((size, seconds))
-        )
-        await batcher.submit([1, 2, 3])
-        assert [size for size, _ in observed] == [2, 1]
-        assert all(seconds > 0 for _, seconds in observed)
+        metrics, doubling = Metrics(), Doubling(gate=False)
+        batcher = Batcher(doubling, max_batch=2, queue=9, metrics=metrics)
+        with batcher.admission(5):
+            tasks = [asyncio.create_task(batcher.submit([number] * 5)) for number in (1, 2)]
+            await seen(doubling)
+            found = figures(metrics)
+            assert (found["items_admitted"], found["items_queued"], found["items_computing"]) == (5, 8, 2)
+            tasks[1].cancel()
+            await asyncio.gather(tasks[1], return_exceptions=True)
+            assert figures(metrics)["items_queued"] == 4
+            doubling.gate.set()
+            assert await tasks[0] == [2] * 5
         assert await batcher.submit([]) == []
         await batcher.close()
+        found = figures(metrics)
+        assert [found[f"items_{name}"] for name in ("admitted", "queued", "computing")] == [0, 0, 0]
+        assert found["batch_items_sum"] == sum(map(len, doubling.batches))
+        assert found["batch_seconds_sum"] > 0
+        assert found["queue_seconds_count"] == len(doubling.batches) + 1  # the first batch has items of both requests
+        with pytest.raises(ValueError, match="minus one"):
+            await failing(metrics)
+        assert figures(metrics)["items_queued"] == 0
+
+    async def failing(metrics: Metrics) -> None:
+        batcher = Batcher(Doubling(), max_batch=1, queue=9, metrics=metrics)
+        try:
+            await batcher.submit([-1, 1, 1])
+        finally:
+            await batcher.close()
 
     run(test)

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+import bridgetower
 from bridgetower.predictor import Predictor, load
 from served import PNGS, URIS, error_of, running
 
@@ -81,3 +82,26 @@ def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> 
                         post(path, **example)
                         tried += 1
     assert tried >= 8
+
+
+def test_info_has_the_fields_of_text_embeddings_inference(predictor: Predictor) -> None:
+    with running(predictor, name="tiny", max_batch=4, max_items=8, queue=100) as client:
+        assert client.get("/info").json() == {
+            "model_id": "tiny",
+            "model_sha": predictor.fingerprint,
+            "model_dtype": "float32",
+            "model_type": {"embedding": {"pooling": "cls"}},
+            "max_concurrent_requests": 100,
+            "max_input_length": 24,
+            "max_batch_tokens": 96,
+            "max_batch_requests": 4,
+            "max_client_batch_size": 8,
+            "auto_truncate": False,
+            "tokenization_workers": 1,
+            "version": bridgetower.__version__,
+        }
+
+
+def test_info_names_the_precision(tiny_checkpoint: Path) -> None:
+    with running(load(tiny_checkpoint, device="cpu", precision="bf16")) as client:
+        assert client.get("/info").json()["model_dtype"] == "bfloat16"

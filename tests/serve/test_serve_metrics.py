@@ -32,6 +32,9 @@ def test_requests_batches_and_memory(predictor: Predictor) -> None:
     assert gained['bridgetower_request_seconds_count{route="/v1/embeddings"}'] == 3
     assert gained["bridgetower_batch_items_sum"] == 7
     assert gained["bridgetower_batch_items_count"] == 3
-    assert after["bridgetower_items_admitted"] == 0
+    for name in ("items_admitted", "items_queued", "items_computing"):
+        assert after[f"bridgetower_{name}"] == 0
+    assert after["bridgetower_requests_in_flight"] == 1  # this one
+    assert gained["bridgetower_queue_seconds_count"] == 3
     assert after["process_resident_memory_bytes"] > 10**7
     assert after[f'bridgetower_model_info{{fingerprint="{predictor.fingerprint}",name="tiny"}}'] == 1

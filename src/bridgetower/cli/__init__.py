@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module, resources
 from itertools import pairwise
 from typing import Any
@@ -48,14 +49,20 @@ COMMANDS = {name: module for group in GROUPS.values() for name, module in group.
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
     log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
-    logging.getLogger("bridgetower").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with reported(arguments):
         try:
             _run(arguments)
         finally:
             with writing(STDOUT):  # a reader that left is noticed here, not at the end of the interpreter
                 sys.stdout.flush()
+
+
+@contextmanager
+def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Ends the process with one line for an error of the user, which names options as in the arguments."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("bridgetower: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

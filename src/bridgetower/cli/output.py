@@ -42,7 +42,7 @@ class _OneLineFormatter(logging.Formatter):
 
 
 def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
-    """Sends the log of all libraries to a handler, one line per entry but for tracebacks.
+    """Sends warnings of all libraries and all entries of this one to a handler, a line each but for tracebacks.
 
     Args:
         handler: Writes the log.
@@ -51,6 +51,7 @@ def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
     """
     handler.setFormatter(_OneLineFormatter(form))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=alone)
+    logging.getLogger("bridgetower").setLevel(logging.INFO)
 
 
 def emit(value: object) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from socket import socket
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
+from bridgetower.cli import reported
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_model, index_or_demo, model_or_demo
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.memory import limit_arenas
+from bridgetower.serve.replicas import Replica, supervise
 
 if TYPE_CHECKING:
     from bridgetower.predictor import Predictor
@@ -59,12 +64,36 @@ def serve(
     require("serve")
     limit_arenas()
     from bridgetower.serve.server import listen
+
+    config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
+    given = {"model": model, "index": index, "root": root, "answer_model": answer_model}
+    with listen(config) as listener:
+        if config.replicas == 1:
+            _run(listener, config, loading, given)
+        else:
+            _log_with_time()
+            supervise(config.replicas, partial(_run_replica, listener, config, loading, given))
+
+
+def _run(listener: socket, config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], name: str = "") -> None:
+    """Serves in this process, whose log entries begin with a name."""
     from bridgetower.serve.server import serve as run
 
-    _log_with_time()
-    config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
-    with listen(config) as listener:
-        run(service(config, loading, model=model, index=index, root=root, answer_model=answer_model), listener)
+    _log_with_time(name)
+    if config.access_log:
+        _log_requests()
+    run(service(config, loading, **given), listener)
+
+
+def _run_replica(
+    listener: socket, config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], replica: Replica
+) -> None:
+    """Serves in one of several processes."""
+    replica.settle()
+    limit_arenas()
+    with reported():
+        chosen = replica.device(loading.device) if loading.engine in ("torch", "auto") else loading.device
+        _run(listener, config, replace(loading, device=chosen), given, f"replica {replica.number + 1}: ")
 
 
 def service(
@@ -114,13 +143,22 @@ def _answering(answer_model: str | None, predictor: Predictor, loading: LoadOpti
     return None if answering is predictor else answering
 
 
-def _log_with_time() -> None:
+def _log_with_time(name: str = "") -> None:
     """Logs as a server does: with colours on a terminal, one line per entry elsewhere."""
     from rich.console import Console
     from rich.logging import RichHandler
 
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are about requests, which anyone can send
     if sys.stderr.isatty():
-        log_to(RichHandler(console=Console(stderr=True), show_path=False), "%(message)s", alone=True)
+        log_to(RichHandler(console=Console(stderr=True), show_path=False), f"{name}%(message)s", alone=True)
     else:
-        log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s", alone=True)
+        log_to(logging.StreamHandler(), f"%(asctime)s %(levelname)s {name}%(message)s", alone=True)
+
+
+def _log_requests() -> None:
+    """Writes the access log to standard output."""
+    from bridgetower.serve.observing import ACCESS_LOG
+
+    ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
+    ACCESS_LOG.setLevel(logging.INFO)
+    ACCESS_LOG.propagate = False

@@ -13,13 +13,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 import bridgetower
+from bridgetower.engines.config import Precision
 from bridgetower.serve import embeddings, pairs
 from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
-from bridgetower.serve.middleware import MetricsMiddleware, RequestLimitsMiddleware
+from bridgetower.serve.middleware import RequestLimitsMiddleware
+from bridgetower.serve.observing import ObservingMiddleware
 from bridgetower.serve.proxies import ProxyMiddleware
 from bridgetower.serve.schemas import errors, json_of
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
+
+DType = Literal["float32", "bfloat16", "int8"]
 
 router = APIRouter(tags=["server"])
 
@@ -29,6 +33,8 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
 }
 """The file at each path of the page, with its media type; the page uses the public routes."""
+
+_DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -70,7 +76,7 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
     app.add_middleware(CrossOriginMiddleware, sites=config.cors_origin)
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
     _describe_errors(app, with_key=config.api_key is not None)
     return app
@@ -147,6 +153,35 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class Embedding(BaseModel):
+    """How a model makes vectors."""
+
+    pooling: Literal["cls"] = "cls"
+
+
+class Kind(BaseModel):
+    """What a model is."""
+
+    embedding: Embedding = Embedding()
+
+
+class ServerInfo(BaseModel):
+    """The server, with the fields that text-embeddings-inference has."""
+
+    model_id: str
+    model_sha: str = Field(description="Names what the vectors depend on.")
+    model_dtype: DType
+    model_type: Kind = Kind()
+    max_concurrent_requests: int = Field(description="Most items admitted and not yet answered.")
+    max_input_length: int = Field(description="Longest text, in tokens.")
+    max_batch_tokens: int = Field(description="Most tokens of texts computed at once.")
+    max_batch_requests: int = Field(description="Most items computed at once.")
+    max_client_batch_size: int = Field(description="Most items in one request.")
+    auto_truncate: bool = Field(default=False, description="Whether long texts are cut without being asked to.")
+    tokenization_workers: int = 1
+    version: str
+
+
 class Status(BaseModel):
     """How the server is."""
 
@@ -191,6 +226,26 @@ async def ready(service: Served) -> Response:
             503, "the model is not ready; try again in a second", code="not_ready", headers={"Retry-After": "1"}
         )
     return json_of(Status())
+
+
+@router.get("/info", response_model=ServerInfo, responses=errors(401))
+async def info(service: Served) -> Response:
+    """Describe the server as text-embeddings-inference does."""
+    predictor, config = service.main.predictor, service.config
+    longest = predictor.processor.config.max_length
+    return json_of(
+        ServerInfo(
+            model_id=service.name,
+            model_sha=predictor.fingerprint,
+            model_dtype=_DTYPES[predictor.precision],
+            max_concurrent_requests=config.queue,
+            max_input_length=longest,
+            max_batch_tokens=service.max_batch * longest,
+            max_batch_requests=service.max_batch,
+            max_client_batch_size=config.max_items,
+            version=bridgetower.__version__,
+        )
+    )
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))

@@ -59,6 +59,8 @@ class ServeConfig:
         allow_host: Hosts from which images are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
         page: Serve the page at /.
+        access_log: Write a line of JSON for each request to standard output.
+        replicas: Processes that serve the model, each with its own copy of it and its share of the cores or GPUs.
         server_name: Names besides those of this machine that a server without API key answers to, such as the name of
             a proxy in front of it.
         root_path: Prefix under which a proxy in front of the server offers it, such as /photos.
@@ -79,6 +81,8 @@ class ServeConfig:
     max_items: int = 1024
     allow_host: tuple[str, ...] = ()
     page: bool = True
+    access_log: bool = False
+    replicas: int = 1
     server_name: tuple[str, ...] = ()
     root_path: str = ""
     forwarded_allow_ips: tuple[str, ...] = ()
@@ -87,7 +91,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
         check_numbers(self)
-        positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items")
+        positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items", "replicas")
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in positive and value is not None and not value > 0:

@@ -63,6 +63,11 @@ class ApiError(Exception):
         return Response(json.dumps({"error": content}), self.status, self.headers, "application/json")
 
 
+def id_of(scope: Mapping[str, Any]) -> str:
+    """Returns the id of a request, which its response and the access log have."""
+    return str(scope.get("state", {}).get("request_id"))
+
+
 def failure() -> ApiError:
     """Returns the error for a failure of the server; its reason is only logged."""
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
@@ -84,7 +89,7 @@ def add_handlers(app: FastAPI) -> None:
         return invalid_request(problems).response()
 
     async def failed(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        logger.error("%s %s failed, request %s", request.method, request.url.path, id_of(request.scope), exc_info=error)
         return failure().response()
 
     app.add_exception_handler(ApiError, refused)

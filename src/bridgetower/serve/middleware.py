@@ -1,59 +1,26 @@
-"""What every request passes before the routes: counting and limits."""
+"""Limits on what every request may take."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridgetower.serve.errors import ApiError, failure
-from bridgetower.serve.metrics import Metrics
+from bridgetower.serve.errors import ApiError, failure, id_of
 
 logger = logging.getLogger(__name__)
 
 ABORT = "bridgetower.abort"
 """Extension of a scope whose `end` closes the connection, whether or not its client reads."""
 
-_CLIENT_LEFT = "499"  # as nginx has it
-
 _WITHOUT_BODY = ("GET", "HEAD")
 _REQUESTS = 1000  # with bodies, that are read or answered at once
 _BODIES = 8  # of the largest size that are held at once, and as many bytes of answers
 _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
-
-
-class MetricsMiddleware:
-    """Counts every request with the route that it took; those that took none share one name."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), _CLIENT_LEFT
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        except Exception:
-            status = "500"
-            raise
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.observe_request(route, status, time.perf_counter() - started)
 
 
 class RequestLimitsMiddleware:
@@ -145,7 +112,7 @@ class RequestLimitsMiddleware:
                     return None
                 message = f"no answer within {self._timeout:g} s; try again later"
                 return ApiError(503, message, headers={"Retry-After": "10"})
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], id_of(scope))
             return None if answer.started else failure()
         return None
 

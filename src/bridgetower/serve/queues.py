@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Generic, TypeVar
 
+from bridgetower.serve.metrics import Metrics, held
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -38,7 +40,7 @@ class _Request(Generic[_Item, _Result]):
     """Items of one `submit`, and the results of those that were computed."""
 
     def __init__(self, items: Sequence[_Item]) -> None:
-        self.items, self.taken = items, 0
+        self.items, self.taken, self.submitted = items, 0, time.perf_counter()
         self.results: list[_Result] = []
         self.done: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
 
@@ -73,7 +75,7 @@ class Batcher(Generic[_Item, _Result]):
         *,
         max_batch: int,
         queue: int,
-        observe: Callable[[int, float], None] = lambda size, seconds: None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Needs a running event loop; call `close` in the end.
 
@@ -81,9 +83,9 @@ class Batcher(Generic[_Item, _Result]):
             compute: Returns a result per item; called in the thread.
             max_batch: Most items at once.
             queue: Most items admitted at once of requests that fetch, and of those that do not.
-            observe: Called with the size and the seconds of every batch.
+            metrics: What is told of items and batches.
         """
-        self._compute, self._max_batch, self._queue, self._observe = compute, max_batch, queue, observe
+        self._compute, self._max_batch, self._queue, self._metrics = compute, max_batch, queue, metrics or Metrics()
         self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
         self._rate = float(max_batch)  # items per second
         self._waiting: deque[_Request[_Item, _Result]] = deque()
@@ -120,7 +122,8 @@ class Batcher(Generic[_Item, _Result]):
             raise QueueFullError(max(1, math.ceil(sum(admitted) / self._rate)))
         admitted.append(count)
         try:
-            yield
+            with held(self._metrics.admitted, count):
+                yield
         finally:
             admitted.remove(count)
 
@@ -131,7 +134,11 @@ class Batcher(Generic[_Item, _Result]):
         request: _Request[_Item, _Result] = _Request(items)
         self._waiting.append(request)
         self._wake.set()
-        return await request.done
+        self._metrics.queued.inc(len(items))
+        try:
+            return await request.done
+        finally:
+            self._metrics.queued.dec(len(items) - request.taken)
 
     async def close(self) -> None:
         """Computes what was submitted, then stops."""
@@ -152,8 +159,12 @@ class Batcher(Generic[_Item, _Result]):
                 continue
             batch = [item for _, items in shares for item in items]
             started = time.perf_counter()
-            computed = loop.run_in_executor(self._thread, self._compute, batch)
-            await asyncio.wait([computed])
+            for request, _ in shares:
+                self._metrics.queue_seconds.observe(started - request.submitted)
+            self._metrics.queued.dec(len(batch))
+            with held(self._metrics.computing, len(batch)):
+                computed = loop.run_in_executor(self._thread, self._compute, batch)
+                await asyncio.wait([computed])
             self._measure(len(batch), time.perf_counter() - started)
             if error := computed.exception():
                 for request, _ in shares:
@@ -180,7 +191,7 @@ class Batcher(Generic[_Item, _Result]):
 
     def _measure(self, size: int, seconds: float) -> None:
         self._rate += _SMOOTHING * (size / max(seconds, 1e-6) - self._rate)
-        self._observe(size, seconds)
+        self._metrics.observe_batch(size, seconds)
 
 
 @dataclass(eq=False)

@@ -188,6 +188,11 @@ class Service:
         return self.searcher.index
 
     @property
+    def max_batch(self) -> int:
+        """Most items computed at once."""
+        return self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64)
+
+    @property
     def max_pixels(self) -> int:
         """Most pixels of an image."""
         return self.config.max_pixels * 1_000_000
@@ -202,15 +207,15 @@ class Service:
         """Runs the queue during the block; at its end, admitted items are finished."""
         self._batcher = Batcher(
             self._compute,
-            max_batch=self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64),
+            max_batch=self.max_batch,
             queue=self.config.queue,
-            observe=self.metrics.observe_batch,
+            metrics=self.metrics,
         )
         await asyncio.gather(
             self._batcher.submit(self._first_items()),
             asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
         )
-        self.metrics.watch(self.name, self.main.predictor.fingerprint, lambda: self.batcher.admitted)
+        self.metrics.describe(self.name, self.main.predictor.fingerprint)
         self._warm = True
         try:
             yield
