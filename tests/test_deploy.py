@@ -1,0 +1,125 @@
+"""The files in deploy/: checked by the programs that read them; the image is built and run where Docker is."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bridgetower.cli import main
+from bridgetower.predictor import load
+from served import running, until
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+KEY = "sesame open"
+
+
+def said(command: list[str], **settings: str) -> str:
+    """What a command writes that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def option_names(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+
+
+def served_with() -> list[list[str]]:
+    """The options of `bridgetower serve` in each file."""
+    files = ("bridgetower.service", "compose.yaml", "Dockerfile")
+    text = "\n".join((DEPLOY / name).read_text(encoding="utf-8") for name in files)
+    text = text.replace('", "', " ").replace('"]', "")  # the Dockerfile has JSON
+    return [shlex.split(line) for line in re.findall(r"\bserve (--\S.*)", text)]
+
+
+def test_the_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = served_with()
+    assert len(commands) == 3
+    known = option_names("serve", capsys)
+    assert {word for words in commands for word in words if word.startswith("--")} <= known
+
+
+def test_nothing_is_said_of_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("NO SYSTEMD, THE UNIT IS NOT CHECKED: apt-get install systemd")
+    unit = (DEPLOY / "bridgetower.service").read_text(encoding="utf-8")
+    (tmp_path / "bridgetower.service").write_text(unit.replace("/opt/bridgetower/bin/bridgetower", sys.executable))
+    assert said(["systemd-analyze", "verify", str(tmp_path / "bridgetower.service")]) == ""
+
+
+def test_nothing_is_said_of_the_dockerfile() -> None:
+    assert said([str(Path(sys.executable).with_name("hadolint")), str(DEPLOY / "Dockerfile")]) == ""
+
+
+def test_what_is_copied_into_the_image_is_not_ignored() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+    allowed = re.findall(r"^!(.*)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
+    assert sorted(name for names in copied for name in names.split()) == sorted(allowed)
+    assert all((ROOT / name).exists() for name in allowed)
+
+
+def test_compose_file() -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose")
+    command = ["docker-compose", "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
+    service = json.loads(said(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
+    assert (ROOT / service["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
+    assert Path(service["build"]["context"]).samefile(ROOT)
+    assert service["environment"] == {"BRIDGETOWER_API_KEY": KEY}
+    without = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"BRIDGETOWER_API_KEY": ""})
+    assert "set the key that clients send" in without.stderr
+
+
+def test_health_check(tiny_checkpoint: Path) -> None:
+    (command,) = re.findall(r"^    CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    program, *arguments = json.loads(command)
+    assert program == "python"
+    with running(load(tiny_checkpoint, device="cpu"), api_key=KEY) as client:
+        port = f":{client.base_url.port}/"
+        check = [sys.executable, *(argument.replace(":8000/", port) for argument in arguments)]
+        assert any(port in argument for argument in check)
+        said(check)
+    assert subprocess.run(check, capture_output=True).returncode != 0
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("NO DOCKER, THE IMAGE IS NOT BUILT: start a Docker daemon")
+    name = f"bridgetower-test-{uuid.uuid4().hex[:8]}"
+    said(["docker", "build", "--file", str(DEPLOY / "Dockerfile"), "--tag", name, "."], DOCKER_BUILDKIT="1")
+    yield name
+    said(["docker", "rmi", "--force", name])
+
+
+@pytest.mark.slow
+def test_the_image_serves_without_root(image: str, tiny_checkpoint: Path) -> None:
+    tiny_checkpoint.chmod(0o755)
+    options = ["--detach", "--rm", "--env", "BRIDGETOWER_API_KEY", "--publish", "127.0.0.1::8000", "--read-only"]
+    places = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]
+    command = ["serve", "--host", "0.0.0.0", "--model", "/data/model"]
+    container = said(["docker", "run", *options, *places, image, *command], BRIDGETOWER_API_KEY=KEY).strip()
+    try:
+        until(
+            lambda: "healthy" in said(["docker", "inspect", "--format", "{{.State.Health.Status}}", container]).split()
+        )
+        address = said(["docker", "port", container, "8000"]).strip()
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answer = httpx.post(f"http://{address}/v1/embeddings", json={"input": "a"}, headers=headers)
+        assert answer.status_code == 200
+        assert said(["docker", "exec", container, "id", "--user"]).strip() == "1000"
+    finally:
+        said(["docker", "stop", container])
