@@ -43,7 +43,7 @@ Row = dict[str, Any]
 def recall() -> Iterator[Row]:
     """Share of held-out images among the first k for their own fullest caption, by set and stage."""
     searcher = Searcher(held_out_index(FOLDER))
-    images = searcher.index.listed().values()
+    images = list(searcher.index.listed())
     for name in ("emoji", "flags"):
         own = [image for image in images if image.path.startswith(f"{name}/")]
         where = f"path LIKE '{name}/%'"

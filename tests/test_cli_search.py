@@ -37,7 +37,7 @@ class TestIndex:
         assert first.pop("seconds") > 0
         assert first == {
             "index": str(tmp_path / "photos.lance"),
-            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "bad": []},
+            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "cut": 0, "bad": []},
         }
         (photos / "red.png").unlink()
         (photos / "broken.png").write_text("")
@@ -74,7 +74,7 @@ class TestIndex:
     ) -> None:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
-        assert "1 bad images, allowed are 0 (max_errors); the other 3 are in the index" in refused(*command)
+        assert "1 bad items, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
         assert "model" in refused(*command, "--image-size", 40)
         assert "is no name for an index" in refused(
             "index", photos, "--out", tmp_path / "photos", "--model", tiny_checkpoint

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from sources import write_sources
 
 from bridgetower.predictor import Predictor, load
 from shapes import write_pictures
+from sources import write_sources
 
 
 @pytest.fixture(scope="session")

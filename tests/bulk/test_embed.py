@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sources import CAPTIONS, NAMES
 
 from bridgetower.bulk.config import EmbedConfig
 from bridgetower.bulk.outputs import Output
 from bridgetower.bulk.quantize import quantized
 from bridgetower.bulk.run import EmbedReport, embed_source
 from bridgetower.predictor import Predictor
+from sources import CAPTIONS, NAMES
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
 

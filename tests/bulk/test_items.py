@@ -7,10 +7,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sources import CAPTIONS, NAMES, served
 
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
 from bridgetower.data.remote import expanded, is_url, read_url
+from sources import CAPTIONS, NAMES, served
 
 KINDS = [
     *("folder", "shards", "saved", "parquet_folder", "imagefolder"),

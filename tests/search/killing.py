@@ -93,7 +93,7 @@ def rows(out: Path, report: Path) -> dict[str, Any] | None:
     def read() -> None:
         found: list[dict[str, Any]] = []
         if Index.exists(out):
-            assert len(Index(out)) == len(Index(out).listed())  # no image twice
+            assert len(Index(out)) == len({image.path for image in Index(out).listed()})  # no image twice
             found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
         report.write_text(json.dumps({row.pop("path"): row for row in found}, default=str))
 

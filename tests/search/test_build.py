@@ -15,6 +15,10 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, write_lock
+from bridgetower.search.searcher import Searcher
+from bridgetower.search.sheet import contact_sheet
+from sources import CAPTIONS, served, write_sources
+from sources import NAMES as NAMES_OF
 
 Build = Callable[..., IndexReport]
 NAMES = ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
@@ -75,11 +79,70 @@ class TestContent:
 
     def test_captions_that_are_too_long(self, build: Build, photos: Path, tmp_path: Path) -> None:
         (photos / "00.txt").write_text("red bar on black " * 9)
-        report = build(max_errors=1)
+        report = build(max_errors=1, truncate=False)
         assert counts(report) == (5, 5, 0, 0)
         assert "the limit is 24" in report.bad[0]
-        assert counts(build(truncate=True)) == (6, 1, 0, 0)
+        report = build()
+        assert (counts(report), report.cut) == ((6, 1, 0, 0), 1)
         assert len(rows(tmp_path)["00.png"]["text_vectors"]) == 1
+
+
+class TestSources:
+    """Images in shards and tables and at URLs are found, opened again, and left alone while nothing changes."""
+
+    @pytest.fixture
+    def places(self, shapes_folder: Path, tmp_path: Path) -> dict[str, Path]:
+        return write_sources(shapes_folder, tmp_path)
+
+    @pytest.mark.parametrize("kind", ["shards", "saved", "parquet_folder", "bytes.parquet", "table.jsonl"])
+    def test_as_in_a_folder(
+        self, kind: str, build: Build, places: dict[str, Path], predictor: Predictor, tmp_path: Path, encoded: list[int]
+    ) -> None:
+        assert counts(build(places[kind])) == (5, 5, 0, 0)
+        del encoded[:]
+        assert counts(build(places[kind])) == (5, 0, 0, 0)
+        assert encoded == []
+        searcher = Searcher(tmp_path / "photos.lance", predictor)
+        expected = predictor.match(
+            [places["folder"] / f"{name}.png" for name in NAMES_OF], "a green square", all_pairs=True
+        )
+        hits = searcher.search("a green square")
+        found = {hit.captions[0]: hit.probability for hit in hits}
+        assert found == pytest.approx(dict(zip(CAPTIONS, expected[:, 0].tolist(), strict=True)), abs=1e-5)
+        contact_sheet(hits)
+        one = next(hit for hit in hits if hit.captions[0] == CAPTIONS[0])
+        assert searcher.index.content(one) == (places["folder"] / "00.png").read_bytes()
+
+    def test_at_urls(self, build: Build, places: dict[str, Path], predictor: Predictor, tmp_path: Path) -> None:
+        with served(tmp_path) as url:
+            lines = "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none"))
+            (tmp_path / "urls.csv").write_text("url\n" + lines)
+            report = build(tmp_path / "urls.csv", max_errors=1)
+            assert (counts(report), report.bad) == (
+                (5, 5, 0, 0),
+                (f"'{url}/folder/none.png': no file at {url}/folder/none.png",),
+            )
+            assert build(tmp_path / "urls.csv", max_errors=1).added == 0
+            searcher = Searcher(tmp_path / "photos.lance", predictor)
+            (hit,) = searcher.search(image=places["folder"] / "03.png", top=1)
+            assert hit.file == hit.path == f"{url}/folder/03.png"
+            assert searcher.index.content(hit) == (places["folder"] / "03.png").read_bytes()
+            assert len(searcher.search("a bar")) == 5
+            with pytest.raises(ValueError, match="is at a URL, which is not fetched because an index names it"):
+                searcher.index.content(hit, fetch=False)
+            shards = build_index(f"{url}/shards/shard-{{0..1}}.tar", tmp_path / "shards.lance", predictor)
+            assert counts(shards) == (5, 5, 0, 0)
+            of_shards = Searcher(tmp_path / "shards.lance", predictor)
+            (hit,) = of_shards.search(image=places["folder"] / "03.png", top=1)
+            assert hit.path == "shard-1.tar/03.png"
+            assert of_shards.index.content(hit) == (places["folder"] / "03.png").read_bytes()
+            with pytest.raises(ValueError, match=r"is of the images in .*, not of .*; choose another name"):
+                build_index(places["folder"], tmp_path / "shards.lance", predictor)
+
+    def test_a_table_of_texts(self, build: Build, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one")
+        with pytest.raises(ValueError, match="line 1 has no image; `index` takes images"):
+            build(tmp_path / "a.txt")
 
 
 class TestUpdate:
@@ -174,7 +237,9 @@ class TestBadPictures:
     ) -> None:
         for number in range(12):
             (photos / f"bad{number}.jpg").write_text("not an image")
-        with pytest.raises(ValueError, match=r"12 bad images, allowed are 11 \(max_errors\); the other 6 are in the"):
+        with pytest.raises(
+            ValueError, match=r"12 bad items, allowed are 11 \(max_errors=N allows more\); the other 6 are in the"
+        ):
             build(max_errors=11)
         with pytest.raises(ValueError, match=r"'bad0\.jpg': it cannot .* and 2 more$"):
             build()

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.search.table import Uri, is_local, is_path, portable, resolved, split
+from bridgetower.bulk.lance import Uri, split
+from bridgetower.data.remote import is_url
+from bridgetower.search.table import is_path, portable, resolved
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ from bridgetower.search.table import Uri, is_local, is_path, portable, resolved,
 )
 def test_folder_and_table(uri: Uri, parts: tuple[str, str]) -> None:
     assert split(uri) == parts
-    assert is_local(uri) == (not str(uri).startswith("s3:"))
+    assert is_url(uri) == str(uri).startswith("s3:")
 
 
 @pytest.mark.parametrize("uri", ["photos", ".lance", "a/.lance", "my photos.lance", "fötos.lance", "", "s3://b/photos"])

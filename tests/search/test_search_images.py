@@ -1,6 +1,7 @@
 """What a folder or table names, and what comes of each file."""
 
 import os
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,23 +10,36 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.data.folder import parquet_path
+from bridgetower.bulk.embedding import Decoded, DecodedBatch, Decoder
+from bridgetower.data.images import ImageRef
+from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
 from bridgetower.predictor import Predictor
-from bridgetower.search.build import Decoded, DecodedBatch, SourceImages, decode, list_images
-from bridgetower.search.config import IndexConfig
+from bridgetower.search.listing import Listing, root_of
 from bridgetower.search.table import SourceImage
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
-AS_USUAL = IndexConfig()
 
 
-def decoded(folder: Path, predictor: Predictor, config: IndexConfig = AS_USUAL) -> dict[str, Decoded]:
-    manifest = list_images(folder, config)
-    images = SourceImages(manifest.root, list(manifest.images.values()), predictor.processor)
-    return {one.source.path: one for batch in decode(images, config) for one in batch.unpacked()}
+@dataclass
+class Listed:
+    images: dict[str, SourceImage]
+    bad: tuple[str, ...]
 
 
-class TestManifest:
+def list_images(source: Path) -> Listed:
+    with Listing(root_of(source)) as listing:
+        for block in read_blocks(units_of(source), Columns(), 2):
+            listing.add(block.items)
+        return Listed({image.path: image for _, image in listing.wanted()}, tuple(listing.bad.values()))
+
+
+def decoded(folder: Path, predictor: Predictor) -> dict[str, Decoded]:
+    decoder = Decoder(predictor.processor)
+    blocks = read_blocks(units_of(folder), Columns(), 100)
+    return {item.id: decoder[item] for block in blocks for item in block.items}
+
+
+class TestListing:
     def test_a_folder_with_all_in_it(self, photos: Path) -> None:
         (photos / "sub" / "04.txt").write_text("a red bar\n\n  on black \n")
         (photos / ".hidden").mkdir()
@@ -33,9 +47,9 @@ class TestManifest:
         (photos / "folder.png").mkdir()
         (photos / "notes.md").write_text("no image")
         os.mkfifo(photos / "pipe.jpg")
-        manifest = list_images(photos, AS_USUAL)
+        manifest = list_images(photos)
         assert sorted(manifest.images) == ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
-        assert (manifest.root, manifest.bad) == (photos, ())
+        assert manifest.bad == ()
         status = (photos / "sub" / "04.png").stat()
         assert manifest.images["sub/04.png"] == SourceImage(
             path="sub/04.png",
@@ -49,7 +63,7 @@ class TestManifest:
         with TemporaryDirectory(dir="/dev/shm") as folder:  # a tmpfs: ext4 has no such times
             Image.new("RGB", (4, 4)).save(Path(folder) / "00.png")
             os.utime(Path(folder) / "00.png", (second, second))
-            mtime = list_images(Path(folder), AS_USUAL).images["00.png"].mtime
+            mtime = list_images(Path(folder)).images["00.png"].mtime
         assert (datetime(1970, 1, 1) + timedelta(microseconds=mtime)).year == year
 
     @pytest.mark.parametrize(
@@ -65,7 +79,7 @@ class TestManifest:
     )
     def test_a_table(self, photos: Path, name: str, content: str) -> None:
         (photos / name).write_text(content)
-        manifest = list_images(photos / name, AS_USUAL)
+        manifest = list_images(photos / name)
         found = {path: image.captions for path, image in manifest.images.items()}
         assert found == {"00.png": ("one", "two"), "sub/04.png": ()}
         assert manifest.bad[0].endswith("no file 'no.png' (No such file or directory)")
@@ -74,31 +88,28 @@ class TestManifest:
     def test_a_link_to_nothing_and_a_name_that_is_no_text_are_bad(self, photos: Path) -> None:
         (photos / "link.png").symlink_to("nowhere.png")
         Path(photos / "caf\udce9.png").write_bytes((photos / "00.png").read_bytes())
-        bad = " | ".join(list_images(photos, AS_USUAL).bad)
+        bad = " | ".join(list_images(photos).bad)
         assert "no file 'link.png'" in bad
         assert r"the name 'caf\udce9.png' is not UTF-8; rename the file" in bad
 
     def test_a_name_with_a_zero_character_is_bad(self, photos: Path) -> None:
         lines = '{"image": "00.png", "text": "one"}', '{"image": "0\\u0000.png", "text": "two"}'
         (photos / "a.jsonl").write_text("\n".join(lines))
-        manifest = list_images(photos / "a.jsonl", AS_USUAL)
+        manifest = list_images(photos / "a.jsonl")
         assert list(manifest.images) == ["00.png"]
-        assert manifest.bad == (r"line 2: the name '0\x00.png' has a zero character, which no file's name has",)
+        assert manifest.bad == (r"a.jsonl line 2: the name '0\x00.png' has a zero character, which no file's name has",)
 
     def test_names_are_kept_exactly(self, photos: Path) -> None:
         for name in (" a.png", "a\n.png"):
             (photos / name).write_bytes((photos / "00.png").read_bytes())
-        manifest = list_images(photos, AS_USUAL)
+        manifest = list_images(photos)
         assert {" a.png", "a\n.png"} <= manifest.images.keys()
         assert manifest.bad == ()
 
-    def test_refuses_what_names_no_file(self, tmp_path: Path, tiny_dataset: Path) -> None:
-        with pytest.raises(ValueError, match="names no image; nothing was changed"):
-            list_images(tmp_path, AS_USUAL)
-        with pytest.raises(ValueError, match="holds images, which a search could not open; write them to files"):
-            list_images(parquet_path(tiny_dataset, "test"), AS_USUAL)
-        with pytest.raises(FileNotFoundError, match="nowhere"):
-            list_images(tmp_path / "nowhere", AS_USUAL)
+    def test_refuses_texts_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("text\none\n")
+        with pytest.raises(ValueError, match=r"a\.csv line 2 has no image; `index` takes images, `embed` texts too"):
+            list_images(tmp_path / "a.csv")
 
 
 class TestDecoding:
@@ -141,22 +152,12 @@ class TestDecoding:
         assert [path for path, one in found.items() if one.image] == ["sub/04.png", "sub/05.png"]
 
     def test_a_file_that_went_away(self, photos: Path, predictor: Predictor) -> None:
-        gone = SourceImages(photos, [SourceImage(path="gone.png", size=1, mtime=1)], predictor.processor)[0]
+        item = SourceItem(id="gone", image=ImageRef.of_file(photos, "gone.png"), place="here")
+        gone = Decoder(predictor.processor)[item]
         assert gone.image is None
-        assert "no image file at it" in str(gone.problem)
-
-    def test_processes_give_the_same(self, photos: Path, predictor: Predictor) -> None:
-        (photos / "02.png").write_text("not an image")
-        alone, others = (decoded(photos, predictor, IndexConfig(num_workers=count, batch_size=2)) for count in (0, 2))
-        assert list(alone) == list(others)
-        for one, other in zip(alone.values(), others.values(), strict=True):
-            assert (one.source, one.digest, one.problem) == (other.source, other.digest, other.problem)
-            assert (one.image is None) == (other.image is None)
-            if one.image and other.image:
-                assert torch.equal(one.image.pixels, other.image.pixels)
-                assert one.image.width == other.image.width
+        assert "no image file at " in str(gone.problem)
 
 
 def test_a_batch_without_images() -> None:
-    bad = Decoded(source=SourceImage(path="a.png", size=1, mtime=1), problem="it is empty")
+    bad = Decoded(item=SourceItem(id="a", image=None, place="here"), problem="it is empty")
     assert DecodedBatch.of([bad]).unpacked() == [bad]

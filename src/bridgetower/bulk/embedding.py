@@ -184,7 +184,7 @@ class Embedder:
         *,
         truncate: bool,
         batch_size: int,
-        index: bool = False,
+        with_texts: bool = False,
     ) -> None:
         """Checks the model.
 
@@ -193,13 +193,13 @@ class Embedder:
             parts: What every item must have; None: an image, or texts without one.
             truncate: Cut texts that are too long; otherwise their item is a problem.
             batch_size: Items at once.
-            index: Texts, and their pairs with the image, where there are some, besides `parts`.
+            with_texts: Texts, and their pairs with the image, where there are some, besides `parts`.
 
         Raises:
             ValueError: The model has no contrastive head, which vectors of images and texts need.
         """
-        self.predictor, self._parts, self._truncate, self._index = predictor, parts, truncate, index
-        self.batch_size = batch_size
+        self.predictor, self._parts, self._truncate = predictor, parts, truncate
+        self.batch_size, self._with_texts = batch_size, with_texts
         if parts != frozenset({"pairs"}):
             predictor.model.contrastive_head()
 
@@ -222,7 +222,7 @@ class Embedder:
     def _wanted(self, item: SourceItem) -> frozenset[Part]:
         if self._parts is None:
             return frozenset({"texts"}) if item.image is None else frozenset({"images"})
-        return self._parts | {"texts", "pairs"} if self._index and item.texts else self._parts
+        return self._parts | {"texts", "pairs"} if self._with_texts and item.texts else self._parts
 
     def _checked(self, one: Decoded) -> tuple[str | None, int]:
         """Returns why an item cannot be used, if so, and how many of its texts are cut."""

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def index(
-    source: Positional[Path],
+    source: Positional[str],
     *,
     out: str,
     model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
 ) -> None:
-    """Embed the images of a folder or table into an index for `bridgetower search`.
+    """Embed the images of a folder, a table or tar shards into an index for `bridgetower search`.
 
-    Takes a folder of JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with all folders in it, or a table of paths and
-    captions. Captions get vectors of their own and together with their image. Run again, it embeds what is new or has
-    changed and takes out what is gone; killed, it is completed by running it again.
+    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF. Captions get vectors of their own and together with their image. Run
+    again, it embeds what is new or has changed and takes out what is gone; killed, it is completed by running it again.
 
     Examples: bridgetower index photos --out photos.lance --model MODEL
               bridgetower index photos/captions.csv --out photos.lance --model MODEL
 
     Args:
-        source: Folder, perhaps with a NAME.txt of captions beside NAME.jpg, or CSV, TSV or JSON lines.
+        source: Folder of images, perhaps with a NAME.txt of captions beside NAME.jpg, table (CSV, TSV, JSON lines,
+            Parquet, Arrow), tar shard, folder of shards or of Parquet or Arrow files; or the URL of one.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
         model: What to load; default: what the demo trained.
@@ -49,7 +49,7 @@ def index(
     from bridgetower.search.build import build_index
 
     chosen = model_or_demo(model, f"bridgetower index {source} --out {out} --model MODEL")
-    report = build_index(source, out, lambda: loading.load(chosen), options, progress=sys.stderr.isatty())
+    report = build_index(source, out, lambda: loading.load(chosen), options, progress=True)
     emit({"index": out, **asdict(report)})
 
 
@@ -124,9 +124,14 @@ def search(
     if sheet is not None:
         write_sheet(sheet, hits, text=text, image=image)
     if json or not sys.stdout.isatty():
-        emit_lines({"rank": rank, **asdict(hit), "file": str(hit.file)} for rank, hit in enumerate(hits, start=1))
+        emit_lines({"rank": rank, **_shown(hit)} for rank, hit in enumerate(hits, start=1))
     else:
         _show(hits)
+
+
+def _shown(hit: Hit) -> dict[str, object]:
+    """Returns what a line says of a hit; where in its file an image is, its path says too."""
+    return {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
 
 
 def _show(hits: Sequence[Hit]) -> None:

@@ -76,7 +76,7 @@ def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
     """
     if Index.exists(uri) and Index(uri).info.fingerprint != predictor.fingerprint:
         shutil.rmtree(uri)
-    build_index(folder, uri, predictor, IndexConfig(truncate=True, num_workers=0))
+    build_index(folder, uri, predictor, IndexConfig(num_workers=0))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,7 +16,9 @@ from jaxtyping import Float
 from lancedb.index import IvfSq
 from torch import Tensor
 
+from bridgetower.bulk.lance import Uri, split
 from bridgetower.checkpoints import is_downloaded
+from bridgetower.data.remote import is_url
 from bridgetower.files import locked
 from bridgetower.search.lance_errors import condition, message_of, reading, writing
 from bridgetower.search.table import (
@@ -26,17 +28,15 @@ from bridgetower.search.table import (
     IndexedRow,
     IndexInfo,
     SourceImage,
-    Uri,
     VectorColumn,
     check_columns,
+    file_of,
     info_of,
-    is_local,
     is_path,
     portable,
     read_indexed,
     resolved,
     schema_of,
-    split,
     table_of,
 )
 
@@ -47,7 +47,7 @@ _PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py measures its cos
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
-_RETURNED = ("digest", "path", "size", "width", "height", "captions")
+_RETURNED = ("digest", "path", "size", "width", "height", "captions", "place")
 
 
 class Index:
@@ -87,7 +87,7 @@ class Index:
         *,
         fingerprint: str,
         model: str,
-        root: Path,
+        root: Uri,
         image_width: int,
         pair_width: int,
         storage_options: Mapping[str, str] | None = None,
@@ -131,6 +131,12 @@ class Index:
         """Folder that the images' paths start from."""
         return self._root or Path(resolved(self.uri, self.info.root))
 
+    def is_of(self, root: Path | str) -> bool:
+        """Whether its images are those of a folder or of a URL."""
+        if is_url(root) or is_url(self.info.root):
+            return str(root) == self.info.root
+        return self.root.resolve() == Path(root).resolve()
+
     @property
     def model(self) -> str:
         """Where the model was loaded from that made the index."""
@@ -173,17 +179,16 @@ class Index:
                 "use that model, or make another index with this one"
             )
 
-    def listed(self) -> dict[str, SourceImage]:
-        """Returns every image as its source named it when it was written, by path."""
-        columns = ["path", "size", "mtime", "captions"]
+    def listed(self) -> Iterator[SourceImage]:
+        """Yields every image as its source named it when it was written."""
+        columns = ["path", "size", "mtime", "captions", "place"]
         with reading(self.uri):
-            table = self._table.search().select(columns).to_arrow().select(columns)
-        table = table.set_column(2, "mtime", table["mtime"].cast(pa.int64()))
-        values = zip(*(table[name].to_pylist() for name in columns), strict=True)
-        return {
-            path: SourceImage(path=path, size=size, mtime=mtime, captions=tuple(captions))
-            for path, size, mtime, captions in values
-        }
+            for batch in self._table.search().select(columns).to_batches():
+                values = {name: batch[name] for name in columns}
+                values["mtime"] = values["mtime"].cast(pa.int64())
+                for row in zip(*(values[name].to_pylist() for name in columns), strict=True):
+                    path, size, mtime, captions, place = row
+                    yield SourceImage(path=path, size=size, mtime=mtime, captions=tuple(captions), place=place)
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
@@ -198,19 +203,27 @@ class Index:
         with reading(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
 
-    def content(self, image: Indexed, *, within_root: bool = False, max_bytes: int | None = None) -> bytes:
+    def content(
+        self, image: Indexed, *, within_root: bool = False, fetch: bool = True, max_bytes: int | None = None
+    ) -> bytes:
         """Returns the bytes of an image that was indexed, and no others: their digest is compared.
 
         Args:
             image: What the index has.
             within_root: Refuse a file to which a link leads out of the folder of the images.
-            max_bytes: Of a file; None: any number.
+            fetch: Open images at URLs too.
+            max_bytes: Of an image; None: any number.
 
         Raises:
             ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
             OSError: It cannot be read.
         """
-        file = Path(os.path.realpath(self.root / image.path, strict=True))  # Path.resolve fails on links in a circle
+        named = file_of(image, self.root)
+        if isinstance(named, str):
+            if not fetch:
+                raise ValueError("the image is at a URL, which is not fetched because an index names it")
+            return read_indexed(named, image)
+        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
         if within_root and not file.is_relative_to(self.root.resolve()):
             raise ValueError("the image is outside the folder of the index")
         if max_bytes is not None and image.size > max_bytes:
@@ -260,8 +273,8 @@ class Index:
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def _hit(self, row: Mapping[str, Any]) -> Hit:
-        columns = {name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])}
-        return Hit(file=self.root / row["path"], cosine=1 - row["_distance"], **columns)
+        image = Indexed(**{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])})
+        return Hit(file=file_of(image, self.root), cosine=1 - row["_distance"], **vars(image))
 
     def upsert(self, rows: Sequence[IndexedRow]) -> None:
         """Writes images in one commit; those that are there are replaced.
@@ -317,13 +330,13 @@ def write_lock(uri: Uri) -> AbstractContextManager[None]:
     Raises:
         FileExistsError: Another process holds it.
     """
-    return locked(Path(uri)) if is_local(uri) else nullcontext()
+    return nullcontext() if is_url(uri) else locked(Path(uri))
 
 
 def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
     """The table, or None."""
     place, name = split(uri)
-    if is_local(uri) and not Path(uri).is_dir():
+    if not is_url(uri) and not Path(uri).is_dir():
         return None  # connecting would make the folder around it
     try:
         return _connect(place, storage_options).open_table(name)

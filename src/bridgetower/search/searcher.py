@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.bulk.lance import Uri
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Item, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
 from bridgetower.search.index import Index
-from bridgetower.search.table import Hit, Uri, VectorColumn
+from bridgetower.search.table import Hit, VectorColumn
 
 Against = Literal["images", "captions", "pairs"]
 
@@ -156,7 +157,7 @@ class Searcher:
         return [one for one, _ in opened], log_odds
 
     def open(
-        self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
+        self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None, fetch: bool = True
     ) -> Resized | ValueError | OSError:
         """Returns the image of a candidate as it was indexed, or why it cannot be opened.
 
@@ -164,12 +165,13 @@ class Searcher:
             one: The candidate.
             max_pixels: Of the image.
             max_bytes: Of the file; None: any number.
+            fetch: Open images at URLs too.
         """
         try:
-            content = self.index.content(one, max_bytes=max_bytes)
+            content = self.index.content(one, max_bytes=max_bytes, fetch=fetch)
             return self.predictor.processor.prepare(content, max_pixels=max_pixels)
         except OSError as error:
-            return OSError(f"{one.path!r}: {error.strerror}")
+            return OSError(f"{one.path!r}: {error.strerror or error}")
         except ValueError as error:
             return ValueError(f"{one.path!r}: {error}")
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.files import parse_json
+from bridgetower.bulk.lance import Uri
+from bridgetower.data.images import ImageRef
+from bridgetower.data.remote import is_url
+from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
-
-Uri = str | os.PathLike[str]
-"""Where an index is: a local folder, or one in an object store."""
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
@@ -27,8 +27,7 @@ ABOUT = ("path", "size", "mtime", "width", "height", "captions")
 """Columns of a result, and of conditions."""
 
 _MARK = b"bridgetower"  # key of the schema's metadata
-_VERSION = 1
-_SUFFIX = ".lance"
+_VERSION = 2
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 
 
@@ -52,16 +51,18 @@ class SourceImage:
     """An image as its source names it.
 
     Attributes:
-        path: From the source's folder.
-        size: Of the file, in bytes.
-        mtime: Of the file, in microseconds since 1970, within the years 1 to 9999.
+        path: From the source's folder, or what else names it.
+        size: Of the image file, in bytes; 0 where the source does not tell.
+        mtime: Of the file that it is in, in microseconds since 1970, within the years 1 to 9999; 0 at a URL.
         captions: Stripped, none empty.
+        place: Where in a shard or a table, or at which URL; empty of a file of its own.
     """
 
     path: str
     size: int
     mtime: int
     captions: tuple[str, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class Indexed:
         width: Of the upright image, in pixels.
         height: Of the same.
         captions: That came with it.
+        place: Where in a shard or a table, or at which URL; empty of a file of its own.
     """
 
     digest: str
@@ -111,6 +113,7 @@ class Indexed:
     width: int
     height: int
     captions: Sequence[str]
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +121,12 @@ class Hit(Indexed):
     """An image that was found.
 
     Attributes:
-        file: Where the image is.
+        file: The image, or the shard or table that it is in, or its URL.
         cosine: Of the query's vector and the image's.
         probability: That text and image match; None where it was not matched.
     """
 
-    file: Path
+    file: Path | str
     cosine: float
     probability: float | None = None
 
@@ -139,6 +142,7 @@ def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
         "width": pa.int32(),
         "height": pa.int32(),
         "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
+        "place": pa.string(),
         "image_vector": image,
         "text_vectors": pa.list_(image),
         "pair_vectors": pa.list_(pair),
@@ -178,20 +182,51 @@ def check_columns(uri: Uri, schema: pa.Schema, info: IndexInfo) -> None:
         raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
 
 
-def read_indexed(file: Path, image: Indexed) -> bytes:
-    """Returns the bytes of a file if it is that of an image that was indexed: their digest is compared.
+def place_of(image: ImageRef, root: Path) -> str:
+    """Returns where an image is in a shard or a table, or at which URL, as JSON; empty of a file of its own."""
+    if image.is_file:
+        return ""
+    file = {"url": image.url} if image.url else {"file": os.path.relpath(image.path, root)}
+    return json.dumps(file | {name: list(where) for name in ("piece", "cell") if (where := getattr(image, name))})
+
+
+def file_of(image: Indexed, root: Path) -> Path | str:
+    """Returns where an image is: its file, the shard or table that it is in, or its URL."""
+    where = json_object(image.place or "{}", "the place of an image")
+    return str(where["url"]) if "url" in where else root / where.get("file", image.path)
+
+
+def read_indexed(file: Path | str, image: Indexed) -> bytes:
+    """Returns the bytes of an image if they are those that were indexed: their digest is compared.
+
+    Args:
+        file: From `file_of`.
+        image: What the index has.
 
     Raises:
-        ValueError: It is another one.
-        OSError: It cannot be read.
+        ValueError: They are others.
+        OSError: They cannot be read.
     """
-    # Opened so, a pipe does not wait for a writer.
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        found = os.fstat(stream.fileno())
-        content = stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
+    content = _inside(file, image) if image.place else _whole(Path(file), image)
     if hashlib.sha256(content).hexdigest() != image.digest:
         raise ValueError("the image has changed since it was indexed; bring the index up to date")
     return content
+
+
+def _inside(file: Path | str, image: Indexed) -> bytes:
+    """Returns an image in a shard or a table, or at a URL."""
+    where = json_object(image.place, "the place of an image")
+    piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
+    return ImageRef(
+        path=Path(file), name=image.path, file_name=image.path, piece=piece, cell=cell, url=where.get("url")
+    ).read()
+
+
+def _whole(file: Path, image: Indexed) -> bytes:
+    """Returns the content of a file if it has the length that was indexed; opened so, a pipe waits for no writer."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        return stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
 
 
 def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
@@ -205,6 +240,7 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
         "width": pa.array([row.width for row in rows], pa.int32()),
         "height": pa.array([row.height for row in rows], pa.int32()),
         "captions": captions,
+        "place": pa.array([row.source.place for row in rows]),
         "image_vector": pa.array([row.image_vector.numpy() for row in rows], schema.field("image_vector").type),
     }
     for name in ("text_vectors", "pair_vectors"):
@@ -213,27 +249,12 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def split(uri: Uri) -> tuple[str, str]:
-    """Database and table of an index: the folder that it is in, and its name without suffix."""
-    parent, _, name = str(uri).rstrip("/").rpartition("/")
-    stem = name.removesuffix(_SUFFIX)
-    if stem in ("", name) or not all(letter.isalnum() or letter in "_-." for letter in stem) or not stem.isascii():
-        raise ValueError(
-            f"{str(uri)!r} is no name for an index; expected one of letters, digits, '_', '-' and '.' that ends in "
-            f"{_SUFFIX}, such as photos{_SUFFIX}"
-        )
-    return parent or ("/" if str(uri).startswith("/") else "."), stem
-
-
-def is_local(uri: Uri) -> bool:
-    """Whether an index is a folder and not in an object store."""
-    return "://" not in str(uri)
-
-
 def portable(uri: Uri, path: Uri) -> str:
     """A path within the folder that a local index is in is kept relative, so that both can be moved together."""
+    if is_url(path):
+        return str(path)
     absolute = Path(path).resolve()
-    beside = Path(uri).resolve().parent if is_local(uri) else None
+    beside = None if is_url(uri) else Path(uri).resolve().parent
     if beside is None or not absolute.is_relative_to(beside):
         return str(absolute)
     return _BESIDE + os.path.relpath(absolute, beside)

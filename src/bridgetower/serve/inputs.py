@@ -31,7 +31,6 @@ _AT_ONCE = 2000  # characters that are tokenised in less time than handing them 
 _BARE = re.compile(r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}")  # of a path, the first letter is no slash
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_FOR_PYTHON = ", or open it with open_image(..., max_pixels=...)"
 _SHOWN = 40
 
 _Result = TypeVar("_Result")
@@ -127,8 +126,7 @@ class Inputs:
                     return await self._threads.run(turn, lambda: decoded(content))
             return await self._threads.run(turn, lambda: decoded(_content(source)))
         except (ValueError, OSError) as error:
-            message = str(error).removesuffix(_FOR_PYTHON)
-            raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image") from error
+            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
 
     def _prepared(self, content: bytes) -> Resized:
         return self._processor.prepare(content, max_pixels=self._max_pixels)

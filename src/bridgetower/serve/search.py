@@ -159,7 +159,7 @@ async def _matched(
         return [], []
     try:
         limits = {"max_pixels": service.max_pixels, "max_bytes": service.config.max_body * MIB}
-        images = await service.inputs.each([partial(searcher.open, one, **limits) for one in found])
+        images = await service.inputs.each([partial(searcher.open, one, fetch=False, **limits) for one in found])
         opened = searcher.usable(found, images)
     except ValueError as error:
         logger.error("search: %s", error)
@@ -218,7 +218,8 @@ def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
     problem = "the index has no image with this id"
     for one in copies:
         try:
-            return service.index.content(one, within_root=True, max_bytes=service.config.max_body * MIB)
+            limit = service.config.max_body * MIB
+            return service.index.content(one, within_root=True, fetch=False, max_bytes=limit)
         except OSError as error:
             problem = f"the image cannot be read ({error.strerror})"
         except ValueError as error:

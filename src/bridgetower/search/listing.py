@@ -1,0 +1,137 @@
+"""The images that a source names against those of an index: what is new, what has changed, what is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from bridgetower.data.images import ImageRef
+from bridgetower.data.items import SourceItem
+from bridgetower.files import unfit_name
+from bridgetower.search.table import SourceImage, place_of
+
+_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
+_CACHE_KIB = 2**15  # of the database; the rest of it is in a file
+
+# An image of which the source does not tell the size has not changed by its size.
+_SAME = "old.captions = new.captions AND old.place = new.place AND old.mtime = new.mtime AND new.size IN (0, old.size)"
+_WANTED = f"FROM new LEFT JOIN old USING (path) WHERE old.path IS NULL OR NOT ({_SAME})"
+
+
+class Listing:
+    """The images of a source and of an index, in a temporary database, so that memory does not grow with their number.
+
+    `SQLITE_TMPDIR` names its folder.
+
+    Attributes:
+        root: Folder that the paths of the source's images start from.
+        bad: What the source names and cannot be used, each with the reason, by path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bad: dict[str, str] = {}
+
+    def __enter__(self) -> Listing:
+        self._database = sqlite3.connect("", isolation_level=None)
+        columns = "path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, captions TEXT, place TEXT"
+        self._database.executescript(
+            f"PRAGMA journal_mode = OFF; PRAGMA cache_size = -{_CACHE_KIB};"
+            f"CREATE TABLE new ({columns}, image TEXT, at TEXT); CREATE TABLE old ({columns}) WITHOUT ROWID; BEGIN;"
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def add(self, items: Iterable[SourceItem]) -> None:
+        """Notes images of the source; rows about one image bring their captions together.
+
+        Raises:
+            ValueError: An item has no image.
+        """
+        for item in items:
+            if item.image is None:
+                raise ValueError(f"{item.place} has no image; `index` takes images, `embed` texts too")
+            path = item.image.name if item.image.is_file else item.id
+            image = None if path in self.bad else self._described(path, item.image, item.place)
+            if image is None:
+                continue
+            captions = json.dumps(item.texts)
+            row = (path, image.size, image.mtime, captions, image.place, item.image.packed(), item.place)
+            found = self._database.execute("INSERT OR IGNORE INTO new VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            if not found.rowcount and item.texts:
+                (before,) = self._database.execute("SELECT captions FROM new WHERE path = ?", [path]).fetchone()
+                both = json.dumps([*json.loads(before), *item.texts])
+                self._database.execute("UPDATE new SET captions = ? WHERE path = ?", [both, path])
+
+    def _described(self, path: str, image: ImageRef, at: str) -> SourceImage | None:
+        """Describes the file that an image is in; None if it cannot be used, or is a folder with an image's name."""
+        if problem := unfit_name(path):
+            self.bad[path] = f"{at}: {problem}"
+            return None
+        place = place_of(image, self.root)
+        if image.url:
+            return SourceImage(path=path, size=0, mtime=0, place=place)
+        try:
+            status = image.path.stat()
+        except OSError as error:
+            self.bad[path] = f"{at}: no file {path!r} ({error.strerror})"
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        size = status.st_size if image.is_file else image.piece[1] if image.piece else 0
+        mtime = min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
+        return SourceImage(path=path, size=size, mtime=mtime, place=place)
+
+    def add_indexed(self, images: Iterable[SourceImage]) -> None:
+        """Notes images of the index."""
+        self._database.executemany(
+            "INSERT INTO old VALUES (?, ?, ?, ?, ?)",
+            ((one.path, one.size, one.mtime, json.dumps(one.captions), one.place) for one in images),
+        )
+
+    def __len__(self) -> int:
+        return self._count("SELECT COUNT(*) FROM new")
+
+    def num_wanted(self) -> int:
+        """Returns how many images are new or have changed."""
+        return self._count(
+            f"SELECT COUNT(*) FROM new LEFT JOIN old USING (path) WHERE old.path IS NULL OR NOT ({_SAME})"
+        )
+
+    def wanted(self) -> Iterator[tuple[SourceItem, SourceImage]]:
+        """Yields the images that are new or have changed, in the order of the source, with what is to be noted."""
+        found = self._database.execute(
+            f"SELECT path, new.size, new.mtime, new.captions, new.place, new.image, new.at {_WANTED} ORDER BY new.rowid"
+        )
+        for path, size, mtime, packed, place, image, at in found:
+            captions = tuple(json.loads(packed))
+            item = SourceItem(id=path, image=ImageRef.unpacked(image), texts=captions, place=at)
+            yield item, SourceImage(path=path, size=size, mtime=mtime, captions=captions, place=place)
+
+    def is_indexed(self, path: str) -> bool:
+        """Whether the index has an image of that path."""
+        return self._database.execute("SELECT 1 FROM old WHERE path = ?", [path]).fetchone() is not None
+
+    def removed(self) -> Iterator[str]:
+        """Yields the paths of the images that the source has no more."""
+        found = self._database.execute("SELECT path FROM old WHERE path NOT IN (SELECT path FROM new) ORDER BY path")
+        return (path for (path,) in found)
+
+    def _count(self, query: str) -> int:
+        (count,) = self._database.execute(query).fetchone()
+        return int(count)
+
+
+def root_of(source: str | os.PathLike[str]) -> Path:
+    """Returns the folder that the paths of a local source start from."""
+    path = Path(source)
+    return path if path.is_dir() else path.parent
