@@ -31,7 +31,6 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.loop import Fabric, make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
@@ -71,7 +70,7 @@ def batches(examples: BatchDataset, size: int) -> Iterator[Batch]:
         number += 1
 
 
-def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str, repeats: int) -> float:
+def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -> float:
     """Builds the run in one of the three ways and returns the median processor time of a step."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
@@ -80,15 +79,12 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     if way == "files":
         work = replace(
             work,
-            examples=frozen_examples(
-                config, model, work, RowCache(dataset_out / "features", 2**40), fabric, progress=False
-            ),
+            examples=frozen_examples(config, model, work, RowCache(dataset_out / "features", 2**40), progress=False),
         )
     elif way == "frozen":
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
-    task, optimizer = fabric.setup(work.task, optimizer)
     parts = TrainContext(
         config=config,
         task=work.task,
@@ -102,7 +98,7 @@ def step_seconds(fabric: Fabric, config: RunConfig, dataset_out: Path, way: str,
     source, times = batches(work.examples, config.batch_size), []
     for step in range(repeats + 1):
         started = time.process_time()
-        run_step(fabric, task, parts, optimizer, source, step)
+        run_step(work.task, parts, optimizer, source, step)
         times.append(time.process_time() - started)
     return statistics.median(times[1:])
 
@@ -124,10 +120,9 @@ def measure(folder: Path, name: str, phases: list[str], repeats: int) -> list[di
             freeze_towers=True,
             select_by="itm_accuracy",
         )
-        fabric = make_fabric(config)
         out = folder / name.replace(" ", "-") / phase_name
         out.mkdir(parents=True)
-        seconds = {way: step_seconds(fabric, config, out, way, repeats) for way in ("all", "frozen", "files")}
+        seconds = {way: step_seconds(config, out, way, repeats) for way in ("all", "frozen", "files")}
         rows.append({"name": name, "objectives": phase_name, "pairs": batch_size, **seconds})
     return rows
 

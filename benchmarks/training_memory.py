@@ -22,7 +22,6 @@ from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.training.loop import make_fabric
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
@@ -70,12 +69,11 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     model = BridgeTower(NANO)
     init_weights(model, torch.Generator().manual_seed(0))
     optimize_for_cpu(model)
-    fabric = make_fabric(config)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
-    setup, optimizer = fabric.setup(PretrainingTask(model, task).train(), optimizer)
+    setup = PretrainingTask(model, task).train()
     parts = TrainContext(
         config=config,
-        task=setup.module,
+        task=setup,
         model=model,
         examples=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
         digests={},
@@ -85,7 +83,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     )
     batches, before = micro_batches(min(batch_size, config.micro_batch_size or batch_size)), resident("VmRSS")
     for step in range(2):
-        run_step(fabric, setup, parts, optimizer, batches, step)
+        run_step(setup, parts, optimizer, batches, step)
     state = sum(
         value.numel() * value.element_size()
         for values in optimizer.state.values()

@@ -572,7 +572,7 @@ class TestHelp:
                 "from bridgetower import cli",
                 "try: cli.main(['train', 'pretrain-nano', '--help'])",
                 "except SystemExit as stop: assert stop.code == 0",
-                "heavy = ('torch', 'torchvision', 'datasets', 'lightning_fabric')",
+                "heavy = ('torch', 'torchvision', 'datasets')",
                 "loaded = [name for name in heavy if name in sys.modules]",
                 "assert not loaded, f'--help loads {loaded}'",
                 "bridgetower.load",

@@ -7,7 +7,7 @@ from typing import Literal
 Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", "towers"]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
-    "train": ("datasets", "ijson", "jinja2", "lightning_fabric", "pyarrow", "sklearn", "tensorboard"),
+    "train": ("datasets", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
     "plot": ("matplotlib", "scipy"),

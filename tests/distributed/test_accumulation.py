@@ -1,6 +1,5 @@
 """Steps of several micro-batches and processes against one large batch, in texts of very different lengths."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import originals
 import shapes
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.own import PairsConfig, prepare_own
-from bridgetower.distributed import rank, world_size
+from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -87,14 +86,6 @@ def steps(configs: dict[str, RunConfig], out: Path) -> Steps:
     }
 
 
-def steps_of_one(configs: dict[str, RunConfig], out: Path) -> Steps:
-    """The same in one of several processes, as torchrun starts them."""
-    number, count = str(rank()), str(world_size())
-    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ["TORCHELASTIC_RUN_ID"] = "test"
-    return steps(configs, out)
-
-
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captions of one word, and others of up to twenty."""
@@ -144,7 +135,7 @@ def found(
     alone: Steps, configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, list[Steps]]:
     """The steps in each process, by the number of processes."""
-    return {1: [alone], 2: run_on_ranks(2, steps_of_one, configs, tmp_path_factory.mktemp("two"))}
+    return {1: [alone], 2: run_on_ranks(2, steps, configs, tmp_path_factory.mktemp("two"))}
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -15,7 +15,7 @@ import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import Losses
-from bridgetower.training.loop import fit, make_fabric
+from bridgetower.training.loop import fit
 from bridgetower.training.setup import TrainContext
 
 KINDS = ("ranking", *asked.KINDS)
@@ -40,7 +40,7 @@ class RowTask(nn.Module):
 def run(parts: TrainContext, out: Path, **options: Any) -> Tensor:
     """Trains and returns all weights as one vector."""
     out.mkdir(exist_ok=True)
-    fit(parts, make_fabric(parts.config), out, **{"resume": False, "progress": False} | options)
+    fit(parts, out, **{"resume": False, "progress": False} | options)
     return weights(parts.model)
 
 

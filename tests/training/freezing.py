@@ -17,7 +17,6 @@ from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.loop import make_fabric
 from bridgetower.training.setup import TaskSetup, build_task
 from bridgetower.training.start import starting_checkpoint
 
@@ -28,8 +27,8 @@ def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, Fr
     model = checkpoint.model().train()
     if config.train_top is not None:
         model.train_top_layers(config.train_top)
-    work, fabric = build_task(config, checkpoint, model), make_fabric(config)
-    return model, work, frozen_examples(config, model, work, RowCache(cache, 2**40), fabric, progress=False)
+    work = build_task(config, checkpoint, model)
+    return model, work, frozen_examples(config, model, work, RowCache(cache, 2**40), progress=False)
 
 
 @contextmanager

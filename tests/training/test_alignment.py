@@ -17,7 +17,6 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.alignment import Alignment, align_projections
-from bridgetower.training.loop import make_fabric
 from bridgetower.training.run import train
 from folders import same_weights
 
@@ -78,7 +77,7 @@ class TestAligning:
         before, batch = {name: value.clone() for name, value in model.state_dict().items()}, examples[BATCH]
         with torch.no_grad():
             untrained = Alignment(model)(batch)
-        align_projections(replace(config, align_first=30), model, examples, make_fabric(config), progress=False)
+        align_projections(replace(config, align_first=30), model, examples, progress=False)
         with torch.no_grad():
             assert Alignment(model)(batch) < untrained - 0.1
         changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
@@ -89,7 +88,7 @@ class TestAligning:
         config = replace(config, precision="bf16")
         model, _, examples = prepared(config, tmp_path)
         before = model.image_projections[0].weight.clone()
-        align_projections(config, model, examples, make_fabric(config), progress=False)
+        align_projections(config, model, examples, progress=False)
         assert model.image_projections[0].weight.dtype == torch.float32
         assert not model.image_projections[0].weight.equal(before)
 
@@ -98,7 +97,7 @@ class TestAligning:
         with torch.no_grad():
             next(iter(model.image_projections.parameters())).fill_(torch.nan)
         with pytest.raises(FloatingPointError, match="loss of aligning is nan at step 1"):
-            align_projections(config, model, examples, make_fabric(config), progress=False)
+            align_projections(config, model, examples, progress=False)
 
 
 class TestRun:

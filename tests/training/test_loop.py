@@ -14,14 +14,14 @@ from fitting import run, weights
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import bridgetower.training.loop as loop_module
 import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
-from bridgetower.training.loop import Interrupted, fit, make_fabric
+from bridgetower.training.data_parallel import run_device
+from bridgetower.training.loop import Interrupted, fit
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import FILE
 from folders import snapshot
@@ -72,7 +72,7 @@ class TestSelection:
             evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
             save=lambda folder, metrics: saved.append((folder, weights(parts.model))),
         )
-        metrics = fit(parts, make_fabric(parts.config), tmp_path, resume=False, progress=False)
+        metrics = fit(parts, tmp_path, resume=False, progress=False)
         assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
         assert [folder for folder, _ in saved] == [tmp_path / "best"] * 2  # the first and the better one, not the equal
         entries = read_metrics(tmp_path, "validation")
@@ -206,7 +206,7 @@ class TestResume:
         before = snapshot(tmp_path)
         again = build(evaluate=lambda: {"rsum": 8.0})
         with caplog.at_level(logging.INFO):
-            metrics = fit(again, make_fabric(again.config), tmp_path, resume=True, progress=False)
+            metrics = fit(again, tmp_path, resume=True, progress=False)
         assert metrics == {"rsum": 7.0}
         assert again.task.seen == []
         assert torch.equal(weights(again.model), whole)
@@ -214,15 +214,10 @@ class TestResume:
         assert snapshot(tmp_path) == before
 
 
-def test_the_device_of_the_config_is_taken(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    original = loop_module.Fabric
-
-    def fabric(**options: Any) -> Any:
-        asked.append(options["accelerator"])
-        return original(**options)
-
-    monkeypatch.setattr(loop_module, "Fabric", fabric)
-    assert make_fabric(shapes.run_config(tiny_dataset, device="cpu")).device == torch.device("cpu")
-    make_fabric(shapes.run_config(tiny_dataset))
-    assert asked == ["cpu", "auto"]
+def test_the_device_of_the_config_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_device("auto") == run_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (run_device("auto"), run_device("cpu")) == (torch.device("cuda:1"), torch.device("cpu"))

@@ -14,8 +14,7 @@ from bridgetower.data.masking import IGNORED
 from bridgetower.distributed import all_gather, rank
 
 
-# Not frozen: Fabric copies what comes out of a wrapped module, and refuses frozen dataclasses.
-@dataclass
+@dataclass(frozen=True)
 class Losses:
     """Losses of one batch.
 

@@ -19,7 +19,6 @@ from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import info_nce
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.loop import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +57,7 @@ class Alignment(nn.Module):
         return [self.log_scale, *(weight for module in projections for weight in module.parameters())]
 
 
-def align_projections(
-    config: RunConfig, model: BridgeTower, examples: BatchDataset, fabric: Fabric, *, progress: bool
-) -> None:
+def align_projections(config: RunConfig, model: BridgeTower, examples: BatchDataset, *, progress: bool) -> None:
     """Trains the projections of frozen towers by ITC, and nothing else, for `config.align_first` steps.
 
     What comes out depends on the config and the data alone, so a run that was killed before its first checkpoint does
@@ -70,10 +67,9 @@ def align_projections(
         config: Of the run.
         model: With frozen towers, on its device; its projections are changed.
         examples: Captions with stored outputs of the towers.
-        fabric: From `make_fabric`.
         progress: Show a bar.
     """
-    task = Alignment(model).to(fabric.device)
+    task = Alignment(model).to(model.device)
     parameters = task.trained()
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     first = last = math.nan
@@ -81,8 +77,8 @@ def align_projections(
         bar = bars.add_task("aligning projections", total=config.align_first, metrics="")
         for step, batch in enumerate(_batches(config, examples)):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
-            with autocast(fabric.device, config.precision):
-                loss: Tensor = task(batch.to(fabric.device))
+            with autocast(model.device, config.precision):
+                loss: Tensor = task(batch.to(model.device))
             last = loss.item()
             if not math.isfinite(last):
                 raise FloatingPointError(f"loss of aligning is {last} at step {step + 1}; leave out align_first")

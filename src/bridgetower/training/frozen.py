@@ -24,7 +24,7 @@ from bridgetower.data.folder import split_digests
 from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import random_view
-from bridgetower.distributed import from_first, rank, world_size
+from bridgetower.distributed import barrier, from_first, rank, world_size
 from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
@@ -34,7 +34,6 @@ from bridgetower.processor import Processor
 from bridgetower.progress import step_bars
 from bridgetower.rows import RowCache, RowFiles
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.loop import Fabric
 from bridgetower.training.setup import TaskSetup
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ _NOT_OF_PIXELS = (
 
 @torch.no_grad()
 def frozen_examples(
-    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: RowCache, fabric: Fabric, *, progress: bool
+    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: RowCache, *, progress: bool
 ) -> FrozenDataset:
     """Freezes the towers and takes their hidden states of all images and texts from a cache, or computes them.
 
@@ -61,7 +60,6 @@ def frozen_examples(
         model: Its towers do not change any more.
         setup: Its images and examples.
         cache: Is held open until the run ends.
-        fabric: From `make_fabric`; the processes share the setup.
         progress: Show bars.
 
     Raises:
@@ -79,7 +77,7 @@ def frozen_examples(
     # Layers that train add to what is cached, so that it is not rounded.
     half = config.precision == "bf16" and not model.trained_top
     dtype = torch.bfloat16 if half else torch.float32
-    towers = _Towers(model.eval(), cache, fabric, config.data.num_workers, shown=shown)
+    towers = _Towers(model.eval(), cache, config.data.num_workers, shown=shown)
     frozen = towers.images(train, config.frozen_views, config.seed, dtype)
     held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
     train.frozen = frozen
@@ -95,7 +93,6 @@ class _Towers:
 
     model: BridgeTower
     cache: RowCache
-    fabric: Fabric
     num_workers: int
     shown: bool
 
@@ -113,7 +110,7 @@ class _Towers:
             views: Any = _Views(images, frozen)
             rows: list[Any] = batches
             for pixels in DataLoader(views, batch_sampler=rows, num_workers=self.num_workers):
-                pixels = pixels.to(self.fabric.device)
+                pixels = pixels.to(self.model.device)
                 with self._precision(dtype):
                     layers = tower.states(pixels, None, cached) if self.model.trained_top else tower(pixels, cached)
                 yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]
@@ -123,7 +120,7 @@ class _Towers:
 
     def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
         """Computes some texts, which are sorted by length, if they are not in the cache."""
-        config, device, ids = self.model.config, self.fabric.device, [key_ids(key) for key in keys]
+        config, device, ids = self.model.config, self.model.device, [key_ids(key) for key in keys]
         cached = self.model.cached_layers(config.text_layers)
         run = self.model.text.states if self.model.trained_top else self.model.text
         row_bytes = dtype.itemsize * len(cached) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
@@ -144,7 +141,7 @@ class _Towers:
         return FrozenTexts(files, keys)
 
     def _precision(self, dtype: torch.dtype) -> torch.autocast:
-        return autocast(self.fabric.device, "bf16" if dtype == torch.bfloat16 else "fp32")
+        return autocast(self.model.device, "bf16" if dtype == torch.bfloat16 else "fp32")
 
     def _content(
         self, tower: nn.Module, config: VisionConfig | TextConfig, layers: tuple[int, ...], dtype: torch.dtype
@@ -159,7 +156,7 @@ class _Towers:
             "code": _code({type(module) for module in tower.modules()}),
             "layers": list(layers),
             "dtype": str(dtype),
-            "device": self.fabric.device.type,
+            "device": self.model.device.type,
         }
 
     def _fill(
@@ -182,7 +179,7 @@ class _Towers:
                         tokens.append(output.clone())
                         bars.advance(bar)
                     files.write(rows.start // files.rows_per_part, {TOKENS: tokens})
-            self.fabric.barrier()
+            barrier()
 
 
 class _Views(Dataset[Tensor]):

@@ -1,24 +1,22 @@
-"""The training loop: starts Fabric, goes through the steps, evaluates, saves, stops and resumes."""
+"""The training loop: goes through the steps, evaluates, saves, stops and resumes."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric as Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import Batch, StepSampler
-from bridgetower.distributed import require_same
+from bridgetower.distributed import barrier, rank, require_same, world_size
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.data_parallel import parallelized
 from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
@@ -34,29 +32,8 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped 
     """The run was stopped (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
 
 
-def make_fabric(config: RunConfig) -> Fabric:
-    """Starts Fabric for one process, or for all those that torchrun started.
-
-    It does not get the precision: its autocast would cast the numbers of batches and losses too.
-    """
-    if torch.distributed.is_torchelastic_launched():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        fabric = Fabric(
-            accelerator=config.device,
-            devices=local,
-            num_nodes=int(os.environ["WORLD_SIZE"]) // local,
-            # Heads and towers that the current phase does not use get no gradient.
-            strategy=DDPStrategy(find_unused_parameters=True),
-        )
-    else:
-        fabric = Fabric(accelerator=config.device, devices=1)
-    fabric.launch()
-    return fabric
-
-
 def fit(
     context: TrainContext,
-    fabric: Fabric,
     out: Path,
     *,
     resume: bool,
@@ -67,7 +44,6 @@ def fit(
 
     Args:
         context: Task, data, evaluation.
-        fabric: From `make_fabric`.
         out: Folder of the run.
         resume: Continue from the state in `out`, in the middle of an epoch if need be.
         allow_world_size_change: Continue with another number of processes.
@@ -81,8 +57,8 @@ def fit(
     """
     config = context.config
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
-    task, optimizer = fabric.setup(context.task, optimizer)
-    conditions = _conditions(context, fabric)
+    task = parallelized(context.task)
+    conditions = _conditions(context)
     require_same(conditions)
     state = TrainingState()
     if resume:
@@ -90,32 +66,32 @@ def fit(
     if 0 < state.step == context.max_steps:
         logger.info("%s is finished: all %d steps are done", out, state.step)
         return state.metrics
-    batches = _batches(context, fabric, state.step)
+    batches = _batches(context, state.step)
     factor = schedule(config.optimizer, context.max_steps)
-    _warn_of_small_contrast(config, fabric)
-    log = RunLog(out, config, context.max_steps, state.step, enabled=fabric.global_rank == 0, progress=progress)
+    _warn_of_small_contrast(config)
+    log = RunLog(out, config, context.max_steps, state.step, enabled=rank() == 0, progress=progress)
     with log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
         for step in range(state.step, context.max_steps):
             _set_lr(optimizer, factor(step))
             started = time.perf_counter()
-            losses = run_step(fabric, task, context, optimizer, batches, step)
+            losses = run_step(task, context, optimizer, batches, step)
             state.step = step + 1
             if log.due(state.step):
                 losses = mean_over_ranks(losses)
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                state.metrics = _evaluate(fabric, context, state, log, out)
-            stopping = _any_rank(fabric, stop.requested)
+                state.metrics = _evaluate(context, state, log, out)
+            stopping = _any_rank(context, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
-                _save(fabric, out, context, optimizer, state)
+                _save(out, context, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
     return state.metrics
 
 
-def _batches(context: TrainContext, fabric: Fabric, first_step: int) -> Iterator[Batch]:
-    config, micro_batches = context.config, count_micro_batches(context.config, fabric.world_size)
+def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
+    config, micro_batches = context.config, count_micro_batches(context.config)
     sampler = StepSampler(
         len(context.examples),
         batch_size=config.batch_size,
@@ -124,8 +100,8 @@ def _batches(context: TrainContext, fabric: Fabric, first_step: int) -> Iterator
         counted=lambda step: micro_batches > 1 and counts_labels(config, step / context.max_steps),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+        rank=rank(),
+        world_size=world_size(),
     )
     workers = config.data.num_workers
     loader: DataLoader[Any] = DataLoader(
@@ -134,16 +110,16 @@ def _batches(context: TrainContext, fabric: Fabric, first_step: int) -> Iterator
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=fabric.device.type == "cuda",
+        pin_memory=context.model.device.type == "cuda",
     )
     return iter(loader)
 
 
-def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
+def _warn_of_small_contrast(config: RunConfig) -> None:
     limited = config.task.contrasts if isinstance(config.task, PretrainingConfig) else []
     if config.contrast_over == "step":
         limited = [name for name in limited if name != "ITC"]
-    if limited and count_micro_batches(config, fabric.world_size) > 1 and fabric.global_rank == 0:
+    if limited and count_micro_batches(config) > 1 and rank() == 0:
         logger.warning(
             "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
             "or add processes (for ITC: contrast_over)",
@@ -153,7 +129,7 @@ def _warn_of_small_contrast(config: RunConfig, fabric: Fabric) -> None:
         )
 
 
-def _evaluate(fabric: Fabric, context: TrainContext, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
+def _evaluate(context: TrainContext, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
     context.task.eval()
     metrics = context.evaluate()
     context.task.train()
@@ -163,22 +139,21 @@ def _evaluate(fabric: Fabric, context: TrainContext, state: TrainingState, log: 
         raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(metrics)}")
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
-        if fabric.global_rank == 0:
+        if rank() == 0:
             context.save(out / "best", metrics)
     return metrics
 
 
-def _conditions(context: TrainContext, fabric: Fabric) -> dict[str, str | int]:
+def _conditions(context: TrainContext) -> dict[str, str | int]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
     contents = {f"content of {path}": digest for path, digest in context.digests.items()}
-    micro_batches = count_micro_batches(context.config, fabric.world_size)
-    return {PROCESSES: fabric.world_size, MICRO_BATCHES: micro_batches, **contents}
+    return {PROCESSES: world_size(), MICRO_BATCHES: count_micro_batches(context.config), **contents}
 
 
-def _save(fabric: Fabric, out: Path, context: TrainContext, optimizer: Optimizer, state: TrainingState) -> None:
-    if fabric.global_rank == 0:
-        save_state(out, context.model, optimizer, state, _conditions(context, fabric))
-    fabric.barrier()
+def _save(out: Path, context: TrainContext, optimizer: Optimizer, state: TrainingState) -> None:
+    if rank() == 0:
+        save_state(out, context.model, optimizer, state, _conditions(context))
+    barrier()
 
 
 def _set_lr(optimizer: Optimizer, factor: float) -> None:
@@ -186,9 +161,9 @@ def _set_lr(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def _any_rank(fabric: Fabric, requested: bool) -> bool:
-    if fabric.world_size == 1:
+def _any_rank(context: TrainContext, requested: bool) -> bool:
+    if world_size() == 1:
         return requested
-    requests = torch.tensor(float(requested), device=fabric.device)
+    requests = torch.tensor(float(requested), device=context.model.device)
     torch.distributed.all_reduce(requests)
     return bool(requests > 0)

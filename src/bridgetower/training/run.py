@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from bridgetower.distributed import from_first, process_group, require_same
+from bridgetower.distributed import barrier, from_first, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
@@ -16,9 +16,10 @@ from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.alignment import align_projections
+from bridgetower.training.data_parallel import run_device
 from bridgetower.training.folder import claimed, save_checkpoint
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.loop import Fabric, fit, make_fabric
+from bridgetower.training.loop import fit
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
@@ -74,18 +75,17 @@ def train(
     spec = spec_of(config.task, task)
     cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device), cache:
-        fabric = make_fabric(config)
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
-        with claimed(out, config, spec, resume=resume) if fabric.global_rank == 0 else nullcontext():
-            fabric.barrier()
-            context = _prepared(config, spec, out, fabric, extensions, cache, progress=progress)
+        with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext():
+            barrier()
+            context = _prepared(config, spec, out, extensions, cache, progress=progress)
             metrics = fit(
-                context, fabric, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress
+                context, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress
             )
             # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
-            if fabric.global_rank == 0 and not (out / "last" / "config.json").exists():
+            if rank() == 0 and not (out / "last" / "config.json").exists():
                 context.save(out / "last", metrics)
-            fabric.barrier()
+            barrier()
             return metrics
 
 
@@ -93,7 +93,6 @@ def _prepared(
     config: RunConfig,
     spec: TaskSpec,
     out: Path,
-    fabric: Fabric,
     extensions: Extensions,
     cache: RowCache,
     *,
@@ -101,7 +100,7 @@ def _prepared(
 ) -> TrainContext:
     """Returns the model to train, with its task and examples; features of frozen towers are computed."""
     checkpoint = starting_checkpoint(config, spec, extensions)
-    model = checkpoint.model().train().to(fabric.device)
+    model = checkpoint.model().train().to(run_device(config.device))
     optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
     if config.train_top is not None:
@@ -109,9 +108,9 @@ def _prepared(
     checkpoint = replace(checkpoint, tensors={})
     setup = build_task(config, checkpoint, model, spec)
     if config.freeze_towers:
-        setup = replace(setup, examples=frozen_examples(config, model, setup, cache, fabric, progress=progress))
+        setup = replace(setup, examples=frozen_examples(config, model, setup, cache, progress=progress))
     if config.align_first and not from_first((out / STATE).exists()):  # the state holds what came of it
-        align_projections(config, model, setup.examples, fabric, progress=progress)
+        align_projections(config, model, setup.examples, progress=progress)
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size)
 
     def save(folder: Path, metrics: Mapping[str, float]) -> None:

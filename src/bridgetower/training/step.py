@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,37 +9,36 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
 from bridgetower.data.batch import Batch, CaptionBatch, derive_seed
-from bridgetower.distributed import all_gather
+from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.data_parallel import accumulating, clip_gradients
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
 from bridgetower.training.setup import TrainContext
 
 
-def count_micro_batches(config: RunConfig, world_size: int) -> int:
+def count_micro_batches(config: RunConfig) -> int:
     """Returns the number of micro-batches that each process makes of its share of a step."""
-    share = max(config.batch_size // world_size, 1)
+    share = max(config.batch_size // world_size(), 1)
     return -(-share // (config.micro_batch_size or share))
 
 
 def run_step(
-    fabric: Fabric, task: Any, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
+    task: Any, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
 ) -> dict[str, Tensor]:
     """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics.
 
     Args:
-        fabric: From `make_fabric`.
-        task: `context.task`, set up by Fabric.
+        task: `context.task`, as `parallelized` returns it.
         context: Of the run.
-        optimizer: Set up by Fabric, its learning rates set.
+        optimizer: Its learning rates are set.
         batches: The micro-batches of this step are next, twice if `reads_twice`. If there are several and
             `counts_labels`, the first one has the `step_labels`.
         step: Decides what dropout draws.
@@ -48,27 +46,27 @@ def run_step(
     Raises:
         FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
     """
-    config, count = context.config, count_micro_batches(context.config, fabric.world_size)
+    config, count, device = context.config, count_micro_batches(context.config), context.model.device
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
-    moved = (batch.to(fabric.device) for batch in batches)
-    contrasts = _contrasts(fabric, context, moved, step, count)
+    moved = (batch.to(device) for batch in batches)
+    contrasts = _contrasts(context, moved, step, count)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     own: Iterator[Any] = islice(moved, count)
-    if count * fabric.world_size > 1 and counts_labels(config, progress):
-        own = _weighted(own, count, fabric.world_size)
+    if count * world_size() > 1 and counts_labels(config, progress):
+        own = _weighted(own, count)
     for micro, batch in enumerate(own):
         ids += batch.ids
-        _seed_dropout(config, step, fabric.global_rank, micro)
-        with fabric.no_backward_sync(task, enabled=micro + 1 < count):
-            with autocast(fabric.device, config.precision):
+        _seed_dropout(config, step, micro)
+        with accumulating(task, when=micro + 1 < count):
+            with autocast(device, config.precision):
                 losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
             _check_finite(losses, batch, step + 1)
-            fabric.backward(losses.total / count)
+            (losses.total / count).backward()
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
-    means["gradient_norm"] = _clip(fabric, task, config.optimizer.clip_norm, optimizer)
+    means["gradient_norm"] = clip_gradients(task, config.optimizer.clip_norm)
     _check_gradients(means["gradient_norm"], ids, step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -86,7 +84,7 @@ def counts_labels(config: RunConfig, progress: float) -> bool:
     return isinstance(task, PretrainingConfig) and task.mlm_normalization == "step" and task.phase(progress).mlm > 0
 
 
-def _weighted(batches: Iterator[CaptionBatch], count: int, processes: int) -> Iterator[CaptionBatch]:
+def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBatch]:
     """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step.
 
     Everything else is a mean over examples, of which all micro-batches have as many.
@@ -96,11 +94,11 @@ def _weighted(batches: Iterator[CaptionBatch], count: int, processes: int) -> It
         if mean is None:
             own = batch.num_labels if count == 1 else batch.step_labels
             assert own is not None
-            mean = all_gather(own[None]).sum().clamp(min=1) / (count * processes)
+            mean = all_gather(own[None]).sum().clamp(min=1) / (count * world_size())
         yield replace(batch, mlm_weight=batch.num_labels / mean)
 
 
-def _contrasts(fabric: Fabric, context: TrainContext, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
+def _contrasts(context: TrainContext, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
     """ITC over the whole step, for each of its micro-batches; nothing where each compares its own pairs."""
     task: Any = context.task
     if not reads_twice(context.config, task.progress, count):
@@ -108,20 +106,13 @@ def _contrasts(fabric: Fabric, context: TrainContext, batches: Iterator[Any], st
     return contrast_of_step(
         task,
         islice(batches, count),
-        lambda micro: _seed_dropout(context.config, step, fabric.global_rank, micro),
-        partial(autocast, fabric.device, context.config.precision),
+        lambda micro: _seed_dropout(context.config, step, micro),
+        partial(autocast, context.model.device, context.config.precision),
     )
 
 
-def _seed_dropout(config: RunConfig, step: int, rank: int, micro: int) -> None:
-    torch.manual_seed(derive_seed(config.seed, "dropout", step, rank, micro))
-
-
-def _clip(fabric: Fabric, task: Any, clip_norm: float | None, optimizer: Optimizer) -> Tensor:
-    """Clips the gradients if there is a limit; returns their norm of before."""
-    limit = math.inf if clip_norm is None else clip_norm
-    norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
-    return torch.as_tensor(norm)
+def _seed_dropout(config: RunConfig, step: int, micro: int) -> None:
+    torch.manual_seed(derive_seed(config.seed, "dropout", step, rank(), micro))
 
 
 def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
