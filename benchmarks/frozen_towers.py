@@ -30,6 +30,7 @@ from bridgetower.model.presets import BASE, NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext, build_task
@@ -85,6 +86,7 @@ def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
+    task = Replicated(work.task)
     parts = TrainContext(
         config=config,
         task=work.task,
@@ -98,7 +100,7 @@ def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -
     source, times = batches(work.examples, config.batch_size), []
     for step in range(repeats + 1):
         started = time.process_time()
-        run_step(work.task, parts, optimizer, source, step)
+        run_step(task, parts, optimizer, source, step)
         times.append(time.process_time() - started)
     return statistics.median(times[1:])
 

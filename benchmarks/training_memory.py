@@ -22,6 +22,7 @@ from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
@@ -70,10 +71,10 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     init_weights(model, torch.Generator().manual_seed(0))
     optimize_for_cpu(model)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
-    setup = PretrainingTask(model, task).train()
+    setup = Replicated(PretrainingTask(model, task).train())
     parts = TrainContext(
         config=config,
-        task=setup,
+        task=setup.task,
         model=model,
         examples=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
         digests={},

@@ -12,7 +12,8 @@ from bridgetower import cli
 from bridgetower.analysis.profile import flops_by_part, parameters_by_part
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.presets import NANO, meter
+from bridgetower.model.layers import on_meta
+from bridgetower.model.presets import LARGE, NANO, meter
 
 QUICK = ("--repeats", "1")
 
@@ -55,3 +56,28 @@ def test_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: 
     cli.main(["profile", "--preset", "nano", *QUICK])
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("nano: 60 px, 16 tokens", "image tower", "total", "meter", "GFLOP"))
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+def test_the_memory_of_a_training(run: Callable[..., list[Any]], processes: int) -> None:
+    (row,) = run("profile", "--preset", "large", "--processes", processes)
+    assert (row["model"], row["processes"]) == ("large", processes)
+    with on_meta():
+        total = 4 * sum(weight.numel() for weight in BridgeTower(LARGE).parameters())
+    ddp, fsdp = row["memory"]["ddp"], row["memory"]["fsdp"]
+    assert ddp == {"weights": total, "gradients": total, "optimiser": 2 * total}
+    assert fsdp["weights"] == pytest.approx(total / processes, rel=0.01)
+    assert fsdp["whole"] == 0 if processes == 1 else total / 10 < fsdp["whole"] < total / 2
+
+
+def test_the_memory_of_a_training_as_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli.main(["profile", "--preset", "nano", "--processes", "2"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("nano", "ddp", "fsdp", "optimiser", "total"))
+
+
+def test_no_processes(refused: Callable[..., str]) -> None:
+    assert "processes is 0; expected at least 1" in refused("profile", "--preset", "nano", "--processes", 0)

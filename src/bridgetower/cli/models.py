@@ -150,6 +150,7 @@ def profile(
     image_size: int | None = None,
     repeats: int = 10,
     threads: int | None = None,
+    processes: int | None = None,
     extensions: str | None = None,
     json: bool = False,
 ) -> None:
@@ -160,7 +161,11 @@ def profile(
     and convolutions. On a terminal it prints a table, else one line of JSON: {"model", "image_size", "text_length",
     "costs": {"bridgetower": {"parameters": {part: …}, "flops": {…}, "milliseconds": {…}}, "meter": …}}.
 
-    Example: bridgetower profile --preset nano
+    With --processes it prints what training keeps in the memory of each process instead, without the activations:
+    {"model", "processes", "memory": {"ddp": {"weights": …, "gradients": …, "optimiser": …}, "fsdp": …}}, in bytes.
+
+    Examples: bridgetower profile --preset nano
+              bridgetower profile --preset large --processes 8
 
     Args:
         preset: A published architecture, or the small one; default base.
@@ -169,6 +174,7 @@ def profile(
         image_size: Pixels; default: the model's own.
         repeats: Timed passes of each part, of which the median counts.
         threads: Of the processor; default: as many as PyTorch takes.
+        processes: Of a training, whose memory is counted; nothing is measured then.
         extensions: Towers, bridges and heads of your own that the model has: FILE.py:NAME or module:NAME.
         json: Print JSON on a terminal too.
     """
@@ -184,6 +190,9 @@ def profile(
     config = _architecture(preset, model, own).override({"heads.itm": True})
     if image_size is not None:
         config = config.override({"vision.image_size": image_size})
+    if processes is not None:
+        _plan(model or preset or "base", config, own, processes, json=json)
+        return
     arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
     costs = {name: _cost(arm, own, text_length, repeats) for name, arm in arms.items()}
     about = {
@@ -195,6 +204,27 @@ def profile(
         emit({**about, "costs": costs})
         return
     _show(f"{about['model']}: {about['image_size']} px, {text_length} tokens, one pair", costs)
+
+
+def _plan(name: str, config: ModelConfig, extensions: Extensions, processes: int, *, json: bool) -> None:
+    from bridgetower.analysis.memory_plan import memory_plan
+    from bridgetower.model.bridgetower import BridgeTower
+    from bridgetower.model.layers import on_meta
+
+    with on_meta():
+        network = BridgeTower(config, extensions)
+    memory = memory_plan(network, processes)
+    if json or not sys.stdout.isatty():
+        emit({"model": name, "processes": processes, "memory": memory})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *memory, title=f"{name}: GiB in each of {processes} processes, without activations")
+    totals = {kind: {**sizes, "total": sum(sizes.values())} for kind, sizes in memory.items()}
+    for what in totals["fsdp"]:
+        table.add_row(what, *(f"{sizes.get(what, 0) / 2**30:.2f}" for sizes in totals.values()))
+    Console().print(table)
 
 
 def _architecture(preset: Preset | None, model: str | None, extensions: Extensions) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -67,6 +68,14 @@ class BridgeTower(nn.Module):
         self.vision.set_activation_checkpointing("vision" in parts)
         self.text.set_activation_checkpointing("text" in parts)
         self.fusion.checkpoint_activations = "fusion" in parts
+
+    def layers(self) -> list[nn.Module]:
+        """Returns the layers of the fusion encoder and of those towers that list theirs."""
+        layers = [*self.fusion.text_layers, *self.fusion.image_layers]
+        for tower in (self.vision, self.text):
+            with suppress(ValueError):
+                layers += tower.stacked_layers()
+        return layers
 
     def train_top_layers(self, count: int) -> None:
         """Freezes the towers but for the top layers of those that are read; embeddings and norms around are frozen too.

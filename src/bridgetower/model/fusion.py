@@ -71,8 +71,7 @@ class FusionLayer(nn.Module):
         A cache stands for what this method would compute of one of the streams alone.
         """
         if cache is None:
-            attended = self._attend_self(hidden, mask, num_queries)
-            query = self.cross_attention.query(attended)
+            attended, query = self._attend(hidden, mask, num_queries)
         else:
             attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
         key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
@@ -80,16 +79,21 @@ class FusionLayer(nn.Module):
         queries = self.cross_attention_norm(attended + self.dropout(crossed))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
-    def cache(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, *, reader: FusionLayer
-    ) -> FirstLayerCache:
-        """Returns what needs this stream only; `reader` is the other stream's layer."""
-        attended = self._attend_self(hidden, mask)
-        return FirstLayerCache(attended, self.cross_attention.query(attended), reader.cross_attention.key_value(hidden))
+    def attend(
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
+        return self._attend(hidden, mask)
 
-    def _attend_self(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
+    def key_value(self, other: Float[Tensor, "b m d"]) -> Float[Tensor, "b m e"]:
+        """Returns what cross-attention reads of the other stream."""
+        key_value: Tensor = self.cross_attention.key_value(other)
+        return key_value
+
+    def _attend(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
         attended = self.self_attention(hidden, mask, num_queries)
-        return self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
+        attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
+        return attended, self.cross_attention.query(attended)
 
 
 class FusionEncoder(nn.Module):
@@ -122,13 +126,13 @@ class FusionEncoder(nn.Module):
         """Returns what the first layer computes of texts alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
         stream = self._first_input(layers, self.text_norm, self.text_bridges)
-        return self._checkpointed(text_layer.cache)(stream, mask, reader=image_layer)
+        return FirstLayerCache(*self._checkpointed(text_layer.attend)(stream, mask), image_layer.key_value(stream))
 
     def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
         """Returns what the first layer computes of images alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
         stream = self._first_input(layers, self.image_norm, self.image_bridges)
-        return self._checkpointed(image_layer.cache)(stream, None, reader=text_layer)
+        return FirstLayerCache(*self._checkpointed(image_layer.attend)(stream, None), text_layer.key_value(stream))
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskCo
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
+Parallel = Literal["ddp", "fsdp"]
 Rule = Literal["adamw", "hf_adamw"]
 Schedule = Literal["polynomial", "cosine"]
 ContrastOver = Literal["micro-batch", "step"]
@@ -124,6 +125,8 @@ class RunConfig:
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Of the forward pass; weights and optimiser stay in float32.
         device: `auto` takes a GPU if there is one; `cpu` does not.
+        parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
+            weights, the gradients and the optimiser state, which takes less memory and more communication.
         seed: Of new weights, order, masks, negatives and dropout.
         evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
@@ -156,6 +159,7 @@ class RunConfig:
     max_epochs: int | None = None
     precision: Precision = "fp32"
     device: Device = "auto"
+    parallel: Parallel = "ddp"
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
@@ -186,6 +190,7 @@ class RunConfig:
             check_choice("checkpoint_activations", part, Part)
         check_choice("precision", self.precision, Precision)
         check_choice("device", self.device, Device)
+        check_choice("parallel", self.parallel, Parallel)
         check_choice("contrast_over", self.contrast_over, ContrastOver)
         if self.select_by not in self.task.metrics:
             raise ValueError(

@@ -1,17 +1,18 @@
-"""How a module is trained by several processes: replicated (DDP), its gradients averaged; and the norm of these."""
+"""How several processes train one task: replicas (DDP), or each with a share of the weights (FSDP2, `sharding`)."""
 
 from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bridgetower.distributed import world_size
+from bridgetower.distributed import rank, world_size
 
 
 def run_device(choice: str) -> torch.device:
@@ -23,28 +24,55 @@ def run_device(choice: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def parallelized(task: nn.Module) -> nn.Module:
-    """Returns what runs `task` in every process of the run; alone, the task itself.
+class Replicated:
+    """A task whose weights every process has whole; one process alone has nothing to average."""
+
+    def __init__(self, task: nn.Module) -> None:
+        """Sets a task up on its device; several processes start with the weights of the first."""
+        self.task, self.run = task, task
+        if world_size() > 1:
+            # Heads and towers that the current phase does not use get no gradient.
+            self.run = DistributedDataParallel(task, find_unused_parameters=True)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Runs the task."""
+        return self.run(*inputs)
+
+    def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
+        """Returns a context of passes whose gradients stay in this process and are averaged with those of the next."""
+        return self.run.no_sync() if when and isinstance(self.run, DistributedDataParallel) else nullcontext()
+
+    def clip_gradients(self, limit: float | None) -> Tensor:
+        """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
+        return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switches to evaluation mode, with the whole weights in every process."""
+        self.task.eval()
+        yield
+        self.task.train()
+
+
+def parallelized(task: nn.Module, kind: str) -> Replicated:
+    """Returns what runs a task in all processes.
 
     Args:
-        task: On its device.
+        task: On its device; with `fsdp` its parameters are replaced.
+        kind: `ddp` or `fsdp`; alone they are the same.
     """
-    if world_size() == 1:
-        return task
-    # Heads and towers that the current phase does not use get no gradient.
-    return DistributedDataParallel(task, find_unused_parameters=True)
+    if kind == "ddp" or world_size() == 1:
+        return Replicated(task)
+    from bridgetower.training.sharding import Sharded
+
+    return Sharded(task)
 
 
-def accumulating(task: Any, *, when: bool) -> AbstractContextManager[None]:
-    """Returns a context of passes whose gradients stay in this process: those of the next pass are averaged with them.
-
-    Args:
-        task: From `parallelized`.
-        when: False: gradients are averaged.
-    """
-    return task.no_sync() if when and isinstance(task, DistributedDataParallel) else nullcontext()
-
-
-def clip_gradients(task: nn.Module, limit: float | None) -> Tensor:
-    """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
-    return nn.utils.clip_grad_norm_(task.parameters(), math.inf if limit is None else limit)
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of a model on the CPU, in the first process; every process has to call it."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of what a process has a share
+        if rank() == 0:
+            weights[name] = whole.cpu()
+    return weights

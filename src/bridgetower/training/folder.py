@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
+from bridgetower.distributed import rank
 from bridgetower.evaluation.retrieval import ITC_WEIGHT
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
@@ -15,6 +16,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import CONFIG, METRICS
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS
+from bridgetower.training.data_parallel import whole_weights
 from bridgetower.training.state import FILE as STATE
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
@@ -106,15 +108,17 @@ def _check_same(out: Path, config: RunConfig, spec: TaskSpec) -> None:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float]) -> None:
-    """Writes the weights of a run as a checkpoint, with the weight of ITC in their metrics.
+    """Writes the weights of a run as a checkpoint, in the first process; every process has to call it.
 
     Args:
         folder: Of the checkpoint. If one is there, its weights are replaced.
         checkpoint: All but the weights.
         model: Has the weights.
-        metrics: Of the validation split.
+        metrics: Of the validation split; the weight of ITC is in them.
     """
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    tensors = whole_weights(model)
+    if rank() != 0:
+        return
     current = replace(checkpoint, tensors=tensors, itc_weight=metrics.get(ITC_WEIGHT, 0.0))
     if (folder / "config.json").exists():
         update_weights(current, folder)

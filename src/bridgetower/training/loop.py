@@ -16,7 +16,7 @@ from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.distributed import barrier, rank, require_same, world_size
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.data_parallel import parallelized
+from bridgetower.training.data_parallel import Replicated, parallelized
 from bridgetower.training.gradient_cache import reads_twice
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
@@ -56,8 +56,8 @@ def fit(
         Interrupted: A signal stopped it; the state is saved.
     """
     config = context.config
+    task = parallelized(context.task, config.parallel)
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
-    task = parallelized(context.task)
     conditions = _conditions(context)
     require_same(conditions)
     state = TrainingState()
@@ -81,7 +81,7 @@ def fit(
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                state.metrics = _evaluate(context, state, log, out)
+                state.metrics = _evaluate(task, context, state, log, out)
             stopping = _any_rank(context, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
                 _save(out, context, optimizer, state)
@@ -129,18 +129,18 @@ def _warn_of_small_contrast(config: RunConfig) -> None:
         )
 
 
-def _evaluate(context: TrainContext, state: TrainingState, log: RunLog, out: Path) -> dict[str, float]:
-    context.task.eval()
-    metrics = context.evaluate()
-    context.task.train()
+def _evaluate(
+    task: Replicated, context: TrainContext, state: TrainingState, log: RunLog, out: Path
+) -> dict[str, float]:
+    with task.evaluating():
+        metrics = context.evaluate()
     log.evaluation(state.step, metrics)
     score = metrics.get(context.config.select_by)
     if score is None:
         raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(metrics)}")
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
-        if rank() == 0:
-            context.save(out / "best", metrics)
+        context.save(out / "best", metrics)
     return metrics
 
 

@@ -29,14 +29,15 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
         Groups with `params`, `names`, `lr`, `weight_decay`.
     """
     clip_vision, heads = model.config.vision.pre_norm, model.head_specs
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, type], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = config.lr * multiplier(name, config, heads)
         decayed = decays(name, parameter, config.rule, heads, clip_vision=clip_vision)
         decay = config.weight_decay if decayed else 0.0
-        group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
+        kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded ones
+        group = groups.setdefault((lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

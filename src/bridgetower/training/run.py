@@ -83,7 +83,7 @@ def train(
                 context, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress
             )
             # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
-            if rank() == 0 and not (out / "last" / "config.json").exists():
+            if from_first(not (out / "last" / "config.json").exists()):
                 context.save(out / "last", metrics)
             barrier()
             return metrics

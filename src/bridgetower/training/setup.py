@@ -44,7 +44,8 @@ class TrainContext(TaskSetup):
     Attributes:
         config: Decides the result.
         model: The model that the task trains.
-        save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have.
+        save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have; every
+            process has to call it.
         max_steps: Optimiser steps of the whole run.
     """
 

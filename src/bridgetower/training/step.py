@@ -19,7 +19,7 @@ from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.data_parallel import accumulating, clip_gradients
+from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
 from bridgetower.training.setup import TrainContext
 
@@ -31,7 +31,7 @@ def count_micro_batches(config: RunConfig) -> int:
 
 
 def run_step(
-    task: Any, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
+    task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
 ) -> dict[str, Tensor]:
     """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics.
 
@@ -59,14 +59,14 @@ def run_step(
     for micro, batch in enumerate(own):
         ids += batch.ids
         _seed_dropout(config, step, micro)
-        with accumulating(task, when=micro + 1 < count):
+        with task.accumulating(when=micro + 1 < count):
             with autocast(device, config.precision):
                 losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
             _check_finite(losses, batch, step + 1)
             (losses.total / count).backward()
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
-    means["gradient_norm"] = clip_gradients(task, config.optimizer.clip_norm)
+    means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
     _check_gradients(means["gradient_norm"], ids, step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,79 @@
+"""Weights, gradients and optimiser state shared out over the processes: FSDP2, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from bridgetower.distributed import world_size
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.fusion import FusionLayer
+from bridgetower.training.data_parallel import Replicated
+
+
+class Sharded(Replicated):
+    """A task of whose weights every process has a share; a layer is whole while it runs.
+
+    What is in no layer, such as embeddings and heads, is whole during a pass and its backward pass. Scalars, such as
+    the temperature, cannot be cut and are replicated.
+    """
+
+    def __init__(self, task: nn.Module) -> None:
+        self.task = self.run = task
+        for parameter in task.parameters():
+            dist.broadcast(parameter.data, 0)
+        self.scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
+        ignored = set(self.scalars)
+        models = [module for module in task.modules() if isinstance(module, BridgeTower)]
+        for layer in (layer for model in models for layer in model.layers()):
+            fully_shard(layer, ignored_params=ignored)
+        fully_shard(task, ignored_params=ignored)
+        for module in task.modules():
+            for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():
+                register_fsdp_forward_method(module, method)
+        if hasattr(task, "features"):
+            register_fsdp_forward_method(task, "features")
+
+    def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
+        """See `Replicated`; here each pass adds to the shares, since whole gradients would take the memory saved."""
+        return nullcontext()
+
+    def clip_gradients(self, limit: float | None) -> Tensor:
+        """See `Replicated`."""
+        for scalar in self.scalars:
+            if scalar.grad is not None:
+                dist.all_reduce(scalar.grad)
+                scalar.grad /= world_size()
+        kinds = [
+            [p for p in self.task.parameters() if p.grad is not None and isinstance(p, DTensor) == sharded]
+            for sharded in (True, False)
+        ]
+        norm = torch.stack([_norm(parameters) for parameters in kinds if parameters]).norm()
+        for parameters in kinds:
+            nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)
+        return norm
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """See `Replicated`; processes run different numbers of batches, so that they cannot gather each layer."""
+        parts = [module for module in self.task.modules() if isinstance(module, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        with super().evaluating():
+            yield
+        for part in parts:
+            part.set_reshard_after_forward(part is not self.task, recurse=False)
+            part.reshard()
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,204 @@
+"""Runs whose weights two processes share (FSDP2), against one process and against two replicas (DDP)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import asked
+import shapes
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.config import MaskingConfig
+from bridgetower.model.config import HeadsConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.vqa import VqaConfig
+from bridgetower.training import sharding
+from bridgetower.training.run import train
+
+PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"})
+SMOOTH = OptimizerConfig(lr=1e-2, eps=1e-2, head_multiplier=2, fusion_multiplier=3, clip_norm=0.5)
+# Every word is hidden and contrast spans the step, so that any number of processes computes the same.
+ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
+HARD = Phase(mlm=1, itm=1, itc=1, negatives="hard")
+TASKS = {
+    "words and contrast": PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),), masking=ALL_WORDS),
+    "vqa": VqaConfig(),
+    "hard negatives of the world": PretrainingConfig(phases=(HARD,), negatives_from="world"),
+}
+ALONE = ("words and contrast", "vqa")
+PARTS = ("vision", "text", "fusion")
+
+
+@dataclass
+class Trained:
+    """What a run of three steps gave in one process."""
+
+    gradients: list[dict[str, Tensor]]
+    entries: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+def trained(configs: dict[str, RunConfig], out: Path) -> dict[str, Trained]:
+    """Trains in this process, or in all of its group."""
+    found = {}
+    for name, config in configs.items():
+        gradients: list[dict[str, Tensor]] = []
+
+        def record(optimizer: Any, arguments: Any, options: Any, seen: list[dict[str, Tensor]] = gradients) -> None:
+            named = [
+                pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
+            ]
+            seen.append({name: whole(weight.grad) for name, weight in sorted(named) if weight.grad is not None})
+
+        hook = register_optimizer_step_pre_hook(record)
+        metrics = train(config, out / name, progress=False)
+        hook.remove()
+        weights = dict(read_checkpoint(str(out / name / "last")).tensors)
+        found[name] = Trained(gradients, read_metrics(out / name, "train"), weights, metrics)
+    return found
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
+    """Three steps of two micro-batches in each of two processes."""
+    folder = tmp_path_factory.mktemp("sharding")
+    checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
+    questions = asked.write_set(folder / "vqa", "vqa")
+    config = shapes.run_config(
+        tiny_dataset,
+        init=str(checkpoint),
+        optimizer=SMOOTH,
+        checkpoint_activations=PARTS,
+        micro_batch_size=2,
+        max_steps=3,
+        device="cpu",
+    )
+    heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
+    changes: dict[str, dict[str, Any]] = {
+        "words and contrast": {"contrast_over": "step", "select_by": "itc_rsum"},
+        "vqa": {
+            "data": replace(config.data, folders=(str(questions),)),
+            "model": replace(PLAIN, heads=heads),
+            "evaluation": replace(config.evaluation, candidates=128),
+            "select_by": "vqa_score",
+        },
+        "hard negatives of the world": {"evaluate_every": 2, "micro_batch_size": 4},
+    }
+    plain = {"model": PLAIN}
+    return {name: replace(config, task=task, **plain | changes[name]) for name, task in TASKS.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    return trained({name: configs[name] for name in ALONE}, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def found(
+    configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Trained]]]:
+    """The runs in each process, by how these share the work."""
+    return {
+        parallel: run_on_ranks(
+            2,
+            trained,
+            {name: replace(config, parallel=parallel) for name, config in configs.items()},
+            tmp_path_factory.mktemp(parallel),
+        )
+        for parallel in ("ddp", "fsdp")
+    }
+
+
+def assert_same(one: Trained, other: Trained) -> None:
+    """Gradients within 1e-5 of the length of all, losses and weights within 1e-5."""
+    for ours, theirs in zip(one.gradients, other.gradients, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name], gradient, atol=2e-6, rtol=1e-5, msg=name)
+    for ours, theirs in zip(one.entries, other.entries, strict=True):
+        timed = {"kind", "time", "seconds", "pairs_per_second"}
+        for name in theirs.keys() - timed:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
+    for name, weight in other.weights.items():
+        torch.testing.assert_close(one.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_share_of_the_weights_gives_what_whole_weights_give(name: str, found: dict[str, Any]) -> None:
+    for sharded, replicated in zip(found["fsdp"], found["ddp"], strict=True):
+        assert_same(sharded[name], replicated[name])
+    assert max(float(gradient.abs().max()) for gradient in found["ddp"][0][name].gradients[0].values()) > 0.01
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ALONE)
+def test_two_processes_give_what_one_gives(
+    name: str, parallel: str, alone: dict[str, Trained], found: dict[str, Any]
+) -> None:
+    for process in found[parallel]:
+        assert_same(process[name], alone[name])
+
+
+def test_scalars_are_averaged_over_the_processes(found: dict[str, Any]) -> None:
+    for process in found["fsdp"]:
+        gradients = process["hard negatives of the world"].gradients[0]
+        scalars = [name for name, gradient in gradients.items() if gradient.ndim == 0]
+        assert {"itc_head.temperature", "fusion.text_bridges.0.scale"} <= set(scalars)
+        assert all(float(gradients[name].abs()) > 0 for name in scalars)
+
+
+def added_up(config: RunConfig, out: Path) -> Tensor:
+    """The gradient of the temperature where that of scalars is the sum over the processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "world_size", lambda: 1)
+        return trained({"run": config}, out)["run"].gradients[0]["itc_head.temperature"]
+
+
+def test_control_scalars_that_are_added_up_differ(
+    configs: dict[str, RunConfig], found: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "hard negatives of the world"
+    spoilt = run_on_ranks(2, added_up, replace(configs[name], parallel="fsdp", max_steps=1), tmp_path)
+    expected = found["ddp"][0][name].gradients[0]["itc_head.temperature"]
+    for gradient in spoilt:
+        assert float((gradient - expected).abs()) > 1e-3 * float(expected.abs())
+
+
+def held(config: RunConfig, out: Path) -> tuple[int, int]:
+    """Numbers of weights in the optimiser of this process, and of those that are whole."""
+    sizes: list[tuple[int, bool]] = []
+
+    def record(optimizer: Any, arguments: Any, options: Any) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        sizes.extend(
+            (getattr(weight, "_local_tensor", weight).numel(), hasattr(weight, "full_tensor")) for weight in weights
+        )
+
+    hook = register_optimizer_step_pre_hook(record)
+    train(config, out, progress=False)
+    hook.remove()
+    return sum(size for size, _ in sizes), sum(size for size, sharded in sizes if not sharded)
+
+
+def test_each_process_holds_half_of_the_weights(
+    configs: dict[str, RunConfig], found: dict[str, Any], tmp_path: Path
+) -> None:
+    config = replace(configs["vqa"], max_steps=1)
+    total = sum(weight.numel() for weight in found["ddp"][0]["vqa"].weights.values())
+    first, second = run_on_ranks(2, held, replace(config, parallel="fsdp"), tmp_path)
+    assert first[1] == second[1] < 10  # scalars
+    assert first[0] + second[0] - first[1] == total
+    assert abs(first[0] - second[0]) < 0.1 * total
