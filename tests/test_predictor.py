@@ -166,7 +166,11 @@ class TestResults:
         held: list[int] = []
 
         def measure(*_: Any) -> None:
-            held.append(sum(each.nbytes for each in gc.get_objects() if type(each) is Encoded))
+            sizes: list[int] = []
+            for each in gc.get_objects():
+                if type(each) is Encoded:
+                    each.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+            held.append(sum(sizes))
 
         gc.freeze()  # so that only what is made from here on is looked through
         hook = predictor.model.fusion.register_forward_pre_hook(measure)

@@ -1,7 +1,7 @@
 """What can be chosen, and what is said about the rest."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import start
-from bridgetower.engines.config import FASTEST, FORMS, PRECISIONS, EngineName, Precision
+from bridgetower.engines.config import FASTEST, FORMS, EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.start import EngineChoice, chosen_engine
@@ -40,7 +40,7 @@ class TestChoice:
 
 
 class TestAuto:
-    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("precision", get_args(Precision))
     def test_takes_the_first_that_is_installed(self, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
         able = FASTEST[precision]
         assert {(engine, precision) for engine in able} <= FORMS.keys()

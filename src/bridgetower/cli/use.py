@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import (
     LOADED,
@@ -25,15 +26,35 @@ if TYPE_CHECKING:
     from bridgetower.predictor import Options
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How inputs are computed.
+
+    Attributes:
+        batch_size: Inputs at once.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+
+    batch_size: int = 32
+    truncate: bool = False
+
+    def options(self) -> Options:
+        """Returns the arguments of a predictor's method, with a bar on a terminal."""
+        return {"batch_size": self.batch_size, "truncate": self.truncate, "progress": sys.stderr.isatty()}
+
+
+Batching = Annotated[BatchOptions, arg(name="")]
+BATCHED = BatchOptions()
+
+
 def match(
     model: ModelOrDemo = None,
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     all_pairs: bool = False,
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
 ) -> None:
     """Score how well images and texts match.
 
@@ -46,15 +67,12 @@ def match(
         images: Image files.
         texts: Texts; text n goes with image n.
         all_pairs: Score every image with every text.
-        batch_size: Pairs at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut texts that are too long instead of refusing them.
     """
     predictor = loading.load(model_or_demo(model, "bridgetower match MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
-    scores = predictor.match(
-        names, texts, all_pairs=all_pairs, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
-    ).flatten()
+    scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
     pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
     emit_lines(
         {"image": image, "text": text, "probability": score}
@@ -68,9 +86,8 @@ def fill_mask(
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     top: int = 5,
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
 ) -> None:
     """Fill masked words of texts about images.
 
@@ -83,15 +100,12 @@ def fill_mask(
         images: Image files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
-        batch_size: Pairs at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut texts that are too long instead of refusing them.
     """
     predictor = loading.load(model_or_demo(model, "bridgetower fill-mask MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
-    filled = predictor.fill_mask(
-        names, texts, top=top, batch_size=batch_size, truncate=truncate, progress=sys.stderr.isatty()
-    )
+    filled = predictor.fill_mask(names, texts, top=top, **batching.options())
     emit_lines(
         {"image": image, "text": text, "words": [vars(word) for word in words]}
         for image, text, masks in zip(names, texts, filled, strict=True)
@@ -149,9 +163,8 @@ def answer(
     images: tuple[Path, ...],
     questions: tuple[str, ...],
     top: int = 5,
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
     json: bool = False,
 ) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
@@ -167,14 +180,13 @@ def answer(
         images: Image files.
         questions: Questions; question n is about image n.
         top: Answers per question.
-        batch_size: Questions at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut questions that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
     found = model_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT", answering=True)
     predictor, names = loading.load(found), list(map(str, images))
-    chosen = predictor.answer(names, questions, top=top, **_options(batch_size, truncate))
+    chosen = predictor.answer(names, questions, top=top, **batching.options())
     _emit({"image": names, "question": questions}, "answers", chosen, json=json)
 
 
@@ -183,9 +195,8 @@ def entail(
     *,
     images: tuple[Path, ...],
     statements: tuple[str, ...],
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
     json: bool = False,
 ) -> None:
     """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
@@ -199,13 +210,12 @@ def entail(
         model: What to load.
         images: Image files.
         statements: Statements; statement n is about image n.
-        batch_size: Statements at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut statements that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
     predictor, names = loading.load(model), list(map(str, images))
-    chosen = predictor.entail(names, statements, **_options(batch_size, truncate))
+    chosen = predictor.entail(names, statements, **batching.options())
     _emit({"image": names, "statement": statements}, "judgements", chosen, json=json)
 
 
@@ -215,9 +225,8 @@ def reason(
     images: tuple[Path, ...],
     images_2: tuple[Path, ...],
     statements: tuple[str, ...],
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
     json: bool = False,
 ) -> None:
     """Classify statements about two images as true or false, with a model fine-tuned on NLVR2.
@@ -232,13 +241,12 @@ def reason(
         images: Image files, the left ones.
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
-        batch_size: Statements at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut statements that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
     predictor, left, right = loading.load(model), list(map(str, images)), list(map(str, images_2))
-    chosen = predictor.reason(left, right, statements, **_options(batch_size, truncate))
+    chosen = predictor.reason(left, right, statements, **batching.options())
     _emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
 
 
@@ -248,9 +256,8 @@ def classify(
     images: tuple[Path, ...] = (),
     texts: tuple[str, ...] = (),
     top: int | None = None,
-    batch_size: int = 32,
+    batching: Batching = BATCHED,
     loading: Loading = LOADED,
-    truncate: bool = False,
     json: bool = False,
 ) -> None:
     """Classify images, texts, or images with texts, with a model fine-tuned on a table of your own.
@@ -267,25 +274,20 @@ def classify(
         images: Image files; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone.
         top: Classes per input; all if left out.
-        batch_size: Inputs at once.
+        batching: How inputs are computed.
         loading: How the model is loaded.
-        truncate: Cut texts that are too long instead of refusing them.
         json: Print JSON on a terminal too.
     """
     predictor, names = loading.load(model), list(map(str, images))
     given = {name: values for name, values in (("image", names), ("text", texts)) if values}
     inputs = names or None, list(texts) or None
     if predictor.model.config.heads.predicts_number("classification"):
-        numbers = predictor.estimate(*inputs, **_options(batch_size, truncate)).tolist()
+        numbers = predictor.estimate(*inputs, **batching.options()).tolist()
         rows = zip(*given.values(), numbers, strict=True)
         emit_lines(dict(zip((*given, "number"), row, strict=True)) for row in rows)
         return
-    chosen = predictor.classify(*inputs, top=top, **_options(batch_size, truncate))
+    chosen = predictor.classify(*inputs, top=top, **batching.options())
     _emit(given, "classes", chosen, json=json)
-
-
-def _options(batch_size: int, truncate: bool) -> Options:
-    return {"batch_size": batch_size, "truncate": truncate, "progress": sys.stderr.isatty()}
 
 
 def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool) -> None:

@@ -25,9 +25,6 @@ FASTEST: dict[Precision, tuple[EngineName, ...]] = {
 }
 """Engines from the fastest on a CPU to the slowest, as they were measured: see docs/engines.md."""
 
-ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-
 # Largest difference from the model that an export may have, as a share of an output's largest value where that is
 # above one. That of int8 only tells a broken export from a whole one.
 TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2}

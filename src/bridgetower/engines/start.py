@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.engines.config import ENGINES, FASTEST, FORMS, PRECISIONS, EngineName, EngineRequest, Form, Precision
+from bridgetower.engines.config import FASTEST, FORMS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.engines.folder import VERSION, check_exported, is_exported, write_exported
 from bridgetower.engines.onnx_graphs import products_overflow
@@ -20,6 +20,7 @@ from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runners import make_runner
 from bridgetower.extras import is_installed, require
 from bridgetower.files import cache_folder, locked, remove_leftovers
+from bridgetower.model.plain import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,8 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         """Checks that there is such an engine, in this precision, on this device."""
-        for what, value, known in (("engine", self.engine, ENGINES), ("precision", self.precision, PRECISIONS)):
-            if value not in known:
-                raise ValueError(f"{what} is {value!r}; expected one of {', '.join(known)}")
+        check_choice("engine", self.engine, EngineName)
+        check_choice("precision", self.precision, Precision)
         if (self.engine, self.precision) not in FORMS:
             able = [engine for engine, precision in FORMS if precision == self.precision]
             raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")

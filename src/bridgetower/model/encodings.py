@@ -45,18 +45,6 @@ class Encoded:
         cache = None if self.first_layer_cache is None else self.first_layer_cache.map(function)
         return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, cache)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        sizes = []
-
-        def measure(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.nbytes)
-            return tensor
-
-        self.map(measure)
-        return sum(sizes)
-
     def padded(self, length: int) -> Encoded:
         """Pads to `length` tokens, with an explicit mask.
 

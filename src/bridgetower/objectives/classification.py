@@ -124,11 +124,11 @@ def regressor(model: BridgeTower, head: str) -> ClassificationTask:
     return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits)
 
 
-def answerer(model: BridgeTower, head: str = "vqa") -> ClassificationTask:
-    """Returns a task whose classes are answers, each judged on its own; the metric is VQA's score."""
+def answerer(model: BridgeTower) -> ClassificationTask:
+    """Returns the task of the head `vqa`: classes are answers, each judged on its own; the metric is VQA's score."""
 
     def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         value, score = vqa_loss(logits, targets)
         return value, {"vqa_score": score}
 
-    return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.sigmoid())
+    return ClassificationTask(model, "vqa", loss=loss, probabilities=lambda logits: logits.sigmoid())
