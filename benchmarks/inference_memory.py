@@ -26,9 +26,10 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 

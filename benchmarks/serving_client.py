@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.files import replacing
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from side_by_side.products import recorded
 from side_by_side.rows import Row

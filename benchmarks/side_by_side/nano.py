@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask

@@ -16,9 +16,10 @@ from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice
 from bridgetower.files import new_folder
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.heads import ItcHead, LinearHead
+from bridgetower.model.init import init_weights
 
 ITC_SIZE = 256
 TINY = {

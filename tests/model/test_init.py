@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.init import init_weights
 
 WIDE = tiny.changed(
     vision__hidden_size=96,

@@ -240,8 +240,9 @@ def _cost(config: ModelConfig, extensions: Extensions, text_length: int, repeats
     import torch
 
     from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, parameters_by_part
-    from bridgetower.model.bridgetower import BridgeTower, init_weights
+    from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.model.cpu import pack_weights
+    from bridgetower.model.init import init_weights
 
     network = BridgeTower(config, extensions).eval()
     init_weights(network, torch.Generator().manual_seed(0))

@@ -12,10 +12,11 @@ from torch import Tensor
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.batch import derive_seed
 from bridgetower.files import differences
-from bridgetower.model.bridgetower import BridgeTower, init_weights
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
+from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
