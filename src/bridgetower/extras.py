@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Literal
 
-Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", "towers"]
+Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", "ray", "towers"]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("datasets", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
@@ -17,6 +17,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     ),
     "onnx": ("onnxruntime", "onnxscript"),
     "openvino": ("onnxscript", "openvino"),
+    "ray": ("ray",),
     "towers": ("timm", "transformers"),
 }
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""

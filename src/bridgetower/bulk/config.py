@@ -7,7 +7,7 @@ from typing import Literal
 
 from bridgetower.data.items import Columns
 from bridgetower.data.sources import CaptionsFrom
-from bridgetower.model.plain import check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 
 Part = Literal["images", "texts", "pairs"]
 Quantize = Literal["float16", "int8", "binary"]
@@ -25,7 +25,10 @@ class BulkConfig:
         truncate: Cut captions that are too long for the model; otherwise their image counts as bad.
         max_errors: Number of images that may be left out because they cannot be used; each is named.
         batch_size: Images embedded at once.
-        num_workers: Processes that decode images; None starts one per core where that pays off.
+        num_workers: Processes that decode images; None starts one per core where that pays off. Not on Ray.
+        block_size: Items that are written together; a killed run does no more than one block again.
+        ray: Address of a Ray cluster that embeds, or "local" for one of this machine; None: this process.
+        ray_workers: Models on the cluster; None: one for each GPU, or for each core where there is no GPU.
     """
 
     image_column: str | None = None
@@ -36,15 +39,22 @@ class BulkConfig:
     max_errors: int = 0
     batch_size: int = 32
     num_workers: int | None = None
+    block_size: int = 512
+    ray: str | None = None
+    ray_workers: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the counts."""
-        check_numbers(self)
-        if self.max_errors < 0 or self.batch_size < 1 or (self.num_workers or 0) < 0:
-            raise ValueError(
-                f"max_errors {self.max_errors}, batch_size {self.batch_size}, num_workers {self.num_workers}; "
-                "expected at least 0, 1 and 0"
-            )
+        check_numbers(
+            self,
+            max_errors=AT_LEAST_0,
+            num_workers=AT_LEAST_0,
+            batch_size=AT_LEAST_1,
+            block_size=AT_LEAST_1,
+            ray_workers=AT_LEAST_1,
+        )
+        if self.ray is None and self.ray_workers is not None:
+            raise ValueError(f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray")
 
     @property
     def columns(self) -> Columns:
@@ -61,15 +71,7 @@ class EmbedConfig(BulkConfig):
     Attributes:
         of: Embed the images, their texts, or both together; None: images, and texts where there is no image.
         quantize: Write vectors in fewer bytes; None: float32.
-        block_size: Items that are written together; a killed run does no more than one block again.
     """
 
     of: Part | None = None
     quantize: Quantize | None = None
-    block_size: int = 512
-
-    def __post_init__(self) -> None:
-        """Checks the counts."""
-        super().__post_init__()
-        if self.block_size < 1:
-            raise ValueError(f"block_size is {self.block_size}; expected at least 1")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -143,9 +144,9 @@ class Embedded:
     size: int
     width: int
     height: int
-    image_vector: Float[Tensor, " c"] | None
-    text_vectors: Float[Tensor, "t c"]
-    pair_vectors: Float[Tensor, "t e"]
+    image_vector: Float[np.ndarray, " c"] | None
+    text_vectors: Float[np.ndarray, "t c"]
+    pair_vectors: Float[np.ndarray, "t e"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +268,9 @@ class Embedder:
                 size=one.size,
                 width=one.image.width if one.image else 0,
                 height=one.image.height if one.image else 0,
-                image_vector=next(images) if "images" in parts else None,
-                text_vectors=next(found["texts"]) if "texts" in parts else none,
-                pair_vectors=next(found["pairs"]) if "pairs" in parts else none,
+                image_vector=next(images).numpy() if "images" in parts else None,
+                text_vectors=(next(found["texts"]) if "texts" in parts else none).numpy(),
+                pair_vectors=(next(found["pairs"]) if "pairs" in parts else none).numpy(),
             )
             for one, parts in zip(good, wanted, strict=True)
         ]

@@ -75,11 +75,11 @@ def entries_of(rows: Sequence[Embedded]) -> Iterator[Entry]:
     for row in rows:
         about: dict[str, Any] = {"id": row.item.id, "is_image": row.item.image is not None}
         if row.image_vector is not None:
-            yield Entry(**about, text=None, vector=row.image_vector.numpy())
+            yield Entry(**about, text=None, vector=row.image_vector)
             continue
         of_texts = row.pair_vectors if len(row.pair_vectors) else row.text_vectors
         for text, vector in zip(row.item.texts, of_texts, strict=True):
-            yield Entry(**about, text=text, vector=vector.numpy())
+            yield Entry(**about, text=text, vector=vector)
 
 
 class Output:

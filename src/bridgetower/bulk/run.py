@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from bridgetower.bulk.config import BulkConfig, EmbedConfig
-from bridgetower.bulk.embedding import Embedder, Problem, embedded_blocks, num_decoders
+from bridgetower.bulk.embedding import EmbeddedBlock, Embedder, Problem, embedded_blocks, num_decoders
 from bridgetower.bulk.outputs import JsonLines, NumPy, Output, Parquet, entries_of
 from bridgetower.data.items import Block, Unit, read_blocks, units_of
 from bridgetower.data.remote import is_url
@@ -88,9 +89,10 @@ def embed_units(
 ) -> EmbedReport:
     """Does as `embed_source` with the units of a source, which is named for errors."""
     make = _output(out)
+    check_ray(config, model)
     predictor = loaded(model)
     started = time.perf_counter()
-    embedder = embedder_of(predictor, config)
+    embedder = partial(embedder_of, predictor if config.ray is None else model, config)
     plan = {
         "source": [unit.signature for unit in units],
         "model": predictor.source,
@@ -100,13 +102,13 @@ def embed_units(
     with make(out, plan, quantize=config.quantize) as output:
         whole = {number for number, unit in enumerate(units) if not unit.is_folder and output.is_whole(number)}
         names = {name for name in output.records if int(name.partition("-")[0]) in whole}
-        read = read_blocks(units, config.columns, config.block_size, skip=whole.__contains__)
+        copies = config.ray is None
+        read = read_blocks(units, config.columns, config.block_size, skip=whole.__contains__, copies=copies)
         total = count_items(units, config) if progress else None
         with counting("embedding", total=total, shown=progress) as advance:
             advance(sum(output.records[name].items for name in names))
             blocks = _unwritten(output, read, names, advance)
-            workers = num_decoders(config.num_workers, total)
-            for block in embedded_blocks(embedder, blocks, num_workers=workers, advance=advance):
+            for block in computed(embedder, blocks, config, total, advance):
                 output.write(block)
         output.finish(names)
         report = _report(output, out, time.perf_counter() - started)
@@ -122,7 +124,9 @@ def print_units(
     Raises:
         OSError, ValueError: As `embed_source`.
     """
-    embedder, target = embedder_of(loaded(model), config), file or sys.stdout
+    if config.ray is not None:
+        raise ValueError("on Ray vectors are written to a file or table, not printed; give its place as out")
+    embedder, target = embedder_of(model, config), file or sys.stdout
     problems: list[Problem] = []
     num_bad = num_cut = 0
     size = min(config.block_size, config.batch_size)  # a line comes as soon as it can
@@ -143,10 +147,51 @@ def loaded(model: Model) -> Predictor:
     return model if isinstance(model, Predictor) else model()
 
 
-def embedder_of(predictor: Predictor, config: EmbedConfig) -> Embedder:
+def check_ray(config: BulkConfig, model: Model) -> None:
+    """Checks that workers of a cluster can load the model themselves, if there is to be a cluster.
+
+    Raises:
+        FileNotFoundError: Ray is not installed.
+        ValueError: The model is loaded already.
+    """
+    if config.ray is None:
+        return
+    require("ray")
+    if isinstance(model, Predictor):
+        raise ValueError("on Ray every worker loads the model; give what to load, not a loaded model")
+
+
+def computed(
+    make: Callable[[], Embedder],
+    blocks: Iterator[Block],
+    config: BulkConfig,
+    total: int | None,
+    advance: Callable[[int], None],
+) -> Iterator[EmbeddedBlock]:
+    """Yields blocks with their vectors: in order, or from a cluster as soon as each is done.
+
+    Args:
+        make: Returns the model with what it makes of an item.
+        blocks: Of a source.
+        config: How.
+        total: Items; None: not known.
+        advance: Called with each number of items that were done.
+    """
+    if config.ray is None:
+        workers = num_decoders(config.num_workers, total)
+        yield from embedded_blocks(make(), blocks, num_workers=workers, advance=advance)
+        return
+    from bridgetower.bulk.on_ray import embedded_on_ray
+
+    for block in embedded_on_ray(make, blocks, address=config.ray, num_workers=config.ray_workers):
+        yield block
+        advance(len(block.rows) + len(block.problems))
+
+
+def embedder_of(model: Model, config: EmbedConfig) -> Embedder:
     """Returns what embeds by a config."""
     parts = None if config.of is None else frozenset({config.of})
-    return Embedder(predictor, parts, truncate=config.truncate, batch_size=config.batch_size)
+    return Embedder(loaded(model), parts, truncate=config.truncate, batch_size=config.batch_size)
 
 
 def count_items(units: Sequence[Unit], config: EmbedConfig) -> int | None:

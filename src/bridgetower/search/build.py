@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Embedder, embedded_blocks, num_decoders
+from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Embedder
 from bridgetower.bulk.lance import Uri, split
-from bridgetower.bulk.run import Model, check_bad, loaded, say_cut
+from bridgetower.bulk.run import Model, check_bad, check_ray, computed, loaded, say_cut
 from bridgetower.data.items import Block, read_blocks, units_of
 from bridgetower.data.remote import is_url
 from bridgetower.predictor import Predictor
@@ -78,6 +80,7 @@ def build_index(
             head, or more than `max_errors` images cannot be used; the others are in the index then.
     """
     config = config or IndexConfig()
+    check_ray(config, model)
     split(out)  # refuses what is no name for an index
     root = str(source) if is_url(source) else root_of(source)
     with Listing(Path(root)) as listing:
@@ -92,7 +95,7 @@ def build_index(
         predictor.model.contrastive_head()
         with write_lock(out):
             index = _opened(out, predictor, root, storage_options)
-            update = _Update(index, predictor, listing, config)
+            update = _Update(index, predictor if config.ray is None else model, listing, config)
             update.run(progress)
     report = IndexReport(
         images=len(index),
@@ -111,15 +114,9 @@ def build_index(
 class _Update:
     """One run over an index."""
 
-    def __init__(self, index: Index, predictor: Predictor, listing: Listing, config: IndexConfig) -> None:
+    def __init__(self, index: Index, model: Model, listing: Listing, config: IndexConfig) -> None:
         self.index, self.listing, self.config = index, listing, config
-        self.embedder = Embedder(
-            predictor,
-            frozenset({"images"}),
-            truncate=config.truncate,
-            batch_size=config.batch_size,
-            with_texts=True,
-        )
+        self.make = partial(_embedder, model, config)
         listing.add_indexed(index.listed())
         self.num_wanted = listing.num_wanted()
         self.num_added = self.num_changed = self.num_cut = self.num_removed = 0
@@ -130,11 +127,10 @@ class _Update:
         """Embeds, writes and deletes."""
         rows: list[IndexedRow] = []
         written = time.monotonic()
-        workers = num_decoders(self.config.num_workers, self.num_wanted)
         with counting("embedding", total=self.num_wanted, shown=progress and self.num_wanted > 0) as advance:
-            for block in embedded_blocks(self.embedder, self._blocks(), num_workers=workers, advance=advance):
+            for block in computed(self.make, self._blocks(), self.config, self.num_wanted, advance):
                 rows += self._rows(block)
-                if time.monotonic() - written >= self.config.commit_seconds:
+                if self.config.ray is not None or time.monotonic() - written >= self.config.commit_seconds:
                     self.index.upsert(rows)
                     rows, written = [], time.monotonic()
         self.index.upsert(rows)
@@ -147,8 +143,9 @@ class _Update:
     def _blocks(self) -> Iterator[Block]:
         """Yields what is to be embedded, a batch at a time."""
         wanted = self.listing.wanted()
+        size = self.config.batch_size if self.config.ray is None else self.config.block_size
         for number in count():
-            part = list(islice(wanted, self.config.batch_size))
+            part = list(islice(wanted, size))
             if not part:
                 return
             self._sources |= {item.id: source for item, source in part}
@@ -173,6 +170,11 @@ class _Update:
             self.num_removed += len(part)
 
 
+def _embedder(model: Model, config: IndexConfig) -> Embedder:
+    size, truncate = config.batch_size, config.truncate
+    return Embedder(loaded(model), frozenset({"images"}), truncate=truncate, batch_size=size, with_texts=True)
+
+
 def _row(row: Embedded, source: SourceImage) -> IndexedRow:
     assert row.image_vector is not None  # it is asked for
     return IndexedRow(
@@ -180,9 +182,9 @@ def _row(row: Embedded, source: SourceImage) -> IndexedRow:
         digest=row.digest,
         width=row.width,
         height=row.height,
-        image_vector=row.image_vector,
-        text_vectors=row.text_vectors,
-        pair_vectors=row.pair_vectors,
+        image_vector=torch.from_numpy(row.image_vector),
+        text_vectors=torch.from_numpy(row.text_vectors),
+        pair_vectors=torch.from_numpy(row.pair_vectors),
     )
 
 
