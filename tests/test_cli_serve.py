@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +29,7 @@ from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import listen
 from bridgetower.serve.service import Service
-from served import PATIENCE, PNGS, URIS
+from served import PATIENCE, PNGS, URIS, until
 from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
@@ -48,11 +48,11 @@ def heard(number: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def process(
-    *arguments: str, key: str | None = None, stdout: IO[str] | None = None
+    *arguments: str, key: str | None = None, stdout: IO[str] | None = None, before: Sequence[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
-    command = [sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
+    command = [*before, sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
     with (
         heard(signal.SIGINT),
         subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
@@ -168,6 +168,24 @@ def test_a_replica_that_cannot_start_stops_all() -> None:
     assert done.returncode == 2
     assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"bridgetower"}
     assert "./nothing" in done.stderr
+
+
+def test_requests_are_traced(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/deploy.md says, by OpenTelemetry's command and variables alone."""
+    for name, value in {"TRACES_EXPORTER": "console", "METRICS_EXPORTER": "none", "LOGS_EXPORTER": "none"}.items():
+        monkeypatch.setenv(f"OTEL_{name}", value)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    command = shutil.which("opentelemetry-instrument", path=Path(sys.executable).parent)
+    assert command is not None
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    options = ("--model", str(tiny_checkpoint))
+    with (
+        (tmp_path / "spans").open("w") as spans,
+        process(*options, stdout=spans, before=[command]) as (_, _, address),
+    ):
+        httpx.get(f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+        until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
+    assert f'"trace_id": "0x{trace}"' in (tmp_path / "spans").read_text()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

@@ -17,7 +17,7 @@ def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
     assert set(content["paths"]) == {
         *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
         *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/pictures/{id}"),
-        *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics"),
+        *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/info", "/metrics"),
     }
     responses = content["paths"]["/v1/match"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "404", "408", "413", "429", "503"}
@@ -66,4 +66,4 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
 
         answered()
     assert routes["/v1/embeddings"] == 20
-    assert len(routes) == (17 if mode == "positive" else 10)
+    assert len(routes) == (18 if mode == "positive" else 10)

@@ -112,9 +112,9 @@ def _password(credentials: str) -> str:
 
 
 def _is_link(headers: Headers, method: str, path: str) -> bool:
-    """Whether the headers are those of a link to the page, which a browser opens in a window of its own."""
+    """Whether the headers are those of a link to a page, which a browser opens in a window of its own."""
     given = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
-    return method == "GET" and path == "/" and given == (None, "navigate", "document")
+    return method == "GET" and path in ("/", "/docs") and given == (None, "navigate", "document")
 
 
 def _name(host: str) -> str:

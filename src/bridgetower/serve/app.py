@@ -31,8 +31,11 @@ PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.js": ("docs.js", "text/javascript"),
+    "/elements.js": ("elements.js", "text/javascript"),
 }
-"""The file at each path of the page, with its media type; the page uses the public routes."""
+"""The file at each path of the pages, with its media type; the pages use the public routes."""
 
 _DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
@@ -62,7 +65,7 @@ def build_app(service: Service) -> FastAPI:
         version=bridgetower.__version__,
         description=f"Embeddings of texts and images, and predictions for both together: {service.name}.",
         lifespan=lifespan,
-        docs_url=None,  # it loads scripts from elsewhere
+        docs_url=None,  # it loads scripts from elsewhere; /docs is a page of this package
         redoc_url=None,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
         servers=[{"url": config.root_path}] if config.root_path else None,

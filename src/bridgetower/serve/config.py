@@ -58,7 +58,7 @@ class ServeConfig:
         max_items: Most items in one request, 4096 or fewer.
         allow_host: Hosts from which images are fetched when a request has a URL, with :port unless it is the usual
             one; by default none.
-        page: Serve the page at /.
+        page: Serve the page at / and the reference of the API at /docs.
         access_log: Write a line of JSON for each request to standard output.
         replicas: Processes that serve the model, each with its own copy of it and its share of the cores or GPUs.
         server_name: Names besides those of this machine that a server without API key answers to, such as the name of

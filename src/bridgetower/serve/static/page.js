@@ -1,22 +1,11 @@
 // The page: everything that is shown comes from the routes under v1/ and is set as text, never as markup.
 
-const $ = (id) => document.getElementById(id);
+import { $, el, encodedKey } from "./elements.js";
+
 const ID = /^[0-9a-f]{64}$/;
 const SMALL = 360, LARGE = 1600; // pixels of the longer side
 const KEPT = 400; // images that are kept for showing them again
 const TRUNCATE = ', or send "truncate": true to cut it'; // for which the page has no field
-
-/** Makes an element; text and children are never parsed. */
-function el(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
-  }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
-}
 
 // ---------------------------------------------------------------------------------------------- numbers
 
@@ -114,7 +103,6 @@ async function send(path, { body = null, signal = null } = {}) {
   }
 }
 
-const encodedKey = (key) => key.replace(/[^\x20-\x7e]/g, "?"); // a header takes no other characters, nor does a key
 const json = async (path, options) => (await send(path, options)).json();
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 

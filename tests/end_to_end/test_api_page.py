@@ -1,0 +1,87 @@
+"""The reference of the API at /docs in a real Chromium: all that openapi.json has, and requests that are sent."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.predictor import Predictor, load
+from served import Running, started, until
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(predictor: Predictor) -> Iterator[Running]:
+    with started(predictor, page=True, api_key="sesame", name="tiny") as found:
+        yield found
+
+
+@pytest.fixture
+def page(chromium: Any, server: Running, tmp_path: Path) -> Iterator[Any]:
+    """The reference, for a reader who has given the key."""
+    context = chromium.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.goto(f"{server.client.base_url}/docs")
+    page.get_by_label("API key").fill("open")
+    page.get_by_label("API key").press("Enter")
+    page.get_by_text("the API key is missing or wrong").wait_for()
+    page.get_by_label("API key").fill("sesame")
+    page.get_by_label("API key").press("Enter")
+    page.locator("#operations section").first.wait_for()
+    yield page
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    context.close()
+    assert [text for text in wrong if "status of 40" not in text] == []
+
+
+def test_every_operation_and_field(page: Any, server: Running) -> None:
+    headers = {"Authorization": "Bearer sesame"}
+    description = server.client.get("/openapi.json", headers=headers).json()
+    operations = [f"{method}{path}" for path, methods in description["paths"].items() for method in methods]
+    assert [section.get_attribute("id") for section in page.locator("#operations section").all()] == operations
+    match = page.locator('section[id="post/v1/match"]')
+    fields = match.locator("details").first.locator("th").all_inner_texts()
+    assert fields == list(description["components"]["schemas"]["MatchRequest"]["properties"])
+    row = match.locator("details").first.locator("tr", has_text="all_pairs").inner_text()
+    assert row.split("\t")[:2] == ["all_pairs", "boolean; default false"]
+    match.get_by_text("Fields of the response").click()
+    assert "data[].probability" in match.locator("details").nth(1).locator("th").all_inner_texts()
+    messages = page.locator('section[id="post/v1/embeddings"] th').all_inner_texts()
+    assert "messages[].content[].image_url.url" in messages
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_examples_can_be_sent(page: Any, predictor: Predictor) -> None:
+    for path in ("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/fill-mask", "/v1/explain"):
+        section = page.locator(f'section[id="post{path}"]')
+        section.get_by_role("button", name=f"Send POST {path}").click()
+        section.get_by_text("Status 200").wait_for()
+    match = page.locator('section[id="post/v1/match"]')
+    body = {"images": json.loads(match.get_by_role("textbox").input_value())["images"], "texts": "a bar"}
+    match.get_by_role("textbox").fill(json.dumps(body))
+    match.get_by_role("button", name="Send").click()
+    until(lambda: len(json.loads(match.locator("pre").inner_text())["data"]) == 1)
+    (found,) = json.loads(match.locator("pre").inner_text())["data"]
+    red = base64.b64decode(body["images"].partition(",")[2])
+    assert found["probability"] == pytest.approx(float(predictor.match(red, "a bar")), abs=1e-6)
+    match.get_by_role("textbox").fill("{")
+    match.get_by_role("button", name="Send").click()
+    match.get_by_text("Status 400").wait_for()
+
+
+def test_a_parameter_in_the_path(page: Any) -> None:
+    section = page.locator('section[id="get/v1/models/{name}"]')
+    for name, status in (("tiny", 200), ("other", 404)):
+        section.get_by_role("textbox").fill(name)
+        section.get_by_role("button", name="Send").click()
+        section.get_by_text(f"Status {status}").wait_for()
