@@ -4,7 +4,20 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Literal
 
-Extra = Literal["train", "search", "serve", "plot", "demo", "onnx", "openvino", "ray", "towers"]
+Extra = Literal[
+    "train",
+    "search",
+    "serve",
+    "plot",
+    "demo",
+    "onnx",
+    "openvino",
+    "ray",
+    "towers",
+    "langchain",
+    "llama-index",
+    "sentence-transformers",
+]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("datasets", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
@@ -19,6 +32,9 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "openvino": ("onnxscript", "openvino"),
     "ray": ("ray",),
     "towers": ("timm", "transformers"),
+    "langchain": ("langchain_core",),
+    "llama-index": ("llama_index",),
+    "sentence-transformers": ("sentence_transformers",),
 }
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""
 

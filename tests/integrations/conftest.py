@@ -1,0 +1,26 @@
+"""A model whose vectors of texts, images and pairs can be compared, and a few images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def comparable_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+    """`tiny_checkpoint` with contrastive heads for texts, images and pairs."""
+    from shapes import MODEL, write_tiny_checkpoint
+
+    model = replace(MODEL, heads=replace(MODEL.heads, itc="fused"))
+    return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("comparable"), model)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Files of three images."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (30, 24), colour).save(folder / f"{number}.png")
+    return [str(folder / f"{number}.png") for number in range(3)]

@@ -1,0 +1,131 @@
+"""sentence-transformers loads folders of this package: the same vectors and scores as of the predictor."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bridgetower.integrations.sentence_transformers_files import write_modules
+from bridgetower.predictor import Predictor, load
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
+
+TEXTS = ["red circle on black", "a bar", "a square that is blue " * 9]  # the last one is cut
+
+
+@pytest.fixture(scope="module")
+def predictor(comparable_checkpoint: Path) -> Predictor:
+    return load(comparable_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def embedder(comparable_checkpoint: Path) -> Any:
+    return sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu")
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+
+
+class TestEncode:
+    def test_texts_images_and_both_in_one_call(self, embedder: Any, predictor: Predictor, images: list[str]) -> None:
+        texts, pictures = predictor.embed_texts(TEXTS, truncate=True), predictor.embed_images(images)
+        pairs = predictor.embed_pairs(images[:2], TEXTS[:2])
+        opened = Image.open(images[2])
+        given = [TEXTS[2], opened, {"text": TEXTS[0], "image": images[0]}, images[1], {"image": opened}, TEXTS[0]]
+        expected = [texts[2], pictures[2], pairs[0], pictures[1], pictures[2], texts[0]]
+        close(embedder.encode(given, batch_size=4), np.stack(expected))
+        close(embedder.encode(TEXTS[0]), texts[0])
+        close(embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}), pairs[1])
+
+    def test_similarity_and_prompts(self, embedder: Any, predictor: Predictor) -> None:
+        close(embedder.encode([TEXTS[0]], prompt="a picture of "), predictor.embed_texts(f"a picture of {TEXTS[0]}"))
+        found = embedder.encode_query(TEXTS[:2])
+        close(embedder.similarity(found, found), predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T)
+        assert embedder.max_seq_length == 24
+
+    def test_a_copy_for_another_process(self, embedder: Any) -> None:
+        copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it
+        close(copy.encode(TEXTS), embedder.encode(TEXTS))
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ([("a", "b"), Image.new("RGB", (8, 8))], "an input is of kind text; expected a text, an image, or a dict"),
+            ([[{"role": "user", "content": "a"}]], "an input is of kind message; expected a text"),
+            ([{"text": ["a", "b"], "image": "a.png"}], "expected a text, an image, or a dict with text, image or both"),
+            ([{"text": "a", "picture": "a.png"}], "unrecognized modality keys"),
+            ([np.zeros(9)], "audio"),
+        ],
+    )
+    def test_what_it_cannot_embed(self, embedder: Any, given: list[Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            embedder.encode(given)
+
+    def test_joint_vectors_of_another_width(self, tiny_checkpoint: Path) -> None:
+        model = sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(tiny_checkpoint)], device="cpu")
+        pair = {"text": "a bar", "image": Image.new("RGB", (8, 8))}
+        assert model.encode([pair]).shape == (1, 16)
+        with pytest.raises(ValueError, match=r"vectors of \[8, 16\] numbers.*in a call of their own"):
+            model.encode([pair, "a bar"])
+
+
+class TestFolders:
+    def test_convert_writes_what_it_loads(
+        self, run: Callable[..., Any], predictor: Predictor, images: list[str], tmp_path: Path
+    ) -> None:
+        for kind in ("sentence-transformers", "cross-encoder"):
+            (line,) = run("convert", predictor.source, tmp_path / kind, "--to", kind)
+            assert line["format"] == kind
+        embedder = sentence_transformers.SentenceTransformer(
+            str(tmp_path / "sentence-transformers"), trust_remote_code=True, device="cpu"
+        )
+        close(embedder.encode(images), predictor.embed_images(images))
+        ranker = sentence_transformers.CrossEncoder(
+            str(tmp_path / "cross-encoder"), trust_remote_code=True, device="cpu"
+        )
+        expected = predictor.match(images, TEXTS[0:1] * 3)
+        close(ranker.predict([(TEXTS[0], image) for image in images]), expected)
+
+        embedder.save_pretrained(str(tmp_path / "again"))
+        again = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+        close(again.encode(TEXTS), embedder.encode(TEXTS))
+        assert load(tmp_path / "again").fingerprint == predictor.fingerprint
+
+    def test_options_of_loading(self, predictor: Predictor, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="expected only model_kwargs, as of"):
+            EmbeddingModule.load(predictor.source, processor_kwargs={"a": 1})
+        larger = EmbeddingModule.load(predictor.source, model_kwargs={"image_size": 30})
+        assert larger.predictor.processor.config.image_size == 30
+        with pytest.raises(FileNotFoundError, match="expected the folder of a model"):
+            write_modules(tmp_path)
+
+
+class TestRank:
+    @pytest.fixture
+    def ranker(self, tiny_checkpoint: Path) -> Any:
+        return sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
+
+    def test_images_for_a_text_and_texts_for_an_image(
+        self, ranker: Any, tiny_checkpoint: Path, images: list[str]
+    ) -> None:
+        scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
+        for query, documents, expected in (
+            (TEXTS[0], images, scores[:, 0]),
+            (Image.open(images[1]), TEXTS[:2], scores[1]),
+        ):
+            found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
+            close([found[number] for number in range(len(documents))], expected)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+
+    @pytest.mark.parametrize(
+        "pair", [("a", "b"), (Image.new("RGB", (8, 8)),) * 2, ("a", {"text": "a", "image": "b.png"})]
+    )
+    def test_other_pairs(self, ranker: Any, pair: Any) -> None:
+        with pytest.raises(ValueError, match="expected an image and a text"):
+            ranker.predict([pair])
