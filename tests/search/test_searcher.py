@@ -16,6 +16,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Hit, Searcher
+from shapes import MODEL, write_tiny_checkpoint
 
 TEXT = "red circle on black"
 
@@ -116,6 +117,30 @@ class TestStages:
         torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
         assert hits[0].path == files[3].name
 
+    def test_a_text_alone_against_pairs_of_three_heads(
+        self, tiny_dataset: Path, shapes_folder: Path, files: list[Path], tmp_path: Path
+    ) -> None:
+        write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
+        build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
+        searcher = Searcher(tmp_path / "shapes.lance")
+        model, captions = searcher.predictor, {one.path: one.captions for one in searcher.index.listed()}
+        own = [model.embed_pairs([file] * len(captions[file.name]), captions[file.name]) for file in files]
+        text, image = model.embed_texts(TEXT)[0], model.embed_images(files[3])[0]
+        for given, vector in (((TEXT, None), text), ((None, files[3]), image)):
+            hits = searcher.search(*given, against="pairs", rerank=0, top=45)
+            best = torch.stack([(vectors @ vector).max() for vectors in own])
+            assert names(hits) == ranked(files, best)
+            found = torch.tensor([hit.cosine for hit in hits])
+            torch.testing.assert_close(found, best.sort(descending=True).values, atol=1e-5, rtol=0)
+
+    def test_models_of_two_heads_compare_a_text_alone_with_captions(
+        self, searcher: Searcher, files: list[Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert searcher.search(TEXT, against="pairs") == searcher.search(TEXT, against="captions")
+        assert "with that of a text alone, as its contrastive head has no part for pairs; it is" in caplog.text
+        assert searcher.search(image=files[3], against="pairs") == searcher.search(image=files[3])
+        assert "compared with images instead: give both" in caplog.text
+
 
 class TestConditions:
     def test_where(self, searcher: Searcher) -> None:
@@ -152,7 +177,6 @@ class TestConditions:
             ({"text": "a", "top": 0}, "top is 0; expected at least 1$"),
             ({"text": "a", "rerank": -1}, "rerank is -1; expected at least 0$"),
             ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
-            ({"text": "a", "against": "pairs"}, "needs both a text and an image"),
             ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),
             ({"image": "00.png", "rerank": 5}, "images are matched with a text"),
             ({"text": "red bar on black " * 9}, "the limit is 24"),

@@ -126,6 +126,13 @@ def test_an_image_and_both(post: Post, searcher: Searcher) -> None:
     check(post(PATH, query="red bar", image=URIS[0], **together), searcher.search("red bar", PNGS[0], **together))
 
 
+def test_a_text_alone_against_pairs(post: Post, searcher: Searcher) -> None:
+    answer = post(PATH, query="red bar", against="pairs")
+    assert answer["against"] == "captions"
+    check(answer, searcher.search("red bar", against="captions"))
+    assert post(PATH, query="red bar")["against"] == "images"
+
+
 def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None:
     text = len(predictor.processor.token_ids(["red bar"])[0])
     assert post(PATH, query="red bar", rerank=0)["usage"]["total_tokens"] == text
@@ -139,7 +146,6 @@ def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None
         ({"query": "a", "top": 0}, "top"),
         ({"query": "a", "rerank": 257}, "rerank"),
         ({"image": URIS[0], "rerank": 3}, "matched with a text"),
-        ({"query": "a", "against": "pairs"}, "both a text and an image"),
         ({"query": "a", "where": "nothing > 3"}, "'nothing' is not allowed"),
         ({"query": "a", "where": "width >"}, "after 'width >' comes 'the end'"),
         ({"query": "a", "where": "width > 0 -- '\n and version() = 3 -- '"}, "where is"),

@@ -61,8 +61,8 @@ class QueryOptions:
         top: Hits to show.
         rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
         where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
-        against: What the query is compared with: the images, their captions, or both together, which takes a text and
-            an image.
+        against: What the query is compared with: the images, their captions, or both together. Models that cannot
+            compare a text or an image alone with both together compare it with captions or images, and say so.
         exact: Compare the query with every vector, even if the index was made with --ann.
         batch_size: Images matched at once.
         truncate: Cut a text that is too long instead of refusing it.

@@ -276,6 +276,11 @@ class BridgeTower(nn.Module):
         head = self.contrastive_head()
         return _l2_normalize(head.text(text.cls if isinstance(head, FusedItcHead) else head.text_input(text.cls)))
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether embeddings of fused pairs can be compared with those of images and of texts."""
+        return isinstance(self.itc_head, FusedItcHead)
+
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Returns L2-normalised embeddings of fused pairs.
 

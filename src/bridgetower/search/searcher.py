@@ -87,17 +87,17 @@ class Searcher:
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
                 without a text or a matching head.
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
-            against: What the query is compared with: the images, their captions, or both together, which needs text
-                and image.
+            against: What the query is compared with: the images, their captions, or both together; see `compared`.
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Images matched at once.
 
         Raises:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
-                head, `pairs` without text and image, the condition is none, or none of the candidates can be opened.
+                head, the condition is none, or none of the candidates can be opened.
         """
         rerank = self.num_candidates(text, image, top, rerank, against)
+        against = self.compared(text, image, against)
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
@@ -124,8 +124,6 @@ class Searcher:
         if rerank is not None and rerank < 0:
             raise ValueError(f"rerank is {rerank}; expected at least 0")
         check_choice("against", against, Against)
-        if against == "pairs" and (text is None or image is None):
-            raise ValueError("against pairs of image and caption a search needs both a text and an image")
         if rerank is None:
             return RERANK if text is not None and self.predictor.model.itm_head is not None else 0
         if rerank and text is None:
@@ -133,6 +131,22 @@ class Searcher:
         if rerank:
             self.predictor.model.head("itm")
         return rerank
+
+    def compared(self, text: str | None, image: ImageLike | None, against: Against) -> Against:
+        """Returns what a query is compared with.
+
+        A text or an image alone is compared with pairs in models whose contrastive head has a part for pairs
+        (transformers' contrastive class). In others the vectors of pairs lie in a space of their own: a text is then
+        compared with captions, and an image with images, and a warning says so.
+        """
+        if against != "pairs" or (text is not None and image is not None) or self.predictor.model.compares_pairs:
+            return against
+        logger.warning(
+            "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive head has "
+            "no part for pairs; it is compared with %s instead: give both a text and an image to compare with pairs",
+            *(("an image", "images") if text is None else ("a text", "captions")),
+        )
+        return "images" if text is None else "captions"
 
     def _vector(
         self, text: str | None, image: ImageLike | None, against: Against, truncate: bool

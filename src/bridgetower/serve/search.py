@@ -103,6 +103,11 @@ class FoundImage(IndexedImage):
 class SearchResponse(Listed[FoundImage]):
     """Images: what was matched first, by log-odds of a match + the model's weight · cosine, then the nearest."""
 
+    against: Against = Field(
+        description="What the query was compared with: as asked, unless the model's vectors of pairs cannot be "
+        "compared with a text or an image alone."
+    )
+
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
@@ -117,23 +122,26 @@ async def search(body: SearchRequest, service: Served) -> Response:
     if body.rerank is None:
         rerank = max(0, min(rerank, service.config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
-        hits, tokens = await _found(body, service, searcher, rerank)
+        against = searcher.compared(body.query, body.image, body.against)
+        hits, tokens = await _found(body, service, searcher, rerank, against)
     data = [FoundImage(rank=rank, id=hit.digest, **vars(hit)) for rank, hit in enumerate(hits, start=1)]
-    return json_of(SearchResponse(data=data, model=service.name, usage=Usage.of(tokens)))
+    return json_of(SearchResponse(data=data, model=service.name, against=against, usage=Usage.of(tokens)))
 
 
-async def _found(body: SearchRequest, service: Service, searcher: Searcher, rerank: int) -> tuple[list[Hit], int]:
+async def _found(
+    body: SearchRequest, service: Service, searcher: Searcher, rerank: int, against: Against
+) -> tuple[list[Hit], int]:
     """As `Searcher.search`, but computed in the batches of all requests."""
     images = [] if body.image is None else await service.inputs.images([body.image], "image")
     texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
-    items = embedding_items(images, texts, joint=body.against == "pairs")
+    items = embedding_items(images, texts, joint=against == "pairs" and bool(images and texts))
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
         nearest = await asyncio.to_thread(
             searcher.index.nearest,
             vector,
             max(body.top, rerank),
-            column=COLUMNS[body.against],
+            column=COLUMNS[against],
             where=body.where,
             exact=body.exact,
         )
