@@ -1,0 +1,62 @@
+"""LanceDB: importing this module registers the embedding function `bridgetower`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from bridgetower.extras import require
+from bridgetower.predictor import Predictor, load
+
+require("search")
+
+from lancedb.embeddings import EmbeddingFunction, register
+
+
+@register("bridgetower")
+class BridgeTowerEmbeddings(EmbeddingFunction):
+    """L2-normalised vectors of texts or images; a table of either is searched with both.
+
+    A table stores these fields, not the model: it is loaded when it is first needed.
+
+    Attributes:
+        name: What to load, as of `bridgetower.load`.
+        source: What the source column has: `image` (files or bytes) or `text`.
+        device: Such as `cpu`; None takes a GPU if there is one.
+        batch_size: Inputs at once.
+        truncate: Cut texts that are too long instead of refusing them.
+        max_retries: None, as what fails once fails again.
+    """
+
+    name: str
+    source: Literal["image", "text"] = "image"
+    device: str | None = None
+    batch_size: int = 32
+    truncate: bool = False
+    max_retries: int = 0
+
+    def ndims(self) -> int:
+        """Returns the width of the vectors."""
+        return len(self.compute_query_embeddings("a")[0])
+
+    def compute_query_embeddings(self, query: Any, *_: Any, **__: Any) -> list[np.ndarray]:
+        """Returns the vector of a text (a string), or of an image (bytes, PIL image, array)."""
+        return self._vectors("text" if isinstance(query, str) else "image", [query])
+
+    def compute_source_embeddings(self, inputs: Any, *_: Any, **__: Any) -> list[np.ndarray]:
+        """Returns the vectors of a part of the source column."""
+        return self._vectors(self.source, list(self.sanitize_input(inputs)))
+
+    def _vectors(self, kind: Literal["image", "text"], inputs: Sequence[Any]) -> list[np.ndarray]:
+        predictor = _loaded(self.name, self.device)
+        if kind == "image":
+            return list(predictor.embed_images(inputs, batch_size=self.batch_size).numpy())
+        return list(predictor.embed_texts(inputs, batch_size=self.batch_size, truncate=self.truncate).numpy())
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, device: str | None) -> Predictor:
+    return load(name, device=device)

@@ -1,0 +1,126 @@
+"""LangChain: embeddings by a model of this package, and a retriever over an index."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bridgetower.extras import require
+from bridgetower.predictor import Predictor, load
+from bridgetower.processor import ImageLike
+from bridgetower.search.searcher import Against, Searcher
+from bridgetower.search.table import Hit
+
+require("langchain")
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+
+
+class BridgeTowerEmbeddings(Embeddings):
+    """L2-normalised vectors of texts, of images, and of images with texts.
+
+    Attributes:
+        predictor: The model.
+    """
+
+    def __init__(
+        self, model: Predictor | str | Path, *, batch_size: int = 32, truncate: bool = False, **options: Any
+    ) -> None:
+        """Loads a model unless it is loaded.
+
+        Args:
+            model: The loaded model, or what to load.
+            batch_size: Inputs at once.
+            truncate: Cut texts that are too long instead of refusing them.
+            options: Of `bridgetower.load`.
+        """
+        self.predictor = model if isinstance(model, Predictor) else load(model, **options)
+        self._batch_size, self._truncate = batch_size, truncate
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Returns a vector for each text."""
+        return self._listed(self.predictor.embed_texts, texts, truncate=self._truncate)
+
+    def embed_query(self, text: str) -> list[float]:
+        """Returns the vector of a text."""
+        return self.embed_documents([text])[0]
+
+    def embed_image(self, uris: Sequence[ImageLike]) -> list[list[float]]:
+        """Returns a vector for each image; images are files, bytes, PIL images or arrays."""
+        return self._listed(self.predictor.embed_images, uris)
+
+    def embed_image_text_pairs(self, texts: list[str], images: Sequence[ImageLike]) -> list[list[float]]:
+        """Returns a joint vector for each image with its text.
+
+        Raises:
+            ValueError: There are not as many of one as of the other.
+        """
+        return self._listed(self.predictor.embed_pairs, images, texts, truncate=self._truncate)
+
+    def _listed(self, embed: Any, *inputs: Sequence[Any], **options: Any) -> list[list[float]]:
+        if not any(map(len, inputs)):
+            return []
+        vectors: Tensor = embed(*inputs, batch_size=self._batch_size, **options)
+        return vectors.tolist()
+
+
+class BridgeTowerRetriever(BaseRetriever):
+    """Finds images of an index for a text, as `Searcher.search` does.
+
+    A document has the captions of an image, one a line; its metadata are those of the hit, with the file as `source`.
+
+    Attributes:
+        searcher: The index with its model.
+        k: Documents to return.
+        rerank: Candidates that are matched with the text.
+        where: Condition in SQL on columns of the index.
+        against: What the text is compared with.
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+
+    searcher: Any
+    k: int = 4
+    rerank: int | None = None
+    where: str | None = None
+    against: Against = "images"
+    truncate: bool = False
+
+    @classmethod
+    def of(cls, index: str | Path, model: Predictor | str | Path | None = None, **fields: Any) -> BridgeTowerRetriever:
+        """Opens an index.
+
+        Args:
+            index: Where it is.
+            model: The loaded model, or what to load; None loads what the index was made with.
+            fields: See the attributes.
+        """
+        return cls(searcher=Searcher(index, model), **fields)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: Any, k: int | None = None, where: str | None = None
+    ) -> list[Document]:
+        """Returns the documents of the best images; `k` and `where` of a call go before those of the retriever."""
+        hits = self.searcher.search(
+            query,
+            top=self.k if k is None else k,
+            where=self.where if where is None else where,
+            rerank=self.rerank,
+            against=self.against,
+            truncate=self.truncate,
+        )
+        return [_document(hit) for hit in hits]
+
+    async def _aget_relevant_documents(self, query: str, *, run_manager: Any, **changes: Any) -> list[Document]:
+        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=None, **changes)
+
+
+def _document(hit: Hit) -> Document:
+    about = vars(hit) | {"source": str(hit.file), "captions": list(hit.captions)}
+    del about["file"]
+    return Document(id=hit.digest, page_content="\n".join(hit.captions), metadata=about)

@@ -1,0 +1,67 @@
+"""LlamaIndex: a multi-modal embedding by a model of this package."""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from bridgetower.extras import require
+from bridgetower.predictor import Predictor, load
+
+require("llama-index")
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import MultiModalEmbedding
+
+
+class BridgeTowerEmbedding(MultiModalEmbedding):
+    """L2-normalised vectors of texts and of images, which can be compared.
+
+    Attributes:
+        truncate: Cut texts that are too long instead of refusing them.
+    """
+
+    truncate: bool = False
+    _predictor: Predictor = PrivateAttr()
+
+    def __init__(self, model: Predictor | str | Path, *, options: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Loads a model unless it is loaded.
+
+        Args:
+            model: The loaded model, or what to load.
+            options: Of `bridgetower.load`.
+            fields: `truncate`, and those of LlamaIndex, such as `embed_batch_size`.
+        """
+        predictor = model if isinstance(model, Predictor) else load(model, **(options or {}))
+        super().__init__(**{"model_name": predictor.source, **fields})
+        self._predictor = predictor
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its name in LlamaIndex."""
+        return "BridgeTowerEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors = self._predictor.embed_texts(texts, batch_size=self.embed_batch_size, truncate=self.truncate)
+        return vectors.tolist()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
+        images = [image.getvalue() if isinstance(image, BytesIO) else image for image in img_file_paths]
+        return self._predictor.embed_images(images, batch_size=self.embed_batch_size).tolist()
+
+    def _get_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
+        return await asyncio.to_thread(self._get_image_embedding, img_file_path)

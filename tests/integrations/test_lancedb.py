@@ -1,0 +1,62 @@
+"""LanceDB's registry has the models of this package: tables embed what is added, and are searched by text and image."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bridgetower.predictor import Predictor, load
+
+lancedb = pytest.importorskip("lancedb")
+from lancedb.embeddings import get_registry  # noqa: E402
+from lancedb.pydantic import LanceModel, Vector  # noqa: E402
+
+import bridgetower.integrations.lancedb  # noqa: E402, F401
+
+TEXTS = ["red circle on black", "a bar", "a square"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+def nearest(table: Any, query: Any) -> dict[str, float]:
+    """The cosine of the query with every row."""
+    rows = table.search(query).distance_type("cosine").limit(10).to_list()
+    return {row["content"]: pytest.approx(1 - row["_distance"], abs=1e-5) for row in rows}
+
+
+def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    function = get_registry().get("bridgetower").create(name=predictor.source, device="cpu")
+
+    class Picture(LanceModel):
+        content: str = function.SourceField()
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+
+    table = lancedb.connect(tmp_path).create_table("pictures", schema=Picture)
+    table.add([{"content": image} for image in images])
+
+    again = lancedb.connect(tmp_path).open_table("pictures")  # the function is read from the table
+    vectors = predictor.embed_images(images)
+    by_text = vectors @ predictor.embed_texts(TEXTS[0])[0]
+    assert nearest(again, TEXTS[0]) == dict(zip(images, by_text.tolist(), strict=True))
+    by_image = vectors @ vectors[1]
+    assert nearest(again, Image.open(images[1])) == dict(zip(images, by_image.tolist(), strict=True))
+
+
+def test_texts(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    function = get_registry().get("bridgetower").create(name=predictor.source, source="text", device="cpu")
+
+    class Caption(LanceModel):
+        content: str = function.SourceField()
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+
+    table = lancedb.connect(tmp_path).create_table("captions", schema=Caption)
+    table.add([{"content": text} for text in TEXTS])
+    cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(images[2])[0]
+    assert nearest(table, Path(images[2]).read_bytes()) == dict(zip(TEXTS, cosines.tolist(), strict=True))
+    with pytest.raises(RuntimeError, match="has 272 tokens, the limit is 24"):  # LanceDB's, around ours
+        table.add([{"content": "red circle on black " * 30}])
+    assert table.count_rows() == 3

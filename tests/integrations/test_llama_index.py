@@ -1,0 +1,66 @@
+"""LlamaIndex embeds texts and images with a model of this package, and finds images by a text."""
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgetower.predictor import Predictor, load
+
+pytest.importorskip("llama_index.core")
+from bridgetower.integrations.llama_index import BridgeTowerEmbedding
+
+TEXTS = ["red circle on black", "a bar", "a square"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def embedding(predictor: Predictor) -> BridgeTowerEmbedding:
+    return BridgeTowerEmbedding(predictor, embed_batch_size=2)
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+
+
+def test_texts(embedding: BridgeTowerEmbedding, predictor: Predictor) -> None:
+    expected = predictor.embed_texts(TEXTS)
+    close(embedding.get_text_embedding_batch(TEXTS), expected)
+    close(embedding.get_query_embedding(TEXTS[1]), expected[1])
+    close(asyncio.run(embedding.aget_query_embedding(TEXTS[1])), expected[1])
+    assert embedding.model_name == predictor.source
+
+
+def test_images(embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str]) -> None:
+    expected = predictor.embed_images(images)
+    close(embedding.get_image_embedding_batch(images), expected)
+    close(embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), expected[1])
+    close(asyncio.run(embedding.aget_image_embedding(images[1])), expected[1])
+
+
+def test_long_texts(embedding: BridgeTowerEmbedding, tiny_checkpoint: Path) -> None:
+    long = "red circle on black " * 30
+    with pytest.raises(ValueError, match="truncate"):
+        embedding.get_text_embedding(long)
+    cutting = BridgeTowerEmbedding(tiny_checkpoint, truncate=True, options={"device": "cpu"})
+    assert len(cutting.get_text_embedding(long)) == 8
+
+
+def test_an_index_of_images(embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str]) -> None:
+    from llama_index.core.indices import MultiModalVectorStoreIndex
+    from llama_index.core.schema import ImageNode
+
+    nodes = [ImageNode(image_path=image, id_=image, metadata={"file_path": image}) for image in images]
+    index = MultiModalVectorStoreIndex(nodes=nodes, embed_model=embedding, image_embed_model=embedding)
+    found = index.as_retriever(image_similarity_top_k=3).text_to_image_retrieve(TEXTS[0])
+    cosines = predictor.embed_images(images) @ predictor.embed_texts(TEXTS[0])[0]
+    assert {hit.node.id_: pytest.approx(hit.score, abs=1e-5) for hit in found} == dict(
+        zip(images, cosines.tolist(), strict=True)
+    )
