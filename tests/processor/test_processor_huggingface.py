@@ -164,6 +164,50 @@ def test_transformers_reads_what_was_written(
         assert theirs.tokenizer.mask_token_id == ours.mask_token_id
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": True},
+        {"padding": "longest", "truncation": True, "max_length": 7},
+        {"padding": "max_length"},
+        {"padding": "max_length", "truncation": True, "max_length": 9},
+    ],
+)
+def test_a_call_returns_the_tensors_of_transformers(
+    options: dict[str, Any], tokenizer: Tokenizer, photo: Photo, tmp_path: Path
+) -> None:
+    ours = Processor(_hf_config(max_length=40), tokenizer)
+    ours.save_huggingface(tmp_path)
+    theirs = BridgeTowerProcessor.from_pretrained(tmp_path)
+    images = [photo(100, 130), photo(60, 40), photo(97, 301), photo(96, 96)]
+    for given in ((images, TEXTS), (images[0], TEXTS[0]), (None, TEXTS)):
+        expected, found = (processor(*given, return_tensors="pt", **options) for processor in (theirs, ours))
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (tensor.dtype, tensor.shape) == (found[name].dtype, found[name].shape)
+            assert torch.equal(tensor, found[name])
+    assert ours(images=images).keys() == {"pixel_values", "pixel_mask"}
+    assert ours(images, TEXTS, padding=True).to("cpu").input_ids.shape[0] == 4
+
+
+def test_calls_that_have_no_tensors(tokenizer: Tokenizer, photo: Photo) -> None:
+    processor, image = Processor(_hf_config(), tokenizer), photo(60, 40)
+    for given, options, words in (
+        ((None, None), {}, "neither images nor text given"),
+        ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected 'pt'"),
+        ((image, TEXTS), {}, "different numbers of tokens; pass padding=True"),
+        ((image, "a dog runs " * 20), {}, "the limit is 20; shorten it, or pass truncation=True"),
+        ((image, "a dog"), {"max_length": 21}, "max_length is 21; expected 3 to 20"),
+        (([], "a dog"), {}, "no images given"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            processor(*given, **options)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        Processor(_hf_config(), None)(image, "a dog")
+    with pytest.raises(AttributeError, match="no pixel_values here; there are input_ids, attention_mask"):
+        _ = processor(text="a dog").pixel_values
+
+
 def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["a dog", "a dog"], vocab_size=270)
     tokenizer.normalizer = normalizers.Lowercase()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,9 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
 from bridgetower.processor import huggingface, transforms
+from bridgetower.processor.call import CallOptions, ModelInputs, model_inputs
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
-from bridgetower.processor.inputs import image_list, is_image
+from bridgetower.processor.inputs import Images, Texts, image_list, is_image
 from bridgetower.processor.text import (
     SpecialIds,
     SpecialTokens,
@@ -115,6 +116,16 @@ class Processor:
             return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
         others = (None, *self._special_tokens)
         return torch.tensor([token not in others and not token.startswith(_SPACES) for token in tokens])
+
+    def __call__(
+        self, images: Images | None = None, text: Texts | None = None, **options: Unpack[CallOptions]
+    ) -> ModelInputs:
+        """Prepares images, texts or both as transformers' BridgeTowerProcessor does; see `model_inputs`.
+
+        Raises:
+            ValueError: There is neither, or something cannot be used.
+        """
+        return model_inputs(self, images, text, **options)
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises images.
