@@ -184,30 +184,20 @@ def profile(
     """
     if preset is not None and model is not None:
         raise ValueError(f"preset {preset} and model {model}; give one of them")
-    import torch
-
-    from bridgetower.model.presets import meter
-
-    if threads is not None:
-        torch.set_num_threads(threads)
     own = own_extensions(extensions)
     config = _architecture(preset, model, own).override({"heads.itm": True})
     if image_size is not None:
         config = config.override({"vision.image_size": image_size})
+    name = model or preset or "base"
     if processes is not None:
-        _plan(model or preset or "base", config, own, processes, json=json)
+        _plan(name, config, own, processes, json=json)
         return
-    arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
-    costs = {name: _cost(arm, own, text_length, repeats) for name, arm in arms.items()}
-    about = {
-        "model": model or preset or "base",
-        "image_size": config.vision.image_size,
-        "text_length": text_length,
-    }
+    costs = _costs(config, own, text_length, repeats, threads)
+    size = config.vision.image_size
     if json or not sys.stdout.isatty():
-        emit({**about, "costs": costs})
-        return
-    _show(f"{about['model']}: {about['image_size']} px, {text_length} tokens, one pair", costs)
+        emit({"model": name, "image_size": size, "text_length": text_length, "costs": costs})
+    else:
+        _show(f"{name}: {size} px, {text_length} tokens, one pair", costs)
 
 
 def _plan(name: str, config: ModelConfig, extensions: Extensions, processes: int, *, json: bool) -> None:
@@ -221,14 +211,9 @@ def _plan(name: str, config: ModelConfig, extensions: Extensions, processes: int
     if json or not sys.stdout.isatty():
         emit({"model": name, "processes": processes, "memory": memory})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", *memory, title=f"{name}: GiB in each of {processes} processes, without activations")
     totals = {kind: {**sizes, "total": sum(sizes.values())} for kind, sizes in memory.items()}
-    for what in totals["fsdp"]:
-        table.add_row(what, *(f"{sizes.get(what, 0) / 2**30:.2f}" for sizes in totals.values()))
-    Console().print(table)
+    rows = [[what, *(f"{sizes.get(what, 0) / 2**30:.2f}" for sizes in totals.values())] for what in totals["fsdp"]]
+    emit_rows(f"{name}: GiB in each of {processes} processes, without activations", ("", *memory), rows)
 
 
 def _architecture(preset: Preset | None, model: str | None, extensions: Extensions) -> ModelConfig:
@@ -238,6 +223,20 @@ def _architecture(preset: Preset | None, model: str | None, extensions: Extensio
     if model is not None:
         return read_checkpoint(model, extensions=extensions).config
     return {"base": BASE, "large": LARGE, "nano": NANO}[preset or "base"]
+
+
+def _costs(
+    config: ModelConfig, extensions: Extensions, text_length: int, repeats: int, threads: int | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns what the model and, where it has bridges, its METER cost."""
+    import torch
+
+    from bridgetower.model.presets import meter
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
+    return {name: _cost(arm, extensions, text_length, repeats) for name, arm in arms.items()}
 
 
 def _cost(config: ModelConfig, extensions: Extensions, text_length: int, repeats: int) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized
+from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import is_image
@@ -27,7 +28,7 @@ from bridgetower.serve.schemas import (
     Usage,
     json_of,
 )
-from bridgetower.serve.service import PairInputs, Served, Service, embedding_items
+from bridgetower.serve.service import PairInputs, Served, Service
 
 router = APIRouter(route_class=JsonRoute)
 

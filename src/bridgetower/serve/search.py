@@ -20,9 +20,10 @@ from bridgetower.processor import Resized, media_type, open_reduced
 from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
+from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Source, Text, Top, Usage, errors, json_of
-from bridgetower.serve.service import MIB, Served, Service, embedding_items
+from bridgetower.serve.service import MIB, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
