@@ -34,16 +34,28 @@ class Source:
         return torch.Size((1,) * self.leading_ones + tuple(part))
 
 
+def block(attention_norm: str, qkv: str | tuple[str, ...], out: str, mlp_norm: str, up: str, down: str) -> list[Rule]:
+    """Returns the rules of a transformer layer, from the foreign name of each of its modules; `qkv` may be three."""
+    return [
+        (r"attention_norm\.(\w+)", (attention_norm,)),
+        (r"attention\.qkv\.(\w+)", (qkv,) if isinstance(qkv, str) else qkv),
+        (r"attention\.out\.(\w+)", (out,)),
+        (r"mlp_norm\.(\w+)", (mlp_norm,)),
+        (r"mlp\.up\.(\w+)", (up,)),
+        (r"mlp\.down\.(\w+)", (down,)),
+    ]
+
+
 # Our name -> foreign names; "{0}", "{1}" are the groups of the pattern. First match wins.
 # Prefixes: TEXT is the text tower, VISION the image tower, MODEL everything else of the backbone.
-_BERT_LAYER = [
-    (r"attention\.qkv\.(\w+)", ("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}")),
-    (r"attention\.out\.(\w+)", ("attention.output.dense.{0}",)),
-    (r"attention_norm\.(\w+)", ("attention.output.LayerNorm.{0}",)),
-    (r"mlp\.up\.(\w+)", ("intermediate.dense.{0}",)),
-    (r"mlp\.down\.(\w+)", ("output.dense.{0}",)),
-    (r"mlp_norm\.(\w+)", ("output.LayerNorm.{0}",)),
-]
+_BERT_LAYER = block(
+    attention_norm="attention.output.LayerNorm.{0}",
+    qkv=("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}"),
+    out="attention.output.dense.{0}",
+    mlp_norm="output.LayerNorm.{0}",
+    up="intermediate.dense.{0}",
+    down="output.dense.{0}",
+)
 _FUSION_LAYER = [
     (r"cross_attention\.query\.(\w+)", ("crossattention.self.query.{0}",)),
     (r"cross_attention\.key_value\.(\w+)", ("crossattention.self.key.{0}", "crossattention.self.value.{0}")),
@@ -59,14 +71,7 @@ _TEXT = [
     (r"text\.embedding_norm\.(\w+)", ("TEXT.embeddings.LayerNorm.{0}",)),
     (r"text\.pooler\.(.+)", ("TEXT.pooler.{0}",)),
 ]
-_CLIP_BLOCK = [
-    (r"attention_norm\.(\w+)", ("ln_1.{0}",)),
-    (r"attention\.qkv\.(\w+)", ("attn.in_proj_{0}",)),
-    (r"attention\.out\.(\w+)", ("attn.out_proj.{0}",)),
-    (r"mlp_norm\.(\w+)", ("ln_2.{0}",)),
-    (r"mlp\.up\.(\w+)", ("mlp.c_fc.{0}",)),
-    (r"mlp\.down\.(\w+)", ("mlp.c_proj.{0}",)),
-]
+_CLIP_BLOCK = block("ln_1.{0}", "attn.in_proj_{0}", "attn.out_proj.{0}", "ln_2.{0}", "mlp.c_fc.{0}", "mlp.c_proj.{0}")
 _CLIP = [
     (r"vision\.pre_norm\.(\w+)", ("VISION.ln_pre.{0}",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.ln_post.{0}",)),
@@ -82,14 +87,7 @@ HUGGINGFACE_EMBEDDINGS = [
     (r"vision\.class_embedding", ("VISION.embeddings.class_embedding",)),
     (r"vision\.position_embedding", ("VISION.embeddings.position_embedding.weight",)),
 ]
-_TIMM_BLOCK = [
-    (r"attention_norm\.(\w+)", ("norm1.{0}",)),
-    (r"attention\.qkv\.(\w+)", ("attn.qkv.{0}",)),
-    (r"attention\.out\.(\w+)", ("attn.proj.{0}",)),
-    (r"mlp_norm\.(\w+)", ("norm2.{0}",)),
-    (r"mlp\.up\.(\w+)", ("mlp.fc1.{0}",)),
-    (r"mlp\.down\.(\w+)", ("mlp.fc2.{0}",)),
-]
+_TIMM_BLOCK = block("norm1.{0}", "attn.qkv.{0}", "attn.proj.{0}", "norm2.{0}", "mlp.fc1.{0}", "mlp.fc2.{0}")
 _TIMM = [
     (r"vision\.patch_embedding\.(\w+)", ("VISION.patch_embed.proj.{0}",)),
     (r"vision\.class_embedding", ("VISION.cls_token",)),

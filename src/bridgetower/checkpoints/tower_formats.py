@@ -17,6 +17,7 @@ from bridgetower.checkpoints.keymap import (
     TIMM_RULES,
     Rule,
     Source,
+    block,
     inside,
     rule_table,
 )
@@ -72,14 +73,14 @@ _CLIP = [
     (r"vision\.pre_norm\.(\w+)", ("VISION.pre_layrnorm.{0}",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.post_layernorm.{0}",)),
 ]
-_CLIP_LAYER = [
-    (r"attention_norm\.(\w+)", ("layer_norm1.{0}",)),
-    (r"attention\.qkv\.(\w+)", ("self_attn.q_proj.{0}", "self_attn.k_proj.{0}", "self_attn.v_proj.{0}")),
-    (r"attention\.out\.(\w+)", ("self_attn.out_proj.{0}",)),
-    (r"mlp_norm\.(\w+)", ("layer_norm2.{0}",)),
-    (r"mlp\.up\.(\w+)", ("mlp.fc1.{0}",)),
-    (r"mlp\.down\.(\w+)", ("mlp.fc2.{0}",)),
-]
+_CLIP_LAYER = block(
+    attention_norm="layer_norm1.{0}",
+    qkv=("self_attn.q_proj.{0}", "self_attn.k_proj.{0}", "self_attn.v_proj.{0}"),
+    out="self_attn.out_proj.{0}",
+    mlp_norm="layer_norm2.{0}",
+    up="mlp.fc1.{0}",
+    down="mlp.fc2.{0}",
+)
 _VIT = [
     (r"vision\.patch_embedding\.(\w+)", ("VISION.embeddings.patch_embeddings.projection.{0}",)),
     (r"vision\.class_embedding", ("VISION.embeddings.cls_token",)),
@@ -87,17 +88,14 @@ _VIT = [
     (r"vision\.position_embedding", ("VISION.embeddings.position_embeddings",)),
     (r"vision\.post_norm\.(\w+)", ("VISION.layernorm.{0}",)),
 ]
-_VIT_LAYER = [
-    (r"attention_norm\.(\w+)", ("layernorm_before.{0}",)),
-    (
-        r"attention\.qkv\.(\w+)",
-        ("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
-    ),
-    (r"attention\.out\.(\w+)", ("attention.output.dense.{0}",)),
-    (r"mlp_norm\.(\w+)", ("layernorm_after.{0}",)),
-    (r"mlp\.up\.(\w+)", ("intermediate.dense.{0}",)),
-    (r"mlp\.down\.(\w+)", ("output.dense.{0}",)),
-]
+_VIT_LAYER = block(
+    attention_norm="layernorm_before.{0}",
+    qkv=("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
+    out="attention.output.dense.{0}",
+    mlp_norm="layernorm_after.{0}",
+    up="intermediate.dense.{0}",
+    down="output.dense.{0}",
+)
 
 _OPENAI = TowerNaming(
     kind="openai",
