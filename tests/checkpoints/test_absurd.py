@@ -290,7 +290,7 @@ class TestResults:
         [
             ["embed", "MODEL", "--texts", "a bar"],
             ["embed", "MODEL", "--images", "PICTURE"],
-            ["embed", "MODEL", "--pairs", "--images", "PICTURE", "--texts", "a bar"],
+            ["embed", "MODEL", "--of", "pairs", "--images", "PICTURE", "--texts", "a bar"],
             ["match", "MODEL", "--images", "PICTURE", "--texts", "a bar"],
             ["fill-mask", "MODEL", "--images", "PICTURE", "--texts", "a <mask>"],
             ["index", "FOLDER", "--out", "FOLDER/index.lance", "--model", "MODEL"],

@@ -35,13 +35,13 @@ def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["inspect", data, "--schema", f"{EXAMPLE}:SCHEMA", "--html", str(work / "page.html")])
     assert json.loads(capsys.readouterr().out)["splits"]["validation"]["classes"].keys() == {"no", "yes"}
     image = str(work / "originals" / "3.png")
-    main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--pairs"])
+    main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--of", "pairs"])
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
 
     extensions = ["--extensions", f"{EXAMPLE}:EXTENSIONS"]
     main(["convert", run, str(work / "converted"), "--to", "bridgetower", *extensions])
     assert json.loads(capsys.readouterr().out)["not_used"] == []
-    main(["embed", str(work / "converted"), *extensions, "--images", image, "--texts", "dark", "--pairs"])
+    main(["embed", str(work / "converted"), *extensions, "--images", image, "--texts", "dark", "--of", "pairs"])
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
     main(["profile", "--model", run, *extensions, "--repeats", "1"])
     assert json.loads(capsys.readouterr().out)["costs"].keys() == {"bridgetower", "meter"}
