@@ -244,6 +244,17 @@ class TestEncoder:
             tiny.off(*pair) < ATOL for pair in zip(encoder(image, text, mask, "all", *caches), expected, strict=True)
         )
 
+    @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
+    def test_bfloat16_autocast_trains(self, config: FusionConfig) -> None:
+        encoder, (image, text, mask) = made(FusionEncoder(config)).float(), inputs(config)
+        image, text = tuple(layer.float() for layer in image), tuple(layer.float() for layer in text)
+        expected = encoder(image, text, mask, "all")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = encoder(image, text, mask, "all")
+        assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))
+        sum(output.float().square().sum() for output in outputs).backward()
+        assert all(weight.grad.isfinite().all() for weight in encoder.parameters() if weight.grad is not None)
+
     def test_reading_text_leaves_the_last_image_layer_out(self) -> None:
         encoder, (image, text, mask), ran = made(FusionEncoder(CONFIG)), inputs(), []
         for number, layer in enumerate(encoder.image_layers, start=1):

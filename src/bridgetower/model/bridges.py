@@ -93,7 +93,8 @@ class GatedBridge(ConcatenatingBridge):
 
     def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Returns g ⊙ x + (1 - g) ⊙ z."""
-        return torch.lerp(stream, tower, torch.sigmoid(super().mixed(stream, tower)))
+        gate = torch.sigmoid(super().mixed(stream, tower))
+        return stream + gate * (tower - stream)  # unlike torch.lerp also of several dtypes, as under autocast
 
 
 class NormBridge(Bridge):
