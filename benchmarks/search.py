@@ -1,8 +1,9 @@
-"""Measurements of search: python benchmarks/search.py --parts recall million update; prints tables and lines of JSON.
+"""Measurements of search: python benchmarks/search.py --parts recall million update retrieval; prints tables and JSON.
 
 `recall`: how often the two stages find a held-out image by its fullest caption, with the model and the index that
 `bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
-`update`: the time of a run over unchanged images against that of the first run.
+`update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
+a million generated texts for 5,000 images and the other way round, as an evaluation does.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bridgetower.demo.folder import FOLDER, held_out_index, trained_model
-from bridgetower.evaluation.metrics import RECALL_KS
+from bridgetower.evaluation.metrics import RECALL_KS, streamed_recalls
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.table import IndexedRow, SourceImage
 
-PARTS = ["recall", "million", "update"]
+PARTS = ["recall", "million", "update", "retrieval"]
 WIDTH = 256  # numbers in a vector, as the published models have
 CHUNK = 20_000  # rows of a commit
 PER_CENTRE = 100  # generated vectors
@@ -82,7 +83,9 @@ def million(count: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         uri = Path(place) / "generated.lance"
         yield {"what": f"write {count} rows", **_alone(_write, uri, count)}
+        yield {"what": "array of vectors", **_alone(_array, uri)}
         yield {"what": "exact search", **_alone(_search, uri, True)}
+        yield {"what": "product in NumPy", **_alone(_product, uri)}
         yield {"what": "group the vectors", **_alone(_group, uri)}
         yield {"what": "approximate search", **_alone(_search, uri, False)}
         size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
@@ -114,9 +117,28 @@ def _write(uri: Path, count: int) -> Row:
     return {}
 
 
-def _group(uri: Path) -> Row:
-    Index(uri).create_ann_index()
+def _array(uri: Path) -> Row:
+    Index(uri).write_exact()
     return {}
+
+
+def _group(uri: Path) -> Row:
+    index = Index(uri)
+    index.create_ann_index()
+    index.write_exact()
+    return {}
+
+
+def _product(uri: Path) -> Row:
+    """The least that an exact search takes: the product of all vectors, in memory, with a query."""
+    (path,) = uri.glob("_exact/*.npy")
+    vectors, seconds = np.load(path), []
+    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
+        started = time.perf_counter()
+        vectors @ vector.numpy()
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+    return _times(seconds)
 
 
 def _search(uri: Path, exact: bool) -> Row:
@@ -129,9 +151,12 @@ def _search(uri: Path, exact: bool) -> Row:
             if not exact:
                 best = {one.path for one in index.nearest(vector, TOP, exact=True)}
                 hits.append(len(best & {one.path for one in found}) / TOP)
+    return _times(seconds) if exact else {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
+
+
+def _times(seconds: Sequence[float]) -> Row:
     cuts = statistics.quantiles(seconds, n=100)
-    times = {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}
-    return times if exact else {**times, "recall_at_10": round(statistics.fmean(hits), 4)}
+    return {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}
 
 
 def _alone(work: Callable[..., Row], *arguments: Any) -> Row:
@@ -184,6 +209,21 @@ def _timed(photos: Path, uri: Path) -> Row:
     return {"embedded": report.added + report.changed, "seconds": round(report.seconds, 2)}
 
 
+def retrieval(num_texts: int, num_images: int) -> Iterator[Row]:
+    """Recalls of generated texts and images by the cosine, in a process of its own."""
+    yield {"what": f"{num_texts} texts x {num_images} images", **_alone(_ranked, num_texts, num_images)}
+
+
+def _ranked(num_texts: int, num_images: int) -> Row:
+    images, index = generated(num_images, num_images, seed=1), torch.arange(num_texts) % num_images
+    texts = torch.cat([_unit(images[part] + generated(len(part), num_images, seed=2)) for part in index.split(CHUNK)])
+    recalls = streamed_recalls(lambda block: images @ texts[block].T, num_images, index)
+    return {
+        "text_to_image_r1": round(recalls.text_to_image[1], 3),
+        "image_to_text_r1": round(recalls.image_to_text[1], 3),
+    }
+
+
 def show(title: str, rows: Sequence[Row]) -> None:
     """Prints a table, then a line of JSON per row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -199,13 +239,15 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`")
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`, and texts of `retrieval`")
     parser.add_argument("--images", type=int, default=10_000, help="of `update`")
+    parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
     given = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
         "million": lambda: million(given.vectors),
         "update": lambda: update(given.images),
+        "retrieval": lambda: retrieval(given.vectors, given.retrieval_images),
     }
     for part in given.parts:
         show(part, list(parts[part]()))

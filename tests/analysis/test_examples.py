@@ -138,7 +138,7 @@ class TestSearches:
 def test_ties_keep_the_order_of_the_set(
     predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
 ) -> None:
-    flat = replace(ranked, itm=None, similarity=torch.zeros_like(ranked.similarity))
+    flat = replace(ranked, itm=None, image_vectors=torch.zeros_like(ranked.image_vectors))
     examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
     for example in of("text_to_image", examples):
         assert [hit.image for hit in example.hits] == [images.image_bytes(0), images.image_bytes(1)]

@@ -15,6 +15,7 @@ from bridgetower.evaluation.metrics import (
     chance_recalls,
     fold_recalls,
     retrieval_recalls,
+    streamed_recalls,
     topk_candidates,
     two_stage_scores,
 )
@@ -31,6 +32,34 @@ def make_case(num_images=12, num_texts=30, seed=0):
 
 def both_directions(recalls):
     return [*recalls.image_to_text.values(), *recalls.text_to_image.values()]
+
+
+class TestStreamed:
+    @pytest.mark.parametrize("pairs_at_once", [1, 40, 1000])
+    @pytest.mark.parametrize("levels", [3, 10**6])
+    def test_as_with_all_scores(self, levels, pairs_at_once):
+        """Also where scores are tied, and where images share texts."""
+        for seed in range(5):
+            scores, index = make_case(seed=seed)
+            scores = (scores * levels).floor().float()
+            owners = torch.arange(len(scores))
+            owners[3] = owners[7] = 1
+            for shared in (None, owners):
+                found = streamed_recalls(
+                    lambda block, scores=scores: scores[:, block],
+                    len(scores),
+                    index,
+                    owners=shared,
+                    pairs_at_once=pairs_at_once,
+                )
+                assert found == retrieval_recalls(scores, index, owners=shared)
+
+    def test_errors(self):
+        scores, index = make_case()
+        for block, message in ((scores * torch.nan, "scores are NaN"), (scores, "images have no text")):
+            given = index if "NaN" in message else torch.zeros_like(index)
+            with pytest.raises(ValueError, match=message):
+                streamed_recalls(lambda at, block=block: block[:, at], len(scores), given)
 
 
 class TestAgainstOthers:

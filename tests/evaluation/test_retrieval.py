@@ -208,6 +208,13 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
     )
 
 
+def test_without_candidates_there_is_one_stage(tiny_model: BridgeTower, images: CaptionImages) -> None:
+    alone, both = (evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=count)) for count in (0, 3))
+    assert (alone.itm, alone.two_stage_recalls, alone.itm_accuracy) == (None, None, None)
+    assert alone.itc_recalls == both.itc_recalls
+    assert alone.metrics()["rsum"] == alone.itc_recalls.rsum
+
+
 class TestParts:
     def test_one_image_at_a_time_gives_the_same_figures(
         self, tiny_model: BridgeTower, images: CaptionImages, monkeypatch: pytest.MonkeyPatch
@@ -378,7 +385,7 @@ class TestFigures:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"candidates": 0}, "candidates is 0"),
+            ({"candidates": -1}, "candidates is -1"),
             ({"max_captions": 0}, "max_captions is 0"),
             ({"batch_size": -1}, "batch_size is -1"),
             ({"fold_size": 0}, "fold_size is 0"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 
+from bridgetower.search import exact as exact_vectors
 from bridgetower.search.index import Index, write_lock
 from bridgetower.search.table import IndexedRow, SourceImage, table_of
 
@@ -164,6 +165,70 @@ def test_tidies_many_small_pieces(make: Make) -> None:
     untouched = pieces()
     index.optimize()
     assert pieces() == untouched
+
+
+class TestExactVectors:
+    """The array beside the table gives what the table gives, and is never read for another version of it."""
+
+    @pytest.fixture
+    def index(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> Index:
+        monkeypatch.setattr(exact_vectors, "MIN_ROWS", 20)
+        index = make()
+        vectors = F.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+        for start in range(0, 60, 20):
+            index.upsert(
+                [
+                    replace(row(f"{number:03}", captions=["one"]), image_vector=vectors[number])
+                    for number in range(start, start + 20)
+                ]
+            )
+        index.remove([f"{number:03}" for number in range(3, 50, 7)])
+        index.upsert([replace(row("030"), image_vector=vectors[0])])
+        return index
+
+    def test_gives_what_the_table_gives(self, index: Index) -> None:
+        query = torch.tensor([2.0, 1.0, -1.0])
+        assert index._all_compared(query, 5) is None
+        expected = index.nearest(query, 100)
+        index.write_exact()
+        found = index._all_compared(query, 100)
+        assert found is not None
+        assert [hit.path for hit in found] == [hit.path for hit in expected]
+        assert [hit.cosine for hit in found] == pytest.approx([hit.cosine for hit in expected], abs=1e-6)
+        assert [replace(hit, cosine=0.0) for hit in found] == [replace(hit, cosine=0.0) for hit in expected]
+        assert index.nearest(query, 7) == found[:7]
+        index.create_ann_index()
+        index.write_exact()
+        assert [hit.path for hit in index.nearest(query, 7, exact=True)] == [hit.path for hit in found[:7]]
+
+    def test_follows_the_table(self, index: Index) -> None:
+        index.write_exact()
+        query = torch.tensor([2.0, 1.0, -1.0])
+        best = index.nearest(query, 1)[0].path
+        index.remove([best])
+        assert index._all_compared(query, 1) is None
+        assert index.nearest(query, 1)[0].path != best
+        index.write_exact()
+        assert len(list(Path(index.uri).glob("_exact/*.npy"))) == 1
+        assert len(index.nearest(query, 100)) == len(index)
+        index.optimize(len(index))
+        assert index.nearest(query, 1)[0].path != best
+
+    def test_a_damaged_array_is_not_read(self, index: Index) -> None:
+        index.write_exact()
+        query = torch.tensor([2.0, 1.0, -1.0])
+        expected = [hit.path for hit in index.nearest(query, 9)]
+        (path,) = Path(index.uri).glob("_exact/*.npy")
+        path.write_bytes(path.read_bytes()[:100])
+        again = Index(index.uri)
+        assert again._all_compared(query, 9) is None
+        assert [hit.path for hit in again.nearest(query, 9)] == expected
+
+    def test_small_tables_have_none(self, make: Make) -> None:
+        index = make()
+        index.upsert([row("a.png")])
+        index.write_exact()
+        assert not Path(index.uri, "_exact").exists()
 
 
 class TestApproximate:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bridgetower.model.plain import AT_LEAST_1, check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 Protocol = Literal["honest", "paper"]
 
@@ -16,7 +16,7 @@ class RetrievalConfig:
     """How retrieval is evaluated.
 
     Attributes:
-        candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO.
+        candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO. 0 ranks by ITC alone.
         protocol: `honest` ranks each direction on its own candidates, by matching and ITC as the checkpoint weighs
             them; `paper` on the maximum of both sides, by the logit of a match alone. Of VQAv2, `paper` leaves out the
             questions to which no annotator gave an answer of the vocabulary.
@@ -34,8 +34,8 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers and the protocol."""
-        names = ("candidates", "max_captions", "fold_size", "batch_size")
-        check_numbers(self, "", **dict.fromkeys(names, AT_LEAST_1))
+        names = ("max_captions", "fold_size", "batch_size")
+        check_numbers(self, "", candidates=AT_LEAST_0, **dict.fromkeys(names, AT_LEAST_1))
         check_choice("protocol", self.protocol, Protocol)
 
 

@@ -1,7 +1,8 @@
 """Image-text retrieval and matching metrics: pure functions on whole score matrices, image by text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,60 @@ def retrieval_recalls(
         text_to_image={k: _expected_recall(texts, k) for k in ks},
         num_images=scores.shape[0],
         num_texts=scores.shape[1],
+    )
+
+
+def streamed_recalls(
+    scores_of: Callable[[slice], Float[Tensor, "i b"]],
+    num_images: int,
+    text_image_index: Int[Tensor, " t"],
+    *,
+    owners: Int[Tensor, " i"] | None = None,
+    ks: Sequence[int] = RECALL_KS,
+    pairs_at_once: int = _PAIRS_AT_ONCE,
+) -> RetrievalRecalls:
+    """Does as `retrieval_recalls`, with the scores of a block of texts in memory instead of those of all.
+
+    Args:
+        scores_of: Returns the scores of all images with a block of texts; it is called twice with each, and gives the
+            same.
+        num_images: Rows of a block.
+        text_image_index: Row of the image that each text belongs to; every image needs at least one text.
+        owners: As for `retrieval_recalls`.
+        ks: Ranks to report.
+        pairs_at_once: About how many scores a block has.
+
+    Raises:
+        ValueError: As `retrieval_recalls`.
+    """
+    _check_ks(ks)
+    images, texts = _own_pairs(text_image_index, num_images, owners)
+    order = texts.argsort(stable=True)
+    images, texts = images[order], texts[order]
+    size = max(1, pairs_at_once // num_images)
+    starts = range(0, len(text_image_index), size)
+    bounds = torch.searchsorted(texts, torch.tensor([*starts, len(text_image_index)])).tolist()
+    blocks = [(slice(start, start + size), slice(*ends)) for start, ends in zip(starts, pairwise(bounds), strict=True)]
+    own, places = torch.empty(len(images)), []
+    for block, pairs in blocks:
+        scores = scores_of(block)
+        _check_not_nan(scores, "scores")
+        own[pairs] = scores[images[pairs], texts[pairs] - block.start].float()
+        places.append(_best_places(scores.T, texts[pairs] - block.start, images[pairs]))
+    best = own.new_full((num_images,), -torch.inf).scatter_reduce(0, images, own, "amax")
+    better, tied = torch.zeros(num_images, dtype=torch.int64), torch.zeros(num_images, dtype=torch.int64)
+    for block, _ in blocks:
+        scores = scores_of(block)
+        better += (scores > best[:, None]).sum(dim=1)
+        tied += (scores == best[:, None]).sum(dim=1)
+    num_best = torch.bincount(images[own == best[images]], minlength=num_images)
+    of_images = _Places(better=better, tied=tied, own=num_best, can_hit=best != NON_CANDIDATE_SCORE)
+    of_texts = _Places(*(torch.cat(parts) for parts in zip(*places, strict=True)))
+    return RetrievalRecalls(
+        image_to_text={k: _expected_recall(of_images, k) for k in ks},
+        text_to_image={k: _expected_recall(of_texts, k) for k in ks},
+        num_images=num_images,
+        num_texts=len(text_image_index),
     )
 
 
@@ -308,7 +363,10 @@ def _own_pairs(
         raise ValueError(f"text_image_index goes from {low} to {high}; expected rows of the {num_images} images")
     images, texts = text_image_index, torch.arange(len(text_image_index))
     if owners is not None:
-        images, texts = (owners[:, None] == text_image_index).nonzero(as_tuple=True)
+        counts = torch.bincount(text_image_index, minlength=num_images)
+        images = torch.arange(num_images).repeat_interleave(counts[owners])
+        first = (counts.cumsum(0) - counts)[owners] - (counts[owners].cumsum(0) - counts[owners])
+        texts = text_image_index.argsort(stable=True)[torch.arange(len(images)) + first[images]]
     without = int((torch.bincount(images, minlength=num_images) == 0).sum())
     if without:
         raise ValueError(f"{without} of {num_images} images have no text; expected at least one each, leave them out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from bridgetower.evaluation.metrics import (
     chance_recalls,
     fold_recalls,
     retrieval_recalls,
+    streamed_recalls,
     topk_candidates,
     two_stage_scores,
 )
 from bridgetower.evaluation.scoring import PairScorer, pair_scorer
 from bridgetower.inference import combined_scores
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.objectives.losses import similarity
 
 ITC_WEIGHT = "itc_weight"
 """Name of the metric that a checkpoint stores."""
@@ -39,10 +42,8 @@ class RetrievalResult:
     """Scores and recalls of one model on one set.
 
     Attributes:
-        similarity: Cosine of the contrastive embeddings, image by text.
-        truth: Which images and texts belong together.
-        itc_recalls: Of the ranking by cosine.
-        chance: Of a uniformly random ranking. All recalls are means over the folds if there are any.
+        image_vectors: Contrastive, of length one.
+        text_vectors: The same of the texts that are ranked.
         itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
         matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
         two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
@@ -51,7 +52,8 @@ class RetrievalResult:
         itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
     """
 
-    similarity: Float[Tensor, "i t"]
+    image_vectors: Float[Tensor, "i c"]
+    text_vectors: Float[Tensor, "t c"]
     truth: GroundTruth
     itc_recalls: RetrievalRecalls
     chance: RetrievalRecalls
@@ -60,6 +62,11 @@ class RetrievalResult:
     two_stage_recalls: RetrievalRecalls | None = None
     itc_weight: float | None = None
     itm_accuracy: float | None = None
+
+    @cached_property
+    def similarity(self) -> Float[Tensor, "i t"]:
+        """Cosines of the contrastive vectors, image by text: all of them, which large sets leave no memory for."""
+        return similarity(self.image_vectors, self.text_vectors, torch.ones(()))
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
@@ -99,14 +106,31 @@ def evaluate_retrieval(
     _check_folds(images, config)
     model.contrastive_head()
     with pair_scorer(model, images, config, means) as pairs:
-        similarity, truth = pairs.similarity(), pairs.truth
-        second = {} if model.itm_head is None else _second_stage(pairs, similarity, config, itc_weight)
+        vectors, truth = pairs.vectors(), pairs.truth
+        second: dict[str, Any] = {}
+        if model.itm_head is not None and config.candidates:
+            second = _second_stage(pairs, similarity(*vectors, torch.ones(())), config, itc_weight)
     return RetrievalResult(
-        similarity=similarity,
+        image_vectors=vectors[0],
+        text_vectors=vectors[1],
         truth=truth,
-        itc_recalls=_recalls(similarity, truth, config),
+        itc_recalls=_itc_recalls(*vectors, truth, config),
         chance=_chance(truth, config),
         **second,
+    )
+
+
+def _itc_recalls(
+    images: Float[Tensor, "i c"], texts: Float[Tensor, "t c"], truth: GroundTruth, config: RetrievalConfig
+) -> RetrievalRecalls:
+    """Ranks by the cosine alone, of which no more is in memory than that of a block of texts, without folds."""
+    if config.fold_size is not None:
+        return _recalls(similarity(images, texts, torch.ones(())), truth, config)
+    return streamed_recalls(
+        lambda block: similarity(images, texts[block], torch.ones(())),
+        len(images),
+        truth.text_image_index,
+        owners=truth.owners,
     )
 
 

@@ -29,7 +29,6 @@ from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.encoding import encode_image
-from bridgetower.objectives.losses import similarity
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars, counted
 
@@ -85,15 +84,14 @@ class PairScorer:
         self._place = torch.tensor(order).argsort()
         self._own = torch.arange(rank(), len(images), world_size())
 
-    def similarity(self) -> Float[Tensor, "i t"]:
-        """Returns the cosines of the contrastive vectors.
+    def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
+        """Returns the contrastive vectors of images and of texts.
 
         Raises:
             ValueError: An image cannot be decoded.
         """
         _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
-        texts = self._kept("vectors-texts", self._text_vectors)
-        return similarity(images, texts[self._place], torch.ones(()))
+        return images, self._kept("vectors-texts", self._text_vectors)[self._place]
 
     def score(self, chosen: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
         """Returns the scores of the chosen pairs; those of a part of the images are kept as soon as they are there.

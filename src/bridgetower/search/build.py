@@ -139,6 +139,7 @@ class _Update:
             self.index.optimize(self.num_changed + self.num_removed)
         if self.config.ann and not self.index.has_ann_index:
             self.index.create_ann_index()
+        self.index.write_exact()
 
     def _blocks(self) -> Iterator[Block]:
         """Yields what is to be embedded, a batch at a time."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import lancedb
 import pyarrow as pa
+import torch.nn.functional as F
 from jaxtyping import Float
 from lancedb.index import IvfSq
 from torch import Tensor
@@ -20,6 +21,7 @@ from bridgetower.bulk.lance import Uri, split
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.remote import is_url
 from bridgetower.files import locked
+from bridgetower.search.exact import ExactVectors, largest_products
 from bridgetower.search.lance_errors import condition, message_of, reading, writing
 from bridgetower.search.table import (
     ABOUT,
@@ -77,6 +79,7 @@ class Index:
         if table is None:
             raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
         self.uri, self._table, self._root = str(uri), table, root
+        self._exact = None if is_url(uri) else ExactVectors(Path(uri))
         self.info = info_of(uri, table.schema)
         check_columns(uri, table.schema, self.info)
 
@@ -256,9 +259,12 @@ class Index:
             there, schema = len(self), self._table.schema
         if info_of(self.uri, schema) != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
+        every = exact or not self.has_ann_index
+        if where is None and column == "image_vector" and every and (found := self._all_compared(vector, count)):
+            return found
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
         # Where there are no partitions, these two change nothing.
-        query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(len(self)))).refine_factor(_REFINED)
+        query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(there))).refine_factor(_REFINED)
         if exact:
             query = query.bypass_vector_index()
         if where is not None:
@@ -266,11 +272,29 @@ class Index:
         query = query.select([*_RETURNED, "_distance"])
         with reading(self.uri) if where is None else condition(where, ABOUT):
             rows = query.to_list()
-        unhidden = where is None and column == "image_vector" and (exact or not self.has_ann_index)
+        unhidden = where is None and column == "image_vector" and every
         if unhidden and len(rows) < min(count, there, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [self._hit(row) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
+
+    def _all_compared(self, vector: Float[Tensor, " c"], count: int) -> list[Hit] | None:
+        """Returns the images with the largest cosines by the array of vectors; None if it is not of this version."""
+        version = self._table.version
+        vectors = self._exact.of(version) if self._exact else None
+        if vectors is None:
+            return None
+        rows, cosines = largest_products(vectors, F.normalize(vector, dim=0).numpy(), count)
+        order = rows.argsort()
+        with reading(self.uri):
+            found = self._table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
+            if self._table.version != version:  # it was written meanwhile
+                return None
+        hits = [
+            self._hit(row | {"_distance": 1 - cosine})
+            for row, cosine in zip(found, cosines[order].tolist(), strict=True)
+        ]
+        return sorted(hits, key=lambda one: (-one.cosine, one.path))
 
     def _hit(self, row: Mapping[str, Any]) -> Hit:
         image = Indexed(**{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])})
@@ -310,6 +334,16 @@ class Index:
     def has_ann_index(self) -> bool:
         """Whether `create_ann_index` was called."""
         return bool(self._table.list_indices())
+
+    def write_exact(self) -> None:
+        """Writes the vectors of images in one array beside the table, if it is large, for searches that compare all."""
+        if self._exact is None:
+            return
+        width = self._table.schema.field("image_vector").type.list_size
+        with writing(self.uri):
+            batches = self._table.search().select(["image_vector"]).to_batches()
+            parts = (batch["image_vector"].flatten().to_numpy().reshape(-1, width) for batch in batches)
+            self._exact.write(self._table.version, len(self), width, parts)
 
     def optimize(self, num_replaced: int = 0) -> None:
         """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
