@@ -32,6 +32,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.inputs import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
+from bridgetower.zero_shot import TEMPLATES, classify_by_labels
 
 _GIB = 2**30
 
@@ -48,6 +49,14 @@ class Options(TypedDict, total=False):
     batch_size: int
     truncate: bool
     progress: bool
+
+
+class ClassifyOptions(Options, total=False):
+    """Further arguments of `Predictor.classify`, see there."""
+
+    labels: Sequence[str] | None
+    templates: Sequence[str]
+    top: int | None
 
 
 def load(
@@ -379,12 +388,12 @@ class Predictor:
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, images: ImageLike, texts: str | None = None, *, top: int | None = None, **options: Unpack[Options]
+        self, images: ImageLike, texts: str | None = None, **options: Unpack[ClassifyOptions]
     ) -> list[Choice]: ...
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, images: None = None, *, texts: str, top: int | None = None, **options: Unpack[Options]
+        self, images: None = None, *, texts: str, **options: Unpack[ClassifyOptions]
     ) -> list[Choice]: ...
 
     @overload
@@ -392,9 +401,7 @@ class Predictor:
         self,
         images: Sequence[ImageLike | None] | None = None,
         texts: Sequence[str] | None = None,
-        *,
-        top: int | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ClassifyOptions],
     ) -> list[list[Choice]]: ...
 
     def classify(
@@ -402,14 +409,18 @@ class Predictor:
         images: ImageLike | Sequence[ImageLike | None] | None = None,
         texts: str | Sequence[str] | None = None,
         *,
+        labels: Sequence[str] | None = None,
+        templates: Sequence[str] = TEMPLATES,
         top: int | None = None,
         **options: Unpack[Options],
     ) -> list[Choice] | list[list[Choice]]:
-        """Returns the classes of images, of texts, or of images with texts, after training on a table of one's own.
+        """Returns the classes of images by `labels`, or of images, texts or both by a head that was trained on them.
 
         Args:
             images: Image n goes with text n; None in the place of an image is none. None: texts alone.
             texts: An empty text is none. None: images alone.
+            labels: Two or more classes, compared with images alone (zero-shot); None: those of the classification head.
+            templates: Texts with `{}` where a label goes; its vector is the mean over them.
             top: Classes per input; None: all of them.
             **options: See `Options`.
 
@@ -417,13 +428,19 @@ class Predictor:
             The classes, likeliest first; for sequences, a list of that per input.
 
         Raises:
-            ValueError: A model without classification head, neither images nor texts, `top` below 1, different numbers
-                of images and texts, or unreadable ones.
+            ValueError: A model without the head, neither images nor texts, texts or no images with labels, labels or
+                templates that are none, `top` below 1, different numbers of images and texts, or unreadable ones.
         """
         single = isinstance(texts, str) or (images is not None and is_image(images))
-        chosen = self._judged(
-            "classify", *either_lists(images, texts, self.processor.blank_image()), top=top, **options
-        )
+        if labels is not None:
+            if images is None or texts is not None:
+                raise ValueError("labels are compared with images alone; give images and no texts")
+            shown: Any = images
+            chosen = classify_by_labels(self, shown, labels, templates, top, **options)
+        else:
+            self.model.head("classification", recipe="classification; or give labels, which need none")
+            either = either_lists(images, texts, self.processor.blank_image())
+            chosen = self._judged("classify", *either, top=top, **options)
         return chosen[0] if single else chosen
 
     def estimate(

@@ -26,7 +26,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "answer": "use",
         "entail": "use",
         "reason": "use",
-        "classify": "use",
+        "classify": "classify",
         "explain": "use",
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},

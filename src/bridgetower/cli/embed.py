@@ -12,12 +12,12 @@ from bridgetower.bulk.config import EmbedConfig
 from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
 from bridgetower.cli.output import emit
 
-_SOURCE = arg(metavar="[SOURCE]")
+SOURCE = arg(metavar="[SOURCE]")
 
 
 def embed(
     model: ModelOrDemo = None,
-    source: Annotated[Positional[str | None], _SOURCE] = None,
+    source: Annotated[Positional[str | None], SOURCE] = None,
     *,
     images: tuple[Path, ...] = (),
     texts: tuple[str, ...] = (),
@@ -48,7 +48,7 @@ def embed(
     from bridgetower.bulk.run import embed_units, print_units
     from bridgetower.data.items import given_units, units_of
 
-    if source is None and not images and not texts and not _is_model(model):
+    if source is None and not images and not texts and not is_model(model):
         model, source = None, model
     if source is None and not images and not texts:
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
@@ -64,6 +64,6 @@ def embed(
         emit({"out": out, **asdict(report)})
 
 
-def _is_model(given: str | None) -> bool:
+def is_model(given: str | None) -> bool:
     """Whether the only argument names a model that is on this machine, and no source."""
     return given is None or given.endswith(".ckpt") or (Path(given) / "config.json").is_file()

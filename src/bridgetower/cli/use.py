@@ -187,7 +187,7 @@ def answer(
     found = model_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT", answering=True)
     predictor, names = loading.load(found), list(map(str, images))
     chosen = predictor.answer(names, questions, top=top, **batching.options())
-    _emit({"image": names, "question": questions}, "answers", chosen, json=json)
+    emit_choices({"image": names, "question": questions}, "answers", chosen, json=json)
 
 
 def entail(
@@ -216,7 +216,7 @@ def entail(
     """
     predictor, names = loading.load(model), list(map(str, images))
     chosen = predictor.entail(names, statements, **batching.options())
-    _emit({"image": names, "statement": statements}, "judgements", chosen, json=json)
+    emit_choices({"image": names, "statement": statements}, "judgements", chosen, json=json)
 
 
 def reason(
@@ -247,50 +247,12 @@ def reason(
     """
     predictor, left, right = loading.load(model), list(map(str, images)), list(map(str, images_2))
     chosen = predictor.reason(left, right, statements, **batching.options())
-    _emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
+    emit_choices({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
 
 
-def classify(
-    model: Positional[Model],
-    *,
-    images: tuple[Path, ...] = (),
-    texts: tuple[str, ...] = (),
-    top: int | None = None,
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+def emit_choices(
+    given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool
 ) -> None:
-    """Classify images, texts, or images with texts, with a model fine-tuned on a table of your own.
-
-    Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
-    table on a terminal. Where several classes may hold, each probability is of that class alone. A model that was
-    trained on numbers gives {"image", "text", "number"}.
-
-    Examples: bridgetower classify MODEL --images meme.png --texts "look how many people love you"
-              bridgetower classify MODEL --texts "a red dress" "a pair of shoes"
-
-    Args:
-        model: What to load.
-        images: Image files; leave them out to classify texts alone.
-        texts: Texts; text n goes with image n. Leave them out to classify images alone.
-        top: Classes per input; all if left out.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
-    """
-    predictor, names = loading.load(model), list(map(str, images))
-    given = {name: values for name, values in (("image", names), ("text", texts)) if values}
-    inputs = names or None, list(texts) or None
-    if predictor.model.config.heads.predicts_number("classification"):
-        numbers = predictor.estimate(*inputs, **batching.options()).tolist()
-        rows = zip(*given.values(), numbers, strict=True)
-        emit_lines(dict(zip((*given, "number"), row, strict=True)) for row in rows)
-        return
-    chosen = predictor.classify(*inputs, top=top, **batching.options())
-    _emit(given, "classes", chosen, json=json)
-
-
-def _emit(given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool) -> None:
     """Prints what was chosen beside what was given, one row each."""
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     if json or not sys.stdout.isatty():

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 import bridgetower
 from bridgetower.engines.config import Precision
-from bridgetower.serve import embeddings, pairs
+from bridgetower.serve import classify, embeddings, pairs
 from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.middleware import RequestLimitsMiddleware
@@ -71,7 +71,7 @@ def build_app(service: Service) -> FastAPI:
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     app.state.service = service
-    for routes in (embeddings.router, pairs.router, _search(service), router):
+    for routes in (embeddings.router, pairs.router, classify.router, _search(service), router):
         app.include_router(routes)
     if config.page:
         app.include_router(_page())

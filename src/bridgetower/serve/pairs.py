@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -77,13 +77,6 @@ class Judged(BaseModel):
 
     index: int
     judgements: list[Choice]
-
-
-class Classified(BaseModel):
-    """The classes of an input, likeliest first."""
-
-    index: int
-    classes: list[Choice]
 
 
 class PairRequest(Body):
@@ -175,28 +168,7 @@ class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, stat
         return replace(super().inputs(), images_2=self.images_2)
 
 
-class ClassifyRequest(PairRequest, json_schema_extra=_example(texts="a red square")):
-    """Classify images, texts, or images with texts, with a model fine-tuned on a table of one's own."""
-
-    use = "classify"
-    entry = Classified
-    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
-    texts: Texts | None = None  # type: ignore[assignment]
-    top: Top | None = Field(None, description="Classes per input; all if left out.")
-
-    def inputs(self) -> PairInputs:
-        """Returns the images and texts, with None or "" in the place of those that are missing.
-
-        Raises:
-            ApiError: Both are missing.
-        """
-        if self.images is None and self.texts is None:
-            raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
-        images: Sequence[str | None] = self.images or [None] * len(self.texts or ())
-        return PairInputs(images=images, texts=self.texts or [""] * len(images))
-
-
-def _handler(request: type[PairRequest]) -> Callable[..., Any]:
+def handler_of(request: type[PairRequest]) -> Callable[..., Any]:
     """Returns the function that handles requests of a type."""
     *_, result = request.entry.model_fields
 
@@ -223,10 +195,10 @@ def _handler(request: type[PairRequest]) -> Callable[..., Any]:
     return handle
 
 
-for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest, ClassifyRequest):
+for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest):
     router.add_api_route(
         f"/v1/{_request.use}",
-        _handler(_request),
+        handler_of(_request),
         methods=["POST"],
         name=_request.use.replace("-", "_"),
         description=_request.__doc__,

@@ -1,0 +1,126 @@
+"""The command that classifies: by labels that are given, or by a head that was trained on a table of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional
+
+from bridgetower.bulk.config import EmbedConfig
+from bridgetower.cli.embed import SOURCE, is_model
+from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
+from bridgetower.cli.output import emit_lines
+from bridgetower.cli.use import BATCHED, Batching, BatchOptions, emit_choices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from bridgetower.data.items import Unit
+    from bridgetower.predictor import Predictor
+
+
+def classify(
+    model: ModelOrDemo = None,
+    source: Annotated[Positional[str | None], SOURCE] = None,
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    labels: tuple[str, ...] = (),
+    templates: tuple[str, ...] = (),
+    top: int | None = None,
+    max_errors: int = 0,
+    batching: Batching = BATCHED,
+    loading: Loading = LOADED,
+    json: bool = False,
+) -> None:
+    """Classify images by --labels (zero-shot); or images, texts or both with a model fine-tuned on a table of your own.
+
+    With --labels the vector of an image is compared with that of each label. Without, a head that was trained on a
+    table classifies; where several classes may hold, each probability is of that class alone.
+
+    Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
+    table on a terminal. A model that was trained on numbers gives {"image", "text", "number"}.
+
+    Examples: bridgetower classify photos --labels cat dog "a horse and its rider"
+              bridgetower classify MODEL photos --labels cat dog --templates "a photo of a {}" "a drawing of a {}"
+              bridgetower classify MODEL --images meme.png --texts "look how many people love you"
+
+    Args:
+        model: What to load; default: what the demo trained. Alone, without --images and --texts, it is the source.
+        source: With --labels: folder of images, table, tar shard, or folder of such, here or at a URL.
+        images: Image files, with --labels also folders of them; leave them out to classify texts alone.
+        texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
+        labels: Two or more classes.
+        templates: Texts with {} where a label goes, whose vectors are averaged; default: "{}" and three that name a
+            photo, a picture and an image.
+        top: Classes per input; all if left out.
+        max_errors: With --labels: images that may be left out because they cannot be used; each is named.
+        batching: How inputs are computed.
+        loading: How the model is loaded.
+        json: Print JSON on a terminal too.
+    """
+    if source is None and not images and not texts and not is_model(model):
+        model, source = None, model
+    if source is not None and (images or texts):
+        raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
+    if source is None and not images and not texts:
+        raise ValueError("nothing to classify; give a SOURCE or --images FILE … with --labels, or --texts TEXT …")
+    if labels and texts:
+        raise ValueError("labels are compared with images alone; give images and no texts")
+    if not labels and (source is not None or templates or max_errors):
+        raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
+    predictor = loading.load(model_or_demo(model, "bridgetower classify MODEL --images FILE --labels A B"))
+    if not labels:
+        _by_head(predictor, [str(image) for image in images], list(texts), top, batching, json)
+        return
+    from bridgetower.data.items import given_units, units_of
+    from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
+
+    prompts = predictor.embed_texts(
+        prompts_of(labels, templates or TEMPLATES), batch_size=batching.batch_size, truncate=batching.truncate
+    )
+    units = given_units(images, (), pairs=False) if source is None else units_of(source)
+    config = EmbedConfig(of="images", max_errors=max_errors, batch_size=batching.batch_size)
+    for names, vectors in _image_vectors(predictor, units, source or "what was given", config):
+        chosen = label_choices(predictor.model, vectors, prompts, labels, top)
+        emit_choices({"image": names}, "classes", chosen, json=json)
+
+
+def _by_head(
+    predictor: Predictor, images: list[str], texts: list[str], top: int | None, batching: BatchOptions, json: bool
+) -> None:
+    given = {name: values for name, values in (("image", images), ("text", texts)) if values}
+    inputs = images or None, texts or None
+    if predictor.model.config.heads.predicts_number("classification"):
+        numbers = predictor.estimate(*inputs, **batching.options()).tolist()
+        rows = zip(*given.values(), numbers, strict=True)
+        emit_lines(dict(zip((*given, "number"), row, strict=True)) for row in rows)
+        return
+    emit_choices(given, "classes", predictor.classify(*inputs, top=top, **batching.options()), json=json)
+
+
+def _image_vectors(
+    predictor: Predictor, units: Sequence[Unit], source: str, config: EmbedConfig
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Yields names and vectors of the images of a source, batch by batch; any number of them takes the same memory.
+
+    Raises:
+        OSError, ValueError: The source cannot be read, or more images than `config` allows cannot be used.
+    """
+    import torch
+
+    from bridgetower.bulk.embedding import embedded_blocks
+    from bridgetower.bulk.run import check_bad, embedder_of
+    from bridgetower.data.items import read_blocks
+
+    problems: list[str] = []
+    blocks = read_blocks(units, config.columns, config.batch_size)
+    for block in embedded_blocks(embedder_of(predictor, config), blocks):
+        problems += map(str, block.problems)
+        vectors = [torch.from_numpy(row.image_vector) for row in block.rows]
+        if vectors:
+            yield [row.item.id for row in block.rows], torch.stack(vectors)
+    check_bad(source, problems, len(problems), config, "the classes of the others are printed")

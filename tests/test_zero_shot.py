@@ -1,0 +1,153 @@
+"""Classification by labels: as open_clip computes it, and the same in Python, on the command line and served."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bridgetower.cli import main
+from bridgetower.predictor import Predictor, load
+from bridgetower.zero_shot import TEMPLATES, prompts_of
+from served import PNGS, URIS, error_of, running
+
+LABELS = ["red circle", "blue bar", "a {bar}"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+def probabilities(chosen: Any) -> dict[str, Any]:
+    given = [one if isinstance(one, dict) else vars(one) for one in chosen]
+    assert [one["probability"] for one in given] == sorted((one["probability"] for one in given), reverse=True)
+    return {one["label"]: pytest.approx(one["probability"], abs=1e-5) for one in given}
+
+
+@pytest.mark.parametrize("templates", [TEMPLATES, ["a {} on the ground", "some {}"]])
+def test_labels_are_means_over_templates(predictor: Predictor, templates: list[str]) -> None:
+    weights = []
+    for label in LABELS:
+        vectors = predictor.embed_texts([template.replace("{}", label) for template in templates])
+        mean = vectors.mean(dim=0)
+        weights.append(mean / mean.norm())
+    logits = predictor.embed_images(PNGS) @ torch.stack(weights).T / predictor.model.itc_head.temperature.item()  # type: ignore[union-attr, operator]
+    found = predictor.classify(PNGS, labels=LABELS, templates=templates)
+    for chosen, expected in zip(found, logits.softmax(dim=-1).tolist(), strict=True):
+        assert probabilities(chosen) == dict(zip(LABELS, expected, strict=True))
+    assert [one.label for one in predictor.classify(PNGS[0], labels=LABELS, templates=templates, top=2)] == [
+        one.label for one in found[0][:2]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["a"]}, r"labels are \['a'\]; expected two or more"),
+        ({"labels": "ab"}, "labels are 'ab'; expected two or more"),
+        ({"labels": ["a", " "]}, "expected two or more, none empty"),
+        ({"labels": ["a", "b", "a"]}, "labels has 'a' twice"),
+        ({"labels": LABELS, "templates": []}, r"templates are \[\]; expected a list of one or more"),
+        ({"labels": LABELS, "templates": "{}"}, "templates are '{}'; expected a list"),
+        ({"labels": LABELS, "templates": ["a photo"]}, "template 'a photo' has 0 places for a label; expected one {}"),
+        ({"labels": LABELS, "texts": ["a"]}, "labels are compared with images alone"),
+        ({"labels": LABELS, "images": None}, "labels are compared with images alone"),
+        ({"labels": LABELS, "images": [None]}, "image 0"),
+        ({"labels": LABELS, "top": 0}, "top is 0; expected at least 1"),
+        ({"labels": ["a", "b " * 99]}, "truncate"),
+        ({}, "no classification head .*train classification; or give labels, which need none"),
+    ],
+)
+def test_refusals(predictor: Predictor, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.classify(**{"images": PNGS[:1], **arguments})
+
+
+def test_prompts_of_a_label_stand_together() -> None:
+    assert prompts_of(["{}", "b"], ["{}", "the {}"]) == ["{}", "the {}", "b", "the b"]
+
+
+class TestCommand:
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Path:
+        (tmp_path / "photos").mkdir()
+        for number, content in enumerate(PNGS):
+            (tmp_path / "photos" / f"{number}.png").write_bytes(content)
+        return tmp_path / "photos"
+
+    def test_a_folder_files_and_a_table(self, run: Callable[..., Any], predictor: Predictor, photos: Path) -> None:
+        expected = [probabilities(chosen) for chosen in predictor.classify(PNGS, labels=LABELS)]
+        files = sorted(photos.glob("*.png"))
+        with (photos.parent / "table.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["image", "caption"], *([f"photos/{one.name}", "a"] for one in files)])
+        for given in ([photos], ["--images", *files], [photos.parent / "table.csv"]):
+            rows = run("classify", predictor.source, *given, "--labels", *LABELS)
+            assert [probabilities(row["classes"]) for row in rows] == expected
+            assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+        (row, *_) = run("classify", predictor.source, photos, "--labels", *LABELS, "--templates", "a {}", "--top", 1)
+        (best, *_) = predictor.classify(PNGS[0], labels=LABELS, templates=["a {}"])
+        assert probabilities(row["classes"]) == {best.label: best.probability}
+
+    def test_a_broken_image_is_named(
+        self, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], predictor: Predictor, photos: Path
+    ) -> None:
+        (photos / "1.png").write_bytes(b"no image")
+        command = ["classify", predictor.source, str(photos), "--labels", "a", "b"]
+        with pytest.raises(SystemExit):
+            main(command)
+        captured = capsys.readouterr()
+        assert len(captured.out.splitlines()) == 2
+        assert "1 bad items, allowed are 0 (--max-errors" in captured.err
+        assert "the classes of the others are printed: '1.png': it cannot be read as an image" in captured.err
+        rows = run(*command, "--max-errors", 1)
+        assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["PHOTOS"], "no labels are given"),
+            (["--texts", "a", "--labels", "a", "b"], "labels are compared with images alone"),
+            (["PHOTOS", "--images", "PHOTOS", "--labels", "a", "b"], "expected one of them"),
+            (["--labels", "a", "b"], "nothing to classify"),
+            (["PHOTOS", "--labels", "a"], "labels are ('a',); expected two or more"),
+        ],
+    )
+    def test_bad_arguments(
+        self, refused: Callable[..., str], predictor: Predictor, photos: Path, arguments: list[str], words: str
+    ) -> None:
+        given = [str(photos) if one == "PHOTOS" else one for one in arguments]
+        assert words in refused("classify", predictor.source, *given)
+
+
+def test_served(predictor: Predictor, answering_checkpoint: Path) -> None:
+    with running(predictor, max_items=20) as client:
+
+        def post(**body: Any) -> Any:
+            return client.post("/v1/classify", json=body)
+
+        answer = post(images=URIS, labels=LABELS).json()
+        expected = predictor.classify(PNGS, labels=LABELS)
+        assert [probabilities(row["classes"]) for row in answer["data"]] == list(map(probabilities, expected))
+        assert [row["index"] for row in answer["data"]] == [0, 1, 2]
+        assert answer["usage"]["total_tokens"] > 0
+        (row,) = post(images=URIS[0], labels=LABELS, templates=["a {}"], top=1).json()["data"]
+        (best, *_) = predictor.classify(PNGS[0], labels=LABELS, templates=["a {}"])
+        assert probabilities(row["classes"]) == {best.label: best.probability}
+        for body, words in (
+            ({"images": URIS, "labels": ["a"]}, "labels"),
+            ({"images": URIS, "labels": ["a", "a"]}, "labels has 'a' twice"),
+            ({"images": URIS, "labels": ["a", "b"], "templates": ["{} {}"]}, "has 2 places for a label"),
+            ({"texts": ["a"], "labels": ["a", "b"]}, "labels are compared with images alone"),
+            ({"images": ["/etc/passwd"], "labels": ["a", "b"]}, "expected a data URI"),
+            ({"images": URIS[:1], "templates": ["{}"]}, "templates are for labels"),
+            ({"images": URIS[:1], "labels": ["a", "b " * 99]}, 'send "truncate": true'),
+            ({"images": URIS[:1]}, "no classification head"),
+        ):
+            assert words in error_of(post(**body), 400)["message"]
+        assert "21 items, the limit is 20" in error_of(post(images=URIS[:1], labels=list("abcde")), 413)["message"]
+    with running(load(answering_checkpoint, device="cpu")) as client:
+        error = error_of(client.post("/v1/classify", json={"images": URIS, "labels": ["a", "b"]}), 400)
+    assert "no contrastive (ITC) head" in error["message"]
