@@ -201,15 +201,20 @@ async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
     return found
 
 
-async def delays(server: Server) -> dict[str, float]:
-    """Returns the longest time that `/health` took, in milliseconds, while each of the heaviest bodies was read."""
+async def delays(server: Server, seconds: float) -> dict[str, float]:
+    """Returns the longest time that `/health` took, in milliseconds, while each of the heaviest bodies was read.
+
+    Args:
+        server: That is asked.
+        seconds: For which it is asked, where a body is read sooner.
+    """
     longest = {}
     for name, body in {"nothing": b"", **heavy_bodies(32 * 2**20)}.items():
         begin, connection = time.monotonic(), Connection(server)
         sent = (asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body)) for _ in range(2 if body else 0))
         sending = [asyncio.ensure_future(one) for one in sent]
         times = []
-        while not all(one.done() for one in sending) or time.monotonic() < begin + 1:
+        while not all(one.done() for one in sending) or time.monotonic() < begin + seconds:
             asked = time.perf_counter()
             await connection.send(head("GET /health"))
             times.append(1000 * (time.perf_counter() - asked))
@@ -281,6 +286,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--delay", type=float, default=200.0, help="of /health in ms that is let pass")
     parser.add_argument("--rounds", type=int, default=3, help="of the heaviest bodies")
+    parser.add_argument("--beside", type=float, default=1.0, help="seconds at least for which /health is asked there")
     parser.add_argument("--growth", type=float, default=1.05, help="of memory that is taken for none")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
@@ -290,7 +296,7 @@ def main() -> None:
         searcher = indexed(load(model, device="cpu"), folder / "photos")
         requests = valid_requests(searcher.predictor, searcher)
         with running(folder / "usual", *bridgetower_serve(model)) as server:
-            rounds = [asyncio.run(delays(server)) for _ in range(options.rounds)]
+            rounds = [asyncio.run(delays(server, options.beside)) for _ in range(options.rounds)]
         slowest = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
         slow = [name for name, longest in slowest.items() if longest > options.delay]
         index = ("--index", searcher.index.uri)

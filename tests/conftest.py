@@ -1,5 +1,6 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -37,16 +38,24 @@ CHECKED = [
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 install_import_hook(CHECKED, "typechecks.checked")
 
+LONGEST = "test_readme.py"
 CACHES = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
 
-multiprocessing.set_forkserver_preload(["bridgetower.training.run"])  # processes that need it start at once
+# Processes that need it start at once; pandas is imported by pyarrow.
+multiprocessing.set_forkserver_preload(["bridgetower.training.run", "pandas", "pytest"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files whose tests take long first, so that no process is left alone with one of them at the end."""
     long = {item.path for item in items if item.path.parent.name == "end_to_end" or item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what the imports of all tests left, hundreds of thousands of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +111,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return shared / name
 
     return made
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `bridgetower`, `torchrun` and `python` that start at once."""
+    from forks import commands
+
+    folder = tmp_path_factory.mktemp("commands")
+    with commands(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Starts commands as forks of one process that has imported what they need: a start takes milliseconds, not seconds.
 
-`python forks.py FOLDER` is that process. The `bridgetower` and `python` that it writes to FOLDER start there what they
-are called with, in their folder, with their environment and standard streams. They pass signals on and end as it
-ends; if they are killed, so is it.
+`python forks.py FOLDER` is that process. The `bridgetower`, `torchrun` and `python` that it writes to FOLDER start
+there what they are called with, in their folder, with their environment and standard streams. They pass signals on and
+end as it ends; if they are killed, so is it. The processes of `torchrun` are such forks too.
 """
 
 import atexit
@@ -32,6 +32,7 @@ IMPORTS = (
     "datasets",
     "torch.distributed.run",
 )
+NAMES = ("bridgetower", "torchrun", "python")
 MOST_BYTES = 1 << 20
 
 CLIENT = """#!{python} -IS
@@ -54,8 +55,9 @@ sys.exit(code)
 
 @contextmanager
 def commands(folder: Path) -> Iterator[None]:
-    """Makes `bridgetower` and `python` of a folder such commands."""
-    with subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE) as server:
+    """Makes the names in a folder such commands."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # forks keep the number of threads
+    with subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE, env=environment) as server:
         assert server.stdout is not None
         try:
             assert server.stdout.readline()
@@ -73,7 +75,7 @@ def main(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address)
         listener.listen()
-        for name in ("bridgetower", "python"):
+        for name in NAMES:
             (folder / name).write_text(CLIENT.format(python=sys.executable, address=address))
             (folder / name).chmod(0o755)
         os.write(1, b"ready\n")
@@ -113,14 +115,18 @@ def watch(connection: socket.socket) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ["PYTHON_EXEC"] = str(Path(request["command"][0]).with_name("python"))  # what torchrun starts
     sys.argv = request["command"]
 
 
 def run() -> None:
     """Runs the command in `sys.argv` as Python would."""
     name, *arguments = sys.argv
-    if Path(name).name == "bridgetower":
-        arguments = ["-m", "bridgetower", *arguments]
+    modules = {"bridgetower": "bridgetower", "torchrun": "torch.distributed.run"}
+    if module := modules.get(Path(name).name):
+        arguments = ["-m", module, *arguments]
+    elif arguments[0] == "-u":  # as torchrun calls Python
+        arguments = arguments[1:]
     option, value, *rest = arguments if arguments[0] in ("-c", "-m") else ["", *arguments]
     sys.path[0] = str(Path(value).parent) if not option else ""
     sys.argv = [option or value, *rest]

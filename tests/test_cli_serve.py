@@ -46,13 +46,19 @@ def heard(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
+USERS = (sys.executable, "-m", "bridgetower")
+
+
 @contextmanager
 def process(
-    *arguments: str, key: str | None = None, stdout: IO[str] | None = None, before: Sequence[str] = ()
+    *arguments: str,
+    key: str | None = None,
+    stdout: IO[str] | None = None,
+    command: Sequence[str | Path] = USERS,
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
-    command = [*before, sys.executable, "-m", "bridgetower", "serve", "--port", "0", *arguments]
+    command = [*command, "serve", "--port", "0", *arguments]
     with (
         heard(signal.SIGINT),
         subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
@@ -71,11 +77,17 @@ def process(
             running.kill()
 
 
+@pytest.fixture
+def command(forked: Path) -> list[Path]:
+    """Of a start that takes milliseconds."""
+    return [forked / "bridgetower"]
+
+
 def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
+    options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
     with (
         (tmp_path / "log").open("w") as log,
-        process(*command, key="secret", stdout=log) as (running, name, address),
+        process(*options, key="secret", stdout=log) as (running, name, address),
     ):
         assert name == "tiny"
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).status_code == 401
@@ -98,9 +110,9 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
     ]
 
 
-def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
-    slow = ("--max-batch", "1")
-    with process("--model", str(tiny_checkpoint), *slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
+def test_what_was_taken_in_is_finished(tiny_checkpoint: Path, command: list[Path]) -> None:
+    slow = ("--model", str(tiny_checkpoint), "--max-batch", "1")
+    with process(*slow, command=command) as (running, _, address), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=PATIENCE)
         while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
             assert not asked.done()
@@ -181,7 +193,7 @@ def test_requests_are_traced(tiny_checkpoint: Path, tmp_path: Path, monkeypatch:
     options = ("--model", str(tiny_checkpoint))
     with (
         (tmp_path / "spans").open("w") as spans,
-        process(*options, stdout=spans, before=[command]) as (_, _, address),
+        process(*options, stdout=spans, command=[command, *USERS]) as (_, _, address),
     ):
         httpx.get(f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
         until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
@@ -200,17 +212,19 @@ def test_threads_share_their_memory(tiny_checkpoint: Path) -> None:
     assert len(reserved) <= 1  # the other pool is that of the first thread; without a limit there are 7 or more
 
 
-def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path, command: list[Path]) -> None:
     build_index(write_pictures(tmp_path), tmp_path / "shapes.lance", str(tiny_checkpoint))
-    with process("--index", str(tmp_path / "shapes.lance")) as (_, name, address):
+    with process("--index", str(tmp_path / "shapes.lance"), command=command) as (_, name, address):
         assert name == str(tiny_checkpoint)
         answer = httpx.post(f"{address}/v1/search", json={"query": "red bar", "top": 3})
         assert len(answer.json()["data"]) == 3
 
 
-def test_questions_are_answered_by_a_second_model(tiny_checkpoint: Path, answering_checkpoint: Path) -> None:
+def test_questions_are_answered_by_a_second_model(
+    tiny_checkpoint: Path, answering_checkpoint: Path, command: list[Path]
+) -> None:
     models = ("--model", str(tiny_checkpoint), "--answer-model", str(answering_checkpoint))
-    with process(*models) as (_, name, address):
+    with process(*models, command=command) as (_, name, address):
         assert name == str(tiny_checkpoint)
         answer = httpx.post(f"{address}/v1/answer", json={"images": URIS[0], "questions": "which colour?"}).json()
         assert answer["model"] == str(answering_checkpoint)
@@ -239,10 +253,10 @@ class TestWithoutADownload:
         return tmp_path
 
     @pytest.mark.usefixtures("demo")
-    def test_serves_all_that_the_demo_left(self) -> None:
+    def test_serves_all_that_the_demo_left(self, command: list[Path]) -> None:
         question = {"images": URIS[0], "questions": "which colour?"}
         for options in ((), ("--index", str(held_out_index(FOLDER)))):
-            with process(*options) as (running, name, address):
+            with process(*options, command=command) as (running, name, address):
                 assert name == "bridgetower-demo/runs/bridgetower-0/last"
                 answer = httpx.post(f"{address}/v1/answer", json=question).json()
                 assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"

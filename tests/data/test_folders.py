@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,17 +156,17 @@ class TestDigests:
 
 
 class TestCutOff:
-    def kill(self, source: Path, out: Path) -> int:
+    def kill(self, python: Path, source: Path, out: Path) -> int:
         """Lets a process die right before it has finished a fourth file."""
-        killed = [sys.executable, kills.__file__, "*.parquet", "4", "SIGKILL", "self"]
+        killed = [python, kills.__file__, "*.parquet", "4", "SIGKILL", "self"]
         command = [*killed, "prepare", "coco", "--source", source, "--out", out, "--shard-rows", "2"]
         return subprocess.run([*map(str, command)], check=False).returncode
 
-    def test_by_a_kill(self, tmp_path: Path) -> None:
+    def test_by_a_kill(self, forked: Path, tmp_path: Path) -> None:
         write_many(tmp_path / "coco")
         out, whole = tmp_path / "out", tmp_path / "whole"
         for _ in range(3):
-            assert self.kill(tmp_path / "coco", out) == -signal.SIGKILL
+            assert self.kill(forked / "python", tmp_path / "coco", out) == -signal.SIGKILL
             assert not (out / "dataset.json").exists()
         finished = {path: path.stat().st_mtime_ns for path in parquet_files(out)}
         (out / ".train.parquet.partial-x.parquet").write_bytes(b"left over")

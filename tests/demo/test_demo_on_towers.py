@@ -77,9 +77,10 @@ def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
 
 
 def test_run_again_trains_no_further(out: Path) -> None:
-    before = snapshot(out / "runs")
-    run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
+    before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())["seconds_total"]
+    again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert snapshot(out / "runs") == before
+    assert again.seconds_total > seconds + 0.1
 
 
 def test_bridges_on_towers_are_compared(

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.slow
 
 Started = subprocess.Popen[str]
 
-STEPS = 40
+STEPS = 20
 PATIENCE = 900.0  # seconds after which something hangs
-
+TWO = ("--standalone", "--nproc-per-node", "2")
 
 # Runs the command in a folder of the process's own, and with the option that is for this process.
 ON_NODES = """
@@ -43,12 +43,17 @@ cli.main([*command, *options.split(",")[rank].split()])
 """
 
 
-def start(dataset: Path, out: Path, *options: str, program: Sequence[str] = ("-m", "bridgetower")) -> Started:
+def start(
+    torchrun: Sequence[str | Path],
+    dataset: Path,
+    out: Path,
+    *options: str,
+    program: Sequence[str] = ("-m", "bridgetower"),
+) -> Started:
     """Starts torchrun with two processes, each on one thread."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "15", *options)
+    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "8", *options)
     return subprocess.Popen(
-        [*launcher, *program, *command],
+        [*torchrun, *TWO, *program, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -73,23 +78,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
-    return finish(start(tiny_dataset, folder / "whole"))
+def torchrun(forked: Path) -> list[Path]:
+    """Starts at once, and so do its processes."""
+    return [forked / "torchrun"]
+
+
+@pytest.fixture(scope="module")
+def whole(torchrun: list[Path], tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
+    return finish(start(torchrun, tiny_dataset, folder / "whole"))
 
 
 @pytest.fixture(scope="module")
 def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
-    """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
+    """A run that torchrun was asked to stop when it was about to save what it evaluated first, as users start it."""
     program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", "parent")
-    ended = finish(start(tiny_dataset, folder / "stopped", program=program))
+    users = (sys.executable, "-m", "torch.distributed.run")
+    ended = finish(start(users, tiny_dataset, folder / "stopped", program=program))
     shutil.copytree(folder / "stopped", folder / "halfway")
     return ended
 
 
 @pytest.fixture(scope="module")
-def resumed(tiny_dataset: Path, folder: Path, stopped: tuple[int, str, str]) -> tuple[int, str, str]:
+def resumed(
+    torchrun: list[Path], tiny_dataset: Path, folder: Path, stopped: tuple[int, str, str]
+) -> tuple[int, str, str]:
     assert 0 < torch.load(folder / "stopped" / STATE, weights_only=True)["state"]["step"] < STEPS
-    return finish(start(tiny_dataset, folder / "stopped", "--resume"))
+    return finish(start(torchrun, tiny_dataset, folder / "stopped", "--resume"))
 
 
 def test_one_result_and_one_log(whole: tuple[int, str, str], folder: Path) -> None:
@@ -98,7 +112,7 @@ def test_one_result_and_one_log(whole: tuple[int, str, str], folder: Path) -> No
     (line,) = out.splitlines()
     assert json.loads(line)["run"] == str(folder / "whole")
     assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(range(1, STEPS + 1))
-    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [15, 30, STEPS]
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [8, 16, STEPS]
     assert len(list((folder / "whole").rglob("*.jsonl"))) == 1
 
 
@@ -120,7 +134,7 @@ def test_continued_it_ends_with_the_same_bits(
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Callable[..., Started]:
+def nodes(torchrun: list[Path], tmp_path: Path) -> Callable[..., Started]:
     """Starts two processes that see different folders, `first` and `second`, as on two machines."""
     (tmp_path / "nodes.py").write_text(ON_NODES)
 
@@ -128,7 +142,7 @@ def nodes(tmp_path: Path) -> Callable[..., Started]:
         for name in ("first", "second"):
             (tmp_path / name).mkdir(exist_ok=True)
         program = str(tmp_path / "nodes.py"), f"{tmp_path}/first,{tmp_path}/second", ",".join(each)
-        return start(dataset, out, *options, program=program)
+        return start(torchrun, dataset, out, *options, program=program)
 
     return call
 
@@ -207,14 +221,15 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset: Path, folder: Path, mo
     assert backends == ["gloo"]
 
 
-def test_evaluation_in_two_processes_is_that_of_one(answering_checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluation_in_two_processes_is_that_of_one(
+    torchrun: list[Path], answering_checkpoint: Path, tmp_path: Path
+) -> None:
     asked.write_set(tmp_path / "set", "nlvr2")
     command = ["evaluate", str(answering_checkpoint), "nlvr2", "--data", str(tmp_path / "set"), "--split", "validation"]
     options = ["--device", "cpu", "--batch-size", "2", "--out"]
     cli.main([*command, *options, str(tmp_path / "one")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "bridgetower", *command, *options, str(tmp_path / "two")],
+        [*torchrun, *TWO, "-m", "bridgetower", *command, *options, str(tmp_path / "two")],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

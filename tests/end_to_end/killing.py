@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401 - pyarrow imports it
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +28,7 @@ from kills import before, renamed, send, within
 from shapes import train_command
 
 NUM_KILLS = 20
-MAX_STEPS = 80
+MAX_STEPS = 40
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "6")
 
 

@@ -34,7 +34,7 @@ SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", 
 def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
     """A ModernBERT with the tokenizer of the set, whose special tokens have ModernBERT's names."""
     folder = tmp_path_factory.mktemp("modernbert")
-    save_text(folder, "modernbert", vocab_size=310)
+    save_text(folder, "modernbert", vocab_size=310, num_hidden_layers=3)
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_text()
     for ours, theirs in SPELLED.items():
         tokenizer = tokenizer.replace(f'"{ours}"', f'"{theirs}"')

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ OWN = ["--task-spec", f"{EXAMPLE}:CLAIMS", "--extensions", f"{EXAMPLE}:EXTENSION
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(forked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the example leaves."""
     folder = tmp_path_factory.mktemp("own") / "work"
-    done = subprocess.run([sys.executable, str(EXAMPLE), str(folder)], capture_output=True, text=True, timeout=600)
+    command = [forked / "python", EXAMPLE, folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{'accuracy': ")
     assert (folder / "run" / "best" / "model.safetensors").exists()

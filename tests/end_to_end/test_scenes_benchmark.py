@@ -1,9 +1,8 @@
 """The benchmarks of scenes and of bridges from data to table, a few steps of each."""
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,19 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.slow  # trainings, each in a process of its own
 
 
-def run(name: str, *arguments: str | Path, **sizes: int) -> str:
-    options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / name, *arguments, *options], capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(forked: Path) -> Callable[..., str]:
+    def call(name: str, *arguments: str | Path, **sizes: int) -> str:
+        options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
+        command = [forked / "python", BENCHMARKS / name, *arguments, *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return call
 
 
-def test_trains_measures_and_draws(tmp_path: Path) -> None:
+def test_trains_measures_and_draws(run: Callable[..., str], tmp_path: Path) -> None:
     sizes = {"steps": 2, "batch_size": 4, "num_train": 32, "num_validation": 4, "num_test": 8, "seeds": 1}
     printed = run("scenes.py", "nlvr2", "--out", tmp_path, **sizes)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -41,7 +43,7 @@ def test_trains_measures_and_draws(tmp_path: Path) -> None:
     assert printed.count("\n| ") == 5  # a line for each topic
 
 
-def test_bridges_keep_finished_runs(tmp_path: Path) -> None:
+def test_bridges_keep_finished_runs(run: Callable[..., str], tmp_path: Path) -> None:
     """The arms that two experiments share are trained once; the second call trains nothing."""
     results, work = tmp_path / "bridges.json", tmp_path / "work"
     sizes = {"steps": 2, "every": 1, "batch_size": 4, "num_train": 32, "num_validation": 4, "seeds": 1}

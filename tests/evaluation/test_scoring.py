@@ -1,10 +1,8 @@
 """Scores survive a kill, come in batches of like length, and are kept under the name of what decides them."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,16 +174,15 @@ def test_scores_that_are_not_numbers(tiny_model: BridgeTower, images: CaptionIma
 
 @pytest.mark.slow
 def test_killed_and_called_again_it_gives_the_same_figures(
-    tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
+    tiny_checkpoint: Path, tiny_dataset: Path, forked: Path, tmp_path: Path
 ) -> None:
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
     command += ["--batch-size", "3", "--device", "cpu", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(kills.__file__).parent), os.environ.get("PYTHONPATH", "")])
 
     def start(part: int, work: Path) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", IN_PARTS, str(part), *command, "--work", str(work)]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        arguments = [forked / "python", "-c", IN_PARTS, str(part), *command, "--work", str(work)]
+        tests = Path(kills.__file__).parent
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests)
 
     whole, work = start(0, tmp_path / "whole"), tmp_path / "work"
     assert start(3, work).wait() == -signal.SIGKILL

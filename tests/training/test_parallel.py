@@ -165,7 +165,7 @@ def alone(dataset: Path, out: Path) -> None:
 
 
 def test_no_run_outlives_its_parent(tmp_path: Path, tiny_dataset: Path) -> None:
-    parent = multiprocessing.get_context("spawn").Process(target=alone, args=(tiny_dataset, tmp_path / "run"))
+    parent = multiprocessing.get_context("forkserver").Process(target=alone, args=(tiny_dataset, tmp_path / "run"))
     parent.start()
     with once(lambda: steps_done(tmp_path / "run") > 2, parent.kill):
         parent.join()

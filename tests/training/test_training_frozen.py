@@ -5,7 +5,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -218,11 +217,13 @@ class TestRun:
         self,
         whole: tuple[Path, dict[str, float], Counter[str]],
         all_runs: dict[str, RunConfig],
+        forked: Path,
         tmp_path: Path,
     ) -> None:
         out, cache, config = tmp_path / "run", tmp_path / "cache", all_runs["pretraining"]
         (tmp_path / "config.pickle").write_bytes(pickle.dumps((config, out, cache)))
-        killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "config.pickle"], cwd=Path(__file__).parent)
+        command = [forked / "python", "-c", KILLED, tmp_path / "config.pickle"]
+        killed = subprocess.run(command, cwd=Path(__file__).parent)
         assert killed.returncode == -signal.SIGKILL
         (half,) = cache.glob("*/.rows-00000.safetensors.*")  # in the folder of the second of three files
         assert len(list(cache.glob("*/rows-*"))) == 1
@@ -308,7 +309,7 @@ class TestCache:
         config = replace(all_runs["vqa"], data=replace(all_runs["vqa"].data, num_workers=1))
         with tower_passes() as alone:
             prepared(config, tmp_path / "alone")
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
             both = list(pool.map(passes_of, [config] * 2, [tmp_path / "both"] * 2))
         assert both[0] + both[1] == alone
         assert len(list((tmp_path / "both").glob("*/rows-*"))) == 3
