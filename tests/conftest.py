@@ -53,9 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what the imports of all tests left, hundreds of thousands of objects."""
+    """Spares the garbage collector, which takes a tenth of the time, what the imports of all tests left."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 10, 100)  # a full collection is ten times rarer
 
 
 @pytest.fixture(scope="session")
