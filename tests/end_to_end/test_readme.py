@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from videos import SRT, write_clip
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEMO = ("bridgetower", "demo", "--from-scratch", "--minutes", "0.01")
@@ -69,7 +71,7 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workplace:
-    """An empty folder after a short demo without a download, with a few photos of the user's own."""
+    """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
     Workplace(folder, Path(sys.executable).parent).run(*DEMO)  # as a user starts it; what follows is forked
     photos = folder / "my-photos"
@@ -82,6 +84,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
         for number, picture in enumerate(pictures):
             shutil.copy(picture, photos)
             writer.writerow([picture.name, f"picture number {number} of mine"])
+    (folder / "lectures").mkdir()
+    write_clip(folder / "lectures" / "one.webm", codec="libvpx-vp9")
+    write_clip(folder / "talk.mp4")
+    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
     return Workplace(folder, forked)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bridgetower.data.items import Columns
+from bridgetower.data.moments import Cutting
 from bridgetower.data.sources import CaptionsFrom
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 
@@ -22,6 +23,8 @@ class BulkConfig:
         caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
         id_column: Column of a table that names the rows; None looks for the usual names.
         captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        every: Seconds of each moment of a video; None: a moment for each subtitle, or scene where there are none.
+        max_moments: Of one video.
         truncate: Cut captions that are too long for the model; otherwise their image counts as bad.
         max_errors: Number of images that may be left out because they cannot be used; each is named.
         batch_size: Images embedded at once.
@@ -35,6 +38,8 @@ class BulkConfig:
     caption_column: str | None = None
     id_column: str | None = None
     captions_from: CaptionsFrom = "text"
+    every: float | None = None
+    max_moments: int = 1000
     truncate: bool = True
     max_errors: int = 0
     batch_size: int = 32
@@ -53,14 +58,19 @@ class BulkConfig:
             block_size=AT_LEAST_1,
             ray_workers=AT_LEAST_1,
         )
+        Cutting(every=self.every, max_moments=self.max_moments)  # checks them
         if self.ray is None and self.ray_workers is not None:
             raise ValueError(f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray")
 
     @property
     def columns(self) -> Columns:
-        """The columns that are read."""
+        """What is read of tables and videos."""
         return Columns(
-            image=self.image_column, text=self.caption_column, id=self.id_column, captions_from=self.captions_from
+            image=self.image_column,
+            text=self.caption_column,
+            id=self.id_column,
+            captions_from=self.captions_from,
+            cutting=Cutting(every=self.every, max_moments=self.max_moments),
         )
 
 

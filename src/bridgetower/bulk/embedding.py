@@ -31,6 +31,7 @@ class Decoded:
         item: As listed.
         digest: SHA-256 of the image file; empty without one, or if it could not be read.
         size: Of the same, in bytes.
+        frame: The file itself if it was made of a frame of a video.
         image: What was decoded, unless there is a problem.
         problem: Why it cannot be used.
     """
@@ -38,6 +39,7 @@ class Decoded:
     item: SourceItem
     digest: str = ""
     size: int = 0
+    frame: bytes | None = None
     image: Resized | None = None
     problem: str | None = None
 
@@ -57,6 +59,8 @@ class Decoder(Dataset[Decoded]):
     def __getitem__(self, item: SourceItem) -> Decoded:
         """Reads an image; one that cannot be used comes back with the reason."""
         ref = item.image
+        if item.problem:
+            return Decoded(item=item, problem=item.problem)
         if ref is None or not self._images:
             return Decoded(item=item)
         try:
@@ -65,7 +69,8 @@ class Decoder(Dataset[Decoded]):
                 return Decoded(item=item, digest=sha256_of(ref.path), size=ref.path.stat().st_size, image=image)
             content = ref.read()
             digest = hashlib.sha256(content).hexdigest()
-            return Decoded(item=item, digest=digest, size=len(content), image=self.processor.prepare(content))
+            image, frame = self.processor.prepare(content), content if ref.moment else None
+            return Decoded(item=item, digest=digest, size=len(content), frame=frame, image=image)
         except (ValueError, OSError) as error:
             message, name = str(error), str(ref.path)
             problem = f"it{message.removeprefix(name)}" if message.startswith(name) else message
@@ -134,6 +139,7 @@ class Embedded:
         size: Of the same, in bytes.
         width: Of the upright image, in pixels; 0 without one.
         height: Of the same.
+        frame: The image file if it was made of a frame of a video.
         image_vector: Contrastive; None if it was not asked for.
         text_vectors: Contrastive, one per text; none if they were not asked for.
         pair_vectors: Joint, one per text, likewise.
@@ -144,6 +150,7 @@ class Embedded:
     size: int
     width: int
     height: int
+    frame: bytes | None = field(repr=False)
     image_vector: Float[np.ndarray, " c"] | None
     text_vectors: Float[np.ndarray, "t c"]
     pair_vectors: Float[np.ndarray, "t e"]
@@ -268,6 +275,7 @@ class Embedder:
                 size=one.size,
                 width=one.image.width if one.image else 0,
                 height=one.image.height if one.image else 0,
+                frame=one.frame,
                 image_vector=next(images).numpy() if "images" in parts else None,
                 text_vectors=(next(found["texts"]) if "texts" in parts else none).numpy(),
                 pair_vectors=(next(found["pairs"]) if "pairs" in parts else none).numpy(),

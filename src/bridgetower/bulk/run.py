@@ -25,7 +25,10 @@ SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
 """Of the places that vectors can be written to."""
 
 _NAMED = 10  # problems spelt out in an error
-_DECIDING = ("image_column", "caption_column", "id_column", "captions_from", "truncate", "of", "quantize", "block_size")
+_DECIDING = (
+    *("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "truncate", "of"),
+    *("quantize", "block_size"),
+)
 
 logger = logging.getLogger(__name__)
 

@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
 
 def index(
-    source: Positional[str],
+    sources: Positional[list[str]],
     *,
     out: str,
     model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
 ) -> None:
-    """Embed the images of a folder, a table or tar shards into an index for `bridgetower search`.
+    """Embed the images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
-    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF. Captions get vectors of their own and together with their image. Run
-    again, it embeds what is new or has changed and takes out what is gone; killed, it is completed by running it again.
+    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, and videos with the extra `video`. Captions get vectors of their
+    own and together with their image. Run again, it embeds what is new or has changed and takes out what is gone;
+    killed, it is completed by running it again.
 
     Examples: bridgetower index photos --out photos.lance --model MODEL
               bridgetower index photos/captions.csv --out photos.lance --model MODEL
+              bridgetower index talk.mp4 lectures --out talks.lance --model MODEL
 
     Args:
-        source: Folder of images, perhaps with a NAME.txt of captions beside NAME.jpg, table (CSV, TSV, JSON lines,
-            Parquet, Arrow), tar shard, folder of shards or of Parquet or Arrow files; or the URL of one.
+        sources: Folders of images, perhaps with a NAME.txt of captions beside NAME.jpg, tables (CSV, TSV, JSON lines,
+            Parquet, Arrow), tar shards, folders of shards or of Parquet or Arrow files; videos, perhaps with subtitles
+            NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one, not of a video.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
         model: What to load; default: what the demo trained.
@@ -48,8 +51,8 @@ def index(
     require("search")
     from bridgetower.search.build import build_index
 
-    chosen = model_or_demo(model, f"bridgetower index {source} --out {out} --model MODEL")
-    report = build_index(source, out, lambda: loading.load(chosen), options, progress=True)
+    chosen = model_or_demo(model, f"bridgetower index {' '.join(sources)} --out {out} --model MODEL")
+    report = build_index(sources, out, lambda: loading.load(chosen), options, progress=True)
     emit({"index": out, **asdict(report)})
 
 
@@ -122,7 +125,7 @@ def search(
     opened = Index(index_or_demo(index), root=root)
     hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
-        write_sheet(sheet, hits, text=text, image=image)
+        write_sheet(sheet, hits, text=text, image=image, content=opened.content)
     if json or not sys.stdout.isatty():
         emit_lines({"rank": rank, **_shown(hit)} for rank, hit in enumerate(hits, start=1))
     else:
@@ -131,7 +134,11 @@ def search(
 
 def _shown(hit: Hit) -> dict[str, object]:
     """Returns what a line says of a hit; where in its file an image is, its path says too."""
-    return {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
+    shown = {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
+    if hit.start is None:
+        return {name: value for name, value in shown.items() if name not in ("start", "end")}
+    times = hit.path.rpartition("#")[2]
+    return shown | {"transcript": " ".join(hit.captions), "link": f"{Path(hit.file).resolve().as_uri()}#{times}"}
 
 
 def _show(hits: Sequence[Hit]) -> None:

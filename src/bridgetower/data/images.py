@@ -1,4 +1,4 @@
-"""Where the images of a source are: in files, tar archives or tables; and how their bytes are read."""
+"""Where the images of a source are: in files, tar archives, tables or videos; and how their bytes are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRef:
-    """Where an image's bytes are: in a file of its own, in a piece of a tar archive, or in a cell of a table.
+    """Where an image's bytes are: in a file of its own, an archive, a cell of a table, or a frame of a video.
 
     Attributes:
         path: The file; of one at a URL its name.
@@ -45,6 +45,7 @@ class ImageRef:
         cell: Its column and row in a Parquet or Arrow file.
         signature: Size in bytes, or a digest of the content; None to look at the file.
         url: Where the file is, if it is not on this machine.
+        moment: Start and end in seconds of the part of a video whose middle frame it is.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class ImageRef:
     cell: tuple[str, int] | None = None
     signature: str | None = None
     url: str | None = None
+    moment: tuple[float, float] | None = None
 
     @classmethod
     def of_url(cls, url: str) -> ImageRef:
@@ -69,7 +71,7 @@ class ImageRef:
     @property
     def is_file(self) -> bool:
         """Whether the image is a file of its own on this machine."""
-        return self.piece is None and self.cell is None and self.url is None
+        return self.piece is None and self.cell is None and self.url is None and self.moment is None
 
     @property
     def file_signature(self) -> str | None:
@@ -92,6 +94,10 @@ class ImageRef:
 
         if self.url:
             return read_url(self.url, self.piece)
+        if self.moment:
+            from bridgetower.data.frames import frame_of
+
+            return frame_of(self.path, sum(self.moment) / 2)
         if self.cell:
             column, row = self.cell
             content = _cell_bytes(open_table(self.path).row(row, [column])[column])
@@ -115,7 +121,7 @@ class ImageRef:
     def unpacked(cls, content: str) -> ImageRef:
         """Returns the image of which `content` is the packed form."""
         values = json.loads(content)
-        places = {name: tuple(values[name]) if values[name] else None for name in ("piece", "cell")}
+        places = {name: tuple(values[name]) if values[name] else None for name in ("piece", "cell", "moment")}
         return cls(**{**values, **places, "path": Path(values["path"])})
 
 

@@ -1,4 +1,4 @@
-"""Images and texts of any source, one after the other, for embedding: folders, tables, tar shards, here or at URLs."""
+"""Images and texts of any source, one after the other, for embedding: folders, tables, tar shards, videos."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, open_table
+from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, subtitles_of
 from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy
 from bridgetower.data.sources import (
     CAPTION_COLUMNS,
@@ -21,6 +22,7 @@ from bridgetower.data.sources import (
     Cells,
     cell_image,
     cell_text,
+    files_in,
     find_column,
     folder_caption,
     images_in,
@@ -48,12 +50,14 @@ class Columns:
         text: A text or a list of texts.
         id: What names a row.
         captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        cutting: How videos become moments.
     """
 
     image: str | None = None
     text: str | None = None
     id: str | None = None
     captions_from: CaptionsFrom = "text"
+    cutting: Cutting = field(default_factory=Cutting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,14 @@ class SourceItem:
         image: Where the image is; None: there is none.
         texts: As given, stripped, none empty.
         place: Where the row is, for errors.
+        problem: Why it cannot be used, where listing it has shown that.
     """
 
     id: str
     image: ImageRef | None
     texts: tuple[str, ...] = ()
     place: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +86,12 @@ class Unit:
     Attributes:
         place: Path or URL.
         items: What it has; None: the place is read.
+        name: Of a video, from the folder of the source on.
     """
 
     place: str
     items: tuple[SourceItem, ...] | None = field(default=None, repr=False)
+    name: str = ""
 
     @property
     def is_folder(self) -> bool:
@@ -95,8 +103,9 @@ class Unit:
         """What changes when a local file does."""
         if is_url(self.place) or self.is_folder:
             return self.place
-        status = Path(self.place).stat()
-        return f"{self.place} {status.st_size} {status.st_mtime_ns}"
+        beside = subtitles_of(Path(self.place)) if self.name else None
+        statuses = [path.stat() for path in (Path(self.place), beside) if path]
+        return " ".join([self.place, *(f"{status.st_size} {status.st_mtime_ns}" for status in statuses)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +148,8 @@ def units_of(source: str | Path) -> list[Unit]:
 
     Args:
         source: A folder of images (perhaps with a text file of the same name beside each), a table (CSV, TSV, JSON
-            lines, Parquet, Arrow), a tar shard, a `.txt` file with a text per line, a folder of shards or of Parquet
-            or Arrow files, such as `datasets` writes; or the URL of one. A URL may have a range, `{000..099}`, or `*`.
+            lines, Parquet, Arrow), a tar shard, a video, a `.txt` file with a text per line, a folder of shards or of
+            Parquet or Arrow files, such as `datasets` writes; or the URL of one but a video, perhaps with `*`.
 
     Raises:
         FileNotFoundError: There is no such source.
@@ -150,15 +159,20 @@ def units_of(source: str | Path) -> list[Unit]:
         return [unit for url in expanded(str(source)) for unit in _units_at(url)]
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}; give a folder of images, a table, or a tar shard")
+        raise FileNotFoundError(f"no file or folder {path}; give a folder of images, a table, a tar shard, or a video")
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return [Unit(place=str(path), name=path.name)]
     if not path.is_dir():
         _check_kind(str(path))
         return [Unit(place=str(path))]
     described = [path / name for name in _DESCRIPTIONS if (path / name).is_file()]
     found = shards_in(path) or described[:1]
+    videos = [Unit(place=str(path / name), name=str(name)) for name in files_in(path, VIDEO_SUFFIXES)]
     if not found and next(images_in(path), None) is None:
         found = _tables_in(path)
-    return [Unit(place=str(file)) for file in found or [path]]
+        if videos and not found:
+            return videos
+    return [*(Unit(place=str(file)) for file in found or [path]), *videos]
 
 
 def given_units(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Unit]:
@@ -208,7 +222,7 @@ def _units_at(url: str) -> list[Unit]:
 
 def _check_kind(name: str) -> None:
     if Path(name).suffix.lower() not in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
-        kinds = ", ".join((TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES))
+        kinds = ", ".join((TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES, *sorted(VIDEO_SUFFIXES)))
         raise ValueError(f"{name} is no source; expected a folder, or a file that ends in {kinds}")
 
 
@@ -253,6 +267,8 @@ def _items_of(unit: Unit, columns: Columns, stack: ExitStack, *, copies: bool) -
     if unit.items is not None:
         by_folder = columns.captions_from == "folder"
         return (replace(item, texts=_url_caption(item.id)) if by_folder else item for item in unit.items)
+    if unit.name:
+        return _items_of_video(unit, columns.cutting)
     if not is_url(unit.place):
         return read_items(Path(unit.place), columns)
     found = read_items(stack.enter_context(local_copy(unit.place)), columns)
@@ -287,6 +303,14 @@ class _Elsewhere:
         if image.cell:
             raise ValueError(f"{self.url} holds images in a table; workers read these only from a disk: copy it to one")
         return replace(item, image=replace(image, url=self.url))
+
+
+def _items_of_video(unit: Unit, cutting: Cutting) -> Iterator[SourceItem]:
+    images, problem = images_of_video(Path(unit.place), unit.name, cutting)
+    for image, text in images:
+        yield SourceItem(id=image.name, image=image, texts=_stripped((text,)), place=image.name)
+    if problem:
+        yield SourceItem(id=unit.name, image=None, place=unit.name, problem=problem)
 
 
 def read_items(source: Path, columns: Columns) -> Iterator[SourceItem]:

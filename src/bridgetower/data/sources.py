@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -243,10 +243,15 @@ def shards_in(folder: Path) -> list[Path]:
 
 def images_in(folder: Path) -> Iterator[Path]:
     """Paths of the image files in a folder and those below, hidden ones left out."""
+    return files_in(folder, IMAGE_SUFFIXES)
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Paths of the files of some kinds in a folder and those below, hidden ones left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if path.suffix.lower() in suffixes:
                 yield path.relative_to(folder)
 
 

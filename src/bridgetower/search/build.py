@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
@@ -15,13 +15,12 @@ from PIL import Image
 from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Embedder
 from bridgetower.bulk.lance import Uri, split
 from bridgetower.bulk.run import Model, check_bad, check_ray, computed, loaded, say_cut
-from bridgetower.data.items import Block, read_blocks, units_of
-from bridgetower.data.remote import is_url
+from bridgetower.data.items import Block
 from bridgetower.predictor import Predictor
 from bridgetower.progress import counting
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, write_lock
-from bridgetower.search.listing import Listing, root_of
+from bridgetower.search.listing import Listing, read_sources, root_of_all
 from bridgetower.search.table import IndexedRow, SourceImage
 
 _LISTED_AT_ONCE = 1000
@@ -52,7 +51,7 @@ class IndexReport:
 
 
 def build_index(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: Uri,
     model: Model,
     config: IndexConfig | None = None,
@@ -66,7 +65,7 @@ def build_index(
     What was embedded is written every few seconds. A run that was killed is completed by the next one.
 
     Args:
-        source: As for `bridgetower.data.items.units_of`, with images.
+        source: As for `bridgetower.data.items.units_of`, with images or videos; or several, all local.
         out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How.
@@ -82,13 +81,15 @@ def build_index(
     config = config or IndexConfig()
     check_ray(config, model)
     split(out)  # refuses what is no name for an index
-    root = str(source) if is_url(source) else root_of(source)
+    sources = [source] if isinstance(source, str | Path) else source
+    root = root_of_all(sources)
+    named = ", ".join(map(str, sources))
     with Listing(Path(root)) as listing:
         started = time.perf_counter()
-        for block in read_blocks(units_of(source), config.columns, _LISTED_AT_ONCE, copies=False):
-            listing.add(block.items)
+        for items in read_sources(sources, config.columns, _LISTED_AT_ONCE):
+            listing.add(items)
         if not len(listing) and not listing.bad:
-            raise ValueError(f"{source} names no image; nothing was changed: check that it is the right source")
+            raise ValueError(f"{named} names no image; nothing was changed: check that it is the right source")
         listed = time.perf_counter()
         predictor = loaded(model)
         started += time.perf_counter() - listed
@@ -107,7 +108,7 @@ def build_index(
         seconds=time.perf_counter() - started,
     )
     say_cut(report.cut)
-    check_bad(source, report.bad, len(report.bad), config, f"the other {report.images} are in the index")
+    check_bad(named, report.bad, len(report.bad), config, f"the other {report.images} are in the index")
     return report
 
 
@@ -183,6 +184,7 @@ def _row(row: Embedded, source: SourceImage) -> IndexedRow:
         digest=row.digest,
         width=row.width,
         height=row.height,
+        frame=row.frame,
         image_vector=torch.from_numpy(row.image_vector),
         text_vectors=torch.from_numpy(row.text_vectors),
         pair_vectors=torch.from_numpy(row.pair_vectors),

@@ -49,7 +49,7 @@ _PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py measures its cos
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
-_RETURNED = ("digest", "path", "size", "width", "height", "captions", "place")
+_RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
 
 
 class Index:
@@ -221,6 +221,8 @@ class Index:
             ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
             OSError: It cannot be read.
         """
+        if image.start is not None:
+            return self._frame(image)
         named = file_of(image, self.root)
         if isinstance(named, str):
             if not fetch:
@@ -232,6 +234,14 @@ class Index:
         if max_bytes is not None and image.size > max_bytes:
             raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
         return read_indexed(file, image)
+
+    def _frame(self, moment: Indexed) -> bytes:
+        """Returns the frame of a moment, which the index has itself."""
+        with reading(self.uri):
+            rows = self._table.search().where(_is_one_of([moment.path])).select(["frame", "digest"]).to_list()
+        if not rows or rows[0]["digest"] != moment.digest or rows[0]["frame"] is None:
+            raise ValueError("the moment has changed since it was indexed; search again")
+        return bytes(rows[0]["frame"])
 
     def nearest(
         self,

@@ -6,12 +6,14 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from bridgetower.data.images import ImageRef
-from bridgetower.data.items import SourceItem
+from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
+from bridgetower.data.remote import is_url
 from bridgetower.files import unfit_name
 from bridgetower.search.table import SourceImage, place_of
 
@@ -58,6 +60,9 @@ class Listing:
             ValueError: An item has no image.
         """
         for item in items:
+            if item.problem:
+                self.bad[item.id] = f"{item.id!r}: {item.problem}"
+                continue
             if item.image is None:
                 raise ValueError(f"{item.place} has no image; `index` takes images, `embed` texts too")
             path = item.image.name if item.image.is_file else item.id
@@ -129,6 +134,43 @@ class Listing:
     def _count(self, query: str) -> int:
         (count,) = self._database.execute(query).fetchone()
         return int(count)
+
+
+def read_sources(sources: Sequence[str | Path], columns: Columns, size: int) -> Iterator[Sequence[SourceItem]]:
+    """Yields the items of sources, so many at a time; of several, they are named from their common folder on.
+
+    Raises:
+        OSError, ValueError: As `bridgetower.data.items.read_blocks`.
+    """
+    root = root_of_all(sources)
+    for source in sources:
+        below = "." if len(sources) == 1 else os.path.relpath(root_of(source).resolve(), root)
+        for block in read_blocks(units_of(source), columns, size, copies=False):
+            yield [item if below == "." else _named_below(below, item) for item in block.items]
+
+
+def _named_below(folder: str, item: SourceItem) -> SourceItem:
+    image = item.image and replace(item.image, name=os.path.normpath(f"{folder}/{item.image.name}"))
+    return replace(item, id=os.path.normpath(f"{folder}/{item.id}"), image=image)
+
+
+def root_of_all(sources: Sequence[str | Path]) -> str | Path:
+    """Returns the folder that the paths of sources start from, or the URL of the only one.
+
+    Raises:
+        ValueError: There is none, one is in another, or there are several of which one is a URL.
+    """
+    if not sources:
+        raise ValueError("nothing to index; name a folder of images, a table, tar shards or videos")
+    if len(sources) == 1:
+        return str(sources[0]) if is_url(sources[0]) else root_of(sources[0])
+    if urls := [str(source) for source in sources if is_url(source)]:
+        raise ValueError(f"{urls[0]} is a URL, of which an index can only have one source; make an index of its own")
+    places = [Path(source).resolve() for source in sources]
+    for number, place in enumerate(places):
+        if inside := [one for one in places[:number] + places[number + 1 :] if one.is_relative_to(place)]:
+            raise ValueError(f"{inside[0]} is given twice, as it is in {place}; leave it out")
+    return Path(os.path.commonpath([root_of(place) for place in places]))
 
 
 def root_of(source: str | os.PathLike[str]) -> Path:

@@ -19,13 +19,23 @@ _MARGIN = 32
 _QUERY_SIDE = 96  # pixels
 
 
-def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageLike | None = None) -> Image.Image:
+Content = Callable[[Hit], bytes]
+
+
+def _content_of(hit: Hit) -> bytes:
+    return read_indexed(hit.file, hit)
+
+
+def contact_sheet(
+    hits: Sequence[Hit], *, text: str | None = None, image: ImageLike | None = None, content: Content = _content_of
+) -> Image.Image:
     """Draws the hits in rows, best first, each with its name and scores, under the query.
 
     Args:
         hits: From a search; an image that cannot be opened, or has changed since, leaves its place empty.
         text: That was searched for.
         image: That was searched for.
+        content: Reads an image; that of an index also has frames of videos.
 
     Returns:
         An RGB image.
@@ -41,17 +51,24 @@ def contact_sheet(hits: Sequence[Hit], *, text: str | None = None, image: ImageL
     for number, hit in enumerate(hits):
         row, column = divmod(number, columns)
         place = _MARGIN + column * (TILE + _GAP), head + row * (TILE + _TEXT + _GAP)
-        _draw_hit(sheet, pen, place, number + 1, hit)
+        _draw_hit(sheet, pen, place, number + 1, hit, content)
     return sheet
 
 
-def write_sheet(path: Path, hits: Sequence[Hit], *, text: str | None = None, image: ImageLike | None = None) -> None:
+def write_sheet(
+    path: Path,
+    hits: Sequence[Hit],
+    *,
+    text: str | None = None,
+    image: ImageLike | None = None,
+    content: Content = _content_of,
+) -> None:
     """Draws a contact sheet into a file, atomically.
 
     Raises:
         ValueError: The name has no suffix of a kind of images.
     """
-    write_image(path, contact_sheet(hits, text=text, image=image))
+    write_image(path, contact_sheet(hits, text=text, image=image, content=content))
 
 
 def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike | None, num_hits: int) -> None:
@@ -65,9 +82,9 @@ def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike
     pen.line(found, x, _MARGIN + 46, width=sheet.width - x - _MARGIN, ink=FAINT)
 
 
-def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit) -> None:
+def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit, content: Content) -> None:
     x, y = place
-    _draw_image(sheet, lambda: read_indexed(hit.file, hit), place, TILE)
+    _draw_image(sheet, lambda: content(hit), place, TILE)
     if hit.probability is not None:
         pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=GROUND)
         pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=BLUE)

@@ -23,11 +23,13 @@ from bridgetower.model.plain import from_plain
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
-ABOUT = ("path", "size", "mtime", "width", "height", "captions")
+ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
+_OF_MOMENTS = {"start": pa.float64(), "end": pa.float64(), "frame": pa.large_binary()}  # null of images
 _MARK = b"bridgetower"  # key of the schema's metadata
-_VERSION = 2
+_VERSION = 3
+_WITHIN = ("piece", "cell", "moment")  # where an image is in a file
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 
 
@@ -74,6 +76,7 @@ class IndexedRow:
         digest: SHA-256 of the file.
         width: Of the upright image, in pixels.
         height: Of the same.
+        frame: The file itself if it was made of a frame of a video.
         image_vector: Contrastive.
         text_vectors: Contrastive, one per caption.
         pair_vectors: Joint, one per caption.
@@ -83,6 +86,7 @@ class IndexedRow:
     digest: str
     width: int
     height: int
+    frame: bytes | None = None
     image_vector: Float[Tensor, " c"]
     text_vectors: Float[Tensor, "t c"]
     pair_vectors: Float[Tensor, "t e"]
@@ -104,7 +108,9 @@ class Indexed:
         width: Of the upright image, in pixels.
         height: Of the same.
         captions: That came with it.
-        place: Where in a shard or a table, or at which URL; empty of a file of its own.
+        place: Where in a shard, a table or a video, or at which URL; empty of a file of its own.
+        start: Seconds from the start of the video that it is a moment of; None: it is none.
+        end: Likewise.
     """
 
     digest: str
@@ -114,6 +120,8 @@ class Indexed:
     height: int
     captions: Sequence[str]
     place: str = ""
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +129,7 @@ class Hit(Indexed):
     """An image that was found.
 
     Attributes:
-        file: The image, or the shard or table that it is in, or its URL.
+        file: The image, or the shard, table or video that it is in, or its URL.
         cosine: Of the query's vector and the image's.
         probability: That text and image match; None where it was not matched.
     """
@@ -143,13 +151,14 @@ def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
         "height": pa.int32(),
         "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
         "place": pa.string(),
+        **_OF_MOMENTS,
         "image_vector": image,
         "text_vectors": pa.list_(image),
         "pair_vectors": pa.list_(pair),
     }
     content = {"version": _VERSION, **asdict(info)}
     return pa.schema(
-        [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
+        [pa.field(name, kind, nullable=name in _OF_MOMENTS) for name, kind in fields.items()],
         metadata={_MARK: json.dumps(content).encode()},
     )
 
@@ -183,15 +192,15 @@ def check_columns(uri: Uri, schema: pa.Schema, info: IndexInfo) -> None:
 
 
 def place_of(image: ImageRef, root: Path) -> str:
-    """Returns where an image is in a shard or a table, or at which URL, as JSON; empty of a file of its own."""
+    """Returns where an image is in a shard, a table or a video, or at which URL, as JSON; empty of a file."""
     if image.is_file:
         return ""
     file = {"url": image.url} if image.url else {"file": os.path.relpath(image.path, root)}
-    return json.dumps(file | {name: list(where) for name in ("piece", "cell") if (where := getattr(image, name))})
+    return json.dumps(file | {name: list(where) for name in _WITHIN if (where := getattr(image, name))})
 
 
 def file_of(image: Indexed, root: Path) -> Path | str:
-    """Returns where an image is: its file, the shard or table that it is in, or its URL."""
+    """Returns where an image is: its file, the shard, table or video that it is in, or its URL."""
     where = json_object(image.place or "{}", "the place of an image")
     return str(where["url"]) if "url" in where else root / where.get("file", image.path)
 
@@ -241,12 +250,19 @@ def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:
         "height": pa.array([row.height for row in rows], pa.int32()),
         "captions": captions,
         "place": pa.array([row.source.place for row in rows]),
+        **{name: pa.array([_moment_of(row)[name] for row in rows], kind) for name, kind in _OF_MOMENTS.items()},
         "image_vector": pa.array([row.image_vector.numpy() for row in rows], schema.field("image_vector").type),
     }
     for name in ("text_vectors", "pair_vectors"):
         lists = [list(getattr(row, name).numpy()) for row in rows]
         columns[name] = pa.array(lists, schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _moment_of(row: IndexedRow) -> dict[str, float | bytes | None]:
+    """Returns the columns that only moments of videos have."""
+    start, end = json_object(row.source.place or "{}", "the place of an image").get("moment", (None, None))
+    return {"start": start, "end": end, "frame": row.frame}
 
 
 def portable(uri: Uri, path: Uri) -> str:

@@ -1,0 +1,321 @@
+"""Moments of generated clips, whose colours and words are known; subtitles of every kind; damaged files."""
+
+import io
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bridgetower.data.frames import Cue, frame_of, opened_video, read_subtitles
+from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
+from bridgetower.data.moments import Cutting, Moment, at_most, merged, moments_of, windows
+from videos import SAID, SIZE, SRT, write_clip
+
+RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+SCENES = [(0, 3), (3, 6), (6, 9), (9, 12)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
+
+
+@pytest.fixture
+def talk(clip: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(clip, tmp_path / "talk.mp4"))
+
+
+def times(moments: list[Moment]) -> list[tuple[float, float]]:
+    return [(one.start, one.end) for one in moments]
+
+
+def items(source: Path, **cutting: float) -> list[SourceItem]:
+    columns = Columns(cutting=Cutting(**cutting))  # type: ignore[arg-type]
+    return [item for block in read_blocks(units_of(source), columns, 5) for item in block.items]
+
+
+def colour(content: bytes) -> tuple[int, ...]:
+    """The pure colour of the lower part of a frame."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    pixel = image.getpixel((image.width * 3 // 4, image.height * 3 // 4))
+    assert isinstance(pixel, tuple)
+    return tuple(255 if value > 127 else 0 for value in pixel)
+
+
+class TestFrames:
+    @pytest.mark.parametrize(
+        ("name", "codec"),
+        [
+            ("a.mkv", "libx264"),
+            ("a.mov", "libx264"),
+            ("a.webm", "libvpx-vp9"),
+            ("av1.mp4", "libsvtav1"),
+            ("a.avi", "mpeg4"),
+            ("a.ts", "mpeg2video"),
+            ("a.flv", "flv"),
+        ],
+    )
+    def test_formats(self, tmp_path: Path, name: str, codec: str) -> None:
+        path = write_clip(tmp_path / name, codec=codec)
+        assert np.allclose(times(moments_of(path, Cutting())[0]), SCENES, atol=0.3)
+        assert [colour(frame_of(path, time)) for time in (1, 4, 7, 11.9, 0)] == [RED, LIME, BLUE, WHITE, RED]
+
+    def test_the_frame_is_exactly_the_one_of_the_time(self, clip: Path) -> None:
+        for time, expected in ((2.99, RED), (3.0, LIME), (3.19, LIME), (2.8, RED), (5.99, LIME), (6, BLUE)):
+            assert colour(frame_of(clip, time)) == expected
+
+    def test_keyframes_that_come_often_are_compared_alone(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mp4", keyframes=5)
+        assert times(moments_of(path, Cutting())[0]) == SCENES
+        with opened_video(path) as video:
+            assert len(list(video.thumbnails())) == 12
+            assert colour(video.jpeg(4)) == LIME  # all frames are decoded again
+
+    def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
+        with opened_video(path) as video:
+            shown = [colour(video.jpeg(time)) for time in (1, 31, 64, 97, 118)]
+        assert shown == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
+
+    def test_upright_and_small(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mp4", fps=1, seconds=3, size=(1920, 64))
+        assert Image.open(io.BytesIO(frame_of(path, 1))).size == (1280, 43)
+        content = path.read_bytes()
+        upright, turned = (
+            (b"".join(n.to_bytes(4, "big", signed=True) for n in matrix))
+            for matrix in ((65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30))
+        )
+        before, track, after = content.rpartition(upright)
+        (tmp_path / "turned.mp4").write_bytes(before + turned + after)
+        assert track
+        image = Image.open(io.BytesIO(frame_of(tmp_path / "turned.mp4", 1)))
+        assert image.size == (43, 1280)
+        assert image.getpixel((40, 4)) != image.getpixel((4, 4))  # the words are at the top right, turned clockwise
+
+    def test_every_frame_is_a_picture_of_the_second(self, clip: Path) -> None:
+        frames = [Image.open(io.BytesIO(frame_of(clip, second + 0.5))) for second in (0, 1, 2)]
+        assert {frame.size for frame in frames} == {SIZE}
+        assert len({frame.tobytes() for frame in frames}) == 3  # the number that is burnt in differs
+
+
+class TestMoments:
+    def test_of_subtitles_beside_the_file(self, talk: Path) -> None:
+        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+        found = items(talk)
+        assert [item.texts for item in found] == [(text,) for text in SAID]
+        assert [item.id for item in found] == [
+            "talk.mp4#t=0.500,2.500",
+            "talk.mp4#t=3.500,5.000",
+            "talk.mp4#t=6.000,9.500",
+        ]
+        assert [colour(item.image.read()) for item in found if item.image] == [RED, LIME, BLUE]
+
+    @pytest.mark.parametrize("name", ["talk.en.vtt", "talk.vtt"])
+    def test_of_webvtt(self, talk: Path, name: str) -> None:
+        (talk.parent / name).write_text(
+            "WEBVTT\nKind: captions\n\nNOTE not said\n\n1\n00:00.500 --> 00:02.500 align:start position:0%\n"
+            "<v Ann>A red</v> <c.loud>square</c>\n\n00:03.500 --> 00:05.000\nis &lt;followed&gt; <00:00:04.000>by\n"
+        )
+        assert [item.texts for item in items(talk)] == [("A red square",), ("is <followed> by",)]
+
+    def test_subtitles_in_utf16_and_with_carriage_returns(self, talk: Path) -> None:
+        talk.with_suffix(".srt").write_bytes(SRT.replace("\n", "\r\n").encode("utf-16"))
+        assert [item.texts for item in items(talk)] == [(text,) for text in SAID]
+
+    @pytest.mark.parametrize(
+        ("name", "codec", "packets"),
+        [
+            ("a.mkv", "subrip", [text.encode() for text in SAID]),
+            ("a.mp4", "mov_text", [len(text.encode()).to_bytes(2, "big") + text.encode() for text in SAID]),
+            ("a.webm", "webvtt", [text.encode() for text in SAID]),
+        ],
+    )
+    def test_of_subtitles_in_the_file(self, tmp_path: Path, name: str, codec: str, packets: list[bytes]) -> None:
+        said = [(start, start + 2, packet) for start, packet in zip((0.5, 3.5, 6.5), packets, strict=True)]
+        pictures = "libvpx-vp9" if name == "a.webm" else "libx264"
+        moments, problems = moments_of(write_clip(tmp_path / name, codec=pictures, subtitles=(codec, said)), Cutting())
+        assert moments == [Moment(start, start + 2, text) for start, text in zip((0.5, 3.5, 6.5), SAID, strict=True)]
+        assert problems == []
+
+    def test_silence_is_cut_into_scenes(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mp4", fps=2, seconds=24)
+        (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nred\n")
+        moments, _ = moments_of(path, Cutting())
+        assert moments[0] == Moment(1, 3, "red")
+        assert np.allclose(times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6)
+
+    def test_every_few_seconds(self, talk: Path) -> None:
+        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+        assert moments_of(talk, Cutting(every=5))[0] == [
+            Moment(0, 5, f"{SAID[0]} {SAID[1]}"),
+            Moment(5, 10, SAID[2]),
+            Moment(10, 12),
+        ]
+        assert times(moments_of(talk, Cutting(every=1, max_moments=4))[0]) == SCENES
+
+    def test_at_most_so_many(self, talk: Path) -> None:
+        assert len(moments_of(talk, Cutting(max_moments=3))[0]) == 3
+        assert times(moments_of(talk, Cutting(max_moments=1))[0]) == [(0, 12)]
+        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+        two = [Moment(0.5, 5, f"{SAID[0]} {SAID[1]}"), Moment(6, 9.5, SAID[2])]
+        assert moments_of(talk, Cutting(max_moments=2))[0] == two
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [({"every": 0}, "every"), ({"every": float("nan")}, "every"), ({"max_moments": 0}, "max_moments")],
+    )
+    def test_refuses(self, given: dict[str, float], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Cutting(**given)  # type: ignore[arg-type]
+
+    def test_are_found_once_as_long_as_nothing_changes(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = moments_of(talk, Cutting())
+        with monkeypatch.context() as patched:
+            patched.setattr("bridgetower.data.frames.opened_video", None)
+            assert moments_of(talk, Cutting()) == first
+            with pytest.raises(TypeError):
+                moments_of(talk, Cutting(every=2))
+        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+        assert moments_of(talk, Cutting()) != first
+
+    def test_of_folders(self, talk: Path, clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (talk.parent / "sub").mkdir()
+        shutil.copy(clip, talk.parent / "sub" / "b [x].mp4")
+        for language in ("de", "en"):
+            (talk.parent / "sub" / f"b [x].{language}.srt").write_text(SRT, encoding="utf-8")
+        Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
+        with caplog.at_level(logging.WARNING):
+            found = items(talk.parent)
+        assert [item.id.partition("#")[0] for item in found] == ["a.png", *["talk.mp4"] * 4, *["sub/b [x].mp4"] * 3]
+        assert "b [x].mp4 has 2 files of subtitles; " in caplog.text
+
+
+class TestMerging:
+    @pytest.mark.parametrize(
+        ("cues", "expected"),
+        [
+            ([], []),
+            ([(0, 2, "a"), (2, 4, "b")], [(0, 2, "a"), (2, 4, "b")]),
+            ([(2, 4, "b"), (0, 2, "a")], [(0, 2, "a"), (2, 4, "b")]),
+            # Rolling: each line comes again above the next.
+            ([(0, 2, "a b"), (2, 4, "a b\nc d"), (4, 6, "c d\ne")], [(0, 2, "a b"), (2, 4, "c d"), (4, 6, "e")]),
+            ([(0, 4, "a b"), (2, 6, "b c"), (4, 8, "c d")], [(0, 2, "a b"), (2, 4, "c"), (4, 8, "d")]),
+            ([(0, 2, "a b"), (2, 2.01, "a b"), (2.01, 4, "a b\nc")], [(0, 2.01, "a b"), (2.01, 4, "c")]),
+            # Lines that overlap and do not repeat each other.
+            ([(0, 4, "a"), (2, 6, "b"), (4, 8, "c")], [(0, 2, "a"), (2, 4, "b"), (4, 8, "c")]),
+            # Two people at once.
+            ([(0, 4, "- a"), (0, 4, "- b"), (4, 5, "c")], [(0, 4, "- a - b"), (4, 5, "c")]),
+            ([(0, 4, "a"), (0.5, 5, "b")], [(0, 5, "a b")]),
+            # The same words later are said again.
+            ([(0, 2, "yes"), (5, 6, "yes")], [(0, 2, "yes"), (5, 6, "yes")]),
+            # No end, or one before the start.
+            ([(0, 0, "a"), (9, 8, "b")], [(0, 5, "a"), (9, 14, "b")]),
+            ([(0, 1, " \n"), (1, 2, "{\\an8}"), (-5, -3, "before"), (-1, 1, "a")], [(0, 1, "a")]),
+            ([(0, 1, "word " * 1000)], [(0, 1, " ".join(["word"] * 400))]),
+        ],
+    )
+    def test_of_overlapping_and_rolling_captions(
+        self, cues: list[tuple[float, float, str]], expected: list[tuple[float, float, str]]
+    ) -> None:
+        assert merged([Cue(*cue) for cue in cues]) == [Moment(*one) for one in expected]
+
+    def test_neighbours_are_joined(self) -> None:
+        moments = [Moment(number, number + 1, str(number)) for number in range(5)]
+        assert at_most(2, moments) == [Moment(0, 3, "0 1 2"), Moment(3, 5, "3 4")]
+        assert at_most(5, moments) == moments
+        assert at_most(5, []) == []
+
+    def test_windows_cover_the_end_once(self) -> None:
+        assert times(windows(10, 5, [])) == [(0, 5), (5, 10)]
+        assert times(windows(10.5, 5, [Moment(9, 30, "late")])) == [(0, 5), (5, 10), (10, 10.5)]
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
+    def test_of_a_truncated_video_what_can_be_read_is_kept(self, tmp_path: Path, name: str) -> None:
+        path = write_clip(tmp_path / name, size=(320, 240), keyframes=5)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        *found, last = items(path)
+        assert found
+        assert [colour(item.image.read()) for item in found[:2] if item.image] == [RED, LIME]
+        if name != "a.ts":  # whose length is that of what is there
+            assert (last.id, last.image) == (name, None)
+            assert "of 12.0 s; copy it again" in str(last.problem)
+
+    def test_a_video_without_its_end_of_which_nothing_can_be_read(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mov")
+        path.write_bytes(path.read_bytes()[:3000])
+        (item,) = items(tmp_path)
+        assert item.id == "a.mov"
+        assert "a.mov cannot be read (Invalid data" in str(item.problem)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "cannot be read"),
+            (b"not a video", "cannot be read"),
+            (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "cannot be read"),
+            (b"ffconcat version 1.0\nfile talk.mp4\n", "cannot be read"),
+        ],
+    )
+    def test_what_is_no_video(self, tmp_path: Path, content: bytes, message: str) -> None:
+        (tmp_path / "a.mp4").write_bytes(content)
+        (item,) = items(tmp_path / "a.mp4")
+        assert message in str(item.problem)
+
+    def test_damage_in_the_middle(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.ts", codec="mpeg2video", size=(320, 240), keyframes=5)
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 20_000] = bytes(20_000)
+        path.write_bytes(content)
+        first, _, third, last = (item.image for item in items(path, every=3))
+        assert first is not None
+        assert third is not None
+        assert last is not None
+        assert colour(first.read()) == RED
+        assert colour(frame_of(path, 11.5)) == WHITE
+        for lost in (third, last):
+            with pytest.raises(ValueError, match=r"a.ts cannot be decoded at 1?[07].500 s; copy it again"):
+                lost.read()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("1\n00:00:01,000 --> 00:00:02,000\nnée\n".encode("latin-1"), "talk.srt is not UTF-8; save it as UTF-8"),
+            (b"", "talk.srt"),
+            (b"\0" * 5000, "talk.srt"),
+            (b"1\n00:00:99,000 --> nonsense\nwords\n", "talk.srt"),
+            (b"<html>not found</html>", "talk.srt"),
+        ],
+    )
+    def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(
+        self, talk: Path, content: bytes, message: str
+    ) -> None:
+        talk.with_suffix(".srt").write_bytes(content)
+        *found, last = items(talk)
+        assert [item.id for item in found] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
+        assert message in str(last.problem)
+
+    def test_what_can_be_read_of_subtitles_is_kept(self, talk: Path) -> None:
+        cues = [
+            f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n".encode() + word for n, word in enumerate((b"a", b"\xff"), 1)
+        ]
+        talk.with_suffix(".srt").write_bytes(b"\n\n".join(cues))
+        said, problem = read_subtitles(talk.with_suffix(".srt"))
+        assert [cue.text for cue in said] == ["a"]
+        assert "not UTF-8" in str(problem)
+
+    def test_subtitles_of_another_video(self, talk: Path) -> None:
+        talk.with_suffix(".srt").write_text("1\n01:00:00,000 --> 01:00:02,000\nlate\n")
+        *found, last = items(talk)
+        assert len(found) == 4
+        assert "all its subtitles come after its end, at 12.0 s" in str(last.problem)
+
+    def test_frames_that_are_too_large(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bridgetower.data.frames.MAX_PIXELS", 100)
+        (item,) = items(talk)
+        assert "has frames of 96x64 pixels, the limit is 100" in str(item.problem)

@@ -1,0 +1,165 @@
+"""An index of videos: moments with frames and transcripts, found by text, brought up to date, damaged files named."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.predictor import Predictor
+from bridgetower.search.build import IndexReport, build_index
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index
+from bridgetower.search.searcher import Searcher
+from bridgetower.search.sheet import contact_sheet
+from videos import SAID, SIZE, SRT, drawn, write_clip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
+
+
+@pytest.fixture
+def talks(clip: Path, tmp_path: Path) -> Path:
+    """A talk with subtitles, and a folder with a lecture without any."""
+    folder = tmp_path / "talks"
+    (folder / "lectures").mkdir(parents=True)
+    shutil.copy(clip, folder / "talk.mp4")
+    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
+    shutil.copy(clip, folder / "lectures" / "one.mp4")
+    return folder
+
+
+@pytest.fixture
+def index_of(predictor: Predictor, tmp_path: Path) -> Callable[..., IndexReport]:
+    def call(*sources: Path, **settings: Any) -> IndexReport:
+        return build_index(sources, tmp_path / "talks.lance", predictor, IndexConfig(**settings))
+
+    return call
+
+
+def test_a_row_has_frame_times_transcript_and_vectors(
+    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+) -> None:
+    report = index_of(talks / "talk.mp4", talks / "lectures")
+    assert (report.images, report.added, report.bad) == (7, 7, ())
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    hit, *others = searcher.search(SAID[0], against="captions", rerank=0)
+    assert (hit.path, hit.start, hit.end, hit.captions) == ("talk.mp4#t=0.500,2.500", 0.5, 2.5, (SAID[0],))
+    assert hit.cosine == pytest.approx(1, abs=1e-5)
+    assert hit.file == talks / "talk.mp4"
+    assert (hit.width, hit.height) == SIZE
+    assert len(others) == 2  # the lecture has no captions
+    frame = Image.open(io.BytesIO(searcher.index.content(hit)))
+    assert np.abs(np.asarray(frame, dtype=int) - np.asarray(drawn(1), dtype=int)).mean() < 6
+    for column, vector in (
+        ("image_vector", predictor.embed_images(frame)[0]),
+        ("pair_vectors", predictor.embed_pairs(frame, SAID[0])[0]),
+    ):
+        (nearest,) = searcher.index.nearest(vector, 1, column=column)  # type: ignore[arg-type]
+        assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
+
+
+def test_matching_and_sheets_take_the_frames_of_the_index(
+    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+) -> None:
+    index_of(talks)
+    shutil.rmtree(talks)  # nothing is read from it any more
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    hits = searcher.search("a red square")
+    assert len(hits) == 7
+    frames = [searcher.index.content(hit) for hit in hits]
+    expected = predictor.match(frames, ["a red square"] * 7)
+    torch.testing.assert_close(torch.tensor([hit.probability for hit in hits]), expected, atol=1e-5, rtol=0)
+    hits = searcher.search("a", where="start >= 3 and end <= 6", rerank=0)
+    assert {hit.path for hit in hits} == {"talk.mp4#t=3.500,5.000", "lectures/one.mp4#t=3.000,6.000"}
+    sheet = contact_sheet(hits, content=searcher.index.content)
+    assert (np.asarray(sheet) == (0, 254, 0)).all(axis=2).any()  # the frames are green
+    assert not (np.asarray(contact_sheet(hits)) == (0, 254, 0)).all(axis=2).any()
+
+
+def test_only_what_has_changed_is_embedded(talks: Path, index_of: Callable[..., IndexReport]) -> None:
+    index_of(talks)
+    again = index_of(talks)
+    assert (again.added, again.changed, again.removed) == (0, 0, 0)
+    (talks / "talk.srt").write_text(SRT.replace("followed", "trailed"), encoding="utf-8")
+    changed = index_of(talks)
+    assert (changed.added, changed.changed, changed.removed) == (0, 1, 0)
+    (talks / "lectures" / "one.mp4").unlink()
+    assert index_of(talks).removed == 4
+    assert index_of(talks, every=6.0).images == 2
+
+
+def test_a_run_that_was_stopped_is_continued(
+    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+) -> None:
+    embed, calls = predictor.embed_images, []
+
+    def stops(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 4:  # the first makes the index
+            raise KeyboardInterrupt
+        return embed(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(predictor, "embed_images", stops)
+        with pytest.raises(KeyboardInterrupt):
+            index_of(talks, batch_size=2, commit_seconds=0.0, num_workers=0)
+    assert len(Index(tmp_path / "talks.lance")) == 4
+    report = index_of(talks)
+    assert (report.added, report.changed, report.images) == (3, 0, 7)
+
+
+def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(
+    talks: Path, index_of: Callable[..., IndexReport], tmp_path: Path
+) -> None:
+    path = write_clip(talks / "broken.mp4", size=(320, 240), keyframes=5)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (talks / "empty.mp4").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"2 bad items.*'broken.mp4': it ends after .* s; copy it again \| 'empty.mp4'"
+    ):
+        index_of(talks)
+    report = index_of(talks, max_errors=2)
+    assert len(report.bad) == 2
+    assert any(one.path.startswith("broken.mp4#t=0.000,") for one in Index(tmp_path / "talks.lance").listed())
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ((), "nothing to index; name a folder"),
+        (("talk.mp4", "."), "talk.mp4 is given twice, as it is in"),
+        (("talk.mp4", "https://host/a.tar"), "a.tar is a URL, of which an index can only have one source"),
+    ],
+)
+def test_refuses(talks: Path, index_of: Callable[..., IndexReport], sources: tuple[str, ...], message: str) -> None:
+    given = [name if "//" in name else talks / name for name in sources]
+    with pytest.raises(ValueError, match=message):
+        index_of(*given)
+
+
+def test_hits_on_the_command_line(
+    run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (report,) = run(
+        *("index", talks / "talk.mp4", talks / "lectures", "--out", tmp_path / "a.lance", "--model", tiny_checkpoint),
+        *("--every", 4, "--max-moments", 100),
+    )
+    assert report["images"] == 6
+    hits = run("search", tmp_path / "a.lance", "a red square", "--sheet", tmp_path / "sheet.png")
+    (first,) = [hit for hit in hits if hit["path"] == "talk.mp4#t=0.000,4.000"]
+    assert (first["start"], first["end"], first["transcript"]) == (0, 4, SAID[0])
+    assert first["link"] == f"{(talks / 'talk.mp4').as_uri()}#t=0.000,4.000"
+    assert Image.open(tmp_path / "sheet.png").size[0] > 200
+
+
+def test_embed_reads_videos_too(run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path) -> None:
+    rows = run("embed", tiny_checkpoint, talks)
+    assert [row["image"].partition("#")[0] for row in rows] == ["talk.mp4"] * 3 + ["lectures/one.mp4"] * 4

@@ -1,0 +1,65 @@
+"""Generated clips: a colour every three seconds with the number of the second burnt in, and subtitles."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from PIL import Image, ImageDraw
+
+COLOURS = ("red", "lime", "blue", "white")
+SCENE = 3  # seconds of a colour
+SIZE = (96, 64)
+SRT = (
+    "1\n00:00:00,500 --> 00:00:02,500\nA red <i>square</i>\n\n"
+    "2\n00:00:03,500 --> 00:00:05,000\nis {\\an8}followed\nby green\n\n"
+    "3\n00:00:06,000 --> 00:00:09,500\nand by blue, née azure\n"
+)
+SAID = ["A red square", "is followed by green", "and by blue, née azure"]
+
+
+def write_clip(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    fps: int = 5,
+    seconds: int = 12,
+    size: tuple[int, int] = SIZE,
+    subtitles: tuple[str, Sequence[tuple[float, float, bytes]]] | None = None,
+    keyframes: int = 250,
+) -> Path:
+    """Writes a clip; the container follows from the suffix.
+
+    Args:
+        path: Of the file.
+        codec: Of the pictures.
+        fps: Frames in a second.
+        seconds: Of the clip.
+        size: Width and height in pixels.
+        subtitles: A codec, and start, end and packet of each.
+        keyframes: Frames from one to the next at most.
+    """
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", keyframes
+        words = None if subtitles is None else container.add_mux_stream(subtitles[0])
+        for number in range(fps * seconds):
+            frame = av.VideoFrame.from_image(drawn(number // fps, size))
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for start, end, content in () if subtitles is None else subtitles[1]:
+            packet = av.Packet(content)
+            packet.stream, packet.time_base = words, Fraction(1, 1000)
+            packet.pts = packet.dts = round(start * 1000)
+            packet.duration = round((end - start) * 1000)
+            container.mux(packet)
+    return path
+
+
+def drawn(second: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Returns the picture of a second of a clip."""
+    image = Image.new("RGB", size, COLOURS[second // SCENE % len(COLOURS)])
+    ImageDraw.Draw(image).text((4, 2), f"second {second}", fill="black")
+    return image
