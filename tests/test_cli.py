@@ -338,7 +338,14 @@ class TestData:
 
 class TestTraining:
     def test_trains_refuses_and_resumes(
-        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
+        self,
+        run: Callable[..., list[Any]],
+        refused: Callable[..., str],
+        capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        tiny_dataset: Path,
+        tmp_path: Path,
     ) -> None:
         command = shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
         (result,) = run(*command)
@@ -349,7 +356,14 @@ class TestTraining:
         assert "already holds a run; continue it with --resume" in refused(*command)
         assert run(*command, "--resume") == [result]
         changed = refused(*command, "--resume", "--optimizer.lr", "0.5")
-        assert "other values of --optimizer.lr; resume it with the same config" in changed
+        assert "was started with --optimizer.lr 0.001 (now 0.5); resume it with the same values" in changed
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        cli.main([*map(str, command), "--resume"])
+        table = capsys.readouterr().out
+        assert f"{result['rsum']:.1f}" in table
+        following = f"evaluate {result['run']} retrieval --data {tiny_dataset}"
+        assert table.splitlines()[-1] == f"Next: bridgetower {following}"
+        assert caplog.messages[0] == f"pretrain-nano: starting the run in {result['run']}"
         assert refused(*shapes.train_command(tiny_dataset, tmp_path / "none"), "--resume").endswith("without --resume")
 
     def test_the_folder_of_a_run_is_a_model(
@@ -613,3 +627,35 @@ def test_module_is_the_command() -> None:
     def test_options_are_named_as_they_are_typed(self, typed: list[str], message: str, shown: str) -> None:
         shown = (shown or message).format(typed[0].partition("=")[0] if typed else "")
         assert with_options(message, typed) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("explian", "there is no command 'explian'; did you mean explain? `bridgetower --help` lists all commands"),
+        ("search --tpo 3", "bridgetower search has no option --tpo; did you mean --top? `bridgetower search --help`"),
+        ("search --tpo=3", "bridgetower search has no option --tpo; did you mean --top?"),
+        ("serve --no-pge", "bridgetower serve has no option --no-pge; did you mean --no-page?"),
+        ("evaluate x retrieval --dat y", "bridgetower evaluate has no option --dat; did you mean --data?"),
+        ("search --zzzzzz", "bridgetower search has no option --zzzzzz; `bridgetower search --help` lists all"),
+        ("train pretrain-nan", "bridgetower train has no 'pretrain-nan'; did you mean pretrain-nano?"),
+        (
+            "train pretrain-nano --max_step 4",
+            "no option --max-step; did you mean --max-steps? `bridgetower train pretrain-nano --help` lists all",
+        ),
+        ("prepare emoj --out x", "bridgetower prepare has no 'emoj'; did you mean emoji?"),
+        ("prepare emoji --ot x", "no option --ot; did you mean --out? `bridgetower prepare emoji --help` lists all"),
+    ],
+)
+def test_what_was_perhaps_meant(refused: Callable[..., str], arguments: str, message: str) -> None:
+    assert message in refused(*arguments.split())
+
+
+@pytest.mark.parametrize(("arguments", "said"), [("serve --port abc", "Error parsing --port"), ("evaluate", "Missing")])
+def test_other_mistakes_are_explained_by_the_parser(
+    capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments.split())
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err

@@ -143,6 +143,7 @@ class TestSearch:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main(["search", str(index), "red"])
         table = capsys.readouterr().out
+        assert table.splitlines()[-1] == f"Next: bridgetower serve --index {index}"
         assert "all red (and 1 more)" in table
         assert table.count(" %") == 3
         assert run("search", index, "red", "--json")[0]["rank"] == 1
@@ -171,6 +172,11 @@ class TestSearch:
         other = refused("search", index, "red", "--image-size", 40)
         assert f"was made with model {fingerprint}" in other
         assert "nothing to search for" in refused("search", index)
+        sheet = tmp_path / "missing" / "hits.png"
+        assert f"{sheet} cannot be written: {sheet.parent} is no folder" in refused(
+            "search", index, "a", "--sheet", sheet
+        )
+        assert not sheet.parent.exists()
         assert "where is 'wide'" in refused("search", index, "red", "--where", "wide")
         assert "no index at" in refused("search", tmp_path / "none.lance", "red")
         assert "has no suffix" in refused("search", index, "red", "--sheet", tmp_path / "hits")

@@ -1,4 +1,4 @@
-"""Progress bars: they count and show a rate on a terminal, and nothing elsewhere."""
+"""Progress: bars with a rate on a terminal, lines in the log elsewhere."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bridgetower import progress
-from bridgetower.progress import RateColumn, counted, reading
+from bridgetower.progress import RateColumn, counted, counting, reading, step_bars
 
 
 def test_counted_passes_items_on() -> None:
@@ -45,3 +45,29 @@ def test_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "letters" in output(terminal=True)
     assert output(terminal=False) == ""
+
+
+def test_a_line_a_minute_in_the_log_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    caplog.set_level("INFO", "bridgetower")
+    with step_bars(shown=True) as bars:
+        first = bars.add_task("first", total=400, completed=100, metrics="")
+        second = bars.add_task("second", total=10, metrics="")
+        for step in range(1, 151):
+            clock[0] += 1.0
+            bars.update(first, completed=100 + step, metrics=f"loss {step}")
+        bars.update(second, completed=10)
+    assert caplog.messages == ["first: 160 of 400, loss 60, 4 min left", "first: 220 of 400, loss 120, 3 min left"]
+    caplog.clear()
+    with counting("images", total=None, shown=True) as advance:
+        for _ in range(7):
+            clock[0] += 10.0
+            advance(1000)
+    assert caplog.messages == ["images: 6,000, 100.0/s"]
+    with counting("images", total=None, shown=False) as advance:
+        clock[0] += 100.0
+        advance(1)
+    assert len(caplog.messages) == 1

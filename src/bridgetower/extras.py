@@ -41,11 +41,16 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""
 
 
+def install(extra: Extra) -> str:
+    """Returns the command that installs an extra, in the folder of a clone: the package is on no index yet."""
+    return f"pip install '.[{extra}]'"
+
+
 def require(extra: Extra, *names: str) -> None:
     """Checks that packages of an extra are installed, without importing them.
 
     Args:
-        extra: As in `pip install 'bridgetower[EXTRA]'`.
+        extra: Its name.
         names: Of its packages; all if none is given.
 
     Raises:
@@ -53,7 +58,7 @@ def require(extra: Extra, *names: str) -> None:
     """
     for name in names or PACKAGES[extra]:
         if not is_installed(name):
-            raise FileNotFoundError(f"package {name} is not installed; run: pip install 'bridgetower[{extra}]'")
+            raise FileNotFoundError(f"package {name} is not installed; run in the project's folder: {install(extra)}")
 
 
 def is_installed(name: str) -> bool:

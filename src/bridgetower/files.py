@@ -255,13 +255,23 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of the values of `now` that differ from those of `before`, which may lack some."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields the dotted name, old and new value of all in `now` that differ from `before`, which may lack some."""
     for name in now:
         if isinstance(now[name], dict) and isinstance(before.get(name), dict):
             yield from differences(before[name], now[name], f"{prefix}{name}.")
         elif now[name] != before.get(name):
-            yield prefix + name
+            yield prefix + name, before.get(name), now[name]
+
+
+def require_parent(path: Path) -> None:
+    """Checks that the folder of a file that is to be written is there, before what is in it is computed.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another")
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -66,29 +67,8 @@ def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Ca
         shown: Whether at all.
     """
     with count_bars(shown=shown) as bars:
-        if shown and bars.disable:
-            yield _Lines(description, total)
-            return
         task = bars.add_task(description, total=total)
         yield lambda count: bars.advance(task, count)
-
-
-class _Lines:
-    """Logs a line a minute: how many things are done, how many a second, how long the rest takes at that rate."""
-
-    def __init__(self, description: str, total: int | None) -> None:
-        self._description, self._total, self._done = description, total, 0
-        self._started = self._logged = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._logged < LOG_SECONDS:
-            return
-        self._logged, rate = now, self._done / (now - self._started)
-        rest = "" if self._total is None else f" of {self._total:,}"
-        left = "" if self._total is None else f", {(self._total - self._done) / rate / 60:,.0f} min left"
-        logger.info("%s: %s%s, %.1f/s%s", self._description, f"{self._done:,}", rest, rate, left)
 
 
 @contextmanager
@@ -101,16 +81,48 @@ def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
         yield file
 
 
+class _Bars(Progress):
+    """Bars on a terminal; elsewhere a line a minute for each that is not done: how far, how fast, how long it takes."""
+
+    def __init__(self, *columns: ProgressColumn, shown: bool) -> None:
+        console = Console(stderr=True)
+        hidden = not (shown and console.is_terminal)
+        console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
+        period = 600 if hidden else 30  # of which the rate is taken
+        super().__init__(
+            *columns, console=console, disable=hidden, speed_estimate_period=period, get_time=time.monotonic
+        )
+        self._logs = shown and hidden
+        self._logged = self.get_time()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Changes a bar."""
+        super().update(task_id, **changes)
+        self._log()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Moves a bar."""
+        super().advance(task_id, advance)
+        self._log()
+
+    def _log(self) -> None:
+        now = self.get_time()
+        if not self._logs or now - self._logged < LOG_SECONDS:
+            return
+        self._logged = now
+        for task in self.tasks:
+            if not task.finished and task.completed:
+                logger.info("%s", _line(task))
+
+
+def _line(task: Task) -> str:
+    rate = task.fields.get("metrics") or ("" if task.speed is None else f"{task.speed:,.1f}/s")
+    rest = "" if task.total is None else f" of {task.total:,.0f}"
+    left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"
+    return ", ".join(filter(None, (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)))
+
+
 def _bars(*metrics: ProgressColumn, shown: bool) -> Progress:
-    console = Console(stderr=True)
-    hidden = not (shown and console.is_terminal)
-    console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *metrics,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=hidden,
-    )
+    """Returns bars with columns for what is measured."""
+    description, times = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
+    return _Bars(description, BarColumn(), *metrics, *times, shown=shown)

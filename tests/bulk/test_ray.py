@@ -18,7 +18,7 @@ from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'bridgetower[ray]'")
+pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
 from bridgetower.bulk.on_ray import LOCAL, _cluster
 
 pytestmark = pytest.mark.slow

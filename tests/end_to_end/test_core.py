@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from bridgetower.cli import COMMANDS
-from bridgetower.extras import PACKAGES
+from bridgetower.extras import PACKAGES, install
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -152,7 +152,7 @@ def test_a_missing_extra_is_one_line_that_names_it(core: Path, tiny_checkpoint: 
     for extra, (code, out, err) in zip(expected, found, strict=True):
         assert (code, out) == (2, "")
         assert err.startswith("bridgetower: package ")
-        assert err.endswith(f" is not installed; run: pip install 'bridgetower[{extra}]'\n")
+        assert err.endswith(f" is not installed; run in the project's folder: {install(extra)}\n")
         assert err.count("\n") == 1
 
 
@@ -166,4 +166,4 @@ def test_public_names_tell_the_extra(core: Path) -> None:
             text=True,
             check=True,
         )
-        assert f"pip install 'bridgetower[{extra}]'" in done.stdout
+        assert install(extra) in done.stdout

@@ -48,7 +48,14 @@ def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tup
 def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Trains into a folder up to the forward pass of some step, does something there, and fails."""
 
-    def stop(step: int, out: Path, act: Callable[[], None] = lambda: None, *, config: RunConfig = config) -> None:
+    def stop(
+        step: int,
+        out: Path,
+        act: Callable[[], None] = lambda: None,
+        *,
+        config: RunConfig = config,
+        resume: bool = False,
+    ) -> None:
         calls = []
 
         def fail(task: Any, inputs: Any) -> None:
@@ -67,7 +74,7 @@ def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         with monkeypatch.context() as patch:
             patch.setattr(run_module, "build_task", build_task)
             with pytest.raises(StoppedError):
-                train(config, out, progress=False)
+                train(config, out, resume=resume, progress=False)
 
     return stop
 

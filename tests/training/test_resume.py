@@ -12,9 +12,11 @@ import torch
 import shapes
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from bridgetower.training.state import FILE as STATE
-from folders import snapshot
+from folders import same_weights, snapshot
 
 Finished = tuple[Path, dict[str, float]]
 StopAt = Callable[..., None]
@@ -40,6 +42,41 @@ class TestFinished:
             (out / "last").mkdir()
             (out / "last" / name).write_bytes(b"half")
         check_end(out)
+
+
+class TestExtended:
+    """A finished run goes on as a run of the new length would."""
+
+    def test_ends_like_a_run_that_had_the_length_from_there(
+        self, finished: Finished, config: RunConfig, tmp_path: Path
+    ) -> None:
+        out, longer = tmp_path / "run", replace(config, max_steps=9)
+        shutil.copytree(finished[0], out)
+        metrics = train(longer, out, resume=True, progress=False)
+        assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
+        assert read_run(out) == longer
+        assert not same_weights(out / "last", finished[0] / "last")
+        before = snapshot(out)
+        assert train(longer, out, resume=True, progress=False) == metrics
+        assert snapshot(out) == before
+        with pytest.raises(ValueError, match=r"was started with max_steps 9 \(now 6\); resume it with the same values"):
+            train(config, out, resume=True, progress=False)
+
+    def test_killed_it_goes_on(self, finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
+        longer = replace(config, max_steps=9)
+        for out in (tmp_path / "killed", tmp_path / "undisturbed"):
+            shutil.copytree(finished[0], out)
+        stop_at(2, tmp_path / "killed", config=longer, resume=True)
+        assert not (tmp_path / "killed" / "last" / "config.json").exists()
+        metrics = [train(longer, tmp_path / name, resume=True, progress=False) for name in ("killed", "undisturbed")]
+        assert metrics[0] == metrics[1]
+        assert same_weights(tmp_path / "killed" / "last", tmp_path / "undisturbed" / "last")
+
+    def test_only_a_finished_one(self, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
+        stop_at(4, tmp_path / "run")
+        message = r"was started with max_steps 6 \(now 9\); finish it with the same values first"
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, max_steps=9), tmp_path / "run", resume=True, progress=False)
 
 
 class TestStopped:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module, resources
 from itertools import pairwise
 from typing import Any
 
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options, with_whole_entries
+from bridgetower.cli.parsing import deferred, meant, parsed
 from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -88,10 +89,8 @@ def _run(argv: Sequence[str]) -> None:
     elif name in COMMANDS:
         _call(name, arguments)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
         given = f"there is no command {name!r}" if name else "no command is given"
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{given}; {hint}`bridgetower --help` lists all commands")
+        raise ValueError(f"{given}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands")
 
 
 def _call(name: str, arguments: Sequence[str]) -> None:
@@ -107,14 +106,14 @@ def _call(name: str, arguments: Sequence[str]) -> None:
         command = module.train_with(spec)
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
-        "args": arguments,
         "config": (tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
         "registry": OPTIONAL_VALUES,
     }
     if isinstance(command, tyro.extras.SubcommandApp):
-        command.cli(**settings)
+        parse = partial(command.cli, **settings)
     else:
-        tyro.cli(with_whole_entries(command), **settings)
+        parse = partial(tyro.cli, deferred(with_whole_entries(command)), **settings)
+    parsed(name, arguments, lambda given: parse(args=given))()
 
 
 def _option(name: str, arguments: Sequence[str]) -> str | None:

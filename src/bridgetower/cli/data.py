@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
-from bridgetower.cli.output import emit
+from bridgetower.cli.output import emit, emit_following, emit_result, is_json
+from bridgetower.cli.parsing import deferred
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import require
-from bridgetower.files import one_line
+from bridgetower.files import one_line, require_parent
 from bridgetower.own import own_part
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SOURCE = {"source": Annotated[Path, arg(help="Folder with the original files.")]}
 Out = Annotated[Path, arg(help="Folder of the data set.")]
+Json = Annotated[bool, arg(help="Print JSON on a terminal too.")]
 prepare = SubcommandApp()
 
 
@@ -47,25 +49,26 @@ def _add(name: str, doc: str, function: Callable[..., Any], sources: Mapping[str
         config: Type of the settings.
     """
 
-    def run(*, out: Path, options: Any, **paths: Path) -> None:
+    def run(*, out: Path, options: Any, json: bool, **paths: Path) -> None:
         require("train")
         written = function(*paths.values(), out, options, progress=sys.stderr.isatty())
         for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
-            _report(out / folder, info)
+            _report(out / folder, info, json=json)
 
     default = Parameter.empty if any(item.default is MISSING for item in fields(config)) else config()
-    types = {**sources, "out": Out, "options": Annotated[config, arg(name="")]}
-    defaults = dict.fromkeys(types, Parameter.empty) | {"options": default}
+    types = {**sources, "out": Out, "options": Annotated[config, arg(name="")], "json": Json}
+    defaults = dict.fromkeys(types, Parameter.empty) | {"options": default, "json": False}
     run.__signature__ = Signature(  # type: ignore[attr-defined]
         [Parameter(key, Parameter.KEYWORD_ONLY, annotation=kind, default=defaults[key]) for key, kind in types.items()]
     )
     run.__annotations__, run.__doc__ = types, doc
-    prepare.command(name=name)(run)
+    prepare.command(name=name)(deferred(run))
 
 
-def _report(out: Path, info: DatasetInfo) -> None:
+def _report(out: Path, info: DatasetInfo, *, json: bool) -> None:
     splits = {split: part.images for split, part in info.splits.items()}
-    emit({"written": str(out), "splits": splits, "left_out": info.left_out_counts()})
+    value = {"written": str(out), "splits": splits, "left_out": info.left_out_counts()}
+    emit_result(value, json=json, following=("inspect", out))
 
 
 _ARROW = "\n".join(
@@ -116,15 +119,18 @@ def inspect(
     from bridgetower.data.inspection import inspect as read_report
     from bridgetower.data.inspection import write_samples
 
+    if html is not None:
+        require_parent(html)
     progress = sys.stderr.isatty()
     own = None if schema is None else own_part("--schema", schema, Schema)
     report = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
         write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit(_as_json(report, html))
     else:
         _print_tables(report)
+        emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
 
 
 def _as_json(report: Report, html: Path | None) -> dict[str, Any]:

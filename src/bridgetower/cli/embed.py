@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from bridgetower.bulk.config import EmbedConfig
 from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
-from bridgetower.cli.output import emit
+from bridgetower.cli.output import emit_result
 
 SOURCE = arg(metavar="[SOURCE]")
 
@@ -24,6 +24,7 @@ def embed(
     out: str | None = None,
     options: Annotated[EmbedConfig, arg(name="")] = EmbedConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
+    json: bool = False,
 ) -> None:
     """Embed images, texts or pairs as vectors: a few, or those of a folder, a table or tar shards of any size.
 
@@ -44,6 +45,7 @@ def embed(
         out: Place of the vectors, which ends in .jsonl, .parquet, .npy or .lance.
         options: How.
         loading: How the model is loaded.
+        json: With --out: print JSON on a terminal too.
     """
     from bridgetower.bulk.run import embed_units, print_units
     from bridgetower.data.items import given_units, units_of
@@ -61,7 +63,7 @@ def embed(
         print_units(units, name, lambda: loading.load(chosen), options)
     else:
         report = embed_units(units, name, out, lambda: loading.load(chosen), options, progress=True)
-        emit({"out": out, **asdict(report)})
+        emit_result({"out": out, **asdict(report)}, json=json)
 
 
 def is_model(given: str | None) -> bool:

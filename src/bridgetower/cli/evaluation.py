@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
-from bridgetower.cli.output import emit, emit_metrics, emit_table
+from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
 from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.extras import require
@@ -133,12 +133,14 @@ def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, jso
     if out is not None:
         outcome.write(out, about)
     title = f"{about['model']}: {about['split']} of {', '.join(about['data'])}"
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit(outcome.report(about))
     elif about["benchmark"] == "retrieval":
         emit_table(title, outcome.metrics)
+        emit_following("index", "PHOTOS", "--out", "photos.lance", "--model", about["model"])
     else:
         emit_metrics(title, {**outcome.counts, **outcome.metrics})
+        emit_following("serve", "--model", about["model"])
 
 
 def _settings(benchmark: str, options: RetrievalConfig) -> dict[str, object]:

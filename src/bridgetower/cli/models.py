@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import READ, Model, Reading, named
-from bridgetower.cli.output import emit, emit_rows
+from bridgetower.cli.output import emit, emit_result, emit_rows, is_json
 from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import Form
 from bridgetower.extras import require
@@ -29,6 +29,7 @@ def convert(
     to: Literal["bridgetower", "hf"] | Kind,
     drop_itc: bool = False,
     reading: Reading = READ,
+    json: bool = False,
 ) -> None:
     """Convert a checkpoint to a folder of this package, of transformers or of sentence-transformers.
 
@@ -41,6 +42,7 @@ def convert(
             cross-encoder for its CrossEncoder.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
         reading: How the source is read.
+        json: Print JSON on a terminal too.
     """
     from bridgetower.checkpoints import convert as write_converted
 
@@ -48,7 +50,8 @@ def convert(
     write_converted(checkpoint, destination, "hf" if to == "hf" else "bridgetower", drop_itc=drop_itc)
     if to in ("sentence-transformers", "cross-encoder"):
         write_modules(destination, to)
-    emit({"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)})
+    value = {"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)}
+    emit_result(value, json=json, following=("serve", "--model", destination))
 
 
 def export(
@@ -57,6 +60,7 @@ def export(
     *,
     form: Annotated[Form, arg(name="format")] = "onnx",
     reading: Reading = READ,
+    json: bool = False,
 ) -> None:
     """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
@@ -71,19 +75,19 @@ def export(
         destination: New folder.
         form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
         reading: How the model is read; an export takes images of one size.
+        json: Print JSON on a terminal too.
     """
     from bridgetower.engines.folder import write_exported
 
     differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
     largest = max(value for parts in differences.values() for value in parts.values())
-    emit(
-        {
-            "written": str(destination),
-            "format": form,
-            "largest_difference": largest,
-            "largest_difference_by_part": differences,
-        }
-    )
+    value = {
+        "written": str(destination),
+        "format": form,
+        "largest_difference": largest,
+        "largest_difference_by_part": differences,
+    }
+    emit_result(value, json=json, following=("serve", "--model", destination, "--engine", next(iter(differences))))
 
 
 def attention(
@@ -135,7 +139,7 @@ def attention(
     if out is not None:
         write_bytes(out / "attention.png", draw_statistics(found))
         write_json(out / "attention.json", about)
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit(about)
     else:
         emit_rows(f"{data}, {split}, {count} pairs", TITLES, statistics_rows(found))
@@ -194,7 +198,7 @@ def profile(
         return
     costs = _costs(config, own, text_length, repeats, threads)
     size = config.vision.image_size
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit({"model": name, "image_size": size, "text_length": text_length, "costs": costs})
     else:
         _show(f"{name}: {size} px, {text_length} tokens, one pair", costs)
@@ -208,7 +212,7 @@ def _plan(name: str, config: ModelConfig, extensions: Extensions, processes: int
     with on_meta():
         network = BridgeTower(config, extensions)
     memory = memory_plan(network, processes)
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit({"model": name, "processes": processes, "memory": memory})
         return
     totals = {kind: {**sizes, "total": sum(sizes.values())} for kind, sizes in memory.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,11 @@ def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
     logging.getLogger("bridgetower").setLevel(logging.INFO)
 
 
+def is_json(json: bool) -> bool:
+    """Whether JSON is printed: if it is asked for, or where standard output is no terminal."""
+    return json or not sys.stdout.isatty()
+
+
 def emit(value: object) -> None:
     """Writes one line of JSON."""
     emit_lines([value])
@@ -67,6 +73,46 @@ def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
                 sys.stdout.write(line)
     else:
         write_text(out, "".join(map(_line, rows)))
+
+
+def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()) -> None:
+    """Writes a line of JSON, or on a terminal a table with a row for each entry.
+
+    Args:
+        value: By name.
+        json: Write JSON on a terminal too.
+        following: Arguments of the command that is useful next.
+    """
+    if is_json(json):
+        emit(value)
+    else:
+        emit_rows(None, ("", ""), [(name.replace("_", " "), _cell(one)) for name, one in value.items()], texts=(0, 1))
+        emit_following(*following)
+
+
+def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
+    """Writes a line of JSON per row, or on a terminal a table; all rows have the same names."""
+    if is_json(json):
+        emit_lines(rows)
+        return
+    found = list(rows)
+    names = tuple(found[0]) if found else ()
+    emit_rows(None, names, [[_cell(row[name]) for name in names] for row in found], texts=range(len(names)))
+
+
+def emit_following(*arguments: object) -> None:
+    """Names the command that is useful next, after a table on a terminal."""
+    if arguments:
+        print("Next:", "bridgetower", *(word if word.isupper() else shlex.quote(word) for word in map(str, arguments)))
+
+
+def _cell(value: object) -> str:
+    """A value as it is shown in a table."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
 def emit_table(title: str, metrics: Mapping[str, float]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,13 +14,24 @@ from typing import Annotated, Any, get_type_hints
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import Recipe, named, recipe_type
-from bridgetower.cli.output import emit, emit_rows, headline
+from bridgetower.cli.output import (
+    emit,
+    emit_following,
+    emit_metrics,
+    emit_result,
+    emit_rows,
+    emit_table,
+    headline,
+    is_json,
+)
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
 from bridgetower.tasks.spec import TaskSpec
-from bridgetower.tasks.table import RECIPES
+from bridgetower.tasks.table import RECIPES, spec_of
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -32,8 +44,11 @@ def train(
     allow_world_size_change: bool = False,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
+    json: bool = False,
 ) -> None:
     """Train a recipe; every value can be overridden by its option.
+
+    On a terminal it shows bars and ends with a table, else it logs a line a minute and prints the metrics as JSON.
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
@@ -48,12 +63,14 @@ def train(
         out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
         extensions: Towers, bridges and heads of your own that the model names, likewise.
-        resume: Continue the run in --out where it was stopped or killed.
+        resume: Continue the run in --out where it was stopped or killed; with more steps, also a finished one.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
+        json: Print JSON on a terminal too.
     """
     require("train")
+    logger.info("%s: starting the run in %s", config.recipe or "train", out)  # the libraries take seconds
     from bridgetower.training.loop import Interrupted
     from bridgetower.training.run import train as train_run
 
@@ -72,7 +89,20 @@ def train(
         print(stopped, file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     if os.environ.get("RANK", "0") == "0":
+        _report(config, out, metrics, task_spec, json=json)
+
+
+def _report(config: RunConfig, out: Path, metrics: Mapping[str, float], task_spec: str | None, *, json: bool) -> None:
+    """Prints how a run ended."""
+    if is_json(json):
         emit({"run": str(out), **metrics})
+        return
+    show = emit_table if "chance_rsum" in metrics else emit_metrics
+    show(f"{out}: {config.data.validation_split}", metrics)
+    spec = spec_of(config.task, own_task(task_spec))
+    if spec.benchmarks:
+        own = () if task_spec is None else ("--task-spec", task_spec)
+        emit_following("evaluate", out, next(iter(spec.benchmarks)), "--data", *config.data.folders, *own)
 
 
 def train_with(spec: TaskSpec) -> Callable[..., None]:
@@ -94,6 +124,7 @@ def demo(
     minutes: float = 10.0,
     seeds: int = 1,
     from_scratch: bool = False,
+    json: bool = False,
 ) -> None:
     """Train a BridgeTower on real images, compare it with METER and write a report, on two CPU cores.
 
@@ -107,9 +138,11 @@ def demo(
         minutes: About how long one seed takes on two cores; scales the number of training steps.
         seeds: Trainings of each model; more give a spread.
         from_scratch: Train nano models whole, without a download; questions are about generated scenes.
+        json: Print JSON on a terminal too.
     """
     for extra in ("demo", "train", "search", "plot"):
         require(extra)
+    logger.info("demo: everything goes to %s; one seed takes about %g minutes on two cores", out, minutes)
     from bridgetower.demo.plan import FROM_SCRATCH, ON_TOWERS
     from bridgetower.demo.run import run_demo
     from bridgetower.training.loop import Interrupted
@@ -117,7 +150,7 @@ def demo(
 
     try:
         plan = FROM_SCRATCH if from_scratch else ON_TOWERS
-        results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=sys.stderr.isatty())
+        results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=True)
     except Interrupted as stopped:
         print(f"{stopped}; run the same command again to continue", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -131,7 +164,8 @@ def demo(
         "answering_model": answering_model(out),
         "index": held_out_index(out),
     }
-    emit({name: str(path) for name, path in written.items()} | headline(results.summary()))
+    value = {name: str(path) for name, path in written.items()} | headline(results.summary())
+    emit_result(value, json=json, following=("search", "a red flag"))
 
 
 def compare(
@@ -169,7 +203,7 @@ def compare(
         raise ValueError(f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare")
     if out is not None:
         comparison.write(out, " / ".join(comparison.arms))
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit(comparison.to_dict())
     else:
         emit_rows(f"{name}, validation; * marks an interval without zero", *comparison.rows())

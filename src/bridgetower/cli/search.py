@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Loading, Model, index_or_demo, model_or_demo
-from bridgetower.cli.output import emit, emit_lines, emit_rows
+from bridgetower.cli.output import emit_following, emit_lines, emit_result, emit_rows, is_json
 from bridgetower.extras import require
-from bridgetower.files import one_line
+from bridgetower.files import one_line, require_parent
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ def index(
     model: Model | None = None,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
+    json: bool = False,
 ) -> None:
     """Embed the images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
@@ -47,13 +47,14 @@ def index(
         model: What to load; default: what the demo trained.
         options: How.
         loading: How the model is loaded.
+        json: Print JSON on a terminal too.
     """
     require("search")
     from bridgetower.search.build import build_index
 
     chosen = model_or_demo(model, f"bridgetower index {' '.join(sources)} --out {out} --model MODEL")
     report = build_index(sources, out, lambda: loading.load(chosen), options, progress=True)
-    emit({"index": out, **asdict(report)})
+    emit_result({"index": out, **asdict(report)}, json=json, following=("search", out, "TEXT"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ def search(
     require("search")
     if sheet is not None:
         require("plot")
+        require_parent(sheet)
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
     from bridgetower.search.sheet import write_sheet
@@ -126,10 +128,13 @@ def search(
     hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
         write_sheet(sheet, hits, text=text, image=image, content=opened.content)
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit_lines({"rank": rank, **_shown(hit)} for rank, hit in enumerate(hits, start=1))
-    else:
+    elif hits:
         _show(hits)
+        emit_following("serve", "--index", opened.uri)
+    else:
+        print("No image meets the condition.")
 
 
 def _shown(hit: Hit) -> dict[str, object]:
@@ -142,9 +147,6 @@ def _shown(hit: Hit) -> dict[str, object]:
 
 
 def _show(hits: Sequence[Hit]) -> None:
-    if not hits:
-        print("No image meets the condition.")
-        return
     rows = []
     for rank, hit in enumerate(hits, start=1):
         match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"

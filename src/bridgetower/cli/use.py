@@ -17,9 +17,9 @@ from bridgetower.cli.options import (
     ModelOrDemo,
     model_or_demo,
 )
-from bridgetower.cli.output import emit, emit_lines, emit_rows
+from bridgetower.cli.output import emit_lines, emit_result, emit_results, emit_rows, is_json
 from bridgetower.extras import require
-from bridgetower.files import one_line
+from bridgetower.files import one_line, require_parent
 
 if TYPE_CHECKING:
     from bridgetower.inference import Choice
@@ -55,10 +55,11 @@ def match(
     all_pairs: bool = False,
     batching: Batching = BATCHED,
     loading: Loading = LOADED,
+    json: bool = False,
 ) -> None:
     """Score how well images and texts match.
 
-    Prints one JSON line per pair: {"image", "text", "probability"}.
+    Gives one JSON line per pair, {"image", "text", "probability"}; a table on a terminal.
 
     Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
 
@@ -69,15 +70,17 @@ def match(
         all_pairs: Score every image with every text.
         batching: How inputs are computed.
         loading: How the model is loaded.
+        json: Print JSON on a terminal too.
     """
     predictor = loading.load(model_or_demo(model, "bridgetower match MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
     scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
     pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
-    emit_lines(
+    rows = (
         {"image": image, "text": text, "probability": score}
         for (image, text), score in zip(pairs, scores.tolist(), strict=True)
     )
+    emit_results(rows, json=json)
 
 
 def fill_mask(
@@ -88,10 +91,12 @@ def fill_mask(
     top: int = 5,
     batching: Batching = BATCHED,
     loading: Loading = LOADED,
+    json: bool = False,
 ) -> None:
     """Fill masked words of texts about images.
 
-    Prints one JSON line per mask: {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first.
+    Gives one JSON line per mask, {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first; a
+    table on a terminal.
 
     Example: bridgetower fill-mask MODEL --images cat.jpg --texts "a <mask> on a sofa"
 
@@ -102,15 +107,17 @@ def fill_mask(
         top: Candidates per mask.
         batching: How inputs are computed.
         loading: How the model is loaded.
+        json: Print JSON on a terminal too.
     """
     predictor = loading.load(model_or_demo(model, "bridgetower fill-mask MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
     filled = predictor.fill_mask(names, texts, top=top, **batching.options())
-    emit_lines(
+    rows = (
         {"image": image, "text": text, "words": [vars(word) for word in words]}
         for image, text, masks in zip(names, texts, filled, strict=True)
         for words in masks
     )
+    emit_results(rows, json=json)
 
 
 def explain(
@@ -121,10 +128,11 @@ def explain(
     model: Model | None = None,
     loading: Loading = LOADED,
     truncate: bool = False,
+    json: bool = False,
 ) -> None:
     """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
 
-    Prints one JSON line: {"image", "text", "probability", "words", "class_token_shares", "written"}. The shares, a list
+    Gives one JSON line, {"image", "text", "probability", "words", "class_token_shares", "written"}. The shares, a list
     per layer with a number per word, are what went to the class token; each map shows the rest and sums to 1.
 
     Example: bridgetower explain cat.jpg "a cat on a sofa" --out map.png --model MODEL
@@ -136,8 +144,10 @@ def explain(
         model: What to load; default: what the demo trained.
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
+        json: Print JSON on a terminal too.
     """
     require("plot")
+    require_parent(out)
     from bridgetower.analysis.attention import explain as attention_of
     from bridgetower.analysis.attention_drawing import draw_explanation
     from bridgetower.text_drawing import write_image
@@ -145,16 +155,15 @@ def explain(
     chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png --model MODEL")
     found = attention_of(loading.load(chosen), str(image), text, truncate=truncate)
     write_image(out, draw_explanation(found))
-    emit(
-        {
-            "image": str(image),
-            "text": text,
-            "probability": found.probability,
-            "words": found.words,
-            "class_token_shares": found.prefix_shares.tolist(),
-            "written": str(out),
-        }
-    )
+    value = {
+        "image": str(image),
+        "text": text,
+        "probability": found.probability,
+        "words": found.words,
+        "class_token_shares": found.prefix_shares.tolist(),
+        "written": str(out),
+    }
+    emit_result(value, json=json)
 
 
 def answer(
@@ -255,7 +264,7 @@ def emit_choices(
 ) -> None:
     """Prints what was chosen beside what was given, one row each."""
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
-    if json or not sys.stdout.isatty():
+    if is_json(json):
         emit_lines(
             row | {name: [vars(choice) for choice in choices]} for row, choices in zip(rows, chosen, strict=True)
         )

@@ -25,6 +25,9 @@ _CHECKPOINT = {
 }
 
 
+_LENGTHS = {"max_steps", "max_epochs"}
+
+
 @contextmanager
 def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[None]:
     """Holds the folder of a run for this process, with the config of the run in it.
@@ -46,7 +49,7 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
         for folder in (out, out / "best", out / "last"):
             remove_leftovers(folder)
         if resume:
-            _check_same(out, config, spec)
+            _take_up(out, config, spec)
         else:
             write_json(out / CONFIG, config.to_dict())
         yield
@@ -101,10 +104,26 @@ def _has_begun(out: Path) -> bool:
     return saved or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def _check_same(out: Path, config: RunConfig, spec: TaskSpec) -> None:
+def _take_up(out: Path, config: RunConfig, spec: TaskSpec) -> None:
+    """Checks that a run goes on as it was started; a finished one may be extended.
+
+    Raises:
+        ValueError: It has other values.
+    """
     changed = list(differences(read_run(out, spec).to_dict(), config.to_dict()))
-    if changed:
-        raise ValueError(f"{out} was started with other values of {', '.join(changed)}; resume it with the same config")
+    if not changed:
+        return
+    finished = out / "last" / "config.json"
+    if all(name in _LENGTHS and new is not None and new > (old or 0) for name, old, new in changed):
+        if finished.exists():
+            finished.unlink()  # the folder gets other weights at the end
+            write_json(out / CONFIG, config.to_dict())
+            return
+        advice = "finish it with the same values first, then it can be extended"
+    else:
+        advice = "resume it with the same values"
+    values = ", ".join(f"{name} {old} (now {new})" for name, old, new in changed)
+    raise ValueError(f"{out} was started with {values}; {advice}")
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ class RunLog:
         self.out, self.config, self.enabled = out, config, enabled
         self.first_step, self.max_steps = first_step, max_steps
         self.seconds, self.steps = 0.0, 0
+        self.description = config.recipe or "training"
         self.progress = step_bars(shown=enabled and progress)
 
     def __enter__(self) -> RunLog:
@@ -38,8 +40,7 @@ class RunLog:
             self.file = (self.out / METRICS).open("a", encoding="utf-8")
             self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=self.first_step or None)
         self.progress.start()
-        description = self.config.recipe or "training"
-        self.bar = self.progress.add_task(description, total=self.max_steps, completed=self.first_step, metrics="")
+        self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.first_step, metrics="")
         return self
 
     def __exit__(
@@ -70,6 +71,13 @@ class RunLog:
     def due(self, step: int) -> bool:
         """Whether the metrics of a step are written; the same in every process."""
         return step % self.config.log_every == 0 or step == self.max_steps
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Says during the block that the bar stands because the model is validated."""
+        self.progress.update(self.bar, description=f"{self.description}, validating")
+        yield
+        self.progress.update(self.bar, description=self.description)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of an evaluation."""

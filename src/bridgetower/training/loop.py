@@ -69,6 +69,9 @@ def fit(
     batches = _batches(context, state.step)
     factor = schedule(config.optimizer, context.max_steps)
     _warn_of_small_contrast(config)
+    if rank() == 0:
+        steps = f"step {state.step + 1:,} to {context.max_steps:,}"
+        logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
     log = RunLog(out, config, context.max_steps, state.step, enabled=rank() == 0, progress=progress)
     with log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
         for step in range(state.step, context.max_steps):
@@ -132,7 +135,7 @@ def _warn_of_small_contrast(config: RunConfig) -> None:
 def _evaluate(
     task: Replicated, context: TrainContext, state: TrainingState, log: RunLog, out: Path
 ) -> dict[str, float]:
-    with task.evaluating():
+    with task.evaluating(), log.validating():
         metrics = context.evaluate()
     log.evaluation(state.step, metrics)
     score = metrics.get(context.config.select_by)

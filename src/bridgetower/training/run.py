@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +24,8 @@ from bridgetower.training.loop import fit
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import FILE as STATE
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -48,7 +51,8 @@ def train(
         task: A task of your own; None: the one of `TASKS` that the config names.
         out: Folder of the run; only the first process needs to see it.
         extensions: Towers, bridges and heads of one's own that the config names.
-        resume: Continue the run in `out`; its config, its data and the number of processes must be the same.
+        resume: Continue the run in `out`; its config, its data and the number of processes must be the same. A finished
+            run may get more `max_steps` or `max_epochs`, and goes on as a run of that length would from there.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
             how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
         feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:
@@ -99,6 +103,8 @@ def _prepared(
     progress: bool,
 ) -> TrainContext:
     """Returns the model to train, with its task and examples; features of frozen towers are computed."""
+    if rank() == 0:
+        logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
     checkpoint = starting_checkpoint(config, spec, extensions)
     model = checkpoint.model().train().to(run_device(config.device))
     optimize_for_cpu(model)

@@ -132,8 +132,8 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
     default, chosen = usual.to_dict(), config.model.to_dict()
     if config.image_size is not None:  # takes precedence over the model's, for a new model too
         chosen["vision"]["image_size"] = config.image_size
-    changed = set(differences(default, chosen))
-    ignored = [f"model.{name}" for name in differences(effective.to_dict(), chosen) if name in changed]
+    changed = {name for name, _, _ in differences(default, chosen)}
+    ignored = [f"model.{name}" for name, _, _ in differences(effective.to_dict(), chosen) if name in changed]
     if ignored:
         raise ValueError(
             f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "

@@ -10,6 +10,7 @@ from typing import Any
 from bridgetower.data.folder import DatasetInfo
 from bridgetower.data.writer import Collection, write_collection
 from bridgetower.demo.toysets import emoji, flag_questions, flags, scenes
+from bridgetower.extras import install
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ToySet:
     collect: Callable[[Any], Collection]
 
 
-_INSTALLED = "from installed packages: pip install 'bridgetower[demo]'."
+_INSTALLED = f"from installed packages: {install('demo')}."
 
 TOYSETS: Mapping[str, ToySet] = {
     each.name: each
