@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -12,14 +11,11 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
+from bridgetower.evaluation.ranks import Direction, orders, rank_of
 from bridgetower.evaluation.retrieval import RetrievalResult
 from bridgetower.evaluation.scoring import ranked_texts
-from bridgetower.inference import combined_scores, two_stage_order
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.grounding import Judged
-
-Direction = Literal["text_to_image", "image_to_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ def search_examples(
             f"the result ranks {len(result.similarity)} images and {len(result.truth.text_image_index)} texts, the "
             f"images given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
         )
-    search = _Search(predictor, images, result, texts, _orders(result, config), top)
+    search = _Search(predictor, images, result, texts, orders(result, config), top)
     return [
         *search.examples("text_to_image", _first_texts(truth.text_image_index), count),
         *search.examples("image_to_text", range(len(images)), count),
@@ -140,10 +136,7 @@ class _Search:
 
     def rank(self, direction: Direction, query: int) -> int:
         """Place of the best right answer, counted from 1."""
-        images, texts = self.result.truth.owners, self.result.truth.text_image_index
-        order = self.orders[direction][query]
-        is_own = images[order] == texts[query] if direction == "text_to_image" else texts[order] == images[query]
-        return int(is_own.nonzero()[0]) + 1
+        return rank_of(self.result, self.orders[direction][query], direction, query)
 
     def example(self, direction: Direction, query: int) -> SearchExample:
         """Returns a query with its hits; only the pairs that are shown are scored again, for their probability."""
@@ -182,20 +175,6 @@ class _Search:
         images, texts = [self.images.image_bytes(image) for image, _ in pairs], [self.texts[text] for _, text in pairs]
         probabilities: list[float] = self.predictor.match(images, texts, truncate=True).tolist()
         return probabilities
-
-
-def _orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction, Int[Tensor, "q m"]]:
-    """Ranks all items for every query: candidates by the score of the second stage, then the rest by cosine."""
-    cosine, stage = result.similarity, (result.similarity, result.similarity)
-    if result.itm is not None:
-        image_side = topk_candidates(cosine, config.candidates, dim=1)
-        text_side = topk_candidates(cosine, config.candidates, dim=0)
-        scores = combined_scores(result.itm, cosine, result.itc_weight or 0.0)
-        stage = two_stage_scores(scores, image_side, text_side, protocol=config.protocol)
-    return {
-        "image_to_text": two_stage_order(cosine, stage[0]),
-        "text_to_image": two_stage_order(cosine.T, stage[1].T),
-    }
 
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:

@@ -68,10 +68,10 @@ def render_report(
     Raises:
         ValueError: An image of the examples cannot be read.
     """
-    templates = _templates()
+    templates = page_templates()
     tested = list(results.runs[0].test)
     return templates.get_template("report.html").render(
-        style=templates.loader.get_source(templates, "report.css")[0],  # type: ignore[union-attr]  # set above
+        style=style(templates),
         title=f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {listing(tested)}",
         lead=method(results),
         arms={arm: ARM_NAMES[arm] for arm in results.arms},
@@ -96,8 +96,8 @@ def render_report(
     )
 
 
-def _templates() -> Environment:
-    """Returns the templates, with the filters that the report's uses."""
+def page_templates() -> Environment:
+    """Returns the templates of pages, with their filters."""
     templates = Environment(
         loader=PackageLoader("bridgetower.analysis"),
         autoescape=True,
@@ -110,20 +110,28 @@ def _templates() -> Environment:
     return templates
 
 
+def style(templates: Environment) -> str:
+    """Returns the style sheet of pages."""
+    assert templates.loader is not None  # page_templates sets it
+    return templates.loader.get_source(templates, "report.css")[0]
+
+
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A row of a table, with its head."""
+
     header: str
     cells: Sequence[str]
     style: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
+class Table:
     """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
 
     caption: str = ""
     columns: Sequence[str] = ()
-    rows: Sequence[_Row] = ()
+    rows: Sequence[Row] = ()
     groups: Sequence[tuple[str, int]] = ()
     missing: str = ""
 
@@ -200,25 +208,25 @@ def _curve(results: DemoResults, arm: Arm, metric: str) -> dict[int, list[float]
     return {step: [run[step] for run in runs] for step in sorted(set.intersection(*map(set, runs)))}
 
 
-def _recall_table(results: DemoResults, dataset: str) -> _Table:
+def _recall_table(results: DemoResults, dataset: str) -> Table:
     """Recalls and RSUM of both arms, both stages and a random ranking on one data set."""
     summary = results.summary()[dataset]
     by_arm = {arm: {metric: arms[arm] for metric, arms in summary.items()} for arm in results.arms}
     stages = [stage for stage in _STAGES if f"{stage}_rsum" in summary]
     rows = [
-        _Row(f"{ARM_NAMES[arm]}, {_STAGES[stage]}", _recall_cells(by_arm[arm], stage))
+        Row(f"{ARM_NAMES[arm]}, {_STAGES[stage]}", _recall_cells(by_arm[arm], stage))
         for arm in results.arms
         for stage in stages
     ]
     differences = results.differences().get(dataset)
     if differences is not None:
         header = f"BridgeTower {MINUS} METER, {_STAGES[stages[-1]]}"
-        rows.append(_Row(header, _recall_cells(differences, stages[-1], sign=True), "difference"))
+        rows.append(Row(header, _recall_cells(differences, stages[-1], sign=True), "difference"))
     chance = [cell.partition(" ± ")[0] for cell in _recall_cells(by_arm[results.arms[0]], "chance")]
-    return _Table(
+    return Table(
         caption=f"Retrieval on {dataset}: recall in percent",
         columns=["model and stage", *(f"R@{k}" for _ in _DIRECTIONS for k in _KS), "of 600"],
-        rows=[*rows, _Row("random ranking", chance, "quiet")],
+        rows=[*rows, Row("random ranking", chance, "quiet")],
         groups=[("", 1), *((name, len(_KS)) for name in _DIRECTIONS.values()), ("RSUM", 1)],
     )
 
@@ -229,23 +237,23 @@ def _recall_cells(metrics: Mapping[str, Spread], stage: str, *, sign: bool = Fal
     return [*cells, mean_std(metrics[f"{stage}_rsum"], sign=sign)]
 
 
-def _matching_table(results: DemoResults) -> _Table:
+def _matching_table(results: DemoResults) -> Table:
     """Share of pairs of which the matching head is right, beside guessing."""
     summary = results.summary()
     if not all("itm_accuracy" in metrics for metrics in summary.values()):
-        return _Table(missing="Matching was not measured: these models have no matching head.")
+        return Table(missing="Matching was not measured: these models have no matching head.")
     rows = [
-        _Row(ARM_NAMES[arm], [mean_std(metrics["itm_accuracy"][arm], scale=100) for metrics in summary.values()])
+        Row(ARM_NAMES[arm], [mean_std(metrics["itm_accuracy"][arm], scale=100) for metrics in summary.values()])
         for arm in results.arms
     ]
-    return _Table(
+    return Table(
         caption="Matching accuracy in percent",
         columns=["model", *summary],
-        rows=[*rows, _Row("guessing", ["50.0"] * len(summary), "quiet")],
+        rows=[*rows, Row("guessing", ["50.0"] * len(summary), "quiet")],
     )
 
 
-def _masked_words_table(results: DemoResults) -> _Table:
+def _masked_words_table(results: DemoResults) -> Table:
     """Accuracy on masked words with the right image, with a wrong one, and the difference."""
     rows = []
     for dataset, metrics in results.summary().items():
@@ -261,14 +269,14 @@ def _masked_words_table(results: DemoResults) -> _Table:
                 NO_VALUE if bounds is None else " to ".join(number(100 * bound, sign=True) for bound in bounds),
                 image_reading(gain),
             ]
-            rows.append(_Row(f"{dataset}, {ARM_NAMES[arm]}", cells))
+            rows.append(Row(f"{dataset}, {ARM_NAMES[arm]}", cells))
     if not rows:
-        return _Table(missing="Masked words were not measured: these models have no masked-language head.")
+        return Table(missing="Masked words were not measured: these models have no masked-language head.")
     columns = ["data set and model", "right image", "wrong image", "difference", "95 % interval", "reading"]
-    return _Table(caption="Masked words found, in percent", columns=columns, rows=rows)
+    return Table(caption="Masked words found, in percent", columns=columns, rows=rows)
 
 
-def _answers_table(results: DemoResults) -> _Table:
+def _answers_table(results: DemoResults) -> Table:
     """Share of questions of each topic that are answered right, with the image and without."""
     counts = results.answers[0].topics
 
@@ -277,45 +285,45 @@ def _answers_table(results: DemoResults) -> _Table:
         return [mean_std(spread([getattr(topics[topic], name) for topics in own]), scale=100) for topic in counts]
 
     rows = [
-        _Row(f"{ARM_NAMES[arm]}, {title}", cells(arm, name), style)
+        Row(f"{ARM_NAMES[arm]}, {title}", cells(arm, name), style)
         for name, title, style in (("model", "right image", ""), ("other_image", "another image", "quiet"))
         for arm in results.arms
     ]
     floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))
-    return _Table(
+    return Table(
         caption="Questions answered right, in percent",
         columns=["who answers", *(f"{topic} ({count(counts[topic].number)})" for topic in counts)],
-        rows=[*rows, *(_Row(title, cells(results.arms[0], name), "quiet") for name, title in floors)],
+        rows=[*rows, *(Row(title, cells(results.arms[0], name), "quiet") for name, title in floors)],
     )
 
 
-def _size_table(results: DemoResults) -> _Table:
+def _size_table(results: DemoResults) -> Table:
     def cells(sizes: Sequence[tuple[int, float]]) -> list[str]:
         return [cell for parameters, flops in sizes for cell in (millions(parameters), gflops(flops))]
 
     rows = [
-        _Row(part, cells([(c.parameters_by_part[part], c.gflops_per_pair_by_part[part]) for c in results.costs]))
+        Row(part, cells([(c.parameters_by_part[part], c.gflops_per_pair_by_part[part]) for c in results.costs]))
         for part in PARTS
     ]
     totals = cells([(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in results.costs])
-    return _Table(
+    return Table(
         caption="Parameters, and operations to match one image with one text",
         columns=["part", *(["parameters", "GFLOPs per pair"] * len(results.costs))],
-        rows=[*rows, _Row("whole model", totals, "difference")],
+        rows=[*rows, Row("whole model", totals, "difference")],
         groups=[("", 1), *((ARM_NAMES[cost.arm], 2) for cost in results.costs)],
     )
 
 
-def _time_table(results: DemoResults) -> _Table:
+def _time_table(results: DemoResults) -> Table:
     costs = {cost.arm: cost for cost in results.costs}
     rows = []
     for arm in results.arms:
         runs = results.arm_runs(arm)
         match = number(costs[arm].milliseconds_per_pair, digits=2) if arm in costs else NO_VALUE
         speed = mean_std(spread([run.pairs_per_second for run in runs]), digits=0)
-        rows.append(_Row(ARM_NAMES[arm], [match, speed, duration(sum(run.seconds for run in runs) / len(runs))]))
+        rows.append(Row(ARM_NAMES[arm], [match, speed, duration(sum(run.seconds for run in runs) / len(runs))]))
     columns = ["model", "ms per pair, matching", "pairs per second, training", "one training"]
-    return _Table(caption="Time on this machine", columns=columns, rows=rows)
+    return Table(caption="Time on this machine", columns=columns, rows=rows)
 
 
 def _data(results: DemoResults) -> Iterator[tuple[str, str]]:

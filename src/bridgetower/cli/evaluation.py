@@ -17,7 +17,7 @@ from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_tabl
 from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.extras import require
-from bridgetower.files import cache_folder
+from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def evaluate(
     work: Path | None = None,
     loading: Loading = LOADED,
     out: Path | None = None,
+    report: Path | None = None,
+    slices: Path | None = None,
     json: bool = False,
 ) -> None:
     """Evaluate a model on a prepared data set.
@@ -75,10 +77,18 @@ def evaluate(
             command continues; at the end it is emptied.
         loading: How the model is loaded.
         out: Folder for the metrics and predictions.
+        report: HTML file to write, with the worst misses and their images, confusions, calibration and slices.
+        slices: For --report: a CSV with a column id, as in predictions.jsonl (for retrieval, of the images), and others
+            to slice by.
         json: Print JSON on a terminal too.
     """
     _check_options(benchmark, work, loading)
     require("train")
+    if report is not None:
+        require("plot")
+        require_parent(report)
+    elif slices is not None:
+        raise ValueError(f"slices {slices} is for a report of errors; add --report")
     from bridgetower.checkpoints import write_itc_weight
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
@@ -101,6 +111,8 @@ def evaluate(
         measured = {"data": list(map(str, data)), "split": split, **_settings(benchmark, options)}
         about = {"benchmark": benchmark, **loaded, **measured, "precision": loading.precision}
         _report(outcome, about, out, json=json)
+        if report is not None:
+            _write_errors(report, outcome, about, slices)
 
 
 def _check_options(benchmark: str, work: Path | None, loading: LoadOptions) -> None:
@@ -126,13 +138,28 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
         yield predictor
 
 
+def _write_errors(path: Path, outcome: Outcome, about: Mapping[str, Any], slices: Path | None) -> None:
+    from bridgetower.analysis.errors import write_errors
+
+    if outcome.judge is None or outcome.images is None:
+        raise ValueError(
+            "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
+            "statements and classes of prepared sets; leave report out"
+        )
+    write_errors(path, outcome.judge(), outcome.images, title=_title(about), slices=slices)
+
+
+def _title(about: Mapping[str, Any]) -> str:
+    return f"{about['model']}: {about['split']} of {', '.join(about['data'])}"
+
+
 def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
     """Writes and prints what was measured."""
     for note in outcome.notes:
         _LOG.warning(note)
     if out is not None:
         outcome.write(out, about)
-    title = f"{about['model']}: {about['split']} of {', '.join(about['data'])}"
+    title = _title(about)
     if is_json(json):
         emit(outcome.report(about))
     elif about["benchmark"] == "retrieval":

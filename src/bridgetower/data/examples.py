@@ -180,6 +180,12 @@ class EntryDataset(Dataset[Batch]):
         return (entry for entries in self.images.entries() for entry in entries if self._kept(entry))
 
     @property
+    def image_numbers(self) -> list[int]:
+        """The image of each example, or its pair of images."""
+        numbers: list[int] = self._places[:, 0].tolist()
+        return numbers
+
+    @property
     def schema(self) -> Schema:
         """What the entries hold."""
         return self.images.schema

@@ -120,7 +120,7 @@ class PreparedImages:
         if (image, column) in self._cache:
             return self._cache[image, column]
         with self._named(image):
-            content = self._content(image, column)
+            content = self.content(image, column)
             pixels = self.processor.resize(self.processor.blank_image() if content is None else content)
         if self.config.cache:
             self._cache[image, column] = pixels
@@ -150,11 +150,12 @@ class PreparedImages:
 
     def image_bytes(self, image: int, column: str = "image") -> bytes:
         """Returns an image's file as it was prepared."""
-        content = self._content(image, column)
+        content = self.content(image, column)
         assert content is not None  # only a schema whose images are optional has rows without
         return content
 
-    def _content(self, image: int, column: str) -> bytes | None:
+    def content(self, image: int, column: str) -> bytes | None:
+        """Returns an image's file as it was prepared; None where a row has no image."""
         folder, row = self._place(image)
         cell = self.records[folder].row(row, [column])[column]
         return None if cell is None else cell["bytes"]
@@ -172,7 +173,7 @@ class PreparedImages:
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
         if not self.config.has_views:
             return self.pixels(image, column)
-        content = self._content(image, column)
+        content = self.content(image, column)
         if content is None:
             return self.pixels(image, column)
         with self._named(image):

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridgetower.files import json_text, write_json, write_text
 
+if TYPE_CHECKING:
+    from bridgetower.data.prepared import PreparedImages
+
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """An example whose answer is known, and what the model made of it.
+
+    Attributes:
+        id: Of the example.
+        image: Number of its image, or of its pair of images, among those of the set.
+        text: That the model read; empty if none.
+        expected: The right answer, in words.
+        given: The model's answer.
+        score: From 0, wrong, to 1, right.
+        miss: How bad it is; the worst misses have the largest values.
+        probability: That the model gives to its answer; None where it gives none.
+        found: Number of the image that was found; None where none is looked for.
+        groups: Kinds that the example is of, by column.
+    """
+
+    id: str
+    image: int
+    text: str
+    expected: str
+    given: str
+    score: float
+    miss: float
+    probability: float | None
+    found: int | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +58,8 @@ class Outcome:
         predictions: One row per example, with its id.
         submission: Name and content of the file that a test server takes.
         notes: What cannot be given, and why.
+        judge: Gives the examples whose answers are known, for a report of errors; None where there is none.
+        images: That the judgements name.
     """
 
     metrics: Mapping[str, float]
@@ -34,6 +68,8 @@ class Outcome:
     predictions: Sequence[Mapping[str, Any]] = ()
     submission: tuple[str, str] | None = None
     notes: Sequence[str] = ()
+    judge: Callable[[], list[Judgement]] | None = None
+    images: PreparedImages | None = None
 
     def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""

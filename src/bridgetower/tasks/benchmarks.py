@@ -62,12 +62,13 @@ def evaluate(
         heads=predictor.model.config.heads,
         use="test",
     )
-    return spec.evaluate(
+    examples = spec.examples(source)
+    outcome = spec.evaluate(
         Evaluation(
             task=task,
             model=predictor.model,
             module=lambda: spec.module(predictor.model, task),
-            examples=spec.examples(source),
+            examples=examples,
             splits=(split,),
             names=names,
             settings=config,
@@ -75,6 +76,7 @@ def evaluate(
             means=means,
         )
     )
+    return replace(outcome, images=examples.images)
 
 
 def _check_fit(predictor: Predictor, benchmark: str, split: str, config: RetrievalConfig) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bridgetower.data.examples import EntryDataset, LabelsEncoder, NumberEncoder
+    from bridgetower.evaluation.outcome import Judgement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,27 @@ def _evaluate(evaluation: Evaluation, measure: Measure) -> Outcome:
         metrics=metrics,
         counts=counts("num_examples", len(entries), "num_labelled", len(known)),
         predictions=[{"id": entry["example_id"], **row} for entry, row in zip(entries, predictions, strict=True)],
+        judge=None if "number" in predictions[0] else lambda: _judged(evaluation, predictions),
     )
+
+
+def _judged(evaluation: Evaluation, predictions: list[dict[str, Any]]) -> list[Judgement]:
+    """Returns the labelled examples; of several labels, the probability is that of the least certain one."""
+    several = evaluation.model.config.heads.multi_label
+
+    def certainty(row: dict[str, Any]) -> float:
+        values = row["probabilities"].values()
+        return min(max(value, 1 - value) for value in values) if several else max(values)
+
+    return evaluation.judged(
+        [(_joined(row["labels"]), certainty(row)) for row in predictions],
+        expected=lambda entry: _joined(entry["labels"]),
+        score=lambda entry, given: float(_joined(entry["labels"]) == given),
+    )
+
+
+def _joined(labels: Sequence[str]) -> str:
+    return ", ".join(sorted(labels)) or "none"
 
 
 def _numbers(

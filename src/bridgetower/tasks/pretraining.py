@@ -56,18 +56,18 @@ def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
     """Measures retrieval; a model without contrastive head has one stage, all pairs."""
+    from bridgetower.evaluation.ranks import retrieval_judgements
     from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
     from bridgetower.evaluation.scoring import ranked_texts
 
     model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
-    if model.itc_head is None:
-        metrics = evaluate_all_pairs(model, images, settings, evaluation.means)
-    else:
-        metrics = evaluate_retrieval(
-            model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight
-        ).metrics()
     texts, _ = ranked_texts(images, settings)
-    return Outcome(metrics=metrics, counts={"num_images": len(images), "num_texts": len(texts)})
+    counts = {"num_images": len(images), "num_texts": len(texts)}
+    if model.itc_head is None:
+        return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.means), counts=counts)
+    result = evaluate_retrieval(model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight)
+    judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts, settings)
+    return Outcome(metrics=result.metrics(), counts=counts, judge=judge)
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bridgetower.data.prepared import PreparedImages
     from bridgetower.data.schema import Schema
-    from bridgetower.evaluation.outcome import Outcome
+    from bridgetower.evaluation.outcome import Judgement, Outcome
     from bridgetower.evaluation.predictions import Predictions
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
@@ -91,6 +91,42 @@ class Evaluation:
         from bridgetower.evaluation.predictions import predict_classes
 
         return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, means=self.means)
+
+    def judged(
+        self,
+        answers: Sequence[tuple[str, float]],
+        expected: Callable[[Mapping[str, Any]], str],
+        score: Callable[[Mapping[str, Any], str], float],
+        groups: Sequence[str] = (),
+    ) -> list[Judgement]:
+        """Returns the examples whose answers are known.
+
+        Args:
+            answers: The model's answer to each example, and its probability.
+            expected: The right answer of an entry.
+            score: Of the answer to an entry, from 0 to 1.
+            groups: Fields of an entry that name what kind it is of.
+        """
+        from bridgetower.evaluation.outcome import Judgement
+
+        examples, schema = self.examples, self.examples.schema
+        found = []
+        for entry, image, (given, probability) in zip(examples, examples.image_numbers, answers, strict=True):
+            if examples.encode.known(entry):
+                points = score(entry, given)
+                judgement = Judgement(
+                    id=str(entry[schema.id]),
+                    image=image,
+                    text=" ".join(schema.texts_of(entry)),
+                    expected=expected(entry),
+                    given=given,
+                    score=points,
+                    miss=(1 - points) * probability,
+                    probability=probability,
+                    groups={name: entry[name] for name in groups if entry[name]},
+                )
+                found.append(judgement)
+        return found
 
     def outputs(self) -> Float[Tensor, "n k"]:
         """Returns all that is predicted for every example, likewise."""

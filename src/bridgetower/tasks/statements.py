@@ -90,6 +90,11 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
         predictions=rows,
         submission=nlvr2_submission(by_id) if is_nlvr2 and not unknown else None,
         notes=[_without_sentences(unknown, len(by_id))] if unknown else (),
+        judge=lambda: evaluation.judged(
+            list(zip(labels, predictions.probabilities.tolist(), strict=True)),
+            expected=lambda entry: str(entry["label"]),
+            score=lambda entry, label: float(label == entry["label"]),
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.schema import VQA as SCHEMA
 from bridgetower.evaluation.config import Protocol
 from bridgetower.evaluation.outcome import Outcome, counts
-from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_scores
+from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_score, vqa_scores
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
@@ -90,6 +91,12 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
         else {"by_answer_type": scores.by_answer_type, "by_question_type": scores.by_question_type},
         predictions=rows,
         submission=("submission.json", json_text([{"question_id": key, "answer": by_id[key]} for key in by_id])),
+        judge=lambda: evaluation.judged(
+            list(zip(answers, predictions.probabilities.tolist(), strict=True)),
+            expected=lambda entry: Counter(entry["answers"]).most_common(1)[0][0],
+            score=lambda entry, answer: vqa_score(answer, entry["answers"]),
+            groups=("answer_type", "question_type"),
+        ),
     )
 
 
