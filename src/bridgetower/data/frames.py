@@ -127,8 +127,8 @@ class Video:
         self._go_to(0.0)
         return [cue for packet in self._packets(streams[0]) for cue in _cues_in(packet, self._time(packet))]
 
-    def jpeg(self, time: float) -> bytes:
-        """Returns the frame that is shown at a time, upright, at most `MAX_SIDE` pixels long.
+    def jpeg(self, time: float, name: str = "") -> bytes:
+        """Returns the frame that is shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment.
 
         Raises:
             ValueError: It cannot be decoded.
@@ -142,7 +142,7 @@ class Video:
         if frame.rotation:
             image = image.rotate(frame.rotation, expand=True)
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=_QUALITY)
+        image.save(stream, "JPEG", quality=_QUALITY, comment=name)
         return stream.getvalue()
 
     def _at(self, time: float) -> Any:
@@ -223,19 +223,20 @@ def opened_video(path: Path) -> Iterator[Video]:
         yield Video(path, container)
 
 
-def frame_of(path: Path, time: float) -> bytes:
+def frame_of(path: Path, time: float, name: str = "") -> bytes:
     """Returns a frame as JPEG; the file stays open for the next ones.
 
     Args:
         path: The video.
         time: Seconds from its start.
+        name: What the comment of the JPEG says, so that equal frames of different moments are different files.
 
     Raises:
         OSError: There is no such file.
         ValueError: It cannot be read, or not decoded there.
     """
     status = path.stat()
-    return _kept(path, status.st_size, status.st_mtime_ns).jpeg(time)
+    return _kept(path, status.st_size, status.st_mtime_ns).jpeg(time, name)
 
 
 @lru_cache(maxsize=_OPENED)

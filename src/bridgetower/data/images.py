@@ -97,7 +97,7 @@ class ImageRef:
         if self.moment:
             from bridgetower.data.frames import frame_of
 
-            return frame_of(self.path, sum(self.moment) / 2)
+            return frame_of(self.path, sum(self.moment) / 2, self.name)
         if self.cell:
             column, row = self.cell
             content = _cell_bytes(open_table(self.path).row(row, [column])[column])

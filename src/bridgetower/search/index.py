@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lancedb
 import pyarrow as pa
@@ -35,6 +35,7 @@ from bridgetower.search.table import (
     file_of,
     info_of,
     is_path,
+    open_unchanged,
     portable,
     read_indexed,
     resolved,
@@ -228,12 +229,30 @@ class Index:
             if not fetch:
                 raise ValueError("the image is at a URL, which is not fetched because an index names it")
             return read_indexed(named, image)
-        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
-        if within_root and not file.is_relative_to(self.root.resolve()):
-            raise ValueError("the image is outside the folder of the index")
+        file = self._real(named, within_root)
         if max_bytes is not None and image.size > max_bytes:
             raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
         return read_indexed(file, image)
+
+    def _real(self, named: Path, within_root: bool) -> Path:
+        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
+        if within_root and not file.is_relative_to(self.root.resolve()):
+            raise ValueError("the file is outside the folder of the index")
+        return file
+
+    def open_video(self, moment: Indexed) -> BinaryIO:
+        """Opens the video of a moment that was indexed, and no other file: its size and time are compared.
+
+        Raises:
+            ValueError: It is no moment, or its file is outside the folder of the index or not what was indexed.
+            OSError: It cannot be read.
+        """
+        if moment.start is None or isinstance(named := file_of(moment, self.root), str):
+            raise ValueError("it is an image, not a moment of a video")
+        with reading(self.uri):
+            rows = self._table.search().where(_is_one_of([moment.path])).select(["mtime"]).to_arrow()
+        (mtime,) = rows["mtime"].cast(pa.int64()).to_pylist() or [None]
+        return open_unchanged(self._real(named, True), moment.size, mtime)
 
     def _frame(self, moment: Indexed) -> bytes:
         """Returns the frame of a moment, which the index has itself."""

@@ -92,7 +92,7 @@ class Listing:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        size = status.st_size if image.is_file else image.piece[1] if image.piece else 0
+        size = image.piece[1] if image.piece else 0 if image.cell else status.st_size
         mtime = min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
         return SourceImage(path=path, size=size, mtime=mtime, place=place)
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 from jaxtyping import Float
@@ -236,6 +236,21 @@ def _whole(file: Path, image: Indexed) -> bytes:
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
         found = os.fstat(stream.fileno())
         return stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
+
+
+def open_unchanged(file: Path, size: int, mtime: int | None) -> BinaryIO:
+    """Opens a file if its size, in bytes, and its time, in microseconds since 1970, are those that were indexed.
+
+    Raises:
+        ValueError: They are others, or it is no file.
+        OSError: It cannot be opened.
+    """
+    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns // 1000) != (size, mtime):
+        stream.close()
+        raise ValueError("the video has changed since it was indexed; bring the index up to date")
+    return stream
 
 
 def table_of(rows: Sequence[IndexedRow], schema: pa.Schema) -> pa.Table:

@@ -42,8 +42,8 @@ _DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "int8"
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -88,15 +88,23 @@ def build_app(service: Service) -> FastAPI:
 def _search(service: Service) -> APIRouter:
     """Returns the routes of an index, or routes with an error if there is none."""
     if service.searcher is not None:
-        from bridgetower.serve import search  # takes a second, and another extra
+        from bridgetower.serve import clips, search  # take a second, and another extra
 
-        return search.router
+        found = APIRouter()
+        found.include_router(search.router)
+        found.include_router(clips.router)
+        return found
     routes = APIRouter(include_in_schema=False)
 
     async def no_index() -> None:
         raise ApiError(404, "this server has no index; start it with --index", code="no_index")
 
-    for method, path in (("POST", "/v1/search"), ("GET", "/v1/index"), ("GET", "/v1/pictures/{id}")):
+    for method, path in (
+        ("POST", "/v1/search"),
+        ("GET", "/v1/index"),
+        ("GET", "/v1/pictures/{id}"),
+        ("GET", "/v1/videos/{id}"),
+    ):
         routes.add_api_route(path, no_index, methods=[method])
     return routes
 

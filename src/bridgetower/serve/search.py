@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Query, Response
@@ -34,7 +34,7 @@ MAX_SIDE = 1600
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
 _WHITE = (255, 255, 255)  # under transparent pixels
-_HEADERS = {
+HEADERS = {
     "Cache-Control": "private, max-age=86400",  # an id names one content for ever
     "Content-Disposition": "inline",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -72,7 +72,7 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     where: str | None = Field(
         None,
         max_length=MAX_CHARACTERS,
-        description="Condition in SQL on path, size, mtime, width, height and captions, without functions.",
+        description="Condition in SQL on path, size, mtime, width, height, captions, start and end, without functions.",
     )
     against: Against = Field("images", description="What the query is compared with.")
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
@@ -91,6 +91,8 @@ class IndexedImage(BaseModel):
     width: int
     height: int
     captions: list[str]
+    start: float | None = Field(None, description="Of a moment of a video: seconds from its start.")
+    end: float | None = Field(None, description="Likewise.")
 
 
 class FoundImage(IndexedImage):
@@ -99,6 +101,8 @@ class FoundImage(IndexedImage):
     rank: int
     cosine: float = Field(description="Of the query's vector and the image's.")
     probability: float | None = Field(None, description="That text and image match; only of what was matched.")
+    transcript: str | None = Field(None, description="What is said in a moment of a video.")
+    link: str | None = Field(None, description="Where a moment of a video plays: on this server, with its times.")
 
 
 class SearchResponse(Listed[FoundImage]):
@@ -125,8 +129,17 @@ async def search(body: SearchRequest, service: Served) -> Response:
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
         against = searcher.compared(body.query, body.image, body.against)
         hits, tokens = await _found(body, service, searcher, rerank, against)
-    data = [FoundImage(rank=rank, id=hit.digest, **vars(hit)) for rank, hit in enumerate(hits, start=1)]
+    prefix = service.config.root_path
+    data = [FoundImage(rank=rank, **_told(hit, prefix), **vars(hit)) for rank, hit in enumerate(hits, start=1)]
     return json_of(SearchResponse(data=data, model=service.name, against=against, usage=Usage.of(tokens)))
+
+
+def _told(hit: Hit, prefix: str) -> dict[str, Any]:
+    """Returns what only a hit over HTTP has, and what only a moment of a video has."""
+    if hit.start is None:
+        return {"id": hit.digest}
+    link = f"{prefix}/v1/videos/{hit.digest}#{hit.path.rpartition('#')[2]}"
+    return {"id": hit.digest, "transcript": " ".join(hit.captions), "link": link}
 
 
 async def _found(
@@ -206,14 +219,14 @@ async def image(id: Id, service: Served, size: Size = None) -> Response:  # noqa
         if size is None:
             return await service.inputs.in_thread(lambda: _original(service, copies))
         content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
-    return Response(content, media_type="image/jpeg", headers=_HEADERS)
+    return Response(content, media_type="image/jpeg", headers=HEADERS)
 
 
 def _original(service: Service, copies: Sequence[Indexed]) -> Response:
     """Returns the file of an image as it is."""
     content = _content(service, copies)
     try:
-        return Response(content, media_type=media_type(content), headers=_HEADERS)
+        return Response(content, media_type=media_type(content), headers=HEADERS)
     except ValueError as error:
         raise _gone(str(error)) from error
 

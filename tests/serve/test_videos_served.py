@@ -1,0 +1,167 @@
+"""Moments over HTTP: hits with times and links, frames, and pieces of the videos of the index and of nothing else."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bridgetower.predictor import Predictor
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from bridgetower.serve import clips
+from served import error_of, png, running
+from videos import SAID, SRT, write_clip
+
+
+@dataclass(frozen=True)
+class Talks:
+    """A folder of videos, its index and a server of it."""
+
+    root: Path
+    client: httpx.Client
+
+    def hits(self) -> dict[str, dict[str, Any]]:
+        answer = self.client.post("/v1/search", json={"query": "a red square", "top": 20})
+        return {hit["path"]: hit for hit in answer.json()["data"]}
+
+    def get(self, name: str, **headers: str) -> httpx.Response:
+        (link,) = [hit["link"] for path, hit in self.hits().items() if path == name]
+        return self.client.get(link.partition("#")[0], headers=headers)
+
+
+TALK, LECTURE = "talk.mp4#t=0.500,2.500", "sub/lecture.webm#t=0.000,12.000"
+
+
+@pytest.fixture
+def talks(predictor: Predictor, tmp_path: Path) -> Iterator[Talks]:
+    root = tmp_path / "talks"
+    (root / "sub").mkdir(parents=True)
+    write_clip(root / "talk.mp4")
+    (root / "talk.srt").write_text(SRT, encoding="utf-8")
+    shutil.copy(root / "talk.mp4", root / "copy.mp4")
+    shutil.copy(root / "talk.srt", root / "copy.srt")
+    write_clip(root / "sub" / "lecture.webm", codec="libvpx-vp9", fps=1)
+    (root / "sub" / "lecture.srt").write_text("1\n00:00:00,000 --> 00:00:12,000\nAll colours\n")
+    (root / "a.png").write_bytes(png(1))
+    build_index(root, tmp_path / "talks.lance", predictor)
+    with running(predictor, Searcher(tmp_path / "talks.lance", predictor)) as client:
+        yield Talks(root, client)
+
+
+def test_hits_have_times_a_transcript_and_a_link(talks: Talks) -> None:
+    hits = talks.hits()
+    assert len(hits) == 8
+    hit = hits[TALK]
+    assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SAID[0])
+    assert hit["link"] == f"/v1/videos/{hit['id']}#t=0.500,2.500"
+    assert not {"start", "end", "transcript", "link"} & hits["a.png"].keys()
+    assert len({hit["id"] for hit in hits.values()}) == 8  # also of the copy, whose frames look the same
+    for size in ({}, {"size": 64}):
+        picture = talks.client.get(f"/v1/pictures/{hit['id']}", params=size)
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
+    found = talks.client.post("/v1/search", json={"query": "a", "where": "start >= 3 AND end < 6"}).json()["data"]
+    assert {one["path"] for one in found} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
+
+
+def test_a_video_is_sent_whole_or_in_pieces(talks: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, file, kind in ((TALK, "talk.mp4", "video/mp4"), (LECTURE, "sub/lecture.webm", "video/webm")):
+        content = (talks.root / file).read_bytes()
+        whole = talks.get(name)
+        assert (whole.status_code, whole.content) == (200, content)
+        assert whole.headers["content-type"] == kind
+        assert whole.headers["accept-ranges"] == "bytes"
+        assert whole.headers["content-length"] == str(len(content))
+        assert whole.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    size, content = (talks.root / "talk.mp4").stat().st_size, (talks.root / "talk.mp4").read_bytes()
+    for given, start, end in (
+        ("bytes=0-", 0, size),
+        ("bytes=0-1", 0, 2),
+        ("bytes=5-9", 5, 10),
+        (f"bytes={size - 1}-", size - 1, size),
+        ("bytes=-7", size - 7, size),
+        (f"bytes=-{10**12}", 0, size),
+        (f"bytes=3-{10**12}", 3, size),
+    ):
+        piece = talks.get(TALK, range=given)
+        assert (piece.status_code, piece.content) == (206, content[start:end])
+        assert piece.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    monkeypatch.setattr(clips, "PIECE", 100)
+    piece = talks.get(TALK, range="bytes=50-")
+    assert (piece.content, piece.headers["content-range"]) == (content[50:150], f"bytes 50-149/{size}")
+
+
+def test_a_range_of_another_content_gets_the_whole(talks: Talks) -> None:
+    tag = talks.get(TALK).headers["etag"]
+    assert talks.get(TALK, **{"range": "bytes=0-1", "if-range": tag}).status_code == 206
+    assert talks.get(TALK, **{"range": "bytes=0-1", "if-range": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("bytes=", "bytes=-", "bytes=-0", "bytes=9-5", "bytes=999999999-", "bytes=0-1,5-6", "bytes=a-b", "0-5"),
+        *("bytes=" + "0-," * 2000, "bytes=" + "9" * 5000 + "-", "bytes=\xb2-\xb3", "items=0-5"),
+    ],
+)
+def test_ranges_that_are_none(talks: Talks, given: str) -> None:
+    response = talks.client.get(
+        talks.hits()[TALK]["link"].partition("#")[0], headers=[(b"range", given.encode("latin-1"))]
+    )
+    error = error_of(response, 416)
+    assert "expected one like bytes=0-999 within" in error["message"]
+    assert response.headers["content-range"] == f"bytes */{(talks.root / 'talk.mp4').stat().st_size}"
+
+
+@pytest.mark.parametrize(
+    "name", ["talk.mp4", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "0" * 63, "' OR path = 'talk.mp4", "%00"]
+)
+def test_paths_are_no_ids(talks: Talks, name: str) -> None:
+    assert talks.client.get(f"/v1/videos/{name}").status_code in (400, 404)
+
+
+def test_nothing_but_moments_of_the_index(talks: Talks) -> None:
+    hits = talks.hits()
+    for name in ("0" * 64, hits["a.png"]["id"]):
+        error = error_of(talks.client.get(f"/v1/videos/{name}"), 404)
+        assert error["code"] == "no_video"
+        assert str(talks.root) not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["changed", "touched", "link", "pipe", "folder", "gone"])
+def test_no_file_that_has_taken_its_place(talks: Talks, tmp_path: Path, kind: str) -> None:
+    path, secret = talks.root / "talk.mp4", tmp_path / "secret"
+    status, content = path.stat(), path.read_bytes()
+    link = talks.hits()[TALK]["link"].partition("#")[0]
+    path.unlink()
+    if kind == "changed":
+        path.write_bytes(bytes(len(content)))
+    elif kind == "touched":
+        path.write_bytes(content)
+        os.utime(path, ns=(0, status.st_mtime_ns + 10**9))
+    elif kind == "link":  # of the same size and time
+        secret.write_bytes(content)
+        os.utime(secret, ns=(0, status.st_mtime_ns))
+        path.symlink_to(secret)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    for headers in ({}, {"range": "bytes=0-5"}):
+        error = error_of(talks.client.get(link, headers=headers), 404)
+        assert error["code"] == "no_video"
+        assert str(tmp_path) not in error["message"]
+
+
+def test_the_key_is_asked_for(predictor: Predictor, tmp_path: Path) -> None:
+    write_clip(tmp_path / "talk.mp4", fps=1)
+    build_index(tmp_path / "talk.mp4", tmp_path / "talks.lance", predictor)
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    (digest, *_) = [one.digest for one in searcher.index.examples(4)]
+    with running(predictor, searcher, api_key="secret") as client:
+        assert client.get(f"/v1/videos/{digest}").status_code == 401
+        assert client.get(f"/v1/videos/{digest}", headers={"Authorization": "Bearer secret"}).status_code == 200
