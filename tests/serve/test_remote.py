@@ -276,8 +276,8 @@ def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
             ("file:///etc/passwd", "expected a data URI"),
             (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
         ):
-            body = {"input": url, "modality": "image"}
-            error = error_of(client.post("/v1/embeddings", json=body), 400)
-            assert words in error["message"]
-            assert len(error["message"]) <= 4003
-            assert error["code"] == "invalid_image"
+            for body in ({"input": url, "modality": "image"}, {"input": ["a", {"text": "a", "image": url}]}):
+                error = error_of(client.post("/v1/embeddings", json=body), 400)
+                assert words in error["message"]
+                assert len(error["message"]) <= 4003
+                assert error["code"] == "invalid_image"

@@ -32,12 +32,7 @@ class _Module(InputModule):
     """
 
     def __init__(self, source: str | Path, **options: Any) -> None:
-        """Loads a model.
-
-        Args:
-            source: As of `bridgetower.load`.
-            options: Likewise.
-        """
+        """Loads a model, as `bridgetower.load` does with the same arguments."""
         super().__init__()
         self.source, self._options = str(source), options
         self.predictor = load(source, **options)
@@ -62,9 +57,7 @@ class _Module(InputModule):
             ValueError: There are `processor_kwargs` or `config_kwargs`.
         """
         if processor_kwargs or config_kwargs:
-            raise ValueError(
-                "processor_kwargs or config_kwargs given; expected only model_kwargs, as of bridgetower.load"
-            )
+            raise ValueError("processor_kwargs or config_kwargs given; expected model_kwargs, as of bridgetower.load")
         folder = cls.load_dir_path(model_name_or_path, **where)
         return cls(folder, **{"engine": _ENGINES[backend], **(model_kwargs or {})})
 
@@ -101,9 +94,7 @@ class _Module(InputModule):
         kind = infer_modality(given, supported_modalities=self.modalities)
         parts = given if isinstance(given, dict) else {kind: given}
         if kind not in ("text", "image", ("image", "text")) or isinstance(parts.get("text"), list | tuple):
-            raise ValueError(
-                f"an input is of kind {kind}; expected a text, an image, or a dict with text, image or both"
-            )
+            raise ValueError(f"an input is {kind}; expected a text, an image, or a dict with text, image or both")
         processor = self.predictor.processor
         image = processor.resize(parts["image"]) if "image" in parts else None
         ids = tuple(processor.token_ids([prompt + parts["text"]], truncate=True)[0]) if "text" in parts else None
@@ -128,11 +119,8 @@ class EmbeddingModule(_Module):
             ValueError: The vectors of images with texts have another width than the others.
         """
         vectors: list[Any] = self.predictor.compute(features["items"])
-        if len(widths := {len(vector) for vector in vectors}) > 1:
-            raise ValueError(
-                f"vectors of {sorted(widths)} numbers: this model's joint vectors cannot be compared with those of "
-                "texts and images; encode images with texts in a call of their own"
-            )
+        if len(widths := sorted({len(vector) for vector in vectors})) > 1:
+            raise ValueError(f"vectors of {widths} numbers; encode images with texts in a call of their own")
         return {"sentence_embedding": torch.stack(vectors).to(self.place.device)}
 
 
