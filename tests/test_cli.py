@@ -331,8 +331,8 @@ class TestData:
         self, refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
     ) -> None:
         assert "nowhere" in refused("evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "nowhere")
-        assert "candidates is 0" in refused(
-            "evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 0
+        assert "candidates is -1; expected at least 0" in refused(
+            "evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", -1
         )
 
 
@@ -574,7 +574,7 @@ class TestHelp:
             cli.main(["search", "--help"])
         text = capsys.readouterr().out
         assert "[INDEX.lance] [TEXT]" in text
-        assert "or both together, which takes a text and an image. (default: images)" in text
+        assert "compare it with captions or images, and say so. (default: images)" in text
         assert 'Examples: bridgetower search "a red flag"\n          bridgetower search photos.lance' in text
 
     def test_loads_no_heavy_package(self) -> None:

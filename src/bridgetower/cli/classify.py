@@ -36,7 +36,7 @@ def classify(
     loading: Loading = LOADED,
     json: bool = False,
 ) -> None:
-    """Classify images by --labels (zero-shot); or images, texts or both with a model fine-tuned on a table of your own.
+    """Classify images by --labels (zero-shot); or images, texts or both with a model fine-tuned on your own table.
 
     With --labels the vector of an image is compared with that of each label. Without, a head that was trained on a
     table classifies; where several classes may hold, each probability is of that class alone.

@@ -28,7 +28,7 @@ def index(
     loading: Loading = LOADED,
     json: bool = False,
 ) -> None:
-    """Embed the images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
+    """Embed images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
     Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, and videos with the extra `video`. Captions get vectors of their
     own and together with their image. Run again, it embeds what is new or has changed and takes out what is gone;
