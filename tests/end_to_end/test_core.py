@@ -120,6 +120,7 @@ def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint
         ["embed", tiny_checkpoint, *images, *texts],
         ["match", tiny_checkpoint, *images, *texts],
         ["fill-mask", tiny_checkpoint, *images, "--texts", "a <mask> bar"],
+        ["classify", tiny_checkpoint, *images, "--labels", "a red bar", "a blue bar"],
         ["answer", answering_checkpoint, *images, "--questions", "what colour is it?"],
         ["profile", "--model", tiny_checkpoint, "--repeats", "1"],
         ["convert", tiny_checkpoint, tmp_path / "converted", "--to", "bridgetower"],
@@ -128,6 +129,26 @@ def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint
         assert code == 0, err
         assert all(json.loads(line) for line in out.splitlines())
         assert out
+
+
+def test_integrations_name_their_extra(core: Path) -> None:
+    code = "\n".join(
+        [
+            "import importlib, sys",
+            "for name in sys.argv[1:]:",
+            "    try:",
+            "        importlib.import_module(f'bridgetower.integrations.{name}')",
+            "    except FileNotFoundError as error:",
+            "        print(error)",
+        ]
+    )
+    extras = {"lancedb": "search", "langchain": "langchain", "llama_index": "llama-index"}
+    extras["sentence_transformers"] = "sentence-transformers"
+    environment = {**os.environ, "PYTHONPATH": str(core)}
+    command = [sys.executable, "-S", "-c", code, *extras]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    for line, extra in zip(done.stdout.splitlines(), extras.values(), strict=True):
+        assert line.endswith(f" is not installed; run in the project's folder: pip install '.[{extra}]'")
 
 
 def test_a_missing_extra_is_one_line_that_names_it(core: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ from torch import Tensor
 from bridgetower.extras import require
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike
-from bridgetower.search.searcher import Against, Searcher
-from bridgetower.search.table import Hit
 
 require("langchain")
+require("search")
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
+
+from bridgetower.search.searcher import Against, Searcher
+from bridgetower.search.table import Hit
 
 
 class BridgeTowerEmbeddings(Embeddings):
