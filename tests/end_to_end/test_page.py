@@ -20,6 +20,7 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.search.searcher import Hit, Searcher
 from served import PNGS, Running, held_up, started
 from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
+from videos import SIZE, SRT, write_clip
 
 LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "narrow": ("light", 400), "narrow-dark": ("dark", 400)}
 TEXT = "red circle on black"
@@ -229,6 +230,43 @@ def luminance(colour: str) -> float:
     parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_a_moment_plays_from_its_start(opened: Any, predictor: Predictor, tmp_path: Path, key: str | None) -> None:
+    (tmp_path / "talks").mkdir()
+    write_clip(tmp_path / "talks" / "talk.webm", codec="libvpx-vp9", keyframes=5)
+    (tmp_path / "talks" / "talk.srt").write_text(SRT, encoding="utf-8")
+    build_index(tmp_path / "talks", tmp_path / "talks.lance", predictor)
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    with started(predictor, searcher, page=True, api_key=key) as running, opened(running=running) as page:
+        if key is not None:
+            page.get_by_label("API key").fill(key)
+            page.get_by_label("API key").press("Enter")
+            page.get_by_text("3 images can be searched").wait_for()
+        search(page, "a red square")
+        settled(page)
+        page.locator(".card", has_text="talk.webm#t=3.500,5.000").click()
+        video = page.get_by_role("dialog").locator("video")
+        until(lambda: video.evaluate("video => video.readyState") >= 2, page)
+        assert video.evaluate("video => video.currentTime") == pytest.approx(3.5, abs=0.3)
+        assert video.evaluate("video => video.videoWidth") == SIZE[0]
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="hidden")
+        assert page.locator("video").count() == 0
+
+
+def test_a_video_that_the_browser_cannot_play_is_shown_as_its_frame(
+    opened: Any, predictor: Predictor, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "talk.avi", codec="mpeg4")
+    build_index(tmp_path / "talk.avi", tmp_path / "talks.lance", predictor)
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    with started(predictor, searcher, page=True) as running, opened(running=running) as page:
+        search(page, "a red square")
+        settled(page)
+        page.locator(".card").first.click()
+        page.get_by_role("dialog").locator("img").wait_for()
 
 
 def test_examples_of_the_index_can_be_clicked(opened: Any, searcher: Searcher) -> None:

@@ -156,6 +156,23 @@ async function fill(holder, id, size, alt) {
   }
 }
 
+/** Plays the video of a moment from there; where the browser cannot, its frame is shown. */
+async function play(holder, hit) {
+  holder.dataset.id = hit.id;
+  holder.replaceChildren();
+  const fallBack = () => { if (holder.dataset.id === hit.id) fill(holder, hit.id, LARGE, hit.path); };
+  try {
+    const poster = await pictureUrl(hit.id, LARGE);
+    const address = `v1/videos/${hit.id}`; // a <video> cannot send the key
+    const url = sessionStorage.getItem("key") === null ? address : URL.createObjectURL(await (await send(address)).blob());
+    if (holder.dataset.id !== hit.id) return;
+    const times = hit.link.slice(hit.link.indexOf("#"));
+    holder.replaceChildren(el("video", { poster, controls: true, preload: "metadata", src: url + times, onerror: fallBack }));
+  } catch {
+    fallBack();
+  }
+}
+
 function dataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
@@ -453,7 +470,8 @@ function openViewer(number) {
   $("viewer-size").textContent = `${hit.width} × ${hit.height} pixels`;
   $("previous").disabled = number === 0;
   $("next").disabled = number === hits.length - 1;
-  fill($("viewer-image"), hit.id, LARGE, hit.captions[0] ?? hit.path);
+  if (hit.link) play($("viewer-image"), hit);
+  else fill($("viewer-image"), hit.id, LARGE, hit.captions[0] ?? hit.path);
   const scores = [];
   if (hit.probability !== undefined) {
     scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, percent(hit.probability))),
@@ -493,6 +511,8 @@ function viewerLinks(hit) {
 }
 
 $("viewer").addEventListener("close", () => {
+  $("viewer-image").dataset.id = "";
+  $("viewer-image").replaceChildren(); // a video stops
   if (view === "search" && hits[current]) {
     remember(searchLink(searchValues()), { replace: true });
     cards[current].focus();

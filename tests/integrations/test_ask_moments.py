@@ -1,0 +1,99 @@
+"""What a language model is sent about moments of videos, checked by a server in its place."""
+
+import base64
+import importlib.util
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from served import running
+from videos import SAID, SIZE, SRT, write_clip
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ask_moments.py"
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Takes chat completions as OpenAI's API does, and keeps what was sent."""
+
+    asked: list[tuple[str, str | None, dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, self.headers["Authorization"], body))
+        message = {"role": "assistant", "content": "Green, see [1]."}
+        answer = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *given: object) -> None:
+        """Prints nothing."""
+
+
+@pytest.fixture
+def llm() -> Iterator[str]:
+    Stub.asked = []
+    with HTTPServer(("127.0.0.1", 0), Stub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return load(tiny_checkpoint, device="cpu")
+
+
+def test_frames_and_transcripts_of_the_moments_found(
+    predictor: Predictor,
+    llm: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    write_clip(tmp_path / "talk.mp4")
+    (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
+    build_index(tmp_path / "talk.mp4", tmp_path / "talks.lance", predictor)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-llm")
+    monkeypatch.delenv("BRIDGETOWER_API_KEY", raising=False)
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    with running(predictor, searcher) as client:
+        server = str(client.base_url).rstrip("/")
+        options = ("--server", server, "--llm", llm, "--model", "a-model", "--top", "2")
+        example.main(["a red square", "What follows?", *options])
+        hits = client.post("/v1/search", json={"query": "a red square", "top": 2}).json()["data"]
+    ((path, key, body),) = Stub.asked
+    assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sk-of-the-llm", "a-model")
+    system, user = body["messages"]
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert [part["type"] for part in user["content"]] == ["text", "image_url"] * 2 + ["text"]
+    assert user["content"][-1]["text"] == "What follows?"
+    for number, hit in enumerate(hits):
+        said, shown = user["content"][2 * number : 2 * number + 2]
+        assert (
+            said["text"] == f"[{number + 1}] talk.mp4, {hit['start']:.1f} to {hit['end']:.1f} s: {hit['transcript']!r}"
+        )
+        assert hit["transcript"] in SAID
+        kind, _, content = shown["image_url"]["url"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == SIZE
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["Green, see [1].", *(f"[{n}] {server}{hit['link']}" for n, hit in enumerate(hits, start=1))]
