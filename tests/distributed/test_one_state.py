@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bridgetower.distributed import from_first, rank, require_same
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer
-from bridgetower.training.state import FILE, TrainingState, load_state, save_state
+from bridgetower.training.state import StateSaver, TrainingState, load_state, newest
 
 WORLD = 2
 CONDITIONS = {"number of processes": WORLD}
@@ -75,7 +75,8 @@ def make(seed: int, rule: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model after so many steps."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    group = {"params": list(model.parameters()), "lr": 0.1, "weight_decay": 0.1}
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    group = {"params": list(parameters), "names": list(names), "lr": 0.1, "weight_decay": 0.1}
     optimizer = build_optimizer([group], OptimizerConfig(lr=0.1, rule=rule))  # type: ignore[arg-type]
     for _ in range(seed):
         model(torch.randn(4, 3)).square().mean().backward()
@@ -88,7 +89,7 @@ def resume(folders: list[Path], rule: str) -> Any:
     """Loads the state of a folder of this process's own into a model of its own."""
     model, optimizer = make(rank(), rule)
     state = load_state(folders[rank()], model, optimizer, CONDITIONS)
-    return vars(state), model.state_dict(), optimizer.state_dict()
+    return vars(state), model.state_dict(), optimizer.state_dict()["state"]
 
 
 @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
@@ -99,10 +100,10 @@ def test_the_state_is_that_of_the_first_process(tmp_path: Path, elsewhere: str, 
     for folder in folders:
         folder.mkdir()
     model, optimizer = make(3, rule)
-    save_state(folders[0], model, optimizer, TrainingState(step=3, best=0.5), CONDITIONS)
+    StateSaver(folders[0], CONDITIONS).save(model, optimizer, TrainingState(step=3, best=0.5))
     if elsewhere == "another state":
-        save_state(folders[1], *make(2, rule), TrainingState(step=2), CONDITIONS)
-    expected = {**vars(TrainingState(step=3, best=0.5))}, model.state_dict(), optimizer.state_dict()
+        StateSaver(folders[1], CONDITIONS).save(*make(2, rule), TrainingState(step=2))
+    expected = {**vars(TrainingState(step=3, best=0.5))}, model.state_dict(), optimizer.state_dict()["state"]
     for resumed in run_on_ranks(WORLD, resume, folders, rule):
         assert equal(resumed, expected)
 
@@ -111,6 +112,6 @@ def test_a_state_that_only_another_process_sees_is_not_read(tmp_path: Path) -> N
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    save_state(folders[1], *make(2, "adamw"), TrainingState(step=2), CONDITIONS)
+    StateSaver(folders[1], CONDITIONS).save(*make(2, "adamw"), TrainingState(step=2))
     assert [state["step"] for state, *_ in run_on_ranks(WORLD, resume, folders, "adamw")] == [0, 0]
-    assert not (folders[0] / FILE).exists()
+    assert newest(folders[0]) is None

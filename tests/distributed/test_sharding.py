@@ -1,5 +1,6 @@
 """Runs whose weights two processes share (FSDP2), against one process and against two replicas (DDP)."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_on_ranks
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
 import shapes
+import states
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -21,6 +25,9 @@ from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training import sharding
 from bridgetower.training.run import train
+from bridgetower.training.state import newest
+from folders import same_weights
+from tiny import equal
 
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"})
 SMOOTH = OptimizerConfig(lr=1e-2, eps=1e-2, head_multiplier=2, fusion_multiplier=3, clip_norm=0.5)
@@ -202,3 +209,68 @@ def test_each_process_holds_half_of_the_weights(
     assert first[1] == second[1] < 10  # scalars
     assert first[0] + second[0] - first[1] == total
     assert abs(first[0] - second[0]) < 0.1 * total
+
+
+@pytest.fixture(scope="module")
+def interval(configs: dict[str, RunConfig]) -> RunConfig:
+    """A run that saves its state after every step."""
+    return replace(configs["hard negatives of the world"], parallel="fsdp", checkpoint_every=1, evaluate_every=0)
+
+
+@pytest.fixture(scope="module")
+def whole_run(interval: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_on_ranks(2, save_in_background, interval, out)
+    return out
+
+
+def save_in_background(config: RunConfig, out: Path) -> None:
+    train(config, out, async_checkpoints=True, progress=False)
+
+
+def resume(config: RunConfig, out: Path) -> None:
+    train(config, out, resume=True, allow_world_size_change=True, progress=False)
+
+
+def back_to_the_state_before(run: Path, out: Path) -> Path:
+    """Copies a run as it was one step before its end."""
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "last")
+    path = newest(out)
+    assert path is not None
+    shutil.rmtree(path)
+    return out
+
+
+def test_each_process_writes_its_share(whole_run: Path, found: dict[str, Any]) -> None:
+    files = states.files(whole_run)
+    assert [file.name for file in files] == ["process-00000.safetensors", "process-00001.safetensors"]
+    first, second = (dict(read_safetensors(file)) for file in files)
+    name = "fusion.text_layers.0.mlp.up.weight"
+    rows = len(found["ddp"][0]["vqa"].weights[name])
+    for key in (f"model.{name}", f"exp_avg.{name}"):
+        assert [len(share[key]) for share in (first, second)] == [rows // 2] * 2
+    assert "model.itc_head.temperature" in first.keys() - second.keys()
+
+
+def test_continued_it_ends_with_the_same_bits(interval: RunConfig, whole_run: Path, tmp_path: Path) -> None:
+    out = back_to_the_state_before(whole_run, tmp_path / "run")
+    run_on_ranks(2, resume, interval, out)
+    assert same_weights(whole_run / "last", out / "last")
+
+
+def test_one_process_and_two_continue_what_the_other_has_written(
+    interval: RunConfig, whole_run: Path, tmp_path: Path
+) -> None:
+    """With other micro-batches, so that the last step is another one."""
+    out = back_to_the_state_before(whole_run, tmp_path / "run")
+    before = states.saved(out).step
+    resume(interval, out)
+    assert states.saved(out).step == before + 1 == interval.max_steps
+    kept, last = states.tensors(out), load_file(out / "last" / "model.safetensors")
+    assert all(torch.equal(kept[f"model.{name}"], weight) for name, weight in last.items())
+    others = load_file(whole_run / "last" / "model.safetensors")
+    assert max(float((last[name] - weight).abs().max()) for name, weight in others.items()) < 0.05
+    shutil.rmtree(out / "last")
+    run_on_ranks(2, resume, interval, out)  # nothing is left to do but to write what was read
+    assert equal(load_file(out / "last" / "model.safetensors"), last)

@@ -17,11 +17,11 @@ import torch
 import asked
 import kills
 import shapes
+import states
 from bridgetower import cli
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
-from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 from shapes import train_command
 
@@ -102,7 +102,7 @@ def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
 def resumed(
     torchrun: list[Path], tiny_dataset: Path, folder: Path, stopped: tuple[int, str, str]
 ) -> tuple[int, str, str]:
-    assert 0 < torch.load(folder / "stopped" / STATE, weights_only=True)["state"]["step"] < STEPS
+    assert 0 < states.saved(folder / "stopped").step < STEPS
     return finish(start(torchrun, tiny_dataset, folder / "stopped", "--resume"))
 
 
@@ -193,11 +193,11 @@ def test_another_number_of_processes_goes_on_where_it_is_allowed(
 ) -> None:
     out = tmp_path / "alone"
     shutil.copytree(folder / "halfway", out)
-    before = torch.load(out / STATE, weights_only=True)["state"]["step"]
+    before = states.saved(out).step
     train(read_run(out), out, resume=True, allow_world_size_change=True, progress=False)
     assert "number of processes was 2, now 1" in caplog.text
     assert "negatives" in caplog.text
-    assert before < STEPS == torch.load(out / STATE, weights_only=True)["state"]["step"]
+    assert before < STEPS == states.saved(out).step
     assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
 
 

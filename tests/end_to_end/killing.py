@@ -21,26 +21,28 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bridgetower.training.run  # noqa: F401 - what the attempts will need
+import states
 from bridgetower import cli
 from bridgetower.tasks.run_folder import CONFIG
-from bridgetower.training.state import FILE as STATE
 from kills import before, renamed, send, within
 from shapes import train_command
 
 NUM_KILLS = 20
+BACKGROUND = ("--async-checkpoints",)  # of every other attempt
 MAX_STEPS = 40
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "6")
 
 
-def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None) -> int:
+def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None, *options: str) -> int:
     """Starts an attempt, a resumed one if there is something to resume; returns its process id.
 
     Args:
         dataset: What it trains on.
         out: Folder of the run.
         prepare: Called in the new process first.
+        options: Of the command.
     """
-    arguments = train_command(dataset, out, *OPTIONS, *(["--resume"] if (out / CONFIG).exists() else []))
+    arguments = train_command(dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else []))
     process = os.fork()
     if process == 0:
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -68,7 +70,7 @@ def leftovers(out: Path) -> list[str]:
     return [path.name for path in out.rglob(".*.partial-*")]
 
 
-def kill(dataset: Path, out: Path, saved: int, number: int) -> dict[str, Any]:
+def kill(dataset: Path, out: Path, saved: int, number: int, *options: str) -> dict[str, Any]:
     """Lets an attempt kill itself.
 
     Args:
@@ -76,6 +78,7 @@ def kill(dataset: Path, out: Path, saved: int, number: int) -> dict[str, Any]:
         out: Folder of the run.
         saved: Steps that it saves before.
         number: Of the event in the folder of the run, counted from there, that it does not live to see.
+        options: Of the command.
     """
 
     def prepare() -> None:
@@ -83,25 +86,23 @@ def kill(dataset: Path, out: Path, saved: int, number: int) -> dict[str, Any]:
             before(within(out), number, lambda: send(signal.SIGKILL))
 
         if saved:
-            before(renamed(f"*/{STATE}"), saved, count_from_here)
+            before(renamed(states.SAVED), saved, count_from_here)
         else:
             count_from_here()
 
-    return {"ended": end(start(dataset, out, prepare)), "leftovers": leftovers(out)}
+    return {"ended": end(start(dataset, out, prepare, *options)), "leftovers": leftovers(out)}
 
 
 def forget_momentum(out: Path) -> None:
     """Takes out of a state what only the optimiser knows."""
-    content = torch.load(out / STATE, weights_only=True)
-    for state in content["optimizer"]["state"].values():
-        state["exp_avg"].zero_()
-    torch.save(content, out / STATE)
+    for name, tensor in states.tensors(out).items():
+        if name.startswith("exp_avg."):
+            states.change(out, name, torch.zeros_like(tensor))
 
 
 def step_of(out: Path) -> int:
     """The step up to which a run is saved."""
-    step: int = torch.load(out / STATE, weights_only=True)["state"]["step"]
-    return step
+    return states.saved(out).step
 
 
 def main(dataset: Path, folder: Path) -> dict[str, Any]:
@@ -109,11 +110,14 @@ def main(dataset: Path, folder: Path) -> dict[str, Any]:
     source = random.Random(0)
     whole, killed, stopped, altered = (folder / name for name in ("whole", "killed", "stopped", "altered"))
     report: dict[str, Any] = {"whole": end(start(dataset, whole))}
-    report["kills"] = [kill(dataset, killed, source.randint(0, 2), source.randint(1, 6)) for _ in range(NUM_KILLS)]
+    report["kills"] = [
+        kill(dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2])
+        for number in range(NUM_KILLS)
+    ]
     report["killed_at"] = step_of(killed)
     report["killed"] = end(start(dataset, killed))
     stop = source.randint(5, 15)
-    terminated = start(dataset, stopped, lambda: before(renamed(f"*/{STATE}"), stop, lambda: send(signal.SIGTERM)))
+    terminated = start(dataset, stopped, lambda: before(renamed(states.SAVED), stop, lambda: send(signal.SIGTERM)))
     report["terminated"] = end(terminated)
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)

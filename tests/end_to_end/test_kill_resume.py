@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from killing import MAX_STEPS, NUM_KILLS, leftovers
 
+import states
 from bridgetower.tasks.run_folder import METRICS
 from bridgetower.training.folder import read_run
-from bridgetower.training.state import FILE as STATE
 from folders import same_weights
+from tiny import equal
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +59,9 @@ class TestKilled:
         assert same_weights(folder / "killed" / checkpoint, folder / "whole" / checkpoint)
 
     def test_so_are_the_state_and_the_log(self, report: dict[str, Any], folder: Path) -> None:
-        states = [torch.load(folder / name / STATE, weights_only=True) for name in ("killed", "whole")]
-        assert states[0]["state"] == states[1]["state"]
-        for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
-            assert all(torch.equal(one[name], other[name]) for name in one)
+        killed, whole = folder / "killed", folder / "whole"
+        assert states.saved(killed) == states.saved(whole)
+        assert equal(states.tensors(killed), states.tensors(whole))
         assert entries(folder / "killed") == entries(folder / "whole")
         assert len(entries(folder / "whole")) == MAX_STEPS + -(-MAX_STEPS // 6)
 

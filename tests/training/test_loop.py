@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import shapes
+import states
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -23,7 +24,7 @@ from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.data_parallel import run_device
 from bridgetower.training.loop import Interrupted, fit
 from bridgetower.training.setup import TrainContext
-from bridgetower.training.state import FILE
+from bridgetower.training.state import TrainingState
 from folders import snapshot
 
 
@@ -77,13 +78,13 @@ class TestSelection:
         assert [folder for folder, _ in saved] == [tmp_path / "best"] * 2  # the first and the better one, not the equal
         entries = read_metrics(tmp_path, "validation")
         assert [(entry["step"], entry["rsum"]) for entry in entries] == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
-        content = torch.load(tmp_path / FILE, weights_only=True)["state"]
-        assert content == {"step": 7, "best": 3.0, "best_step": 4, "metrics": {"rsum": 2.0, "mlm_loss": 0.5}}
-        states: list[Tensor] = []
-        other = build(max_steps=7, evaluate_every=4, save=lambda folder, metrics: states.append(weights(other.model)))
+        end = TrainingState(step=7, best=3.0, best_step=4, metrics={"rsum": 2.0, "mlm_loss": 0.5})
+        assert states.saved(tmp_path) == end
+        seen: list[Tensor] = []
+        other = build(max_steps=7, evaluate_every=4, save=lambda folder, metrics: seen.append(weights(other.model)))
         run(other, tmp_path / "other")
-        assert torch.equal(saved[1][1], states[0])
-        assert not torch.equal(saved[0][1], states[0])
+        assert torch.equal(saved[1][1], seen[0])
+        assert not torch.equal(saved[0][1], seen[0])
 
     def test_model_is_evaluated_without_dropout_and_trained_with(
         self, build: Callable[..., TrainContext], tmp_path: Path
@@ -164,7 +165,7 @@ class TestSignals:
 
         parts.task.register_forward_hook(interrupt)
         run(parts, tmp_path)
-        assert torch.load(tmp_path / FILE, weights_only=True)["state"]["step"] == 2
+        assert states.saved(tmp_path).step == 2
 
 
 class TestResume:

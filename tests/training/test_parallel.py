@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+import states
 from bridgetower.files import locked
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import METRICS, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.parallel import LostProcessError, train_all
 from bridgetower.training.run import train
-from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 from shapes import run_config
 
@@ -35,9 +34,7 @@ def steps_done(run: Path) -> int:
 
 
 def saved_step(run: Path) -> int:
-    if not (run / STATE).exists():
-        return 0
-    return torch.load(run / STATE, weights_only=True)["state"]["step"]
+    return states.saved(run).step
 
 
 @contextmanager
@@ -89,7 +86,7 @@ class TestFinished:
         assert not same_weights(folder / "seed-0" / "last", folder / "seed-1" / "last")
 
     def test_is_left_as_it_is(self, folder: Path, tiny_dataset: Path) -> None:
-        files = [folder / "seed-0" / name for name in (METRICS, STATE, "run.json")]
+        files = [folder / "seed-0" / name for name in (METRICS, "run.json")] + states.files(folder / "seed-0")
         before = [path.read_bytes() for path in files]
         train_all({folder / "seed-0": run_config(tiny_dataset)}, progress=False)
         assert [path.read_bytes() for path in files] == before
@@ -170,7 +167,7 @@ def test_no_run_outlives_its_parent(tmp_path: Path, tiny_dataset: Path) -> None:
     with once(lambda: steps_done(tmp_path / "run") > 2, parent.kill):
         parent.join()
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "run" / STATE).exists() and time.monotonic() < deadline:
+    while not saved_step(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert 0 < saved_step(tmp_path / "run") < LONG  # checkpoints are rarer: it was told to stop
     with locked(tmp_path / "run", wait=True):  # held until its process ends

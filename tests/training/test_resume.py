@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import shapes
 from bridgetower.data.own import PairsConfig, prepare_own
@@ -15,7 +14,6 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
-from bridgetower.training.state import FILE as STATE
 from folders import same_weights, snapshot
 
 Finished = tuple[Path, dict[str, float]]
@@ -149,12 +147,12 @@ class TestFullDisk:
 
         # Step 4 finds the disk full when its state is written; the state of step 2 is there.
         stop_at(4, out, fill)
-        size = (out / STATE).stat().st_size
+        size = sum(path.stat().st_size for path in states.files(out))
         with filler.open("r+b") as file:
             file.truncate(filler.stat().st_size - size // 2)  # room for the log, not for a state
-        with pytest.raises(OSError, match=r"last\.pt could not be written .*make room on the disk"):
+        with pytest.raises(OSError, match=r"step-00000004 could not be written .*make room on the disk"):
             train(config, out, resume=True, progress=False)
-        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        assert states.saved(out).step == 2
         assert not list(out.rglob("*partial*"))
         filler.unlink()
         check_end(out)
@@ -166,11 +164,11 @@ class TestFullDisk:
         out = tmp_path / "run"
         stop_at(4, out)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, ((out / STATE).stat().st_size // 2, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (states.files(out)[0].stat().st_size // 2, hard))
         try:
             with pytest.raises(OSError, match="could not be written"):
                 train(config, out, resume=True, progress=False)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert torch.load(out / STATE, weights_only=True)["state"]["step"] == 2
+        assert states.saved(out).step == 2
         check_end(out)

@@ -28,7 +28,6 @@ from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.state import FILE as STATE
 from folders import same_weights
 
 MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
@@ -64,7 +63,15 @@ def write_unreadable(folder: Path) -> Path:
 class TestWhatIsLeft:
     def test_files(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
         out, _ = finished
-        assert {path.name for path in out.iterdir()} == {CONFIG, STATE, METRICS, "best", "last", "tensorboard", ".lock"}
+        assert {path.name for path in out.iterdir()} == {
+            CONFIG,
+            states.STATE,
+            METRICS,
+            "best",
+            "last",
+            "tensorboard",
+            ".lock",
+        }
         assert read_run(out) == config
         names = {"config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
@@ -72,10 +79,11 @@ class TestWhatIsLeft:
 
     def test_last_holds_the_weights_of_the_state(self, finished: tuple[Path, dict[str, float]]) -> None:
         out, _ = finished
-        state = torch.load(out / STATE, weights_only=True)
+        kept = states.tensors(out)
         last = load_file(out / "last" / "model.safetensors")
-        assert state["state"]["step"] == 6
-        assert all(torch.equal(tensor, last[name]) for name, tensor in state["model"].items())
+        assert states.saved(out).step == 6
+        assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
+        assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
         assert read_checkpoint(out / "last").itc_weight == finished[1]["itc_weight"]
 
     def test_best_gives_the_figures_of_its_step(
@@ -123,7 +131,7 @@ class TestWhatIsLeft:
         processor = read_checkpoint(tmp_path / "run").processor
         assert processor is not None
         pairs = sum(map(len, CaptionImages(config.data, "train", processor).captions))
-        assert torch.load(tmp_path / "run" / STATE, weights_only=True)["state"]["step"] == pairs // 16
+        assert states.saved(tmp_path / "run").step == pairs // 16
 
 
 class TestCheckpointedActivations:
@@ -268,8 +276,9 @@ class TestRefusals:
     def test_a_damaged_state(self, config: RunConfig, tmp_path: Path) -> None:
         out = tmp_path / "run"
         train(replace(config, max_steps=1), out, progress=False)
-        (out / STATE).write_bytes((out / STATE).read_bytes()[:1000])
-        with pytest.raises(ValueError, match=r"last\.pt is damaged or no state of a run"):
+        (path,) = states.files(out)
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"step-00000001 is damaged or no state of a run"):
             train(replace(config, max_steps=1), out, resume=True, progress=False)
 
     @pytest.mark.parametrize(

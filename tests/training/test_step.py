@@ -11,13 +11,13 @@ from fitting import recorded_gradients, run, weights
 from torch import Tensor, nn
 
 import shapes
+import states
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.setup import TrainContext
-from bridgetower.training.state import FILE
 
 
 class TestAccumulation:
@@ -89,9 +89,8 @@ class TestNotFinite:
             run(parts, tmp_path)
         assert all(name in str(caught.value) for name in batches[2].ids)
         assert "\n" not in str(caught.value)
-        content = torch.load(tmp_path / FILE, weights_only=True)
-        assert content["state"]["step"] == 2
-        assert all(tensor.isfinite().all() for tensor in content["model"].values())
+        assert states.saved(tmp_path).step == 2
+        assert all(tensor.isfinite().all() for tensor in states.tensors(tmp_path).values())
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
     def test_a_gradient_stops_before_the_weights_change(

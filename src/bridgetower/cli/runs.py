@@ -42,6 +42,7 @@ def train(
     extensions: str | None = None,
     resume: bool = False,
     allow_world_size_change: bool = False,
+    async_checkpoints: bool = False,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     json: bool = False,
@@ -60,11 +61,12 @@ def train(
 
     Args:
         config: Recipe and changes to it.
-        out: Folder of the run: run.json, best/, last/, metrics.jsonl, tensorboard/.
+        out: Folder of the run: run.json, best/, last/, states/, metrics.jsonl, tensorboard/.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
         extensions: Towers, bridges and heads of your own that the model names, likewise.
         resume: Continue the run in --out where it was stopped or killed; with more steps, also a finished one.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
+        async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
         json: Print JSON on a terminal too.
@@ -82,6 +84,7 @@ def train(
             extensions=own_extensions(extensions),
             resume=resume,
             allow_world_size_change=allow_world_size_change,
+            async_checkpoints=async_checkpoints,
             feature_cache=feature_cache,
             feature_cache_limit=feature_cache_limit,
         )

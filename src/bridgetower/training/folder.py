@@ -17,7 +17,8 @@ from bridgetower.tasks.run_folder import CONFIG, METRICS
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS
 from bridgetower.training.data_parallel import whole_weights
-from bridgetower.training.state import FILE as STATE
+from bridgetower.training.state import FOLDER as STATES
+from bridgetower.training.state import newest
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
@@ -46,7 +47,7 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
     _check(out, spec, resume=resume)
     with locked(out):
         _check(out, spec, resume=resume)  # again, now that no other process can change it
-        for folder in (out, out / "best", out / "last"):
+        for folder in (out, out / STATES, out / "best", out / "last"):
             remove_leftovers(folder)
         if resume:
             _take_up(out, config, spec)
@@ -100,7 +101,7 @@ def _others(folder: Path, ours: set[str]) -> list[str]:
 def _has_begun(out: Path) -> bool:
     """Whether a step was done or anything saved; a run that failed before its first step may be started anew."""
     metrics = out / METRICS
-    saved = any((out / name).exists() for name in (STATE, "best", "last"))
+    saved = newest(out) is not None or any((out / name).exists() for name in ("best", "last"))
     return saved or (metrics.exists() and metrics.stat().st_size > 0)
 
 

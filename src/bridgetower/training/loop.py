@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import Batch, StepSampler
-from bridgetower.distributed import barrier, rank, require_same, world_size
+from bridgetower.distributed import rank, require_same, world_size
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
@@ -22,7 +22,7 @@ from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.signals import stop_signals
-from bridgetower.training.state import MICRO_BATCHES, PROCESSES, TrainingState, load_state, save_state
+from bridgetower.training.state import MICRO_BATCHES, PROCESSES, StateSaver, TrainingState, load_state
 from bridgetower.training.step import count_micro_batches, counts_labels, run_step
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def fit(
     *,
     resume: bool,
     allow_world_size_change: bool = False,
+    async_checkpoints: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains to the end and returns the last evaluation; a finished run only returns it.
@@ -47,6 +48,7 @@ def fit(
         out: Folder of the run.
         resume: Continue from the state in `out`, in the middle of an epoch if need be.
         allow_world_size_change: Continue with another number of processes.
+        async_checkpoints: Write states while the run goes on.
         progress: Show a bar.
 
     Raises:
@@ -73,7 +75,8 @@ def fit(
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
     log = RunLog(out, config, context.max_steps, state.step, enabled=rank() == 0, progress=progress)
-    with log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
+    saver = StateSaver(out, conditions, asynchronous=async_checkpoints)
+    with saver, log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
         for step in range(state.step, context.max_steps):
             _set_lr(optimizer, factor(step))
             started = time.perf_counter()
@@ -87,7 +90,7 @@ def fit(
                 state.metrics = _evaluate(task, context, state, log, out)
             stopping = _any_rank(context, stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
-                _save(out, context, optimizer, state)
+                saver.save(context.model, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
     return state.metrics
@@ -151,12 +154,6 @@ def _conditions(context: TrainContext) -> dict[str, str | int]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
     contents = {f"content of {path}": digest for path, digest in context.digests.items()}
     return {PROCESSES: world_size(), MICRO_BATCHES: count_micro_batches(context.config), **contents}
-
-
-def _save(out: Path, context: TrainContext, optimizer: Optimizer, state: TrainingState) -> None:
-    if rank() == 0:
-        save_state(out, context.model, optimizer, state, _conditions(context))
-    barrier()
 
 
 def _set_lr(optimizer: Optimizer, factor: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,26 +110,64 @@ class HfAdamW(Optimizer):
     The epsilon is added before the bias correction, and decay comes after the step with the full learning rate.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        *,
+        foreach: bool | None = None,
+    ) -> None:
+        """Prepares to optimise.
+
+        Args:
+            params: Groups.
+            lr, betas, eps: Where a group has none of its own.
+            foreach: Update all parameters at once, which takes memory for as many numbers as they have; None: on GPUs.
+        """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.foreach = foreach
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    by_step.setdefault(self._count(parameter), []).append(parameter)
+            for step, parameters in by_step.items():
+                at_once = parameters[0].is_cuda if self.foreach is None else self.foreach
+                for part in [parameters] if at_once else [[parameter] for parameter in parameters]:
+                    self._update(part, step, group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _count(self, parameter: Tensor) -> int:
+        """Returns the number of this step, counted for each parameter; the count is kept on the CPU."""
         state = self.state[parameter]
         if not state:
-            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state.update(step=torch.tensor(0))
+            state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1
+        return int(state["step"])
+
+    def _update(self, parameters: Sequence[Tensor], step: int, group: Mapping[str, Any]) -> None:
+        gradients = [_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        means, squares = (
+            [_share(self.state[parameter][name]) for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")
+        )
+        weights = [_share(parameter) for parameter in parameters]
         beta1, beta2 = group["betas"]
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        denominator = state["exp_avg_sq"].sqrt().add_(group["eps"])
-        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * correction)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_addcdiv_(weights, means, denominators, value=-group["lr"] * correction)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+
+
+def _share(tensor: Any) -> Tensor:
+    """Returns what this process has of a tensor that several share."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

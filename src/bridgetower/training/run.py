@@ -23,7 +23,7 @@ from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import fit
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.state import FILE as STATE
+from bridgetower.training.state import newest
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ def train(
     extensions: Extensions = NO_EXTENSIONS,
     resume: bool = False,
     allow_world_size_change: bool = False,
+    async_checkpoints: bool = False,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains a model; everything goes to the folder `out`.
 
-    The folder holds `run.json` (the config), `best/` and `last/` (checkpoints of this package), `last.pt` (what a
+    The folder holds `run.json` (the config), `best/` and `last/` (checkpoints of this package), `states/` (what a
     killed run continues from), `metrics.jsonl` and `tensorboard/`.
 
     Args:
@@ -55,6 +56,7 @@ def train(
             run may get more `max_steps` or `max_epochs`, and goes on as a run of that length would from there.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
             how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
+        async_checkpoints: Write what a killed run continues from while the run goes on, from a copy on the CPU.
         feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:
             `features` in the cache folder of the user.
         feature_cache_limit: GiB up to which features that no run uses are kept, the last used ones first.
@@ -84,7 +86,12 @@ def train(
             barrier()
             context = _prepared(config, spec, out, extensions, cache, progress=progress)
             metrics = fit(
-                context, out, resume=resume, allow_world_size_change=allow_world_size_change, progress=progress
+                context,
+                out,
+                resume=resume,
+                allow_world_size_change=allow_world_size_change,
+                async_checkpoints=async_checkpoints,
+                progress=progress,
             )
             # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
             if from_first(not (out / "last" / "config.json").exists()):
@@ -115,7 +122,7 @@ def _prepared(
     setup = build_task(config, checkpoint, model, spec)
     if config.freeze_towers:
         setup = replace(setup, examples=frozen_examples(config, model, setup, cache, progress=progress))
-    if config.align_first and not from_first((out / STATE).exists()):  # the state holds what came of it
+    if config.align_first and not from_first(newest(out) is not None):  # the state holds what came of it
         align_projections(config, model, setup.examples, progress=progress)
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size)
 

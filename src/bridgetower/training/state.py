@@ -1,31 +1,41 @@
-"""What a killed run continues from: weights, optimiser, step; written atomically."""
+"""What a killed run continues from: weights, optimiser, step; each process writes its share, and nothing by halves."""
 
 from __future__ import annotations
 
 import logging
-import os
-import zlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from shutil import rmtree
+from types import TracebackType
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from bridgetower.checkpoints.tensors import DAMAGE
-from bridgetower.distributed import from_first, rank
-from bridgetower.files import replacing
+from bridgetower.distributed import from_first, rank, world_size
+from bridgetower.files import new_folder
+from bridgetower.training.state_files import LAYOUT, StateReader, StateWriter, read_about
 
-FILE = "last.pt"
-_COMMENT = b"crc32 "
-_COMMENT_BYTES = len(_COMMENT) + 8
+FOLDER = "states"
+KEPT = 2  # states
 
 PROCESSES, MICRO_BATCHES = "number of processes", "micro-batches of each"
 """Conditions that decide how a batch is cut."""
 
+_STEP = "step"  # of the optimiser, a number where the other values have the shape of the parameter
+
 logger = logging.getLogger(__name__)
+
+# PyTorch says so at every save and load of a run of one process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass(kw_only=True)
@@ -46,34 +56,94 @@ class TrainingState:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def save_state(
-    folder: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, conditions: Mapping[str, str | int]
-) -> None:
-    """Writes the state so that `load_state` gives the same bits.
+def newest(out: Path) -> Path | None:
+    """Returns the folder of the last state that a run saved; None if it has saved none."""
+    return max((out / FOLDER).glob("step-*"), default=None)
 
-    Args:
-        folder: Of the run.
-        model: Its weights are kept.
-        optimizer: Its moments are kept.
-        state: Where the run is.
-        conditions: What decides the result beside the config, by name; a run is continued under the same only.
 
-    Raises:
-        OSError: It could not be written, on a full disk for example; the state of before is still there.
+class StateSaver:
+    """Writes states of a run, of which the last two are kept; every process has to use it.
+
+    As a context manager it waits at its end until everything is written.
     """
-    content = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "state": asdict(state),
-        "conditions": dict(conditions),
-    }
-    with replacing(folder / FILE, (RuntimeError,)) as temporary:  # torch's writer hides the system's error
-        torch.save(content, temporary)
-        _append_checksum(temporary)
+
+    def __init__(self, out: Path, conditions: Mapping[str, str | int], *, asynchronous: bool = False) -> None:
+        """Prepares to save.
+
+        Args:
+            out: Folder of the run. With weights that are shared out all processes need to see it, else the first.
+            conditions: What decides the result beside the config, by name; a run is continued under the same only.
+            asynchronous: Copy what is saved to the CPU and write it while the run goes on.
+        """
+        self.out, self.conditions, self.asynchronous = out, dict(conditions), asynchronous
+        # Of its own: the exchanges of a save in the background must not meet those of the run.
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._opened, self._pending = ExitStack(), Future[Any]()
+        self._pending.set_result(None)
+
+    def __enter__(self) -> StateSaver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
+        """Writes a state so that `load_state` gives the same bits; first waits for the one before.
+
+        Args:
+            model: Its weights are kept.
+            optimizer: Its moments are kept.
+            state: Where the run is.
+
+        Raises:
+            OSError: It could not be written, on a full disk for example; the states of before are still there.
+        """
+        self.wait()
+        path = self.out / FOLDER / f"step-{state.step:08d}"
+        temporary = from_first(str(self._opened.enter_context(new_folder(path))) if rank() == 0 else None)
+        about = {"state": asdict(state), "conditions": self.conditions}
+        tensors = _tensors(model, optimizer) if rank() == 0 or _is_sharded(model) else {}
+        options: dict[str, Any] = {
+            "storage_writer": StateWriter(Path(temporary), about, self._finish),
+            "planner": dcp.DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True),
+            "process_group": self._group,
+        }
+        with self._failures():
+            if self.asynchronous:
+                self._pending = dcp.async_save(tensors, **options)
+            else:
+                dcp.save(tensors, **options)
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        with self._failures():
+            self._pending.result()
+
+    def _finish(self) -> None:
+        """Gives a whole state its name, in the first process, and removes old ones."""
+        self._opened.close()
+        for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
+            rmtree(path)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Removes what was written of a state that failed, and raises the error of the process where it did."""
+        try:
+            yield
+        except CheckpointException as error:
+            failure, _ = next(iter(error.failures.values()))
+            self._opened.__exit__(type(failure), failure, failure.__traceback__)
+            raise failure from error
 
 
 def load_state(
-    folder: Path,
+    out: Path,
     model: nn.Module,
     optimizer: Optimizer,
     conditions: Mapping[str, str | int],
@@ -82,75 +152,116 @@ def load_state(
 ) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0.
 
-    The first process reads the file, and all of them get what it found: the others need not see the folder.
+    Processes that have whole weights get them from the first, and need not see the folder; with weights that are
+    shared out, each reads its share, however many there were before.
 
     Args:
-        folder: Of the run.
+        out: Folder of the run.
         model: Gets the weights.
         optimizer: Gets the moments.
-        conditions: As `save_state` takes them.
+        conditions: As `StateSaver` takes them.
         allow_world_size_change: Only warn where a batch is now cut in another way.
 
     Raises:
-        ValueError: The file is damaged, of something else, of another model, or was written under other conditions.
+        ValueError: The state is damaged, of something else, of another model, or was written under other conditions.
     """
-    path = folder / FILE
-    content = from_first(_read(path) if rank() == 0 and path.exists() else None)
-    if content is None:
+    about = from_first(_about(out) if rank() == 0 else None)
+    if about is None:
         return TrainingState()
-    _check_conditions(path, content["conditions"], conditions, allow_world_size_change=allow_world_size_change)
+    path, layout, shared = Path(about["path"]), about[LAYOUT], _is_sharded(model)
+    _check_conditions(path, about["conditions"], conditions, allow_world_size_change=allow_world_size_change)
+    _check_layout(path, layout, model, optimizer)
+    tensors = _targets(layout, model, optimizer)
+    if shared or rank() == 0:
+        with _readable(path):
+            reader, planner = StateReader(path, layout), dcp.DefaultLoadPlanner(flatten_state_dict=False)
+            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
+    tensors = tensors if shared else from_first(tensors)
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    _restore(optimizer, tensors)
+    return TrainingState(**about["state"])
+
+
+def _about(out: Path) -> dict[str, Any] | None:
+    """Returns what is known of the last state beside its tensors, and where it is."""
+    path = newest(out)
+    if path is None:
+        if (out / "last.pt").exists():
+            raise ValueError(
+                f"{out}/last.pt is of an earlier release; continue it with that, or start in another folder"
+            )
+        return None
+    with _readable(path):
+        about = read_about(path)
+        if {field.name for field in TrainingState.__dataclass_fields__.values()} != about["state"].keys():
+            raise ValueError(f"it is of another version: {', '.join(about['state'])}")
+    return {"path": str(path), **about}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says what to do about a state that cannot be read."""
     try:
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        return TrainingState(**content["state"])
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not of this model ({reason}); start again in another folder") from error
+        yield
+    except (CheckpointException, OSError, ValueError, KeyError) as error:
+        failure = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise ValueError(
+            f"{path} is damaged or no state of a run ({failure}); remove this folder to continue from the state "
+            "before, or start again in another folder"
+        ) from error
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    _check_checksum(path)
-    try:
-        # Not mapped: the optimiser keeps these tensors, and would keep the file on the disk after it was replaced.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = type(error).__name__
-        raise ValueError(f"{path} is damaged or no state of a run ({reason}); start again in another folder") from error
-    parts = {"model", "optimizer", "state", "conditions"}
-    if not isinstance(content, dict) or content.keys() != parts or not isinstance(content["conditions"], dict):
-        raise ValueError(f"{path} is not the state of a run; start again in another folder")
-    return content
+def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    pairs = (zip(group["names"], group["params"], strict=True) for group in optimizer.param_groups)
+    return {name: parameter for group in pairs for name, parameter in group}
 
 
-def _append_checksum(path: Path) -> None:
-    """Writes the CRC-32 of a file of `torch.save` into its end, as the comment of a zip archive.
-
-    The archive has a CRC-32 of each record, but `torch.load` reads none of them, and they do not cover its directory.
-    """
-    with path.open("r+b") as file:
-        file.seek(-2, os.SEEK_END)  # the length of the comment
-        file.write(_COMMENT_BYTES.to_bytes(2, "little"))
-        file.write(_COMMENT + _crc32(file, file.tell()))
+def _is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
-def _check_checksum(path: Path) -> None:
-    """Raises ValueError unless a file is what `_append_checksum` left; other files have no checksum."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END) - _COMMENT_BYTES
-        file.seek(max(end, 0))
-        comment = file.read()
-        if comment.startswith(_COMMENT) and comment != _COMMENT + _crc32(file, end):
-            raise ValueError(f"{path} is damaged: its checksum is that of other bytes; start again in another folder")
+def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Returns everything that is kept: `model.NAME`, and `KIND.NAME` of what the optimiser keeps of a parameter."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in _parameters(optimizer).items():
+        tensors |= {f"{kind}.{name}": value for kind, value in optimizer.state[parameter].items()}
+    return tensors
 
 
-def _crc32(file: BinaryIO, end: int) -> bytes:
-    """Returns the CRC-32 of what comes before a place in a file, where it is left, as hexadecimal digits."""
-    crc, left = 0, end
-    file.seek(0)
-    while left:
-        part = file.read(min(left, 2**20))
-        crc, left = zlib.crc32(part, crc), left - len(part)
-    return b"%08x" % crc
+def _targets(layout: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Returns tensors to read into: on the CPU, or shared out as the parameters are."""
+    weights, parameters = model.state_dict(), _parameters(optimizer)
+    targets = {}
+    for key, about in layout.items():
+        kind, _, name = key.partition(".")
+        like = weights[name] if kind == "model" else parameters[name]
+        dtype = getattr(torch, about["dtype"])
+        is_cut = kind != _STEP and hasattr(like, "full_tensor")
+        targets[key] = torch.empty_like(like, dtype=dtype) if is_cut else torch.empty(about["shape"], dtype=dtype)
+    return targets
+
+
+def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    optimizer.state.clear()
+    parameters = _parameters(optimizer)
+    fused = bool(optimizer.defaults.get("fused"))
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind != "model":
+            device = parameters[name].device if fused or kind != _STEP else "cpu"
+            optimizer.state[parameters[name]][kind] = tensor.to(device)
+
+
+def _check_layout(path: Path, layout: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises ValueError if the tensors of a state are not those of a model and its optimiser."""
+    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
+    kinds = {key.partition(".")[0] for key in layout} - {"model"}
+    for name, parameter in _parameters(optimizer).items():
+        shapes |= {f"{kind}.{name}": [] if kind == _STEP else list(parameter.shape) for kind in kinds}
+    absent = [key for key in shapes if key.startswith("model.") and key not in layout]
+    others = [key for key, about in layout.items() if shapes.get(key) != about["shape"]]
+    if absent or others:
+        raise ValueError(f"{path} is not of this model ({(absent + others)[0]}); start again in another folder")
 
 
 def _check_conditions(
