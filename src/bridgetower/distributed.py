@@ -3,8 +3,10 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -20,24 +22,45 @@ from bridgetower.files import flattened
 _NAMED = 3  # values that are spelt out where processes differ
 
 
+_ANSWER_SECONDS = 10.0  # that the other processes get to say that they are there
+
+
 @contextmanager
-def process_group(device: str | None) -> Iterator[None]:
+def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     """Joins the processes that torchrun started, each on a GPU of its own if there are any, and leaves them at the end.
 
     Alone, or in a group that is there already, it does nothing.
 
     Args:
         device: `cpu` leaves GPUs alone.
+        timeout_minutes: How long a process waits for the others.
+
+    Raises:
+        ValueError: The time is not positive.
+        ConnectionError: Processes were lost, by a kill or a time-out; they are named.
     """
+    if timeout_minutes <= 0:
+        raise ValueError(f"timeout_minutes is {timeout_minutes}; expected more than 0")
     if _is_initialised() or not dist.is_torchelastic_launched():
         yield
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    timeout = timedelta(minutes=timeout_minutes)
+    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
+    except RuntimeError as error:
+        is_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
+        lost = _silent(dist.PrefixStore("after a failure", store), number, count) if is_exchange else []
+        if lost:
+            raise ConnectionError(
+                f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
+                f"minutes ({str(error).splitlines()[0]}); start the run again with --resume"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -206,6 +229,16 @@ class _AllGather(torch.autograd.Function):
         dist.all_reduce(total)
         rows = len(total) // world_size()
         return total[rank() * rows : (rank() + 1) * rows]
+
+
+def _silent(store: dist.Store, number: int, count: int) -> list[int]:
+    """Returns the processes that do not say in time that an exchange failed for them too."""
+    store.set(str(number), "")
+    silent, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
+    while silent and time.monotonic() < deadline:
+        silent = [other for other in silent if not store.check([str(other)])]
+        time.sleep(0.1)
+    return silent
 
 
 def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:

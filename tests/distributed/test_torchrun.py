@@ -133,6 +133,50 @@ def test_continued_it_ends_with_the_same_bits(
     assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))
 
 
+# Kills the second process once, at its tenth step, or stops it there without an end.
+LOSING = """
+import os, signal, sys, time
+from bridgetower import cli
+from bridgetower.training import loop
+original = loop.run_step
+def run_step(task, context, optimizer, batches, step):
+    if step == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "kill" else time.sleep(1000)
+    return original(task, context, optimizer, batches, step)
+loop.run_step = run_step
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def losing(folder: Path) -> str:
+    (folder / "losing.py").write_text(LOSING)
+    return str(folder / "losing.py")
+
+
+def test_after_a_kill_torchrun_starts_the_run_again_and_it_ends_with_the_same_bits(
+    torchrun: list[Path], tiny_dataset: Path, folder: Path, losing: str, whole: tuple[int, str, str]
+) -> None:
+    out, restarting = folder / "again", (*torchrun, "--max-restarts", "1")
+    program = (losing, "kill")
+    code, _, error = finish(start(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program))
+    assert code == 0, error
+    assert same_weights(folder / "whole" / "last", out / "last")
+    assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
+
+
+def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
+    torchrun: list[Path], tiny_dataset: Path, folder: Path, losing: str
+) -> None:
+    out = folder / "hung"
+    options = ("--checkpoint-every", "4", "--timeout-minutes", "0.5")
+    code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
+    assert code != 0
+    assert "bridgetower: process 1 of 2 was lost or did not answer within 0.5 minutes" in error
+    assert states.saved(out).step == 8
+
+
 @pytest.fixture
 def nodes(torchrun: list[Path], tmp_path: Path) -> Callable[..., Started]:
     """Starts two processes that see different folders, `first` and `second`, as on two machines."""

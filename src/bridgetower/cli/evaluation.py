@@ -18,6 +18,7 @@ from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
+from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def evaluate(
     if fit_two_stage:
         write_itc_weight(model, None)  # before it is evaluated, which takes long
     means = Means(work=work or cache_folder() / "evaluations", num_workers=num_workers, progress=sys.stderr.isatty())
-    with process_group(loading.device), _loaded(model, loading) as predictor:
+    with process_group(loading.device, TIMEOUT_MINUTES), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
             *(predictor, benchmark, data, split, options, means),
             spec=own_task(task_spec),

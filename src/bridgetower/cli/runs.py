@@ -27,7 +27,7 @@ from bridgetower.cli.output import (
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES, spec_of
 
@@ -43,6 +43,7 @@ def train(
     resume: bool = False,
     allow_world_size_change: bool = False,
     async_checkpoints: bool = False,
+    timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     json: bool = False,
@@ -67,6 +68,7 @@ def train(
         resume: Continue the run in --out where it was stopped or killed; with more steps, also a finished one.
         allow_world_size_change: With --resume: continue with another number of processes, to another result.
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
+        timeout_minutes: How long a process waits for the others before it ends with an error that names them.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
         json: Print JSON on a terminal too.
@@ -85,6 +87,7 @@ def train(
             resume=resume,
             allow_world_size_change=allow_world_size_change,
             async_checkpoints=async_checkpoints,
+            timeout_minutes=timeout_minutes,
             feature_cache=feature_cache,
             feature_cache_limit=feature_cache_limit,
         )

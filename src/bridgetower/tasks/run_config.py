@@ -24,6 +24,9 @@ ContrastOver = Literal["micro-batch", "step"]
 FEATURE_CACHE_GIB = 100.0
 """Of features of frozen towers, which are kept for other runs."""
 
+TIMEOUT_MINUTES = 30.0
+"""How long a process waits for the others; the longest wait is for one that evaluates more or writes a checkpoint."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

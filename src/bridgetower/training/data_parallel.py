@@ -32,7 +32,7 @@ class Replicated:
         self.task, self.run = task, task
         if world_size() > 1:
             # Heads and towers that the current phase does not use get no gradient.
-            self.run = DistributedDataParallel(task, find_unused_parameters=True)
+            self.run = DistributedDataParallel(task, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the task."""

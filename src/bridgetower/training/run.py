@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+import torch.distributed as dist
 
 from bridgetower.distributed import barrier, from_first, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.rows import RowCache
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, RunConfig
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
+from bridgetower.tasks.run_folder import CONFIG
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.alignment import align_projections
@@ -37,6 +41,7 @@ def train(
     resume: bool = False,
     allow_world_size_change: bool = False,
     async_checkpoints: bool = False,
+    timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     progress: bool = True,
@@ -54,9 +59,11 @@ def train(
         extensions: Towers, bridges and heads of one's own that the config names.
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same. A finished
             run may get more `max_steps` or `max_epochs`, and goes on as a run of that length would from there.
+            Processes that torchrun starts again after a failure continue in any case.
         allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
             how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
         async_checkpoints: Write what a killed run continues from while the run goes on, from a copy on the CPU.
+        timeout_minutes: How long a process waits for the others.
         feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:
             `features` in the cache folder of the user.
         feature_cache_limit: GiB up to which features that no run uses are kept, the last used ones first.
@@ -72,16 +79,18 @@ def train(
             processes; processes that differ in their arguments or data; data that does not fit; or a model setting that
             `init` would ignore.
         OSError: The disk has no room, such as for the features of frozen towers.
+        ConnectionError: Another process was lost; it is named.
         FloatingPointError: A loss or a gradient is not finite.
     """
-    if allow_world_size_change and not resume:
+    if allow_world_size_change and not resume and not dist.is_torchelastic_launched():
         raise ValueError("allow_world_size_change=True would be ignored without resume=True; leave it out")
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
     spec = spec_of(config.task, task)
     cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
-    with process_group(config.device), cache:
+    with process_group(config.device, timeout_minutes), cache:
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
+        resume = from_first(resume or (_is_restarted() and (out / CONFIG).exists()))
         with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext():
             barrier()
             context = _prepared(config, spec, out, extensions, cache, progress=progress)
@@ -98,6 +107,11 @@ def train(
                 context.save(out / "last", metrics)
             barrier()
             return metrics
+
+
+def _is_restarted() -> bool:
+    """Whether torchrun started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _prepared(
