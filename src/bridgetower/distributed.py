@@ -16,6 +16,8 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from bridgetower.files import flattened
 
@@ -48,13 +50,13 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(minutes=timeout_minutes)
-    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    store, number, count = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
     except RuntimeError as error:
         is_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
-        lost = _silent(dist.PrefixStore("after a failure", store), number, count) if is_exchange else []
+        lost = _silent(PrefixStore("after a failure", store), number, count) if is_exchange else []
         if lost:
             raise ConnectionError(
                 f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
@@ -231,7 +233,7 @@ class _AllGather(torch.autograd.Function):
         return total[rank() * rows : (rank() + 1) * rows]
 
 
-def _silent(store: dist.Store, number: int, count: int) -> list[int]:
+def _silent(store: Any, number: int, count: int) -> list[int]:
     """Returns the processes that do not say in time that an exchange failed for them too."""
     store.set(str(number), "")
     silent, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS

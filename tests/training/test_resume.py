@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import shapes
+import states
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import read_metrics
@@ -149,7 +150,7 @@ class TestFullDisk:
         stop_at(4, out, fill)
         size = sum(path.stat().st_size for path in states.files(out))
         with filler.open("r+b") as file:
-            file.truncate(filler.stat().st_size - size // 2)  # room for the log, not for a state
+            file.truncate(filler.stat().st_size - 2 * size // 3)  # room for the log, not for a state
         with pytest.raises(OSError, match=r"step-00000004 could not be written .*make room on the disk"):
             train(config, out, resume=True, progress=False)
         assert states.saved(out).step == 2

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 import bridgetower.objectives.pretraining as pretraining_module
 import shapes
+import states
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.folder import INFO_FILE, DatasetInfo, write_info

@@ -14,6 +14,7 @@ import shapes
 import states
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
@@ -173,3 +174,32 @@ class TestContrastOverStep:
             first, second = (torch.cat(outputs[start : start + 4]) for start in (0, 4))
             assert torch.equal(first, second)
             assert [tensor.requires_grad for tensor in outputs] == ([False] * 4 + [True] * 4) * 2
+
+
+class Large(PretrainingTask):
+    """Has memory for so many pairs, as a small GPU."""
+
+    fits = 3
+
+    def forward(self, batch: CaptionBatch, *contrast: Any) -> Losses:
+        if len(batch) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(batch, *contrast)
+
+
+@pytest.mark.parametrize(
+    ("fits", "message"),
+    [
+        (3, "a micro-batch of 8 does not fit into memory, one of 2 does: use --micro-batch-size 2"),
+        (0, "a micro-batch of 8 does not fit into memory, nor does one of 1; use --checkpoint-activations"),
+    ],
+)
+def test_a_batch_that_does_not_fit_names_one_that_does(
+    build: Callable[..., TrainContext], tmp_path: Path, fits: int, message: str
+) -> None:
+    parts = build(lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),))))
+    parts.task.fits = fits
+    before = weights(parts.model)
+    with pytest.raises(ValueError, match=message):
+        run(parts, tmp_path)
+    assert torch.equal(weights(parts.model), before)

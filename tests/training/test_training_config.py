@@ -90,7 +90,7 @@ class TestRunConfig:
             ({"checkpoint_every": 0}, "checkpoint_every is 0"),
             ({"log_every": 0}, "log_every is 0"),
             ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
-            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
+            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
             (
                 {"select_by": "loss"},
                 "select_by is 'loss', which the evaluation of pretraining does not give; expected one of rsum",

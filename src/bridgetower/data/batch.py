@@ -226,6 +226,7 @@ class CaptionBatch(Batch):
         image_index: Equal numbers mark the same image, or images with the same captions, across all ranks.
         step_labels: Number of labels in all micro-batches of this process in the step, where they are counted.
         mlm_weight: What MLM of this batch is multiplied with; None is 1.
+        mlm_positions: Where `mlm_labels` has ids, counted over the whole batch; a GPU would have to be waited for.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
@@ -235,9 +236,17 @@ class CaptionBatch(Batch):
     image_index: Int[Tensor, " b"]
     step_labels: Int[Tensor, ""] | None = None
     mlm_weight: Float[Tensor, ""] | None = None
+    mlm_positions: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def to(self, device: torch.device) -> Self:
+        """Moves every tensor; the positions of labels are found before."""
+        if device.type == "cpu" or self.mlm_positions is not None:
+            return super().to(device)
+        positions = (self.mlm_labels != IGNORED).flatten().nonzero()[:, 0]
+        return replace(super().to(device), mlm_positions=positions.to(device, non_blocking=True))
 
     @property
     def num_labels(self) -> Int[Tensor, ""]:

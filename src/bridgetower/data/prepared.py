@@ -62,6 +62,7 @@ class PreparedImages:
         if config.transform is not None:
             own_transform(config.transform)  # a wrong name is an error here, not in the first batch of a worker
         self.frozen: FrozenImages | None = None
+        self.raw = False
         self._cache: dict[tuple[int, str], Tensor] = {}
 
     def __len__(self) -> int:
@@ -128,8 +129,8 @@ class PreparedImages:
 
     def views(
         self, images: Sequence[int], generator: torch.Generator, column: str = "image"
-    ) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
-        """Returns normalised images, augmented as configured.
+    ) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"] | CachedFeatures:
+        """Returns images, augmented as configured and normalised, unless `raw` leaves that to who has them on a GPU.
 
         Raises:
             ValueError: One cannot be decoded; its id is named.
@@ -140,7 +141,7 @@ class PreparedImages:
         pixels = augment(pixels, self.config.augmentation, generator)
         if self.config.transform is not None:
             pixels = transformed(pixels, self.config.transform, generator)
-        return self.processor.normalise(pixels)
+        return pixels if self.raw else self.processor.normalise(pixels)
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
         """Returns normalised images, of a pair the first one."""

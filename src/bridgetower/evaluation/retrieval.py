@@ -154,7 +154,9 @@ def _second_stage(
 
 
 @torch.inference_mode()
-def evaluate_matching(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> float:
+def evaluate_matching(
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
+) -> float:
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call).
 
     It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
@@ -163,7 +165,7 @@ def evaluate_matching(model: BridgeTower, images: CaptionImages, config: Retriev
         ValueError: The model has no matching head, or an image cannot be decoded.
     """
     model.head("itm")
-    with pair_scorer(model, images, config, AS_USUAL) as pairs:
+    with pair_scorer(model, images, config, means) as pairs:
         return _matching(pairs)[1]
 
 

@@ -175,7 +175,7 @@ class PairScorer:
             yield from (images.pixel_values(batch) for batch in numbers)
             return
         for pixels in loaded(images.pixels, numbers, num_workers=self._means.num_workers):
-            yield images.processor.normalise(pixels).to(self._device)
+            yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
         batch = self._images.processor.pad([self._ids[place] for place in places])

@@ -384,7 +384,8 @@ class BridgeTower(nn.Module):
             raise ValueError(f"token type {token_type}; this model has {len(token_types)}: set fusion.num_token_types")
         shared = len(projections) == 1
         return tuple(
-            projections[0 if shared else index](layer) + token_types[token_type] for index, layer in enumerate(hidden)
+            (projected := projections[0 if shared else index](layer)) + token_types[token_type].to(projected.dtype)
+            for index, layer in enumerate(hidden)
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,11 +38,13 @@ def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Calla
     return layer
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Returns the context of a forward pass, whose products run in bfloat16 if `precision` is `bf16`.
 
     Inputs, weights and outputs keep their number format; a loss is to be computed of float32.
     """
+    if not torch.amp.is_autocast_available(device.type):  # such as meta
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
 from bridgetower.distributed import all_gather, rank
+from bridgetower.model.layers import autocast
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,28 @@ class Losses:
 
 
 def mlm_loss(
-    head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "b l d"], labels: Int[Tensor, "b l"]
+    head: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "b l d"],
+    labels: Int[Tensor, "b l"],
+    positions: Int[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy over labelled positions; logits are computed there only.
+
+    Args:
+        head: Gives logits of hidden states.
+        hidden: Of all tokens.
+        labels: Ids, or `IGNORED`.
+        positions: Where they are ids, counted over the whole batch; None: they are looked for.
 
     Returns:
         The loss, 0 if nothing is labelled, and the share of hidden tokens that were found.
     """
-    chosen = labels != IGNORED
-    targets = labels[chosen]
+    if positions is None:
+        positions = (labels != IGNORED).flatten().nonzero()[:, 0]
+    targets = labels.flatten()[positions]
     if len(targets) == 0:
         return hidden.sum() * 0.0, hidden.new_zeros(())
-    logits = head(hidden[chosen])
+    logits = head(hidden.flatten(0, 1)[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
@@ -135,7 +146,7 @@ def similarity(
     rows: Float[Tensor, "r c"], columns: Float[Tensor, "s c"], logit_scale: Float[Tensor, ""]
 ) -> Float[Tensor, "r s"]:
     """Scaled cosines in float32 under any autocast: bfloat16 has three digits, and these logits go up to 1000."""
-    with torch.autocast(rows.device.type, enabled=False):
+    with autocast(rows.device, "fp32"):
         return logit_scale.float() * rows.float() @ columns.float().T
 
 

@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+NO_NEGATIVES = (
+    "a batch for matching needs at least two different images, with different captions; use a larger batch or more data"
+)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -33,7 +37,7 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
     labels[torch.randperm(count, generator=generator)[: count // 2]] = 1
-    labels = labels.to(image_index.device)
+    labels = labels.to(image_index.device, non_blocking=True)
     rows = torch.arange(count, device=image_index.device)
     others = image_index[:, None] != image_index[None]
     negatives = _draw(torch.zeros_like(others, dtype=torch.float32), others, generator)
@@ -85,13 +89,14 @@ def pairs_with_negatives(
 
 
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Draws one column per row from the softmax over the allowed ones."""
-    if not bool(allowed.any(dim=1).all()):
-        raise ValueError(
-            "a batch for matching needs at least two different images, with different captions; use a larger batch or "
-            "more data"
-        )
+    """Draws one column per row from the softmax over the allowed ones, as `torch.multinomial` does on a CPU.
+
+    The numbers are drawn on the CPU and compared on the device, which is not waited for.
+    """
+    if allowed.device.type == "cpu" and not bool(allowed.any(dim=1).all()):
+        raise ValueError(NO_NEGATIVES)
     # Features that are not finite must not end here: the loss that follows from them names the batch.
     finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1)
-    return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(allowed.device)
+    draws = torch.empty(weights.shape).exponential_(generator=generator)
+    return (weights / draws.to(weights.device, non_blocking=True)).argmax(dim=1)

@@ -99,7 +99,7 @@ class PretrainingTask(nn.Module):
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask)
         fused = self.model.fuse(image, masked, outputs="text")
-        loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels)
+        loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
         weight = batch.mlm_weight
         return (loss, accuracy) if weight is None else (loss * weight, accuracy * weight)
 

@@ -53,7 +53,7 @@ def normalise(pixels: UInt8[Tensor, "b 3 h w"], config: ProcessorConfig) -> Floa
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels are {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [batch, 3, h, w]")
     mean, std = (
-        (torch.tensor(values, device=pixels.device) * 255.0)[:, None, None]
+        (torch.tensor(values) * 255.0)[:, None, None].to(pixels.device, non_blocking=True)
         for values in (config.image_mean, config.image_std)
     )
     return pixels.to(torch.float32).sub_(mean).div_(std)

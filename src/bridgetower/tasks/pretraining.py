@@ -80,16 +80,18 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.means)
     if model.itc_head:
-        metrics |= evaluate_retrieval(model, images, settings, itc_weight=evaluation.itc_weight).metrics()
+        metrics |= evaluate_retrieval(
+            model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight
+        ).metrics()
     elif model.itm_head:
-        metrics["itm_accuracy"] = evaluate_matching(model, images, settings)
+        metrics["itm_accuracy"] = evaluate_matching(model, images, settings, evaluation.means)
     return metrics
 
 
 def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
-    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings)
+    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.means)
 
 
 PRETRAIN_BASE = RunConfig(

@@ -14,7 +14,7 @@ from bridgetower.model.config import ModelConfig, Part
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers, from_plain
 from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Device = Literal["auto", "cpu"]
 Parallel = Literal["ddp", "fsdp"]
 Rule = Literal["adamw", "hf_adamw"]
@@ -126,7 +126,11 @@ class RunConfig:
         align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
         max_steps: Optimiser steps; give either this or `max_epochs`.
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
-        precision: Of the forward pass; weights and optimiser stay in float32.
+        precision: Of the products of the forward pass; weights and optimiser stay in float32. `tf32` is float32 with a
+            mantissa of 10 bits, on GPUs; `fp32` switches that off.
+        deterministic: Use kernels of PyTorch that give the same bits in every run on the same GPU, where it has them;
+            where it has none, it is an error.
+        compile: Compile the layers of the towers and of the fusion encoder.
         device: `auto` takes a GPU if there is one; `cpu` does not.
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
@@ -161,6 +165,8 @@ class RunConfig:
     max_steps: int | None = None
     max_epochs: int | None = None
     precision: Precision = "fp32"
+    deterministic: bool = False
+    compile: bool = False
     device: Device = "auto"
     parallel: Parallel = "ddp"
     seed: int = 0

@@ -24,6 +24,20 @@ def run_device(choice: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -> None:
+    """Sets how PyTorch computes products of float32 on GPUs, and whether its kernels have to give the same bits.
+
+    Raises:
+        ValueError: `tf32` on another device.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision tf32 is for GPUs, not for {device.type}; use fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
 class Replicated:
     """A task whose weights every process has whole; one process alone has nothing to average."""
 

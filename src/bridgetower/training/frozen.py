@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -140,7 +141,7 @@ class _Towers:
         self._fill(files, content, row_bytes, f"{len(keys)} texts", compute)
         return FrozenTexts(files, keys)
 
-    def _precision(self, dtype: torch.dtype) -> torch.autocast:
+    def _precision(self, dtype: torch.dtype) -> AbstractContextManager[object]:
         return autocast(self.model.device, "bf16" if dtype == torch.bfloat16 else "fp32")
 
     def _content(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.distributed import rank, require_same, world_size
+from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
@@ -24,6 +25,7 @@ from bridgetower.training.setup import TrainContext
 from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import MICRO_BATCHES, PROCESSES, StateSaver, TrainingState, load_state
 from bridgetower.training.step import count_micro_batches, counts_labels, run_step
+from bridgetower.training.watch import StepWatch
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +77,12 @@ def fit(
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
     log = RunLog(out, config, context.max_steps, state.step, enabled=rank() == 0, progress=progress)
-    saver = StateSaver(out, conditions, asynchronous=async_checkpoints)
+    watch, saver = StepWatch(), StateSaver(out, conditions, asynchronous=async_checkpoints)
     with saver, log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
         for step in range(state.step, context.max_steps):
             _set_lr(optimizer, factor(step))
             started = time.perf_counter()
-            losses = run_step(task, context, optimizer, batches, step)
+            losses, ids = run_step(task, context, optimizer, batches, step)
             state.step = step + 1
             if log.due(state.step):
                 losses = mean_over_ranks(losses)
@@ -88,8 +90,9 @@ def fit(
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 state.metrics = _evaluate(task, context, state, log, out)
-            stopping = _any_rank(context, stop.requested)
+            stopping = watch.note(state.step, losses, ids, stop=stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
+                watch.settle()
                 saver.save(context.model, optimizer, state)
             if stopping and not last:
                 raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
@@ -109,14 +112,16 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
         rank=rank(),
         world_size=world_size(),
     )
-    workers = config.data.num_workers
+    workers, on_cpu = config.data.num_workers, context.model.device.type == "cpu"
+    if context.images is not None:
+        context.images[0].raw = not on_cpu  # a quarter of the bytes on the way
     loader: DataLoader[Any] = DataLoader(
         context.examples,  # type: ignore[arg-type]  # a Dataset in all but name
         sampler=sampler,
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=context.model.device.type == "cuda",
+        pin_memory=not on_cpu and torch.cuda.is_available(),
     )
     return iter(loader)
 
@@ -138,7 +143,9 @@ def _warn_of_small_contrast(config: RunConfig) -> None:
 def _evaluate(
     task: Replicated, context: TrainContext, state: TrainingState, log: RunLog, out: Path
 ) -> dict[str, float]:
-    with task.evaluating(), log.validating():
+    device = context.model.device
+    precision = "fp32" if device.type == "cpu" else context.config.precision
+    with task.evaluating(), autocast(device, precision), log.validating():
         metrics = context.evaluate()
     log.evaluation(state.step, metrics)
     score = metrics.get(context.config.select_by)
@@ -159,11 +166,3 @@ def _conditions(context: TrainContext) -> dict[str, str | int]:
 def _set_lr(optimizer: Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def _any_rank(context: TrainContext, requested: bool) -> bool:
-    if world_size() == 1:
-        return requested
-    requests = torch.tensor(float(requested), device=context.model.device)
-    torch.distributed.all_reduce(requests)
-    return bool(requests > 0)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from bridgetower.distributed import barrier, from_first, process_group, rank, require_same
 from bridgetower.files import cache_folder
+from bridgetower.model.compiling import compile_layers
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.rows import RowCache
@@ -21,7 +22,7 @@ from bridgetower.tasks.run_folder import CONFIG
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.alignment import align_projections
-from bridgetower.training.data_parallel import run_device
+from bridgetower.training.data_parallel import run_device, set_numerics
 from bridgetower.training.folder import claimed, save_checkpoint
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.loop import fit
@@ -127,8 +128,13 @@ def _prepared(
     if rank() == 0:
         logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
     checkpoint = starting_checkpoint(config, spec, extensions)
-    model = checkpoint.model().train().to(run_device(config.device))
-    optimize_for_cpu(model)
+    device = run_device(config.device)
+    set_numerics(device, config.precision, deterministic=config.deterministic)
+    model = checkpoint.model().train().to(device)
+    if config.compile:
+        compile_layers(model)
+    else:
+        optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
     if config.train_top is not None:
         model.train_top_layers(config.train_top)

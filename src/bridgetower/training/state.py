@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from bridgetower.distributed import from_first, rank, world_size
@@ -107,14 +109,15 @@ class StateSaver:
         tensors = _tensors(model, optimizer) if rank() == 0 or _is_sharded(model) else {}
         options: dict[str, Any] = {
             "storage_writer": StateWriter(Path(temporary), about, self._finish),
-            "planner": dcp.DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True),
+            "planner": DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True),
             "process_group": self._group,
         }
         with self._failures():
             if self.asynchronous:
-                self._pending = dcp.async_save(tensors, **options)
+                pending: Any = async_save(tensors, **options)
+                self._pending = pending
             else:
-                dcp.save(tensors, **options)
+                save(tensors, **options)
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -174,8 +177,8 @@ def load_state(
     tensors = _targets(layout, model, optimizer)
     if shared or rank() == 0:
         with _readable(path):
-            reader, planner = StateReader(path, layout), dcp.DefaultLoadPlanner(flatten_state_dict=False)
-            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
+            reader, planner = StateReader(path, layout), DefaultLoadPlanner(flatten_state_dict=False)
+            load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
     tensors = tensors if shared else from_first(tensors)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     _restore(optimizer, tensors)

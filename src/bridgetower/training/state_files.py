@@ -61,7 +61,8 @@ class StateWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes the share of this process."""
-        tensors = {item.index.fqn: planner.resolve_data(item).detach().cpu() for item in plan.items}
+        content: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+        tensors = {name: tensor.detach().cpu() for name, tensor in content.items()}
         if tensors:
             write_safetensors(_file(self.folder, rank()), tensors)
         written: Future[list[WriteResult]] = Future()
@@ -112,14 +113,15 @@ class StateReader(StorageReader):
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
         """Returns what there is."""
-        tensors, places = {}, {}
+        tensors: dict[str, Any] = {}
+        places: dict[MetadataIndex, int] = {}
         for name, about in self.layout.items():
             parts = [(p, torch.Size(offsets), torch.Size(sizes)) for p, offsets, sizes in about["parts"]]
             chunks = [ChunkStorageMetadata(offsets, sizes) for _, offsets, sizes in parts]
             properties = TensorProperties(dtype=getattr(torch, about["dtype"]))
             tensors[name] = TensorStorageMetadata(properties, torch.Size(about["shape"]), chunks)
             places |= {MetadataIndex(name, offsets): process for process, offsets, _ in parts}
-        return Metadata(state_dict_metadata=tensors, storage_data=places)  # type: ignore[arg-type]
+        return Metadata(state_dict_metadata=tensors, storage_data=places)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **options: Any) -> None:
         """Notes where the parts of the tensors are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -18,8 +19,10 @@ from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
+from bridgetower.objectives.matching import NO_NEGATIVES
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
+from bridgetower.training.fitting_size import does_not_fit
 from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
 from bridgetower.training.setup import TrainContext
 
@@ -32,8 +35,11 @@ def count_micro_batches(config: RunConfig) -> int:
 
 def run_step(
     task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
-) -> dict[str, Tensor]:
-    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics.
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics, and their examples.
+
+    On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
+    `StepWatch` looks at what is returned.
 
     Args:
         task: `context.task`, as `parallelized` returns it.
@@ -49,7 +55,8 @@ def run_step(
     config, count, device = context.config, count_micro_batches(context.config), context.model.device
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
-    moved = (batch.to(device) for batch in batches)
+    moved = (_on_device(batch, context) for batch in batches)
+    on_cpu = device.type == "cpu"
     contrasts = _contrasts(context, moved, step, count)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
@@ -60,17 +67,54 @@ def run_step(
         ids += batch.ids
         _seed_dropout(config, step, micro)
         with task.accumulating(when=micro + 1 < count):
-            with autocast(device, config.precision):
-                losses: Losses = task(batch, contrasts[micro]) if contrasts else task(batch)
-            _check_finite(losses, batch, step + 1)
-            (losses.total / count).backward()
+            inputs = (batch, contrasts[micro]) if contrasts else (batch,)
+            losses = None
+            with suppress(torch.OutOfMemoryError):
+                losses = _pass(task, context, inputs, step, count)
+        if losses is None:  # after the error and what it held are gone
+            optimizer.zero_grad(set_to_none=True)
+            raise does_not_fit(batch, lambda part: _pass(task, context, (part,), step, count))
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
     means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
-    _check_gradients(means["gradient_norm"], ids, step + 1)
+    if on_cpu:
+        check_gradients(means["gradient_norm"], ids, step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return means
+    return means, ids
+
+
+def _pass(task: Replicated, context: TrainContext, inputs: tuple[Any, ...], step: int, count: int) -> Losses:
+    """Runs a micro-batch forward and backward; its gradients are added to those that are there."""
+    device = context.model.device
+    with autocast(device, context.config.precision):
+        losses: Losses = task(*inputs)
+    if device.type == "cpu":
+        _check_finite(losses, inputs[0], step + 1)
+    (losses.total / count).backward()
+    return losses
+
+
+def _on_device(batch: Any, context: TrainContext) -> Any:
+    """Moves a batch to the device of the model; pixels that came as uint8 are normalised there."""
+    device = context.model.device
+    if device.type != "cpu" and _draws_negatives(context) and len(batch.image_index.unique()) < 2:
+        raise ValueError(NO_NEGATIVES)
+    moved = batch.to(device)
+    raw = {
+        name: context.images[0].processor.normalise(value)
+        for name, value in vars(moved).items()
+        if context.images and isinstance(value, Tensor) and value.dtype == torch.uint8
+    }
+    return replace(moved, **raw) if raw else moved
+
+
+def _draws_negatives(context: TrainContext) -> bool:
+    """Whether matching draws other images of a micro-batch; a GPU would have to be waited for to see that none is."""
+    task: Any = context.task
+    if not isinstance(context.config.task, PretrainingConfig) or context.config.task.negatives_from == "world":
+        return False
+    return context.config.task.phase(task.progress).itm > 0
 
 
 def counts_labels(config: RunConfig, progress: float) -> bool:
@@ -115,7 +159,7 @@ def _seed_dropout(config: RunConfig, step: int, micro: int) -> None:
     torch.manual_seed(derive_seed(config.seed, "dropout", step, rank(), micro))
 
 
-def _check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
+def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
     """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
     if not torch.isfinite(norm):
         raise FloatingPointError(

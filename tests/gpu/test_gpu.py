@@ -1,0 +1,115 @@
+"""What only a GPU shows: its numbers beside those of the CPU, waiting, memory and several GPUs. Skipped without one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shapes
+import tiny
+from bridgetower.data.captions import CaptionPairs
+from bridgetower.model.layers import autocast
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.training.data_parallel import Replicated, set_numerics
+from bridgetower.training.optim import build_optimizer, parameter_groups
+from bridgetower.training.run import train
+from bridgetower.training.setup import TrainContext
+from bridgetower.training.step import run_step
+from folders import same_weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+PLAIN = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
+TASK = PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),))
+TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
+
+
+def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses and all gradients of a batch."""
+    place = torch.device(device)
+    set_numerics(place, precision, deterministic=False)
+    task = PretrainingTask(tiny.build(PLAIN).to(place), TASK)
+    with autocast(place, precision):
+        losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(place))
+    losses.total.backward()
+    gradients = torch.cat([weight.grad.flatten() for weight in task.parameters() if weight.grad is not None])
+    return {name: loss.detach().cpu() for name, loss in losses.parts.items()}, gradients.cpu()
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_losses_and_gradients_are_those_of_the_cpu(precision: str) -> None:
+    found, expected = passed("cuda", precision), passed("cpu", "fp32")
+    for name, loss in expected[0].items():
+        torch.testing.assert_close(found[0][name], loss, atol=0.0, rtol=TOLERANCES[precision])
+    distance = float((found[1] - expected[1]).norm() / expected[1].norm())
+    assert distance < 10 * TOLERANCES[precision]
+    assert precision == "fp32" or distance > 1e-5
+
+
+def test_a_step_does_not_wait_for_the_gpu() -> None:
+    config = RunConfig(
+        task=TASK,
+        model=PLAIN,
+        optimizer=OptimizerConfig(rule="hf_adamw", clip_norm=1.0),
+        batch_size=4,
+        max_steps=10,
+        precision="bf16",
+        select_by="itc_rsum",
+    )
+    model = tiny.build(PLAIN).to("cuda").train()
+    task: nn.Module = PretrainingTask(model, TASK)
+    parts = TrainContext(
+        config=config,
+        task=task,
+        model=model,
+        examples=CaptionPairs.__new__(CaptionPairs),
+        digests={},
+        evaluate=dict,
+        save=lambda folder, metrics: None,
+        max_steps=10,
+    )
+    optimizer, wrapped = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer), Replicated(task)
+    batches = [tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory() for seed in range(3)]
+    run_step(wrapped, parts, optimizer, iter(batches), 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_step(wrapped, parts, optimizer, iter(batches[1:]), 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_deterministic_runs_end_with_the_same_bits(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = shapes.run_config(tiny_dataset, deterministic=True)
+    for name in ("one", "other"):
+        train(config, tmp_path / name, progress=False)
+    assert same_weights(tmp_path / "one" / "last", tmp_path / "other" / "last")
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does(tiny_dataset: Path, tmp_path: Path) -> None:
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        config = replace(shapes.run_config(tiny_dataset), batch_size=24)
+        with pytest.raises(ValueError, match="does not fit into memory"):
+            train(replace(config, model=config.model.override({"vision.hidden_size": 512})), tmp_path, progress=False)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_gpus_train(tiny_dataset: Path, tmp_path: Path, parallel: str) -> None:
+    options = ("--max-steps", "4", "--parallel", parallel)
+    command: list[Any] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "bridgetower", *shapes.train_command(tiny_dataset, tmp_path / "run", *options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(tmp_path / "run", "train")) == 4

@@ -1,0 +1,214 @@
+"""The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.config import DataConfig
+from bridgetower.data.masking import IGNORED
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.compiling import compile_layers
+from bridgetower.model.layers import autocast, on_meta
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import Losses, mlm_loss
+from bridgetower.objectives.matching import _draw
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.processor import Processor
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.training.data_parallel import Replicated, set_numerics
+from bridgetower.training.optim import build_optimizer, parameter_groups
+from bridgetower.training.setup import TrainContext
+from bridgetower.training.step import run_step
+
+GPU = torch.device("meta")  # of which nothing can be read either
+EVERYTHING = Phase(mlm=1, itm=1, itc=1)
+PHASES = {
+    "random negatives": {"phases": (EVERYTHING,)},
+    "hard negatives": {"phases": (replace(EVERYTHING, negatives="hard"),)},
+    "official words": {"phases": (EVERYTHING,), "mlm_normalization": "official"},
+    "contrast": {"phases": (Phase(mlm=0, itm=0, itc=1),)},
+}
+
+
+class HostWaitsError(Exception):
+    """The host would wait for the device."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: reading a value, finding places, and copies that block."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        is_read = any(tensor.device == GPU for tensor in tensors)
+        if is_read and func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            raise HostWaitsError(str(func))
+        if func is torch.ops.aten._to_copy.default:
+            devices = {tensors[0].device.type, torch.device(kwargs.get("device") or tensors[0].device).type}
+            if devices == {"cpu", "meta"} and not kwargs.get("non_blocking"):
+                raise HostWaitsError(f"a copy that blocks, {devices}")
+        return func(*args, **kwargs)
+
+
+def on_gpu() -> BridgeTower:
+    with on_meta():
+        return BridgeTower(tiny.CONFIG).train()
+
+
+def batches(count: int) -> Iterator[CaptionBatch]:
+    made = (tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), seed=number) for number in range(count))
+    return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
+
+
+def step(task: nn.Module, config: RunConfig, count: int = 2) -> dict[str, Tensor]:
+    model: Any = task.model
+    parts = TrainContext(
+        config=config,
+        task=task,
+        model=model,
+        examples=CaptionPairs.__new__(CaptionPairs),
+        digests={},
+        evaluate=dict,
+        save=lambda folder, metrics: None,
+        max_steps=10,
+    )
+    optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
+    return run_step(Replicated(task), parts, optimizer, batches(2 * count), 0)[0]
+
+
+def run_config(**options: Any) -> RunConfig:
+    return RunConfig(
+        task=PretrainingConfig(**options),
+        model=tiny.CONFIG,
+        optimizer=OptimizerConfig(rule="hf_adamw", clip_norm=1.0),
+        batch_size=8,
+        micro_batch_size=4,
+        max_steps=10,
+        select_by="itc_rsum",
+    )
+
+
+@pytest.mark.parametrize("contrast_over", ["micro-batch", "step"])
+@pytest.mark.parametrize("name", PHASES)
+def test_a_step_does_not_wait_for_the_device(name: str, contrast_over: str) -> None:
+    config = replace(run_config(**PHASES[name]), contrast_over=contrast_over)
+    task = PretrainingTask(on_gpu(), config.task)
+    with NoWaiting():
+        means = step(task, config)
+    assert {value.device for value in means.values()} == {GPU}
+    assert "gradient_norm" in means
+
+
+class Waiting(PretrainingTask):
+    """Reads a value of the device in each pass."""
+
+    def forward(self, *inputs: Any) -> Losses:
+        losses = super().forward(*inputs)
+        assert float(losses.total) >= 0
+        return losses
+
+
+def test_control_a_task_that_reads_a_value_is_refused() -> None:
+    config = run_config(**PHASES["contrast"])
+    task = Waiting(on_gpu(), config.task)
+    with NoWaiting(), pytest.raises(HostWaitsError, match="_local_scalar_dense"):
+        step(task, config)
+
+
+def test_control_a_copy_that_blocks_is_refused() -> None:
+    with NoWaiting(), pytest.raises(HostWaitsError, match="a copy that blocks"):
+        torch.zeros(2).to(GPU)
+
+
+def test_pixels_are_normalised_where_they_are_used(tiny_dataset: Path, tiny_processor: Processor) -> None:
+    """As uint8 they take a quarter of the bytes on the way, and the numbers are the same."""
+    data = DataConfig(folders=(str(tiny_dataset),), augmentation="affine")
+    images = CaptionImages(data, "train", tiny_processor)
+    plain = images.views([0, 3], torch.Generator().manual_seed(1))
+    images.raw = True
+    raw = images.views([0, 3], torch.Generator().manual_seed(1))
+    assert (plain.dtype, raw.dtype) == (torch.float32, torch.uint8)
+    assert torch.equal(tiny_processor.normalise(raw), plain)
+
+
+@pytest.mark.parametrize("positions", [None, torch.tensor([1, 8])])
+def test_words_are_found_on_the_host_or_looked_for(positions: Tensor | None) -> None:
+    hidden, labels = torch.randn(2, 7, 3), torch.full((2, 7), IGNORED)
+    labels[0, 1], labels[1, 1] = 0, 2
+    loss, accuracy = mlm_loss(lambda chosen: 2 * chosen, hidden, labels, positions)
+    expected = torch.nn.functional.cross_entropy(2 * hidden[:, 1], torch.tensor([0, 2]))
+    assert loss == expected
+    assert accuracy == (hidden[:, 1].argmax(dim=1) == torch.tensor([0, 2])).float().mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_are_those_of_multinomial(seed: int) -> None:
+    logits = 3 * torch.randn(6, 9, generator=torch.Generator().manual_seed(seed))
+    allowed = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed)) < 0.7
+    weights = logits.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    expected = torch.multinomial(weights, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+    assert torch.equal(_draw(logits, allowed, torch.Generator().manual_seed(seed)), expected)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Checks of shapes, which tests alone have, are no part of a graph."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradients() -> None:
+    config = PretrainingConfig(phases=(replace(EVERYTHING, negatives="hard"),))
+    found = []
+    for compiled in (False, True):
+        task = PretrainingTask(tiny.build(tiny.CONFIG).train(), config)
+        if compiled:
+            compile_layers(task.model, backend="eager")
+        for batch in batches(2):
+            torch.manual_seed(0)
+            task(batch).total.backward()
+        found.append({name: value.grad for name, value in task.named_parameters() if value.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_control_a_layer_of_two_graphs_is_refused() -> None:
+    model = tiny.build(tiny.CONFIG)
+    layer = model.vision.stacked_layers()[0]
+    original = layer.forward
+
+    def broken(hidden: Tensor, *rest: Any, **options: Any) -> Tensor:
+        torch._dynamo.graph_break()
+        return original(hidden, *rest, **options)
+
+    layer.forward = broken  # type: ignore[method-assign]
+    compile_layers(model, backend="eager")
+    with pytest.raises(Exception, match=r"graph_break|graph break"):
+        model.encode_image(tiny.images(1))
+
+
+def test_what_the_towers_hand_over_is_bfloat16_under_autocast() -> None:
+    model = tiny.build(tiny.CONFIG)
+    with autocast(torch.device("cpu"), "bf16"):
+        image, text = model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3]))
+    assert {layer.dtype for layer in (*image.layers, *text.layers)} == {torch.bfloat16}
+
+
+def test_tf32_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match="precision tf32 is for GPUs, not for cpu; use fp32 or bf16"):
+        set_numerics(torch.device("cpu"), "tf32", deterministic=False)
