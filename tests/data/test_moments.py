@@ -300,6 +300,13 @@ class TestDamage:
         assert [item.id for item in found] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
         assert message in str(last.problem)
 
+    def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path: Path) -> None:
+        said = [(0.5, 2.5, b"A red square"), (3.5, 5.5, b"n\xe9e")]
+        path = write_clip(tmp_path / "a.mkv", subtitles=("subrip", said))
+        first, second = items(path)
+        assert (first.texts, second.id) == (("A red square",), "a.mkv")
+        assert second.problem == "1 of the subtitles in it cannot be read, as they are not UTF-8"
+
     def test_what_can_be_read_of_subtitles_is_kept(self, talk: Path) -> None:
         cues = [
             f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n".encode() + word for n, word in enumerate((b"a", b"\xff"), 1)

@@ -55,11 +55,17 @@ class Cue:
 def _opened(path: Path, formats: str) -> Any:
     """Opens a file as one of some formats, none of which names other files."""
     path.stat()
-    try:
+    with _named(path):
         return av.open(str(path), options={"format_whitelist": formats, "protocol_whitelist": "file"})
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{path} cannot be read ({reason}); copy it again") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in errors of FFmpeg."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); copy it again") from error
 
 
 class Video:
@@ -119,13 +125,20 @@ class Video:
             codec.skip_frame = before
             self._go_to(0.0)
 
-    def cues(self) -> list[Cue] | None:
-        """Returns the subtitles in the file, of the first stream that has text; None without such a stream."""
+    def cues(self) -> tuple[list[Cue], str | None]:
+        """Returns the subtitles in the file, of the first stream that has text, and what is wrong with them."""
         streams = [one for one in self._container.streams.subtitles if one.codec_context.name not in _BITMAPS]
         if not streams:
-            return None
+            return [], None
         self._go_to(0.0)
-        return [cue for packet in self._packets(streams[0]) for cue in _cues_in(packet, self._time(packet))]
+        cues: list[Cue] = []
+        num_bad = 0
+        for packet in self._packets(streams[0]):
+            try:
+                cues += _cues_in(packet, self._time(packet))
+            except av.FFmpegError:
+                num_bad += 1
+        return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
 
     def jpeg(self, time: float, name: str = "") -> bytes:
         """Returns the frame that is shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment.
@@ -219,7 +232,7 @@ def opened_video(path: Path) -> Iterator[Video]:
         OSError: There is none.
         ValueError: It cannot be read, has no pictures, or too large ones.
     """
-    with _opened(path, _VIDEOS) as container:
+    with _named(path), _opened(path, _VIDEOS) as container:
         yield Video(path, container)
 
 
@@ -236,7 +249,8 @@ def frame_of(path: Path, time: float, name: str = "") -> bytes:
         ValueError: It cannot be read, or not decoded there.
     """
     status = path.stat()
-    return _kept(path, status.st_size, status.st_mtime_ns).jpeg(time, name)
+    with _named(path):
+        return _kept(path, status.st_size, status.st_mtime_ns).jpeg(time, name)
 
 
 @lru_cache(maxsize=_OPENED)

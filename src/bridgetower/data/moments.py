@@ -157,7 +157,7 @@ def _cues_of(video: Video, subtitles: Path | None) -> tuple[list[Cue], str | Non
     from bridgetower.data.frames import read_subtitles
 
     if subtitles is None:
-        return video.cues() or [], None
+        return video.cues()
     size = subtitles.stat().st_size
     if size > _LARGEST_SUBTITLES:
         return [], f"{subtitles} has {size} bytes; expected subtitles of at most {_LARGEST_SUBTITLES}"
