@@ -14,7 +14,8 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, write_lock
+from bridgetower.search.connection import write_lock
+from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.sheet import contact_sheet
 from sources import CAPTIONS, served, write_sources

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 
 from bridgetower.search import exact as exact_vectors
-from bridgetower.search.index import Index, write_lock
+from bridgetower.search.connection import write_lock
+from bridgetower.search.index import Index
 from bridgetower.search.table import IndexedRow, SourceImage, table_of
 
 Make = Callable[..., Index]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
-from bridgetower.search import index
+from bridgetower.search import connection
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Hit, Searcher
@@ -208,7 +208,7 @@ def test_an_index_that_is_damaged(predictor: Predictor, tmp_path: Path) -> None:
 def test_an_index_that_changes_while_it_is_served(
     predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "_SEEN_WITHIN", timedelta(0))
+    monkeypatch.setattr(connection, "_SEEN_WITHIN", timedelta(0))
     pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)
     checkpoint = read_checkpoint(tiny_checkpoint)

@@ -19,7 +19,8 @@ from bridgetower.data.items import Block
 from bridgetower.predictor import Predictor
 from bridgetower.progress import counting
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, write_lock
+from bridgetower.search.connection import write_lock
+from bridgetower.search.index import Index
 from bridgetower.search.listing import Listing, read_sources, root_of_all
 from bridgetower.search.table import IndexedRow, SourceImage
 

@@ -1,16 +1,14 @@
-"""An index of images: a LanceDB table with a row per image; the only module that imports LanceDB."""
+"""An index of images: a LanceDB table with a row per image."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import lancedb
 import pyarrow as pa
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,9 +18,9 @@ from torch import Tensor
 from bridgetower.bulk.lance import Uri, split
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.remote import is_url
-from bridgetower.files import locked
+from bridgetower.search.connection import connect, opened_table
 from bridgetower.search.exact import ExactVectors, largest_products
-from bridgetower.search.lance_errors import condition, message_of, reading, writing
+from bridgetower.search.lance_errors import condition, reading, writing
 from bridgetower.search.table import (
     ABOUT,
     Hit,
@@ -43,7 +41,6 @@ from bridgetower.search.table import (
     table_of,
 )
 
-_SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
 _PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py measures its cost and recall
@@ -76,7 +73,7 @@ class Index:
             FileNotFoundError: There is none.
             ValueError: It is something else.
         """
-        table = _open(uri, storage_options)
+        table = opened_table(uri, storage_options)
         if table is None:
             raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
         self.uri, self._table, self._root = str(uri), table, root
@@ -115,7 +112,7 @@ class Index:
         )
         with writing(str(uri)):
             schema = schema_of(info, image_width, pair_width)
-            _connect(place, storage_options).create_table(name, schema=schema)
+            connect(place, storage_options).create_table(name, schema=schema)
         return cls(uri, storage_options=storage_options)
 
     @staticmethod
@@ -125,7 +122,7 @@ class Index:
         Raises:
             ValueError: The name is none for an index.
         """
-        return _open(uri, storage_options) is not None
+        return opened_table(uri, storage_options) is not None
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
@@ -385,33 +382,6 @@ class Index:
         if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, ungrouped) > len(self):
             with writing(self.uri):
                 self._table.optimize(cleanup_older_than=_KEPT)
-
-
-def write_lock(uri: Uri) -> AbstractContextManager[None]:
-    """Holds an index for this process while it is written, where it is a local folder.
-
-    Raises:
-        FileExistsError: Another process holds it.
-    """
-    return nullcontext() if is_url(uri) else locked(Path(uri))
-
-
-def _open(uri: Uri, storage_options: Mapping[str, str] | None) -> Any:
-    """The table, or None."""
-    place, name = split(uri)
-    if not is_url(uri) and not Path(uri).is_dir():
-        return None  # connecting would make the folder around it
-    try:
-        return _connect(place, storage_options).open_table(name)
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, ValueError) and "not found" in str(error):
-            return None
-        raise ValueError(f"{uri} cannot be opened as an index: {message_of(error)}") from error
-
-
-def _connect(place: str, storage_options: Mapping[str, str] | None) -> Any:
-    options = dict(storage_options) if storage_options else None
-    return lancedb.connect(place, read_consistency_interval=_SEEN_WITHIN, storage_options=options)
 
 
 def _num_partitions(num_rows: int) -> int:
