@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridgetower import extras
+from bridgetower.data import moments
 from bridgetower.data.frames import Cue, frame_of, opened_video, read_subtitles
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
 from bridgetower.data.moments import Cutting, Moment, at_most, merged, moments_of, windows
@@ -191,6 +193,27 @@ class TestMoments:
             found = items(talk.parent)
         assert [item.id.partition("#")[0] for item in found] == ["a.png", *["talk.mp4"] * 4, *["sub/b [x].mp4"] * 3]
         assert "b [x].mp4 has 2 files of subtitles; " in caplog.text
+
+
+class TestWithoutPyAV:
+    def test_videos_among_images_are_left_out_with_a_warning(
+        self, talk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
+        monkeypatch.setattr(moments, "is_installed", lambda package: package != "av")
+        assert [item.id for item in items(talk.parent)] == ["a.png"]
+        assert (
+            "has 1 videos, which are left out; to read them, run in the project's folder: pip install '.[video]'"
+            in caplog.text
+        )
+
+    def test_a_video_that_is_named_asks_for_it(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extras, "is_installed", lambda package: package != "av")
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"package av is not installed; run in the project's folder: pip install '.\[video\]'",
+        ):
+            items(talk)
 
 
 class TestMerging:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, open_table
-from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, subtitles_of
+from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, readable_videos, subtitles_of
 from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy
 from bridgetower.data.sources import (
     CAPTION_COLUMNS,
@@ -22,7 +22,6 @@ from bridgetower.data.sources import (
     Cells,
     cell_image,
     cell_text,
-    files_in,
     find_column,
     folder_caption,
     images_in,
@@ -167,7 +166,7 @@ def units_of(source: str | Path) -> list[Unit]:
         return [Unit(place=str(path))]
     described = [path / name for name in _DESCRIPTIONS if (path / name).is_file()]
     found = shards_in(path) or described[:1]
-    videos = [Unit(place=str(path / name), name=str(name)) for name in files_in(path, VIDEO_SUFFIXES)]
+    videos = [Unit(place=str(path / name), name=str(name)) for name in readable_videos(path)]
     if not found and next(images_in(path), None) is None:
         found = _tables_in(path)
         if videos and not found:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgetower.data.images import ImageRef
-from bridgetower.extras import require
+from bridgetower.data.sources import files_in
+from bridgetower.extras import install, is_installed, require
 from bridgetower.files import cache_folder, parse_json, unfit_name, write_json
 from bridgetower.model.plain import AT_LEAST_1, check_numbers
 
@@ -81,6 +82,16 @@ def subtitles_of(video: Path) -> Path | None:
     if len(found) > 1:
         logger.warning("%s has %d files of subtitles; %s is read", video, len(found), found[0])
     return found[0] if found else None
+
+
+def readable_videos(folder: Path) -> list[Path]:
+    """Returns the videos in a folder and those below, from there on; none, with a warning, without PyAV."""
+    found = list(files_in(folder, VIDEO_SUFFIXES))
+    if found and not is_installed("av"):
+        message = "%s has %d videos, which are left out; to read them, run in the project's folder: %s"
+        logger.warning(message, folder, len(found), install("video"))
+        return []
+    return found
 
 
 def images_of_video(path: Path, name: str, cutting: Cutting) -> tuple[list[tuple[ImageRef, str]], str | None]:
