@@ -64,7 +64,7 @@ class QueryOptions:
     Attributes:
         top: Hits to show.
         rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
-        where: Condition in SQL on path, size (bytes), mtime, width, height and captions.
+        where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
         against: What the query is compared with: the images, their captions, or both together. Models that cannot
             compare a text or an image alone with both together compare it with captions or images, and say so.
         exact: Compare the query with every vector, even if the index was made with --ann.
@@ -96,8 +96,8 @@ def search(
     """Search an index by a text, by an image, or by both.
 
     The images whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
-    JSON line per hit, {"rank", "digest", "path", "file", "cosine", "probability", "width", "height", "captions"}; a
-    table on a terminal.
+    JSON line per hit, {"rank", "digest", "path", "file", "cosine", "probability", "width", "height", "captions"}, and
+    of a moment of a video {"start", "end", "transcript", "link"}; a table on a terminal.
 
     Examples: bridgetower search "a red flag"
               bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
