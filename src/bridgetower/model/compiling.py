@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch._dynamo
+
 from bridgetower.model.bridgetower import BridgeTower
+
+# Graphs of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
+_GRAPHS = 64
 
 
 def compile_layers(model: BridgeTower, backend: str = "inductor") -> None:
@@ -14,5 +19,6 @@ def compile_layers(model: BridgeTower, backend: str = "inductor") -> None:
         model: Whose layers are compiled at their first run; a layer that is more than one graph is an error then.
         backend: Of `torch.compile`.
     """
+    torch._dynamo.config.cache_size_limit = max(_GRAPHS, torch._dynamo.config.cache_size_limit)
     for layer in model.layers():
         layer.compile(fullgraph=True, backend=backend)

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from bridgetower.distributed import barrier, from_first, process_group, rank, require_same
 from bridgetower.files import cache_folder
-from bridgetower.model.compiling import compile_layers
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.rows import RowCache
@@ -132,6 +131,8 @@ def _prepared(
     set_numerics(device, config.precision, deterministic=config.deterministic)
     model = checkpoint.model().train().to(device)
     if config.compile:
+        from bridgetower.model.compiling import compile_layers  # which imports PyTorch's compiler
+
         compile_layers(model)
     else:
         optimize_for_cpu(model)
