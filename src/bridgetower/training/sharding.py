@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
@@ -17,6 +18,9 @@ from bridgetower.distributed import world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.training.data_parallel import Replicated
+
+# What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 class Sharded(Replicated):
