@@ -2,7 +2,9 @@
 
 import io
 import logging
+import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +346,25 @@ class TestDamage:
         *found, last = items(talk)
         assert len(found) == 4
         assert "all its subtitles come after its end, at 12.0 s" in str(last.problem)
+
+    @pytest.mark.parametrize(
+        ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video"), ("a.avi", "mpeg4")]
+    )
+    def test_bytes_of_all_kinds_are_refused_in_words(self, tmp_path: Path, name: str, codec: str) -> None:
+        content = write_clip(tmp_path / name, codec=codec, fps=2).read_bytes()
+        outcomes = set()
+        for seed in range(25):
+            rng = random.Random(seed)
+            damaged = bytearray(content)
+            for _ in range(rng.choice([1, 5, 50])):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            (tmp_path / name).write_bytes(damaged[: rng.randrange(len(damaged)) if rng.random() < 0.3 else None])
+            for item in items(tmp_path / name):
+                outcomes.add(item.problem is None)
+                if item.image is not None:
+                    with suppress(ValueError):
+                        item.image.read()
+        assert True in outcomes
 
     def test_frames_that_are_too_large(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bridgetower.data.frames.MAX_PIXELS", 100)

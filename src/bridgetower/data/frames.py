@@ -56,7 +56,8 @@ def _opened(path: Path, formats: str) -> Any:
     """Opens a file as one of some formats, none of which names other files."""
     path.stat()
     with _named(path):
-        return av.open(str(path), options={"format_whitelist": formats, "protocol_whitelist": "file"})
+        options = {"format_whitelist": formats, "protocol_whitelist": "file"}
+        return av.open(str(path), options=options, metadata_errors="replace")
 
 
 @contextmanager
@@ -86,6 +87,8 @@ class Video:
             raise ValueError(f"{path} has no pictures; expected a video")
         self.path, self._container = path, container
         self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise ValueError(f"{path} has pictures that FFmpeg cannot decode; convert it, for example to H.264")
         self._stream.thread_type = "AUTO"
         self._check_size(self._stream.width, self._stream.height)
         self._first = (container.start_time or 0) / _MICROSECONDS
@@ -127,7 +130,11 @@ class Video:
 
     def cues(self) -> tuple[list[Cue], str | None]:
         """Returns the subtitles in the file, of the first stream that has text, and what is wrong with them."""
-        streams = [one for one in self._container.streams.subtitles if one.codec_context.name not in _BITMAPS]
+        streams = [
+            one
+            for one in self._container.streams.subtitles
+            if one.codec_context and one.codec_context.name not in _BITMAPS
+        ]
         if not streams:
             return [], None
         self._go_to(0.0)
