@@ -90,7 +90,7 @@ class TestSteps:
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         # In bfloat16 towers round otherwise in batches of another size, so that the gradients of both are as far from
         # each other as from those in float32.
-        limit = 1e-5 * largest if precision == "fp32" else 2 * distance(expected[1], exact)
+        limit = 1e-5 * largest if precision == "fp32" else 3 * distance(expected[1], exact)
         assert distance(losses, expected[0]) < (1e-5 if precision == "fp32" else 0.03)
         assert distance(gradients, expected[1]) < limit
         assert largest > 0.05
