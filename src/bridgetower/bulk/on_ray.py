@@ -92,6 +92,7 @@ def _cluster(address: str, num_workers: int | None = None) -> Iterator[None]:
     except ConnectionError as error:
         raise OSError(f"no Ray cluster at {address} ({error}); start one, or give {LOCAL}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says how each of its steps goes
     try:
         yield
     finally:

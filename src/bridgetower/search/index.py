@@ -43,7 +43,8 @@ from bridgetower.search.table import (
 
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
-_PROBED_SHARE = 0.25  # of the partitions; benchmarks/search.py measures its cost and recall
+_PROBED_SHARE = 0.3  # of the partitions; benchmarks/search.py measures its cost and recall
+_SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which partitions are found
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
@@ -352,7 +353,10 @@ class Index:
         Images that are written later are compared one by one until the table is tidied. Vectors of captions and of
         pairs are always compared one by one.
         """
-        config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)))
+        partitions = _num_partitions(len(self))
+        config = IvfSq(
+            distance_type="cosine", num_partitions=partitions, sample_rate=_SAMPLED, max_iterations=_ITERATIONS
+        )
         with writing(self.uri):
             self._table.create_index("image_vector", config=config, replace=True)
 
@@ -385,7 +389,7 @@ class Index:
 
 
 def _num_partitions(num_rows: int) -> int:
-    return max(1, round(num_rows**0.5))
+    return max(1, round(2 * num_rows**0.5))
 
 
 def _is_one_of(values: Collection[str], column: str = "path") -> str:
