@@ -86,6 +86,7 @@ def results(*runs: DemoRun, **changes: Any) -> DemoResults:
         "command": "bridgetower demo --seeds 3",
         "settings": {"steps": 20, "optimizer": {"lr": 0.001}},
         "datasets": (dataset(),),
+        "tests": {"shapes": 50},
         "runs": runs or (*ours, *theirs),
         "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
         "answers": (answers(), answers("meter", right=0.625)),

@@ -185,6 +185,8 @@ class TestVariants:
         runs = [made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")]
         page = Page(report(made_up.results(*runs)))
         assert "Matching was not measured" in page.text
+        assert "the probability that it matches" not in page.text
+        assert "guessing is right in 50 %" not in page.text
         assert "METER, ITC alone" in page.text
         assert "METER, two-stage" not in page.text
 

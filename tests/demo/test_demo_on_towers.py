@@ -65,6 +65,7 @@ def test_results_have_every_stage(out: Path) -> None:
     assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
     assert {run["steps"] for run in results["runs"]} == {2 + 2}
     assert results["about"] == "flags"
+    assert results["tests"] == {"flags": 10}
     assert len(results["towers"]) == 2
 
 

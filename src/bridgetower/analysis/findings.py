@@ -93,13 +93,7 @@ def method(results: DemoResults) -> str:
     models = [f"{ARM_NAMES[cost.arm]} ({millions(cost.parameters)} parameters)" for cost in results.costs]
     train = [dataset.splits["train"] for dataset in results.datasets]
     images, captions = (sum(split[name] for split in train) for name in ("images", "captions"))
-    tests = [
-        f"{count(split['images'])} {test}"
-        for test in results.runs[0].test
-        for dataset in results.datasets
-        for name, split in dataset.splits.items()
-        if test == name or (test, name) == (dataset.name, "test")
-    ]
+    tests = [f"{count(num_images)} {test}" for test, num_images in results.tests.items()]
     seeds = max(len(results.seeds(arm)) for arm in results.arms)
     runs = f"{seeds} seeds each" if seeds > 1 else "one seed each"
     meter = " METER is the same network without bridges and input LayerNorms." if "meter" in results.arms else ""

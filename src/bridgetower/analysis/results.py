@@ -139,6 +139,7 @@ class DemoResults:
         command: What repeats it.
         settings: Of the runs: numbers, texts, lists and dictionaries of them.
         datasets: What was trained and tested on.
+        tests: Images of each test.
         runs: One per arm and seed, all of equal length and measured alike.
         costs: One per arm.
         answers: One per arm and seed; none if no questions were asked.
@@ -152,6 +153,7 @@ class DemoResults:
     command: str
     settings: dict[str, Any]
     datasets: tuple[DemoDataset, ...]
+    tests: dict[str, int]
     runs: tuple[DemoRun, ...]
     costs: tuple[ModelCost, ...]
     answers: tuple[DemoAnswers, ...] = ()

@@ -209,6 +209,7 @@ class _Demo:
         stages = plan.stages[: plan.stages.index(stage) + 1]
         steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in stages)
         runs = [replace(run, steps=steps) for run, _ in tested.values()]
+        splits = {dataset.name: dataset.splits for dataset in datasets}
         predictors = {
             arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
         }
@@ -219,6 +220,7 @@ class _Demo:
                 **{"steps": steps, "device": "cpu"},
             },
             datasets=tuple(datasets),
+            tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
             runs=tuple(runs),
             costs=tuple(
                 model_cost(one.model, _TEXT_LENGTH, arm=arm)
