@@ -76,6 +76,6 @@ class TestStart:
         self, exported: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
     ) -> None:
         monkeypatch.setattr(extras, "is_installed", lambda package: package != name)
-        message = rf"package {name} is not installed; run: pip install 'bridgetower\[{extra}\]'"
+        message = rf"package {name} is not installed; run in the project's folder: pip install '\.\[{extra}\]'"
         with pytest.raises(FileNotFoundError, match=message):
             EngineChoice(engine=name).start(read_checkpoint(exported), exported)

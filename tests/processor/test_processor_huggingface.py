@@ -65,7 +65,7 @@ def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Pa
 
 
 def test_a_size_that_the_model_cannot_take(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"288 is not a multiple of patch_size 14.*use 280 or 294"):
+    with pytest.raises(ValueError, match=r"288 is not a multiple of the patch size 14; use 280 or 294"):
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 

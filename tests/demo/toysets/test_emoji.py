@@ -172,7 +172,6 @@ class TestCollect:
 
 
 def test_says_how_to_install_a_missing_package() -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"package no_such_package is not installed; run: pip install 'bridgetower"
-    ):
+    message = r"package no_such_package is not installed; run in the project's folder: pip install '\.\[demo\]'"
+    with pytest.raises(FileNotFoundError, match=message):
         package_folder("no_such_package")
