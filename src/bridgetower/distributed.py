@@ -51,6 +51,8 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(minutes=timeout_minutes)
     store, number, count = next(rendezvous("env://", timeout=timeout))
+    # Restarts get torchrun's store of before, with addresses of processes that are gone.
+    store = PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
