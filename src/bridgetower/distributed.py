@@ -52,7 +52,7 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     timeout = timedelta(minutes=timeout_minutes)
     store, number, count = next(rendezvous("env://", timeout=timeout))
     # Restarts get torchrun's store of before, with addresses of processes that are gone.
-    store = PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = PrefixStore(f"restart {num_restarts()}", store)
     dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
@@ -67,6 +67,11 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def num_restarts() -> int:
+    """How often torchrun has started this process again after a failure; 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def rank() -> int:

@@ -24,7 +24,7 @@ from bridgetower.training.optim import build_optimizer, parameter_groups, schedu
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import MICRO_BATCHES, PROCESSES, StateSaver, TrainingState, load_state
-from bridgetower.training.step import count_micro_batches, counts_labels, run_step
+from bridgetower.training.step import check_gradients, count_micro_batches, counts_labels, run_step
 from bridgetower.training.watch import StepWatch
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def fit(
             log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
+                check_gradients(losses["gradient_norm"], ids, state.step)  # best/ is of finite weights
                 state.metrics = _evaluate(task, context, state, log, out)
             stopping = watch.note(state.step, losses, ids, stop=stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:

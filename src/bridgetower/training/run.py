@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from bridgetower.distributed import barrier, from_first, process_group, rank, require_same
+from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
@@ -90,7 +89,7 @@ def train(
     cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
-        resume = from_first(resume or (_is_restarted() and (out / CONFIG).exists()))
+        resume = from_first(resume or (num_restarts() > 0 and (out / CONFIG).exists()))
         with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext():
             barrier()
             context = _prepared(config, spec, out, extensions, cache, progress=progress)
@@ -107,11 +106,6 @@ def train(
                 context.save(out / "last", metrics)
             barrier()
             return metrics
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _prepared(
