@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import contexts
 import tiny
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
 from bridgetower.model.bridgetower import BridgeTower
@@ -27,7 +28,6 @@ from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
-from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
 
 GPU = torch.device("meta")  # of which nothing can be read either
@@ -71,18 +71,8 @@ def batches(count: int) -> Iterator[CaptionBatch]:
 
 
 def step(task: nn.Module, config: RunConfig, count: int = 2) -> dict[str, Tensor]:
-    model: Any = task.model
-    parts = TrainContext(
-        config=config,
-        task=task,
-        model=model,
-        examples=CaptionPairs.__new__(CaptionPairs),
-        digests={},
-        evaluate=dict,
-        save=lambda folder, metrics: None,
-        max_steps=10,
-    )
-    optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
+    parts = contexts.of_steps(task, config)
+    optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
     return run_step(Replicated(task), parts, optimizer, batches(2 * count), 0)[0]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.findings import NO_VALUE, interval, mean_std, number, verdict
+from bridgetower.analysis.report import page_templates
 from bridgetower.analysis.results import Spread, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
@@ -169,13 +169,12 @@ class Comparison:
         drawing = draw_curves(self, title)
         write_json(folder / "comparison.json", self.to_dict())
         write_bytes(folder / "curves.png", drawing)
-        templates = Environment(
-            loader=PackageLoader("bridgetower.analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
         titles, rows = self.rows()
         uri = f"data:image/png;base64,{base64.b64encode(drawing).decode()}"
-        page = templates.get_template("comparison.html").render(
-            comparison=self, title=title, titles=titles, rows=rows, drawing=uri, num_arms=len(self.arms)
+        page = (
+            page_templates()
+            .get_template("comparison.html")
+            .render(comparison=self, title=title, titles=titles, rows=rows, drawing=uri, num_arms=len(self.arms))
         )
         write_text(folder / "comparison.html", page)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -82,7 +83,7 @@ def entries_of(rows: Sequence[Embedded]) -> Iterator[Entry]:
             yield Entry(**about, text=text, vector=vector)
 
 
-class Output:
+class Output(ABC):
     """Vectors on disk: a part for each block beside `out`, all in one in the end.
 
     Attributes:
@@ -160,13 +161,13 @@ class Output:
         self.join([self.work / _PART.format(name) for name in sorted(self.records)])
         shutil.rmtree(self.work)
 
+    @abstractmethod
     def write_part(self, name: str, entries: Sequence[Entry]) -> None:
         """Writes the vectors of a block, whole or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, parts: Sequence[Path]) -> None:
         """Makes the output of parts, whole or not at all."""
-        raise NotImplementedError
 
 
 class JsonLines(Output):

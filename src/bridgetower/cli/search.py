@@ -138,7 +138,7 @@ def search(
 
 
 def _shown(hit: Hit) -> dict[str, object]:
-    """Returns what a line says of a hit; where in its file an image is, its path says too."""
+    """Returns the values of a hit; its path already has the place of an image in its file."""
     shown = {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
     if hit.start is None:
         return {name: value for name, value in shown.items() if name not in ("start", "end")}

@@ -138,6 +138,6 @@ class CrossOriginMiddleware(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, with what a browser is told of it."""
+        """Passes a request on, with the CORS headers of a known origin."""
         known = scope["type"] == "http" and Headers(scope=scope).get("origin") in self.allow_origins
         await (super().__call__ if known else self.app)(scope, receive, send)

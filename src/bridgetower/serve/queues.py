@@ -83,7 +83,7 @@ class Batcher(Generic[_Item, _Result]):
             compute: Returns a result per item; called in the thread.
             max_batch: Most items at once.
             queue: Most items admitted at once of requests that fetch, and of those that do not.
-            metrics: What is told of items and batches.
+            metrics: Counts items and batches.
         """
         self._compute, self._max_batch, self._queue, self._metrics = compute, max_batch, queue, metrics or Metrics()
         self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
