@@ -41,6 +41,7 @@ install_import_hook(CHECKED, "typechecks.checked")
 LONGEST = "test_readme.py"
 CACHES = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
+os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 
 # Processes that need it start at once; pandas is imported by pyarrow.
 multiprocessing.set_forkserver_preload(["bridgetower.training.run", "pandas", "pytest"])

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bridgetower.machine import processor_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -54,4 +56,4 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row as JSON holds it."""
-        return {**asdict(self), "ratio": self.ratio, "reached": self.reached}
+        return {**asdict(self), "ratio": self.ratio, "reached": self.reached, "processor": processor_name()}

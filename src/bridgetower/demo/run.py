@@ -36,6 +36,7 @@ from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
+from bridgetower.machine import processor_name
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
@@ -217,7 +218,7 @@ class _Demo:
             command=f"bridgetower demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
             settings={
                 **{"from_scratch": not plan.towers, "minutes": self.minutes, "seeds": self.seeds},
-                **{"steps": steps, "device": "cpu"},
+                **{"steps": steps, "processor": processor_name()},
             },
             datasets=tuple(datasets),
             tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},

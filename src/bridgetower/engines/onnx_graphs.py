@@ -20,9 +20,9 @@ import torch
 from bridgetower.engines.parts import Part
 from bridgetower.extras import require
 from bridgetower.files import parse_json, replacing
+from bridgetower.machine import cpu_info
 
 _OPSET = 20  # the first with Gelu
-_CPU_INFO = Path("/proc/cpuinfo")
 _PREFIX = "model."  # of the names of a part's parameters
 
 
@@ -60,8 +60,7 @@ def products_overflow() -> bool:
     """Whether products of signed int8 weights overflow on this processor: on x86 without VNNI."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    flags = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
-    return not any(name in flags.split() for name in ("avx512_vnni", "avx_vnni"))
+    return {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split())
 
 
 def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:

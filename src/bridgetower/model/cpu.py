@@ -1,8 +1,7 @@
 """What makes the model fast on a CPU: the same numbers under the same names, from other kernels.
 
-Products run in oneDNN. PyTorch gives float32 products on x86 to MKL, which uses half of the vector width of processors
-that are not Intel's; oneDNN, which PyTorch brings along for bfloat16, uses all of it (`benchmarks/run.py --only
-products` prints both rates). Attention is written out, since PyTorch's fused kernel is slower at these sizes. Four
+Products run in oneDNN, those of float32 where it is faster (see `products`; `benchmarks/run.py --only products` prints
+both rates). Attention is written out, since PyTorch's fused kernel is slower at these sizes. Four
 values of dropout share a draw. The activation in a feed-forward layer is computed again for the gradients. In
 inference, some pairs are fused after others.
 """
@@ -23,6 +22,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.layers import DotProductAttention, FeedForward, SelfAttention, activated
+from bridgetower.model.products import onednn_is_faster
 from bridgetower.model.tower_config import Activation
 
 # Of the largest activation of a fusion layer, in inference. More pairs at once were slower: of the base model 0.116 s
@@ -188,20 +188,22 @@ def linear(
 
 
 def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to compute a product: of float32 operands that are not empty."""
+    """Whether oneDNN is to compute a product: of float32 operands that are not empty, if it is faster."""
     return (
         hidden.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
         and hidden.numel() > 0
         and not torch.is_autocast_enabled("cpu")
+        and onednn_is_faster()
     )
 
 
 def _computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes products in a number format there."""
+    """Whether oneDNN is to compute products in a number format there."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float32:
+        return onednn_is_faster()
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,0 +1,87 @@
+"""Which library computes float32 products on this processor: measured once, and kept.
+
+PyTorch brings two along: oneDNN, and MKL or OpenBLAS behind `torch.mm`. Which is faster depends on the processor: on
+AMD's, MKL uses half of the vector width; on Intel's with AMX, `torch.mm` was ahead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridgetower.files import cache_folder, write_json
+from bridgetower.machine import processor_name
+
+LIBRARIES: Final = ("onednn", "torch")
+VARIABLE: Final = "BRIDGETOWER_PRODUCTS"
+"""Environment variable that names one of `LIBRARIES`; without, the measurement decides."""
+
+_SHAPE = (325, 768, 3072)  # rows, inputs and outputs of a feed-forward layer of the base model at 288 pixels
+_ROUNDS = 7
+_MARGIN = 1.05  # by which torch.mm must be faster, so that noise does not decide
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is to compute float32 products here.
+
+    The choice is kept in the cache folder by processor and version of PyTorch, so that later processes compute with the
+    same kernels.
+
+    Raises:
+        ValueError: `BRIDGETOWER_PRODUCTS` is set to something else than a library.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if given := os.environ.get(VARIABLE):
+        if given not in LIBRARIES:
+            raise ValueError(f"{VARIABLE} is {given!r}; set it to one of {', '.join(LIBRARIES)}, or remove it")
+        return given == "onednn"
+    where = f"{processor_name()}, PyTorch {torch.__version__}"
+    path = cache_folder() / "products" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
+    seconds = _kept(path)
+    if seconds is None:
+        seconds = measure()
+        with suppress(OSError):  # then it is measured again next time
+            write_json(path, {"where": where, "seconds": seconds})
+    return seconds["onednn"] < seconds["torch"] * _MARGIN
+
+
+def _kept(path: Path) -> dict[str, float] | None:
+    """Returns the seconds of each library from an earlier process; None if there are none that can be read."""
+    try:
+        seconds = json.loads(path.read_bytes())["seconds"]
+        return {library: float(seconds[library]) for library in LIBRARIES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@torch.inference_mode()
+def measure() -> dict[str, float]:
+    """Returns the seconds of a product of float32 in each library: medians of alternating rounds."""
+    rows, inputs, outputs = _SHAPE
+    hidden, weight, bias = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(outputs)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    products: dict[str, Callable[[], Tensor]] = {
+        "onednn": lambda: torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""),
+        "torch": lambda: F.linear(hidden, weight, bias),
+    }
+    times: dict[str, list[float]] = {library: [] for library in LIBRARIES}
+    for _ in range(1 + _ROUNDS):
+        for library, product in products.items():
+            started = time.perf_counter()
+            product()
+            times[library].append(time.perf_counter() - started)
+    return {library: statistics.median(seconds[1:]) for library, seconds in times.items()}

@@ -1,0 +1,132 @@
+"""Which library computes float32 products: what is measured, kept and set by hand, and a model without oneDNN."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from bridgetower.files import cache_folder
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu, pack_weights
+from bridgetower.model.products import LIBRARIES, VARIABLE, measure, onednn_is_faster
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+
+ATOL = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(VARIABLE)
+    onednn_is_faster.cache_clear()
+    yield
+    onednn_is_faster.cache_clear()
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def matched(model: BridgeTower) -> tuple[Tensor, bool]:
+    """Logits of a match, packed, and whether oneDNN computed any product."""
+    with Operators() as operators, torch.inference_mode():
+        pack_weights(model)
+        image, text = tiny.encodings(model)
+        logits = model.itm_head(model.fuse(image, text).pooled)
+    return logits, any("mkldnn" in name for name in operators.names)
+
+
+def test_measured_once_and_kept() -> None:
+    first = onednn_is_faster()
+    (kept,) = (cache_folder() / "products").glob("*.json")
+    content = json.loads(kept.read_text())
+    assert set(content["seconds"]) == set(LIBRARIES)
+    assert all(seconds > 0 for seconds in content["seconds"].values())
+    assert torch.__version__ in content["where"]
+    slow = "onednn" if first else "torch"
+    kept.write_text(json.dumps(content | {"seconds": content["seconds"] | {slow: 1e3}}))
+    onednn_is_faster.cache_clear()
+    assert onednn_is_faster() != first
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"seconds": {"onednn": "fast"}}', '{"seconds": {"onednn": 1}}'])
+def test_what_cannot_be_read_is_measured_again(damage: str) -> None:
+    onednn_is_faster()
+    (kept,) = (cache_folder() / "products").glob("*.json")
+    kept.write_text(damage)
+    onednn_is_faster.cache_clear()
+    onednn_is_faster()
+    assert set(json.loads(kept.read_text())["seconds"]) == set(LIBRARIES)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert onednn_is_faster() in (True, False)
+
+
+def test_both_are_measured() -> None:
+    assert all(0 < seconds < 60 for seconds in measure().values())
+
+
+def test_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = {}
+    for library in LIBRARIES:
+        monkeypatch.setenv(VARIABLE, library)
+        onednn_is_faster.cache_clear()
+        logits[library], used = matched(tiny.build())
+        assert used == (library == "onednn")
+    assert tiny.off(logits["torch"], logits["onednn"]) < ATOL
+    assert not cache_folder().exists()
+
+
+def test_set_to_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "mkl")
+    with pytest.raises(ValueError, match=r"BRIDGETOWER_PRODUCTS is 'mkl'; set it to one of onednn, torch"):
+        onednn_is_faster()
+
+
+class TestWithoutOneDnn:
+    """As in builds of PyTorch for processors that it has no kernels for."""
+
+    @pytest.fixture(autouse=True)
+    def _none(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+    def test_matching(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, used = matched(tiny.build())
+        assert not used
+        with torch.inference_mode():
+            plain = tiny.build()
+            image, text = tiny.encodings(plain)
+            assert tiny.off(ours, plain.itm_head(plain.fuse(image, text).pooled)) < ATOL
+
+    def test_a_step(self) -> None:
+        found = []
+        for model in (tiny.build(), tiny.build()):
+            if found:
+                optimize_for_cpu(model)
+                assert any(isinstance(module, OneDnnLinear) for module in model.modules())
+            task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0),)))
+            with Operators() as operators:
+                task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6))).total.backward()
+            assert not any("mkldnn" in name for name in operators.names)
+            found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+        for name, gradient in found[0].items():
+            assert tiny.off(gradient, found[1][name]) < ATOL * max(1, gradient.abs().max())
