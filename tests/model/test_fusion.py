@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tiny
 from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import FusionEncoder, FusionLayer, FusionOutputs
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
@@ -245,10 +246,13 @@ class TestEncoder:
         )
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
-    def test_bfloat16_autocast_trains(self, config: FusionConfig) -> None:
+    @pytest.mark.parametrize("kernels", [False, True])
+    def test_bfloat16_autocast_trains(self, config: FusionConfig, kernels: bool) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)).float(), inputs(config)
         image, text = tuple(layer.float() for layer in image), tuple(layer.float() for layer in text)
         expected = encoder(image, text, mask, "all")
+        if kernels:
+            optimize_for_cpu(encoder)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outputs = encoder(image, text, mask, "all")
         assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))

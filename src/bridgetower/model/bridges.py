@@ -176,7 +176,8 @@ class AdaptiveManager(nn.Module):
     ) -> Float[Tensor, "b l d"]:
         """Returns the fusion layer's input; see `Bridge.forward`."""
         stream, other = self.stream_norm(stream), self.other_norm(other_stream)
-        context = self.attention(self.query(stream), self.key(other), other, other_mask)
+        query, key = self.query(stream), self.key(other)
+        context = self.attention(query, key, other.to(key.dtype), other_mask)  # a LayerNorm under autocast is float32
         scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
         managed = _managed(self.norms, tower_layers, scores, self.temperature, self.training)
         return managed + self.stream_weight * stream
