@@ -115,7 +115,7 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
         made.append(("/v1/embeddings", body, vectors, model.embed_pairs(files[n], texts[n])))
         body = {"images": uris[some], "texts": texts[n], "all_pairs": True}
         scores = model.match(files[some], [texts[n]], all_pairs=True)
-        made.append(("/v1/match", body, lambda answer: [row["probability"] for row in answer["data"]], scores))
+        made.append(("/v1/match", body, lambda answer: [row["score"] for row in answer["data"]], scores))
         body = {"query": texts[n], "documents": uris[some]}
         made.append(("/v1/rerank", body, _by_index, scores))
         masked = f"{texts[n]} <mask>"
@@ -124,8 +124,8 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
         made.append(("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words])))
         hits = searcher.search(texts[n], top=5, rerank=8, where="width >= 8")
         body = {"query": texts[n], "top": 5, "rerank": 8, "where": "width >= 8"}
-        found = torch.tensor([hit.probability for hit in hits])
-        made.append(("/v1/search", body, lambda answer: [row["probability"] for row in answer["data"]], found))
+        found = torch.tensor([hit.score for hit in hits])
+        made.append(("/v1/search", body, lambda answer: [row["score"] for row in answer["data"]], found))
     return [
         Valid(request_bytes(path, body), numbers, expected.flatten().tolist()) for path, body, numbers, expected in made
     ]

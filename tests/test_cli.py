@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import bridgetower
 import shapes
 from bridgetower import cli
-from bridgetower.checkpoints import read_checkpoint, write_itc_weight
+from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import with_options
 from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.predictor import load
@@ -164,7 +165,7 @@ class TestUsing:
         assert row == {
             "image": str(files[0]),
             "text": "a red bar",
-            "probability": found.probability,
+            "score": found.score,
             "words": ["a", "red", "bar"],
             "class_token_shares": found.prefix_shares.tolist(),
             "written": str(tmp_path / "map.png"),
@@ -191,8 +192,8 @@ class TestUsing:
         assert [(row["image"], row["text"]) for row in pairs] == list(zip(map(str, files), texts, strict=True))
         assert [(row["image"], row["text"]) for row in everything] == [(str(f), t) for f in files for t in texts]
         expected = load(tiny_checkpoint).match(files, texts, all_pairs=True).flatten().tolist()
-        assert [row["probability"] for row in everything] == pytest.approx(expected, abs=1e-6)
-        assert [row["probability"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
+        assert [row["score"] for row in everything] == pytest.approx(expected, abs=1e-6)
+        assert [row["score"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
 
     def test_fill_mask(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
         texts = ("a <mask> on <mask>", "<mask> bar" + " on black" * 40)
@@ -227,6 +228,10 @@ class TestUsing:
         assert "--drop-itc leaves it out" in refused(*command, "hf")
         run(*command, "bridgetower", "--drop-itc")
         assert read_checkpoint(tmp_path / "converted").config.heads.itc is None
+
+
+def pair_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("image", "text")}
 
 
 class TestData:
@@ -268,17 +273,18 @@ class TestData:
         assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "", "50.0"]
         assert cells["weight of ITC"] == ["", "", "0", ""]
 
-    def test_a_fitted_weight_is_written_into_the_checkpoint(
+    def test_what_is_fitted_is_written_into_the_checkpoint(
         self,
         run: Callable[..., list[Any]],
         refused: Callable[..., str],
         tiny_checkpoint: Path,
         tiny_dataset: Path,
         tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-        write_itc_weight(model, 512.0)
-        command = ["evaluate", model, "retrieval", "--data", tiny_dataset, "--candidates", 4]
+        write_reranking(model, Reranking(itc_weight=512.0))
+        command = ["evaluate", model, "retrieval", "--data", tiny_dataset]
         before = (model / "config.json").read_bytes()
         for refusal, options in {
             "is fitted on other data than tests": (),
@@ -286,18 +292,41 @@ class TestData:
         }.items():
             assert refusal in refused(*command, "--fit-two-stage", *options)
         assert (model / "config.json").read_bytes() == before
-        (plain,) = run(*command, "--split", "validation")
-        (fitted,) = run(*command, "--split", "validation", "--fit-two-stage")
+        (plain,) = run(*command, "--split", "train")
+        (fitted,) = run(*command, "--split", "train", "--fit-two-stage")
         assert plain["itc_weight"] == 512 != fitted["itc_weight"]
         assert plain["two_stage_rsum"] < fitted["two_stage_rsum"]
+        written = read_checkpoint(model).reranking
+        assert written == Reranking.from_metrics(fitted)
+        assert None not in (written.calibration, written.gain)
         assert json.loads((model / "config.json").read_text()) == {
             **json.loads(before),
-            "itc_weight": fitted["itc_weight"],
+            "reranking": written.to_plain(),
         }
-        (again,) = run(*command, "--split", "validation")
-        assert {**again, "versions": None} == {**fitted, "versions": None}
+        assert fitted["calibration_ece_before"] == pytest.approx(plain["ece"])
+        (again,) = run(*command, "--split", "train")
+        assert {**again, "versions": None}.items() <= {**fitted, "versions": None}.items()
         (tested,) = run(*command)
         assert tested["itc_weight"] == fitted["itc_weight"]
+        assert not caplog.text
+        run(*command, "--split", "validation", "--candidates", 1, "--fit-two-stage")
+        assert "the split is too small for a calibration" in caplog.text
+        assert read_checkpoint(model).reranking.calibration is None
+
+    def test_matches_are_probabilities_after_a_calibration(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        shapes.write_pictures(tmp_path)
+        model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        write_reranking(model, Reranking(calibration=calibration))
+        pair = ["--images", tmp_path / "00.png", "--texts", "red circle"]
+        (score,), (probability,) = run("match", tiny_checkpoint, *pair), run("match", model, *pair)
+        expected = torch.sigmoid(0.5 * torch.tensor(score["score"]).logit() - 2)
+        assert probability == {**pair_of(score), "probability": pytest.approx(float(expected), abs=1e-5)}
+        (map_,) = run("explain", pair[1], "red circle", "--model", model, "--out", tmp_path / "map.png")
+        assert map_["probability"] == pytest.approx(float(expected), abs=1e-5)
+        assert "score" not in map_
 
     def test_evaluate_says_what_cannot_be_given(
         self,

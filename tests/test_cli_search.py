@@ -107,12 +107,11 @@ class TestSearch:
         expected = Searcher(index, tiny_checkpoint).search("red bar")
         assert [row["rank"] for row in rows] == [1, 2, 3]
         assert [row["path"] for row in rows] == [hit.path for hit in expected]
-        assert [(row["cosine"], row["probability"]) for row in rows] == [
-            (hit.cosine, hit.probability) for hit in expected
-        ]
+        assert [(row["cosine"], row["score"]) for row in rows] == [(hit.cosine, hit.score) for hit in expected]
         (red,) = run("search", index, "red bar", "--where", "path = 'red.png'", "--model", tiny_checkpoint)
         assert red.pop("cosine") < 1
-        assert red.pop("probability") < 1
+        assert red.pop("score") < 1
+        assert red.pop("probability") is None
         assert red == {
             "rank": 1,
             "digest": hashlib.sha256((photos / "red.png").read_bytes()).hexdigest(),
@@ -126,10 +125,10 @@ class TestSearch:
         self, run: Callable[..., list[Any]], index: Path, photos: Path, tmp_path: Path
     ) -> None:
         (hit,) = run("search", index, "--image", photos / "blue.png", "--top", 1, "--sheet", tmp_path / "hits.png")
-        assert (hit["path"], hit["probability"]) == ("blue.png", None)
+        assert (hit["path"], hit["score"]) == ("blue.png", None)
         assert Image.open(tmp_path / "hits.png").width > 500
         (hit,) = run("search", index, "a", "--against", "captions", "--rerank", 0)
-        assert (hit["path"], hit["probability"]) == ("red.png", None)
+        assert (hit["path"], hit["score"]) == ("red.png", None)
         photos.rename(tmp_path / "moved")
         assert len(run("search", index, "a", "--root", tmp_path / "moved")) == 3
 
@@ -145,7 +144,7 @@ class TestSearch:
         table = capsys.readouterr().out
         assert table.splitlines()[-1] == f"Next: bridgetower serve --index {index}"
         assert "all red (and 1 more)" in table
-        assert table.count(" %") == 3
+        assert table.count("score 0.") == 3
         assert run("search", index, "red", "--json")[0]["rank"] == 1
         cli.main(["search", str(index), "red", "--where", "width > 999"])
         assert capsys.readouterr().out == "No image meets the condition.\n"

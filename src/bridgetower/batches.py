@@ -110,7 +110,7 @@ def match_all(
     room: int,
     progress: bool = False,
 ) -> Float[Tensor, "i t"]:
-    """Returns the probability of a match of every image with every text; each image is encoded once.
+    """Returns the log-odds of a match of every image with every text; each image is encoded once.
 
     Args:
         engine: Encodes and fuses; its model's matching head is read.

@@ -18,7 +18,7 @@ from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.processor import Processor
 
 Judging = Literal["answer", "entail", "reason", "classify"]
-Kind = Literal["embedding", "match", "log_odds", "fill_mask", "mask_probabilities"] | Judging
+Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
 
 HEAD_OF: Mapping[str, str] = {
     "answer": "vqa",
@@ -108,8 +108,8 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
         items: At least one.
 
     Returns:
-        For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` the
-        probability, and of `log_odds` those of a match; of a judgement the probabilities of its classes [k], of an
+        For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` its
+        log-odds; of a judgement the probabilities of its classes [k], of an
         `answer` and of several labels each on its own; of a `fill_mask` the `top` likeliest words for each mask, and of
         `mask_probabilities` those of the whole vocabulary at each mask [m, v].
 
@@ -163,10 +163,7 @@ class _Batch:
         if kind == "embedding":
             return l2_normalize(self.model.pair_embeds(pooled))
         if kind == "match":
-            probabilities: list[float] = matched(self.model.itm_logits(pooled)).tolist()
-            return probabilities
-        if kind == "log_odds":
-            odds: list[float] = _numbers(log_odds(self.model.itm_logits(pooled)).cpu()).tolist()
+            odds: list[float] = matched(self.model.itm_logits(pooled)).tolist()
             return odds
         head = HEAD_OF[kind]
         if self.model.config.heads.predicts_number(head):
@@ -305,8 +302,8 @@ def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-    """Returns the probabilities of a match, in float32 on the CPU."""
-    return _numbers(logits.float().softmax(dim=-1)[:, 1].cpu())
+    """Returns the log-odds of a match, in float32 on the CPU; `Reranking.match` makes numbers to show."""
+    return _numbers(log_odds(logits).cpu())
 
 
 def split_rows(rows: range, size: int) -> list[range]:

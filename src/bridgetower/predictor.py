@@ -131,7 +131,7 @@ class Predictor:
         source: What was loaded; a hub id carries its commit.
         engine: What computes.
         processor: Preprocessing that travels with the checkpoint.
-        itc_weight: Of the cosine in a two-stage ranking, as the checkpoint has it.
+        reranking: What validation found for reranking and for probabilities of matches, as the checkpoint has it.
         precision: What the engine computes in.
     """
 
@@ -143,7 +143,7 @@ class Predictor:
         self.source = checkpoint.source
         self.engine, self.precision = engine, precision
         self.processor: Processor = checkpoint.processor
-        self.itc_weight = checkpoint.itc_weight
+        self.reranking = checkpoint.reranking
         self._about = replace(checkpoint, tensors={}, extra_tensors={})
 
     @cached_property
@@ -223,7 +223,10 @@ class Predictor:
         progress: bool = False,
         memory_gib: float = 4.0,
     ) -> Float[Tensor, ...]:
-        """Returns the probability that image and text belong together.
+        """Returns how well image and text match, from 0 to 1.
+
+        It is the probability that they belong together if the checkpoint has a calibration (`reranking.calibration`).
+        Otherwise it is the score of the matching head, which ranks pairs but can be far from a probability.
 
         Args:
             images, texts: Image n goes with text n.
@@ -247,10 +250,13 @@ class Predictor:
         if not all_pairs:
             pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
             options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
-            return torch.tensor(self._of_pairs("match", *pairs, **options))
+            return self.reranking.match(torch.tensor(self._of_pairs("match", *pairs, **options)))
         given, ids = image_list(images), self.processor.token_ids(text_list(texts), truncate=truncate)
         room = int(memory_gib * _GIB) // 2
-        return match_all(self.engine, self.processor, given, ids, batch_size=batch_size, room=room, progress=progress)
+        log_odds = match_all(
+            self.engine, self.processor, given, ids, batch_size=batch_size, room=room, progress=progress
+        )
+        return self.reranking.match(log_odds)
 
     @overload
     def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here

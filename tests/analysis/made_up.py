@@ -103,9 +103,9 @@ def png(shade: int = 0) -> bytes:
     return stream.getvalue()
 
 
-def hit(caption: str, *, is_own: bool = False, probability: float | None = 0.25) -> Hit:
+def hit(caption: str, *, is_own: bool = False, match: str = "25.0 %") -> Hit:
     """Returns an answer."""
-    return Hit(caption=caption, image=png(1), cosine=-0.125, probability=probability, is_own=is_own)
+    return Hit(caption=caption, image=png(1), cosine=-0.125, match=match, is_own=is_own)
 
 
 def search(

@@ -77,7 +77,7 @@ class TestExplain:
         assert found.words == ("a", "red", "circle", "on", "black")
         assert found.maps.shape == (2, 5, 2, 2)
         torch.testing.assert_close(found.maps.sum(dim=(2, 3)), torch.ones(2, 5), atol=1e-6, rtol=0)
-        assert found.probability == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
+        assert found.score == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
 
     def test_shares_and_maps_are_the_whole_attention(self, predictor: Predictor, picture: Image.Image) -> None:
         model, processor = predictor.model, predictor.processor

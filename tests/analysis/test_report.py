@@ -87,7 +87,7 @@ class TestContent:
             "right image 37th of 50",
             "right text 2nd of 50",
             "By BridgeTower, seed 0.",
-            "25 %",
+            "25.0 %",
             "cos \u22120.12",
             "Does it look at the image?",
             "60 %",

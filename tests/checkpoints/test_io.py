@@ -14,12 +14,16 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints import (
+    UNMEASURED,
+    Calibration,
     Checkpoint,
+    Gain,
+    Reranking,
     convert,
     read_checkpoint,
     update_weights,
     write_checkpoint,
-    write_itc_weight,
+    write_reranking,
 )
 from bridgetower.checkpoints import tensors as tensor_files
 
@@ -201,45 +205,77 @@ class TestWriting:
             assert content(folders[0]) == content(folders[1])
 
 
-class TestItcWeight:
-    @pytest.fixture
-    def weighted(self, checkpoint: Checkpoint) -> Checkpoint:
-        return replace(checkpoint, itc_weight=16.0)
+RERANKING = Reranking(
+    itc_weight=16.0,
+    calibration=Calibration(slope=0.5, intercept=-2.0, pairs=400, matching=25, ece_before=0.4, ece_after=0.01),
+    gain=Gain(difference=-0.01, low=-0.03, high=0.01, texts=25),
+)
 
-    def test_it_travels_with_the_checkpoint(self, weighted: Checkpoint, tmp_path: Path) -> None:
-        write_checkpoint(weighted, tmp_path / "first")
+
+class TestReranking:
+    def test_it_travels_with_the_checkpoint(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        write_checkpoint(replace(checkpoint, reranking=RERANKING), tmp_path / "first")
         convert(read_checkpoint(tmp_path / "first"), tmp_path / "second", "bridgetower")
-        assert json.loads((tmp_path / "second" / "config.json").read_text())["itc_weight"] == 16
-        assert read_checkpoint(tmp_path / "second").itc_weight == 16
-        update_weights(replace(weighted, itc_weight=4.0), tmp_path / "second")
-        assert read_checkpoint(tmp_path / "second").itc_weight == 4
+        values = json.loads((tmp_path / "second" / "config.json").read_text())["reranking"]
+        assert values["itc_weight"] == 16
+        assert values["calibration"]["pairs"] == 400
+        assert values["gain"] == {"difference": -0.01, "low": -0.03, "high": 0.01, "texts": 25}
+        assert read_checkpoint(tmp_path / "second").reranking == RERANKING
+        update_weights(replace(checkpoint, reranking=Reranking(itc_weight=4.0)), tmp_path / "second")
+        assert read_checkpoint(tmp_path / "second").reranking == Reranking(itc_weight=4.0)
+
+    def test_it_is_written_and_read_among_metrics(self) -> None:
+        metrics = {"rsum": 300.0, **RERANKING.metrics()}
+        assert metrics["calibration_ece_before"] == 0.4
+        assert Reranking.from_metrics(json.loads(json.dumps(metrics))) == RERANKING
+        assert Reranking.from_metrics({"accuracy": 0.5}) == UNMEASURED
 
     def test_no_field_means_matching_alone(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         write_checkpoint(checkpoint, tmp_path)
-        assert "itc_weight" not in json.loads((tmp_path / "config.json").read_text())
-        assert read_checkpoint(tmp_path).itc_weight == 0
+        assert "reranking" not in json.loads((tmp_path / "config.json").read_text())
+        assert read_checkpoint(tmp_path).reranking == UNMEASURED
+
+    def test_the_weight_of_earlier_releases_is_read(self, own: Path) -> None:
+        values = json.loads((own / "config.json").read_text())
+        (own / "config.json").write_text(json.dumps({**values, "itc_weight": 16}))
+        assert read_checkpoint(own).reranking == Reranking(itc_weight=16)
+        write_reranking(own, RERANKING)
+        assert "itc_weight" not in json.loads((own / "config.json").read_text())
+        assert read_checkpoint(own).reranking == RERANKING
 
     def test_it_is_written_into_folders_of_this_package_alone(
         self, own: Path, safe: Path, checkpoint: Checkpoint, tmp_path: Path
     ) -> None:
         before = json.loads((own / "config.json").read_text())
-        write_itc_weight(own, None)
+        write_reranking(own, None)
         assert json.loads((own / "config.json").read_text()) == before
-        write_itc_weight(own, 32.0)
-        assert json.loads((own / "config.json").read_text()) == {**before, "itc_weight": 32}
+        write_reranking(own, Reranking(itc_weight=32.0))
+        assert json.loads((own / "config.json").read_text()) == {**before, "reranking": {"itc_weight": 32}}
         write_checkpoint(checkpoint, tmp_path / "run" / "best")
-        write_itc_weight(tmp_path / "run", 8.0)
-        assert read_checkpoint(tmp_path / "run").itc_weight == 8
+        write_reranking(tmp_path / "run", RERANKING)
+        assert read_checkpoint(tmp_path / "run").reranking == RERANKING
         with pytest.raises(ValueError, match="is no folder of bridgetower"):
-            write_itc_weight(safe, 8.0)
+            write_reranking(safe, RERANKING)
         with pytest.raises(FileNotFoundError, match="has no config"):
-            write_itc_weight("owner/name", 8.0)
+            write_reranking("owner/name", RERANKING)
 
-    @pytest.mark.parametrize("value", [-1.0, 1e7, "16", True, None])
-    def test_what_is_no_weight(self, own: Path, value: object) -> None:
-        values = json.loads((own / "config.json").read_text())
-        (own / "config.json").write_text(json.dumps({**values, "itc_weight": value}))
-        with pytest.raises(ValueError, match=r"itc_weight is .*; expected a"):
+    @pytest.mark.parametrize(
+        ("part", "field", "value", "message"),
+        [
+            *(("", "itc_weight", value, r"itc_weight is .*; expected") for value in (-1.0, 1e7, "16", True, None)),
+            ("", "weight", 1.0, r"reranking has unknown fields \['weight'\]"),
+            ("calibration", "slope", -1.0, r"calibration\.slope is -1\.0; expected at least 0"),
+            ("calibration", "pairs", 0, r"calibration\.pairs is 0; expected at least 1"),
+            ("calibration", "ece_after", 2.0, r"calibration\.ece_after is 2\.0; expected a number from 0 to 1"),
+            ("gain", "low", "none", r"gain\.low is 'none'; expected float"),
+            ("gain", "difference", 3.0, r"gain\.difference is 3\.0; expected a number from -1 to 1"),
+        ],
+    )
+    def test_what_is_none(self, own: Path, part: str, field: str, value: object, message: str) -> None:
+        values = json.loads((own / "config.json").read_text()) | {"reranking": RERANKING.to_plain()}
+        (values["reranking"][part] if part else values["reranking"])[field] = value
+        (own / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=message):
             read_checkpoint(own)
 
 

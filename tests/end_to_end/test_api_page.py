@@ -55,7 +55,7 @@ def test_every_operation_and_field(page: Any, server: Running) -> None:
     row = match.locator("details").first.locator("tr", has_text="all_pairs").inner_text()
     assert row.split("\t")[:2] == ["all_pairs", "boolean; default false"]
     match.get_by_text("Fields of the response").click()
-    assert "data[].probability" in match.locator("details").nth(1).locator("th").all_inner_texts()
+    assert "data[].score" in match.locator("details").nth(1).locator("th").all_inner_texts()
     messages = page.locator('section[id="post/v1/embeddings"] th').all_inner_texts()
     assert "messages[].content[].image_url.url" in messages
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -73,7 +73,7 @@ def test_examples_can_be_sent(page: Any, predictor: Predictor) -> None:
     until(lambda: len(json.loads(match.locator("pre").inner_text())["data"]) == 1)
     (found,) = json.loads(match.locator("pre").inner_text())["data"]
     red = base64.b64decode(body["images"].partition(",")[2])
-    assert found["probability"] == pytest.approx(float(predictor.match(red, "a bar")), abs=1e-6)
+    assert found["score"] == pytest.approx(float(predictor.match(red, "a bar")), abs=1e-6)
     match.get_by_role("textbox").fill("{")
     match.get_by_role("button", name="Send").click()
     match.get_by_text("Status 400").wait_for()

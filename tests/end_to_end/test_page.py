@@ -13,6 +13,7 @@ import pytest
 
 from bridgetower.analysis.attention import explain
 from bridgetower.analysis.findings import number, percent
+from bridgetower.checkpoints import Calibration, Gain, Reranking
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
@@ -123,7 +124,7 @@ def check_hits(page: Any, hits: list[Hit]) -> None:
     until(lambda: page.locator("#hits img").count() == len(hits), page)
     for card, hit in zip(page.locator("#hits li").all(), hits, strict=True):
         scores = [part.inner_text().replace("\xa0", " ") for part in card.locator(".two b").all()]
-        shown = [] if hit.probability is None else [percent(hit.probability)]
+        shown = [] if hit.score is None else [f"score {number(hit.score, digits=3)}"]
         assert scores == [*shown, number(hit.cosine, digits=3)]
         assert card.locator("img").evaluate("image => image.naturalWidth") == hit.width
 
@@ -144,6 +145,25 @@ def use(page: Any, name: str, label: str, text: str, button: str) -> list[tuple[
 
 def named(choices: list[Any]) -> list[tuple[str, str]]:
     return [(choice.label, percent(choice.probability)) for choice in choices]
+
+
+def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
+    opened: Any, searcher: Searcher, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+    gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
+    monkeypatch.setattr(predictor, "reranking", Reranking(calibration=calibration, gain=gain))
+    with opened(link=f"#search?q={TEXT}") as page:
+        assert "nearest first" in settled(page)
+        assert page.locator("#hits .match").count() == 0
+        page.get_by_text("Options").click()
+        page.get_by_label("Match with the text").select_option("the 64 nearest images")
+        page.get_by_role("button", name="Search", exact=True).click()
+        page.locator("#hits .match").first.wait_for()
+        expected = searcher.search(TEXT, top=24, rerank=64)
+        shown = [part.inner_text().replace("\xa0", " ") for part in page.locator("#hits .match b").all()]
+        assert shown == [percent(hit.probability or 0) for hit in expected]
+        assert "rerank=64" in page.url
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -177,7 +197,9 @@ def check_uses(page: Any, predictor: Predictor, image: Path) -> None:
     assert asked == named(predictor.answer(image, "which colour?", top=5))
     matched = use(page, "Match", "Texts, one per line", f"{TEXT}\na bar\n", "Match")
     scores = zip((TEXT, "a bar"), predictor.match(image, [TEXT, "a bar"], all_pairs=True)[0].tolist(), strict=True)
-    assert matched == [(text, percent(score)) for text, score in sorted(scores, key=lambda row: -row[1])]
+    assert matched == [
+        (text, f"score {number(score, digits=3)}") for text, score in sorted(scores, key=lambda row: -row[1])
+    ]
     filled = use(page, "Fill in", "Text with <mask> where a word is missing", "red <mask> on black", "Fill in")
     (words,) = predictor.fill_mask(image, "red <mask> on black", top=5)
     assert filled == [(word.word, percent(word.probability)) for word in words]
@@ -193,7 +215,7 @@ def check_heat_maps(page: Any, predictor: Predictor, image: Path) -> None:
     """There is a map for every word in every layer, drawn over what the model sees."""
     use(page, "Where words look", "Text", TEXT, "Show")
     expected = explain(predictor, image, TEXT)
-    assert f"match with {percent(expected.probability or 0)}" in page.locator("#maps").inner_text().replace("\xa0", " ")
+    assert f"match with score {expected.score:.3f}" in page.locator("#maps").inner_text().replace("\xa0", " ")
     drawn = set()
     for layer in range(len(expected.maps)):
         page.get_by_role("slider").fill(str(layer + 1))
@@ -351,7 +373,7 @@ def check_dialog(dialog: Any, hits: list[Hit], place: int) -> None:
     dialog.get_by_text(f"{place + 1} of {len(hits)}", exact=True).wait_for()
     assert dialog.get_by_role("heading").first.inner_text() == hit.path
     text = dialog.inner_text().replace("\xa0", " ")
-    assert percent(hit.probability or 0) in text
+    assert f"score {hit.score:.3f}" in text
     assert number(hit.cosine, digits=3) in text
     assert dialog.locator("#viewer-captions li").all_inner_texts() == list(hit.captions)
     dialog.locator("#viewer-image img").wait_for()

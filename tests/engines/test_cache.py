@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint
 from bridgetower.engines.folder import is_exported
 from bridgetower.engines.start import cached_export, content_key
 
@@ -23,7 +23,7 @@ def test_exports_once_in_float32_and_says_so(
     left = tmp_path / ".some.partial-killed"
     left.mkdir()
     half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
-    checkpoint = replace(checkpoint, tensors=half, itc_weight=16.0)
+    checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
     with caplog.at_level(logging.INFO, logger="bridgetower"):
         folder = cached_export(checkpoint, tmp_path, "onnx-int8")
         assert cached_export(checkpoint, tmp_path, "onnx-int8") == folder
@@ -33,7 +33,7 @@ def test_exports_once_in_float32_and_says_so(
     assert not left.exists()
     exported = read_checkpoint(folder)
     assert {tensor.dtype for tensor in exported.tensors.values()} == {torch.float32}
-    assert exported.itc_weight == 16
+    assert exported.reranking.itc_weight == 16
 
 
 class TestKey:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from recompute import bridged_layers
 
-from bridgetower.evaluation.metrics import NON_CANDIDATE_SCORE, retrieval_recalls, topk_candidates, two_stage_scores
+from bridgetower.evaluation.metrics import retrieval_recalls, topk_candidates, two_stage_scores
+from bridgetower.evaluation.places import NON_CANDIDATE_SCORE
 from golden import case, check, wrong
 
 STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official code, one result

@@ -10,7 +10,7 @@ import torch
 
 import official
 import tiny
-from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
+from bridgetower.checkpoints import Checkpoint, Reranking, convert, read_checkpoint
 from bridgetower.model.config import HeadsConfig
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
@@ -146,13 +146,17 @@ def test_lost_settings_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptur
         config = official.CONFIG.override(values)
         caplog.clear()
         tensors, weight = tiny.build(config).state_dict(), 16.0 if name == "lost" else 0.0
-        convert(Checkpoint(source=name, config=config, tensors=tensors, itc_weight=weight), tmp_path / name, "hf")
+        convert(
+            Checkpoint(source=name, config=config, tensors=tensors, reranking=Reranking(itc_weight=weight)),
+            tmp_path / name,
+            "hf",
+        )
         messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         field = f"{name}: transformers has no field for the"
         assert (
             messages
             == [
-                f"{field} weight of ITC in two-stage ranking: 16 becomes 0",
+                f"{field} record of reranking: {{'itc_weight': 16.0}} becomes {{'itc_weight': 0.0}}",
                 f"{field} layer norm eps of the fusion layers: 1e-12 becomes 1e-05",
                 f"{field} dropout of the fusion layers: 0.2 becomes 0.1",
                 f"{field} layer norm eps of the MLM head: 1e-06 becomes 1e-05",

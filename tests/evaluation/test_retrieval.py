@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring
-from bridgetower.checkpoints import ITC_ALONE
+from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Means, Protocol, RetrievalConfig
@@ -21,9 +21,8 @@ from bridgetower.evaluation.metrics import (
     retrieval_recalls,
     topk_candidates,
 )
+from bridgetower.evaluation.reranking import ITC_WEIGHTS, LEAST_IMAGES, Candidates
 from bridgetower.evaluation.retrieval import (
-    ITC_WEIGHTS,
-    Candidates,
     evaluate_all_pairs,
     evaluate_matching,
     evaluate_retrieval,
@@ -139,7 +138,7 @@ class TestBruteForce:
     def test_batch_size_changes_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         one, many = (evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size)) for size in (1, 64))
         torch.testing.assert_close(one.similarity, many.similarity, atol=1e-5, rtol=0)
-        assert one.metrics() == many.metrics()
+        assert one.metrics() == pytest.approx(many.metrics(), abs=1e-6)
 
 
 class TestBothScores:
@@ -147,32 +146,36 @@ class TestBothScores:
     def test_brute_force(self, tiny_model: BridgeTower, images: CaptionImages, itc_weight: float) -> None:
         captions, owner = images.texts()
         config = RetrievalConfig(candidates=5)
-        result = evaluate_retrieval(tiny_model, images, config, itc_weight=itc_weight)
+        result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=itc_weight))
         similarity, logits = score_everything(tiny_model, images, captions)
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
         expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "honest"), owner)
         assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
-        assert result.itc_weight == itc_weight
+        assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.matching_recalls == evaluate_retrieval(tiny_model, images, config).two_stage_recalls
 
     def test_the_fit_is_the_best_of_the_weights(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         config = RetrievalConfig(candidates=5)
-        sums = {
-            weight: evaluate_retrieval(tiny_model, images, config, itc_weight=weight).metrics()["two_stage_rsum"]
-            for weight in ITC_WEIGHTS
-        }
+        sums = {}
+        for weight in ITC_WEIGHTS:
+            result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=weight))
+            sums[weight] = result.metrics()["two_stage_rsum"]
         assert len(set(sums.values())) > 2  # or any weight would be the best
-        fitted = evaluate_retrieval(tiny_model, images, config, itc_weight=None)
-        assert fitted.itc_weight in sums
-        assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[fitted.itc_weight]
+        fitted = evaluate_retrieval(tiny_model, images, config, reranking=None)
+        assert fitted.reranking is not None
+        assert fitted.reranking.itc_weight in sums
+        assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[fitted.reranking.itc_weight]
 
-    def test_the_paper_has_no_weight(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_the_paper_has_no_weight_and_no_calibration(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         config = RetrievalConfig(candidates=3, protocol="paper")
-        plain, fitted, given = (
-            evaluate_retrieval(tiny_model, images, config, itc_weight=weight).metrics() for weight in (0.0, None, 16.0)
-        )
+        results = [
+            evaluate_retrieval(tiny_model, images, config, reranking=reranking)
+            for reranking in (UNMEASURED, None, Reranking(itc_weight=16.0))
+        ]
+        plain, fitted, given = (result.metrics() for result in results)
         assert plain == fitted == given
-        assert "itc_weight" not in plain
+        assert not {"itc_weight", "ece"} & set(plain)
+        assert {(result.reranking, result.ece) for result in results} == {(None, None)}
 
     @pytest.mark.parametrize(
         ("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 20.0), (1.0, 0.0, 10.0)]
@@ -182,15 +185,64 @@ class TestBothScores:
     ) -> None:
         """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
-        alone, fitted = test.recalls(ITC_ALONE).rsum, test.recalls(validation.fitted_weight()).rsum
+        alone, fitted = test.recalls(ITC_ALONE).rsum, test.recalls(validation.fitted().itc_weight).rsum
         assert fitted >= alone + gain
+        assert bool(validation.fitted().helps) == (gain > 0)
         if not itm_signal:  # the control: that is what matching alone does
             assert test.recalls(0.0).rsum < alone - 50
 
     def test_of_equal_weights_the_middle(self) -> None:
         perfect = made_up_candidates(0, 100.0, 100.0)
         assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {600.0}
-        assert perfect.fitted_weight() == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
+        assert perfect.fitted().itc_weight == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
+
+    def test_calibrated_probabilities_hold_on_other_data(self) -> None:
+        validation, test = (made_up_candidates(seed, 1.0, 1.0) for seed in (0, 1))
+        fitted = validation.fitted()
+        found = fitted.calibration
+        assert found is not None
+        own = validation.text_side.diagonal().sum()
+        assert (found.pairs, found.matching) == (16 * 100, own)
+        assert found.slope == pytest.approx(2 / 3, abs=0.1)  # of scores with means 0 and 6 and variance 9
+        assert found.ece_before > 0.2
+        assert found.ece_after < 0.03
+        assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
+        assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
+
+    def test_small_sets_give_a_weight_alone(self) -> None:
+        few, enough = (cut(made_up_candidates(0, 1.0, 1.0), size) for size in (LEAST_IMAGES - 1, 2 * LEAST_IMAGES))
+        assert few.fitted() == Reranking(itc_weight=few.fitted().itc_weight)
+        assert None not in (enough.fitted().calibration, enough.fitted().gain)
+
+    def test_folds_are_measured_apart(self) -> None:
+        whole = made_up_candidates(0, 1.0, 1.0)
+        halves = replace(whole, config=RetrievalConfig(fold_size=50))
+        parts = [cut(whole, 50), cut(whole, 50, start=50)]
+        assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
+        gain = halves.fitted().gain
+        assert gain is not None
+        assert gain.low < gain.difference < gain.high
+        assert gain.texts == 100
+
+    def test_texts_of_one_image_widen_the_interval(self) -> None:
+        """Each image and text four times, so the same 100 draws: their number must not make the interval narrower."""
+        once = made_up_candidates(0, 1.0, 1.0)
+        texts = torch.arange(100).repeat_interleave(4)
+        each = {name: getattr(once, name)[:, texts] for name in ("itm", "similarity", "image_side", "text_side")}
+        gains = [
+            one.fitted().gain for one in (once, replace(once, **each, truth=GroundTruth(texts, torch.arange(100))))
+        ]
+        assert gains[0] is not None
+        assert gains[1] is not None
+        widths = [gain.high - gain.low for gain in gains if gain is not None]
+        assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
+def cut(candidates: Candidates, size: int, *, start: int = 0) -> Candidates:
+    """Leaves so many images with their texts."""
+    square = slice(start, start + size), slice(start, start + size)
+    parts = {name: getattr(candidates, name)[square] for name in ("itm", "similarity", "image_side", "text_side")}
+    return replace(candidates, **parts, truth=GroundTruth(torch.arange(size), torch.arange(size)))
 
 
 def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candidates:
@@ -226,7 +278,7 @@ class TestParts:
         monkeypatch.setattr(scoring, "_PART_BYTES", 1)
         found = evaluate_retrieval(tiny_model, images, config)
         assert encoded == [1] * len(images)
-        assert found.metrics() == whole.metrics()
+        assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
         assert found.itm is not None
         assert whole.itm is not None
         torch.testing.assert_close(found.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
@@ -340,7 +392,7 @@ class TestAccuracy:
         tiny_model.itm_head = None
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
         assert (result.itm, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
-        assert (result.itm_accuracy, result.itc_weight) == (None, None)
+        assert (result.itm_accuracy, result.reranking) == (None, None)
         assert result.metrics()["rsum"] == result.itc_recalls.rsum
         with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
             evaluate_matching(tiny_model, images, RetrievalConfig())
@@ -379,7 +431,7 @@ class TestFigures:
         metrics = evaluate_retrieval(tiny_model, images, RetrievalConfig()).metrics()
         sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
         stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
-        assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "rsum"}
+        assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "ece", "rsum"}
         assert metrics["rsum"] == metrics["two_stage_rsum"]
 
     @pytest.mark.parametrize(

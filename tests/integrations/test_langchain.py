@@ -61,7 +61,7 @@ class TestRetriever:
         for document, hit in zip(documents, hits, strict=True):
             assert document.id == hit.digest
             assert document.page_content == "\n".join(hit.captions)
-            assert document.metadata["probability"] == pytest.approx(hit.probability)
+            assert document.metadata["score"] == pytest.approx(hit.score)
             assert document.metadata["cosine"] == pytest.approx(hit.cosine)
             assert document.metadata["path"] < "20"
 
@@ -69,7 +69,7 @@ class TestRetriever:
         retriever = BridgeTowerRetriever.of(index, rerank=0)
         assert len(retriever.invoke("a bar")) == 4
         (document,) = asyncio.run(retriever.ainvoke("a bar", k=1, where="path = '07.png'"))
-        assert (document.metadata["path"], document.metadata["probability"]) == ("07.png", None)
+        assert (document.metadata["path"], document.metadata["score"]) == ("07.png", None)
 
     def test_errors_are_those_of_a_search(self, index: Path, predictor: Predictor) -> None:
         retriever = BridgeTowerRetriever.of(index, predictor)

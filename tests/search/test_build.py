@@ -108,7 +108,7 @@ class TestSources:
             [places["folder"] / f"{name}.png" for name in NAMES_OF], "a green square", all_pairs=True
         )
         hits = searcher.search("a green square")
-        found = {hit.captions[0]: hit.probability for hit in hits}
+        found = {hit.captions[0]: hit.score for hit in hits}
         assert found == pytest.approx(dict(zip(CAPTIONS, expected[:, 0].tolist(), strict=True)), abs=1e-5)
         contact_sheet(hits)
         one = next(hit for hit in hits if hit.captions[0] == CAPTIONS[0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridgetower.checkpoints import ITC_ALONE, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import ITC_ALONE, Reranking, read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
@@ -53,7 +53,7 @@ class TestStages:
         assert names(hits) == ranked(files, cosine)
         expected = cosine.sort(descending=True).values
         torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
-        assert {hit.probability for hit in hits} == {None}
+        assert {hit.score for hit in hits} == {None}
         assert hits[0].file in files
         assert (hits[0].width, hits[0].height) == (24, 24)
 
@@ -64,7 +64,7 @@ class TestStages:
         match[candidates] = predictor.match([files[number] for number in candidates], [TEXT] * 8)
         hits = searcher.search(TEXT, rerank=8, top=5, batch_size=3)
         assert names(hits) == ranked(files, match)[:5]
-        found = torch.tensor([hit.probability for hit in hits])
+        found = torch.tensor([hit.score for hit in hits])
         torch.testing.assert_close(found, match.sort(descending=True).values[:5], atol=1e-5, rtol=0)
         assert names(hits) != ranked(files, cosine)[:5]  # the control: matching changes the order
         assert set(names(searcher.search(TEXT))) == set(ranked(files, predictor.match(files, [TEXT] * 45))[:10])
@@ -73,7 +73,9 @@ class TestStages:
     def test_matching_and_cosine_together(
         self, index: Index, tiny_checkpoint: Path, files: list[Path], tmp_path: Path, itc_weight: float
     ) -> None:
-        write_checkpoint(replace(read_checkpoint(tiny_checkpoint), itc_weight=itc_weight), tmp_path / "model")
+        write_checkpoint(
+            replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=itc_weight)), tmp_path / "model"
+        )
         weighted = load(tmp_path / "model", device="cpu")  # the index was made without a weight
         cosine = weighted.embed_images(files) @ weighted.embed_texts(TEXT)[0]
         chosen = cosine.argsort(descending=True)[:8]
@@ -83,14 +85,14 @@ class TestStages:
         hits = Searcher(index, weighted).search(TEXT, rerank=8, top=8)
         assert names(hits) == ranked(files, scores)[:8]
         by_name = {files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)}
-        assert [hit.probability for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
+        assert [hit.score for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
         assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
     def test_the_rest_follows_by_cosine(self, searcher: Searcher) -> None:
         nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
         assert set(names(hits[:4])) == set(names(nearest[:4]))
         assert names(hits[4:]) == names(nearest[4:])
-        assert [hit.probability is None for hit in hits] == [False] * 4 + [True] * 5
+        assert [hit.score is None for hit in hits] == [False] * 4 + [True] * 5
 
     def test_an_image_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
         vectors, image = predictor.embed_images(files), predictor.embed_images(files[7])
@@ -98,10 +100,10 @@ class TestStages:
         assert names(hits) == ranked(files, vectors @ image[0])
         assert hits[0].path == files[7].name
         assert hits[0].cosine == pytest.approx(1)
-        assert {hit.probability for hit in hits} == {None}
+        assert {hit.score for hit in hits} == {None}
         both = F.normalize(image[0] + predictor.embed_texts(TEXT)[0], dim=0)
         assert names(searcher.search(TEXT, files[7], rerank=0, top=45)) == ranked(files, vectors @ both)
-        assert None not in {hit.probability for hit in searcher.search(TEXT, files[7])}
+        assert None not in {hit.score for hit in searcher.search(TEXT, files[7])}
 
     def test_against_captions_and_pairs(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
         captions = {hit.path: hit.captions for hit in searcher.search(TEXT, rerank=0, top=45)}
@@ -217,7 +219,7 @@ class TestModels:
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
         build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "photos.lance")
-        assert {hit.probability for hit in searcher.search(TEXT)} == {None}
+        assert {hit.score for hit in searcher.search(TEXT)} == {None}
         with pytest.raises(ValueError, match="no matching"):
             searcher.search(TEXT, rerank=3)
 

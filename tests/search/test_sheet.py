@@ -20,7 +20,7 @@ def hits(tmp_path: Path) -> list[Hit]:
     for number, colour in enumerate(("red", "lime", "blue", "yellow", "cyan", "magenta", "black")):
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50 + 10 * number), colour).save(file)
-        scores = {"cosine": 0.1, "probability": 0.5}
+        scores = {"cosine": 0.1, "score": 0.5}
         hit = Hit(digest="", size=0, path=file.name, file=file, width=50, height=50, captions=(), **scores)
         found.append(of_file(hit, file))
     return found
@@ -50,7 +50,7 @@ def test_pictures_in_rows_best_first(hits: list[Hit]) -> None:
 
 def test_a_bar_as_long_as_the_probability(hits: list[Hit]) -> None:
     def bar(probability: float | None) -> int:
-        sheet = contact_sheet([replace(hits[0], probability=probability)])
+        sheet = contact_sheet([replace(hits[0], probability=probability, score=None)])
         return int((np.asarray(sheet) == (37, 99, 175)).all(axis=2).sum())
 
     assert bar(1.0) > 1.9 * bar(0.5) > 0

@@ -76,7 +76,7 @@ def test_matching_and_sheets_take_the_frames_of_the_index(
     assert len(hits) == 7
     frames = [searcher.index.content(hit) for hit in hits]
     expected = predictor.match(frames, ["a red square"] * 7)
-    torch.testing.assert_close(torch.tensor([hit.probability for hit in hits]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), expected, atol=1e-5, rtol=0)
     hits = searcher.search("a", where="start >= 3 and end <= 6", rerank=0)
     assert {hit.path for hit in hits} == {"talk.mp4#t=3.500,5.000", "lectures/one.mp4#t=3.000,6.000"}
     sheet = contact_sheet(hits, content=searcher.index.content)

@@ -21,7 +21,7 @@ def test_maps_of_every_word(post: Callable[..., Any], predictor: Predictor) -> N
         assert answer["words"] == list(expected.words)
         assert np.array(answer["maps"]) == pytest.approx(expected.maps.numpy(), abs=1e-5)
         assert np.array(answer["prefix_shares"]) == pytest.approx(expected.prefix_shares.numpy(), abs=1e-5)
-        assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert answer["score"] == pytest.approx(expected.score, abs=1e-5)
         assert answer["usage"]["total_tokens"] == 5 + len(predictor.processor.token_ids([text])[0])
         assert "view" not in answer
 

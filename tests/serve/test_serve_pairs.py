@@ -36,7 +36,7 @@ def both(predictor: Predictor, answering: Predictor) -> Iterator[httpx.Client]:
 
 
 DIRECT: dict[str, tuple[dict[str, Any], str, Callable[[Predictor], Any], int]] = {
-    "match": ({"texts": TEXTS}, "probability", lambda model: model.match(PNGS, TEXTS).tolist(), 1),
+    "match": ({"texts": TEXTS}, "score", lambda model: model.match(PNGS, TEXTS).tolist(), 1),
     "fill-mask": ({"texts": MASKED, "top": 4}, "masks", lambda model: model.fill_mask(PNGS, MASKED, top=4), 1),
     "answer": ({"questions": TEXTS, "top": 3}, "answers", lambda model: model.answer(PNGS, TEXTS, top=3), 1),
     "entail": ({"statements": TEXTS}, "judgements", lambda model: model.entail(PNGS, TEXTS), 1),
@@ -123,7 +123,7 @@ class TestMatch:
         answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
         assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
         expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
-        assert [row["probability"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
+        assert [row["score"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
         assert len({round(probability, 4) for probability in expected}) == 6
 
     def test_refusals(self, refused: Post) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import Reranking, read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
 from bridgetower.search import connection
 from bridgetower.search.build import build_index
@@ -33,7 +33,7 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
     assert [row["path"] for row in data] == [hit.path for hit in hits]
     for row, hit in zip(data, hits, strict=True):
         assert row["cosine"] == pytest.approx(hit.cosine, abs=1e-5)
-        assert row.get("probability") == (hit.probability and pytest.approx(hit.probability, abs=1e-5))
+        assert row.get("score") == (hit.score and pytest.approx(hit.score, abs=1e-5))
         assert (row["width"], row["height"], tuple(row["captions"])) == (hit.width, hit.height, hit.captions)
 
 
@@ -55,7 +55,9 @@ def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> Non
 
 
 def test_both_scores_by_the_weight_of_the_model(searcher: Searcher, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_checkpoint(replace(read_checkpoint(tiny_checkpoint), itc_weight=64.0), tmp_path / "model")
+    write_checkpoint(
+        replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=64.0)), tmp_path / "model"
+    )
     weighted = load(tmp_path / "model", device="cpu")
     expected = Searcher(searcher.index, weighted).search("red circle")
     assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
@@ -192,7 +194,7 @@ def test_what_is_matched_is_what_was_indexed(predictor: Predictor, tmp_path: Pat
     with running(predictor, Searcher(tmp_path / "photos.lance", predictor), max_pixels=1) as client:
         rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
     assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
-    assert all("probability" in row for row in rows)
+    assert all("score" in row for row in rows)
 
 
 def test_an_index_that_is_damaged(predictor: Predictor, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class TestWhatIsLeft:
         assert states.saved(out).step == 6
         assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
         assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
-        assert read_checkpoint(out / "last").itc_weight == finished[1]["itc_weight"]
+        assert read_checkpoint(out / "last").reranking.itc_weight == finished[1]["itc_weight"]
 
     def test_best_gives_the_figures_of_its_step(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig
@@ -98,8 +98,8 @@ class TestWhatIsLeft:
         checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
         assert checkpoint.processor is not None
         images = CaptionImages(config.data, "validation", checkpoint.processor)
-        assert checkpoint.itc_weight == best["itc_weight"]  # fitted again by the same rule
-        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, itc_weight=None).metrics()
+        assert checkpoint.reranking.itc_weight == best["itc_weight"]  # fitted again by the same rule
+        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, reranking=None).metrics()
         again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
         assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
 

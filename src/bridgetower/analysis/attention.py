@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.analysis.attention_weights import AttentionKind, attention_weights
+from bridgetower.checkpoints.reranking import Match
 from bridgetower.inference import matched
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
@@ -30,13 +31,15 @@ class Attention:
             [layers, words, rows, columns].
         prefix_shares: What went to the image's class token instead (and to a distillation token) before the maps were
             renormalised: [layers, words].
-        probability: That image and text match; None for a model without matching head.
+        probability: That image and text match; None without a calibration of the matching head.
+        score: Of the matching head, from 0 to 1, where it has no calibration; else None.
     """
 
     words: tuple[str, ...]
     maps: Float[Tensor, "k w r c"] = field(repr=False)
     prefix_shares: Float[Tensor, "k w"] = field(repr=False)
-    probability: float | None
+    probability: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,15 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),
-        probability=None if model.itm_head is None else float(matched(model.itm_logits(pooled))),
+        **_match(predictor, pooled),
     )
+
+
+def _match(predictor: Predictor, pooled: Float[Tensor, "1 e"]) -> Match:
+    """Returns how well the pair matches, by name; nothing without a matching head."""
+    if predictor.model.itm_head is None:
+        return {}
+    return predictor.reranking.named(matched(predictor.model.itm_logits(pooled)))[0]
 
 
 def cross_attention(

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.analysis.attention import Explanation
+from bridgetower.checkpoints import described
 from bridgetower.text_drawing import FAINT, PAPER, Pen
 
 TILE = 168  # pixels
@@ -49,8 +50,8 @@ def _draw_head(canvas: Image.Image, pen: Pen, explanation: Explanation) -> None:
     canvas.paste(explanation.view.resize((_VIEW, _VIEW), Image.Resampling.LANCZOS), (_MARGIN, _MARGIN))
     x, width = _MARGIN + _VIEW + 24, canvas.width - _MARGIN - _VIEW - 24 - _MARGIN
     pen.line(f"“{explanation.text}”", x, _MARGIN + 26, width=width, size=24, bold=True)
-    if explanation.probability is not None:
-        pen.line(f"matches with {100 * explanation.probability:.1f} %", x, _MARGIN + 54, width=width, size=16)
+    if match := described(explanation.probability, explanation.score):
+        pen.line(f"match: {match}", x, _MARGIN + 54, width=width, size=16)
     for number, line in enumerate(
         (
             "Cross-attention of each word over the image, mean over the heads.",

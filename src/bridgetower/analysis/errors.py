@@ -14,11 +14,13 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.findings import count, percent
 from bridgetower.analysis.report import Row, Table, page_templates, style
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.evaluation.calibration import BINS, expected_calibration_error, reliability
 from bridgetower.evaluation.outcome import Judgement
 from bridgetower.files import write_text
 from bridgetower.processor import open_image
@@ -28,7 +30,6 @@ MISSES = 48
 
 _SIDE = 320  # pixels, the longer side of an image
 _CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
-_BINS = 10
 _Z = 1.96  # of the 95 % interval
 
 _ANSWERS = {
@@ -40,7 +41,7 @@ _RETRIEVAL = {
     "expected": "right image",
     "given": "found first",
     "misses": "Texts for which another image is found first: those first whose own image is farthest behind. The "
-    "probability is that of a match with the image that is found.",
+    "probability is that of a match with the image that is found; without a calibration it is the score of matching.",
 }
 
 
@@ -136,24 +137,23 @@ def _confusions(worst: Sequence[Judgement]) -> Table | None:
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     """How often answers are right by their probability; None where there is none."""
-    bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for one in judgements:
-        if one.probability is not None:
-            bins[min(int(one.probability * _BINS), _BINS - 1)].append((one.probability, one.score))
-    if not bins:
+    known = [(one.probability, one.score) for one in judgements if one.probability is not None]
+    if not known:
         return None
-    means = {number: (fmean(p for p, _ in found), fmean(s for _, s in found)) for number, found in sorted(bins.items())}
-    total = sum(map(len, bins.values()))
-    error = sum(len(bins[number]) * abs(said - right) for number, (said, right) in means.items()) / total
+    bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
     rows = [
         Row(
-            f"{number / _BINS:.1f} to {(number + 1) / _BINS:.1f}",
-            (count(len(bins[number])), percent(said), percent(right)),
+            f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}",
+            (count(one.examples), percent(one.probability), percent(one.right)),
         )
-        for number, (said, right) in means.items()
+        for one in bins
     ]
     columns = ("probability", "examples", "mean probability", "right")
-    return {"error": error, "drawing": _drawing(list(means.values())), "table": Table(columns=columns, rows=rows)}
+    return {
+        "error": expected_calibration_error(bins),
+        "drawing": _drawing([(one.probability, one.right) for one in bins]),
+        "table": Table(columns=columns, rows=rows),
+    }
 
 
 def _drawing(points: Sequence[tuple[float, float]]) -> str:

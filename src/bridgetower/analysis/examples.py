@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from bridgetower.checkpoints import described
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.ranks import Direction, orders, rank_of
@@ -26,14 +27,14 @@ class Hit:
         caption: The text found, or the main caption of the image found.
         image: File content of the image found, or of the one that the text found belongs to.
         cosine: Of the contrastive embeddings.
-        probability: That the pair matches; None for a model without matching head.
+        match: `Predictor.match` of the pair, in words; empty for a model without matching head.
         is_own: Whether image and text belong together.
     """
 
     caption: str
     image: bytes
     cosine: float
-    probability: float | None
+    match: str
     is_own: bool
 
 
@@ -139,14 +140,14 @@ class _Search:
         return rank_of(self.result, self.orders[direction][query], direction, query)
 
     def example(self, direction: Direction, query: int) -> SearchExample:
-        """Returns a query with its hits; only the pairs that are shown are scored again, for their probability."""
+        """Returns a query with its hits; only the pairs that are shown are matched again."""
         rank = self.rank(direction, query)
         order = self.orders[direction][query]
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
         to_image = direction == "text_to_image"
         pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
-        probabilities = self._probabilities(pairs)
-        *hits, own = [self._hit(*pair, direction, chance) for pair, chance in zip(pairs, probabilities, strict=True)]
+        matches = zip(pairs, self._matches(pairs), strict=True)
+        *hits, own = [self._hit(*pair, direction, match) for pair, match in matches]
         image = int(self.result.truth.text_image_index[query]) if to_image else query
         return SearchExample(
             direction=direction,
@@ -158,23 +159,23 @@ class _Search:
             num_items=len(order),
         )
 
-    def _hit(self, image: int, text: int, direction: Direction, probability: float | None) -> Hit:
+    def _hit(self, image: int, text: int, direction: Direction, match: str) -> Hit:
         owner = int(self.result.truth.text_image_index[text])
         finds_texts = direction == "image_to_text"
         return Hit(
             caption=self.texts[text] if finds_texts else self.images.captions[image][0],
             image=self.images.image_bytes(owner if finds_texts else image),
             cosine=float(self.result.similarity[image, text]),
-            probability=probability,
+            match=match,
             is_own=owner == int(self.result.truth.owners[image]),
         )
 
-    def _probabilities(self, pairs: Sequence[tuple[int, int]]) -> Sequence[float | None]:
+    def _matches(self, pairs: Sequence[tuple[int, int]]) -> Sequence[str]:
         if self.result.itm is None:
-            return [None] * len(pairs)
+            return [""] * len(pairs)
         images, texts = [self.images.image_bytes(image) for image, _ in pairs], [self.texts[text] for _, text in pairs]
-        probabilities: list[float] = self.predictor.match(images, texts, truncate=True).tolist()
-        return probabilities
+        found = self.predictor.match(images, texts, truncate=True).tolist()
+        return [described(**{self.predictor.reranking.shown: value}) for value in found]
 
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:

@@ -1,18 +1,25 @@
 """Names and bytes: every published checkpoint in, this package's and transformers' folders out."""
 
-from bridgetower.checkpoints.checkpoint import ITC_ALONE, Checkpoint
+from bridgetower.checkpoints.checkpoint import Checkpoint
 from bridgetower.checkpoints.fingerprint import fingerprint
 from bridgetower.checkpoints.hub import is_downloaded
-from bridgetower.checkpoints.io import convert, read_checkpoint, update_weights, write_checkpoint, write_itc_weight
+from bridgetower.checkpoints.io import convert, read_checkpoint, update_weights, write_checkpoint, write_reranking
+from bridgetower.checkpoints.reranking import ITC_ALONE, ITC_WEIGHT, UNMEASURED, Calibration, Gain, Reranking, described
 
 __all__ = [
     "ITC_ALONE",
+    "ITC_WEIGHT",
+    "UNMEASURED",
+    "Calibration",
     "Checkpoint",
+    "Gain",
+    "Reranking",
     "convert",
+    "described",
     "fingerprint",
     "is_downloaded",
     "read_checkpoint",
     "update_weights",
     "write_checkpoint",
-    "write_itc_weight",
+    "write_reranking",
 ]

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.keymap import Source, import_tensors
+from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, check_labels
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
-from bridgetower.model.plain import check_numbers
 from bridgetower.model.tower_config import VisionConfig
 from bridgetower.processor import Processor
-
-ITC_ALONE = 1e6
-"""The largest weight of ITC in a two-stage ranking: candidates are matched, but their order is that of the cosine."""
 
 VISION = "vision."  # in front of the names of the image tower's parameters
 _LISTED = 10
@@ -40,8 +37,7 @@ class Checkpoint:
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
         extensions: Towers, bridges and heads of one's own that the config names.
         labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
-        itc_weight: Of the cosine in a two-stage ranking (`inference.combined_scores`), fitted on a validation split; 0
-            ranks candidates by matching alone.
+        reranking: What validation found for the second stage of a search.
     """
 
     source: str
@@ -52,11 +48,10 @@ class Checkpoint:
     processor: Processor | None = None
     extensions: Extensions = NO_EXTENSIONS
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    itc_weight: float = 0.0
+    reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
-        """Checks the weight, that there is a name for every class of the heads that have names, and the tokenizer."""
-        check_numbers(self, f"{self.source}: ", itc_weight=(0, ITC_ALONE))
+        """Checks that there is a name for every class of the heads that have names, and the tokenizer."""
         heads = vars(self.config.heads)
         own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
         check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
@@ -130,7 +125,7 @@ class Checkpoint:
         if self.config.heads.itc is None:
             raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
         tensors = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("itc_head.")}
-        return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors, itc_weight=0.0)
+        return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors, reranking=UNMEASURED)
 
 
 def resized_vision(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import export_tensors, name_table
+from bridgetower.checkpoints.reranking import UNMEASURED
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.heads import HEADS, chosen_heads
@@ -114,7 +115,7 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
     for setting, ours, theirs in _lost(checkpoint):
         logger.warning(
-            "%s: transformers has no field for the %s: %g becomes %g", checkpoint.source, setting, ours, theirs
+            "%s: transformers has no field for the %s: %s becomes %s", checkpoint.source, setting, ours, theirs
         )
     heads = config.heads
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
@@ -251,11 +252,11 @@ def _obstacles(config: ModelConfig) -> list[str]:
     return [reason for reason, applies in checks.items() if applies]
 
 
-def _lost(checkpoint: Checkpoint) -> list[tuple[str, float, float]]:
+def _lost(checkpoint: Checkpoint) -> list[tuple[str, object, object]]:
     """Settings that transformers lacks or shares with another one: their names, our value, and the value that wins."""
     text, fusion, heads = checkpoint.config.text, checkpoint.config.fusion, checkpoint.config.heads
-    shared = [
-        ("weight of ITC in two-stage ranking", checkpoint.itc_weight, 0.0),
+    shared: list[tuple[str, object, object]] = [
+        ("record of reranking", checkpoint.reranking.to_plain(), UNMEASURED.to_plain()),
         ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
         ("dropout of the fusion layers", fusion.dropout, text.dropout),
     ]

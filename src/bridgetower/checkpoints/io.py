@@ -13,6 +13,7 @@ import torch
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
+from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
     WEIGHTS,
     only_tensors,
@@ -25,6 +26,7 @@ from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.plain import from_plain
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]
@@ -110,16 +112,18 @@ def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
-    weight = {"itc_weight": checkpoint.itc_weight} if checkpoint.itc_weight else {}
-    write_json(folder / "config.json", _FORMAT | {"model": checkpoint.config.to_dict()} | weight)
+    values = _FORMAT | {"model": checkpoint.config.to_dict()}
+    if checkpoint.reranking != UNMEASURED:
+        values["reranking"] = checkpoint.reranking.to_plain()
+    write_json(folder / "config.json", values)
 
 
-def write_itc_weight(source: str | Path, itc_weight: float | None) -> None:
-    """Replaces the weight of ITC in the config of a folder of this package or of a training run (its `best/`).
+def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
+    """Replaces what validation found for reranking in the config of a folder of this package or of a run (its `best/`).
 
     Args:
         source: The folder.
-        itc_weight: The weight; None only checks that there is a config to write it into.
+        reranking: What was found; None only checks that there is a config to write it into.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -129,11 +133,12 @@ def write_itc_weight(source: str | Path, itc_weight: float | None) -> None:
     values = read_json(path)
     if values.get("format") != _FORMAT["format"]:
         raise ValueError(
-            f"{source} is no folder of bridgetower, and the weight of two-stage ranking is stored in one; write one "
+            f"{source} is no folder of bridgetower, and what is found for reranking is stored in one; write one "
             "with `bridgetower convert --to bridgetower`"
         )
-    if itc_weight is not None:
-        write_json(path, values | {"itc_weight": itc_weight})
+    if reranking is not None:
+        values.pop(ITC_WEIGHT, None)
+        write_json(path, values | {"reranking": reranking.to_plain()})
 
 
 def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False) -> None:
@@ -213,8 +218,13 @@ def _read_own(
         extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
-        itc_weight=values.get("itc_weight", 0.0),
+        reranking=from_plain(Reranking, _reranking(values), f"{name}: reranking"),
     )
+
+
+def _reranking(values: Mapping[str, Any]) -> Any:
+    """Returns what a config has about reranking; earlier releases wrote the weight alone."""
+    return values.get("reranking", {ITC_WEIGHT: values[ITC_WEIGHT]} if ITC_WEIGHT in values else {})
 
 
 def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:

@@ -22,6 +22,7 @@ from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
+    from bridgetower.checkpoints import Reranking
     from bridgetower.evaluation.outcome import Outcome
     from bridgetower.predictor import Predictor
 
@@ -51,7 +52,8 @@ def evaluate(
     """Evaluate a model on a prepared data set.
 
     Retrieval prints recall of three rankings next to chance: by ITC alone, by matching of ITC's candidates alone, and
-    of the candidates by both, as the checkpoint weighs them (--fit-two-stage). A model without contrastive head has one
+    of the candidates by both, as the checkpoint weighs them (--fit-two-stage), and the expected calibration error (ECE)
+    of what is shown for a candidate. A model without contrastive head has one
     stage: the fusion encoder scores every pair. The list of benchmarks names the
     usual metric of each; docs/evaluation.md has the others. A table on a terminal, JSON elsewhere.
 
@@ -69,8 +71,9 @@ def evaluate(
         data: Prepared data sets, evaluated together; for CIFAR and GLUE the folder of the original files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
-        fit_two_stage: Fit the weight of ITC in the two-stage ranking on this split, which is not for tests, and write
-            it into the model's folder, where search and later evaluations find it.
+        fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
+            into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
+            better than ITC alone.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode images; 0 decodes in the main one.
@@ -90,12 +93,12 @@ def evaluate(
         require_parent(report)
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
-    from bridgetower.checkpoints import write_itc_weight
+    from bridgetower.checkpoints import Reranking, write_reranking
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
     if fit_two_stage:
-        write_itc_weight(model, None)  # before it is evaluated, which takes long
+        write_reranking(model, None)  # before it is evaluated, which takes long
     means = Means(work=work or cache_folder() / "evaluations", num_workers=num_workers, progress=sys.stderr.isatty())
     with process_group(loading.device, TIMEOUT_MINUTES), _loaded(model, loading) as predictor:
         outcome = run_benchmark(
@@ -107,13 +110,27 @@ def evaluate(
         if rank() != 0:
             return
         if fit_two_stage:
-            write_itc_weight(model, outcome.metrics["itc_weight"])
+            _keep(model, Reranking.from_metrics(outcome.metrics))
         loaded = {"model": predictor.source, "fingerprint": predictor.fingerprint}
         measured = {"data": list(map(str, data)), "split": split, **_settings(benchmark, options)}
         about = {"benchmark": benchmark, **loaded, **measured, "precision": loading.precision}
         _report(outcome, about, out, json=json)
         if report is not None:
             _write_errors(report, outcome, about, slices)
+
+
+def _keep(model: str, reranking: Reranking) -> None:
+    """Writes what was fitted into the model's folder."""
+    from bridgetower.checkpoints import write_reranking
+    from bridgetower.evaluation.reranking import LEAST_IMAGES
+
+    if reranking.calibration is None or reranking.gain is None:
+        _LOG.warning(
+            "the split is too small for a calibration and for a comparison with ITC alone, so matches stay scores; "
+            "give at least %d images with different captions, and candidates of which some match and others do not",
+            LEAST_IMAGES,
+        )
+    write_reranking(model, reranking)
 
 
 def _check_options(benchmark: str, work: Path | None, loading: LoadOptions) -> None:

@@ -126,6 +126,14 @@ def emit_table(title: str, metrics: Mapping[str, float]) -> None:
         rows["itm accuracy"] = {"matching": f"{100 * metrics['itm_accuracy']:.1f}", "chance": "50.0"}
     if "itc_weight" in metrics:
         rows["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
+    if "ece" in metrics:
+        rows["ECE of matches"] = {"matching": f"{100 * metrics['ece']:.1f}"}
+    if "gain_difference" in metrics:
+        gain, low, high = (100 * metrics[f"gain_{name}"] for name in ("difference", "low", "high"))
+        rows["text to image, less ITC alone"] = {"two_stage": f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"}
+    if "calibration_pairs" in metrics:
+        before, after = (100 * metrics[f"calibration_ece_{name}"] for name in ("before", "after"))
+        rows["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
     cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in rows.items()]
     emit_rows(title, ("", *(_STAGES[stage] for stage in shown)), cells)
 

@@ -63,7 +63,8 @@ class QueryOptions:
 
     Attributes:
         top: Hits to show.
-        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64.
+        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64, or 0
+            for a model whose validation did not find that matching ranks better.
         where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
         against: What the query is compared with: the images, their captions, or both together. Models that cannot
             compare a text or an image alone with both together compare it with captions or images, and say so.
@@ -95,9 +96,10 @@ def search(
 ) -> None:
     """Search an index by a text, by an image, or by both.
 
-    The images whose vectors are nearest are matched with the text, and the likeliest match comes first. Gives one
-    JSON line per hit, {"rank", "digest", "path", "file", "cosine", "probability", "width", "height", "captions"}, and
-    of a moment of a video {"start", "end", "transcript", "link"}; a table on a terminal.
+    The images whose vectors are nearest are matched with the text, and the best match comes first. Gives one JSON line
+    per hit, {"rank", "digest", "path", "file", "cosine", "probability", "score", "width", "height", "captions"}, and of
+    a moment of a video {"start", "end", "transcript", "link"}; a table on a terminal. A model without calibration gives
+    a score in place of the probability.
 
     Examples: bridgetower search "a red flag"
               bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
@@ -147,9 +149,11 @@ def _shown(hit: Hit) -> dict[str, object]:
 
 
 def _show(hits: Sequence[Hit]) -> None:
+    from bridgetower.checkpoints import described
+
     rows = []
     for rank, hit in enumerate(hits, start=1):
-        match = "" if hit.probability is None else f"{100 * hit.probability:.1f} %"
+        match = described(hit.probability, hit.score)
         size = f"{hit.width}x{hit.height}"
         more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
         caption = one_line("".join(hit.captions[:1])) + more

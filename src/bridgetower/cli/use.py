@@ -59,7 +59,8 @@ def match(
 ) -> None:
     """Score how well images and texts match.
 
-    Gives one JSON line per pair, {"image", "text", "probability"}; a table on a terminal.
+    Gives one JSON line per pair, {"image", "text", "probability"}, or "score" if the checkpoint has no calibration; a
+    table on a terminal.
 
     Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
 
@@ -77,7 +78,7 @@ def match(
     scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
     pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
     rows = (
-        {"image": image, "text": text, "probability": score}
+        {"image": image, "text": text, predictor.reranking.shown: score}
         for (image, text), score in zip(pairs, scores.tolist(), strict=True)
     )
     emit_results(rows, json=json)
@@ -132,8 +133,9 @@ def explain(
 ) -> None:
     """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
 
-    Gives one JSON line, {"image", "text", "probability", "words", "class_token_shares", "written"}. The shares, a list
-    per layer with a number per word, are what went to the class token; each map shows the rest and sums to 1.
+    Gives one JSON line, {"image", "text", "probability", "words", "class_token_shares", "written"}, or "score" in place
+    of the probability if the checkpoint has no calibration. The shares, a list per layer with a number per word, are
+    what went to the class token; each map shows the rest and sums to 1.
 
     Example: bridgetower explain cat.jpg "a cat on a sofa" --out map.png --model MODEL
 
@@ -158,7 +160,7 @@ def explain(
     value = {
         "image": str(image),
         "text": text,
-        "probability": found.probability,
+        **{name: value for name in ("probability", "score") if (value := getattr(found, name)) is not None},
         "words": found.words,
         "class_token_shares": found.prefix_shares.tolist(),
         "written": str(out),

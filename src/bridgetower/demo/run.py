@@ -313,9 +313,7 @@ def _tested(
         words: dict[str, float] = {}
         if config.model.heads.mlm:
             words = evaluate_masked_words(predictor.model, images, config.task.masking)
-        retrieved[name] = evaluate_retrieval(
-            predictor.model, images, config.evaluation, itc_weight=predictor.itc_weight
-        )
+        retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation, reranking=predictor.reranking)
         test[name] = retrieved[name].metrics() | words
     run = DemoRun(
         arm=arm,

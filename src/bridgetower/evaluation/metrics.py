@@ -1,6 +1,6 @@
 """Image-text retrieval and matching metrics: pure functions on whole score matrices, image by text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,15 +10,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.evaluation.config import Protocol
+from bridgetower.evaluation.places import (
+    NON_CANDIDATE_SCORE,
+    PAIRS_AT_ONCE,
+    Places,
+    best_places,
+    both_places,
+    check_ks,
+    check_not_nan,
+    expected_recall,
+    hit_chances,
+    own_pairs,
+    tied_places,
+)
 
 RECALL_KS = (1, 5, 10)
 """The ranks that the field reports; RSUM is the sum of both directions at these three."""
-
-NON_CANDIDATE_SCORE = -100.0
-"""What the official two-stage evaluation gives a pair that the first stage dropped; such a pair is never a hit."""
-
-_PAIRS_AT_ONCE = 2**22
-"""Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
 
 
 class GroundTruth(NamedTuple):
@@ -31,6 +38,18 @@ class GroundTruth(NamedTuple):
 
     text_image_index: Int[Tensor, " t"]
     owners: Int[Tensor, " i"]
+
+
+class QueryHits(NamedTuple):
+    """Recalls of single queries.
+
+    Attributes:
+        images: Of images that look for texts.
+        texts: Of texts that look for images.
+    """
+
+    images: Float[Tensor, " i"]
+    texts: Float[Tensor, " t"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +117,37 @@ def retrieval_recalls(
     Raises:
         ValueError: NaN scores, an image without text, an index out of range, shapes that do not fit, k < 1.
     """
-    other = scores if text_to_image_scores is None else text_to_image_scores
-    _check_scores(scores, text_image_index)
-    if other is not scores:
-        _check_scores(other, text_image_index)
-    if other.shape != scores.shape:
-        raise ValueError(f"text_to_image_scores is {list(other.shape)}; expected {list(scores.shape)} as for scores")
-    pairs = _own_pairs(text_image_index, len(scores), owners)
-    _check_ks(ks)
-    images, texts = _best_places(scores, *pairs), _best_places(other.T, *pairs[::-1])
+    check_ks(ks)
+    images, texts = both_places(scores, text_image_index, owners, text_to_image_scores)
     return RetrievalRecalls(
-        image_to_text={k: _expected_recall(images, k) for k in ks},
-        text_to_image={k: _expected_recall(texts, k) for k in ks},
+        image_to_text={k: expected_recall(images, k) for k in ks},
+        text_to_image={k: expected_recall(texts, k) for k in ks},
         num_images=scores.shape[0],
         num_texts=scores.shape[1],
     )
+
+
+def query_hits(
+    scores: Float[Tensor, "i t"],
+    text_image_index: Int[Tensor, " t"],
+    *,
+    owners: Int[Tensor, " i"] | None = None,
+    text_to_image_scores: Float[Tensor, "i t"] | None = None,
+) -> QueryHits:
+    """Returns the recalls of `retrieval_recalls` query by query, each the mean over `RECALL_KS`."""
+    images, texts = both_places(scores, text_image_index, owners, text_to_image_scores)
+    return QueryHits(
+        *(torch.stack([hit_chances(places, k) for k in RECALL_KS]).mean(dim=0) for places in (images, texts))
+    )
+
+
+def folds(
+    text_image_index: Int[Tensor, " t"], num_images: int, fold_size: int | None
+) -> Iterator[tuple[slice, Int[Tensor, " f"]]]:
+    """Yields the rows of the images of each fold and of their texts; without `fold_size` there is one."""
+    size = fold_size or num_images
+    for start in range(0, num_images, size):
+        yield slice(start, start + size), (text_image_index // size == start // size).nonzero().squeeze(1)
 
 
 def streamed_recalls(
@@ -122,7 +157,7 @@ def streamed_recalls(
     *,
     owners: Int[Tensor, " i"] | None = None,
     ks: Sequence[int] = RECALL_KS,
-    pairs_at_once: int = _PAIRS_AT_ONCE,
+    pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> RetrievalRecalls:
     """Does as `retrieval_recalls`, with the scores of a block of texts in memory instead of those of all.
 
@@ -138,8 +173,8 @@ def streamed_recalls(
     Raises:
         ValueError: As `retrieval_recalls`.
     """
-    _check_ks(ks)
-    images, texts = _own_pairs(text_image_index, num_images, owners)
+    check_ks(ks)
+    images, texts = own_pairs(text_image_index, num_images, owners)
     order = texts.argsort(stable=True)
     images, texts = images[order], texts[order]
     size = max(1, pairs_at_once // num_images)
@@ -149,9 +184,9 @@ def streamed_recalls(
     own, places = torch.empty(len(images)), []
     for block, pairs in blocks:
         scores = scores_of(block)
-        _check_not_nan(scores, "scores")
+        check_not_nan(scores, "scores")
         own[pairs] = scores[images[pairs], texts[pairs] - block.start].float()
-        places.append(_best_places(scores.T, texts[pairs] - block.start, images[pairs]))
+        places.append(best_places(scores.T, texts[pairs] - block.start, images[pairs]))
     best = own.new_full((num_images,), -torch.inf).scatter_reduce(0, images, own, "amax")
     better, tied = torch.zeros(num_images, dtype=torch.int64), torch.zeros(num_images, dtype=torch.int64)
     for block, _ in blocks:
@@ -159,11 +194,11 @@ def streamed_recalls(
         better += (scores > best[:, None]).sum(dim=1)
         tied += (scores == best[:, None]).sum(dim=1)
     num_best = torch.bincount(images[own == best[images]], minlength=num_images)
-    of_images = _Places(better=better, tied=tied, own=num_best, can_hit=best != NON_CANDIDATE_SCORE)
-    of_texts = _Places(*(torch.cat(parts) for parts in zip(*places, strict=True)))
+    of_images = Places(better=better, tied=tied, own=num_best, can_hit=best != NON_CANDIDATE_SCORE)
+    of_texts = Places(*(torch.cat(parts) for parts in zip(*places, strict=True)))
     return RetrievalRecalls(
-        image_to_text={k: _expected_recall(of_images, k) for k in ks},
-        text_to_image={k: _expected_recall(of_texts, k) for k in ks},
+        image_to_text={k: expected_recall(of_images, k) for k in ks},
+        text_to_image={k: expected_recall(of_texts, k) for k in ks},
         num_images=num_images,
         num_texts=len(text_image_index),
     )
@@ -187,20 +222,18 @@ def fold_recalls(
     num_images = len(scores)
     if fold_size < 1 or num_images == 0 or num_images % fold_size:
         raise ValueError(f"{num_images} images do not split into folds of {fold_size}; expected a multiple")
-    _own_pairs(text_image_index, num_images)
-    folds = []
-    for start in range(0, num_images, fold_size):
-        texts = (text_image_index // fold_size == start // fold_size).nonzero().squeeze(1)
-        image_rows = slice(start, start + fold_size)
-        other = None if text_to_image_scores is None else text_to_image_scores[image_rows, texts]
-        index = text_image_index[texts] - start
-        folds.append(retrieval_recalls(scores[image_rows, texts], index, text_to_image_scores=other, ks=ks))
+    own_pairs(text_image_index, num_images)
+    found = []
+    for rows, texts in folds(text_image_index, num_images, fold_size):
+        other = None if text_to_image_scores is None else text_to_image_scores[rows, texts]
+        index = text_image_index[texts] - rows.start
+        found.append(retrieval_recalls(scores[rows, texts], index, text_to_image_scores=other, ks=ks))
     return RetrievalRecalls(
-        image_to_text={k: sum(fold.image_to_text[k] for fold in folds) / len(folds) for k in ks},
-        text_to_image={k: sum(fold.text_to_image[k] for fold in folds) / len(folds) for k in ks},
+        image_to_text={k: sum(fold.image_to_text[k] for fold in found) / len(found) for k in ks},
+        text_to_image={k: sum(fold.text_to_image[k] for fold in found) / len(found) for k in ks},
         num_images=num_images,
         num_texts=len(text_image_index),
-        num_folds=len(folds),
+        num_folds=len(found),
     )
 
 
@@ -219,13 +252,13 @@ def chance_recalls(
     Raises:
         ValueError: An image without text, an index out of range, k < 1.
     """
-    pairs = _own_pairs(text_image_index, num_images, owners)
-    _check_ks(ks)
+    pairs = own_pairs(text_image_index, num_images, owners)
+    check_ks(ks)
     num_texts = len(text_image_index)
-    images, texts = _tied_places(pairs[0], num_images, num_texts), _tied_places(pairs[1], num_texts, num_images)
+    images, texts = tied_places(pairs[0], num_images, num_texts), tied_places(pairs[1], num_texts, num_images)
     return RetrievalRecalls(
-        image_to_text={k: _expected_recall(images, k) for k in ks},
-        text_to_image={k: _expected_recall(texts, k) for k in ks},
+        image_to_text={k: expected_recall(images, k) for k in ks},
+        text_to_image={k: expected_recall(texts, k) for k in ks},
         num_images=num_images,
         num_texts=num_texts,
     )
@@ -242,8 +275,8 @@ def topk_candidates(similarity: Float[Tensor, "i t"], k: int, *, dim: int) -> Bo
     Raises:
         ValueError: NaN similarities, k < 1.
     """
-    _check_ks([k])
-    _check_not_nan(similarity, "similarities")
+    check_ks([k])
+    check_not_nan(similarity, "similarities")
     best = similarity.topk(min(k, similarity.shape[dim]), dim=dim).indices
     return torch.zeros_like(similarity, dtype=torch.bool).scatter_(dim, best, value=True)
 
@@ -278,7 +311,7 @@ def two_stage_scores(
         raise ValueError(f"itm, image_side and text_side have shapes {shapes}; expected the same for all three")
     either = image_side | text_side
     candidates = itm[either]
-    _check_not_nan(candidates, "candidate scores")
+    check_not_nan(candidates, "candidate scores")
     too_low = int((candidates <= NON_CANDIDATE_SCORE).sum())
     if too_low:
         raise ValueError(f"{too_low} candidate scores are {NON_CANDIDATE_SCORE} or less; expected more than that")
@@ -290,89 +323,3 @@ def two_stage_scores(
         torch.where(image_side, itm, NON_CANDIDATE_SCORE),
         torch.where(text_side, itm, NON_CANDIDATE_SCORE),
     )
-
-
-class _Places(NamedTuple):
-    """Where the best own item of each query stands; all fields are [queries]."""
-
-    better: Int[Tensor, " q"]  # items that score strictly more
-    tied: Int[Tensor, " q"]  # items that score the same, itself included
-    own: Int[Tensor, " q"]  # own items among the tied
-    can_hit: Bool[Tensor, " q"]
-
-
-def _best_places(scores: Float[Tensor, "q m"], queries: Int[Tensor, " p"], items: Int[Tensor, " p"]) -> _Places:
-    """Places of the best own item of each query, from all pairs of a query and an own item."""
-    own = scores[queries, items]
-    best = own.new_full((len(scores),), -torch.inf).scatter_reduce(0, queries, own, "amax")
-    num_best = torch.bincount(queries[own == best[queries]], minlength=len(scores))
-    return _places(scores, best, num_best)
-
-
-def _tied_places(queries: Int[Tensor, " p"], num_queries: int, num_items: int) -> _Places:
-    """Places where all items of a query score the same."""
-    own = torch.bincount(queries, minlength=num_queries)
-    return _Places(better=torch.zeros_like(own), tied=torch.full_like(own, num_items), own=own, can_hit=own > 0)
-
-
-def _places(rows: Float[Tensor, "q m"], best_own: Float[Tensor, " q"], own: Int[Tensor, " q"]) -> _Places:
-    size = max(1, _PAIRS_AT_ONCE // rows.shape[1])
-    better, tied = [], []
-    for some, best in zip(rows.split(size), best_own[:, None].split(size), strict=True):
-        better.append((some > best).sum(dim=1))
-        tied.append((some == best).sum(dim=1))
-    return _Places(better=torch.cat(better), tied=torch.cat(tied), own=own, can_hit=best_own != NON_CANDIDATE_SCORE)
-
-
-def _expected_recall(places: _Places, k: int) -> float:
-    """Mean probability of a hit at k when tied items are ordered at random.
-
-    The tied items fill the `room` places that the better ones leave; drawn without replacement, none of them is an
-    own one with probability C(tied − own, room)/C(tied, room), here as a product, which is exact for 0 and 1.
-    """
-    room = (k - places.better).clamp(min=0).minimum(places.tied)
-    miss = torch.ones_like(room, dtype=torch.float64)
-    for drawn in range(int(room.max())):
-        strangers = (places.tied - places.own - drawn).clamp(min=0)
-        left = (places.tied - drawn).clamp(min=1)
-        miss = torch.where(drawn < room, miss * strangers / left, miss)
-    return ((1.0 - miss) * places.can_hit).mean().item()
-
-
-def _check_scores(scores: Tensor, text_image_index: Tensor) -> None:
-    if scores.ndim != 2 or scores.shape[1] != len(text_image_index):
-        given = f"scores are {list(scores.shape)} for {len(text_image_index)} texts"
-        raise ValueError(f"{given}; expected [images, texts] with one index per text")
-    _check_not_nan(scores, "scores")
-
-
-def _check_not_nan(values: Tensor, name: str) -> None:
-    count = int(values.isnan().count_nonzero())
-    if count:
-        raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")
-
-
-def _own_pairs(
-    text_image_index: Int[Tensor, " t"], num_images: int, owners: Int[Tensor, " i"] | None = None
-) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """Returns image and text of all pairs that belong together, after checks."""
-    if len(text_image_index) == 0:
-        raise ValueError("there are no texts; expected at least one")
-    low, high = int(text_image_index.min()), int(text_image_index.max())
-    if low < 0 or high >= num_images:
-        raise ValueError(f"text_image_index goes from {low} to {high}; expected rows of the {num_images} images")
-    images, texts = text_image_index, torch.arange(len(text_image_index))
-    if owners is not None:
-        counts = torch.bincount(text_image_index, minlength=num_images)
-        images = torch.arange(num_images).repeat_interleave(counts[owners])
-        first = (counts.cumsum(0) - counts)[owners] - (counts[owners].cumsum(0) - counts[owners])
-        texts = text_image_index.argsort(stable=True)[torch.arange(len(images)) + first[images]]
-    without = int((torch.bincount(images, minlength=num_images) == 0).sum())
-    if without:
-        raise ValueError(f"{without} of {num_images} images have no text; expected at least one each, leave them out")
-    return images, texts
-
-
-def _check_ks(ks: Sequence[int]) -> None:
-    if not ks or min(ks) < 1:
-        raise ValueError(f"k is {list(ks)}; expected ranks from 1 up")

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Int
 from torch import Tensor
 
+from bridgetower.checkpoints import UNMEASURED
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
@@ -24,7 +25,7 @@ def orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction, 
     if result.itm is not None:
         image_side = topk_candidates(cosine, config.candidates, dim=1)
         text_side = topk_candidates(cosine, config.candidates, dim=0)
-        scores = combined_scores(result.itm, cosine, result.itc_weight or 0.0)
+        scores = combined_scores(result.itm, cosine, result.reranking.itc_weight if result.reranking else 0.0)
         stage = two_stage_scores(scores, image_side, text_side, protocol=config.protocol)
     return {
         "image_to_text": two_stage_order(cosine, stage[0]),
@@ -51,6 +52,7 @@ def retrieval_judgements(
         config: Of the evaluation, without folds.
     """
     ranking, found = orders(result, config)["text_to_image"], []
+    matched = None if result.itm is None else (result.reranking or UNMEASURED).match(result.itm)
     for query, (text, own) in enumerate(zip(texts, result.truth.text_image_index.tolist(), strict=True)):
         order = ranking[query]
         rank, first = rank_of(result, order, "text_to_image", query), int(order[0])
@@ -62,7 +64,7 @@ def retrieval_judgements(
             given=images.captions[first][0],
             score=float(rank == 1),
             miss=float(rank - 1),
-            probability=None if result.itm is None else float(result.itm[first, query].sigmoid()),
+            probability=None if matched is None else float(matched[first, query]),
             found=first,
         )
         found.append(judgement)

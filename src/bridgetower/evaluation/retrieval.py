@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bridgetower.checkpoints import ITC_ALONE
+from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
@@ -19,22 +19,14 @@ from bridgetower.evaluation.metrics import (
     GroundTruth,
     RetrievalRecalls,
     chance_recalls,
-    fold_recalls,
-    retrieval_recalls,
+    folds,
     streamed_recalls,
     topk_candidates,
-    two_stage_scores,
 )
+from bridgetower.evaluation.reranking import Candidates, ranked_recalls
 from bridgetower.evaluation.scoring import PairScorer, pair_scorer
-from bridgetower.inference import combined_scores
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import similarity
-
-ITC_WEIGHT = "itc_weight"
-"""Name of the metric that a checkpoint stores."""
-
-ITC_WEIGHTS = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, ITC_ALONE)
-"""The weights that a fit tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +40,8 @@ class RetrievalResult:
         matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
         two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
             `paper`.
-        itc_weight: Of the cosine in the two-stage ranking; None where there is none.
+        reranking: With which candidates were ranked; None where they were not, and with protocol `paper`.
+        ece: Expected calibration error of `Reranking.match` on the candidates of texts; None likewise.
         itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
     """
 
@@ -60,7 +53,8 @@ class RetrievalResult:
     itm: Float[Tensor, "i t"] | None = None
     matching_recalls: RetrievalRecalls | None = None
     two_stage_recalls: RetrievalRecalls | None = None
-    itc_weight: float | None = None
+    reranking: Reranking | None = None
+    ece: float | None = None
     itm_accuracy: float | None = None
 
     @cached_property
@@ -72,7 +66,8 @@ class RetrievalResult:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
         stages = {"itc": self.itc_recalls, "matching": self.matching_recalls, "two_stage": self.two_stage_recalls}
         metrics = _flat({**stages, "chance": self.chance})
-        others = {ITC_WEIGHT: self.itc_weight, "itm_accuracy": self.itm_accuracy}
+        weight = None if self.reranking is None else self.reranking.itc_weight
+        others = {ITC_WEIGHT: weight, "ece": self.ece, "itm_accuracy": self.itm_accuracy}
         metrics |= {name: value for name, value in others.items() if value is not None}
         return metrics | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
 
@@ -84,7 +79,7 @@ def evaluate_retrieval(
     config: RetrievalConfig,
     means: Means = AS_USUAL,
     *,
-    itc_weight: float | None = 0.0,
+    reranking: Reranking | None = UNMEASURED,
 ) -> RetrievalResult:
     """Ranks all images for every caption and all captions for every image, or those of its fold.
 
@@ -97,8 +92,7 @@ def evaluate_retrieval(
         images: With captions.
         config: Protocol, candidates, folds.
         means: What changes nothing in the result.
-        itc_weight: Of the cosine in the two-stage ranking; None fits it to these images. Protocol `paper` reads
-            none.
+        reranking: Of the checkpoint; None fits it to these images. Protocol `paper` reads none.
 
     Raises:
         ValueError: The model has no contrastive head, an image cannot be decoded, or the folds are not equal.
@@ -109,7 +103,7 @@ def evaluate_retrieval(
         vectors, truth = pairs.vectors(), pairs.truth
         second: dict[str, Any] = {}
         if model.itm_head is not None and config.candidates:
-            second = _second_stage(pairs, similarity(*vectors, torch.ones(())), config, itc_weight)
+            second = _second_stage(pairs, similarity(*vectors, torch.ones(())), config, reranking)
     return RetrievalResult(
         image_vectors=vectors[0],
         text_vectors=vectors[1],
@@ -125,7 +119,7 @@ def _itc_recalls(
 ) -> RetrievalRecalls:
     """Ranks by the cosine alone, of which no more is in memory than that of a block of texts, without folds."""
     if config.fold_size is not None:
-        return _recalls(similarity(images, texts, torch.ones(())), truth, config)
+        return ranked_recalls(similarity(images, texts, torch.ones(())), None, truth, config)
     return streamed_recalls(
         lambda block: similarity(images, texts[block], torch.ones(())),
         len(images),
@@ -135,7 +129,7 @@ def _itc_recalls(
 
 
 def _second_stage(
-    pairs: PairScorer, similarity: Float[Tensor, "i t"], config: RetrievalConfig, itc_weight: float | None
+    pairs: PairScorer, similarity: Float[Tensor, "i t"], config: RetrievalConfig, reranking: Reranking | None
 ) -> dict[str, Any]:
     """Matches the candidates of the first stage; returns the fields of `RetrievalResult` that come of it."""
     sides = [_candidates(similarity, pairs.truth.text_image_index, config, dim=dim) for dim in (1, 0)]
@@ -146,10 +140,10 @@ def _second_stage(
     found: dict[str, Any] = {"itm": itm, "itm_accuracy": matched}
     found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
     if config.protocol == "honest":
-        weight = candidates.fitted_weight() if itc_weight is None else itc_weight
-        found["itc_weight"] = weight
-        if weight:
-            found["two_stage_recalls"] = candidates.recalls(weight)
+        used = candidates.fitted() if reranking is None else reranking
+        found |= {"reranking": used, "ece": candidates.error(used)}
+        if used.itc_weight:
+            found["two_stage_recalls"] = candidates.recalls(used.itc_weight)
     return found
 
 
@@ -192,7 +186,7 @@ def evaluate_all_pairs(
     with pair_scorer(model, images, config, means) as pairs:
         chosen = torch.arange(len(images))[:, None] // size == pairs.truth.text_image_index // size
         scores = pairs.score(chosen, head).match
-    one_stage, chance = _recalls(scores, pairs.truth, config), _chance(pairs.truth, config)
+    one_stage, chance = ranked_recalls(scores, None, pairs.truth, config), _chance(pairs.truth, config)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
 
 
@@ -206,60 +200,14 @@ def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """What the second stage ranks.
-
-    Attributes:
-        itm: Matching score of the candidate pairs.
-        similarity: Cosine.
-        image_side, text_side: True at the candidates of each image and of each text.
-        truth: Which images and texts belong together.
-        config: Protocol and folds.
-    """
-
-    itm: Float[Tensor, "i t"]
-    similarity: Float[Tensor, "i t"]
-    image_side: Bool[Tensor, "i t"]
-    text_side: Bool[Tensor, "i t"]
-    truth: GroundTruth
-    config: RetrievalConfig
-
-    def recalls(self, itc_weight: float) -> RetrievalRecalls:
-        """Returns the recalls of the ranking with a weight of ITC."""
-        scores = combined_scores(self.itm, self.similarity, itc_weight) if itc_weight else self.itm
-        ranked = two_stage_scores(scores, self.image_side, self.text_side, protocol=self.config.protocol)
-        return _recalls(ranked[0], self.truth, self.config, ranked[1])
-
-    def fitted_weight(self) -> float:
-        """Returns the one of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle."""
-        found = {weight: self.recalls(weight).rsum for weight in ITC_WEIGHTS}
-        best = [weight for weight, rsum in found.items() if rsum == max(found.values())]
-        return best[len(best) // 2]
-
-
 def _candidates(
     similarity: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"], config: RetrievalConfig, *, dim: int
 ) -> Bool[Tensor, "i t"]:
     """Chooses the candidates of each query among the items of its fold."""
-    size = config.fold_size or len(similarity)
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
-    for start in range(0, len(similarity), size):
-        rows, texts = slice(start, start + size), (text_image_index // size == start // size).nonzero().squeeze(1)
+    for rows, texts in folds(text_image_index, len(similarity), config.fold_size):
         chosen[rows, texts] = topk_candidates(similarity[rows, texts], config.candidates, dim=dim)
     return chosen
-
-
-def _recalls(
-    scores: Float[Tensor, "i t"],
-    truth: GroundTruth,
-    config: RetrievalConfig,
-    text_to_image: Float[Tensor, "i t"] | None = None,
-) -> RetrievalRecalls:
-    index, owners = truth
-    if config.fold_size is None:
-        return retrieval_recalls(scores, index, owners=owners, text_to_image_scores=text_to_image)
-    return fold_recalls(scores, index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
 
 
 def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
@@ -278,7 +226,7 @@ def _chance(truth: GroundTruth, config: RetrievalConfig) -> RetrievalRecalls:
     index, owners = truth
     if config.fold_size is None:
         return chance_recalls(index, len(owners), owners=owners)
-    return _recalls(torch.zeros(len(owners), len(index)), truth, config)  # tied items count by chance
+    return ranked_recalls(torch.zeros(len(owners), len(index)), None, truth, config)  # tied items count by chance
 
 
 def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:

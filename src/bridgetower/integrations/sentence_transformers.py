@@ -125,7 +125,7 @@ class EmbeddingModule(_Module):
 
 
 class MatchingModule(_Module):
-    """Matches images with texts: `CrossEncoder(modules=[MatchingModule(folder)])`. Scores are log-odds of a match."""
+    """Matches images with texts: `CrossEncoder(modules=[MatchingModule(folder)])`. Scores are log-odds."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None) -> dict[str, Any]:
         """Prepares pairs of an image and a text, in any order.
@@ -141,9 +141,12 @@ class MatchingModule(_Module):
             parts = {
                 kind: part[kind] if isinstance(part, dict) else part for kind, part in zip(kinds, pair, strict=True)
             }
-            items.append(self._item(parts, prompt or "", kind="log_odds"))
+            items.append(self._item(parts, prompt or "", kind="match"))
         return {"items": items}
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Adds the scores."""
-        return {"scores": torch.tensor(self.predictor.compute(features["items"]), device=self.place.device)[:, None]}
+        """Adds the scores: log-odds of what `Predictor.match` returns."""
+        log_odds = torch.tensor(self.predictor.compute(features["items"]))
+        if (calibration := self.predictor.reranking.calibration) is not None:
+            log_odds = calibration.log_odds(log_odds)
+        return {"scores": log_odds.to(self.place.device)[:, None]}

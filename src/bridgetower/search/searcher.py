@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.bulk.lance import Uri
+from bridgetower.checkpoints import Reranking
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Item, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
@@ -76,16 +77,17 @@ class Searcher:
     ) -> list[Hit]:
         """Finds images for a text, an image, or both.
 
-        First come the candidates, by their log-odds of matching the text + `Predictor.itc_weight` · cosine, then the
-        others by cosine. With text and image the candidates are those nearest to the mean of both vectors. Without a
-        text there is nothing to match, and the cosine alone decides.
+        First come the candidates, by their log-odds of matching the text + `itc_weight` · cosine (see
+        `Predictor.reranking`), then the others by cosine. With text and image the candidates are those nearest to the
+        mean of both vectors. Without a text there is nothing to match, and the cosine alone decides.
 
         Args:
             text: What should be seen.
             image: Similar images are found.
             top: Hits to return.
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
-                without a text or a matching head.
+                without a text or a matching head, and where validation did not find two stages better than ITC alone
+                (`Reranking.helps`).
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
             against: What the query is compared with: the images, their captions, or both together; see `compared`.
             exact: Compare the query with every vector, even where the index could leave most out.
@@ -105,7 +107,7 @@ class Searcher:
         log_odds: list[float] = []
         if text is not None and rerank:
             matched, log_odds = self._matched(text, found[:rerank], truncate, batch_size)
-        return two_stages(matched, log_odds, found[rerank:], self.predictor.itc_weight)[:top]
+        return two_stages(matched, log_odds, found[rerank:], self.predictor.reranking)[:top]
 
     def num_candidates(
         self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
@@ -125,7 +127,8 @@ class Searcher:
             raise ValueError(f"rerank is {rerank}; expected at least 0")
         check_choice("against", against, Against)
         if rerank is None:
-            return RERANK if text is not None and self.predictor.model.itm_head is not None else 0
+            able = text is not None and self.predictor.model.itm_head is not None
+            return RERANK if able and self.predictor.reranking.helps is not False else 0
         if rerank and text is None:
             raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
         if rerank:
@@ -164,7 +167,7 @@ class Searcher:
         with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
             opened = self.usable(found, list(pool.map(self.open, found)))
         (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
-        items = [Item(kind="log_odds", image=image.pixels, ids=ids) for _, image in opened]
+        items = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
         log_odds: list[float] = []
         for start in range(0, len(items), batch_size):
             log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
@@ -222,18 +225,20 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
 
 
 def two_stages(
-    matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], itc_weight: float
+    matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], reranking: Reranking
 ) -> list[Hit]:
-    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get a probability.
+    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown.
 
     Args:
         matched: The candidates.
         log_odds: That they match the text.
         others: What was not matched.
-        itc_weight: Of the model.
+        reranking: Of the model.
     """
     match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
-    chances = match[: len(matched)].sigmoid().tolist()
-    found = [replace(one, probability=chance) for one, chance in zip(matched, chances, strict=True)] + [*others]
+    named = reranking.named(match[: len(matched)])
+    found = [replace(one, **value) for one, value in zip(matched, named, strict=True)] + [*others]
     cosine = torch.tensor([one.cosine for one in found])
-    return [found[row] for row in two_stage_order(cosine, combined_scores(match, cosine, itc_weight)).tolist()]
+    return [
+        found[row] for row in two_stage_order(cosine, combined_scores(match, cosine, reranking.itc_weight)).tolist()
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from bridgetower.checkpoints import described
 from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.table import Hit, read_indexed
 from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
@@ -85,11 +86,12 @@ def _draw_query(sheet: Image.Image, pen: Pen, text: str | None, image: ImageLike
 def _draw_hit(sheet: Image.Image, pen: Pen, place: tuple[int, int], number: int, hit: Hit, content: Content) -> None:
     x, y = place
     _draw_image(sheet, lambda: content(hit), place, TILE)
-    if hit.probability is not None:
+    share = hit.score if hit.probability is None else hit.probability
+    if share is not None:
         pen.draw.rectangle((x, y + TILE, x + TILE, y + TILE + 4), fill=GROUND)
-        pen.draw.rectangle((x, y + TILE, x + round(hit.probability * TILE), y + TILE + 4), fill=BLUE)
+        pen.draw.rectangle((x, y + TILE, x + round(share * TILE), y + TILE + 4), fill=BLUE)
     pen.line(f"{number} · {Path(hit.path).name}", x, y + TILE + 26, width=TILE, bold=True)
-    match = "" if hit.probability is None else f"match {100 * hit.probability:.1f} % · "
+    match = "" if share is None else f"match {described(hit.probability, hit.score)} · "
     cosine = f"{hit.cosine:.3f}".replace("-", "\N{MINUS SIGN}")
     pen.line(f"{match}cosine {cosine}", x, y + TILE + 48, width=TILE, size=13, ink=FAINT)
 

@@ -131,12 +131,14 @@ class Hit(Indexed):
     Attributes:
         file: The image, or the shard, table or video that it is in, or its URL.
         cosine: Of the query's vector and the image's.
-        probability: That text and image match; None where it was not matched.
+        probability: That text and image match; None where they were not matched, or matching has no calibration.
+        score: Of the matching head, from 0 to 1, where it has no calibration; else None.
     """
 
     file: Path | str
     cosine: float
     probability: float | None = None
+    score: float | None = None
 
 
 def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:

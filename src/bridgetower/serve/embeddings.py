@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from annotated_types import Len
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -278,7 +279,7 @@ class RerankResponse(BaseModel):
 
     model: str
     scored_by: Literal["matching", "cosine"] = Field(
-        description="The probability that text and image match, or the cosine of two texts or of two images."
+        description="How well text and image match, as of `/v1/match`, or the cosine of two texts or of two images."
     )
     results: list[Result]
     usage: Usage
@@ -322,7 +323,8 @@ async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], 
     params = ("documents", "query") if body.query.modality == "text" else ("query", "documents")
     images, texts = (body.contents[param] for param in params)
     given = PairInputs(images=images, texts=texts, all_pairs=True, params=params)
-    return await service.pairs("match", given, truncate=body.truncate)
+    log_odds, tokens = await service.pairs("match", given, truncate=body.truncate)
+    return service.main.predictor.reranking.match(torch.tensor(log_odds)).tolist(), tokens
 
 
 async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], int]:

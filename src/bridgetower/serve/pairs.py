@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from fastapi import APIRouter, Response
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -16,6 +17,8 @@ from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
     COMPUTING,
     IMAGE,
+    PROBABILITY,
+    SCORE,
     Body,
     Images,
     JsonRoute,
@@ -27,7 +30,7 @@ from bridgetower.serve.schemas import (
     Usage,
     long_json_of,
 )
-from bridgetower.serve.service import PairInputs, PairUse, Served
+from bridgetower.serve.service import PairInputs, PairUse, Served, ServedModel
 
 router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
@@ -41,7 +44,8 @@ class Match(BaseModel):
 
     image: int = Field(description="Number of the image.")
     text: int = Field(description="Number of the text.")
-    probability: float = Field(description="That they belong together.")
+    probability: float | None = PROBABILITY
+    score: float | None = SCORE
 
 
 class Choice(BaseModel):
@@ -84,7 +88,7 @@ class PairRequest(Body):
 
     Attributes:
         use: Name of the route, and what it computes.
-        entry: Type of an entry of the response; its last field has the result.
+        entry: Type of an entry of the response; its last field has the result, unless `told` says otherwise.
     """
 
     use: ClassVar[PairUse]
@@ -97,6 +101,12 @@ class PairRequest(Body):
         """Returns the images and texts."""
         field = type(self).model_fields["texts"].alias or "texts"
         return PairInputs(images=self.images, texts=self.texts, params=("images", field))
+
+    @classmethod
+    def told(cls, outcome: Any, model: ServedModel) -> dict[str, Any]:
+        """Returns the field of an entry that has what was computed, by its name."""
+        *_, result = cls.entry.model_fields
+        return {result: outcome}
 
     def most(self) -> int:
         """Returns how many classes, or words for a mask, to return."""
@@ -111,7 +121,7 @@ def _example(**fields: Any) -> dict[str, Any]:
 class MatchRequest(
     PairRequest, json_schema_extra=_example(texts=["a red square", "two dogs in the snow"], all_pairs=True)
 ):
-    """Compute the probability that images and texts belong together: image n and text n, or all pairs."""
+    """Compute how well images and texts match: image n and text n, or all pairs."""
 
     use = "match"
     entry = Match
@@ -120,6 +130,11 @@ class MatchRequest(
     def inputs(self) -> PairInputs:
         """Returns the images and texts, every image with every text if this is set."""
         return replace(super().inputs(), all_pairs=self.all_pairs)
+
+    @classmethod
+    def told(cls, outcome: Any, model: ServedModel) -> dict[str, Any]:
+        """Returns the probability, or the score, of log-odds."""
+        return {**model.predictor.reranking.named(torch.tensor([outcome]))[0]}
 
 
 class AnswerRequest(PairRequest, json_schema_extra=_example(questions="what colour is the square?", top=3)):
@@ -170,7 +185,6 @@ class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, stat
 
 def handler_of(request: type[PairRequest]) -> Callable[..., Any]:
     """Returns the function that handles requests of a type."""
-    *_, result = request.entry.model_fields
 
     async def handle(body: PairRequest, service: Served) -> Response:
         given = body.inputs()
@@ -182,11 +196,12 @@ def handler_of(request: type[PairRequest]) -> Callable[..., Any]:
             outcomes, tokens = await service.pairs(body.use, given, top=body.most(), truncate=body.truncate)
 
         def content() -> BaseModel:
+            model = service.model_for(body.use)
             data = [
-                {"index": number, "image": image, "text": text, result: outcome}
+                {"index": number, "image": image, "text": text, **body.told(outcome, model)}
                 for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True))
             ]
-            listed = {"data": data, "model": service.model_for(body.use).name, "usage": Usage.of(tokens)}
+            listed = {"data": data, "model": model.name, "usage": Usage.of(tokens)}
             return Listed[body.entry].model_validate(listed, from_attributes=True)  # type: ignore[name-defined]
 
         return await long_json_of(content, _num_values(outcomes))
@@ -226,7 +241,8 @@ class ExplainResponse(BaseModel):
     prefix_shares: list[list[float]] = Field(
         description="By layer and word: what went to the class token instead, before the maps were brought to 1."
     )
-    probability: float | None = Field(None, description="That image and text match, if the model has a head for it.")
+    probability: float | None = PROBABILITY
+    score: float | None = SCORE
     view: str | None = Field(None, description="Data URI of the part of the image that the maps cover.")
     usage: Usage
 
@@ -251,6 +267,7 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
                 maps=attention.maps.double().round(decimals=_DIGITS).tolist(),
                 prefix_shares=attention.prefix_shares.tolist(),
                 probability=attention.probability,
+                score=attention.score,
                 view=shown,
                 usage=Usage.of(service.main.tokens([image], [ids])),
             )

@@ -78,6 +78,14 @@ class Error(BaseModel):
     error: Details
 
 
+PROBABILITY = Field(
+    None, description="That text and image match; only of what was matched, by a model with a calibration."
+)
+SCORE = Field(
+    None, description="Of the matching head, from 0 to 1; instead of a probability where the model has no calibration."
+)
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the responses of a route with these statuses, for OpenAPI."""
     return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}

@@ -22,7 +22,20 @@ from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean
 from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Source, Text, Top, Usage, errors, json_of
+from bridgetower.serve.schemas import (
+    COMPUTING,
+    PROBABILITY,
+    SCORE,
+    Body,
+    JsonRoute,
+    Listed,
+    Source,
+    Text,
+    Top,
+    Usage,
+    errors,
+    json_of,
+)
 from bridgetower.serve.service import MIB, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
@@ -67,7 +80,8 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         None,
         ge=0,
         le=256,
-        description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves.",
+        description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves; 0 "
+        "where validation did not find that matching ranks better.",
     )
     where: str | None = Field(
         None,
@@ -100,7 +114,8 @@ class FoundImage(IndexedImage):
 
     rank: int
     cosine: float = Field(description="Of the query's vector and the image's.")
-    probability: float | None = Field(None, description="That text and image match; only of what was matched.")
+    probability: float | None = PROBABILITY
+    score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
     link: str | None = Field(None, description="Where a moment of a video plays: on this server, with its times.")
 
@@ -167,8 +182,8 @@ async def _found(
             503, "the index cannot be searched; the server's log has the reason", code="index_unavailable"
         ) from error
     matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
-    weight = searcher.predictor.itc_weight
-    ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], weight)[: body.top]
+    reranking = searcher.predictor.reranking
+    ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], reranking)[: body.top]
     tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
     return ranked, tokens
 
@@ -187,7 +202,7 @@ async def _matched(
         logger.error("search: %s", error)
         message = "none of the images that were found can be opened where the index has them; send rerank 0"
         raise ApiError(404, message, code="no_pictures") from error
-    items = [Item(kind="log_odds", image=image.pixels, ids=texts[0]) for _, image in opened]
+    items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
     log_odds: list[float] = await service.batcher.submit(items)
     return opened, log_odds
 

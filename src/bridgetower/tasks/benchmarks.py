@@ -38,8 +38,8 @@ def evaluate(
         config: Protocol and batch size; the rest is for retrieval.
         means: What changes nothing in the result.
         spec: A task of your own.
-        fit_two_stage: Rank by the weight of ITC that is best on this split, the metric `itc_weight`, instead of the
-            model's own. `checkpoints.write_itc_weight` stores it.
+        fit_two_stage: Fit what the model has for reranking to this split, instead of taking the model's own; it is
+            among the metrics (`Reranking.from_metrics`), and `checkpoints.write_reranking` stores it.
         max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
 
     Raises:
@@ -72,7 +72,7 @@ def evaluate(
             splits=(split,),
             names=names,
             settings=config,
-            itc_weight=None if fit_two_stage else predictor.itc_weight,
+            reranking=None if fit_two_stage else predictor.reranking,
             means=means,
         )
     )
@@ -80,14 +80,14 @@ def evaluate(
 
 
 def _check_fit(predictor: Predictor, benchmark: str, split: str, config: RetrievalConfig) -> None:
-    """Raises ValueError unless a weight of ITC can be fitted, on data that are not for tests."""
+    """Raises ValueError unless reranking can be fitted, on data that are not for tests."""
     if benchmark != "retrieval" or config.protocol == "paper":
         raise ValueError(
             f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
             "honest: leave fit_two_stage out"
         )
     if split.startswith("test"):
-        raise ValueError(f"fit_two_stage on split {split!r}; a weight is fitted on other data than tests: validation")
+        raise ValueError(f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation")
     for head in ("itc", "itm"):
         predictor.model.head(head)
 

@@ -18,6 +18,7 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
     from bridgetower.data.captions import CaptionPairs, RankingPairs
+    from bridgetower.evaluation.retrieval import RetrievalResult
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.pretraining import PretrainingTask
     from bridgetower.objectives.ranking import RankingTask
@@ -65,13 +66,20 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     counts = {"num_images": len(images), "num_texts": len(texts)}
     if model.itc_head is None:
         return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.means), counts=counts)
-    result = evaluate_retrieval(model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight)
+    result = evaluate_retrieval(model, images, settings, evaluation.means, reranking=evaluation.reranking)
     judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts, settings)
-    return Outcome(metrics=result.metrics(), counts=counts, judge=judge)
+    return Outcome(metrics=_metrics(result, evaluation), counts=counts, judge=judge)
+
+
+def _metrics(result: RetrievalResult, evaluation: Evaluation) -> dict[str, float]:
+    """Returns the metrics of retrieval, with what was fitted."""
+    if evaluation.reranking is not None or result.reranking is None:
+        return result.metrics()
+    return {**result.reranking.metrics(), **result.metrics()}
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:
-    """Measures each objective that the model has a head for, and fits the weight of ITC in two-stage ranking."""
+    """Measures each objective that the model has a head for, and fits what search needs for reranking."""
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 
@@ -80,9 +88,8 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.means)
     if model.itc_head:
-        metrics |= evaluate_retrieval(
-            model, images, settings, evaluation.means, itc_weight=evaluation.itc_weight
-        ).metrics()
+        result = evaluate_retrieval(model, images, settings, evaluation.means, reranking=evaluation.reranking)
+        metrics |= _metrics(result, evaluation)
     elif model.itm_head:
         metrics["itm_accuracy"] = evaluate_matching(model, images, settings, evaluation.means)
     return metrics

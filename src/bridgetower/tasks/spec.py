@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
 
+    from bridgetower.checkpoints import Reranking
     from bridgetower.data.prepared import PreparedImages
     from bridgetower.data.schema import Schema
     from bridgetower.evaluation.outcome import Judgement, Outcome
@@ -72,7 +73,7 @@ class Evaluation:
         splits: Which they are of.
         names: Names of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
-        itc_weight: Of the cosine in two-stage ranking; None fits it.
+        reranking: Of the checkpoint; None fits it.
         means: What changes nothing in the result.
     """
 
@@ -83,7 +84,7 @@ class Evaluation:
     splits: tuple[str, ...]
     names: Sequence[str] = ()
     settings: RetrievalConfig
-    itc_weight: float | None = None
+    reranking: Reranking | None = None
     means: Means = AS_USUAL
 
     def predictions(self) -> Predictions:

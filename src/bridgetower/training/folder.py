@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bridgetower.checkpoints import Checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
 from bridgetower.distributed import rank
-from bridgetower.evaluation.retrieval import ITC_WEIGHT
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
@@ -134,12 +133,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, me
         folder: Of the checkpoint. If one is there, its weights are replaced.
         checkpoint: All but the weights.
         model: Has the weights.
-        metrics: Of the validation split; the weight of ITC is in them.
+        metrics: Of the validation split; what it found for reranking is in them.
     """
     tensors = whole_weights(model)
     if rank() != 0:
         return
-    current = replace(checkpoint, tensors=tensors, itc_weight=metrics.get(ITC_WEIGHT, 0.0))
+    current = replace(checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
     if (folder / "config.json").exists():
         update_weights(current, folder)
         return

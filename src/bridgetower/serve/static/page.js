@@ -18,6 +18,12 @@ function percent(probability) {
 const decimal = (value) => value.toFixed(3).replace(/^-0\.000$/, "0.000").replace("-", "\u2212");
 const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
+/** Returns how well a pair matches: its calibrated probability or, without a calibration, its score; else null. */
+function matchOf({ probability, score }) {
+  if (probability !== undefined) return { share: probability, shown: percent(probability) };
+  return score === undefined ? null : { share: score, shown: `score ${decimal(score)}` };
+}
+
 function bar(share) {
   const filled = el("i");
   filled.style.width = `${100 * Math.min(Math.max(share, 0), 1)}%`;
@@ -383,6 +389,7 @@ function searchLink(values) {
 
 const searchValues = () => ({
   q: $("query").value.trim(), like: like.id, n: $("count").value, where: $("where").value.trim(), against: $("against").value,
+  rerank: $("rerank").value,
 });
 
 function restoreSearch(values) {
@@ -390,7 +397,8 @@ function restoreSearch(values) {
   $("where").value = values.get("where") ?? "";
   $("count").value = ["12", "48", "96"].includes(values.get("n")) ? values.get("n") : "24";
   $("against").value = ["captions", "pairs"].includes(values.get("against")) ? values.get("against") : "images";
-  $("options").open = Boolean(values.get("where") || values.get("against"));
+  $("rerank").value = ["64", "0"].includes(values.get("rerank")) ? values.get("rerank") : "";
+  $("options").open = ["where", "against", "rerank"].some((name) => values.get(name));
   const id = idOf(values, "like");
   if (id !== like.id || like.image?.file) like.set(id && indexed(id));
   if ($("query").value || id) search({ open: idOf(values, "open") });
@@ -417,6 +425,7 @@ async function search({ open = null } = {}) {
   $("starters").hidden = true;
   await searching.run(`Searching ${counted(index.images, "image")}…`, async (signal) => {
     const body = { query: values.q || null, where: values.where || null, top: Number(values.n), against: values.against };
+    if (values.q && values.rerank) body.rerank = Number(values.rerank);
     if (like.image) body.image = await like.uri(signal);
     const found = (await json("v1/search", { body, signal })).data;
     showHits(found);
@@ -424,7 +433,7 @@ async function search({ open = null } = {}) {
     if (number >= 0) openViewer(number);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     if (!found.length) return "No image meets the condition. Change it under Options.";
-    const order = found[0].probability === undefined ? "nearest first" : "best first";
+    const order = matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
     return `${counted(found.length, "image")}, ${order}, in ${seconds} s.${alone}`;
   });
@@ -433,15 +442,16 @@ async function search({ open = null } = {}) {
 function showHits(found) {
   hits = found;
   found.forEach((hit) => paths.set(hit.id, hit.path));
+  const matches = found.map(matchOf);
   cards = found.map((hit, number) => el("button", { type: "button", className: "card", onclick: () => openViewer(number) },
     frame(hit.id, SMALL, ""),
     el("span", { className: "told" },
       hit.captions.length ? el("span", { className: "caption" }, hit.captions[0]) : null,
       el("span", { className: "path", title: hit.path }, hit.path),
       el("span", { className: "two" },
-        hit.probability === undefined ? null : el("span", { className: "match" }, "match ", el("b", {}, percent(hit.probability))),
+        matches[number] && el("span", { className: "match" }, "match ", el("b", {}, matches[number].shown)),
         el("span", { className: "cosine" }, "cosine ", el("b", {}, decimal(hit.cosine)))),
-      hit.probability === undefined ? null : bar(hit.probability))));
+      matches[number] && bar(matches[number].share))));
   $("hits").replaceChildren(...cards.map((card) => el("li", {}, card)));
 }
 
@@ -473,9 +483,12 @@ function openViewer(number) {
   if (hit.link) play($("viewer-image"), hit);
   else fill($("viewer-image"), hit.id, LARGE, hit.captions[0] ?? hit.path);
   const scores = [];
-  if (hit.probability !== undefined) {
-    scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, percent(hit.probability))),
-      el("dd", {}, bar(hit.probability), "How likely text and image belong together, read by the model together.")));
+  const match = matchOf(hit);
+  if (match) {
+    const about = hit.probability === undefined
+      ? "By the matching head, which reads text and image together, from 0 to 1. It is not calibrated: no probability."
+      : "How likely text and image belong together, read by the model together and calibrated in validation.";
+    scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, match.shown)), el("dd", {}, bar(match.share), about)));
   }
   scores.push(el("div", {}, el("dt", {}, "Cosine", el("span", {}, decimal(hit.cosine))),
     el("dd", {}, bar(hit.cosine), "How near the vectors of query and image are; 1 is the same direction.")));
@@ -551,11 +564,12 @@ const USES = {
   },
   match: {
     needs: "match", label: "Match", field: "Texts, one per line", example: "a red flag\na smiling face", button: "Match", lines: 4,
-    help: "Says for each text how likely it belongs to the image.",
+    help: "Says for each text how well it matches the image.",
     path: "v1/match", body: (images, text) => ({ images, texts: linesOf(text), all_pairs: true }),
     show: ({ data }, text) => {
-      const rows = data.map((row) => ({ label: linesOf(text)[row.text], probability: row.probability }));
-      return [ranking("Probability that text and image belong together", rows.sort((a, b) => b.probability - a.probability), "label")];
+      const rows = data.map((row) => ({ ...row, label: linesOf(text)[row.text] }));
+      const caption = rows[0].probability === undefined ? "Scores of matching, not calibrated" : "Probability that text and image belong together";
+      return [ranking(caption, rows.sort((a, b) => matchOf(b).share - matchOf(a).share), "label")];
     },
   },
   fill: {
@@ -595,8 +609,8 @@ const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boo
 function ranking(caption, rows, name) {
   return el("table", { className: "ranking" }, el("caption", {}, caption), el("tbody", {}, rows.map((row) => el("tr", {},
     el("th", { scope: "row" }, row[name]),
-    el("td", { className: "number" }, percent(row.probability)),
-    el("td", {}, bar(row.probability))))));
+    el("td", { className: "number" }, matchOf(row).shown),
+    el("td", {}, bar(matchOf(row).share))))));
 }
 
 function showExamine() {
@@ -752,7 +766,7 @@ function drawMaps(answer, image) {
     });
   }
 
-  const match = answer.probability === undefined ? "" : `Text and image match with ${percent(answer.probability)}. `;
+  const match = matchOf(answer) ? `Text and image match with ${matchOf(answer).shown}. ` : "";
   $("maps").replaceChildren(
     el("div", { className: "looking" },
       el("figure", {}, large, about),

@@ -1,0 +1,161 @@
+"""What travels with a checkpoint about the second stage of a search: weight of ITC, calibration, measured gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
+
+ITC_WEIGHT = "itc_weight"
+"""Name of the weight, as a metric and in configs."""
+
+ITC_ALONE = 1e6
+"""The largest weight of ITC in a two-stage ranking: candidates are matched, but their order is that of the cosine."""
+
+Shown = Literal["probability", "score"]
+
+
+class Match(TypedDict, total=False):
+    """How well a pair matches, from 0 to 1: a calibrated probability or, without a calibration, a score."""
+
+    probability: float
+    score: float
+
+
+_SHARE = (0, 1)
+
+
+def described(probability: float | None = None, score: float | None = None) -> str:
+    """Returns how well a pair matches in words: `12.3 %`, `score 0.123`, or nothing."""
+    if probability is not None:
+        return f"{100 * probability:.1f} %"
+    return "" if score is None else f"score {score:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How a probability follows from the log-odds of the matching head: sigmoid(slope · log-odds + intercept).
+
+    It is fitted to the candidates that ITC finds for the texts of a validation split (Platt scaling). The calibration
+    errors are of all these pairs; `ece_after` by calibrations of the other half of the images each.
+
+    Attributes:
+        slope: At least 0; 0: matching does not separate right candidates from wrong ones.
+        intercept: Of the log-odds.
+        pairs: Candidates, over all texts.
+        matching: Those of them that belong to their text.
+        ece_before: Expected calibration error of the sigmoid of the log-odds.
+        ece_after: Expected calibration error of the probability.
+    """
+
+    slope: float
+    intercept: float
+    pairs: int
+    matching: int
+    ece_before: float
+    ece_after: float
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        counts = {"pairs": AT_LEAST_1, "matching": AT_LEAST_0}
+        check_numbers(self, "calibration.", slope=AT_LEAST_0, ece_before=_SHARE, ece_after=_SHARE, **counts)
+
+    def log_odds(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Returns the log-odds of the probabilities, from those of the matching head."""
+        return self.slope * log_odds + self.intercept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """By how much matching the candidates ranks images better for a text than ITC alone, on a validation split.
+
+    The measure is the mean of recall at 1, 5 and 10, text to image, as a fraction. The texts of each half of the images
+    are ranked with the weight of ITC that is best on the other half.
+
+    Attributes:
+        difference: Of two stages less that of ITC alone.
+        low: Lower end of its 95 % interval.
+        high: Upper end of it.
+        texts: Queries.
+    """
+
+    difference: float
+    low: float
+    high: float
+    texts: int
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_numbers(self, "gain.", difference=(-1, 1), texts=AT_LEAST_1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reranking:
+    """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`.
+
+    Attributes:
+        itc_weight: Of the cosine in a two-stage ranking (`inference.combined_scores`); 0 ranks candidates by matching
+            alone.
+        calibration: Of matching; None: it was not measured, and outputs of the matching head are scores.
+        gain: Of two stages over ITC alone; None: it was not measured.
+    """
+
+    itc_weight: float = 0.0
+    calibration: Calibration | None = None
+    gain: Gain | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the weight."""
+        check_numbers(self, "reranking.", itc_weight=(0, ITC_ALONE))
+
+    @property
+    def helps(self) -> bool | None:
+        """Whether two stages ranked better than ITC alone, with 95 % confidence; None: it was not measured."""
+        return None if self.gain is None else self.gain.low > 0
+
+    @property
+    def shown(self) -> Shown:
+        """What `match` returns: a calibrated probability or, without a calibration, a score."""
+        return "score" if self.calibration is None else "probability"
+
+    def match(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Returns how well pairs match, from 0 to 1, from the log-odds of the matching head; `shown` names it."""
+        return (log_odds if self.calibration is None else self.calibration.log_odds(log_odds)).sigmoid()
+
+    def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
+        """Returns what `match` returns, each number under its name."""
+        values: list[float] = self.match(log_odds).tolist()
+        if self.shown == "score":
+            return [{"score": value} for value in values]
+        return [{"probability": value} for value in values]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns what a config has of it; what was not measured is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def metrics(self) -> dict[str, float]:
+        """Returns all numbers under flat names, such as `calibration_slope`."""
+        found: dict[str, float] = {ITC_WEIGHT: self.itc_weight}
+        for part, values in (("calibration", self.calibration), ("gain", self.gain)):
+            if values is not None:
+                found |= {f"{part}_{name}": value for name, value in vars(values).items()}
+        return found
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float]) -> Reranking:
+        """Returns what `metrics` wrote among other metrics, or `UNMEASURED`."""
+        values: dict[str, Any] = {name: metrics[name] for name in (ITC_WEIGHT,) if name in metrics}
+        for part, kind in (("calibration", Calibration), ("gain", Gain)):
+            names = [name for name in kind.__dataclass_fields__ if f"{part}_{name}" in metrics]
+            if names:
+                values[part] = {name: metrics[f"{part}_{name}"] for name in names}
+        return from_plain(cls, values, "reranking")
+
+
+UNMEASURED = Reranking()
+"""Of a checkpoint without a record, such as a published one: candidates are ranked by matching alone."""
