@@ -17,6 +17,7 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
+    from stores import Store
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
@@ -67,6 +68,35 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("shapes")
     return prepare_shapes(folder, folder / "set")
+
+
+@pytest.fixture(scope="session")
+def sharded_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures in files of four: 27 for training in seven, 9 each for validation and test in three."""
+    from shapes import prepare_shapes
+
+    folder = tmp_path_factory.mktemp("sharded")
+    return prepare_shapes(folder, folder / "set", shard_rows=4)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> "Iterator[Store]":
+    """A real S3 server, the same for all tests; `store` is what they use."""
+    from stores import s3_store
+
+    with s3_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(s3_server: "Store", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Store]":
+    """The server without faults, and short pauses before it is asked again."""
+    from bridgetower.data import remote
+
+    monkeypatch.setattr(remote, "PAUSES", (0.001,) * 12)
+    s3_server.reset()
+    yield s3_server
+    s3_server.reset()
 
 
 @pytest.fixture(scope="session")

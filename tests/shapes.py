@@ -63,10 +63,11 @@ def write_pictures(folder: Path) -> Path:
     return folder / "shapes.csv"
 
 
-def prepare_shapes(pictures: Path, out: Path) -> Path:
+def prepare_shapes(pictures: Path, out: Path, **options: Any) -> Path:
     """Prepares the pictures as any user would and returns the folder of the set."""
     share = NUM_HELD_OUT / NUM_PICTURES
-    prepare_own("pairs", write_pictures(pictures), out, PairsConfig(test_fraction=share, validation_fraction=share))
+    config = PairsConfig(test_fraction=share, validation_fraction=share, **options)
+    prepare_own("pairs", write_pictures(pictures), out, config)
     return out
 
 

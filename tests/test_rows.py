@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import bridgetower.rows as rows_module
+from bridgetower.disk_cache import CONTENT
 from bridgetower.files import locked
-from bridgetower.rows import CONTENT, RowCache, RowFiles
+from bridgetower.rows import RowCache, RowFiles
 
 
 def rows_of(numbers: range) -> dict[str, list[Tensor]]:
@@ -136,7 +137,7 @@ class TestCache:
             assert self.put(other, "a") == held
             self.put(other, "b")
             assert held.exists()
-        assert "the features that runs hold take more than the limit of 0.0 GiB" in caplog.text
+        assert "the features of frozen towers that runs hold take more than the limit of 0.0 GiB" in caplog.text
         with RowCache(tmp_path, 5000) as third:
             self.put(third, "c")
         assert not held.exists()

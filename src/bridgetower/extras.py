@@ -9,6 +9,7 @@ Extra = Literal[
     "search",
     "serve",
     "plot",
+    "s3",
     "demo",
     "onnx",
     "openvino",
@@ -21,7 +22,8 @@ Extra = Literal[
 ]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
-    "train": ("datasets", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
+    "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
+    "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
     "plot": ("matplotlib", "scipy"),

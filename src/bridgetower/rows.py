@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,18 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridgetower.files import json_text, locked, remove_leftovers, replacing, require_space, write_bytes
+from bridgetower.disk_cache import DiskCache
+from bridgetower.files import locked, replacing
 
 logger = logging.getLogger(__name__)
 
-_DIGEST = "[0-9a-f]" * 16  # the name of a folder of a cache
-_PARTS = "*.safetensors"
-
 FILE_BYTES = 2**26
 """About the size of one file."""
-
-CONTENT = "content.json"
-"""Describes what the files of a folder were computed from."""
 
 _MOST_MAPPED = 2**28  # bytes that were read, after which files are mapped anew: until then they count as memory
 
@@ -122,11 +114,10 @@ class RowFiles:
         return self.folder / f"{self.name}-{number:05d}.safetensors"
 
 
-class RowCache:
-    """Folders of row files that runs share, each named by a digest of what its files were computed from.
+class RowCache(DiskCache):
+    """Folders of row files that runs share.
 
-    A run holds the folders that it reads until it ends, and alone the one that it writes. A killed run lets go of them,
-    and what it wrote is read: files are whole or not there.
+    A run holds the folders that it reads until it ends, and alone the one that it writes.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -136,7 +127,7 @@ class RowCache:
             folder: Of the folders. It may be moved or removed while no run uses it.
             limit: Bytes up to which folders that no run holds are kept.
         """
-        self.folder, self.limit = folder, limit
+        super().__init__(folder, limit, "features of frozen towers")
         self._held: dict[Path, ExitStack] = {}
 
     def __enter__(self) -> Self:
@@ -154,8 +145,8 @@ class RowCache:
             num_rows: In all files.
             row_bytes: About the size of a row.
         """
-        folder = self.folder / hashlib.sha256(_described(content)).hexdigest()[:16]
-        return RowFiles(folder, "rows", num_rows=num_rows, rows_per_part=max(1, FILE_BYTES // row_bytes))
+        rows_per_part = max(1, FILE_BYTES // row_bytes)
+        return RowFiles(self.place(content), "rows", num_rows=num_rows, rows_per_part=rows_per_part)
 
     def claim(self, files: RowFiles, content: Mapping[str, Any], row_bytes: int) -> list[int]:
         """Holds the folder of some files, and returns the parts that are to be written before it is claimed again.
@@ -174,15 +165,13 @@ class RowCache:
         folder = files.folder
         self._hold(folder, shared=True)
         if not files.missing():
-            os.utime(folder / CONTENT)
+            self.note_use(folder)
             return []
         self._hold(folder, shared=False)
         missing = files.missing()
         if not missing:  # another run wrote them meanwhile
             return self.claim(files, content, row_bytes)
-        remove_leftovers(folder)
-        write_bytes(folder / CONTENT, _described(content))
-        self._make_room(row_bytes * sum(len(files.rows_of(number)) for number in missing))
+        self.begin(folder, content, row_bytes * sum(len(files.rows_of(number)) for number in missing))
         return missing
 
     def _hold(self, folder: Path, *, shared: bool) -> None:
@@ -198,24 +187,3 @@ class RowCache:
     def _let_go(self, folder: Path) -> None:
         if folder in self._held:
             self._held.pop(folder).close()
-
-    def _make_room(self, needed: int) -> None:
-        """Removes folders that no run holds, the longest unused first, until the limit and the disk allow for more."""
-        with locked(self.folder, wait=True):
-            found = [path.parent for path in self.folder.glob(f"{_DIGEST}/{CONTENT}")]
-            sizes = {folder: sum(part.stat().st_size for part in folder.glob(_PARTS)) for folder in found}
-            for folder in sorted(found, key=lambda folder: (folder / CONTENT).stat().st_mtime):
-                if sum(sizes.values()) + needed <= self.limit and needed <= shutil.disk_usage(self.folder).free:
-                    break
-                with suppress(FileExistsError), locked(folder):
-                    for part in folder.glob(_PARTS):  # first, so that a folder with parts can be found by its content
-                        part.unlink()
-                    shutil.rmtree(folder)
-                    del sizes[folder]
-            require_space(self.folder, needed, "features of frozen towers")
-        if sum(sizes.values()) + needed > self.limit:
-            logger.warning("the features that runs hold take more than the limit of %.1f GiB", self.limit / 2**30)
-
-
-def _described(content: Mapping[str, Any]) -> bytes:
-    return json_text(content, indent=2).encode()

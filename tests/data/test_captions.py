@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
+from bridgetower.data.batch import BatchKey, CaptionBatch
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.order import StepSampler
 from bridgetower.data.own import prepare_own
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.processor import Processor

@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import CaptionBatch, StepSampler
+from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.folder import read_split
 from bridgetower.data.masking import IGNORED
+from bridgetower.data.order import StepSampler
 from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words

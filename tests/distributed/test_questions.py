@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import BatchKey, StepSampler
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
+from bridgetower.data.order import StepSampler
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.predictions import Predictions, predict_classes
 from bridgetower.objectives.classification import ClassificationTask, answerer, classifier

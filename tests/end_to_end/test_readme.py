@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from stores import s3_store
 from videos import SRT, write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,8 @@ def test_commands_run(page: Path, workplace: Workplace) -> None:
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
     with ExitStack() as servers:
+        if "s3://" in page.read_text(encoding="utf-8"):
+            servers.enter_context(s3_store())
         for language, text in blocks(page):
             if text.startswith("bridgetower serve"):
                 servers.enter_context(workplace.serves(text))

@@ -15,6 +15,8 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
 from bridgetower.cli.own import own_task
+from bridgetower.data.config import SHARD_CACHE_GIB, DataConfig
+from bridgetower.data.remote import is_url
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
@@ -35,12 +37,14 @@ def evaluate(
     model: Positional[Model],
     benchmark: Annotated[Positional[str], arg(help=f"What to measure: {_MEASURED}.")],
     *,
-    data: tuple[Path, ...],
+    data: tuple[str, ...],
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
     fit_two_stage: bool = False,
     task_spec: str | None = None,
     max_errors: int = 0,
+    shard_cache: str | None = None,
+    shard_cache_limit: float = SHARD_CACHE_GIB,
     num_workers: int = 0,
     work: Path | None = None,
     loading: Loading = LOADED,
@@ -68,14 +72,18 @@ def evaluate(
     Args:
         model: What to load.
         benchmark: What to measure.
-        data: Prepared data sets, evaluated together; for CIFAR and GLUE the folder of the original files.
+        data: Prepared data sets or their URLs, evaluated together; for CIFAR and GLUE the folder of the original
+            files.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
             better than ITC alone.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
-        max_errors: Bad rows of a GLUE file that may be left out; they are named.
+        max_errors: Bad rows of a GLUE file that may be left out; they are named. Of sets at URLs, files that cannot be
+            read when the evaluation starts.
+        shard_cache: Folder for copies of files at URLs; default: ~/.cache/bridgetower/shards.
+        shard_cache_limit: GiB of copies that are kept there; the longest unused are removed first.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
@@ -94,18 +102,31 @@ def evaluate(
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     from bridgetower.checkpoints import Reranking, write_reranking
+    from bridgetower.data.remote_sets import local_sets
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long
     means = Means(work=work or cache_folder() / "evaluations", num_workers=num_workers, progress=sys.stderr.isatty())
-    with process_group(loading.device, TIMEOUT_MINUTES), _loaded(model, loading) as predictor:
+    sets = DataConfig(
+        folders=data,
+        shuffle_shards=1,
+        max_errors=max_errors,
+        shard_cache=shard_cache,
+        shard_cache_limit=shard_cache_limit,
+    )
+    splits = (split, split.removesuffix("-dev"))  # test-dev of VQAv2 is in the split test
+    with (
+        process_group(loading.device, TIMEOUT_MINUTES),
+        _loaded(model, loading) as predictor,
+        local_sets(sets, splits) as found,
+    ):
         outcome = run_benchmark(
-            *(predictor, benchmark, data, split, options, means),
+            *(predictor, benchmark, found.folders, split, options, means),
             spec=own_task(task_spec),
             fit_two_stage=fit_two_stage,
-            max_errors=max_errors,
+            max_errors=0 if any(map(is_url, data)) else max_errors,
         )
         if rank() != 0:
             return

@@ -91,6 +91,11 @@ class CaptionPairs(Dataset[CaptionBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def image_numbers(self) -> Int[Tensor, " n"]:
+        """The image of each pair."""
+        return self.pairs[:, 0].long()
+
     def __getitem__(self, key: BatchKey) -> CaptionBatch:
         """Builds the batch that `key` names.
 
@@ -164,6 +169,11 @@ class RankingPairs(Dataset[RankingBatch]):
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    @property
+    def image_numbers(self) -> Int[Tensor, " n"]:
+        """The image of each pair."""
+        return self._pairs[:, 0].long()
 
     def __getitem__(self, key: BatchKey) -> RankingBatch:
         """Builds the batch that `key` names.

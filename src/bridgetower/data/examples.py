@@ -180,10 +180,9 @@ class EntryDataset(Dataset[Batch]):
         return (entry for entries in self.images.entries() for entry in entries if self._kept(entry))
 
     @property
-    def image_numbers(self) -> list[int]:
+    def image_numbers(self) -> Int[Tensor, " n"]:
         """The image of each example, or its pair of images."""
-        numbers: list[int] = self._places[:, 0].tolist()
-        return numbers
+        return self._places[:, 0].long()
 
     @property
     def schema(self) -> Schema:

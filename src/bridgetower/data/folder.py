@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bridgetower.data.parquet import ParquetRows, read_schema
 from bridgetower.data.schema import CAPTIONS, SCHEMAS, Schema
+from bridgetower.data.shards import open_rows, shown_place
 from bridgetower.files import read_json, write_json
 from bridgetower.model.plain import from_plain
 
@@ -49,7 +50,7 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.parquet") if not path.name.startswith("."))
 
 
-def _split_of_file(path: Path) -> str:
+def split_of_file(path: Path) -> str:
     """The split that a Parquet file is of, by its name."""
     shard = _SHARD.fullmatch(path.stem)
     return shard["split"] if shard else path.stem
@@ -64,12 +65,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """
     check_split_names([split])
     present = parquet_files(_existing_folder(folder))
-    files = [path for path in present if _split_of_file(path) == split]
+    files = [path for path in present if split_of_file(path) == split]
+    place = shown_place(folder)
     if not files:
-        there = ordered_splits({_split_of_file(path) for path in present})
+        there = ordered_splits({split_of_file(path) for path in present})
         if not there:
-            raise FileNotFoundError(f"no split in {folder}: it is not a set that `bridgetower prepare` wrote")
-        raise FileNotFoundError(f"no split {split!r} in {folder}; there: {', '.join(there)} ({SPLIT_OPTIONS})")
+            raise FileNotFoundError(f"no split in {place}: it is not a set that `bridgetower prepare` wrote")
+        raise FileNotFoundError(f"no split {split!r} in {place}; there: {', '.join(there)} ({SPLIT_OPTIONS})")
     shard = _SHARD.fullmatch(files[0].stem)
     expected = shard_paths(folder, split, int(shard["count"])) if shard else [files[0]]
     missing = [path.name for path in expected if path not in files]
@@ -101,7 +103,7 @@ def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> Parque
     """
     files = split_files(Path(folder), split)
     if (Path(folder) / INFO_FILE).is_file() and (kind := read_info(folder).kind) != schema.name:
-        raise ValueError(f"{folder} is a set of kind {kind}; use a set of kind {schema.name}")
+        raise ValueError(f"{shown_place(folder)} is a set of kind {kind}; use a set of kind {schema.name}")
     for path in files:
         names = read_schema(path).names
         missing = [name for name in schema.columns if name not in names]
@@ -110,7 +112,7 @@ def read_split(folder: Path, split: str, *, schema: Schema = CAPTIONS) -> Parque
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}: use a set of kind {schema.name}"
             )
         _check_entries(path, read_schema(path), schema)
-    return ParquetRows(files)
+    return open_rows(files)
 
 
 def _check_entries(path: Path, content: pa.Schema, schema: Schema) -> None:

@@ -233,7 +233,7 @@ class Manifest:
             )
 
 
-def check_errors(source: Path, messages: Sequence[str], max_errors: int, *, count: int | None = None) -> None:
+def check_errors(source: Path | str, messages: Sequence[str], max_errors: int, *, count: int | None = None) -> None:
     """Checks that not too much cannot be used.
 
     Args:

@@ -40,6 +40,10 @@ class ParquetRows:
     `datasets` gives random access through a copy of the whole file in its own format. This needs none, but files with
     small row groups, as `bridgetower.data.records.write_split` writes them: 1 MiB takes about as long to read as a
     tenth of decoding a photo. For small sets of small images that is much: `keep` keeps what was read.
+
+    Attributes:
+        paths: Of the files.
+        file_ends: Number of rows up to the end of each file.
     """
 
     def __init__(self, paths: Sequence[Path], *, keep: float = 0, coded: Sequence[str] = ()) -> None:
@@ -60,6 +64,7 @@ class ParquetRows:
             (file, group) for file, content in enumerate(contents) for group in range(content.num_row_groups)
         ]
         self._ends = list(accumulate(contents[file].row_group(group).num_rows for file, group in self._groups))
+        self.file_ends = list(accumulate(content.num_rows for content in contents))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -79,6 +84,11 @@ class ParquetRows:
         """Bytes of the largest row group."""
         sizes = (self._files[file].metadata.row_group(group).total_byte_size for file, group in self._groups)
         return max(sizes, default=0)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Returns the file of a row, and its number there."""
+        file = bisect_right(self.file_ends, number)
+        return file, number - (self.file_ends[file - 1] if file else 0)
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Returns a row, counted from 0 over all files: the named columns, or all of them.

@@ -20,6 +20,7 @@ from bridgetower.data.folder import read_split, split_digests
 from bridgetower.data.frozen import FrozenImages
 from bridgetower.data.parquet import Column, ParquetRows
 from bridgetower.data.schema import CAPTIONS, Schema
+from bridgetower.data.shards import RemoteRows, open_rows, shown_place
 from bridgetower.data.views import augment, own_transform, random_view, transformed
 from bridgetower.processor import Processor
 
@@ -57,6 +58,10 @@ class PreparedImages:
         self.sources += [(Path(folder), ("train",)) for folder in config.train_only]
         self.records = [self._open(*source) for source in self.sources]
         self._ends = list(accumulate(map(len, self.records)))
+        starts = [0, *self._ends]
+        self._file_ends = [
+            start + end for start, each in zip(starts, self.records, strict=False) for end in each.file_ends
+        ]
         self.rows = range(self._ends[-1])
         self.image_ids: Column[str] = Column.read(self.records, "image_id")
         if config.transform is not None:
@@ -76,11 +81,35 @@ class PreparedImages:
             ValueError: It does not name the split.
         """
         return {
-            str(folder / name): digest
+            f"{shown_place(folder)}/{name}": digest
             for folder, splits in self.sources
             for split in splits
             for name, digest in split_digests(folder, split).items()
         }
+
+    @property
+    def remote(self) -> bool:
+        """Whether images are at URLs, so that the order in which they are read matters."""
+        return any(isinstance(records, RemoteRows) for records in self.records)
+
+    def shards_of(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Returns the file of each image, counted over all folders."""
+        return torch.searchsorted(torch.tensor(self._file_ends), images, right=True)
+
+    def fetch(self, shard: int) -> None:
+        """Copies the file of some images to the cache, if it is at a URL and not there.
+
+        Args:
+            shard: Its number, as from `shards_of`.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        counts = list(accumulate(len(records.paths) for records in self.records))
+        folder = bisect_right(counts, shard)
+        records = self.records[folder]
+        if isinstance(records, RemoteRows):
+            records.fetch(shard - (counts[folder - 1] if folder else 0))
 
     def places(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, "p 2"]:
         """Lists (image, number of an entry there) of every example of an epoch, each `repeats` times.
@@ -169,7 +198,7 @@ class PreparedImages:
 
     def _open(self, folder: Path, splits: Sequence[str]) -> ParquetRows:
         paths = [path for split in splits for path in read_split(folder, split, schema=self.schema).paths]
-        return ParquetRows(paths, keep=math.inf if self.config.cache else 0)
+        return open_rows(paths, keep=math.inf if self.config.cache else 0)
 
     def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
         if not self.config.has_views:
@@ -187,4 +216,4 @@ class PreparedImages:
             yield
         except ValueError as error:
             folder, _ = self.sources[self._place(image)[0]]
-            raise ValueError(f"image {self.image_ids[image]} of {folder}: {error}") from error
+            raise ValueError(f"image {self.image_ids[image]} of {shown_place(folder)}: {error}") from error

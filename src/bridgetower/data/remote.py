@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import random
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before a file of a data set is read again after an error, at most; each pause is drawn."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PART = 2**20
+_PIECE = 2**24  # bytes of a file that are read in one request
 _LONGEST = 2**29  # bytes of the file of an image
+_PERMANENT = range(400, 500)  # answers of servers that are the same when they are asked again
+_PASSING = (408, 425, 429)  # but these
+# What stores raise beside OSError; only of packages that are in use.
+_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
+)
 
 
 def is_url(place: object) -> bool:
@@ -93,11 +117,121 @@ def local_copy(url: str) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="bridgetower-") as folder:
         path = Path(folder) / file_name(url)
-        with _reading(url):
-            system, place = _system(url)
-            with system.open(place, "rb", **_streaming(url)) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, _PART)
+        fetch(url, path)
         yield path
+
+
+def file_facts(url: str) -> tuple[int | None, str]:
+    """Returns the size of a file in bytes, None if its server does not tell, and what changes when it is written anew.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    info = _retried(url, lambda system, path: system.info(path))
+    marks = {name.lower(): info[name] for name in info if name.lower() in ("etag", "mtime", "last-modified", "sha256")}
+    size = info.get("size")
+    return size, " ".join(map(str, (size, *(marks[name] for name in sorted(marks)))))
+
+
+def fetch(url: str, path: Path) -> None:
+    """Copies a file, in pieces that are each tried again after an error, see `PAUSES`.
+
+    A file whose server does not tell its size is read at once, and not again.
+
+    Raises:
+        OSError: It cannot be read, or the disk has no room for it.
+    """
+    size, _ = file_facts(url)
+    with path.open("wb") as file:
+        if size is None:
+            with _reading(url):
+                system, place = _system(url)
+                with system.open(place, "rb", **_streaming(url)) as source:
+                    shutil.copyfileobj(source, file, _PART)
+            return
+        while (start := file.tell()) < size:
+            file.write(_retried(url, partial(_piece, url, start, min(start + _PIECE, size), size)))
+
+
+def read_pieces(url: str, pieces: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Returns pieces of a file, which are read at the same time; those that fail are tried again, see `PAUSES`.
+
+    Args:
+        url: Of the file.
+        pieces: Where each starts, and its length in bytes.
+
+    Raises:
+        OSError: One cannot be read.
+        ValueError: The server does not give pieces.
+    """
+    found: dict[tuple[int, int], bytes] = {}
+
+    def read(system: Any, path: str) -> None:
+        left = [piece for piece in pieces if piece not in found]
+        starts, sizes = [start for start, _ in left], [size for _, size in left]
+        ends = [start + size for start, size in left]
+        answers = system.cat_ranges([path] * len(left), starts, ends, on_error="return")
+        failed = [answer for answer in answers if isinstance(answer, Exception)]
+        found.update({piece: answer for piece, answer in zip(left, answers, strict=True) if isinstance(answer, bytes)})
+        if failed:
+            raise failed[0]
+        for size, answer in zip(sizes, answers, strict=True):
+            _check_piece(url, answer, size)
+
+    _retried(url, read)
+    return [found[piece] for piece in pieces]
+
+
+def read_file(url: str) -> bytes:
+    """Returns a small file, such as the description of a data set; it is tried again after an error, see `PAUSES`.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _retried(url, lambda system, path: bytes(system.cat_file(path)))
+
+
+def _piece(url: str, start: int, end: int, size: int, system: Any, path: str) -> bytes:
+    content: bytes = system.cat_file(path, start=start, end=end)
+    if start == 0 and len(content) == size:  # the server gives whole files only
+        return content
+    _check_piece(url, content, end - start)
+    return content
+
+
+def _check_piece(url: str, content: bytes, size: int) -> None:
+    if len(content) < size:
+        raise ConnectionError(f"{len(content)} bytes came where {size} were asked for")
+    if len(content) > size:
+        raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
+
+
+def _retried(url: str, read: Callable[[Any, str], T]) -> T:
+    """Reads from the store of a URL, again after errors that may pass.
+
+    Raises:
+        OSError: It cannot be read; the URL is named.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            with _reading(url):
+                return read(*_system(url))
+        except OSError as error:
+            pause = next(pauses, None)
+            if pause is None or _stays(error):
+                raise
+            seconds = pause * random.uniform(0.5, 1.0)
+            logger.warning("%s; trying again in %.1f s", error, seconds)
+            time.sleep(seconds)
+
+
+def _stays(error: OSError) -> bool:
+    """Whether a store will say the same again."""
+    status = getattr(error.__cause__, "status", None)
+    refused = isinstance(error.__cause__, PermissionError)
+    missing = isinstance(error, FileNotFoundError)
+    return missing or refused or (status in _PERMANENT and status not in _PASSING)
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -135,8 +269,5 @@ def _reading(url: str) -> Iterator[None]:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    try:
-        from aiohttp import ClientError
-    except ImportError:
-        return OSError, RuntimeError
-    return OSError, RuntimeError, ClientError
+    loaded = [(sys.modules[module], name) for module, name in _ERRORS if module in sys.modules]
+    return OSError, RuntimeError, *(getattr(module, name) for module, name in loaded if hasattr(module, name))

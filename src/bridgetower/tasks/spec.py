@@ -112,7 +112,7 @@ class Evaluation:
 
         examples, schema = self.examples, self.examples.schema
         found = []
-        for entry, image, (given, probability) in zip(examples, examples.image_numbers, answers, strict=True):
+        for entry, image, (given, probability) in zip(examples, examples.image_numbers.tolist(), answers, strict=True):
             if examples.encode.known(entry):
                 points = score(entry, given)
                 judgement = Judgement(
@@ -151,7 +151,8 @@ class TaskSpec:
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the
             head, `objectives.classification.task_of_head`.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
-            its prepared sets, or None and the method `digests` of the files that it reads.
+            its prepared sets, or None and the method `digests` of the files that it reads. To train on sets at URLs it
+            has `image_numbers`, the image of each example.
         evaluate: Measures a model.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import BatchDataset, CaptionBatch, StepSampler, derive_seed
+from bridgetower.data.batch import BatchDataset, CaptionBatch, derive_seed
+from bridgetower.data.order import StepSampler
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, mean_token

@@ -26,6 +26,7 @@ _CHECKPOINT = {
 
 
 _LENGTHS = {"max_steps", "max_epochs"}
+_MEANS = {"data.num_workers", "data.shard_cache", "data.shard_cache_limit"}  # change nothing in the result
 
 
 @contextmanager
@@ -110,7 +111,8 @@ def _take_up(out: Path, config: RunConfig, spec: TaskSpec) -> None:
     Raises:
         ValueError: It has other values.
     """
-    changed = list(differences(read_run(out, spec).to_dict(), config.to_dict()))
+    found = differences(read_run(out, spec).to_dict(), config.to_dict())
+    changed = [difference for difference in found if difference[0] not in _MEANS]
     if not changed:
         return
     finished = out / "last" / "config.json"

@@ -12,7 +12,9 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from bridgetower.data.batch import Batch, StepSampler
+from bridgetower.data.batch import Batch
+from bridgetower.data.order import ShardOrder, StepSampler
+from bridgetower.data.shards import FetchAhead
 from bridgetower.distributed import rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
@@ -110,6 +112,7 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
         counted=lambda step: micro_batches > 1 and counts_labels(config, step / context.max_steps),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
+        order=_order(context),
         rank=rank(),
         world_size=world_size(),
     )
@@ -125,6 +128,21 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
         pin_memory=not on_cpu and torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+def _order(context: TrainContext) -> ShardOrder | None:
+    """Returns the order of examples whose images are at URLs and not replaced by features; None for others."""
+    images = None if context.images is None else context.images[0]
+    if images is None or not images.remote or images.frozen is not None:
+        return None
+    numbers = getattr(context.examples, "image_numbers", None)
+    if numbers is None:
+        raise ValueError(
+            f"the examples of {context.config.task.kind} have no image_numbers, which tell the files at URLs that come "
+            "next; add it, or copy the sets to a disk"
+        )
+    together = context.config.data.shuffle_shards
+    return ShardOrder(images.shards_of(numbers), context.config.seed, together, FetchAhead(images.fetch))
 
 
 def _warn_of_small_contrast(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from bridgetower.data.remote_sets import local_sets
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
@@ -92,15 +93,18 @@ def train(
         resume = from_first(resume or (num_restarts() > 0 and (out / CONFIG).exists()))
         with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext():
             barrier()
-            context = _prepared(config, spec, out, extensions, cache, progress=progress)
-            metrics = fit(
-                context,
-                out,
-                resume=resume,
-                allow_world_size_change=allow_world_size_change,
-                async_checkpoints=async_checkpoints,
-                progress=progress,
-            )
+            if rank() == 0:
+                logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
+            with local_sets(config.data, (*config.data.train_splits, config.data.validation_split)) as data:
+                context = _prepared(replace(config, data=data), spec, out, extensions, cache, progress=progress)
+                metrics = fit(
+                    context,
+                    out,
+                    resume=resume,
+                    allow_world_size_change=allow_world_size_change,
+                    async_checkpoints=async_checkpoints,
+                    progress=progress,
+                )
             # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
             if from_first(not (out / "last" / "config.json").exists()):
                 context.save(out / "last", metrics)
@@ -118,8 +122,6 @@ def _prepared(
     progress: bool,
 ) -> TrainContext:
     """Returns the model to train, with its task and examples; features of frozen towers are computed."""
-    if rank() == 0:
-        logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
     checkpoint = starting_checkpoint(config, spec, extensions)
     device = run_device(config.device)
     set_numerics(device, config.precision, deterministic=config.deterministic)

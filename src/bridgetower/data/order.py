@@ -1,0 +1,170 @@
+"""The order of training: of the examples in each epoch, and of the micro-batches of each process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from bridgetower.data.batch import BatchKey, derive_seed
+
+
+class EpochOrder(Protocol):
+    """The order of the examples in each epoch."""
+
+    def examples(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns the numbers of all examples, in the order of an epoch."""
+        ...
+
+    def reached(self, epoch: int, place: int) -> None:
+        """Is told the place, in the order of an epoch, of an example that is read next."""
+        ...
+
+
+class Shuffled:
+    """All examples in an order that only seed and epoch decide."""
+
+    def __init__(self, num_examples: int, seed: int) -> None:
+        self.num_examples, self.seed = num_examples, seed
+
+    def examples(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns the numbers of all examples, in the order of an epoch."""
+        return torch.randperm(self.num_examples, generator=_generator(self.seed, "epoch", epoch))
+
+    def reached(self, epoch: int, place: int) -> None:
+        """Does nothing."""
+
+
+class ShardOrder:
+    """The shards in an order that only seed and epoch decide; the examples of a few of them are shuffled together.
+
+    So only these shards are needed at a time.
+    """
+
+    def __init__(
+        self, shards: Int[Tensor, " n"], seed: int, together: int, fetch: Callable[[Sequence[int]], object]
+    ) -> None:
+        """Plans the order.
+
+        Args:
+            shards: Number of the shard of each example.
+            seed: Of the order.
+            together: Shards that are shuffled together.
+            fetch: Is called with shards that are needed now or next.
+        """
+        self.shards, self.together, self.fetch = shards, together, fetch
+        self.num_shards = int(shards.max()) + 1
+        self._shuffled = Shuffled(len(shards), seed)
+        self._epoch, self._ends, self._asked = -1, torch.empty(0), (-1, -1)
+
+    def examples(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns the numbers of all examples, in the order of an epoch."""
+        windows = self._order(epoch).argsort()[self.shards] // self.together
+        self._epoch, self._ends = epoch, windows.bincount().cumsum(0)
+        order = self._shuffled.examples(epoch)
+        return order[windows[order].argsort(stable=True)]
+
+    def reached(self, epoch: int, place: int) -> None:
+        """Fetches the shards of an example and those that come after them; `epoch` is that of the last `examples`."""
+        assert epoch == self._epoch
+        window = int(torch.searchsorted(self._ends, place, right=True))
+        if self._asked != (epoch, window):
+            self._asked = (epoch, window)
+            self.fetch([*self._window(epoch, window), *self._after(epoch, window)])
+
+    def _after(self, epoch: int, window: int) -> list[int]:
+        return self._window(epoch, window + 1) or self._window(epoch + 1, 0)
+
+    def _window(self, epoch: int, window: int) -> list[int]:
+        start = window * self.together
+        shards: list[int] = self._order(epoch)[start : start + self.together].tolist()
+        return shards
+
+    def _order(self, epoch: int) -> Int[Tensor, " s"]:
+        return torch.randperm(self.num_shards, generator=_generator(self._shuffled.seed, "shards", epoch))
+
+
+class StepSampler(Sampler[BatchKey]):
+    """The micro-batches of one rank from a given step on, in an order that only the seed decides.
+
+    The order of each epoch is cut into global batches; ranks and micro-batches take consecutive parts, so the
+    batches of an optimiser step hold the same examples for any number of ranks. What does not fill a batch is left out.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        steps: range,
+        seed: int,
+        order: EpochOrder | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        passes: Callable[[int], int] = lambda step: 1,
+        counted: Callable[[int], bool] = lambda step: False,
+    ) -> None:
+        """Plans the steps.
+
+        Args:
+            num_examples: In an epoch.
+            batch_size: BatchDataset of a step, over all ranks and micro-batches.
+            micro_batches: Of each rank in a step.
+            steps: Which ones.
+            seed: Of the order, and of what is drawn for each micro-batch.
+            order: Of the examples; None: `Shuffled`.
+            rank, world_size: Of this process, and how many there are.
+            passes: How often the micro-batches of a step come, one whole pass after the other.
+            counted: Whether the first micro-batch of a step names them all, in the last pass.
+
+        Raises:
+            ValueError: There are fewer examples than one batch, or the batch does not split evenly.
+        """
+        parts = world_size * micro_batches
+        if num_examples < batch_size:
+            raise ValueError(f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size")
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
+                f"use a multiple of {parts}"
+            )
+        self.num_examples, self.batch_size, self.steps, self.seed = num_examples, batch_size, steps, seed
+        self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
+        self.passes, self.counted = passes, counted
+        self.order = order or Shuffled(num_examples, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.num_examples // self.batch_size
+
+    def __len__(self) -> int:
+        return sum(self.passes(step) for step in self.steps) * self.micro_batches
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch, order = -1, torch.empty(0)
+        for step in self.steps:
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = self.order.examples(epoch)
+            first = step % self.steps_per_epoch * self.batch_size
+            self.order.reached(epoch, first + self.batch_size - 1)
+            start = first + self.rank * self.part * self.micro_batches
+            own = order[start : start + self.part * self.micro_batches].split(self.part)
+            keys = [
+                BatchKey(tuple(examples.tolist()), derive_seed(self.seed, step, self.rank, micro))
+                for micro, examples in enumerate(own)
+            ]
+            yield from keys * (self.passes(step) - 1)
+            yield replace(keys[0], step=tuple(keys)) if self.counted(step) else keys[0]
+            yield from keys[1:]
+
+
+def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))
