@@ -84,6 +84,30 @@ def test_matching_and_sheets_take_the_frames_of_the_index(
     assert not (np.asarray(contact_sheet(hits)) == (0, 254, 0)).all(axis=2).any()
 
 
+def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
+    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+) -> None:
+    index_of(talks / "talk.mp4")
+    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
+    said = searcher.search(SAID[1])
+    assert (said[0].captions, said[0].cosine, said[0].score) == ((SAID[1],), pytest.approx(1, abs=1e-5), None)
+    assert (
+        said == searcher.search(SAID[1], against="captions") == searcher.search(SAID[1], against="captions", rerank=0)
+    )
+    assert None not in {hit.score for hit in searcher.search(SAID[1], rerank=3)}
+    shown = searcher.search(SAID[1], against="images")
+    assert None not in {hit.score for hit in shown}
+    assert searcher.search(image=frame) == searcher.search(image=frame, against="images")
+    assert searcher.search(SAID[1], frame) == searcher.search(SAID[1], frame, against="images")
+    build_index([talks / "talk.mp4", talks / "lectures"], tmp_path / "all.lance", predictor)
+    mixed = Searcher(tmp_path / "all.lance", predictor)
+    assert mixed.search(SAID[1]) == mixed.search(SAID[1], against="images")
+    (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
+    index_of(talks / "talk.mp4", every=6.0)  # half of it is silent now, and the searcher that is open sees it
+    assert len(searcher.search("the sea")) == 2
+
+
 def test_only_what_has_changed_is_embedded(talks: Path, index_of: Callable[..., IndexReport]) -> None:
     index_of(talks)
     again = index_of(talks)

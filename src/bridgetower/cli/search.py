@@ -64,10 +64,11 @@ class QueryOptions:
     Attributes:
         top: Hits to show.
         rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64, or 0
-            for a model whose validation did not find that matching ranks better.
+            for a model whose validation did not find that matching ranks better, and for words of videos.
         where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
-        against: What the query is compared with: the images, their captions, or both together. Models that cannot
-            compare a text or an image alone with both together compare it with captions or images, and say so.
+        against: What the query is compared with: the images, their captions, or both together. Default: images, and for
+            a text alone captions if all of the index are moments in which something is said. Models that cannot compare
+            a text or an image alone with both together compare it with captions or images, and say so.
         exact: Compare the query with every vector, even if the index was made with --ann.
         batch_size: Images matched at once.
         truncate: Cut a text that is too long instead of refusing it.
@@ -76,7 +77,7 @@ class QueryOptions:
     top: int = 10
     rerank: int | None = None
     where: str | None = None
-    against: Literal["images", "captions", "pairs"] = "images"
+    against: Literal["images", "captions", "pairs"] | None = None
     exact: bool = False
     batch_size: int = 32
     truncate: bool = False

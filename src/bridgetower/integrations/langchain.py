@@ -90,7 +90,7 @@ class BridgeTowerRetriever(BaseRetriever):
     k: int = 4
     rerank: int | None = None
     where: str | None = None
-    against: Against = "images"
+    against: Against | None = None
     truncate: bool = False
 
     @classmethod

@@ -78,6 +78,7 @@ class Index:
         if table is None:
             raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
         self.uri, self._table, self._root = str(uri), table, root
+        self._spoken: tuple[int, bool] | None = None  # of a version
         self._exact = None if is_url(uri) else ExactVectors(Path(uri))
         self.info = info_of(uri, table.schema)
         check_columns(uri, table.schema, self.info)
@@ -132,6 +133,20 @@ class Index:
     def root(self) -> Path:
         """Folder that the images' paths start from."""
         return self._root or Path(resolved(self.uri, self.info.root))
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether there are entries, and all of them are moments in which something is said.
+
+        Raises:
+            OSError: The index cannot be read.
+        """
+        with reading(self.uri):
+            version = self._table.version
+            if self._spoken is None or self._spoken[0] != version:
+                silent = self._table.search().where("start IS NULL OR array_length(captions) = 0").limit(1)
+                self._spoken = version, len(self) > 0 and not silent.select(["path"]).to_list()
+        return self._spoken[1]
 
     def is_of(self, root: Path | str) -> bool:
         """Whether its images are those of a folder or of a URL."""

@@ -70,7 +70,7 @@ class Searcher:
         top: int = 10,
         rerank: int | None = None,
         where: str | None = None,
-        against: Against = "images",
+        against: Against | None = None,
         exact: bool = False,
         truncate: bool = False,
         batch_size: int = 32,
@@ -85,11 +85,9 @@ class Searcher:
             text: What should be seen.
             image: Similar images are found.
             top: Hits to return.
-            rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None means 64, or 0
-                without a text or a matching head, and where validation did not find two stages better than ITC alone
-                (`Reranking.helps`).
+            rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None: see `planned`.
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
-            against: What the query is compared with: the images, their captions, or both together; see `compared`.
+            against: What the query is compared with: the images, their captions, or both together. None: see `planned`.
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Images matched at once.
@@ -98,8 +96,7 @@ class Searcher:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
                 head, the condition is none, or none of the candidates can be opened.
         """
-        rerank = self.num_candidates(text, image, top, rerank, against)
-        against = self.compared(text, image, against)
+        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
@@ -109,39 +106,36 @@ class Searcher:
             matched, log_odds = self._matched(text, found[:rerank], truncate, batch_size)
         return two_stages(matched, log_odds, found[rerank:], self.predictor.reranking)[:top]
 
-    def num_candidates(
-        self, text: str | None, image: ImageLike | None, top: int, rerank: int | None, against: Against
-    ) -> int:
-        """Returns how many candidates to match; see `search` for the arguments.
+    def planned(
+        self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
+    ) -> tuple[Against, int]:
+        """Returns what a query is compared with, and how many candidates are matched.
 
-        Raises:
-            ValueError: They do not go together.
-        """
-        if text is None and image is None:
-            raise ValueError("nothing to search for; give a text, an image or both")
-        if text is not None and not text.strip():
-            raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        if rerank is not None and rerank < 0:
-            raise ValueError(f"rerank is {rerank}; expected at least 0")
-        check_choice("against", against, Against)
-        if rerank is None:
-            able = text is not None and self.predictor.model.itm_head is not None
-            return RERANK if able and self.predictor.reranking.helps is not False else 0
-        if rerank and text is None:
-            raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
-        if rerank:
-            self.predictor.model.head("itm")
-        return rerank
-
-    def compared(self, text: str | None, image: ImageLike | None, against: Against) -> Against:
-        """Returns what a query is compared with.
+        By default a text alone is compared with captions where all entries of the index are moments in which something
+        is said, else a query with images. Candidates are matched by default, 64 of them, if there is a text and a
+        matching head, unless validation did not find two stages better than ITC alone (`Reranking.helps`), and unless
+        the text is compared with what is said, which the matching head does not read.
 
         A text or an image alone is compared with pairs in models whose contrastive head has a part for pairs
         (transformers' contrastive class). In others the vectors of pairs lie in a space of their own: a text is then
         compared with captions, and an image with images, and a warning says so.
+
+        Raises:
+            ValueError: The arguments, those of `search`, do not go together.
+            OSError: The index cannot be read.
         """
+        _check_query(text, image, top, rerank)
+        if against is not None:
+            check_choice("against", against, Against)
+        if rerank:
+            self.predictor.model.head("itm")
+        said = text is not None and image is None and against in (None, "captions") and self.index.is_spoken
+        if rerank is None:
+            able = text is not None and not said and self.predictor.model.itm_head is not None
+            rerank = RERANK if able and self.predictor.reranking.helps is not False else 0
+        return self._comparable(text, image, against or ("captions" if said else "images")), rerank
+
+    def _comparable(self, text: str | None, image: ImageLike | None, against: Against) -> Against:
         if against != "pairs" or (text is not None and image is not None) or self.predictor.model.compares_pairs:
             return against
         logger.warning(
@@ -217,6 +211,19 @@ class Searcher:
                 *(len(errors), len(found), errors[0]),
             )
         return good
+
+
+def _check_query(text: str | None, image: ImageLike | None, top: int, rerank: int | None) -> None:
+    if text is None and image is None:
+        raise ValueError("nothing to search for; give a text, an image or both")
+    if text is not None and not text.strip():
+        raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
+    if top < 1:
+        raise ValueError(f"top is {top}; expected at least 1")
+    if rerank is not None and rerank < 0:
+        raise ValueError(f"rerank is {rerank}; expected at least 0")
+    if rerank and text is None:
+        raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
 
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:

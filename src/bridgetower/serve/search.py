@@ -81,14 +81,18 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         ge=0,
         le=256,
         description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves; 0 "
-        "where validation did not find that matching ranks better.",
+        "where validation did not find that matching ranks better, and for what is said.",
     )
     where: str | None = Field(
         None,
         max_length=MAX_CHARACTERS,
         description="Condition in SQL on path, size, mtime, width, height, captions, start and end, without functions.",
     )
-    against: Against = Field("images", description="What the query is compared with.")
+    against: Against | None = Field(
+        None,
+        description="What the query is compared with; if left out images, and for a text alone what is said, where all "
+        "of the index are moments of videos with words.",
+    )
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
 
     @field_validator("where")
@@ -134,15 +138,17 @@ async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
     searcher = service.searcher
     assert searcher is not None, "searches are there only with an index"
+    settings = {"top": body.top, "rerank": body.rerank, "against": body.against}
     try:
-        rerank = searcher.num_candidates(body.query, body.image, body.top, body.rerank, body.against)
+        against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise ApiError(400, str(error)) from error
+    except OSError as error:
+        raise _unavailable(error) from error
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, service.config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
-        against = searcher.compared(body.query, body.image, body.against)
         hits, tokens = await _found(body, service, searcher, rerank, against)
     prefix = service.config.root_path
     data = [FoundImage(rank=rank, **_told(hit, prefix), **vars(hit)) for rank, hit in enumerate(hits, start=1)]
@@ -177,15 +183,17 @@ async def _found(
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
     except OSError as error:
-        logger.error("search: %s", error)
-        raise ApiError(
-            503, "the index cannot be searched; the server's log has the reason", code="index_unavailable"
-        ) from error
+        raise _unavailable(error) from error
     matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
     reranking = searcher.predictor.reranking
     ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], reranking)[: body.top]
     tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
     return ranked, tokens
+
+
+def _unavailable(error: OSError) -> ApiError:
+    logger.error("search: %s", error)
+    return ApiError(503, "the index cannot be searched; the server's log has the reason", code="index_unavailable")
 
 
 async def _matched(

@@ -383,8 +383,7 @@ function showSearch() {
 
 function searchLink(values) {
   const count = values.n === "24" ? null : values.n;
-  const against = values.against === "images" ? null : values.against;
-  return address("search", { ...values, n: count, against });
+  return address("search", { ...values, n: count });
 }
 
 const searchValues = () => ({
@@ -396,7 +395,7 @@ function restoreSearch(values) {
   $("query").value = values.get("q") ?? "";
   $("where").value = values.get("where") ?? "";
   $("count").value = ["12", "48", "96"].includes(values.get("n")) ? values.get("n") : "24";
-  $("against").value = ["captions", "pairs"].includes(values.get("against")) ? values.get("against") : "images";
+  $("against").value = ["images", "captions", "pairs"].includes(values.get("against")) ? values.get("against") : "";
   $("rerank").value = ["64", "0"].includes(values.get("rerank")) ? values.get("rerank") : "";
   $("options").open = ["where", "against", "rerank"].some((name) => values.get(name));
   const id = idOf(values, "like");
@@ -424,7 +423,7 @@ async function search({ open = null } = {}) {
   remember(searchLink(values.q || values.like ? { ...values, open } : {}));
   $("starters").hidden = true;
   await searching.run(`Searching ${counted(index.images, "image")}…`, async (signal) => {
-    const body = { query: values.q || null, where: values.where || null, top: Number(values.n), against: values.against };
+    const body = { query: values.q || null, where: values.where || null, top: Number(values.n), against: values.against || null };
     if (values.q && values.rerank) body.rerank = Number(values.rerank);
     if (like.image) body.image = await like.uri(signal);
     const found = (await json("v1/search", { body, signal })).data;
