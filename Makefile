@@ -32,6 +32,7 @@ lowest: $(LOWEST)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps langchain-tests
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt

@@ -21,7 +21,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
 from bridgetower.search.searcher import Against, Searcher
-from bridgetower.search.table import Hit
+from bridgetower.search.table import Indexed
 
 
 class BridgeTowerEmbeddings(Embeddings):
@@ -29,6 +29,8 @@ class BridgeTowerEmbeddings(Embeddings):
 
     Attributes:
         predictor: The model.
+        batch_size: Inputs at once.
+        truncate: Cut texts that are too long instead of refusing them.
     """
 
     def __init__(
@@ -43,11 +45,11 @@ class BridgeTowerEmbeddings(Embeddings):
             options: Of `bridgetower.load`.
         """
         self.predictor = model if isinstance(model, Predictor) else load(model, **options)
-        self._batch_size, self._truncate = batch_size, truncate
+        self.batch_size, self.truncate = batch_size, truncate
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Returns a vector for each text."""
-        return self._listed(self.predictor.embed_texts, texts, truncate=self._truncate)
+        return self._listed(self.predictor.embed_texts, texts, truncate=self.truncate)
 
     def embed_query(self, text: str) -> list[float]:
         """Returns the vector of a text."""
@@ -63,12 +65,12 @@ class BridgeTowerEmbeddings(Embeddings):
         Raises:
             ValueError: There are not as many of one as of the other.
         """
-        return self._listed(self.predictor.embed_pairs, images, texts, truncate=self._truncate)
+        return self._listed(self.predictor.embed_pairs, images, texts, truncate=self.truncate)
 
     def _listed(self, embed: Any, *inputs: Sequence[Any], **options: Any) -> list[list[float]]:
         if not any(map(len, inputs)):
             return []
-        vectors: Tensor = embed(*inputs, batch_size=self._batch_size, **options)
+        vectors: Tensor = embed(*inputs, batch_size=self.batch_size, **options)
         return vectors.tolist()
 
 
@@ -116,13 +118,20 @@ class BridgeTowerRetriever(BaseRetriever):
             against=self.against,
             truncate=self.truncate,
         )
-        return [_document(hit) for hit in hits]
+        return [document_of(hit, hit.file, id_=hit.digest) for hit in hits]
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: Any, **changes: Any) -> list[Document]:
         return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=None, **changes)
 
 
-def _document(hit: Hit) -> Document:
-    about = vars(hit) | {"source": str(hit.file), "captions": list(hit.captions)}
-    del about["file"]
-    return Document(id=hit.digest, page_content="\n".join(hit.captions), metadata=about)
+def document_of(one: Indexed, file: Path | str, *, id_: str) -> Document:
+    """Returns the document of an image of an index: its captions, with what is known of it as metadata.
+
+    Args:
+        one: The image, or a hit.
+        file: Where it is.
+        id_: Of the document.
+    """
+    about = {**vars(one), "source": str(file), "captions": list(one.captions)}
+    about.pop("file", None)
+    return Document(id=id_, page_content="\n".join(one.captions), metadata=about)

@@ -192,19 +192,31 @@ def _row(row: Embedded, source: SourceImage) -> IndexedRow:
     )
 
 
+def new_index(out: Uri, predictor: Predictor, root: Uri, *, storage_options: Mapping[str, str] | None = None) -> Index:
+    """Makes an empty index for the vectors of a model.
+
+    Args:
+        out: Where it shall be.
+        predictor: The model.
+        root: Folder or URL that paths of images start from.
+        storage_options: Settings of an object store.
+    """
+    blank = Image.new("RGB", (8, 8))
+    return Index.create(
+        out,
+        fingerprint=predictor.fingerprint,
+        model=predictor.source,
+        root=root,
+        image_width=predictor.embed_images(blank).shape[1],
+        pair_width=predictor.embed_pairs(blank, "").shape[1],
+        storage_options=storage_options,
+    )
+
+
 def _opened(out: Uri, predictor: Predictor, root: Path | str, storage_options: Mapping[str, str] | None) -> Index:
     """Opens the index, or makes an empty one."""
     if not Index.exists(out, storage_options=storage_options):
-        blank = Image.new("RGB", (8, 8))
-        return Index.create(
-            out,
-            fingerprint=predictor.fingerprint,
-            model=predictor.source,
-            root=root,
-            image_width=predictor.embed_images(blank).shape[1],
-            pair_width=predictor.embed_pairs(blank, "").shape[1],
-            storage_options=storage_options,
-        )
+        return new_index(out, predictor, root, storage_options=storage_options)
     index = Index(out, storage_options=storage_options)
     index.check_model(predictor.fingerprint, predictor.source)
     if not index.is_of(root):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ from bridgetower.bulk.lance import Uri, split
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.remote import is_url
 from bridgetower.search.connection import connect, opened_table
+from bridgetower.search.contents import content_of, frame_of, open_video
 from bridgetower.search.exact import ExactVectors, largest_products
 from bridgetower.search.lance_errors import condition, reading, writing
 from bridgetower.search.table import (
@@ -32,10 +32,9 @@ from bridgetower.search.table import (
     check_columns,
     file_of,
     info_of,
+    is_one_of,
     is_path,
-    open_unchanged,
     portable,
-    read_indexed,
     resolved,
     schema_of,
     table_of,
@@ -209,9 +208,18 @@ class Index:
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        rows = self._table.search().where(_is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
+        rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
         with reading(self.uri):
             return [Indexed(**row) for row in rows.to_list()]
+
+    def with_paths(self, paths: Sequence[str]) -> list[Indexed]:
+        """Returns the images with some paths, in no order."""
+        with reading(self.uri):
+            return [
+                Indexed(**row)
+                for chunk in _chunks(paths)
+                for row in self._table.search().where(is_one_of(chunk)).select(list(_RETURNED)).to_list()
+            ]
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
@@ -236,22 +244,8 @@ class Index:
             OSError: It cannot be read.
         """
         if image.start is not None:
-            return self._frame(image)
-        named = file_of(image, self.root)
-        if isinstance(named, str):
-            if not fetch:
-                raise ValueError("the image is at a URL, which is not fetched because an index names it")
-            return read_indexed(named, image)
-        file = self._real(named, within_root)
-        if max_bytes is not None and image.size > max_bytes:
-            raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
-        return read_indexed(file, image)
-
-    def _real(self, named: Path, within_root: bool) -> Path:
-        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
-        if within_root and not file.is_relative_to(self.root.resolve()):
-            raise ValueError("the file is outside the folder of the index")
-        return file
+            return frame_of(self._table, self.uri, image)
+        return content_of(image, self.root, within_root=within_root, fetch=fetch, max_bytes=max_bytes)
 
     def open_video(self, moment: Indexed) -> BinaryIO:
         """Opens the video of a moment that was indexed, and no other file: its size and time are compared.
@@ -260,20 +254,7 @@ class Index:
             ValueError: It is no moment, or its file is outside the folder of the index or not what was indexed.
             OSError: It cannot be read.
         """
-        if moment.start is None or isinstance(named := file_of(moment, self.root), str):
-            raise ValueError("it is an image, not a moment of a video")
-        with reading(self.uri):
-            rows = self._table.search().where(_is_one_of([moment.path])).select(["mtime"]).to_arrow()
-        (mtime,) = rows["mtime"].cast(pa.int64()).to_pylist() or [None]
-        return open_unchanged(self._real(named, True), moment.size, mtime)
-
-    def _frame(self, moment: Indexed) -> bytes:
-        """Returns the frame of a moment, which the index has itself."""
-        with reading(self.uri):
-            rows = self._table.search().where(_is_one_of([moment.path])).select(["frame", "digest"]).to_list()
-        if not rows or rows[0]["digest"] != moment.digest or rows[0]["frame"] is None:
-            raise ValueError("the moment has changed since it was indexed; search again")
-        return bytes(rows[0]["frame"])
+        return open_video(self._table, self.uri, moment, self.root)
 
     def nearest(
         self,
@@ -360,7 +341,7 @@ class Index:
         """Deletes rows."""
         for chunk in _chunks(list(paths)):
             with writing(self.uri):
-                self._table.delete(_is_one_of(chunk))
+                self._table.delete(is_one_of(chunk))
 
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query.
@@ -405,12 +386,6 @@ class Index:
 
 def _num_partitions(num_rows: int) -> int:
     return max(1, round(2 * num_rows**0.5))
-
-
-def _is_one_of(values: Collection[str], column: str = "path") -> str:
-    """The condition that a row's path is one of these; a quotation mark in a name is doubled."""
-    names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"{column} IN ({names})"
 
 
 def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:

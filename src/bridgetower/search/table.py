@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -57,7 +57,8 @@ class SourceImage:
         size: Of the image file, in bytes; 0 where the source does not tell.
         mtime: Of the file that it is in, in microseconds since 1970, within the years 1 to 9999; 0 at a URL.
         captions: Stripped, none empty.
-        place: Where in a shard or a table, or at which URL; empty of a file of its own.
+        place: Where in a shard or a table, or at which URL; empty of a file of its own. LangChain's vector store also
+            keeps metadata in it.
     """
 
     path: str
@@ -77,7 +78,7 @@ class IndexedRow:
         width: Of the upright image, in pixels.
         height: Of the same.
         frame: The file itself if it was made of a frame of a video.
-        image_vector: Contrastive.
+        image_vector: Contrastive; of a text without an image, the text's.
         text_vectors: Contrastive, one per caption.
         pair_vectors: Joint, one per caption.
     """
@@ -280,6 +281,12 @@ def _moment_of(row: IndexedRow) -> dict[str, float | bytes | None]:
     """Returns the columns that only moments of videos have."""
     start, end = json_object(row.source.place or "{}", "the place of an image").get("moment", (None, None))
     return {"start": start, "end": end, "frame": row.frame}
+
+
+def is_one_of(values: Collection[str], column: str = "path") -> str:
+    """Returns the condition that a row's path is one of these; a quotation mark in a name is doubled."""
+    names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({names})"
 
 
 def portable(uri: Uri, path: Uri) -> str:
