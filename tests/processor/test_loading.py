@@ -1,41 +1,32 @@
-"""Worker processes give the batches that this process would give, and its errors in one line."""
-
-from pathlib import Path
+"""Reading in worker processes: the same items in the same order, and the errors of reading in this process."""
 
 import pytest
 import torch
-from torch import Tensor
 
-from bridgetower.processor import loaded
-
-
-def picture(number: int) -> Tensor:
-    if number < 0:
-        raise ValueError(f"picture {number} is broken")
-    if number > 90:
-        raise FileNotFoundError(f"no picture {number}")
-    return torch.full((3, 4, 5), number, dtype=torch.uint8)
+from bridgetower.processor import load_items, loaded
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_batches_in_order(num_workers: int) -> None:
-    batches = [[1, 2], [3], [4, 5, 6], [7]]
-    found = list(loaded(picture, batches, num_workers=num_workers))
-    assert [batch[:, 0, 0, 0].tolist() for batch in found] == batches
-    assert all(batch.dtype == torch.uint8 for batch in found)
+def doubled(key: int) -> torch.Tensor:
+    if key == 7:
+        raise OSError("seven cannot be read")
+    return torch.full((2,), 2 * key)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(("number", "error"), [(-1, ValueError), (99, FileNotFoundError)])
-def test_errors(num_workers: int, number: int, error: type[Exception]) -> None:
-    batches = loaded(picture, [[1], [2, number], [3]], num_workers=num_workers)
-    assert next(batches).shape == (1, 3, 4, 5)
-    with pytest.raises(error) as caught:
-        list(batches)
-    assert "\n" not in str(caught.value)
-    assert str(number) in str(caught.value)
+class TestWorkers:
+    def test_items_come_in_order_and_nothing_is_drawn(self, num_workers: int) -> None:
+        before = torch.get_rng_state()
+        found = [int(item[0]) for item in load_items(doubled, [3, 1, 2, 3, 5], num_workers=num_workers)]
+        assert found == [6, 2, 4, 6, 10]
+        assert torch.equal(torch.get_rng_state(), before)
 
+    def test_batches(self, num_workers: int) -> None:
+        found = list(loaded(doubled, [range(2), [4]], num_workers=num_workers))
+        assert [batch.tolist() for batch in found] == [[[0, 0], [2, 2]], [[8, 8]]]
+        assert list(loaded(doubled, [], num_workers=num_workers)) == []
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_nothing_to_load(num_workers: int, tmp_path: Path) -> None:
-    assert list(loaded(picture, [], num_workers=num_workers)) == []
+    def test_an_error_is_that_of_the_item_and_comes_in_its_place(self, num_workers: int) -> None:
+        items = load_items(doubled, [1, 7, 2], num_workers=num_workers)
+        assert next(items).tolist() == [2, 2]
+        with pytest.raises(OSError, match=r"^seven cannot be read$"):
+            next(items)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from bridgetower.data.batch import BatchKey, CachedFeatures, CaptionBatch, derive_seed, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
@@ -17,6 +17,7 @@ from bridgetower.evaluation.config import AS_USUAL, Means
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import mlm_loss
+from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
 BATCH_SIZE = 64
@@ -79,9 +80,8 @@ def evaluate_masked_words(
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(rank(), len(pairs), world_size())
-    # With a generator of its own, the loader draws nothing from torch's global one.
-    loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = DataLoader(
-        pairs, sampler=own.tolist(), batch_size=None, num_workers=means.num_workers, generator=torch.Generator()
+    loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = load_items(
+        pairs.__getitem__, own.tolist(), num_workers=means.num_workers
     )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
     sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import BatchDataset, BatchKey
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.evaluation.config import AS_USUAL, Means
+from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
 
@@ -72,7 +72,7 @@ def predict(
     """
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
-    loader: Iterable[Any] = DataLoader(examples, sampler=keys, batch_size=None, num_workers=means.num_workers)  # type: ignore[arg-type]
+    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=means.num_workers)
     loader = counted(loader, "predicting batches", shown=means.progress and rank() == 0, total=len(keys))
     device = next(task.parameters()).device
     parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]

@@ -3,9 +3,10 @@
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
 from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, check_length, open_image, open_reduced
+from bridgetower.processor.loading import load_items, loaded
 from bridgetower.processor.processor import Processor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
-from bridgetower.processor.transforms import loaded, to_tensor
+from bridgetower.processor.transforms import to_tensor
 
 __all__ = [
     "MAX_PIXELS",
@@ -17,6 +18,7 @@ __all__ = [
     "Resized",
     "TextBatch",
     "check_length",
+    "load_items",
     "load_tokenizer",
     "loaded",
     "media_type",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import BatchDataset, CaptionBatch, derive_seed
 from bridgetower.data.order import StepSampler
@@ -18,6 +18,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, mean_token
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import info_nce
+from bridgetower.processor import load_items
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
 
@@ -94,7 +95,7 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
 
 
-def _batches(config: RunConfig, examples: BatchDataset) -> DataLoader[CaptionBatch]:
+def _batches(config: RunConfig, examples: BatchDataset) -> Iterator[CaptionBatch]:
     sampler = StepSampler(
         len(examples),
         batch_size=config.batch_size,
@@ -102,10 +103,4 @@ def _batches(config: RunConfig, examples: BatchDataset) -> DataLoader[CaptionBat
         steps=range(config.align_first),
         seed=derive_seed(config.seed, "alignment"),
     )
-    loader: DataLoader[CaptionBatch] = DataLoader(
-        examples,  # type: ignore[arg-type]  # a Dataset in all but name
-        sampler=sampler,
-        batch_size=None,
-        num_workers=config.data.num_workers,
-    )
-    return loader
+    return load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers)

@@ -17,7 +17,6 @@ from uuid import uuid4
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint
 from bridgetower.data.batch import TOKENS
@@ -31,7 +30,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.tower_config import TextConfig, VisionConfig
-from bridgetower.processor import Processor
+from bridgetower.processor import Processor, loaded
 from bridgetower.progress import step_bars
 from bridgetower.rows import RowCache, RowFiles
 from bridgetower.tasks.run_config import RunConfig
@@ -109,9 +108,7 @@ class _Towers:
         frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
-            views: Any = _Views(images, frozen)
-            rows: list[Any] = batches
-            for pixels in DataLoader(views, batch_sampler=rows, num_workers=self.num_workers):
+            for pixels in loaded(_Views(images, frozen), batches, num_workers=self.num_workers):
                 pixels = pixels.to(self.model.device)
                 with self._precision(dtype):
                     layers = tower.states(pixels, None, cached) if self.model.trained_top else tower(pixels, cached)
@@ -184,13 +181,13 @@ class _Towers:
             barrier()
 
 
-class _Views(Dataset[Tensor]):
+class _Views:
     """Every view of a set's images, by its row."""
 
     def __init__(self, images: PreparedImages, frozen: FrozenImages) -> None:
         self.images, self.frozen = images, frozen
 
-    def __getitem__(self, row: int) -> Float[Tensor, "3 h w"]:
+    def __call__(self, row: int) -> Float[Tensor, "3 h w"]:
         image, column, generator = self.frozen.place(row)
         pixels = self.images.views([image], generator, column)
         assert isinstance(pixels, Tensor)  # they are computed before the images are frozen

@@ -6,11 +6,9 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from bridgetower.data.batch import Batch
 from bridgetower.data.order import ShardOrder, StepSampler
@@ -18,6 +16,7 @@ from bridgetower.data.shards import FetchAhead
 from bridgetower.distributed import rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
 from bridgetower.training.gradient_cache import reads_twice
@@ -116,18 +115,11 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
         rank=rank(),
         world_size=world_size(),
     )
-    workers, on_cpu = config.data.num_workers, context.model.device.type == "cpu"
+    on_cpu = context.model.device.type == "cpu"
     if context.images is not None:
         context.images[0].raw = not on_cpu  # a quarter of the bytes on the way
-    loader: DataLoader[Any] = DataLoader(
-        context.examples,  # type: ignore[arg-type]  # a Dataset in all but name
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=not on_cpu and torch.cuda.is_available(),
-    )
-    return iter(loader)
+    pinned = not on_cpu and torch.cuda.is_available()
+    return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, pin_memory=pinned)
 
 
 def _order(context: TrainContext) -> ShardOrder | None:

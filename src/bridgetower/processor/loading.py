@@ -1,0 +1,80 @@
+"""Reading in worker processes, with the errors that reading in this process would raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Item = TypeVar("Item")
+
+
+def load_items(
+    get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, pin_memory: bool = False
+) -> Iterator[Any]:
+    """Yields an item for each key, in order; nothing is drawn from torch's global generator.
+
+    Args:
+        get: Gives the item of a key; worker processes get a copy of it.
+        keys: Are read as far ahead as workers go.
+        num_workers: Processes that each make whole items; 0 makes them in this one.
+        pin_memory: Copy tensors to where a GPU reads them faster.
+
+    Raises:
+        ValueError, OSError: As `get`.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Caught(get),
+        sampler=keys,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def loaded(
+    load: Callable[[Item], Shaped[Tensor, "..."]], batches: Sequence[Sequence[Item]], *, num_workers: int
+) -> Iterator[Shaped[Tensor, "b ..."]]:
+    """Yields batches of tensors, such as resized images, in order.
+
+    Args:
+        load: Gives a tensor; processes get a copy of it.
+        batches: What to load.
+        num_workers: Processes, each of which makes whole batches; 0 loads in this one.
+
+    Raises:
+        ValueError, OSError: As `load`.
+    """
+    return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)))
+
+
+class _Stacked:
+    """Items of a batch as one tensor."""
+
+    def __init__(self, load: Callable[[Any], Tensor]) -> None:
+        self.load = load
+
+    def __call__(self, batch: Sequence[Any]) -> Tensor:
+        return torch.stack([self.load(item) for item in batch])
+
+
+class _Caught(Dataset[Any]):
+    """Items by key; an error is handed over as an item, since torch would wrap it into a traceback."""
+
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self.get = get
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.get(key)
+        except (ValueError, OSError) as error:
+            return error
