@@ -9,6 +9,7 @@ import argparse
 import base64
 import json
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
@@ -36,12 +37,31 @@ def messages_of(hits: Sequence[dict[str, Any]], frames: Sequence[bytes], questio
 
 
 def fetch(url: str, body: object = None, key: str | None = None) -> bytes:
-    """Sends a request, with JSON if there is a body; returns the content of the answer."""
+    """Sends a request, with JSON if there is a body; returns the content of the answer.
+
+    Raises:
+        SystemExit: The server refuses it or cannot be reached; with its message in OpenAI's or Prediction Guard's form.
+    """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request) as response:
-        content: bytes = response.read()
+    try:
+        with urllib.request.urlopen(request) as response:
+            content: bytes = response.read()
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{url}: {message_of(error.read()) or error.reason}, status {error.code}") from error
+    except urllib.error.URLError as error:
+        raise SystemExit(f"{url} cannot be reached: {error.reason}") from error
     return content
+
+
+def message_of(content: bytes) -> str:
+    """Returns the message of an error, an object of OpenAI's API or a text of Prediction Guard's; empty if neither."""
+    try:
+        found = json.loads(content)["error"]
+        message = found if isinstance(found, str) else found["message"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return str(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frames = [fetch(f"{given.server}/v1/pictures/{hit['id']}?size=768", key=own) for hit in hits]
     body = {"model": given.model, "messages": messages_of(hits, frames, given.question)}
     answer = json.loads(fetch(f"{given.llm}/chat/completions", body, key))
+    if message := answer.get("error"):  # some answer so with status 200
+        raise SystemExit(f"{given.llm}: {message_of(json.dumps({'error': message}).encode())}")
     print(answer["choices"][0]["message"]["content"])
     for number, hit in enumerate(hits, start=1):
         print(f"[{number}] {given.server}{hit.get('link', '/v1/pictures/' + hit['id'])}")

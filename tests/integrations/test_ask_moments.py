@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,13 +27,16 @@ class Stub(BaseHTTPRequestHandler):
     """Takes chat completions as OpenAI's API does, and keeps what was sent."""
 
     asked: list[tuple[str, str | None, dict[str, Any]]]
+    status: int = 200
+    error: Any = None
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, self.headers["Authorization"], body))
         message = {"role": "assistant", "content": "Green, see [1]."}
-        answer = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": message}]}).encode()
-        self.send_response(200)
+        said = {"object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+        answer = json.dumps(said if self.error is None else {"error": self.error}).encode()
+        self.send_response(self.status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -43,7 +47,7 @@ class Stub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def llm() -> Iterator[str]:
-    Stub.asked = []
+    Stub.asked, Stub.status, Stub.error = [], 200, None
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -57,18 +61,49 @@ def predictor(tiny_checkpoint: Path) -> Predictor:
     return load(tiny_checkpoint, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (401, {"message": "no such key", "type": "authentication_error"}, "completions: no such key, status 401"),
+        (400, "no such model", "completions: no such model, status 400"),
+        (500, ["odd"], "completions: Internal Server Error, status 500"),
+        (200, {"message": "overloaded", "code": 529}, "/v1: overloaded"),
+    ],
+)
+def test_errors_of_a_language_model_are_told(
+    example: ModuleType, predictor: Predictor, llm: str, tmp_path: Path, status: int, error: Any, message: str
+) -> None:
+    Stub.status, Stub.error = status, error
+    build_index(write_clip(tmp_path / "talk.mp4", seconds=2), tmp_path / "talks.lance", predictor)
+    with running(predictor, Searcher(tmp_path / "talks.lance", predictor)) as client:
+        server = str(client.base_url).rstrip("/")
+        with pytest.raises(SystemExit, match=message):
+            example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
+
+
+def test_a_server_that_is_not_there_is_told(example: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"http://127\.0\.0\.1:9/v1/search cannot be reached: "):
+        example.main(["a", "b", "--server", "http://127.0.0.1:9", "--llm", "http://127.0.0.1:9", "--model", "a"])
+
+
 def test_frames_and_transcripts_of_the_moments_found(
+    example: ModuleType,
     predictor: Predictor,
     llm: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     write_clip(tmp_path / "talk.mp4")
     (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
     build_index(tmp_path / "talk.mp4", tmp_path / "talks.lance", predictor)

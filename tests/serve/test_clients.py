@@ -61,6 +61,8 @@ class TestOpenai:
             client.embeddings.create(model="other", input="a")
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
             openai.OpenAI(base_url=address, api_key="other").embeddings.create(model="tiny", input="a")
+        with pytest.raises(openai.NotFoundError, match="this server generates no text"):
+            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is it?"}])
         with pytest.raises(openai.APIStatusError, match="9 items, the limit is 8"):
             client.embeddings.create(model="tiny", input=["a"] * 9)
 
@@ -99,6 +101,14 @@ class TestPredictionGuard:
     def test_the_key_is_checked_first(self, address: str) -> None:
         with pytest.raises(ValueError, match="check your access api_key"):
             predictionguard.PredictionGuard(api_key="other", url=address)
+
+    def test_errors_are_their_message(self, client: predictionguard.PredictionGuard) -> None:
+        with pytest.raises(ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"):
+            client.embeddings.create(model="other", input=TEXTS)
+        with pytest.raises(ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"):
+            client.embeddings.create(model="tiny", input=["a"] * 9)
+        with pytest.raises(ValueError, match=r"^Could not make prediction\. this server generates no text"):
+            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is it?"}])
 
     def test_texts_are_not_cut_at_their_beginning(self, address: str) -> None:
         given = {"model": "tiny", "input": TEXTS, "truncate": True, "truncation_direction": "Left"}

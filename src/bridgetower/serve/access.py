@@ -43,7 +43,7 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on or refuses it."""
         if scope["type"] == "http" and (error := self._error(Headers(scope=scope), scope["method"], scope["path"])):
-            await error.response()(scope, receive, send)
+            await error.response(scope)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -211,6 +211,17 @@ async def completions() -> Response:
     return json_of(Models(data=[]))
 
 
+@router.post("/v1/chat/completions", include_in_schema=False)
+@router.post("/v1/completions", include_in_schema=False)
+async def chat() -> Response:
+    """Refuse to generate text, in words."""
+    raise ApiError(
+        404,
+        "this server generates no text; send that to a language model, with what /v1/search finds (docs/videos.md)",
+        code="not_a_language_model",
+    )
+
+
 @router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
 async def model(name: str, service: Served) -> Response:
     """Describe a model."""

@@ -28,6 +28,8 @@ _CODES = {
     503: "timeout",
 }
 
+_MESSAGE_ALONE = b"Prediction Guard"  # begins the User-Agent of a client that takes no object as an error
+
 _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
 
 
@@ -56,11 +58,21 @@ class ApiError(Exception):
         self.message = shortened(message)
         self.code = code or _CODES.get(status, "error")
 
-    def response(self) -> Response:
-        """Returns it as a response; half a surrogate pair in a message is escaped."""
+    def response(self, scope: Mapping[str, Any] | None = None) -> Response:
+        """Returns it as a response; half a surrogate pair in a message is escaped.
+
+        Args:
+            scope: Of the request. Prediction Guard's client takes the message alone, and fails on an object.
+        """
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return Response(json.dumps({"error": content}), self.status, self.headers, "application/json")
+        error = self.message if scope is not None and _agent(scope).startswith(_MESSAGE_ALONE) else content
+        return Response(json.dumps({"error": error}), self.status, self.headers, "application/json")
+
+
+def _agent(scope: Mapping[str, Any]) -> bytes:
+    """Returns the User-Agent of a request."""
+    return next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
 
 
 def id_of(scope: Mapping[str, Any]) -> str:
@@ -77,20 +89,20 @@ def add_handlers(app: FastAPI) -> None:
     """Makes every error of an application one of these."""
 
     async def refused(request: Request, error: Any) -> Response:
-        response: Response = error.response()
+        response: Response = error.response(request.scope)
         return response
 
     async def of_http(request: Request, error: Any) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return ApiError(error.status_code, message, headers=error.headers).response(request.scope)
 
     async def invalid(request: Request, error: Any) -> Response:
         problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
-        return invalid_request(problems).response()
+        return invalid_request(problems).response(request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed, request %s", request.method, request.url.path, id_of(request.scope), exc_info=error)
-        return failure().response()
+        return failure().response(request.scope)
 
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(HTTPException, of_http)

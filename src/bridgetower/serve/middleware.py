@@ -66,7 +66,7 @@ class RequestLimitsMiddleware:
             with self._holding(body):
                 error = await self._answered(scope, headers, body, receive, send)
         if error is not None:
-            await error.response()(scope, receive, send)
+            await error.response(scope)(scope, receive, send)
 
     async def _answered(
         self, scope: Scope, headers: Headers, body: bytearray, receive: Receive, send: Send
