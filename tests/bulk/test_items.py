@@ -167,7 +167,7 @@ def test_what_is_no_source(name: str, content: str, message: str, tmp_path: Path
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         units_of(tmp_path / "none")
-    with pytest.raises(ValueError, match="is no table and no tar shard; the files of a folder cannot be listed"):
+    with pytest.raises(ValueError, match="is no table, tar shard or video; the files of a folder cannot be listed"):
         units_of("https://host/photos")
 
 

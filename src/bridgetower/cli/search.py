@@ -41,7 +41,7 @@ def index(
     Args:
         sources: Folders of images, perhaps with a NAME.txt of captions beside NAME.jpg, tables (CSV, TSV, JSON lines,
             Parquet, Arrow), tar shards, folders of shards or of Parquet or Arrow files; videos, perhaps with subtitles
-            NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one, not of a video.
+            NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
         model: What to load; default: what the demo trained.
@@ -146,7 +146,11 @@ def _shown(hit: Hit) -> dict[str, object]:
     if hit.start is None:
         return {name: value for name, value in shown.items() if name not in ("start", "end")}
     times = hit.path.rpartition("#")[2]
-    return shown | {"transcript": " ".join(hit.captions), "link": f"{Path(hit.file).resolve().as_uri()}#{times}"}
+    return shown | {"transcript": " ".join(hit.captions), "link": f"{_address(hit.file)}#{times}"}
+
+
+def _address(file: Path | str) -> str:
+    return file if isinstance(file, str) else file.resolve().as_uri()
 
 
 def _show(hits: Sequence[Hit]) -> None:

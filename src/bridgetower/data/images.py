@@ -92,12 +92,14 @@ class ImageRef:
         """
         from bridgetower.processor import check_length  # which needs torch; the help of commands does not
 
-        if self.url:
-            return read_url(self.url, self.piece)
         if self.moment:
             from bridgetower.data.frames import frame_of
+            from bridgetower.data.remote_videos import copy_of
 
-            return frame_of(self.path, sum(self.moment) / 2, self.name)
+            path = copy_of(self.url) if self.url else self.path
+            return frame_of(path, sum(self.moment) / 2, self.name)
+        if self.url:
+            return read_url(self.url, self.piece)
         if self.cell:
             column, row = self.cell
             content = _cell_bytes(open_table(self.path).row(row, [column])[column])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef, open_table
+from bridgetower.data.cells import COLUMNAR, rows_of
+from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
 from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, readable_videos, subtitles_of
 from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy
+from bridgetower.data.remote_videos import copy_of
 from bridgetower.data.sources import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -26,7 +27,6 @@ from bridgetower.data.sources import (
     folder_caption,
     images_in,
     read_rows,
-    read_table,
     shards_in,
     text_lines,
 )
@@ -35,8 +35,7 @@ URL_COLUMNS = ("url", "image_url")
 ID_COLUMNS = ("id", "image_id", "key", "uid")
 TEXTS_SUFFIX = ".txt"
 
-_COLUMNAR = (".parquet", ".arrow")  # tables that are read by number, so that the images in them stay where they are
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", *_COLUMNAR)
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", *COLUMNAR)
 _DESCRIPTIONS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images, as `datasets` has it
 
 
@@ -148,7 +147,7 @@ def units_of(source: str | Path) -> list[Unit]:
     Args:
         source: A folder of images (perhaps with a text file of the same name beside each), a table (CSV, TSV, JSON
             lines, Parquet, Arrow), a tar shard, a video, a `.txt` file with a text per line, a folder of shards or of
-            Parquet or Arrow files, such as `datasets` writes; or the URL of one but a video, perhaps with `*`.
+            Parquet or Arrow files, such as `datasets` writes; or the URL of one, perhaps with `*`.
 
     Raises:
         FileNotFoundError: There is no such source.
@@ -201,22 +200,26 @@ def _files_of(given: Path) -> list[Path]:
 
 def _tables_in(folder: Path) -> list[Path]:
     """Returns the Parquet or Arrow files of a folder and of those in it, hidden ones left out."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _COLUMNAR)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in COLUMNAR)
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _units_at(url: str) -> list[Unit]:
+    if Path(file_name(url)).suffix.lower() in VIDEO_SUFFIXES:
+        return [Unit(place=url, name=url)]
     if Path(file_name(url)).suffix.lower() in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
         return [Unit(place=url)]
     if url.lower().startswith("http"):
-        raise ValueError(f"{url} is no table and no tar shard; the files of a folder cannot be listed over HTTP")
+        raise ValueError(f"{url} is no table, tar shard or video; the files of a folder cannot be listed over HTTP")
     files = files_below(url)
-    shards, tables = ([file for file in files if file.lower().endswith(ends)] for ends in (TAR_SUFFIX, _COLUMNAR))
+    shards, tables = ([file for file in files if file.lower().endswith(ends)] for ends in (TAR_SUFFIX, COLUMNAR))
     described = [file for file in files if file_name(file) in _DESCRIPTIONS]
     images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
     found = shards or described[:1] or ([] if images else tables)
     items = tuple(SourceItem(id=image, image=ImageRef.of_url(image), place=image) for image in images)
-    return [Unit(place=file) for file in found] or [Unit(place=url, items=items)]
+    videos = [Unit(place=file, name=file) for file in files if Path(file_name(file)).suffix.lower() in VIDEO_SUFFIXES]
+    shown = [] if found or (videos and not items) else [Unit(place=url, items=items)]
+    return [*(Unit(place=file) for file in found), *shown, *videos]
 
 
 def _check_kind(name: str) -> None:
@@ -305,9 +308,15 @@ class _Elsewhere:
 
 
 def _items_of_video(unit: Unit, cutting: Cutting) -> Iterator[SourceItem]:
-    images, problem = images_of_video(Path(unit.place), unit.name, cutting)
+    url = unit.place if is_url(unit.place) else None
+    try:
+        path = copy_of(url) if url else Path(unit.place)
+    except (OSError, ValueError) as error:
+        yield SourceItem(id=unit.name, image=None, place=unit.name, problem=str(error))
+        return
+    images, problem = images_of_video(path, unit.name, cutting)
     for image, text in images:
-        yield SourceItem(id=image.name, image=image, texts=_stripped((text,)), place=image.name)
+        yield SourceItem(id=image.name, image=replace(image, url=url), texts=_stripped((text,)), place=image.name)
     if problem:
         yield SourceItem(id=unit.name, image=None, place=unit.name, problem=problem)
 
@@ -336,7 +345,7 @@ def read_items(source: Path, columns: Columns) -> Iterator[SourceItem]:
 
 def _items_of_table(source: Path, columns: Columns) -> Iterator[SourceItem]:
     names: tuple[str, str, str] | None = None
-    for number, (place, cells) in enumerate(_cells_of(source), start=1):
+    for number, (place, cells) in enumerate(rows_of(source), start=1):
         names = names or _names_of(source, cells, columns)
         image, text, key = names
         cell = cells.get(image) if image else None
@@ -365,34 +374,6 @@ def _names_of(source: Path, cells: Cells, columns: Columns) -> tuple[str, str, s
     if not image and not text:
         raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
     return image, text, key
-
-
-def _cells_of(source: Path) -> Iterator[tuple[str, Cells]]:
-    """Yields the rows of a table; images in it become `ImageRef`, without being read."""
-    if source.suffix.lower() not in _COLUMNAR:
-        yield from read_table(source)
-        return
-    table = open_table(source)
-    held = [field.name for field in table.schema if _holds_images(field.type)]
-    others = [name for name in table.schema.names if name not in held]
-    for number in range(len(table)):
-        cells: Mapping[str, Any] = table.row(number, others) if others else {}
-        yield f"row {number + 1}", {**cells, **{name: _held(source, name, number) for name in held}}
-
-
-def _held(source: Path, column: str, row: int) -> ImageRef:
-    name = f"{source.name}/{column} {row + 1}"
-    return ImageRef(path=source, cell=(column, row), name=name, file_name=name, signature=name)
-
-
-def _holds_images(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_struct(kind):
-        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _stripped(texts: Collection[str] | Iterator[str]) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ VIDEO_SUFFIXES = frozenset(
     {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
 )
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
+LARGEST_SUBTITLES = 2**26
+"""Bytes of a file of subtitles."""
 
-_LARGEST_SUBTITLES = 2**26  # bytes
 _LONGEST_CUE = 2000  # characters
 _SHOWN_FOR = 5.0  # seconds that a subtitle without an end is shown
 _SILENCE = 10.0  # seconds without a subtitle from which on they are moments of their own
@@ -170,8 +171,8 @@ def _cues_of(video: Video, subtitles: Path | None) -> tuple[list[Cue], str | Non
     if subtitles is None:
         return video.cues()
     size = subtitles.stat().st_size
-    if size > _LARGEST_SUBTITLES:
-        return [], f"{subtitles} has {size} bytes; expected subtitles of at most {_LARGEST_SUBTITLES}"
+    if size > LARGEST_SUBTITLES:
+        return [], f"{subtitles} has {size} bytes; expected subtitles of at most {LARGEST_SUBTITLES}"
     return read_subtitles(subtitles)
 
 

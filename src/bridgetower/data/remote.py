@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -133,21 +132,32 @@ def file_facts(url: str) -> tuple[int | None, str]:
     return size, " ".join(map(str, (size, *(marks[name] for name in sorted(marks)))))
 
 
-def fetch(url: str, path: Path) -> None:
+def fetch(url: str, path: Path, most: int | None = None) -> None:
     """Copies a file, in pieces that are each tried again after an error, see `PAUSES`.
 
     A file whose server does not tell its size is read at once, and not again.
 
+    Args:
+        url: Of the file.
+        path: Of the copy.
+        most: Bytes that it may have; None: any number.
+
     Raises:
         OSError: It cannot be read, or the disk has no room for it.
+        ValueError: It has more bytes.
     """
     size, _ = file_facts(url)
+    if most is not None and size is not None and size > most:
+        raise ValueError(f"{url} has {size} bytes; expected at most {most}")
     with path.open("wb") as file:
         if size is None:
             with _reading(url):
                 system, place = _system(url)
                 with system.open(place, "rb", **_streaming(url)) as source:
-                    shutil.copyfileobj(source, file, _PART)
+                    while part := source.read(_PART):
+                        file.write(part)
+                        if most is not None and file.tell() > most:
+                            raise ValueError(f"{url} has more than {most} bytes; expected at most as many")
             return
         while (start := file.tell()) < size:
             file.write(_retried(url, partial(_piece, url, start, min(start + _PIECE, size), size)))

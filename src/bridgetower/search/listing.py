@@ -83,7 +83,7 @@ class Listing:
             self.bad[path] = f"{at}: {problem}"
             return None
         place = place_of(image, self.root)
-        if image.url:
+        if image.url and not image.moment:
             return SourceImage(path=path, size=0, mtime=0, place=place)
         try:
             status = image.path.stat()
@@ -93,7 +93,7 @@ class Listing:
         if not stat.S_ISREG(status.st_mode):
             return None
         size = image.piece[1] if image.piece else 0 if image.cell else status.st_size
-        mtime = min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
+        mtime = 0 if image.url else min(max(status.st_mtime_ns // 1000, _FIRST_TIME), _LAST_TIME)
         return SourceImage(path=path, size=size, mtime=mtime, place=place)
 
     def add_indexed(self, images: Iterable[SourceImage]) -> None:

@@ -121,7 +121,9 @@ class FoundImage(IndexedImage):
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
-    link: str | None = Field(None, description="Where a moment of a video plays: on this server, with its times.")
+    link: str | None = Field(
+        None, description="Where a moment of a video plays, with its times: on this server, or at the video's URL."
+    )
 
 
 class SearchResponse(Listed[FoundImage]):
@@ -159,7 +161,8 @@ def _told(hit: Hit, prefix: str) -> dict[str, Any]:
     """Returns what only a hit over HTTP has, and what only a moment of a video has."""
     if hit.start is None:
         return {"id": hit.digest}
-    link = f"{prefix}/v1/videos/{hit.digest}#{hit.path.rpartition('#')[2]}"
+    place = hit.file if isinstance(hit.file, str) else f"{prefix}/v1/videos/{hit.digest}"
+    link = f"{place}#{hit.path.rpartition('#')[2]}"
     return {"id": hit.digest, "transcript": " ".join(hit.captions), "link": link}
 
 

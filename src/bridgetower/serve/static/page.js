@@ -479,7 +479,7 @@ function openViewer(number) {
   $("viewer-size").textContent = `${hit.width} × ${hit.height} pixels`;
   $("previous").disabled = number === 0;
   $("next").disabled = number === hits.length - 1;
-  if (hit.link) play($("viewer-image"), hit);
+  if (hit.link?.includes("/v1/videos/")) play($("viewer-image"), hit);
   else fill($("viewer-image"), hit.id, LARGE, hit.captions[0] ?? hit.path);
   const scores = [];
   const match = matchOf(hit);
