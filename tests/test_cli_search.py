@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
+from videos import SAID, SRT, write_clip
 
 
 @pytest.fixture
@@ -145,9 +147,30 @@ class TestSearch:
         assert table.splitlines()[-1] == f"Next: bridgetower serve --index {index}"
         assert "all red (and 1 more)" in table
         assert table.count("score 0.") == 3
+        assert "24x" in table
         assert run("search", index, "red", "--json")[0]["rank"] == 1
         cli.main(["search", str(index), "red", "--where", "width > 999"])
         assert capsys.readouterr().out == "No image meets the condition.\n"
+
+    def test_moments_on_a_terminal(
+        self,
+        run: Callable[..., list[Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tiny_checkpoint: Path,
+        tmp_path: Path,
+    ) -> None:
+        write_clip(tmp_path / "talk.mp4")
+        (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
+        run("index", tmp_path / "talk.mp4", "--out", tmp_path / "talk.lance", "--model", tiny_checkpoint)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        cli.main(["search", str(tmp_path / "talk.lance"), SAID[1], "--top", "1"])
+        shown = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+        heads, row = (line for line in shown.splitlines() if line[:1] in ("┃", "│"))
+        assert [cell.strip() for cell in heads.split("┃")[1:-1]] == ["", "image", "time", "cosine", "captions"]
+        assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+            *("1", "talk.mp4", "0:00:03 to 0:00:05", "1.000", SAID[1])
+        ]
 
     def test_captions_are_no_markup(
         self,

@@ -154,13 +154,27 @@ def _address(file: Path | str) -> str:
 
 
 def _show(hits: Sequence[Hit]) -> None:
+    """Writes a table; columns of which no hit has anything are left out."""
+    rows = [{"": str(rank), **_cells(hit)} for rank, hit in enumerate(hits, start=1)]
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    texts = [place for place, name in enumerate(names) if name in ("", "image", "captions")]
+    emit_rows(None, names, [[row[name] for name in names] for row in rows], texts=texts)
+
+
+def _cells(hit: Hit) -> dict[str, str]:
     from bridgetower.checkpoints import described
 
-    rows = []
-    for rank, hit in enumerate(hits, start=1):
-        match = described(hit.probability, hit.score)
-        size = f"{hit.width}x{hit.height}"
-        more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
-        caption = one_line("".join(hit.captions[:1])) + more
-        rows.append((str(rank), one_line(hit.path), match, f"{hit.cosine:.3f}", size, caption))
-    emit_rows(None, ("", "image", "match", "cosine", "pixels", "captions"), rows, texts=(0, 1, 5))
+    is_moment = hit.start is not None and hit.end is not None
+    more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
+    return {
+        "image": one_line(hit.path.rpartition("#")[0] if is_moment else hit.path),
+        "time": f"{_clock(hit.start or 0)} to {_clock(hit.end or 0)}" if is_moment else "",
+        "match": described(hit.probability, hit.score),
+        "cosine": f"{hit.cosine:.3f}",
+        "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
+        "captions": one_line("".join(hit.captions[:1])) + more,
+    }
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
