@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bridgetower.model.config import FusionConfig
 from bridgetower.model.layers import DotProductAttention
 
-TowerLayers = tuple[Float[Tensor, "b l d"], ...]
+TowerLayers = Sequence[Float[Tensor, "b l d"]]
 
 
 class Bridge(nn.Module):
@@ -40,7 +40,8 @@ class Bridge(nn.Module):
 
         Args:
             stream: The previous fusion layer's output z.
-            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer.
+            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer,
+                and the only one that is read. Other classes of bridges get a tuple.
             other_stream: The other stream's z.
             other_mask: False on its padding; None if nothing is padded.
         """

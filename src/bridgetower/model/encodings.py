@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,37 @@ from torch import Tensor
 from bridgetower.model.fusion import FirstLayerCache
 
 Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
+
+
+class TakenLayers(Sequence[Tensor]):
+    """Rows of the layers of an encoding, each layer copied only when it is read, and not kept."""
+
+    def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
+        """Names the rows.
+
+        Args:
+            layers: Each [B, L, D].
+            rows: Of each layer; they may repeat.
+        """
+        self.layers: Sequence[Tensor] = layers
+        self.rows: Tensor = rows
+        if isinstance(layers, TakenLayers):
+            self.layers, self.rows = layers.layers, layers.rows[rows]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Float[Tensor, "n l d"]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TakenLayers: ...
+
+    def __getitem__(self, index: int | slice) -> Float[Tensor, "n l d"] | TakenLayers:
+        """Returns a layer, or some of them."""
+        if isinstance(index, slice):
+            return TakenLayers(self.layers[index], self.rows)
+        return self.layers[index][self.rows]
 
 
 @dataclass(frozen=True)
@@ -27,7 +59,7 @@ class Encoded:
             `cache_text`; None: computed again in every `fuse`.
     """
 
-    layers: tuple[Float[Tensor, "b l d"], ...]
+    layers: Sequence[Float[Tensor, "b l d"]]
     cls: Float[Tensor, "b w"]
     mask: Bool[Tensor, "b l"] | None = None
     first_layer_cache: FirstLayerCache | None = None
@@ -36,8 +68,16 @@ class Encoded:
         return len(self.cls)
 
     def __getitem__(self, index: Index) -> Encoded:
-        """Selects samples; an index may repeat, so one encoding serves many pairs."""
-        return self.map(lambda tensor: tensor[index])
+        """Selects samples; an index may repeat, so one encoding serves many pairs.
+
+        Layers are copied one by one, where they are read: all of them together take much of the memory of a fusion.
+        """
+        if isinstance(index, slice) and not isinstance(self.layers, TakenLayers):
+            return self.map(lambda tensor: tensor[index])
+        rows = torch.arange(len(self), device=self.cls.device)[index]
+        mask = None if self.mask is None else self.mask[rows]
+        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(lambda tensor: tensor[rows])
+        return Encoded(TakenLayers(self.layers, rows), self.cls[rows], mask, cache)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
         """Applies `function` to every tensor, for moving, detaching or selecting."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bridgetower.model.bridges import BRIDGES, BridgeBuilder, TowerLayers
+from bridgetower.model.bridges import BRIDGES, Bridge, BridgeBuilder, TowerLayers
 from bridgetower.model.config import FusionConfig, entry
 from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, SelfAttention, activation_checkpointing
 
@@ -121,23 +121,24 @@ class FusionEncoder(nn.Module):
         num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
         self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
         self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
+        self._reads_all = not all(isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges))
 
     def cache_text(self, layers: TowerLayers, mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
         """Returns what the first layer computes of texts alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
-        stream = self._first_input(layers, self.text_norm, self.text_bridges)
+        stream = self._first_input(tuple(layers), self.text_norm, self.text_bridges)
         return FirstLayerCache(*self._checkpointed(text_layer.attend)(stream, mask), image_layer.key_value(stream))
 
     def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
         """Returns what the first layer computes of images alone, from their bridged layers."""
         text_layer, image_layer = self._layers(0)
-        stream = self._first_input(layers, self.image_norm, self.image_bridges)
+        stream = self._first_input(tuple(layers), self.image_norm, self.image_bridges)
         return FirstLayerCache(*self._checkpointed(image_layer.attend)(stream, None), text_layer.key_value(stream))
 
     def forward(
         self,
-        image: tuple[Float[Tensor, "b p d"], ...],
-        text: tuple[Float[Tensor, "b l d"], ...],
+        image: Sequence[Float[Tensor, "b p d"]],
+        text: Sequence[Float[Tensor, "b l d"]],
         text_mask: Bool[Tensor, "b l"] | None,
         outputs: FusionOutputs,
         image_cache: FirstLayerCache | None = None,
@@ -149,6 +150,8 @@ class FusionEncoder(nn.Module):
         image layer out (the image stream is then None); `all` computes everything. What is computed does not depend on
         `outputs`, nor on whether the caches were given.
         """
+        if self._reads_all:
+            image, text = tuple(image), tuple(text)
         text_stream = self._first_input(text, self.text_norm, self.text_bridges)
         image_stream = self._first_input(image, self.image_norm, self.image_bridges)
         last = len(self.text_layers) - 1
