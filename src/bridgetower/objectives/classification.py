@@ -24,6 +24,9 @@ class ClassificationTask(nn.Module):
     leaves the head on the image tower at its random start; here it learns.
     """
 
+    graph = "classification"
+    """The same parameters get gradients in every step."""
+
     def __init__(
         self,
         model: BridgeTower,

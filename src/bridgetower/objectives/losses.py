@@ -67,8 +67,8 @@ def mlm_loss(
     if positions is None:
         positions = (labels != IGNORED).flatten().nonzero()[:, 0]
     targets = labels.flatten()[positions]
-    if len(targets) == 0:
-        return hidden.sum() * 0.0, hidden.new_zeros(())
+    if len(targets) == 0:  # the head is run all the same, so that processes have gradients of the same parameters
+        return head(hidden.flatten(0, 1)[:1]).float().sum() * 0.0, hidden.new_zeros(())
     logits = head(hidden.flatten(0, 1)[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 

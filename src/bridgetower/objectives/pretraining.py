@@ -35,6 +35,11 @@ class PretrainingTask(nn.Module):
         self.model, self.config, self.progress = model, config, 0.0
         _check_heads(model, config)
 
+    @property
+    def graph(self) -> Phase:
+        """What decides which parameters get gradients."""
+        return self.config.phase(self.progress)
+
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         """Returns the weighted losses of the current phase.
 

@@ -25,6 +25,9 @@ class RankingTask(nn.Module):
     matching on, with the head of pre-training kept as it is; so here.
     """
 
+    graph = "ranking"
+    """The same parameters get gradients in every step."""
+
     def __init__(self, model: BridgeTower, config: RankingConfig) -> None:
         super().__init__()
         self.model, self.config = model, config

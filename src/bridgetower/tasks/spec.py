@@ -149,7 +149,8 @@ class TaskSpec:
         schema: What the rows of its prepared sets hold; None where it reads other files.
         head: The head whose classes have names, one of `HEADS` or of your own; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the
-            head, `objectives.classification.task_of_head`.
+            head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
+            an attribute `graph`, equal as long as that holds: several processes need not look for them then.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets, or None and the method `digests` of the files that it reads. To train on sets at URLs it
             has `image_numbers`, the image of each example.

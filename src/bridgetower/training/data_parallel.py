@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -39,25 +39,37 @@ def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -
 
 
 class Replicated:
-    """A task whose weights every process has whole; one process alone has nothing to average."""
+    """A task whose weights every process has whole; one process alone has nothing to average.
+
+    Parameters without a gradient, such as heads that a phase does not use, are looked for in the graph of each step. If
+    a task has an attribute `graph`, this is done in the first step with each value of it only.
+    """
 
     def __init__(self, task: nn.Module) -> None:
         """Sets a task up on its device; several processes start with the weights of the first."""
         self.task, self.run = task, task
+        self._graph, self._used = _graph_of(task), set[str]()
         if world_size() > 1:
-            # Heads and towers that the current phase does not use get no gradient.
-            self.run = DistributedDataParallel(task, find_unused_parameters=True, gradient_as_bucket_view=True)
+            self.run = _averaging(task, self._used)
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the task."""
+        self._follow_graph()
         return self.run(*inputs)
 
     def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
         """Returns a context of passes whose gradients stay in this process and are averaged with those of the next."""
+        self._follow_graph()
         return self.run.no_sync() if when and isinstance(self.run, DistributedDataParallel) else nullcontext()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
-        """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
+        """Shortens all gradients together to `limit` if there is one; returns their norm of before.
+
+        Raises:
+            ValueError: Other parameters have gradients than in the first step with the same `graph`.
+        """
+        if self._graph is not None and isinstance(self.run, DistributedDataParallel):
+            self._note_used()
         return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
 
     @contextmanager
@@ -66,6 +78,50 @@ class Replicated:
         self.task.eval()
         yield
         self.task.train()
+
+    def _follow_graph(self) -> None:
+        """Before a pass: looks for parameters without a gradient after a change, and no longer once they are known."""
+        if not isinstance(self.run, DistributedDataParallel):
+            return
+        graph = _graph_of(self.task)
+        if graph != self._graph:
+            self._graph, self._used = graph, set()
+        if self.run.find_unused_parameters is bool(self._used):
+            self.run = self.task  # the memory of the old one comes first
+            self.run = _averaging(self.task, self._used)
+
+    def _note_used(self) -> None:
+        used = {name for name, parameter in self.task.named_parameters() if parameter.grad is not None}
+        self._used = self._used or used
+        if used != self._used:
+            changed = sorted(used ^ self._used)
+            raise ValueError(
+                f"{changed[0]} and {len(changed) - 1} other parameters got a gradient in some steps with the same "
+                "`graph` of the task and none in others, which processes cannot average; leave `graph` out"
+            )
+
+
+def _graph_of(task: nn.Module) -> object:
+    """Returns what stays the same as long as the same parameters get gradients; None: nothing is known to."""
+    # The order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
+    # parameters that are looked for never change. So runs on CPUs resume with the same bits.
+    by_place = world_size() > 2 and next(task.parameters()).device.type == "cpu"
+    return None if by_place else getattr(task, "graph", None)
+
+
+def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParallel:
+    """Returns a task whose gradients are averaged: those of the used parameters, or if there are none, all found."""
+    others = [
+        parameter
+        for name, parameter in task.named_parameters()
+        if used and parameter.requires_grad and name not in used
+    ]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    wrapped = DistributedDataParallel(task, find_unused_parameters=not used, gradient_as_bucket_view=True)
+    for parameter in others:
+        parameter.requires_grad_(True)
+    return wrapped
 
 
 def parallelized(task: nn.Module, kind: str) -> Replicated:
