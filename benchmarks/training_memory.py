@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.optim import build_optimizer, parameter_groups
@@ -50,7 +52,7 @@ def micro_batches(size: int) -> Iterator[CaptionBatch]:
         ids = torch.randint(5, NANO.text.vocab_size, (size, TOKENS), generator=generator)
         side = NANO.vision.image_size
         yield CaptionBatch(
-            pixel_values=torch.randn(size, 3, side, side, generator=generator),
+            pixel_values=torch.randint(256, (size, 3, side, side), generator=generator, dtype=torch.uint8),
             input_ids=ids,
             attention_mask=None,
             masked_input_ids=ids,
@@ -73,11 +75,14 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     optimize_for_cpu(model)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     setup = Replicated(PretrainingTask(model, task).train())
+    sizes = ProcessorConfig(profile="official-pretrain", image_size=NANO.vision.image_size, max_length=TOKENS)
+    pictures: Any = SimpleNamespace(processor=Processor(sizes, None))  # what is read of them
     parts = TrainContext(
         config=config,
         task=setup.task,
         model=model,
         examples=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
+        images=(pictures, pictures),
         digests={},
         evaluate=dict,
         save=lambda folder, metrics: None,

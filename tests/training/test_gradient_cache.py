@@ -14,7 +14,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
+from bridgetower.training.gradient_cache import contrast_of_step, encodes_twice
 
 CONTRAST = Phase(mlm=0, itm=0, itc=2)
 EVERYTHING = Phase(mlm=0.5, itm=2, itc=1)
@@ -100,10 +100,10 @@ def test_features_that_are_not_finite_name_their_batch() -> None:
         in_parts(CONTRAST, [BATCHES[0], spoilt])
 
 
-def test_which_steps_read_their_micro_batches_twice(tiny_dataset: Path) -> None:
+def test_which_steps_encode_their_micro_batches_twice(tiny_dataset: Path) -> None:
     phases = (Phase(until=0.5, itc=1), Phase())
     task = PretrainingConfig(phases=phases)
     config = shapes.run_config(tiny_dataset, task=task, contrast_over="step")
-    assert [reads_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [True, True, False, False]
-    assert not reads_twice(config, 0.0, 1)
-    assert not reads_twice(replace(config, contrast_over="micro-batch"), 0.0, 2)
+    assert [encodes_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [True, True, False, False]
+    assert not encodes_twice(config, 0.0, 1)
+    assert not encodes_twice(replace(config, contrast_over="micro-batch"), 0.0, 2)

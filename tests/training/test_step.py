@@ -1,6 +1,6 @@
 """One step: accumulation, clipping, contrast over the step, and what stops a run before its weights are spoilt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import shapes
 import states
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.prepared import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.training import gradient_cache
 from bridgetower.training.setup import TrainContext
 
 
@@ -137,6 +139,31 @@ class TestContrastOverStep:
         for one, other in zip(whole[0], found[0], strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
         assert found[1] == pytest.approx(whole[1], rel=1e-5)
+
+    def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(
+        self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[int] = []
+        views = PreparedImages.views
+
+        def counted(images: PreparedImages, numbers: Sequence[int], *rest: Any) -> Any:
+            drawn.append(len(numbers))
+            return views(images, numbers, *rest)
+
+        monkeypatch.setattr(PreparedImages, "views", counted)
+        found, decoded = [], []
+        size = shapes.MODEL.vision.image_size
+        for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
+            monkeypatch.setattr(gradient_cache, "KEPT_BYTES", limit)
+            drawn.clear()
+            parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", augmentation="affine")
+            pictures: Any = parts.examples.images
+            found.append(self.trained(replace(parts, images=(pictures, pictures)), tmp_path / str(limit)))
+            assert pictures.raw is (not decoded)  # kept as uint8, read again as they are needed
+            decoded.append(sum(drawn))
+        assert decoded == [2 * 8, 4 * 8]  # of two steps
+        assert found[0][1] == found[1][1]
+        assert all(torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True))
 
     def test_control_contrast_over_micro_batches_differs(
         self, build: Callable[..., TrainContext], tmp_path: Path

@@ -8,13 +8,18 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.distributed import world_size
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, contrast_parts
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import RunConfig
 
 
-def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
+KEPT_BYTES = 2**31
+"""Pixels of a step up to which a process keeps them between the two passes; more are read again."""
+
+
+def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
     """Whether a step encodes its micro-batches once for their features and once more for gradients.
 
     Args:
@@ -25,6 +30,16 @@ def reads_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
     if config.contrast_over != "step" or micro_batches == 1:
         return False
     return isinstance(config.task, PretrainingConfig) and config.task.phase(progress).itc > 0
+
+
+def keeps_pixels(config: RunConfig, image_size: int) -> bool:
+    """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes.
+
+    Args:
+        config: Of the run.
+        image_size: Pixels along each side.
+    """
+    return config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
 
 
 def contrast_of_step(

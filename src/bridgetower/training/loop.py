@@ -19,7 +19,7 @@ from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
-from bridgetower.training.gradient_cache import reads_twice
+from bridgetower.training.gradient_cache import encodes_twice, keeps_pixels
 from bridgetower.training.logs import RunLog, mean_over_ranks
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.setup import TrainContext
@@ -103,11 +103,12 @@ def fit(
 
 def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
     config, micro_batches = context.config, count_micro_batches(context.config)
+    kept = keeps_pixels(config, context.model.config.vision.image_size)
     sampler = StepSampler(
         len(context.examples),
         batch_size=config.batch_size,
         micro_batches=micro_batches,
-        passes=lambda step: 2 if reads_twice(config, step / context.max_steps, micro_batches) else 1,
+        passes=lambda step: 2 if not kept and encodes_twice(config, step / context.max_steps, micro_batches) else 1,
         counted=lambda step: micro_batches > 1 and counts_labels(config, step / context.max_steps),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
@@ -117,7 +118,8 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
     )
     on_cpu = context.model.device.type == "cpu"
     if context.images is not None:
-        context.images[0].raw = not on_cpu  # a quarter of the bytes on the way
+        # A quarter of the bytes, on the way or kept.
+        context.images[0].raw = not on_cpu or (kept and config.contrast_over == "step")
     pinned = not on_cpu and torch.cuda.is_available()
     return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, pin_memory=pinned)
 

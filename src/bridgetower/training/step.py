@@ -23,7 +23,7 @@ from bridgetower.objectives.matching import NO_NEGATIVES
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.fitting_size import does_not_fit
-from bridgetower.training.gradient_cache import contrast_of_step, reads_twice
+from bridgetower.training.gradient_cache import contrast_of_step, encodes_twice, keeps_pixels
 from bridgetower.training.setup import TrainContext
 
 
@@ -45,8 +45,8 @@ def run_step(
         task: `context.task`, as `parallelized` returns it.
         context: Of the run.
         optimizer: Its learning rates are set.
-        batches: The micro-batches of this step are next, twice if `reads_twice`. If there are several and
-            `counts_labels`, the first one has the `step_labels`.
+        batches: The micro-batches of this step are next, twice if `encodes_twice` but not `keeps_pixels`. If there are
+            several and `counts_labels`, the first one has the `step_labels`.
         step: Decides what dropout draws.
 
     Raises:
@@ -55,12 +55,11 @@ def run_step(
     config, count, device = context.config, count_micro_batches(context.config), context.model.device
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
-    moved = (_on_device(batch, context) for batch in batches)
     on_cpu = device.type == "cpu"
-    contrasts = _contrasts(context, moved, step, count)
+    contrasts, batches = _contrasts(context, batches, step, count)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
-    own: Iterator[Any] = islice(moved, count)
+    own: Iterator[Any] = (_on_device(batch, context) for batch in islice(batches, count))
     if count * world_size() > 1 and counts_labels(config, progress):
         own = _weighted(own, count)
     for micro, batch in enumerate(own):
@@ -142,17 +141,32 @@ def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBa
         yield replace(batch, mlm_weight=batch.num_labels / mean)
 
 
-def _contrasts(context: TrainContext, batches: Iterator[Any], step: int, count: int) -> list[Contrast]:
-    """ITC over the whole step, for each of its micro-batches; nothing where each compares its own pairs."""
-    task: Any = context.task
-    if not reads_twice(context.config, task.progress, count):
-        return []
-    return contrast_of_step(
-        task,
-        islice(batches, count),
-        lambda micro: _seed_dropout(context.config, step, micro),
-        partial(autocast, context.model.device, context.config.precision),
+def _contrasts(
+    context: TrainContext, batches: Iterator[Any], step: int, count: int
+) -> tuple[list[Contrast], Iterator[Any]]:
+    """ITC over the whole step, for each of its micro-batches, and where these come from then.
+
+    Nothing is computed where each compares its own pairs.
+    """
+    config, task, kept = context.config, context.task, list[Batch]()
+    if not encodes_twice(config, task.progress, count):  # type: ignore[arg-type]
+        return [], batches
+    keeps = keeps_pixels(config, context.model.config.vision.image_size)
+    first = islice(batches, count)
+    contrasts = contrast_of_step(
+        task,  # type: ignore[arg-type]
+        (_on_device(batch, context) for batch in (_keeping(first, kept) if keeps else first)),
+        lambda micro: _seed_dropout(config, step, micro),
+        partial(autocast, context.model.device, config.precision),
     )
+    return contrasts, iter(kept) if keeps else batches
+
+
+def _keeping(batches: Iterator[Batch], kept: list[Batch]) -> Iterator[Batch]:
+    """Yields batches and keeps them; of what is not pinned a copy, as a worker's memory holds files open."""
+    for batch in batches:
+        kept.append(batch if torch.cuda.is_available() else batch.copied())
+        yield batch
 
 
 def _seed_dropout(config: RunConfig, step: int, micro: int) -> None:
