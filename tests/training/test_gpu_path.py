@@ -1,6 +1,6 @@
 """The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contexts
 import tiny
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import TOKENS, CachedFeatures, CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
@@ -25,6 +25,7 @@ from bridgetower.objectives.losses import Losses, mlm_loss
 from bridgetower.objectives.matching import _draw
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.processor import Processor
+from bridgetower.rows import RowFiles
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
@@ -70,10 +71,10 @@ def batches(count: int) -> Iterator[CaptionBatch]:
     return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
 
 
-def step(task: nn.Module, config: RunConfig, count: int = 2) -> dict[str, Tensor]:
+def step(task: nn.Module, config: RunConfig, given: Iterable[CaptionBatch] | None = None) -> dict[str, Tensor]:
     parts = contexts.of_steps(task, config)
     optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
-    return run_step(Replicated(task), parts, optimizer, batches(2 * count), 0)[0]
+    return run_step(Replicated(task), parts, optimizer, iter(given or batches(2)), 0)[0]
 
 
 def run_config(**options: Any) -> RunConfig:
@@ -97,6 +98,36 @@ def test_a_step_does_not_wait_for_the_device(name: str, contrast_over: str) -> N
         means = step(task, config)
     assert {value.device for value in means.values()} == {GPU}
     assert "gradient_norm" in means
+
+
+def frozen_batches(folder: Path) -> list[CaptionBatch]:
+    """Batches of what frozen towers made before, as it lies in files."""
+    config, found = tiny.CONFIG, []
+    rows = {
+        "vision": [(config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size)] * 4,
+        "text": [(length, len(config.text_layers), config.text.hidden_size) for length in (5, 3, 7, 4)],
+    }
+    cached = {}
+    for name, sizes in rows.items():
+        files = RowFiles(folder, name, num_rows=len(sizes), rows_per_part=2)
+        for part in (0, 1):
+            files.write(part, {TOKENS: [torch.randn(size) for size in sizes[2 * part : 2 * part + 2]]})
+        cached[name] = CachedFeatures(files, range(4))
+    for batch in batches(2):
+        texts = {"input_ids": cached["text"], "masked_input_ids": cached["text"]}
+        found.append(replace(batch, pixel_values=cached["vision"], **texts))
+    return found
+
+
+@pytest.mark.parametrize("name", ["hard negatives", "contrast"])
+def test_a_step_on_frozen_features_does_not_wait_for_the_device(name: str, tmp_path: Path) -> None:
+    config = run_config(**PHASES[name])
+    model = on_gpu()
+    model.vision.requires_grad_(False)
+    model.text.requires_grad_(False)
+    with NoWaiting():
+        means = step(PretrainingTask(model, config.task), config, given=frozen_batches(tmp_path))
+    assert {value.device for value in means.values()} == {GPU}
 
 
 class Waiting(PretrainingTask):

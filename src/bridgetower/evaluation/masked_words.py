@@ -81,7 +81,7 @@ def evaluate_masked_words(
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(rank(), len(pairs), world_size())
     loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = load_items(
-        pairs.__getitem__, own.tolist(), num_workers=means.num_workers
+        pairs.__getitem__, own.tolist(), num_workers=means.num_workers, device=device
     )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
     sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)

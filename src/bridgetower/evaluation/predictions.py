@@ -72,9 +72,9 @@ def predict(
     """
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
-    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=means.num_workers)
-    loader = counted(loader, "predicting batches", shown=means.progress and rank() == 0, total=len(keys))
     device = next(task.parameters()).device
+    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=means.num_workers, device=device)
+    loader = counted(loader, "predicting batches", shown=means.progress and rank() == 0, total=len(keys))
     parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return gather_by_id(torch.tensor(own), *columns)[1:]

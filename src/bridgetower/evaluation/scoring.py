@@ -174,7 +174,8 @@ class PairScorer:
         if images.frozen is not None:
             yield from (images.pixel_values(batch) for batch in numbers)
             return
-        for pixels in loaded(images.pixels, numbers, num_workers=self._means.num_workers):
+        workers = self._means.num_workers
+        for pixels in loaded(images.pixels, numbers, num_workers=workers, device=self._device):
             yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:

@@ -22,7 +22,7 @@ def encode_image(
 ) -> Encoded:
     """Encodes images, see `BridgeTower.encode_image`; hidden states of its tower are read and projected."""
     if isinstance(images, Tensor):
-        return model.encode_image(images.to(model.device), token_type, outputs=outputs)
+        return model.encode_image(images.to(model.device, non_blocking=True), token_type, outputs=outputs)
     if outputs == "cls":
         pooled = model.config.heads.image_pooled_layers
         if model.trained_top:
@@ -40,10 +40,9 @@ def _hidden(
 ) -> list[Float[Tensor, "b l w"]]:
     """The hidden states of the `top` bridged layers of a tower, 0 for all; layers that train are run."""
     if not model.trained_top:
-        return [layer.to(model.device) for layer in features.layers(top)]
+        return features.layers(top, device=model.device)
     read = model.config.vision_layers if part == "vision" else model.config.text_layers
-    states = [state.to(model.device) for state in features.layers()]
-    by_layer = dict(zip(model.cached_layers(read), states, strict=True))
+    by_layer = dict(zip(model.cached_layers(read), features.layers(device=model.device), strict=True))
     tower: Tower = getattr(model, part)
     return tower.continued(by_layer, mask, read[-top:])
 
@@ -57,8 +56,8 @@ def encode_text(
 ) -> Encoded:
     """Encodes texts, see `BridgeTower.encode_text`; hidden states of its tower are read and projected."""
     if isinstance(texts, Tensor):
-        return model.encode_text(texts.to(model.device), attention_mask, outputs=outputs)
-    mask = None if attention_mask is None else attention_mask.to(model.device).bool()
+        return model.encode_text(texts.to(model.device, non_blocking=True), attention_mask, outputs=outputs)
+    mask = None if attention_mask is None else attention_mask.to(model.device, non_blocking=True).bool()
     if outputs == "cls":
         pooled = model.config.heads.text_pooled_layers
         if model.trained_top:

@@ -10,11 +10,13 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+CPU = torch.device("cpu")
+
 Item = TypeVar("Item")
 
 
 def load_items(
-    get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, pin_memory: bool = False
+    get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
 ) -> Iterator[Any]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator.
 
@@ -22,7 +24,7 @@ def load_items(
         get: Gives the item of a key; worker processes get a copy of it.
         keys: Are read as far ahead as workers go.
         num_workers: Processes that each make whole items; 0 makes them in this one.
-        pin_memory: Copy tensors to where a GPU reads them faster.
+        device: Where the items go; those for a GPU are pinned.
 
     Raises:
         ValueError, OSError: As `get`.
@@ -32,7 +34,7 @@ def load_items(
         sampler=keys,
         batch_size=None,
         num_workers=num_workers,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )
     for item in loader:
@@ -42,7 +44,11 @@ def load_items(
 
 
 def loaded(
-    load: Callable[[Item], Shaped[Tensor, "..."]], batches: Sequence[Sequence[Item]], *, num_workers: int
+    load: Callable[[Item], Shaped[Tensor, "..."]],
+    batches: Sequence[Sequence[Item]],
+    *,
+    num_workers: int,
+    device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
     """Yields batches of tensors, such as resized images, in order.
 
@@ -50,11 +56,12 @@ def loaded(
         load: Gives a tensor; processes get a copy of it.
         batches: What to load.
         num_workers: Processes, each of which makes whole batches; 0 loads in this one.
+        device: As in `load_items`.
 
     Raises:
         ValueError, OSError: As `load`.
     """
-    return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)))
+    return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)), device=device)
 
 
 class _Stacked:

@@ -77,7 +77,7 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
     first = last = math.nan
     with step_bars(shown=progress and rank() == 0) as bars:
         bar = bars.add_task("aligning projections", total=config.align_first, metrics="")
-        for step, batch in enumerate(_batches(config, examples)):
+        for step, batch in enumerate(_batches(config, examples, model.device)):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
             with autocast(model.device, config.precision):
                 loss: Tensor = task(batch.to(model.device))
@@ -95,7 +95,7 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
 
 
-def _batches(config: RunConfig, examples: BatchDataset) -> Iterator[CaptionBatch]:
+def _batches(config: RunConfig, examples: BatchDataset, device: torch.device) -> Iterator[CaptionBatch]:
     sampler = StepSampler(
         len(examples),
         batch_size=config.batch_size,
@@ -103,4 +103,4 @@ def _batches(config: RunConfig, examples: BatchDataset) -> Iterator[CaptionBatch
         steps=range(config.align_first),
         seed=derive_seed(config.seed, "alignment"),
     )
-    return load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers)
+    return load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)

@@ -108,8 +108,9 @@ class _Towers:
         frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
-            for pixels in loaded(_Views(images, frozen), batches, num_workers=self.num_workers):
-                pixels = pixels.to(self.model.device)
+            device = self.model.device
+            for pixels in loaded(_Views(images, frozen), batches, num_workers=self.num_workers, device=device):
+                pixels = pixels.to(device, non_blocking=True)
                 with self._precision(dtype):
                     layers = tower.states(pixels, None, cached) if self.model.trained_top else tower(pixels, cached)
                 yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]

@@ -14,7 +14,6 @@ from bridgetower.objectives.contrast import Contrast, contrast_parts
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import RunConfig
 
-
 KEPT_BYTES = 2**31
 """Pixels of a step up to which a process keeps them between the two passes; more are read again."""
 

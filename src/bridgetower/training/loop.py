@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch.optim import Optimizer
 
 from bridgetower.data.batch import Batch
@@ -116,12 +115,11 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
         rank=rank(),
         world_size=world_size(),
     )
-    on_cpu = context.model.device.type == "cpu"
+    device = context.model.device
     if context.images is not None:
         # A quarter of the bytes, on the way or kept.
-        context.images[0].raw = not on_cpu or (kept and config.contrast_over == "step")
-    pinned = not on_cpu and torch.cuda.is_available()
-    return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, pin_memory=pinned)
+        context.images[0].raw = device.type != "cpu" or (kept and config.contrast_over == "step")
+    return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
 
 
 def _order(context: TrainContext) -> ShardOrder | None:
