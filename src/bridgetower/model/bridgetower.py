@@ -34,6 +34,8 @@ class BridgeTower(nn.Module):
     rank_head: RankHead | None
     trained_top = 0
     """Layers of each tower that train while those below are frozen, see `train_top_layers`; 0: all or none."""
+    text_multiple = 1
+    """Texts are padded to a multiple of so many tokens, so that compiled layers meet few lengths."""
 
     def __init__(self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> None:
         """Builds the modules that the config names.
@@ -146,6 +148,9 @@ class BridgeTower(nn.Module):
             ValueError: The text is longer than the position table.
         """
         mask = None if attention_mask is None else attention_mask.bool()
+        if (missing := self.padding(input_ids.shape[1])) is not None:
+            mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
+            input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
         layers, heads = self.config.text_layers, self.config.heads
         if outputs == "cls":
             if (heads.text_pooling, heads.text_pooled_layers) == ("token", 1):
@@ -153,6 +158,12 @@ class BridgeTower(nn.Module):
             hidden = self.text(input_ids, mask, layers[-heads.text_pooled_layers :])
             return Encoded((), self.text_features(hidden, mask))
         return self.project_text(self.text(input_ids, mask, layers), mask)
+
+    def padding(self, length: int) -> int | None:
+        """Returns how many tokens are added to texts of a length; with None they stay as they are, without a mask."""
+        if self.text_multiple == 1:
+            return None
+        return max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
 
     def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
         """Returns the encoding of images from the bridged hidden states of the image tower.

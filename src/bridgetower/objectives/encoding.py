@@ -63,4 +63,6 @@ def encode_text(
         if model.trained_top:
             return Encoded((), model.text_features(_hidden(model, "text", texts, pooled, mask), mask))
         return Encoded((), texts.vectors(lambda text: model.text_features(_hidden(model, "text", text, pooled), None)))
-    return model.project_text(_hidden(model, "text", texts, mask=mask), mask)
+    encoded = model.project_text(_hidden(model, "text", texts, mask=mask), mask)
+    length = encoded.layers[0].shape[1]
+    return encoded if (missing := model.padding(length)) is None else encoded.padded(length + missing)

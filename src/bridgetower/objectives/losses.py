@@ -49,7 +49,7 @@ class Losses:
 
 def mlm_loss(
     head: Callable[[Tensor], Tensor],
-    hidden: Float[Tensor, "b l d"],
+    hidden: Float[Tensor, "b m d"],
     labels: Int[Tensor, "b l"],
     positions: Int[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -57,7 +57,7 @@ def mlm_loss(
 
     Args:
         head: Gives logits of hidden states.
-        hidden: Of all tokens.
+        hidden: Of all tokens, and of any padding after them.
         labels: Ids, or `IGNORED`.
         positions: Where they are ids, counted over the whole batch; None: they are looked for.
 
@@ -66,10 +66,10 @@ def mlm_loss(
     """
     if positions is None:
         positions = (labels != IGNORED).flatten().nonzero()[:, 0]
-    targets = labels.flatten()[positions]
+    targets, tokens = labels.flatten()[positions], hidden[:, : labels.shape[1]].flatten(0, 1)
     if len(targets) == 0:  # the head is run all the same, so that processes have gradients of the same parameters
-        return head(hidden.flatten(0, 1)[:1]).float().sum() * 0.0, hidden.new_zeros(())
-    logits = head(hidden.flatten(0, 1)[positions])
+        return head(tokens[:1]).float().sum() * 0.0, hidden.new_zeros(())
+    logits = head(tokens[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
