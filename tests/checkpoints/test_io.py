@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
@@ -88,6 +89,49 @@ class TestSources:
         own.rename(tmp_path / "owner" / "name")
         monkeypatch.chdir(tmp_path)
         assert read_checkpoint("owner/name").source == "owner/name"
+
+
+class TestShards:
+    """Weights in several files, which they are above 4 GB."""
+
+    LIMIT = 200_000
+
+    def test_transformers_reads_what_is_named_as_by_itself(
+        self, checkpoint: Checkpoint, sharded: Path, tmp_path: Path
+    ) -> None:
+        convert(checkpoint, tmp_path / "hf", "hf", shard_bytes=self.LIMIT)
+        name = "model.safetensors.index.json"
+        ours, theirs = (json.loads((folder / name).read_text()) for folder in (tmp_path / "hf", sharded))
+        assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
+        assert ours["weight_map"].keys() == theirs["weight_map"].keys()
+        files = sorted({*ours["weight_map"].values()})
+        assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+        assert len(files) > 2
+        assert sorted(path.name for path in (tmp_path / "hf").glob("*.safetensors")) == files
+        for held in (load_file(tmp_path / "hf" / file).values() for file in files):
+            assert len(held) == 1 or sum(tensor.nbytes for tensor in held) <= self.LIMIT
+        loaded = pytest.importorskip("transformers").BridgeTowerForMaskedLM.from_pretrained(tmp_path / "hf")
+        expected = loaded.from_pretrained(sharded).state_dict()
+        assert tiny.equal(loaded.state_dict(), expected)
+
+    def test_they_are_replaced_as_a_whole(
+        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_checkpoint(checkpoint, tmp_path / "own", shard_bytes=self.LIMIT)
+        before = sorted((tmp_path / "own").glob("model-*.safetensors"))
+        assert len(before) > 2
+        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
+        other = replace(checkpoint, tensors={name: -tensor for name, tensor in checkpoint.tensors.items()})
+        with monkeypatch.context() as patch:
+            patch.setattr(tensor_files, "write_json", None)  # fails where the index would be written
+            with pytest.raises(TypeError):
+                update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
+        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
+        update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
+        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, other.tensors)
+        after = sorted((tmp_path / "own").glob("model-*.safetensors"))
+        assert len(after) == len(before)
+        assert not {*after} & {*before}
 
 
 class TestTiedDecoder:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import bridgetower.objectives.pretraining as pretraining_module
+import bridgetower.training.folder as folder_module
 import shapes
 import states
-from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import read_checkpoint, update_weights, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.folder import INFO_FILE, DatasetInfo, write_info
 from bridgetower.data.records import ImageFile, Record, write_split
@@ -86,6 +88,19 @@ class TestWhatIsLeft:
         assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
         assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
         assert read_checkpoint(out / "last").reranking.itc_weight == finished[1]["itc_weight"]
+
+    def test_large_weights_are_in_several_files(
+        self, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for function in (write_checkpoint, update_weights):
+            monkeypatch.setattr(folder_module, function.__name__, partial(function, shard_bytes=20_000))
+        short = replace(config, max_steps=2, evaluate_every=1)
+        train(short, tmp_path / "run", progress=False)
+        train(replace(short, max_steps=3), tmp_path / "run", resume=True, progress=False)  # best/ and last/ are its own
+        assert len(list((tmp_path / "run" / "last").glob("model-*.safetensors"))) > 1
+        kept = states.tensors(tmp_path / "run")
+        for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
+            assert torch.equal(kept[f"model.{name}"], weight)
 
     def test_best_gives_the_figures_of_its_step(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig

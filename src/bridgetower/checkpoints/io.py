@@ -15,12 +15,15 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
+    SHARD_BYTES,
     WEIGHTS,
     only_tensors,
+    read_safe_weights,
     read_safetensors,
     read_torch_archive,
     read_weights,
     write_safetensors,
+    write_weights,
 )
 from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
@@ -88,14 +91,19 @@ def read_checkpoint(
     return checkpoint if tokenizer is None else _with_tokenizer(checkpoint, Path(tokenizer))
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
     """Writes a folder of this package; the config comes last, so that a broken write is never read as whole.
+
+    Args:
+        checkpoint: What to write.
+        folder: New or empty.
+        shard_bytes: Above this, weights are written in several files.
 
     Raises:
         FileExistsError: The folder holds something else.
     """
     require_empty(folder)
-    write_safetensors(folder / "model.safetensors", checkpoint.tensors)
+    write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
     if checkpoint.extra_tensors:
         write_safetensors(folder / "carried.safetensors", checkpoint.extra_tensors)
     if checkpoint.processor is not None:
@@ -105,9 +113,9 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     _write_config(checkpoint, folder)
 
 
-def update_weights(checkpoint: Checkpoint, folder: Path) -> None:
+def update_weights(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
     """Replaces the weights in a folder that `write_checkpoint` wrote of the same model, atomically, then the config."""
-    write_safetensors(folder / "model.safetensors", checkpoint.tensors)
+    write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
     _write_config(checkpoint, folder)
 
 
@@ -141,7 +149,9 @@ def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
         write_json(path, values | {"reranking": reranking.to_plain()})
 
 
-def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False) -> None:
+def convert(
+    checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False, shard_bytes: float = SHARD_BYTES
+) -> None:
     """Writes a checkpoint as a folder of this package or of transformers, which appears as a whole or not at all.
 
     Args:
@@ -149,6 +159,7 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         folder: New or empty.
         to: `bridgetower` or `hf`; settings that transformers has no field for are lost with a warning.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
+        shard_bytes: Above this, weights are written in several files.
 
     Raises:
         FileExistsError: The folder holds something else.
@@ -159,11 +170,11 @@ def convert(checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool 
         logger.info("%s: the contrastive head is left out", checkpoint.source)
     if to == "bridgetower":
         with new_folder(folder) as temporary:
-            write_checkpoint(checkpoint, temporary)
+            write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
         return
     values, tensors = huggingface.export(checkpoint)
     with new_folder(folder) as temporary:
-        write_safetensors(temporary / "model.safetensors", tensors, for_transformers=True)
+        write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         if checkpoint.processor is not None:
             checkpoint.processor.save_huggingface(temporary)
         write_json(temporary / "config.json", values)
@@ -207,7 +218,7 @@ def _read_own(
     if "model" not in values:
         raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
     config = ModelConfig.from_dict(values["model"])
-    tensors = read_safetensors(folder / "model.safetensors")
+    tensors = read_safe_weights(folder)
     check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(

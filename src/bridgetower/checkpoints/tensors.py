@@ -17,10 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridgetower.files import read_json, replacing
+from bridgetower.files import read_json, replacing, write_json
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What transformers and timm call the weights in a folder, best first."""
+
+SHARDS = "model-*.safetensors"
+"""Pattern of the names of the files that an index lists."""
+
+SHARD_BYTES = 4 * 10**9
+"""Weights above this are written in several files."""
 
 DAMAGE = (
     pickle.UnpicklingError,
@@ -181,13 +187,22 @@ def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
         ValueError: They are damaged or hold more than tensors.
     """
     safe, sharded, pickled = (folder / file for file in WEIGHTS)
-    if safe.exists():
-        return read_safetensors(safe)
-    if sharded.exists():
-        return read_sharded_safetensors(sharded)
+    if safe.exists() or sharded.exists():
+        return read_safe_weights(folder)
     if pickled.exists():
         return only_tensors(name, read_torch_archive(pickled))
     raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(WEIGHTS)}")
+
+
+def read_safe_weights(folder: Path) -> Mapping[str, Tensor]:
+    """Opens the weights that `write_weights` wrote.
+
+    Raises:
+        FileNotFoundError: They, or a shard, are missing.
+        ValueError: They are damaged.
+    """
+    whole, index = folder / WEIGHTS[0], folder / WEIGHTS[1]
+    return read_sharded_safetensors(index) if index.exists() and not whole.exists() else read_safetensors(whole)
 
 
 def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -246,6 +261,41 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transfor
     metadata = {"format": "pt"} if for_transformers else {_CHECKSUM: checksum(contiguous)}
     with replacing(path, (SafetensorError,)) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False, shard_bytes: float = SHARD_BYTES
+) -> None:
+    """Writes the weights in a folder: one safetensors file, or several with an index if they are large.
+
+    Who reads meanwhile, or after a kill, finds the old weights or the new ones: new shards have other names than old
+    ones, and the index comes after them.
+
+    Args:
+        folder: That has none, or those of the same model.
+        tensors: By name.
+        for_transformers: See `write_safetensors`; the files are named as transformers names them.
+        shard_bytes: Largest file, unless a single tensor is larger.
+
+    Raises:
+        OSError: They could not be written, on a full disk for example.
+    """
+    if sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes:
+        write_safetensors(folder / WEIGHTS[0], tensors, for_transformers=for_transformers)
+        return
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    stem = "model" if for_transformers else f"model-{checksum(tensors)}"
+    sizes = {name: tensor.to("meta") for name, tensor in tensors.items()}  # which share no memory
+    split = split_torch_state_dict_into_shards(
+        sizes, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=int(shard_bytes)
+    )
+    for shard, names in split.filename_to_tensors.items():
+        write_safetensors(folder / shard, {name: tensors[name] for name in names}, for_transformers=for_transformers)
+    write_json(folder / WEIGHTS[1], {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    for path in folder.glob(SHARDS):
+        if path.name not in split.filename_to_tensors:
+            path.unlink()
 
 
 def _version(path: Path) -> tuple[int, int]:

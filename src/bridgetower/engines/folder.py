@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def write_exported(
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
-        write_checkpoint(replace(checkpoint, tensors=tensors), temporary)
+        write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model()
         require("onnx", "onnxscript")
         runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}

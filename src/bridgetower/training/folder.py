@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
+from bridgetower.checkpoints.tensors import SHARDS, WEIGHTS
 from bridgetower.distributed import rank
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
@@ -21,9 +23,8 @@ from bridgetower.training.state import newest
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
-    *("config.json", "model.safetensors", "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
+    *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
 }
-
 
 _LENGTHS = {"max_steps", "max_epochs"}
 _MEANS = {"data.num_workers", "data.shard_cache", "data.shard_cache_limit"}  # change nothing in the result
@@ -77,7 +78,9 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
     """Raises before anything is written if the folder holds what is not of a run, or a run that may not be replaced."""
     if resume:
         read_run(out, spec)
-        spoilt = [folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT)]
+        spoilt = [
+            folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT, SHARDS)
+        ]
         if spoilt:
             raise FileExistsError(
                 f"{spoilt[0]} was not written by the run; move it away, as the folder is written anew"
@@ -93,9 +96,10 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
         raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
 
 
-def _others(folder: Path, ours: set[str]) -> list[str]:
-    """Names in a folder that are neither ours nor left over from writing one of ours."""
-    return sorted({intended_name(path) for path in folder.iterdir()} - ours) if folder.exists() else []
+def _others(folder: Path, ours: set[str], pattern: str = "") -> list[str]:
+    """Names in a folder that are neither ours, by name or pattern, nor left over from writing one of ours."""
+    names = {intended_name(path) for path in folder.iterdir()} - ours if folder.exists() else ()
+    return sorted(name for name in names if not fnmatch(name, pattern))
 
 
 def _has_begun(out: Path) -> bool:
@@ -144,6 +148,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, me
     if (folder / "config.json").exists():
         update_weights(current, folder)
         return
-    for name in _CHECKPOINT:  # without the config, which comes last: a killed run's first write
-        (folder / name).unlink(missing_ok=True)
+    # Without the config, which comes last: a killed run's first write.
+    for path in (*(folder / name for name in _CHECKPOINT), *folder.glob(SHARDS)):
+        path.unlink(missing_ok=True)
     write_checkpoint(current, folder)
