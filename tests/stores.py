@@ -77,6 +77,7 @@ def s3_store() -> Iterator[Store]:
             Thread(target=proxy.serve_forever, daemon=True).start()
             store.endpoint = f"http://127.0.0.1:{proxy.server_port}"
             with patch.dict(os.environ, SETTINGS, AWS_ENDPOINT_URL=store.endpoint):
+                fsspec.get_filesystem_class("s3").clear_instance_cache()  # which have the address of another server
                 fsspec.filesystem("s3").mkdir("bucket")
                 yield store
             proxy.shutdown()

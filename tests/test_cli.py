@@ -603,7 +603,7 @@ class TestHelp:
             cli.main(["search", "--help"])
         text = capsys.readouterr().out
         assert "[INDEX.lance] [TEXT]" in text
-        assert "compare it with captions or images, and say so. (default: images)" in text
+        assert "compare it with captions or images, and say so. (default: None)" in text
         assert 'Examples: bridgetower search "a red flag"\n          bridgetower search photos.lance' in text
 
     def test_loads_no_heavy_package(self) -> None:

@@ -11,7 +11,7 @@ from bridgetower.analysis.results import CurvePoint, DemoResults
 
 
 def drawn(results: DemoResults | None = None, metric: str = "rsum", scale: float = 1.0) -> str:
-    image = learning_curve(results or made_up.results(), metric, label="RSUM", chance=14.0, scale=scale)
+    image = learning_curve((results or made_up.results()).runs, metric, label="RSUM", chance=14.0, scale=scale)
     assert image is not None
     kind, _, content = image.partition(",")
     assert kind == "data:image/svg+xml;base64"
@@ -36,7 +36,8 @@ def test_a_step_that_not_all_seeds_have_is_left_out() -> None:
 
 
 def test_metric_that_no_run_has() -> None:
-    assert learning_curve(made_up.results(), "vqa_score", label="VQA") is None
+    assert learning_curve(made_up.results().runs, "vqa_score", label="VQA") is None
+    assert learning_curve((), "rsum", label="RSUM") is None
 
 
 def test_settings_of_matplotlib_stay_as_they_are() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.batch import BatchKey, derive_seed
-from bridgetower.data.order import ShardOrder, StepSampler
+from bridgetower.data.order import OneSetPerBatch, ShardOrder, StepSampler
 
 
 def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
@@ -133,6 +133,31 @@ class TestShards:
             assert len(asked) <= 4
         assert len(fetched) == 8  # four windows an epoch, and each with the next one
         assert [len(shards) for shards in fetched[:4]] == [4, 4, 3, 3]
+
+
+class TestOneSetPerBatch:
+    """Eleven examples of one set and six of another, in batches of four."""
+
+    SETS = torch.tensor([0] * 11 + [1] * 6)
+
+    def order(self, seed: int = 0) -> OneSetPerBatch:
+        return OneSetPerBatch(self.SETS, 4, seed)
+
+    def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self) -> None:
+        for epoch in range(4):
+            examples = self.order().examples(epoch)
+            assert sorted(examples.tolist()) == list(range(17))
+            sets = [len(set(batch.tolist())) for batch in self.SETS[examples].split(4)]
+            assert sets[:3] == [1, 1, 1]
+            assert sets[3:] == [2, 1]
+
+    def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self) -> None:
+        order = self.order()
+        assert torch.equal(self.order().examples(1), order.examples(1))
+        firsts = {int(self.SETS[self.order(seed).examples(epoch)[0]]) for seed in range(3) for epoch in range(3)}
+        assert firsts == {0, 1}
+        whole = keys(17, range(9), order=order)
+        assert keys(17, range(5, 9), order=self.order()) == whole[5:]
 
 
 class TestSeeds:

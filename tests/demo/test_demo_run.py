@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridgetower.analysis.results import ARMS
 from bridgetower.demo.folder import trained_model
 from bridgetower.demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan, Stage
 from bridgetower.demo.run import answering_config, demo_config, run_demo
@@ -35,11 +36,18 @@ def test_minutes_scale_the_steps(plan: Plan, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_questions_are_learnt_from_the_pretrained_model_of_each_arm(plan: Plan) -> None:
-    ours, theirs = (answering_config(OUT, plan, arm, 3, 2.0) for arm in ("bridgetower", "meter"))
-    assert theirs == replace(ours, init=theirs.init)
-    assert ours.init == str(trained_model(OUT, "bridgetower", 3)) != theirs.init
+def test_questions_are_learnt_alike_by_each_arm(plan: Plan) -> None:
+    ours, theirs = (answering_config(OUT, plan, arm, 3, 2.0) for arm in ARMS)
+    assert theirs == replace(ours, init=theirs.init, model=theirs.model, recipe=theirs.recipe)
     assert (ours.max_steps, ours.seed) == (plan.questions.steps // 5, 3)
+
+
+def test_questions_start_from_the_pretrained_model_of_each_arm_or_from_nothing() -> None:
+    for arm in ARMS:
+        assert answering_config(OUT, ON_TOWERS, arm, 3, 2.0).init == str(trained_model(OUT, arm, 3))
+        assert answering_config(OUT, FROM_SCRATCH, arm, 3, 2.0).init is None
+    ours, theirs = (answering_config(OUT, FROM_SCRATCH, arm, 3, 2.0).model for arm in ARMS)
+    assert (ours.vision.num_layers, theirs) == (6, meter(ours))
 
 
 def test_each_stage_starts_from_the_one_before() -> None:

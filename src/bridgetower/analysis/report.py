@@ -36,7 +36,7 @@ from bridgetower.analysis.findings import (
     retrieval_finding,
 )
 from bridgetower.analysis.mask_examples import MaskExample
-from bridgetower.analysis.results import PARTS, Arm, DemoResults, Spread, spread
+from bridgetower.analysis.results import ARMS, PARTS, Arm, DemoAnswers, DemoResults, DemoRun, Spread, spread
 from bridgetower.files import flattened
 from bridgetower.processor import media_type
 
@@ -154,23 +154,33 @@ def _drawings(results: DemoResults) -> list[dict[str, str]]:
     points = [point.metrics for run in results.runs for point in run.curve]
     chance = next((metrics["chance_rsum"] for metrics in points if "chance_rsum" in metrics), None)
     drawings = {
-        "RSUM of the validation images (600 is perfect)": learning_curve(results, "rsum", label="RSUM", chance=chance),
+        "RSUM of the validation images (600 is perfect)": learning_curve(
+            results.runs, "rsum", label="RSUM", chance=chance
+        ),
         "Matching accuracy on the validation images": learning_curve(
-            results, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100.0
+            results.runs, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100.0
+        ),
+        f"Right answers to validation questions about {results.about}": learning_curve(
+            results.answers, "vqa_score", label="right answers (%)"
         ),
     }
     return [{"caption": caption, "image": drawing} for caption, drawing in drawings.items() if drawing is not None]
 
 
 def learning_curve(
-    results: DemoResults, metric: str, *, label: str, chance: float | None = None, scale: float = 1.0
+    runs: Sequence[DemoRun | DemoAnswers],
+    metric: str,
+    *,
+    label: str,
+    chance: float | None = None,
+    scale: float = 1.0,
 ) -> str | None:
     """Draws a validation metric of every arm: a line for the mean over seeds, a band from lowest to highest seed.
 
     The same results give the same bytes.
 
     Args:
-        results: With the runs' curves; of each arm the steps count that all its runs have.
+        runs: With their curves; of each arm the steps count that all its runs have.
         metric: Its name in them.
         label: Of the vertical axis.
         chance: Value of a random guess, drawn as a dotted line.
@@ -179,7 +189,8 @@ def learning_curve(
     Returns:
         An SVG image as a data URI, or None if no run has the metric.
     """
-    curves = {arm: _curve(results, arm, metric) for arm in results.arms}
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in ARMS}
+    curves = {arm: _curve(own, metric) for arm, own in by_arm.items() if own}
     if not any(curves.values()):
         return None
     with matplotlib.rc_context({"svg.hashsalt": metric}):
@@ -199,13 +210,10 @@ def learning_curve(
     return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _curve(results: DemoResults, arm: Arm, metric: str) -> dict[int, list[float]]:
-    """Values of a metric, one per seed, at the steps at which every run of an arm has it."""
-    runs = [
-        {point.step: point.metrics[metric] for point in run.curve if metric in point.metrics}
-        for run in results.arm_runs(arm)
-    ]
-    return {step: [run[step] for run in runs] for step in sorted(set.intersection(*map(set, runs)))}
+def _curve(runs: Sequence[DemoRun | DemoAnswers], metric: str) -> dict[int, list[float]]:
+    """Values of a metric, one per run, at the steps at which every run has it."""
+    values = [{point.step: point.metrics[metric] for point in run.curve if metric in point.metrics} for run in runs]
+    return {step: [run[step] for run in values] for step in sorted(set.intersection(*map(set, values)))}
 
 
 def _recall_table(results: DemoResults, dataset: str) -> Table:

@@ -89,16 +89,18 @@ class ModelCost:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoAnswers:
-    """How a pre-trained model answers questions about generated scenes after it has learnt from others.
+    """How a model answers questions about images that it has not seen after it has learnt from others.
 
     Attributes:
-        steps: Of that learning.
+        steps: Of that training.
+        curve: Evaluations on the validation split, in order.
         topics: Topic → shares of its test questions that are answered right.
     """
 
     arm: Arm
     seed: int
     steps: int
+    curve: tuple[CurvePoint, ...] = ()
     topics: dict[str, Grounding]
 
 

@@ -31,6 +31,8 @@ class DataConfig:
             them is evaluated, and of questions the answers to choose from are not theirs (VG-QA).
         repeats: How often each folder's examples occur in an epoch, one number per folder, those of `train_only` last;
             empty repeats each once.
+        one_set_per_batch: Take the examples of a batch from one set, as far as whole batches go, so that negatives from
+            the batch are of its own set.
         train_splits: Splits of the folders to train on, joined.
         validation_split: Split of the folders to evaluate on.
         captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
@@ -66,6 +68,7 @@ class DataConfig:
     folders: tuple[str, ...] = ()
     train_only: tuple[str, ...] = ()
     repeats: tuple[int, ...] = ()
+    one_set_per_batch: bool = False
     train_splits: tuple[str, ...] = ("train",)
     validation_split: str = "validation"
     captions: Captions = "all"

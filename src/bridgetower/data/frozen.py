@@ -134,6 +134,16 @@ class FrozenDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def image_numbers(self) -> Int[Tensor, " n"]:
+        """Number of the image of each example.
+
+        Raises:
+            AttributeError: The wrapped examples have no `image_numbers`.
+        """
+        numbers: Tensor = self.examples.image_numbers  # type: ignore[attr-defined]
+        return numbers
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_part"}
 

@@ -40,6 +40,37 @@ class Shuffled:
         """Does nothing."""
 
 
+class OneSetPerBatch:
+    """All examples in an order whose batches are of one set each, so that negatives in a batch are of its own set.
+
+    What is left of each set after its last whole batch comes last, mixed.
+    """
+
+    def __init__(self, sets: Int[Tensor, " n"], batch_size: int, seed: int) -> None:
+        """Plans the order.
+
+        Args:
+            sets: Number of the set of each example.
+            batch_size: Of a step, over all ranks and micro-batches.
+            seed: Of the order.
+        """
+        self.sets, self.batch_size, self.seed = sets, batch_size, seed
+        self._shuffled = Shuffled(len(sets), seed)
+
+    def examples(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns the numbers of all examples, in the order of an epoch."""
+        order = self._shuffled.examples(epoch)
+        by_set = [order[self.sets[order] == number] for number in self.sets.unique().tolist()]
+        ends = [len(own) // self.batch_size * self.batch_size for own in by_set]
+        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(-1, self.batch_size)
+        batches = batches[torch.randperm(len(batches), generator=_generator(self.seed, "batches", epoch))]
+        rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
+        return torch.cat([batches.flatten(), rest[torch.randperm(len(rest), generator=_generator(self.seed, epoch))]])
+
+    def reached(self, epoch: int, place: int) -> None:
+        """Does nothing."""
+
+
 class ShardOrder:
     """The shards in an order that only seed and epoch decide; the examples of a few of them are shuffled together.
 

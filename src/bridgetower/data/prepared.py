@@ -92,6 +92,10 @@ class PreparedImages:
         """Whether images are at URLs, so that the order in which they are read matters."""
         return any(isinstance(records, RemoteRows) for records in self.records)
 
+    def sets_of(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Returns the number of the set of each image."""
+        return torch.searchsorted(torch.tensor(self._ends), images, right=True)
+
     def shards_of(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Returns the file of each image, counted over all folders."""
         return torch.searchsorted(torch.tensor(self._file_ends), images, right=True)

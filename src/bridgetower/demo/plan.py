@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridgetower.analysis.results import Arm
+from bridgetower.analysis.results import ARMS, Arm
 from bridgetower.demo.toysets.emoji import EmojiConfig
 from bridgetower.demo.toysets.flags import FlagsConfig
 from bridgetower.demo.toysets.packages import SplitConfig
@@ -14,7 +14,7 @@ from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.tasks.table import RECIPES
 
 MINUTES = 10.0  # at which the numbers of steps are those of the recipes
-SCENES_PER_MINUTE = 2_500  # of the demo, for training; at least one batch of them
+SCENES_PER_MINUTE = 6_000  # of the demo, for training; at least one batch of them
 NUM_VALIDATION, NUM_TEST = 400, 1_000
 
 
@@ -42,16 +42,20 @@ class Questions:
         about: What they are about, in words.
         prefix: Of the file names of their images.
         settings: Of the set, for so many minutes.
-        recipe: Of the training.
+        recipes: By arm.
+        init: Whether the models start from those of the last stage, or from random weights.
         steps: Of each arm and seed.
+        evaluations: During each training.
     """
 
     toyset: str
     about: str
     prefix: str
     settings: Callable[[float], Any]
-    recipe: str
+    recipes: Mapping[Arm, str]
+    init: bool
     steps: int
+    evaluations: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ def scaled(steps: int, minutes: float) -> int:
 
 def _scenes(minutes: float) -> ScenesConfig:
     """More minutes draw more scenes."""
-    recipe = RECIPES["scenes-vqa"]
+    recipe = RECIPES["scenes-vqa-deep"]
     return ScenesConfig(
         num_train=max(recipe.batch_size, round(SCENES_PER_MINUTE * minutes)),
         num_validation=NUM_VALIDATION,
@@ -105,8 +109,10 @@ FROM_SCRATCH = Plan(
         about="generated scenes",
         prefix="scene",
         settings=_scenes,
-        recipe="scenes-vqa",
-        steps=1_200,  # two for each of pre-training; they are a quarter as dear
+        recipes={"bridgetower": "scenes-vqa-deep", "meter": "scenes-vqa-deep-meter"},
+        init=False,
+        steps=1_200,
+        evaluations=12,
     ),
 )
 
@@ -130,7 +136,9 @@ ON_TOWERS = Plan(
         about="flags",
         prefix="question",
         settings=lambda minutes: _FLAGS,
-        recipe="starter-flag-questions",
+        recipes=dict.fromkeys(ARMS, "starter-flag-questions"),
+        init=True,
         steps=150,
+        evaluations=3,
     ),
 )

@@ -103,10 +103,17 @@ def _judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
     return judge(predictor, "vqa", questions_folder(out, plan))
 
 
-def _answer_metrics(judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
+def _answer_metrics(out: Path, judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
     """Returns what is reported of the answers of each arm and seed."""
     return tuple(
-        DemoAnswers(arm=arm, seed=seed, steps=steps, topics=dict(one.groundings)) for (arm, seed), one in judged.items()
+        DemoAnswers(
+            arm=arm,
+            seed=seed,
+            steps=steps,
+            curve=curve(read_metrics(run_folder(out, arm, seed, ANSWERS), "validation")),
+            topics=dict(one.groundings),
+        )
+        for (arm, seed), one in judged.items()
     )
 
 
@@ -228,7 +235,7 @@ class _Demo:
                 for arm, one in predictors.items()
                 if one.model.itm_head is not None
             ),
-            answers=_answer_metrics(judged, scaled(plan.questions.steps, self.minutes)),
+            answers=_answer_metrics(out, judged, scaled(plan.questions.steps, self.minutes)),
             about=plan.questions.about,
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
             versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
@@ -262,13 +269,14 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
 
 
 def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float) -> RunConfig:
-    """Returns the run in which a pre-trained model learns to answer: the recipe with so many steps."""
-    recipe = RECIPES[plan.questions.recipe]
-    steps = scaled(plan.questions.steps, minutes)
-    every = -(-steps // 3)
+    """Returns the run in which a model learns to answer: the recipe with so many steps."""
+    questions = plan.questions
+    recipe = RECIPES[questions.recipes[arm]]
+    steps = scaled(questions.steps, minutes)
+    every = -(-steps // questions.evaluations)
     return replace(
         recipe,
-        init=str(trained_model(out, arm, seed)),
+        init=str(trained_model(out, arm, seed)) if questions.init else None,
         data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
         seed=seed,
         max_steps=steps,

@@ -152,8 +152,8 @@ class TaskSpec:
             head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
             an attribute `graph`, equal as long as that holds: several processes need not look for them then.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
-            its prepared sets, or None and the method `digests` of the files that it reads. To train on sets at URLs it
-            has `image_numbers`, the image of each example.
+            its prepared sets, or None and the method `digests` of the files that it reads. To train on sets at URLs,
+            or on one set per batch, it has `image_numbers`, the image of each example.
         evaluate: Measures a model.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same

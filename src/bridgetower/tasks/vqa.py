@@ -16,7 +16,7 @@ from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_sc
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.model.presets import BASE, LARGE, STARTER
+from bridgetower.model.presets import BASE, LARGE, STARTER, meter
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.recipes import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS, SCENES_MODEL
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
@@ -198,6 +198,17 @@ SCENES_VQA = RunConfig(
     select_by="vqa_score",
 )
 
+SCENES_VQA_DEEP = replace(
+    SCENES_VQA,
+    recipe="scenes-vqa-deep",
+    source="this project: scenes-vqa with deeper towers, where bridges help; see docs/bridges.md",
+    model=SCENES_VQA.model.override({"vision.num_layers": 6, "text.num_layers": 4, "fusion.num_layers": 3}),
+    max_steps=1_200,
+    evaluate_every=100,
+)
+
+SCENES_VQA_DEEP_METER = replace(SCENES_VQA_DEEP, recipe="scenes-vqa-deep-meter", model=meter(SCENES_VQA_DEEP.model))
+
 FLAG_QUESTIONS = replace(
     SCENES_VQA,
     recipe="flag-questions",
@@ -232,7 +243,7 @@ VQA = TaskSpec(
     examples=_examples,
     evaluate=_evaluate,
     class_names=_class_names,
-    recipes=(SCENES_VQA, FLAG_QUESTIONS, STARTER_FLAG_QUESTIONS),
+    recipes=(SCENES_VQA, SCENES_VQA_DEEP, SCENES_VQA_DEEP_METER, FLAG_QUESTIONS, STARTER_FLAG_QUESTIONS),
     fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
     benchmarks={"vqav2": VqaConfig()},
 )

@@ -43,7 +43,7 @@ _BATCH = 32  # images or texts at once
 # Settings of the data that do not change the pixels of an image; the processor has some of them.
 _NOT_OF_PIXELS = (
     *("folders", "train_only", "repeats", "train_splits", "validation_split", "captions", "word_dropout", "max_length"),
-    *("profile", "background", "fast_decode", "num_workers", "cache"),
+    *("one_set_per_batch", "profile", "background", "fast_decode", "num_workers", "cache"),
     *("shuffle_shards", "max_errors", "shard_cache", "shard_cache_limit"),
 )
 

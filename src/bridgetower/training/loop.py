@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from bridgetower.data.batch import Batch
-from bridgetower.data.order import ShardOrder, StepSampler
+from bridgetower.data.order import EpochOrder, OneSetPerBatch, ShardOrder, StepSampler
 from bridgetower.data.shards import FetchAhead
 from bridgetower.distributed import rank, require_same, world_size
 from bridgetower.model.layers import autocast
@@ -122,19 +122,23 @@ def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
     return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
 
 
-def _order(context: TrainContext) -> ShardOrder | None:
-    """Returns the order of examples whose images are at URLs and not replaced by features; None for others."""
-    images = None if context.images is None else context.images[0]
-    if images is None or not images.remote or images.frozen is not None:
+def _order(context: TrainContext) -> EpochOrder | None:
+    """Returns the order of examples whose images are at URLs or whose batches are of one set; None for others."""
+    config, images = context.config, None if context.images is None else context.images[0]
+    streamed = images is not None and images.remote and images.frozen is None
+    if images is None or not (streamed or config.data.one_set_per_batch):
         return None
     numbers = getattr(context.examples, "image_numbers", None)
     if numbers is None:
         raise ValueError(
-            f"the examples of {context.config.task.kind} have no image_numbers, which tell the files at URLs that come "
-            "next; add it, or copy the sets to a disk"
+            f"the examples of {config.task.kind} have no image_numbers, which tell their sets and files; add it, or "
+            "copy the sets to a disk and leave out one_set_per_batch"
         )
-    together = context.config.data.shuffle_shards
-    return ShardOrder(images.shards_of(numbers), context.config.seed, together, FetchAhead(images.fetch))
+    if not streamed:
+        return OneSetPerBatch(images.sets_of(numbers), config.batch_size, config.seed)
+    if config.data.one_set_per_batch:
+        raise ValueError("one_set_per_batch is for sets on a disk, and these are at URLs; copy them, or leave it out")
+    return ShardOrder(images.shards_of(numbers), config.seed, config.data.shuffle_shards, FetchAhead(images.fetch))
 
 
 def _warn_of_small_contrast(config: RunConfig) -> None:
