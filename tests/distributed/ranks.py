@@ -1,9 +1,10 @@
 """Runs a function in several gloo processes on this machine."""
 
+import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            mp.start_processes(_run, (world_size, folder, function, args), world_size, start_method="forkserver")
+            given = (world_size, folder, dict(os.environ), function, args)
+            mp.start_processes(_run, given, world_size, start_method="forkserver")
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             # The first process to end may only be one that lost its peer: show where each of them failed.
             traces = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
@@ -35,7 +37,15 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
-def _run(rank: int, world_size: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(
+    rank: int,
+    world_size: int,
+    folder: Path,
+    environment: Mapping[str, str],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    os.environ.update(environment)  # may have changed since the server of forks was started
     torch.set_num_threads(1)
     rendezvous = (folder / "rendezvous").as_uri()
     dist.init_process_group(
