@@ -64,12 +64,13 @@ class Store:
 
 @contextmanager
 def s3_store() -> Iterator[Store]:
-    """Starts the server with an empty bucket, and makes programs of this process and its children use it."""
+    """Starts the server with a bucket, and makes programs of this process and its children use it."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     pytest.importorskip("s3fs")
     import fsspec
 
     logging.getLogger("werkzeug").setLevel("ERROR")
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # of those that have the address of another server
     server.start()
     store = Store()
     try:
@@ -77,11 +78,12 @@ def s3_store() -> Iterator[Store]:
             Thread(target=proxy.serve_forever, daemon=True).start()
             store.endpoint = f"http://127.0.0.1:{proxy.server_port}"
             with patch.dict(os.environ, SETTINGS, AWS_ENDPOINT_URL=store.endpoint):
-                fsspec.get_filesystem_class("s3").clear_instance_cache()  # which have the address of another server
-                fsspec.filesystem("s3").mkdir("bucket")
+                forget()
+                fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # all servers of a process share it
                 yield store
             proxy.shutdown()
     finally:
+        forget()
         server.stop()
 
 
