@@ -238,6 +238,21 @@ def test_texts_of_all_lengths_share_their_graphs() -> None:
         torch.testing.assert_close(one[0, : lengths[0]], other[0, : lengths[0]], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen: bool, tmp_path: Path) -> None:
+    task = PretrainingTask(tiny.build(tiny.CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
+    batch = frozen_batches(tmp_path)[0] if frozen else next(batches(1))
+    expected = task(batch).parts
+    task.model.text_multiple = 8
+    _, text = task.encode(batch, EVERYTHING)
+    assert text is not None
+    assert text.layers[0].shape[1] == 8  # in place of 7
+    for name, loss in task(batch).parts.items():
+        torch.testing.assert_close(loss, expected[name], atol=1e-5, rtol=1e-5)
+    assert expected.keys() == {"mlm", "itm", "itc"}
+    assert task.model.padding(13) == 1  # of 14, which the position table holds
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_control_a_layer_of_two_graphs_is_refused() -> None:
     model = tiny.build(tiny.CONFIG)
