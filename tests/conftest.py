@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jaxtyping import install_import_hook
 
+from preloaded import MODULES
+
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
@@ -44,8 +46,8 @@ CACHES = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 
-# Processes that need it start at once; pandas is imported by pyarrow.
-multiprocessing.set_forkserver_preload(["bridgetower.training.run", "pandas", "pytest"])
+# Processes that need them start at once.
+multiprocessing.set_forkserver_preload(list(MODULES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from bridgetower.training.run import train
 from bridgetower.training.signals import Stop, stop_signals
 
 POLL_SECONDS = 0.5
+_LATE = ("datasets", "sklearn.linear_model", "torch._dynamo")  # what every run imports after its start
 
 # What `train` documents. Anything else is a fault of the program: the process prints its traceback and is lost.
 _REPORTED = (Interrupted, ValueError, OSError, FloatingPointError)
@@ -55,7 +56,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     workers = min(len(runs), cores)
     shares = [list(runs.items())[worker::workers] for worker in range(workers)]
     context = get_context("forkserver")
-    context.set_forkserver_preload([_train_each.__module__])  # a later call finds the imports done
+    context.set_forkserver_preload([_train_each.__module__, *_LATE])  # a later call finds the imports done
     outcomes = context.SimpleQueue()
     with stop_signals() as stop, _bars(runs, progress) as show:
         processes = start_processes(

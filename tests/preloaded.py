@@ -1,0 +1,23 @@
+"""What training and evaluation import, also late: processes that are forked after these imports start at once."""
+
+from importlib import import_module
+
+MODULES = (
+    "bridgetower.training.run",
+    "bridgetower.tasks.single_tower",
+    "bridgetower.evaluation.retrieval",
+    "bridgetower.evaluation.masked_words",
+    "datasets",
+    "pandas",  # by pyarrow
+    "pytest",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "torch._dynamo",  # by every optimiser
+    "torch._inductor.config",
+)
+
+
+def preload(*others: str) -> None:
+    """Imports these modules and others."""
+    for name in (*MODULES, *others):
+        import_module(name)
