@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -87,7 +88,8 @@ class Replicated:
         if graph != self._graph:
             self._graph, self._used = graph, set()
         if self.run.find_unused_parameters is bool(self._used):
-            self.run = self.task  # the memory of the old one comes first
+            self.run = self.task
+            gc.collect()  # the old one refers to itself, and holds memory for all gradients
             self.run = _averaging(self.task, self._used)
 
     def _note_used(self) -> None:
