@@ -6,6 +6,7 @@ Forks start in milliseconds, so that kills meet the work and not the imports. Wh
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from pathlib import Path
 from bridgetower import cli
 
 PATIENCE = 300.0  # seconds after which an attempt hangs
+GRACE = 30.0  # seconds that torchrun gives processes to end when another one has failed
 
 Around = AbstractContextManager[object]
 
@@ -96,20 +98,34 @@ class Attempt:
             time.sleep(max(0.0, self.started + kill.seconds - time.perf_counter()))
             for victim in kill.victims:
                 os.kill(self.pids[victim], signal.SIGKILL)  # one that has ended is a zombie until it is waited for
-        codes = [self._wait(pid) for pid in self.pids]
+        codes = self._wait()
         said = self.log.read_bytes()[self._start :].decode(errors="replace")
-        return Ended(tuple(codes), time.perf_counter() - self.started, said)
+        return Ended(codes, time.perf_counter() - self.started, said)
 
-    def _wait(self, pid: int) -> int:
-        deadline = time.perf_counter() + PATIENCE
-        while time.perf_counter() < deadline:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
+    def _wait(self) -> tuple[int, ...]:
+        """Waits for all processes; when one fails the others are ended, as torchrun does."""
+        codes: dict[int, int] = {}
+        deadline, ending = time.perf_counter() + PATIENCE, signal.SIGTERM
+        while len(codes) < len(self.pids):
+            for pid in self.pids:
+                ended, status = (0, 0) if pid in codes else os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            if ending == signal.SIGTERM and any(codes.values()):
+                self._signal(codes, ending)
+                deadline, ending = time.perf_counter() + GRACE, signal.SIGKILL
+            if time.perf_counter() > deadline:
+                self._signal(codes, signal.SIGKILL)
+                if ending == signal.SIGTERM:
+                    raise TimeoutError(f"an attempt hung; see {self.log}")
+                deadline = math.inf
             time.sleep(0.002)
-        for each in self.pids:
-            os.kill(each, signal.SIGKILL)
-        raise TimeoutError(f"an attempt hung; see {self.log}")
+        return tuple(codes[pid] for pid in self.pids)
+
+    def _signal(self, ended: Container[int], number: signal.Signals) -> None:
+        for pid in self.pids:
+            if pid not in ended:
+                os.kill(pid, number)
 
 
 def in_fork(work: Callable[[], None], log: Path) -> int:

@@ -268,6 +268,7 @@ def main() -> None:
             kills.append(kill_often(job, share, source))
             logging.info("%s", asdict(kills[-1]))
             faults += other_faults(job) if job.folder.name in PLAIN else []
+            logging.info("%s", faults[-len(FAULTS) :])
     print(table_of_kills(kills))
     print(table_of_faults(faults))
     if options.out is not None:
