@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from videos import SRT, write_clip
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
 DEMO = ("bridgetower", "demo", "--from-scratch", "--minutes", "0.01")
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -86,6 +88,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
         for number, picture in enumerate(pictures):
             shutil.copy(picture, photos)
             writer.writerow([picture.name, f"picture number {number} of mine"])
+    (folder / "docs").mkdir()
+    for picture in (ROOT / "docs").glob("*.png"):
+        shutil.copy(picture, folder / "docs")
     (folder / "lectures").mkdir()
     write_clip(folder / "lectures" / "one.webm", codec="libvpx-vp9")
     write_clip(folder / "talk.mp4")
@@ -96,11 +101,25 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
 def test_readme_has_commands() -> None:
     languages = [language for language, _ in blocks(ROOT / "README.md")]
     assert languages.count("bash") >= 5
-    assert languages.count("python") >= 1
+    assert languages.count("python") == 2
+    assert PUBLISHED in blocks(ROOT / "README.md")[0][1]
+
+
+def test_what_the_readme_tells_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    heads = ("ContrastiveLearning", "ImageAndTextRetrieval", "MaskedLM")
+    classes = [name for name in dir(transformers) if name.startswith("BridgeTowerFor")]
+    assert classes == [f"BridgeTowerFor{head}" for head in heads]
+    for name in classes:  # models that embed a text or an image alone, such as CLIP, have these methods
+        assert not any(hasattr(getattr(transformers, name), f"get_{one}_features") for one in ("text", "image"))
+    about = metadata("transformers")
+    assert about["Requires-Python"].startswith(">=3.11")
+    assert 'torch>=2.6; extra == "torch"' in about.get_all("Requires-Dist")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, workplace: Workplace) -> None:
+    """Nothing is downloaded: a model of the hub is replaced by the demo's."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
     with ExitStack() as servers:
@@ -111,7 +130,7 @@ def test_commands_run(page: Path, workplace: Workplace) -> None:
                 servers.enter_context(workplace.serves(text))
                 continue
             interpreter = ["python"] if language == "python" else ["bash", "-euo", "pipefail"]
-            workplace.run(*interpreter, "-c", text)
+            workplace.run(*interpreter, "-c", text.replace(PUBLISHED, LEFT))
 
 
 class TestDemo:

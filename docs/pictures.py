@@ -1,0 +1,81 @@
+"""Makes the pictures of README.md: python docs/pictures.py, in a folder where `bridgetower demo` has run.
+
+They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo. pictures.json
+records what they were made from, so that a test notices when they are to be made again. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from bridgetower.files import sha256_of
+
+DOCS = Path(__file__).resolve().parent
+SOURCE = DOCS.parent / "src" / "bridgetower"
+RECORD = DOCS / "pictures.json"
+MADE_FROM = {
+    "web-ui.png": sorted((SOURCE / "serve" / "static").iterdir()),
+    "search.png": [SOURCE / "search" / "sheet.py", SOURCE / "text_drawing.py"],
+}
+QUERY = "three horizontal bands of green, white and red"
+FLAGS = "path LIKE 'flags/%'"
+COLOURS = 128  # of each picture, so that it is small
+
+
+def main() -> None:
+    """Writes the pictures and the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        taken, drawn = Path(folder) / "web-ui.png", Path(folder) / "search.png"
+        take_page(taken)
+        search = ["search", QUERY, "--where", FLAGS, "--top", "5", "--sheet", str(drawn)]
+        subprocess.run([sys.executable, "-m", "bridgetower", *search], check=True)
+        for path in (taken, drawn):
+            Image.open(path).convert("RGB").quantize(COLOURS).save(DOCS / path.name, optimize=True)
+    RECORD.write_text(json.dumps(current(), indent=2) + "\n", encoding="utf-8")
+
+
+def take_page(path: Path) -> None:
+    """Serves the demo's index and takes a screenshot of a search in the web UI."""
+    from playwright.sync_api import sync_playwright
+
+    serve = [sys.executable, "-m", "bridgetower", "serve", "--port", "0"]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
+        try:
+            assert server.stderr is not None
+            lines = iter(server.stderr.readline, "")
+            address = next((line.split(" at ")[-1].strip() for line in lines if "serving" in line), None)
+            if address is None:
+                raise RuntimeError("bridgetower serve did not start; run `bridgetower demo` in this folder first")
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
+            page = browser.new_page(viewport={"width": 1100, "height": 760}, color_scheme="light")
+            page.goto(f"{address}/#search")
+            page.get_by_label("What should be seen").fill(QUERY)
+            page.get_by_label("What should be seen").press("Enter")
+            page.locator("#hits img").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            page.screenshot(path=path)
+            browser.close()
+        finally:
+            server.terminate()
+
+
+def current() -> dict[str, dict[str, str]]:
+    """The digests of each picture and of the files that it is made from, as the record has them."""
+    return {
+        name: {
+            path.relative_to(DOCS.parent).as_posix(): sha256_of(path)
+            for path in [DOCS / name, Path(__file__).resolve(), *paths]
+        }
+        for name, paths in MADE_FROM.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
