@@ -19,9 +19,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import lancedb  # noqa: F401 - imported here and below for the forks
+import datasets  # noqa: F401 - imported here and below for the forks
+import lancedb  # noqa: F401
 import pandas  # type: ignore[import-untyped]  # noqa: F401
+import sklearn.linear_model  # type: ignore[import-untyped]  # noqa: F401
 import torch
+import torch._dynamo  # optimisers import it
 from fault_attempts import Around, Attempt, Ended, Kill, on_small_disk, read_only, why_not_mounted
 from fault_work import Found, Work, evaluating, indexing, preparing, training, write_pictures
 

@@ -91,13 +91,15 @@ class TestSafetensors:
         with pytest.raises(ValueError, match=r"x.safetensors has a header of \d{7} bytes; expected at most 4194304"):
             read_safetensors(tmp_path / "x.safetensors")
 
-    def test_every_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
+    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
+        """Every bit of the header, and one of each byte of numbers."""
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
-        whole, refusals = path.read_bytes(), []
+        whole, refusals, flips = path.read_bytes(), [], 0
         start = len(whole) - sum(tensor.nbytes for tensor in tensors().values())
         for place in range(len(whole)):
-            for bit in range(8):
+            for bit in range(8) if place < start else (place % 8,):
+                flips += 1
                 altered = bytearray(whole)
                 altered[place] ^= 1 << bit
                 path.write_bytes(altered)
@@ -106,7 +108,7 @@ class TestSafetensors:
                     assert place < start
                 except ValueError as error:
                     refusals.append(str(error))
-        assert len(refusals) > 7 * len(whole)
+        assert len(refusals) > 7 / 8 * flips
         assert all(str(path) in refusal for refusal in refusals)
 
     def test_files_of_others_have_no_checksum(self, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from kills import before, renamed, send, within
 from preloaded import preload
 from shapes import train_command
 
-NUM_KILLS = 20
+NUM_KILLS = 14
 BACKGROUND = ("--async-checkpoints",)  # of every other attempt
-MAX_STEPS = 40
+MAX_STEPS = 24
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "6")
 
 

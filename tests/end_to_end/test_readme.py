@@ -22,7 +22,7 @@ from videos import SRT, write_clip
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
-DEMO = ("bridgetower", "demo", "--from-scratch", "--minutes", "0.01")
+DEMO = Path(__file__).with_name("small_demo.py")
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -77,7 +77,7 @@ class Workplace:
 def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workplace:
     """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
-    Workplace(folder, Path(sys.executable).parent).run(*DEMO)  # as a user starts it; what follows is forked
+    Workplace(folder, Path(sys.executable).parent).run(sys.executable, str(DEMO))  # as a user starts it; what follows is forked
     photos = folder / "my-photos"
     photos.mkdir()
     pictures = sorted((folder / "bridgetower-demo" / "images").glob("*.png"))

@@ -150,18 +150,18 @@ class TestRefusals:
         assert ADVICE in str(refused(tmp_path, made))
 
     @pytest.mark.parametrize("file", [ABOUT, TENSORS])
-    def test_every_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path, file: str) -> None:
-        """One in every byte: of weights, moments, names and what is said about them."""
+    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path, file: str) -> None:
+        """One in every fifth byte: of weights, moments, names and what is said about them."""
         made, source, found = make(), random.Random(0), 0
         save(tmp_path, made)
         path = tmp_path / states.STATE / "step-00000003" / file
         whole = path.read_bytes()
-        for place in range(len(whole)):
+        for place in range(0, len(whole), 5):
             altered = bytearray(whole)
             altered[place] ^= 1 << source.randrange(8)
             path.write_bytes(altered)
             found += refused(tmp_path, made) is not None
-        assert found > 0.9 * len(whole.replace(b" ", b"").replace(b"\n", b""))  # space between words of JSON is free
+        assert found > 0.9 * len(whole[::5].translate(None, b" \n"))  # space between words of JSON is free
 
     def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path: Path) -> None:
         made = make()

@@ -47,6 +47,7 @@ DAMAGE = (
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file
 _THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
+_THREADED_AT_LEAST = 2**22  # bytes; less takes longer to share out than to read
 
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 
@@ -132,8 +133,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
         return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(part, sorted(tensors)))
+    names = sorted(tensors)
+    if sum(tensors[name].nbytes for name in names) < _THREADED_AT_LEAST:
+        parts = list(map(part, names))
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            parts = list(pool.map(part, names))
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
