@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jaxtyping import install_import_hook
 
-from preloaded import MODULES
-
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
@@ -51,7 +49,7 @@ os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also wh
 logging.getLogger("dcp_logger").disabled = True
 
 # Processes that need them start at once.
-multiprocessing.set_forkserver_preload(list(MODULES))
+multiprocessing.set_forkserver_preload(["preloaded"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

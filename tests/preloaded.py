@@ -1,8 +1,9 @@
-"""What training and evaluation import, also late: processes that are forked after these imports start at once."""
+"""Imports what training and evaluation import, also late: processes that are forked after it start at once."""
 
+import gc
 from importlib import import_module
 
-MODULES = (
+for name in (
     "bridgetower.training.run",
     "bridgetower.tasks.single_tower",
     "bridgetower.evaluation.retrieval",
@@ -14,10 +15,6 @@ MODULES = (
     "sklearn.metrics",
     "torch._dynamo",  # by every optimiser
     "torch._inductor.config",
-)
-
-
-def preload(*others: str) -> None:
-    """Imports these modules and others."""
-    for name in (*MODULES, *others):
-        import_module(name)
+):
+    import_module(name)
+gc.freeze()  # or each process would copy all of it to look for garbage there

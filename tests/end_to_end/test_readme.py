@@ -77,7 +77,8 @@ class Workplace:
 def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workplace:
     """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
-    Workplace(folder, Path(sys.executable).parent).run(sys.executable, str(DEMO))  # as a user starts it; what follows is forked
+    demo = Workplace(folder, Path(sys.executable).parent)  # as a user starts it; what follows is forked
+    demo.run(sys.executable, str(DEMO))
     photos = folder / "my-photos"
     photos.mkdir()
     pictures = sorted((folder / "bridgetower-demo" / "images").glob("*.png"))
