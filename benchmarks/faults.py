@@ -22,7 +22,7 @@ from pathlib import Path
 import datasets  # noqa: F401 - imported here and below for the forks
 import lancedb  # noqa: F401
 import pandas  # type: ignore[import-untyped]  # noqa: F401
-import sklearn.linear_model  # type: ignore[import-untyped]  # noqa: F401
+import sklearn.linear_model  # noqa: F401
 import torch
 import torch._dynamo  # optimisers import it
 from fault_attempts import Around, Attempt, Ended, Kill, on_small_disk, read_only, why_not_mounted
