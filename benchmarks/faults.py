@@ -270,8 +270,9 @@ def main() -> None:
             share = options.kills // len(options.jobs) + (number < options.kills % len(options.jobs))
             kills.append(kill_often(job, share, source))
             logging.info("%s", asdict(kills[-1]))
-            faults += other_faults(job) if job.folder.name in PLAIN else []
-            logging.info("%s", faults[-len(FAULTS) :])
+            if job.folder.name in PLAIN:
+                faults += other_faults(job)
+                logging.info("%s", faults[-len(FAULTS) :])
     print(table_of_kills(kills))
     print(table_of_faults(faults))
     if options.out is not None:
