@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -99,7 +100,8 @@ class Attempt:
             for victim in kill.victims:
                 os.kill(self.pids[victim], signal.SIGKILL)  # one that has ended is a zombie until it is waited for
         codes = self._wait()
-        said = self.log.read_bytes()[self._start :].decode(errors="replace")
+        content = self.log.read_bytes() if self.log.exists() else b""  # a kill may come before it is there
+        said = content[self._start :].decode(errors="replace")
         return Ended(codes, time.perf_counter() - self.started, said)
 
     def _wait(self) -> tuple[int, ...]:
@@ -163,7 +165,9 @@ def _worlds(processes: int) -> list[Mapping[str, str]]:
 
 def _run(command: Sequence[str], world: Mapping[str, str], around: Callable[[], Around]) -> None:
     os.environ.update(world)
-    with around():
+    with around() as mounted:
+        if mounted:  # which threads that a library starts again in each fork would not see
+            sys.exit(subprocess.call([sys.executable, "-m", "bridgetower", *command]))
         cli.main(command)
 
 
@@ -178,20 +182,20 @@ def why_not_mounted() -> str | None:
 
 
 @contextmanager
-def on_small_disk(folder: Path, kib: int, outside: Path) -> Iterator[None]:
+def on_small_disk(folder: Path, kib: int, outside: Path) -> Iterator[bool]:
     """Mounts a file system of so many KiB on a folder, for this process; in the end its content is copied."""
     _mount(folder, kib)
     try:
-        yield
+        yield True
     finally:
         shutil.copytree(folder, outside, dirs_exist_ok=True)
 
 
 @contextmanager
-def read_only(folder: Path) -> Iterator[None]:
+def read_only(folder: Path) -> Iterator[bool]:
     """Mounts a file system that cannot be written to on a folder, for this process."""
     _mount(folder, 64, _READ_ONLY)
-    yield
+    yield True
 
 
 def _mount(folder: Path, kib: int, flags: int = 0) -> None:
