@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.objectives.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs
+from bridgetower.objectives.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs, uniform_pairs
 
 SEEDS = st.integers(0, 2**31)
 
@@ -66,6 +66,29 @@ class TestRandom:
     def test_one_image_only(self, index: list[int]) -> None:
         with pytest.raises(ValueError, match="at least two different images"):
             random_pairs(torch.tensor(index), generator())
+
+
+class TestUniform:
+    @given(index=image_indices(), seed=SEEDS)
+    def test_every_image_and_text_has_a_match_and_a_negative(self, index: Tensor, seed: int) -> None:
+        pairs, count = uniform_pairs(index, generator(seed)), len(index)
+        rows = torch.arange(count)
+        assert torch.equal(pairs.labels, labels_of(pairs, index, index))
+        assert pairs.labels.tolist() == [1] * count + [0] * 2 * count
+        assert torch.equal(pairs.text_rows[: 2 * count], torch.cat([rows, rows]))
+        assert torch.equal(pairs.image_rows[2 * count :], rows)
+
+    def test_negatives_fall_everywhere(self) -> None:
+        index, source = torch.tensor([0, 0, 1, 2]), generator()
+        drawn = [uniform_pairs(index, source) for _ in range(300)]
+        for rows in ([pairs.image_rows[4] for pairs in drawn], [pairs.text_rows[8] for pairs in drawn]):
+            shares = torch.bincount(torch.stack(rows), minlength=4) / len(rows)
+            assert shares[:2].tolist() == [0, 0]
+            assert (shares[2:] - 0.5).abs().max() < 0.15
+
+    def test_one_image_only(self) -> None:
+        with pytest.raises(ValueError, match="at least two different images"):
+            uniform_pairs(torch.tensor([3, 3]), generator())
 
 
 class TestHard:

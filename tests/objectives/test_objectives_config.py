@@ -15,7 +15,7 @@ class TestPhase:
             ({"until": 1.5}, "a phase ends at 1.5"),
             ({"mlm": -1.0}, r"loss weights mlm -1.0, .*expected >= 0"),
             ({"mlm": 0, "itm": 0, "itc": 0}, "one positive"),
-            ({"negatives": "hrad"}, "negatives is 'hrad'; expected one of random, hard"),
+            ({"negatives": "hrad"}, "negatives is 'hrad'; expected one of random, uniform, hard"),
             ({"negatives": "hard", "itm": 0}, "itm is 0, so that nothing draws them"),
         ],
     )

@@ -11,7 +11,7 @@ from tyro.conf import Fixed, Suppress
 from bridgetower.data.config import MaskingConfig
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
-Negatives = Literal["random", "hard"]
+Negatives = Literal["random", "uniform", "hard"]
 NegativesFrom = Literal["rank", "world"]
 MlmNormalization = Literal["step", "official"]
 Reads = Literal["captions", "entries", "files"]
@@ -47,7 +47,9 @@ class Phase:
         mlm: Weight of the masked-word loss; 0 does not compute it.
         itm: Weight of the matching loss; 0 does not compute it.
         itc: Weight of the contrastive loss; 0 does not compute it.
-        negatives: Of ITM, out of one micro-batch: `random` images, or `hard` ones drawn by contrastive similarity.
+        negatives: Of ITM, out of one micro-batch. `random`: another image for half of the texts, as in the official
+            pre-training. `uniform`: every pair matches, and every text has another image too, and every image another
+            text. `hard`: likewise, drawn by contrastive similarity, as in the official code with ITC.
     """
 
     until: float = 1.0
@@ -66,9 +68,9 @@ class Phase:
                 f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive"
             )
         check_choice("negatives", self.negatives, Negatives)
-        if self.negatives == "hard" and not self.itm:
+        if self.negatives != "random" and not self.itm:
             raise ValueError(
-                "negatives are hard but itm is 0, so that nothing draws them; set itm or leave them random"
+                f"negatives are {self.negatives} but itm is 0, so that nothing draws them; set itm or leave them random"
             )
 
 

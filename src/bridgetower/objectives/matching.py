@@ -44,6 +44,23 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     return Pairs(torch.where(labels == 1, rows, negatives), rows, labels)
 
 
+def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
+    """Positives, then each text with another image, then each image with another text: 3b pairs, all as likely.
+
+    Args:
+        image_index: Equal numbers mark the same image, which is never a negative.
+        generator: Source of all draws, on the CPU.
+
+    Raises:
+        ValueError: All images of the batch are the same.
+    """
+    others = image_index[:, None] != image_index[None]
+    alike = torch.zeros_like(others, dtype=torch.float32)
+    return pairs_with_negatives(
+        _draw(alike, others, generator), _draw(alike, others, generator), slice(0, len(image_index))
+    )
+
+
 def hard_pairs(
     image_to_text: Float[Tensor, "b t"],
     text_to_image: Float[Tensor, "b i"],

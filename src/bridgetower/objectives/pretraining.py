@@ -16,7 +16,7 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
-from bridgetower.objectives.matching import Pairs, hard_pairs, random_pairs
+from bridgetower.objectives.matching import Pairs, hard_pairs, random_pairs, uniform_pairs
 
 
 class PretrainingTask(nn.Module):
@@ -115,6 +115,8 @@ class PretrainingTask(nn.Module):
         generator = torch.Generator().manual_seed(batch.seed)
         if phase.negatives == "random":
             return random_pairs(batch.image_index, generator), (image, text)
+        if phase.negatives == "uniform":
+            return uniform_pairs(batch.image_index, generator), (image, text)
         index, own = batch.image_index, slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
             image = replace(image, first_layer_cache=None).map(all_gather)
