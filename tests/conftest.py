@@ -45,9 +45,6 @@ CACHES = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 
-# PyTorch logs two messages of each tensor of a state, and pytest would keep them: a tenth of the time of a training.
-logging.getLogger("dcp_logger").disabled = True
-
 # Processes that need them start at once.
 multiprocessing.set_forkserver_preload(["preloaded"])
 
@@ -59,7 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector, which takes a tenth of the time, what the imports of all tests left."""
+    """Spares the garbage collector, which takes a tenth of the time, what the imports of all tests left.
+
+    And keeps pytest from listening to what PyTorch then logs: each step of an export, each tensor of a state.
+    """
+    logging.getLogger("torch.__trace").propagate = True
+    logging.getLogger("dcp_logger").disabled = True
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 100)  # a full collection is ten times rarer
