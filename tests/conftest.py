@@ -123,12 +123,14 @@ def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset:
 
 @pytest.fixture(scope="session")
 def few_parts(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_checkpoint` with the matching head only, so that there are few parts to export."""
+    """`tiny_checkpoint` with the matching head and the first layers only, so that there is little to export."""
     from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+    from bridgetower.model.bridgetower import BridgeTower
 
     checkpoint, folder = read_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("few") / "model"
-    config = checkpoint.config.override({"heads.itc": None, "heads.mlm": False})
-    tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(("itc_", "mlm_"))}
+    one_layer = {f"{part}.num_layers": 1 for part in ("vision", "text", "fusion")}
+    config = checkpoint.config.override({"heads.itc": None, "heads.mlm": False, **one_layer})
+    tensors = {name: checkpoint.tensors[name] for name in BridgeTower(config).state_dict()}
     write_checkpoint(replace(checkpoint, config=config, tensors=tensors), folder)
     return folder
 
