@@ -44,7 +44,7 @@ def made_small(command: list[str]) -> list[str]:
     if command[0] != "train":
         return [*command, "--fold-size", "1"] if "--fold-size" in command else command
     recipe = RECIPES[command[1]]
-    length = ["--max-epochs", "None", "--max-steps", "2"]
+    length = ["--max-epochs", "None", "--max-steps", "1"]
     answers = ["--model.heads.vqa", "3"] if recipe.model.heads.vqa else []
     new = [] if "--init" in command else NARROW.split()
     return [*command, *SMALL.split(), *length, *answers, *new]
