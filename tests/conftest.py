@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jaxtyping import install_import_hook
 
+from preloaded import MODULES
+
 if TYPE_CHECKING:
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
@@ -46,7 +48,7 @@ os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests s
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 
 # Processes that need them start at once.
-multiprocessing.set_forkserver_preload(["preloaded"])
+multiprocessing.set_forkserver_preload(list(MODULES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
+
+from preloaded import preload
 
 # What starts threads, which a fork loses, is left out: LanceDB and the runtimes of exported graphs.
 OTHERS = (
@@ -66,8 +67,7 @@ def commands(folder: Path) -> Iterator[None]:
 
 def main(folder: Path) -> None:
     """Waits for commands; returns in the process of each of them, once it has the state of one."""
-    for name in ("preloaded", *OTHERS):
-        import_module(name)
+    preload(*OTHERS)
     gc.freeze()
     address = str(folder / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

@@ -1,9 +1,8 @@
-"""Imports what training and evaluation import, also late: processes that are forked after it start at once."""
+"""What training and evaluation import, also late: processes that are forked after these imports start at once."""
 
-import gc
 from importlib import import_module
 
-for name in (
+MODULES = (
     "bridgetower.training.run",
     "bridgetower.tasks.single_tower",
     "bridgetower.evaluation.retrieval",
@@ -15,6 +14,10 @@ for name in (
     "sklearn.metrics",
     "torch._dynamo",  # by every optimiser
     "torch._inductor.config",
-):
-    import_module(name)
-gc.freeze()  # or each process would copy all of it to look for garbage there
+)
+
+
+def preload(*others: str) -> None:
+    """Imports these modules and others."""
+    for name in (*MODULES, *others):
+        import_module(name)

@@ -19,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import preloaded  # noqa: F401 - what the attempts will need
 import states
 from bridgetower import cli
 from bridgetower.tasks.run_folder import CONFIG
 from kills import before, renamed, send, within
+from preloaded import preload
 from shapes import train_command
 
 NUM_KILLS = 14
@@ -106,6 +106,7 @@ def step_of(out: Path) -> int:
 
 def main(dataset: Path, folder: Path) -> dict[str, Any]:
     """Runs everything and returns what happened."""
+    preload()
     source = random.Random(0)
     whole, killed, stopped, altered = (folder / name for name in ("whole", "killed", "stopped", "altered"))
     report: dict[str, Any] = {"whole": end(start(dataset, whole))}
