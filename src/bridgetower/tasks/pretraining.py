@@ -176,17 +176,18 @@ STARTER_MATCHING = replace(
     source="this project: the fusion encoder and matching, after starter-itc; see docs/demo.md",
     task=PretrainingConfig(
         phases=(
-            Phase(until=0.9, mlm=0, itm=1),
+            Phase(until=0.8, mlm=0, itm=1, negatives="uniform"),
             Phase(until=1.0, mlm=0, itm=1, negatives="hard"),
         )
     ),
     model=replace(STARTER, heads=replace(STARTER.heads, itm=True)),
-    optimizer=replace(STARTER_ITC.optimizer, lr=6e-4, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
+    optimizer=replace(STARTER_ITC.optimizer, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
+    data=replace(STARTER_ITC.data, one_set_per_batch=True),
     batch_size=32,
     align_first=500,
-    max_steps=300,
-    evaluate_every=100,
-    checkpoint_every=100,
+    max_steps=600,
+    evaluate_every=200,
+    checkpoint_every=200,
     select_by="rsum",
 )
 
