@@ -3,7 +3,8 @@
 `recall`: how often the two stages find a held-out image by its fullest caption, with the model and the index that
 `bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
-a million generated texts for 5,000 images and the other way round, as an evaluation does.
+a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
+second one with generated scores of the candidates.
 """
 
 import argparse
@@ -24,7 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bridgetower.demo.folder import FOLDER, held_out_index, trained_model
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, streamed_recalls
+from bridgetower.evaluation.pairs import candidate_pairs
+from bridgetower.evaluation.places import GroundTruth
+from bridgetower.evaluation.reranking import Candidates
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
@@ -209,18 +214,34 @@ def _timed(photos: Path, uri: Path) -> Row:
     return {"embedded": report.added + report.changed, "seconds": round(report.seconds, 2)}
 
 
-def retrieval(num_texts: int, num_images: int) -> Iterator[Row]:
-    """Recalls of generated texts and images by the cosine, in a process of its own."""
-    yield {"what": f"{num_texts} texts x {num_images} images", **_alone(_ranked, num_texts, num_images)}
+def retrieval(num_texts: int, num_images: int, k: int) -> Iterator[Row]:
+    """Recalls of generated texts and images, each number of stages in a process of its own."""
+    size = f"{num_texts} texts x {num_images} images"
+    yield {"what": f"{size}, by the cosine", **_alone(_ranked, num_texts, num_images, 0)}
+    yield {"what": f"{size}, {k} candidates each", **_alone(_ranked, num_texts, num_images, k)}
 
 
-def _ranked(num_texts: int, num_images: int) -> Row:
+def _ranked(num_texts: int, num_images: int, k: int) -> Row:
     images, index = generated(num_images, num_images, seed=1), torch.arange(num_texts) % num_images
     texts = torch.cat([_unit(images[part] + generated(len(part), num_images, seed=2)) for part in index.split(CHUNK)])
-    recalls = streamed_recalls(lambda block: images @ texts[block].T, num_images, index)
+    truth = GroundTruth(index, torch.arange(num_images))
+
+    def cosines(rows: slice, columns: torch.Tensor) -> torch.Tensor:
+        return images[rows] @ texts[columns].T
+
+    found, recalls = {}, streamed_recalls(cosines, truth)
+    if k:
+        pairs = candidate_pairs(cosines, truth, k)
+        noise = torch.randn(len(pairs.image), generator=torch.Generator().manual_seed(0))
+        itm = 3 * pairs.belong(truth) + noise
+        candidates = Candidates(pairs=pairs, itm=itm, truth=truth, config=RetrievalConfig(candidates=k))
+        fitted = candidates.fitted()
+        recalls = candidates.recalls(fitted.itc_weight)
+        found = {"pairs": len(itm), "itc_weight": fitted.itc_weight, "ece": round(candidates.error(fitted), 4)}
     return {
         "text_to_image_r1": round(recalls.text_to_image[1], 3),
         "image_to_text_r1": round(recalls.image_to_text[1], 3),
+        **found,
     }
 
 
@@ -242,12 +263,13 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`, and texts of `retrieval`")
     parser.add_argument("--images", type=int, default=10_000, help="of `update`")
     parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
+    parser.add_argument("--candidates", type=int, default=10, help="of each query of `retrieval`")
     given = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
         "million": lambda: million(given.vectors),
         "update": lambda: update(given.images),
-        "retrieval": lambda: retrieval(given.vectors, given.retrieval_images),
+        "retrieval": lambda: retrieval(given.vectors, given.retrieval_images, given.candidates),
     }
     for part in given.parts:
         show(part, list(parts[part]()))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.engines.engine import Engine
-from bridgetower.evaluation.metrics import topk_candidates
+from bridgetower.evaluation.pairs import candidate_pairs
+from bridgetower.evaluation.places import GroundTruth
 from bridgetower.model.encodings import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -66,8 +67,9 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
     num_texts = num_images * per_image
     vectors = torch.randn(num_images + num_texts, 32, generator=torch.Generator().manual_seed(0))
     similarity = vectors[:num_images] @ vectors[num_images:].T
-    to_text, to_image = (topk_candidates(similarity, k, dim=dim) for dim in (1, 0))
-    shared, apart = int((to_text | to_image).sum()), int(to_text.sum() + to_image.sum())
+    truth = GroundTruth(torch.arange(num_texts) // per_image, torch.arange(num_images))
+    pairs = candidate_pairs(lambda rows, texts: similarity[rows][:, texts], truth, k)
+    shared, apart = len(pairs.image), int(pairs.image_side.sum() + pairs.text_side.sum())
     engine, inputs = setting.engine("torch", "fp32"), setting.inputs(sample, TOKENS)
     padded = setting.inputs(sample, 50)
     padded["attention_mask"][:, TOKENS:] = 0

@@ -204,6 +204,8 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
     for tensor in tensors:
         if tensor.ndim == 0 or len(tensor) != len(ids):
             raise ValueError(f"a tensor of shape {list(tensor.shape)} came with {len(ids)} ids; expected a row per id")
+    if world_size() == 1 and bool((ids.diff() > 0).all()):
+        return (ids, *(tensor.detach() for tensor in tensors))  # no copy: lists of pairs are large
     all_ids = _gather_uneven(ids)
     order = all_ids.argsort(stable=True)
     ordered = all_ids[order]
@@ -214,8 +216,6 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
         limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
         raise ValueError(f"{repeats} of {len(ordered)} ids are repeats; expected {limit}, use an id that names the row")
     rows = order[is_first]
-    if world_size() == 1 and torch.equal(rows, torch.arange(len(ids), device=ids.device)):
-        return (ids, *(tensor.detach() for tensor in tensors))  # no copy: tables of scores are large
     return (all_ids[rows], *(_gather_uneven(tensor)[rows] for tensor in tensors))
 
 

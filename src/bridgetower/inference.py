@@ -254,16 +254,14 @@ def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def combined_scores(match: Float[Tensor, "*s"], cosine: Float[Tensor, "*s"], itc_weight: float) -> Float[Tensor, "*s"]:
-    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · (cosine + 1).
-
-    The 1 changes no order; it keeps all scores above `evaluation.metrics.NON_CANDIDATE_SCORE`.
+    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · cosine.
 
     Args:
         match: Log-odds of a match; NaN stays NaN.
         cosine: Of the first stage.
         itc_weight: Of the checkpoint; 0 ranks by matching alone.
     """
-    return torch.add(match, cosine + 1, alpha=itc_weight)
+    return torch.add(match, cosine, alpha=itc_weight)
 
 
 def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:

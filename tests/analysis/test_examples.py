@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import dense
 from bridgetower.analysis.examples import Direction, SearchExample, choose, search_examples, spread_evenly
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
@@ -55,13 +56,13 @@ class TestSearches:
     ) -> None:
         examples = search_examples(predictor, images, ranked, config, count=len(images), top=len(images))
         texts, _ = images.texts()
-        assert ranked.itm is not None
+        similarity, itm = dense.similarity(ranked), dense.itm(ranked)
         for example in of("text_to_image", examples):
             text = texts.index(example.text)
-            cosines = ranked.similarity[:, text]
+            cosines = similarity[:, text]
             by_cosine = cosines.argsort(descending=True)
             candidates = by_cosine[: config.candidates]
-            candidates = candidates[ranked.itm[candidates, text].argsort(descending=True)]
+            candidates = candidates[itm[candidates, text].argsort(descending=True)]
             order = [*candidates.tolist(), *by_cosine[config.candidates :].tolist()]
             assert [hit.image for hit in example.hits] == [images.image_bytes(image) for image in order]
             assert [hit.cosine for hit in example.hits] == pytest.approx([float(cosines[image]) for image in order])
@@ -111,7 +112,7 @@ class TestSearches:
     def test_without_matching_head_the_cosine_ranks(
         self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
     ) -> None:
-        plain = replace(ranked, itm=None, two_stage_recalls=None, itm_accuracy=None)
+        plain = replace(ranked, candidates=None, two_stage_recalls=None, itm_accuracy=None)
         for example in search_examples(predictor, images, plain, config, count=2):
             cosines = [hit.cosine for hit in example.hits]
             assert cosines == sorted(cosines, reverse=True)
@@ -139,7 +140,7 @@ class TestSearches:
 def test_ties_keep_the_order_of_the_set(
     predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
 ) -> None:
-    flat = replace(ranked, itm=None, image_vectors=torch.zeros_like(ranked.image_vectors))
+    flat = replace(ranked, candidates=None, image_vectors=torch.zeros_like(ranked.image_vectors))
     examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
     for example in of("text_to_image", examples):
         assert [hit.image for hit in example.hits] == [images.image_bytes(0), images.image_bytes(1)]

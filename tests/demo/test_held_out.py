@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import dense
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.folder import read_split
@@ -54,7 +55,7 @@ def test_a_search_ranks_as_the_evaluation_does(tiny_dataset: Path, predictor: Pr
     paths = [f"shapes/{rows.row(number)['image']['path']}" for number in range(len(rows))]
     searcher = Searcher(tmp_path / "held-out.lance", predictor)
     orders = []
-    for text, cosines in zip(images.texts(1)[0], result.similarity.T, strict=True):
+    for text, cosines in zip(images.texts(1)[0], dense.similarity(result).T, strict=True):
         hits = searcher.search(text, top=len(paths), rerank=0)
         assert [hit.path for hit in hits] == [paths[number] for number in cosines.argsort(descending=True)]
         orders.append(tuple(hit.path for hit in hits))

@@ -11,6 +11,7 @@ from ranks import run_on_ranks
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+import dense
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
@@ -156,8 +157,8 @@ def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
         words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
     return {
         "metrics": result.metrics(),
-        "similarity": result.similarity,
-        "itm": result.itm,
+        "similarity": dense.similarity(result),
+        "itm": dense.itm(result),
         "accuracy": accuracy,
         "words": words,
     }

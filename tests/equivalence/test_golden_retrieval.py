@@ -1,13 +1,16 @@
 """Case f: encodings, similarities, reranking scores of the two-stage evaluation, and its recalls."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from recompute import bridged_layers
 
-from bridgetower.evaluation.metrics import retrieval_recalls, topk_candidates, two_stage_scores
-from bridgetower.evaluation.places import NON_CANDIDATE_SCORE
+import dense
+from bridgetower.evaluation.metrics import streamed_recalls
+from bridgetower.evaluation.pairs import candidate_pairs
+from dense import DROPPED, truth_of
 from golden import case, check, wrong
 
 STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official code, one result
@@ -35,38 +38,47 @@ def similarity(model, encoded):
 
 
 @pytest.fixture(scope="module")
-def sides(recorded, similarity):
+def truth(recorded):
+    return truth_of(recorded.inputs["text_image_index"])
+
+
+@pytest.fixture(scope="module")
+def pairs(recorded, similarity, truth):
     """Candidates of each image, and of each text."""
-    return [topk_candidates(similarity, recorded.meta["k_test"], dim=dim) for dim in (1, 0)]
+    return candidate_pairs(dense.scores_of(similarity), truth, recorded.meta["k_test"])
 
 
-def score_pairs(model, image, text, wanted, batch_size):
-    """Matching logits of the wanted pairs, NaN elsewhere."""
-    logits = torch.full((*wanted.shape, 2), torch.nan)
-    for pairs in wanted.nonzero().split(batch_size):
-        rows, columns = pairs.unbind(dim=1)
-        logits[rows, columns] = model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled)
-    return logits
+def score_pairs(model, image, text, pairs, batch_size):
+    """Matching logits of pairs."""
+    batches = zip(pairs.image.split(batch_size), pairs.text.split(batch_size), strict=True)
+    return torch.cat(
+        [model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled) for rows, columns in batches]
+    )
 
 
 @pytest.fixture(scope="module")
-def itm(recorded, model, encoded, sides):
+def itm(recorded, model, encoded, pairs):
     """Match logit of the candidate pairs, scored in batches."""
-    batch_size = recorded.meta["config"]["per_gpu_eval_batchsize_text"]
-    return score_pairs(model, *encoded, sides[0] | sides[1], batch_size)[..., 1]
+    return score_pairs(model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"])[..., 1]
 
 
 @pytest.fixture(scope="module")
-def candidates(recorded):
+def candidates(recorded, truth):
     """Candidates from the recorded similarities."""
-    return [topk_candidates(recorded.outputs["sims_matrix"], recorded.meta["k_test"], dim=dim) for dim in (1, 0)]
+    return candidate_pairs(dense.scores_of(recorded.outputs["sims_matrix"]), truth, recorded.meta["k_test"])
 
 
 @pytest.fixture(scope="module")
-def scored(recorded):
-    """The official match scores, unknown (NaN) where neither side scored the pair."""
-    scores = recorded.outputs["scores"]
-    return scores.masked_fill(scores == NON_CANDIDATE_SCORE, torch.nan)
+def scored(recorded, candidates):
+    """The official match scores of the candidates."""
+    return recorded.outputs["scores"][candidates.image, candidates.text]
+
+
+def two_stage_scores(pairs, itm, truth, protocol):
+    """What ranks texts for images and images for texts, as the official tables."""
+    whole = dense.table(pairs, itm, truth)
+    sides = [dense.table(pairs, side, truth, other=False) for side in pairs.sides(protocol)]
+    return [torch.where(side, whole, DROPPED) for side in sides]
 
 
 def official_recalls(recalls, ks):
@@ -105,52 +117,55 @@ class TestEncodings:
 
 
 class TestReranking:
-    def test_texts_of_an_image(self, recorded, itm, sides):
+    def test_texts_of_an_image(self, recorded, itm, pairs, truth):
         row, texts = int(recorded.inputs["image_rerank_image"]), recorded.inputs["image_rerank_texts"]
-        assert set(texts.tolist()) == set(sides[0][row].nonzero()[:, 0].tolist())
-        assert wrong({"image_rerank_scores": itm[row, texts]}, recorded.outputs) == {}
+        assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
+        assert wrong({"image_rerank_scores": dense.table(pairs, itm, truth)[row, texts]}, recorded.outputs) == {}
 
-    def test_images_of_a_text(self, recorded, itm, sides):
+    def test_images_of_a_text(self, recorded, itm, pairs, truth):
         column, images = int(recorded.inputs["text_rerank_text"]), recorded.inputs["text_rerank_images"]
-        assert set(images.tolist()) == set(sides[1][:, column].nonzero()[:, 0].tolist())
-        assert wrong({"text_rerank_scores": itm[images, column]}, recorded.outputs) == {}
+        assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
+        assert wrong({"text_rerank_scores": dense.table(pairs, itm, truth)[images, column]}, recorded.outputs) == {}
 
-    def test_only_candidates_are_scored(self, itm, sides):
-        assert torch.equal(itm.isnan(), ~(sides[0] | sides[1]))
+    def test_only_candidates_are_scored(self, pairs):
+        assert bool((pairs.image_side | pairs.text_side).all())
 
 
 class TestMetrics:
     """Candidates, scores and recalls from the recorded similarities and match scores alone."""
 
-    def test_candidates_are_the_official_ones(self, recorded, candidates):
-        for side, name in zip(candidates, ("scores_image_side", "scores_text_side"), strict=True):
-            assert torch.equal(side, recorded.outputs[name] > NON_CANDIDATE_SCORE)
+    def test_candidates_are_the_official_ones(self, recorded, candidates, truth):
+        for side, name in (
+            (candidates.image_side, "scores_image_side"),
+            (candidates.text_side, "scores_text_side"),
+        ):
+            assert torch.equal(dense.table(candidates, side, truth, other=False), recorded.outputs[name] > DROPPED)
 
-    def test_honest_scores_are_each_sides_own(self, recorded, candidates, scored):
-        for_images, for_texts = two_stage_scores(scored, *candidates, protocol="honest")
+    def test_honest_scores_are_each_sides_own(self, recorded, candidates, scored, truth):
+        for_images, for_texts = two_stage_scores(candidates, scored, truth, "honest")
         assert torch.equal(for_images, recorded.outputs["scores_image_side"])
         assert torch.equal(for_texts, recorded.outputs["scores_text_side"])
 
-    def test_paper_scores_are_the_maximum(self, recorded, candidates, scored):
-        for scores in two_stage_scores(scored, *candidates, protocol="paper"):
+    def test_paper_scores_are_the_maximum(self, recorded, candidates, scored, truth):
+        for scores in two_stage_scores(candidates, scored, truth, "paper"):
             assert torch.equal(scores, recorded.outputs["scores"])
 
-    def test_control_mistakes_would_show(self, recorded, candidates, scored):
+    def test_control_mistakes_would_show(self, recorded, candidates, scored, truth):
         index = recorded.inputs["text_image_index"]
-        for_images, for_texts = two_stage_scores(scored, *candidates, protocol="honest")
-        honest = retrieval_recalls(for_images, index, text_to_image_scores=for_texts)
-        assert honest != retrieval_recalls(for_texts, index, text_to_image_scores=for_images)
-        assert honest != retrieval_recalls(recorded.outputs["scores"], index)
+        swapped = replace(candidates, image_side=candidates.text_side, text_side=candidates.image_side)
+        honest = candidates.recalls(scored, truth, "honest")
+        assert honest != swapped.recalls(scored, truth, "honest")
+        assert honest != candidates.recalls(scored, truth, "paper")
         expected, similarity = recorded.meta["recalls"]["itc_only"], recorded.outputs["sims_matrix"]
         ks = ranks(expected)
-        shifted = retrieval_recalls(similarity, index.roll(1), ks=ks)
+        shifted = streamed_recalls(dense.scores_of(similarity), truth_of(index.roll(1)), ks=ks)
         assert official_recalls(shifted, ks) != pytest.approx(expected, abs=1e-6)
 
 
 class TestTwoStages:
-    def test_score_matrices(self, recorded, itm, sides):
-        image_side, text_side = two_stage_scores(itm, *sides, protocol="honest")
-        scores, _ = two_stage_scores(itm, *sides, protocol="paper")
+    def test_score_matrices(self, recorded, itm, pairs, truth):
+        image_side, text_side = two_stage_scores(pairs, itm, truth, "honest")
+        scores, _ = two_stage_scores(pairs, itm, truth, "paper")
         ours = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
         check(ours, {name: recorded.outputs[name] for name in ours})
 
@@ -162,31 +177,30 @@ class TestTwoStages:
         }
 
     @pytest.mark.parametrize("stage", STAGES)
-    def test_recalls(self, recorded, itm, sides, stage):
+    def test_recalls(self, recorded, itm, pairs, truth, stage):
         expected = recorded.meta["recalls"][stage]
-        scores, other = two_stage_scores(itm, *sides, protocol="paper")
-        index, ks = recorded.inputs["text_image_index"], ranks(expected)
-        recalls = retrieval_recalls(scores, index, text_to_image_scores=other, ks=ks)
+        ks = ranks(expected)
+        recalls = pairs.recalls(itm, truth, "paper", ks=ks)
         assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6)
 
-    def test_recalls_of_the_first_stage(self, recorded, similarity):
+    def test_recalls_of_the_first_stage(self, recorded, similarity, truth):
         expected = recorded.meta["recalls"]["itc_only"]
         ks = ranks(expected)
-        recalls = retrieval_recalls(similarity, recorded.inputs["text_image_index"], ks=ks)
+        recalls = streamed_recalls(dense.scores_of(similarity), truth, ks=ks)
         assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6)
 
     def test_every_recorded_recall_is_compared(self, recorded):
         assert set(recorded.meta["recalls"]) == {*STAGES, "itc_only"}
 
-    def test_control_one_candidate_less_fails(self, recorded, model, encoded, similarity):
-        sides = [topk_candidates(similarity, recorded.meta["k_test"] - 1, dim=dim) for dim in (1, 0)]
-        itm = score_pairs(model, *encoded, sides[0] | sides[1], batch_size=len(similarity))[..., 1]
-        scores, _ = two_stage_scores(itm, *sides, protocol="paper")
-        dropped = (scores == NON_CANDIDATE_SCORE) & (recorded.outputs["scores"] != NON_CANDIDATE_SCORE)
+    def test_control_one_candidate_less_fails(self, recorded, model, encoded, similarity, truth):
+        fewer = candidate_pairs(dense.scores_of(similarity), truth, recorded.meta["k_test"] - 1)
+        itm = score_pairs(model, *encoded, fewer, batch_size=len(similarity))[..., 1]
+        scores, _ = two_stage_scores(fewer, itm, truth, "paper")
+        dropped = (scores == DROPPED) & (recorded.outputs["scores"] != DROPPED)
         assert bool(dropped.any())
         assert wrong({"scores": scores}, recorded.outputs) != {}
 
-    def test_control_logits_of_no_match_fail(self, recorded, model, encoded, sides):
-        logits = score_pairs(model, *encoded, sides[0] | sides[1], batch_size=len(sides[0]))[..., 0]
-        scores, _ = two_stage_scores(logits, *sides, protocol="paper")
+    def test_control_logits_of_no_match_fail(self, recorded, model, encoded, pairs, truth):
+        logits = score_pairs(model, *encoded, pairs, batch_size=len(truth.owners))[..., 0]
+        scores, _ = two_stage_scores(pairs, logits, truth, "paper")
         assert wrong({"scores": scores}, recorded.outputs) != {}

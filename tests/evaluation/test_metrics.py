@@ -1,4 +1,4 @@
-"""Retrieval metrics against scikit-learn and exhaustive enumeration."""
+"""Retrieval metrics against scikit-learn, exhaustive enumeration and whole tables."""
 
 import itertools
 import math
@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
+import dense
 from bridgetower.evaluation.metrics import (
-    NON_CANDIDATE_SCORE,
+    RECALL_KS,
     RetrievalRecalls,
     chance_recalls,
-    fold_recalls,
-    retrieval_recalls,
+    mean_recalls,
     streamed_recalls,
-    topk_candidates,
-    two_stage_scores,
 )
+from bridgetower.evaluation.pairs import candidate_pairs
+from bridgetower.evaluation.places import GroundTruth, folds
+from dense import DROPPED, truth_of
 
 
 def make_case(num_images=12, num_texts=30, seed=0):
@@ -34,32 +35,59 @@ def both_directions(recalls):
     return [*recalls.image_to_text.values(), *recalls.text_to_image.values()]
 
 
+def recalls_of_table(scores, index, owners=None, ks=RECALL_KS):
+    """Recalls of all pairs, as candidates in a list and block by block, which are the same."""
+    truth = truth_of(index, owners)
+    pairs = dense.listed(torch.ones_like(scores, dtype=torch.bool))
+    found = pairs.recalls(scores.flatten(), truth, "honest", ks=ks)
+    assert streamed_recalls(dense.scores_of(scores.float()), truth, ks=ks, pairs_at_once=40) == found
+    return found
+
+
 class TestStreamed:
     @pytest.mark.parametrize("pairs_at_once", [1, 40, 1000])
     @pytest.mark.parametrize("levels", [3, 10**6])
-    def test_as_with_all_scores(self, levels, pairs_at_once):
+    @pytest.mark.parametrize("fold_size", [None, 4])
+    def test_as_with_all_scores(self, levels, pairs_at_once, fold_size):
         """Also where scores are tied, and where images share texts."""
         for seed in range(5):
             scores, index = make_case(seed=seed)
             scores = (scores * levels).floor().float()
             owners = torch.arange(len(scores))
-            owners[3] = owners[7] = 1
-            for shared in (None, owners):
-                found = streamed_recalls(
-                    lambda block, scores=scores: scores[:, block],
-                    len(scores),
-                    index,
-                    owners=shared,
-                    pairs_at_once=pairs_at_once,
-                )
-                assert found == retrieval_recalls(scores, index, owners=shared)
+            if fold_size is None:
+                owners[3] = owners[7] = 1
+            truth = GroundTruth(index, owners)
+            found = streamed_recalls(dense.scores_of(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once)
+            expected = [
+                dense.recalls(scores[rows][:, texts], scores[rows][:, texts], own)
+                for rows, texts, own in folds(truth, fold_size)
+            ]
+            assert both_directions(found) == pytest.approx(both_directions(mean_recalls(expected)), abs=1e-12)
+            assert (found.num_folds, found.num_images, found.num_texts) == (len(expected), 12, 30)
 
-    def test_errors(self):
-        scores, index = make_case()
-        for block, message in ((scores * torch.nan, "scores are NaN"), (scores, "images have no text")):
-            given = index if "NaN" in message else torch.zeros_like(index)
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [
+            ([0, 1, 1, 3], "from 0 to 3"),
+            ([0, -1, 1, 2], "from -1 to 2"),
+            ([0, 0, 1, 1], "1 of 3 images have no text"),
+            ([], "no texts"),
+        ],
+    )
+    def test_index_that_does_not_fit(self, index, message):
+        truth = GroundTruth(torch.tensor(index, dtype=torch.long), torch.arange(3))
+        for recalls in (
+            lambda: streamed_recalls(dense.scores_of(torch.zeros(3, 4)), truth),
+            lambda: chance_recalls(truth),
+        ):
             with pytest.raises(ValueError, match=message):
-                streamed_recalls(lambda at, block=block: block[:, at], len(scores), given)
+                recalls()
+
+    def test_nan_is_an_error_that_counts(self):
+        scores, index = make_case()
+        scores[0, :3] = torch.nan
+        with pytest.raises(ValueError, match=r"^3 of 360 scores are NaN"):
+            streamed_recalls(dense.scores_of(scores), truth_of(index))
 
 
 class TestAgainstOthers:
@@ -71,7 +99,7 @@ class TestAgainstOthers:
         others = torch.where(owners[None] == images[:, None], -1, scores).scatter(
             1, own_best[:, None], scores.gather(1, own_best[:, None])
         )
-        recalls = retrieval_recalls(scores, owners)
+        recalls = recalls_of_table(scores, owners)
         for k in (1, 5, 10):
             by_image = top_k_accuracy_score(own_best, others, k=k, labels=range(len(owners)))
             by_text = top_k_accuracy_score(owners, scores.T, k=k, labels=images)
@@ -84,11 +112,14 @@ class TestAgainstOthers:
         num_images = data.draw(st.integers(1, 3))
         extra = data.draw(st.lists(st.integers(0, num_images - 1), max_size=5 - num_images))
         owners = data.draw(st.permutations([*range(num_images), *extra]))
-        levels = st.sampled_from([NON_CANDIDATE_SCORE, -1.0, 0.0, 0.5])
+        levels = st.sampled_from([DROPPED, -1.0, 0.0, 0.5])
         row = st.lists(levels, min_size=len(owners), max_size=len(owners))
         scores = data.draw(st.lists(row, min_size=num_images, max_size=num_images))
         k = data.draw(st.integers(1, 6))
-        recalls = retrieval_recalls(torch.tensor(scores), torch.tensor(owners), ks=(k,))
+        table = torch.tensor(scores)
+        pairs = dense.listed(table != DROPPED)
+        values = table[pairs.image, pairs.text]
+        recalls = pairs.recalls(values, truth_of(torch.tensor(owners)), "honest", ks=(k,))
         image_queries = [(scores[i], {t for t, owner in enumerate(owners) if owner == i}) for i in range(num_images)]
         text_queries = [([scores[i][t] for i in range(num_images)], {owner}) for t, owner in enumerate(owners)]
         assert recalls.image_to_text[k] == pytest.approx(mean_hit(image_queries, k), abs=1e-12)
@@ -106,14 +137,14 @@ def hit_share(values, own, k):
         for order in itertools.permutations(range(len(values)))
         if all(values[a] >= values[b] for a, b in itertools.pairwise(order))
     ]
-    findable = {item for item in own if values[item] != NON_CANDIDATE_SCORE}
+    findable = {item for item in own if values[item] != DROPPED}
     return sum(bool(findable & set(order[:k])) for order in orders) / len(orders)
 
 
 class TestRetrievalRecalls:
     def test_by_hand(self):
         scores = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.8, 0.3, 0.1, 0.4]])
-        recalls = retrieval_recalls(scores, torch.tensor([0, 0, 1, 1]), ks=(1, 2))
+        recalls = recalls_of_table(scores, torch.tensor([0, 0, 1, 1]), ks=(1, 2))
         assert recalls.image_to_text == {1: 0.5, 2: 1.0}
         assert recalls.text_to_image == {1: 0.5, 2: 1.0}
         assert recalls.rsum == 300.0
@@ -131,17 +162,17 @@ class TestRetrievalRecalls:
     def test_perfect_scores(self):
         _, owners = make_case()
         scores = torch.nn.functional.one_hot(owners).T.double()
-        recalls = retrieval_recalls(scores, owners)
+        recalls = recalls_of_table(scores, owners)
         assert both_directions(recalls) == [1.0] * 6
         assert recalls.rsum == 600.0
-        assert retrieval_recalls(-scores, owners, ks=(1,)).rsum == 0.0
+        assert recalls_of_table(-scores, owners, ks=(1,)).rsum == 0.0
 
     @pytest.mark.parametrize("constant", [0.0, -1e30, 7.0])
     def test_constant_scores_are_worth_chance(self, constant):
         scores, owners = make_case()
         ks = (1, 5, 10, 11)
-        recalls = retrieval_recalls(torch.full_like(scores, constant), owners, ks=ks)
-        chance = chance_recalls(owners, len(scores), ks=ks)
+        recalls = recalls_of_table(torch.full_like(scores, constant), owners, ks=ks)
+        chance = chance_recalls(truth_of(owners), ks=ks)
         assert both_directions(recalls) == pytest.approx(both_directions(chance), abs=1e-12)
         assert max(both_directions(recalls)) < 1.0
 
@@ -151,13 +182,13 @@ class TestRetrievalRecalls:
         generator = torch.Generator().manual_seed(9)
         images, texts = (torch.randperm(size, generator=generator) for size in scores.shape)
         new_row = images.argsort()
-        expected = retrieval_recalls(scores, owners)
-        permuted = retrieval_recalls(scores[images][:, texts], new_row[owners[texts]])
+        expected = recalls_of_table(scores, owners)
+        permuted = recalls_of_table(scores[images][:, texts], new_row[owners[texts]])
         assert both_directions(permuted) == pytest.approx(both_directions(expected), abs=1e-12)
 
     def test_monotone_in_k(self):
         scores, owners = make_case()
-        recalls = retrieval_recalls((scores * 5).round(), owners, ks=range(1, 31))
+        recalls = recalls_of_table((scores * 5).round(), owners, ks=range(1, 31))
         for direction in (recalls.image_to_text, recalls.text_to_image):
             values = list(direction.values())
             assert values == sorted(values)
@@ -167,56 +198,21 @@ class TestRetrievalRecalls:
     def test_duplicate_captions_stay(self):
         """A repeated caption of another image stands beside the own one and takes half of its chance."""
         scores = torch.tensor([[0.9, 0.9], [0.2, 0.2]])
-        recalls = retrieval_recalls(scores, torch.tensor([0, 1]), ks=(1, 2))
+        recalls = recalls_of_table(scores, torch.tensor([0, 1]), ks=(1, 2))
         assert recalls.image_to_text == {1: 0.5, 2: 1.0}
         assert recalls.text_to_image == {1: 0.5, 2: 1.0}
         assert recalls.num_texts == 2
-        same_image = retrieval_recalls(torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.2, 0.3]]), torch.tensor([0, 0, 1]))
+        same_image = recalls_of_table(torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.2, 0.3]]), torch.tensor([0, 0, 1]))
         assert same_image.image_to_text[1] == 1.0
         assert same_image.num_texts == 3
 
-    def test_directions_can_have_their_own_scores(self):
-        scores, owners = make_case(seed=1)
-        other, _ = make_case(seed=2)
-        both = retrieval_recalls(scores, owners, text_to_image_scores=other)
-        assert both.image_to_text == retrieval_recalls(scores, owners).image_to_text
-        assert both.text_to_image == retrieval_recalls(other, owners).text_to_image
-        assert both.text_to_image != retrieval_recalls(scores, owners).text_to_image
-
     def test_half_precision_and_rank_beyond_the_items(self):
         scores, owners = make_case()
-        assert both_directions(retrieval_recalls(scores.bfloat16(), owners, ks=(1000,))) == [1.0, 1.0]
-
-    def test_nan_is_an_error_that_counts(self):
-        scores, owners = make_case()
-        broken = scores.clone()
-        broken[0, :3] = torch.nan
-        with pytest.raises(ValueError, match=r"^3 of 360 scores are NaN"):
-            retrieval_recalls(broken, owners)
-        with pytest.raises(ValueError, match="3 of 360"):
-            retrieval_recalls(scores, owners, text_to_image_scores=broken)
-
-    @pytest.mark.parametrize(
-        ("index", "message"),
-        [
-            ([0, 1, 1, 3], "from 0 to 3"),
-            ([0, -1, 1, 2], "from -1 to 2"),
-            ([0, 0, 1, 1], "1 of 3 images have no text"),
-            ([0, 1, 2], "for 3 texts"),
-        ],
-    )
-    def test_index_that_does_not_fit(self, index, message):
-        with pytest.raises(ValueError, match=message):
-            retrieval_recalls(torch.zeros(3, 4), torch.tensor(index))
+        assert both_directions(recalls_of_table(scores.bfloat16(), owners, ks=(1000,))) == [1.0, 1.0]
 
     def test_other_errors(self):
-        index = torch.tensor([0, 1])
         with pytest.raises(ValueError, match="ranks from 1"):
-            retrieval_recalls(torch.zeros(2, 2), index, ks=(0, 1))
-        with pytest.raises(ValueError, match="text_to_image_scores is"):
-            retrieval_recalls(torch.zeros(2, 2), index, text_to_image_scores=torch.zeros(3, 2))
-        with pytest.raises(ValueError, match="no texts"):
-            chance_recalls(torch.tensor([], dtype=torch.long), 2)
+            recalls_of_table(torch.zeros(2, 2), torch.tensor([0, 1]), ks=(0, 1))
         with pytest.raises(ValueError, match="same ranks"):
             RetrievalRecalls(image_to_text={1: 0.5}, text_to_image={5: 0.5}, num_images=2, num_texts=2)
         with pytest.raises(ValueError, match="fraction"):
@@ -231,31 +227,26 @@ class TestSharedTexts:
     def test_any_image_with_the_captions_is_right(self):
         scores = torch.zeros(6, 4)
         scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
-        recalls = retrieval_recalls(scores, self.INDEX, owners=self.OWNERS, ks=[1])
+        recalls = recalls_of_table(scores, self.INDEX, owners=self.OWNERS, ks=[1])
         assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
         tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
         assert recalls.image_to_text[1] == pytest.approx((3 + sum(tied.values())) / 6)
 
     @pytest.mark.parametrize("ks", [(1, 5, 10), (2,), (3, 4)])
     def test_constant_scores_give_chance(self, ks):
-        tied = retrieval_recalls(torch.zeros(6, 4), self.INDEX, owners=self.OWNERS, ks=ks)
-        assert chance_recalls(self.INDEX, 6, owners=self.OWNERS, ks=ks) == tied
-
-    def test_images_of_their_own_are_the_usual_case(self):
-        scores, index = make_case()
-        assert retrieval_recalls(scores, index, owners=torch.arange(12)) == retrieval_recalls(scores, index)
-        assert chance_recalls(index, 12, owners=torch.arange(12)) == chance_recalls(index, 12)
+        tied = recalls_of_table(torch.zeros(6, 4), self.INDEX, owners=self.OWNERS, ks=ks)
+        assert chance_recalls(GroundTruth(self.INDEX, self.OWNERS), ks=ks) == tied
 
     def test_an_owner_without_a_text(self):
         with pytest.raises(ValueError, match="2 of 6 images have no text"):
-            retrieval_recalls(torch.zeros(6, 3), torch.tensor([0, 1, 1]), owners=torch.tensor([0, 1, 2, 0, 2, 1]))
+            chance_recalls(GroundTruth(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2, 0, 2, 1])))
 
 
 class TestChance:
     def test_formula(self):
         counts = [1, 2, 5]
         owners = torch.arange(3).repeat_interleave(torch.tensor(counts))
-        recalls = chance_recalls(owners, 3, ks=(1, 2, 5, 8, 20))
+        recalls = chance_recalls(truth_of(owners), ks=(1, 2, 5, 8, 20))
         for k in (1, 2, 5, 8):
             expected = sum(1 - math.comb(8 - n, k) / math.comb(8, k) for n in counts) / 3
             assert recalls.image_to_text[k] == pytest.approx(expected, abs=1e-12)
@@ -265,89 +256,108 @@ class TestChance:
     def test_random_scores_come_close(self):
         owners = torch.arange(20).repeat_interleave(5)
         generator = torch.Generator().manual_seed(3)
-        draws = [retrieval_recalls(torch.rand(20, 100, generator=generator), owners) for _ in range(100)]
+        draws = [recalls_of_table(torch.rand(20, 100, generator=generator), owners) for _ in range(100)]
         means = torch.tensor([both_directions(draw) for draw in draws]).mean(dim=0)
-        assert means.tolist() == pytest.approx(both_directions(chance_recalls(owners, 20)), abs=0.03)
+        assert means.tolist() == pytest.approx(both_directions(chance_recalls(truth_of(owners))), abs=0.03)
+
+
+@st.composite
+def cases(draw):
+    """Cosines and scores with many ties, folds or images with the same captions."""
+    fold_size = draw(st.sampled_from([None, 1, 2, 3]))
+    num_images = draw(st.integers(1, 7)) if fold_size is None else fold_size * draw(st.integers(1, 3))
+    owners = list(range(num_images))
+    for image in range(num_images):
+        first = draw(st.integers(0, image))
+        if fold_size is None and owners[first] == first:
+            owners[image] = first
+    with_texts = sorted(set(owners))
+    index = draw(st.permutations([*with_texts, *draw(st.lists(st.sampled_from(with_texts), max_size=6))]))
+    levels = draw(st.sampled_from([1, 3, 50]))
+    numbers = st.lists(st.integers(-levels, levels), min_size=num_images * len(index), max_size=num_images * len(index))
+    cosine, scores = (torch.tensor(draw(numbers)).view(num_images, -1) / levels for _ in range(2))
+    return cosine, scores, GroundTruth(torch.tensor(index), torch.tensor(owners)), fold_size
 
 
 class TestTwoStages:
-    @pytest.mark.parametrize(("dim", "queries"), [(0, 30), (1, 12)])
-    def test_every_query_gets_its_best_k(self, dim, queries):
-        similarity, _ = make_case()
-        mask = topk_candidates(similarity, 4, dim=dim)
-        assert mask.sum(dim=dim).tolist() == [4] * queries
-        worst_in = similarity.masked_fill(~mask, torch.inf).amin(dim=dim)
-        best_out = similarity.masked_fill(mask, -torch.inf).amax(dim=dim)
-        assert (worst_in > best_out).all()
+    @settings(max_examples=150, deadline=None)
+    @given(cases(), st.integers(1, 5), st.sampled_from(["honest", "paper"]), st.integers(1, 40))
+    def test_as_on_whole_tables(self, case, k, protocol, pairs_at_once):
+        cosine, scores, truth, fold_size = case
+        pairs = candidate_pairs(dense.scores_of(cosine), truth, k, fold_size=fold_size, pairs_at_once=pairs_at_once)
+        sides, expected = torch.zeros(2, *cosine.shape, dtype=torch.bool), []
+        for rows, texts, own in folds(truth, fold_size):
+            part = cosine[rows][:, texts]
+            chosen = dense.topk(part, k, dim=1), dense.topk(part, k, dim=0)
+            sides[0][rows, texts], sides[1][rows, texts] = chosen
+            expected.append(dense.recalls(*dense.two_stage_scores(scores[rows][:, texts], *chosen, protocol), own))
+        assert torch.equal(dense.table(pairs, pairs.image_side, truth, other=False), sides[0])
+        assert torch.equal(dense.table(pairs, pairs.text_side, truth, other=False), sides[1])
+        assert torch.equal(pairs.cosine, cosine[pairs.image, pairs.text])
+        order = pairs.image * len(truth.text_image_index) + pairs.text
+        assert bool((order.diff() > 0).all())
+        found = pairs.recalls(scores[pairs.image, pairs.text], truth, protocol, fold_size=fold_size)
+        assert both_directions(found) == pytest.approx(both_directions(mean_recalls(expected)), abs=1e-12)
+
+    def test_other_pairs_are_listed_and_not_ranked(self):
+        cosine, index = make_case()
+        truth, others = truth_of(index), (torch.arange(12), torch.arange(12))
+        pairs = candidate_pairs(dense.scores_of(cosine), truth, 2, others=others)
+        plain = candidate_pairs(dense.scores_of(cosine), truth, 2)
+        assert len(pairs.image) > len(plain.image)
+        assert bool(dense.table(pairs, torch.ones_like(pairs.image_side), truth, other=False).diagonal().all())
+        assert torch.equal(pairs.cosine.isnan(), ~(pairs.image_side | pairs.text_side))
+        assert pairs.recalls(pairs.cosine, truth, "paper") == plain.recalls(plain.cosine, truth, "paper")
 
     def test_more_candidates_than_items_are_all(self):
-        similarity, _ = make_case()
-        assert topk_candidates(similarity, 1000, dim=0).all()
-        with pytest.raises(ValueError, match="ranks from 1"):
-            topk_candidates(similarity, 0, dim=0)
-        similarity[2, 3] = torch.nan
-        with pytest.raises(ValueError, match="1 of 360 similarities are NaN"):
-            topk_candidates(similarity, 3, dim=0)
+        cosine, index = make_case()
+        pairs = candidate_pairs(dense.scores_of(cosine), truth_of(index), 1000)
+        assert len(pairs.image) == cosine.numel()
+        assert bool((pairs.image_side & pairs.text_side).all())
 
     @pytest.mark.parametrize("protocol", ["honest", "paper"])
     def test_dropped_items_are_no_hits(self, protocol):
-        """The only own item is no candidate, and all non-candidates tie: even the last rank is no hit."""
+        """The only own item is no candidate: even the last rank is no hit."""
         nothing = torch.zeros(2, 2, dtype=torch.bool)
-        wrong = torch.tensor([[False, True], [True, False]])
-        for image_side, text_side in ((nothing, nothing), (wrong, wrong)):
-            scores = two_stage_scores(torch.zeros(2, 2), image_side, text_side, protocol=protocol)
-            recalls = retrieval_recalls(scores[0], torch.tensor([0, 1]), text_to_image_scores=scores[1], ks=(1, 2))
+        for side in (nothing, torch.tensor([[False, True], [True, False]])):
+            pairs = dense.listed(side)
+            recalls = pairs.recalls(torch.zeros(len(pairs.image)), truth_of(torch.tensor([0, 1])), protocol, ks=(1, 2))
             assert both_directions(recalls) == [0.0] * 4
 
     def test_protocols_differ_where_only_one_side_chose(self):
         image_side = torch.tensor([[True, False], [False, False]])
         text_side = torch.tensor([[False, True], [False, False]])
-        itm = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
-        low = NON_CANDIDATE_SCORE
-        honest = two_stage_scores(itm, image_side, text_side, protocol="honest")
-        assert [scores.tolist() for scores in honest] == [[[1.0, low], [low, low]], [[low, 2.0], [low, low]]]
-        paper = two_stage_scores(itm, image_side, text_side, protocol="paper")
-        assert [scores.tolist() for scores in paper] == [[[1.0, 2.0], [low, low]]] * 2
+        pairs, scores, truth = (
+            dense.listed(image_side, text_side),
+            torch.tensor([1.0, 2.0]),
+            truth_of(torch.tensor([0, 1])),
+        )
+        assert both_directions(pairs.recalls(scores, truth, "honest", ks=(1,))) == [0.5, 0.0]
+        assert both_directions(pairs.recalls(scores, truth, "paper", ks=(1, 2))) == [0.0, 0.5, 0.5, 0.5]
 
     def test_errors(self):
-        everything = torch.ones(2, 2, dtype=torch.bool)
-        broken = torch.tensor([[0.0, torch.nan], [0.0, 0.0]])
+        cosine, index = make_case()
+        with pytest.raises(ValueError, match="ranks from 1"):
+            candidate_pairs(dense.scores_of(cosine), truth_of(index), 0)
+        cosine[2, 3] = torch.nan
+        with pytest.raises(ValueError, match="1 of 360 similarities are NaN"):
+            candidate_pairs(dense.scores_of(cosine), truth_of(index), 3)
+        pairs = dense.listed(torch.ones(2, 2, dtype=torch.bool))
+        scores = torch.tensor([0.0, torch.nan, 0.0, 0.0])
         with pytest.raises(ValueError, match="1 of 4 candidate scores are NaN"):
-            two_stage_scores(broken, everything, everything, protocol="honest")
-        with pytest.raises(ValueError, match=r"4 candidate scores are -100\.0 or less"):
-            two_stage_scores(torch.full((2, 2), -100.0), everything, everything, protocol="honest")
-        with pytest.raises(ValueError, match="expected 'honest' or 'paper'"):
-            two_stage_scores(torch.zeros(2, 2), everything, everything, protocol="best")
-        with pytest.raises(ValueError, match="expected the same for all three"):
-            two_stage_scores(torch.zeros(2, 3), everything, everything, protocol="paper")
+            pairs.recalls(scores, truth_of(torch.tensor([0, 1])), "honest")
 
 
 class TestFolds:
     def test_mean_of_the_folds(self):
-        scores, owners = make_case(num_images=12, num_texts=40)
-        other, _ = make_case(num_images=12, num_texts=40, seed=5)
-        folds = []
-        for start in (0, 4, 8):
-            mine = (owners >= start) & (owners < start + 4)
-            rows = slice(start, start + 4)
-            folds.append(
-                retrieval_recalls(
-                    scores[rows][:, mine], owners[mine] - start, text_to_image_scores=other[rows][:, mine]
-                )
-            )
-        mean = torch.tensor([both_directions(fold) for fold in folds], dtype=torch.float64).mean(dim=0)
-        recalls = fold_recalls(scores, owners, fold_size=4, text_to_image_scores=other)
-        assert both_directions(recalls) == pytest.approx(mean.tolist(), abs=1e-12)
-        assert (recalls.num_folds, recalls.num_images, recalls.num_texts) == (3, 12, 40)
-        whole = retrieval_recalls(scores, owners, text_to_image_scores=other)
-        assert recalls.text_to_image[1] != whole.text_to_image[1]
-
-    def test_one_fold_is_everything(self):
-        scores, owners = make_case()
-        assert fold_recalls(scores, owners, fold_size=12) == retrieval_recalls(scores, owners)
-
-    @pytest.mark.parametrize("fold_size", [0, 5, 1000])
-    def test_folds_that_do_not_fit(self, fold_size):
-        scores, owners = make_case()
-        with pytest.raises(ValueError, match=f"folds of {fold_size}"):
-            fold_recalls(scores, owners, fold_size=fold_size)
+        scores, index = make_case(num_images=12, num_texts=40)
+        truth = truth_of(index)
+        parts = [streamed_recalls(dense.scores_of(scores[rows][:, texts]), own) for rows, texts, own in folds(truth, 4)]
+        found = streamed_recalls(dense.scores_of(scores), truth, fold_size=4)
+        means = torch.tensor([both_directions(part) for part in parts], dtype=torch.float64).mean(dim=0)
+        assert both_directions(found) == pytest.approx(means.tolist(), abs=1e-12)
+        assert (found.num_folds, found.num_images, found.num_texts) == (3, 12, 40)
+        assert found.text_to_image[1] != streamed_recalls(dense.scores_of(scores), truth).text_to_image[1]
+        assert streamed_recalls(dense.scores_of(scores), truth, fold_size=12) == streamed_recalls(
+            dense.scores_of(scores), truth
+        )

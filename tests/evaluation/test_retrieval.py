@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring
+import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Means, Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import (
-    GroundTruth,
-    RetrievalRecalls,
-    chance_recalls,
-    retrieval_recalls,
-    topk_candidates,
-)
+from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls
+from bridgetower.evaluation.pairs import CandidatePairs
+from bridgetower.evaluation.places import GroundTruth
 from bridgetower.evaluation.reranking import ITC_WEIGHTS, LEAST_IMAGES, Candidates
 from bridgetower.evaluation.retrieval import (
     evaluate_all_pairs,
@@ -30,8 +27,8 @@ from bridgetower.evaluation.retrieval import (
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
+from dense import DROPPED
 
-DROPPED = -100.0
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 
 
@@ -103,17 +100,17 @@ class TestBruteForce:
         config = RetrievalConfig(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
         result = evaluate_retrieval(tiny_model, images, config)
         similarity, logits = score_everything(tiny_model, images, captions)
-        torch.testing.assert_close(result.similarity, similarity, atol=1e-5, rtol=0)
-        assert result.itm is not None
-        scored = ~result.itm.isnan()
+        torch.testing.assert_close(dense.similarity(result), similarity, atol=1e-5, rtol=0)
+        itm = dense.itm(result)
+        scored = ~itm.isnan()
         match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
-        torch.testing.assert_close(result.itm[scored], match[scored], atol=1e-5, rtol=0)
+        torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
         ranking = brute_force_ranking(similarity, match, 3, protocol)
         for recalls in (result.matching_recalls, result.two_stage_recalls):
             assert recalls_of(recalls) == pytest.approx(slow_recalls(*ranking, owner))
         assert recalls_of(result.itc_recalls) == pytest.approx(slow_recalls(similarity, similarity, owner))
         assert torch.equal(result.truth.text_image_index, owner)
-        assert result.chance == chance_recalls(owner, len(images))
+        assert result.chance == chance_recalls(dense.truth_of(owner))
 
     def test_the_protocols_and_stages_differ_here(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         results = [
@@ -131,13 +128,14 @@ class TestBruteForce:
         assert len(captions) <= 18
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=max(candidates, len(captions))))
         _, logits = score_everything(tiny_model, images, captions)
-        assert result.two_stage_recalls == retrieval_recalls(logits[..., 1] - logits[..., 0], owner)
-        assert result.itm is not None
-        assert not result.itm.isnan().any()
+        match = logits[..., 1] - logits[..., 0]
+        expected = dense.recalls(match, match, dense.truth_of(owner))
+        assert recalls_of(result.two_stage_recalls) == pytest.approx(recalls_of(expected), abs=1e-12)
+        assert not dense.itm(result).isnan().any()
 
     def test_batch_size_changes_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         one, many = (evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size)) for size in (1, 64))
-        torch.testing.assert_close(one.similarity, many.similarity, atol=1e-5, rtol=0)
+        torch.testing.assert_close(dense.similarity(one), dense.similarity(many), atol=1e-5, rtol=0)
         assert one.metrics() == pytest.approx(many.metrics(), abs=1e-6)
 
 
@@ -148,7 +146,7 @@ class TestBothScores:
         config = RetrievalConfig(candidates=5)
         result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=itc_weight))
         similarity, logits = score_everything(tiny_model, images, captions)
-        scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
+        scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
         expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "honest"), owner)
         assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
@@ -201,7 +199,7 @@ class TestBothScores:
         fitted = validation.fitted()
         found = fitted.calibration
         assert found is not None
-        own = validation.text_side.diagonal().sum()
+        own = (validation.pairs.text_side & validation.pairs.belong(validation.truth)).sum()
         assert (found.pairs, found.matching) == (16 * 100, own)
         assert found.slope == pytest.approx(2 / 3, abs=0.1)  # of scores with means 0 and 6 and variance 9
         assert found.ece_before > 0.2
@@ -210,14 +208,18 @@ class TestBothScores:
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
     def test_small_sets_give_a_weight_alone(self) -> None:
-        few, enough = (cut(made_up_candidates(0, 1.0, 1.0), size) for size in (LEAST_IMAGES - 1, 2 * LEAST_IMAGES))
+        few, enough = (
+            cut(made_up_candidates(0, 1.0, 1.0), torch.arange(size)) for size in (LEAST_IMAGES - 1, 2 * LEAST_IMAGES)
+        )
         assert few.fitted() == Reranking(itc_weight=few.fitted().itc_weight)
         assert None not in (enough.fitted().calibration, enough.fitted().gain)
 
     def test_folds_are_measured_apart(self) -> None:
         whole = made_up_candidates(0, 1.0, 1.0)
-        halves = replace(whole, config=RetrievalConfig(fold_size=50))
-        parts = [cut(whole, 50), cut(whole, 50, start=50)]
+        in_folds = whole.pairs.image // 50 == whole.pairs.text // 50
+        pairs = CandidatePairs(**{name: value[in_folds] for name, value in vars(whole.pairs).items()})
+        halves = replace(whole, pairs=pairs, itm=whole.itm[in_folds], config=RetrievalConfig(fold_size=50))
+        parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
         assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
         gain = halves.fitted().gain
         assert gain is not None
@@ -227,22 +229,28 @@ class TestBothScores:
     def test_texts_of_one_image_widen_the_interval(self) -> None:
         """Each image and text four times, so the same 100 draws: their number must not make the interval narrower."""
         once = made_up_candidates(0, 1.0, 1.0)
-        texts = torch.arange(100).repeat_interleave(4)
-        each = {name: getattr(once, name)[:, texts] for name in ("itm", "similarity", "image_side", "text_side")}
-        gains = [
-            one.fitted().gain for one in (once, replace(once, **each, truth=GroundTruth(texts, torch.arange(100))))
-        ]
+        repeated = cut(once, torch.arange(100), torch.arange(100).repeat_interleave(4))
+        gains = [one.fitted().gain for one in (once, repeated)]
         assert gains[0] is not None
         assert gains[1] is not None
         widths = [gain.high - gain.low for gain in gains if gain is not None]
         assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
 
-def cut(candidates: Candidates, size: int, *, start: int = 0) -> Candidates:
-    """Leaves so many images with their texts."""
-    square = slice(start, start + size), slice(start, start + size)
-    parts = {name: getattr(candidates, name)[square] for name in ("itm", "similarity", "image_side", "text_side")}
-    return replace(candidates, **parts, truth=GroundTruth(torch.arange(size), torch.arange(size)))
+def cut(candidates: Candidates, images: Tensor, texts: Tensor | None = None) -> Candidates:
+    """Leaves some images, and the texts of these or those that are given, of which one may come more than once."""
+    texts = images if texts is None else texts
+    pairs, truth = candidates.pairs, candidates.truth
+    values = (candidates.itm, pairs.cosine, pairs.image_side, pairs.text_side)
+    itm, cosine, *sides = (dense.table(pairs, value, truth, other=0)[images][:, texts] for value in values)
+    cut_pairs = dense.listed(*sides, cosine=cosine)
+    rows = torch.searchsorted(images, texts)
+    return replace(
+        candidates,
+        pairs=cut_pairs,
+        itm=itm[cut_pairs.image, cut_pairs.text],
+        truth=GroundTruth(rows, torch.arange(len(images))),
+    )
 
 
 def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candidates:
@@ -250,19 +258,14 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
     generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
     itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
     cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(-1, 1)
-    return Candidates(
-        itm=itm,
-        similarity=cosine,
-        image_side=topk_candidates(cosine, 16, dim=1),
-        text_side=topk_candidates(cosine, 16, dim=0),
-        truth=GroundTruth(torch.arange(100), torch.arange(100)),
-        config=RetrievalConfig(),
-    )
+    pairs = dense.listed(dense.topk(cosine, 16, dim=1), dense.topk(cosine, 16, dim=0), cosine)
+    truth = dense.truth_of(torch.arange(100))
+    return Candidates(pairs=pairs, itm=itm[pairs.image, pairs.text], truth=truth, config=RetrievalConfig())
 
 
 def test_without_candidates_there_is_one_stage(tiny_model: BridgeTower, images: CaptionImages) -> None:
     alone, both = (evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=count)) for count in (0, 3))
-    assert (alone.itm, alone.two_stage_recalls, alone.itm_accuracy) == (None, None, None)
+    assert (alone.candidates, alone.two_stage_recalls, alone.itm_accuracy) == (None, None, None)
     assert alone.itc_recalls == both.itc_recalls
     assert alone.metrics()["rsum"] == alone.itc_recalls.rsum
 
@@ -279,14 +282,12 @@ class TestParts:
         found = evaluate_retrieval(tiny_model, images, config)
         assert encoded == [1] * len(images)
         assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
-        assert found.itm is not None
-        assert whole.itm is not None
-        torch.testing.assert_close(found.itm, whole.itm, atol=1e-5, rtol=0, equal_nan=True)
+        torch.testing.assert_close(dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True)
 
     def test_workers_change_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         config = RetrievalConfig(candidates=3, batch_size=4)
         one, two = (evaluate_retrieval(tiny_model, images, config, Means(num_workers=number)) for number in (0, 2))
-        assert torch.equal(one.similarity, two.similarity)
+        assert torch.equal(dense.similarity(one), dense.similarity(two))
         assert one.metrics() == two.metrics()
 
 
@@ -391,7 +392,7 @@ class TestAccuracy:
     def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         tiny_model.itm_head = None
         result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
-        assert (result.itm, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
+        assert (result.candidates, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
         assert (result.itm_accuracy, result.reranking) == (None, None)
         assert result.metrics()["rsum"] == result.itc_recalls.rsum
         with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from bridgetower.checkpoints import described
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.ranks import Direction, orders, rank_of
+from bridgetower.evaluation.ranks import Direction, Ranking, rankings
 from bridgetower.evaluation.retrieval import RetrievalResult
 from bridgetower.evaluation.scoring import ranked_texts
 from bridgetower.predictor import Predictor
@@ -92,10 +92,10 @@ def search_examples(
     texts, truth = ranked_texts(images, config)
     if not all(map(torch.equal, truth, result.truth)):
         raise ValueError(
-            f"the result ranks {len(result.similarity)} images and {len(result.truth.text_image_index)} texts, the "
+            f"the result ranks {len(result.image_vectors)} images and {len(result.truth.text_image_index)} texts, the "
             f"images given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
         )
-    search = _Search(predictor, images, result, texts, orders(result, config), top)
+    search = _Search(predictor, images, result, texts, top)
     return [
         *search.examples("text_to_image", _first_texts(truth.text_image_index), count),
         *search.examples("image_to_text", range(len(images)), count),
@@ -127,22 +127,18 @@ class _Search:
     images: CaptionImages
     result: RetrievalResult
     texts: list[str]
-    orders: dict[Direction, Int[Tensor, "q m"]]
     top: int
 
     def examples(self, direction: Direction, queries: Sequence[int], count: int) -> list[SearchExample]:
         """Returns the chosen ones of the queries with their hits."""
-        rows = choose([self.rank(direction, query) for query in queries], count)
-        return [self.example(direction, queries[row]) for row in rows]
+        rows = choose([ranking.rank for ranking in rankings(self.result, direction, queries)], count)
+        chosen = [queries[row] for row in rows]
+        ranked = zip(chosen, rankings(self.result, direction, chosen), strict=True)
+        return [self.example(direction, query, ranking) for query, ranking in ranked]
 
-    def rank(self, direction: Direction, query: int) -> int:
-        """Place of the best right answer, counted from 1."""
-        return rank_of(self.result, self.orders[direction][query], direction, query)
-
-    def example(self, direction: Direction, query: int) -> SearchExample:
+    def example(self, direction: Direction, query: int, ranking: Ranking) -> SearchExample:
         """Returns a query with its hits; only the pairs that are shown are matched again."""
-        rank = self.rank(direction, query)
-        order = self.orders[direction][query]
+        order, rank, _ = ranking
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
         to_image = direction == "text_to_image"
         pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
@@ -165,13 +161,13 @@ class _Search:
         return Hit(
             caption=self.texts[text] if finds_texts else self.images.captions[image][0],
             image=self.images.image_bytes(owner if finds_texts else image),
-            cosine=float(self.result.similarity[image, text]),
+            cosine=float(self.result.image_vectors[image] @ self.result.text_vectors[text]),
             match=match,
             is_own=owner == int(self.result.truth.owners[image]),
         )
 
     def _matches(self, pairs: Sequence[tuple[int, int]]) -> Sequence[str]:
-        if self.result.itm is None:
+        if self.result.candidates is None:
             return [""] * len(pairs)
         images, texts = [self.images.image_bytes(image) for image, _ in pairs], [self.texts[text] for _, text in pairs]
         found = self.predictor.match(images, texts, truncate=True).tolist()

@@ -2,70 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import UNMEASURED
 from bridgetower.data.captions import CaptionImages
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import topk_candidates, two_stage_scores
 from bridgetower.evaluation.outcome import Judgement
 from bridgetower.evaluation.retrieval import RetrievalResult
-from bridgetower.inference import combined_scores, two_stage_order
+from bridgetower.inference import two_stage_order
+from bridgetower.objectives.losses import similarity
 
 Direction = Literal["text_to_image", "image_to_text"]
 
 
-def orders(result: RetrievalResult, config: RetrievalConfig) -> dict[Direction, Int[Tensor, "q m"]]:
-    """Ranks all items for every query: candidates by the score of the second stage, then the rest by cosine."""
-    cosine, stage = result.similarity, (result.similarity, result.similarity)
-    if result.itm is not None:
-        image_side = topk_candidates(cosine, config.candidates, dim=1)
-        text_side = topk_candidates(cosine, config.candidates, dim=0)
-        scores = combined_scores(result.itm, cosine, result.reranking.itc_weight if result.reranking else 0.0)
-        stage = two_stage_scores(scores, image_side, text_side, protocol=config.protocol)
-    return {
-        "image_to_text": two_stage_order(cosine, stage[0]),
-        "text_to_image": two_stage_order(cosine.T, stage[1].T),
-    }
+class Ranking(NamedTuple):
+    """All items for a query: candidates by the score of the second stage, then the rest by cosine.
+
+    Attributes:
+        order: Their rows, best first.
+        rank: Place of the best right answer, counted from 1.
+        itm: Matching score of the first item; None without a matching head.
+    """
+
+    order: Int[Tensor, " m"]
+    rank: int
+    itm: float | None
 
 
-def rank_of(result: RetrievalResult, order: Int[Tensor, " m"], direction: Direction, query: int) -> int:
-    """Returns the place of the best right answer to a query in its ranking, counted from 1."""
-    images, texts = result.truth.owners, result.truth.text_image_index
-    is_own = images[order] == texts[query] if direction == "text_to_image" else texts[order] == images[query]
-    return int(is_own.nonzero()[0]) + 1
+def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:
+    """Ranks all items for some queries, one query after the other."""
+    images = result.image_vectors, result.truth.owners
+    texts = result.text_vectors, result.truth.text_image_index
+    (vectors, own), (others, owners) = (texts, images) if direction == "text_to_image" else (images, texts)
+    candidates_of = _candidates_of(result, direction, len(vectors))
+    for query in queries:
+        cosine = similarity(vectors[[query]], others, torch.ones(()))[0]
+        items, scores, itm = candidates_of(query)
+        order = two_stage_order(cosine, torch.full_like(cosine, torch.nan).index_put((items,), scores))
+        first = itm[items == order[0]]
+        yield Ranking(
+            order=order,
+            rank=int((owners[order] == own[query]).int().argmax()) + 1,
+            itm=float(first) if len(first) else None,
+        )
 
 
-def retrieval_judgements(
-    result: RetrievalResult, images: CaptionImages, texts: Sequence[str], config: RetrievalConfig
-) -> list[Judgement]:
+def _candidates_of(
+    result: RetrievalResult, direction: Direction, num_queries: int
+) -> Callable[[int], tuple[Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]]:
+    """Gives the candidates of a query, by what they are ranked, and their matching scores."""
+    if result.candidates is None:
+        return lambda query: (torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
+    found = result.candidates
+    for_images, for_texts = found.pairs.sides(found.config.protocol)
+    if direction == "image_to_text":
+        side, queries, items = for_images, found.pairs.image, found.pairs.text
+    else:
+        side, queries, items = for_texts, found.pairs.text, found.pairs.image
+    scores = found.scores(result.reranking.itc_weight if result.reranking else 0.0)
+    chosen = side.nonzero().squeeze(1)
+    chosen = chosen[queries[chosen].argsort(stable=True)]
+    ends = torch.bincount(queries[chosen], minlength=num_queries).cumsum(0).tolist()
+
+    def of(query: int) -> tuple[Tensor, Tensor, Tensor]:
+        own = chosen[ends[query - 1] if query else 0 : ends[query]]
+        return items[own], scores[own], found.itm[own]
+
+    return of
+
+
+def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: Sequence[str]) -> list[Judgement]:
     """Returns every text with the image that is found first; a miss is as bad as the right image is far behind.
 
     Args:
-        result: Of the evaluation.
+        result: Of an evaluation without folds.
         images: What it was evaluated on.
         texts: That were ranked, from `ranked_texts`.
-        config: Of the evaluation, without folds.
     """
-    ranking, found = orders(result, config)["text_to_image"], []
-    matched = None if result.itm is None else (result.reranking or UNMEASURED).match(result.itm)
-    for query, (text, own) in enumerate(zip(texts, result.truth.text_image_index.tolist(), strict=True)):
-        order = ranking[query]
-        rank, first = rank_of(result, order, "text_to_image", query), int(order[0])
-        judgement = Judgement(
+    reranking = result.reranking or UNMEASURED
+    ranked = rankings(result, "text_to_image", range(len(texts)))
+    return [
+        Judgement(
             id=images.image_ids[own],
             image=own,
             text=text,
             expected="first of all" if rank == 1 else f"image {rank} of {len(order)}",
-            given=images.captions[first][0],
+            given=images.captions[int(order[0])][0],
             score=float(rank == 1),
             miss=float(rank - 1),
-            probability=None if matched is None else float(matched[first, query]),
-            found=first,
+            probability=None if itm is None else float(reranking.match(torch.tensor(itm))),
+            found=int(order[0]),
         )
-        found.append(judgement)
-    return found
+        for text, own, (order, rank, itm) in zip(texts, result.truth.text_image_index.tolist(), ranked, strict=True)
+    ]

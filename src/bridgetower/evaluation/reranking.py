@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,16 +14,9 @@ from torch import Tensor
 from bridgetower.checkpoints import ITC_ALONE, Gain, Reranking
 from bridgetower.evaluation.calibration import calibrate, expected_calibration_error, reliability
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import (
-    GroundTruth,
-    QueryHits,
-    RetrievalRecalls,
-    fold_recalls,
-    folds,
-    query_hits,
-    retrieval_recalls,
-    two_stage_scores,
-)
+from bridgetower.evaluation.metrics import RECALL_KS, RetrievalRecalls
+from bridgetower.evaluation.pairs import CandidatePairs
+from bridgetower.evaluation.places import GroundTruth, hit_chances
 from bridgetower.inference import combined_scores
 
 ITC_WEIGHTS = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, ITC_ALONE)
@@ -34,32 +28,46 @@ LEAST_IMAGES = 8
 _Z = 1.96  # of a 95 % interval
 
 
+class QueryHits(NamedTuple):
+    """Recalls of single queries, each the mean over `RECALL_KS`.
+
+    Attributes:
+        images: Of images that look for texts.
+        texts: Of texts that look for images.
+    """
+
+    images: Float[Tensor, " i"]
+    texts: Float[Tensor, " t"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """What the second stage ranks.
 
     Attributes:
-        itm: Matching score of the candidate pairs.
-        similarity: Cosine.
-        image_side, text_side: True at the candidates of each image and of each text.
+        pairs: The candidates of images and of texts.
+        itm: Matching score of each pair.
         truth: Which images and texts belong together.
         config: Protocol and folds.
     """
 
-    itm: Float[Tensor, "i t"]
-    similarity: Float[Tensor, "i t"]
-    image_side: Bool[Tensor, "i t"]
-    text_side: Bool[Tensor, "i t"]
+    pairs: CandidatePairs
+    itm: Float[Tensor, " n"]
     truth: GroundTruth
     config: RetrievalConfig
 
+    def scores(self, itc_weight: float) -> Float[Tensor, " n"]:
+        """Returns what ranks the pairs with a weight of ITC."""
+        return combined_scores(self.itm, self.pairs.cosine, itc_weight) if itc_weight else self.itm
+
     def recalls(self, itc_weight: float) -> RetrievalRecalls:
         """Returns the recalls of the ranking with a weight of ITC."""
-        return ranked_recalls(*self._scores(itc_weight), self.truth, self.config)
+        scores, fold_size = self.scores(itc_weight), self.config.fold_size
+        return self.pairs.recalls(scores, self.truth, self.config.protocol, fold_size=fold_size)
 
     def error(self, reranking: Reranking) -> float:
         """Returns the expected calibration error of what is shown for the candidates of texts."""
-        log_odds, matching, _ = self._pairs()
+        log_odds, matching, _ = self._of_texts()
         return expected_calibration_error(reliability(reranking.match(log_odds), matching.float()))
 
     def fitted(self) -> Reranking:
@@ -72,7 +80,7 @@ class Candidates:
         weight = _best_weight(hits, images, texts)
         if len(self.truth.owners.unique()) < LEAST_IMAGES:
             return Reranking(itc_weight=weight)
-        return Reranking(itc_weight=weight, calibration=calibrate(*self._pairs()), gain=self._gain(hits))
+        return Reranking(itc_weight=weight, calibration=calibrate(*self._of_texts()), gain=self._gain(hits))
 
     @cached_property
     def _halves(self) -> tuple[Bool[Tensor, " i"], Bool[Tensor, " t"]]:
@@ -80,26 +88,14 @@ class Candidates:
         images = self.truth.owners.unique(return_inverse=True)[1] % 2 == 1
         return images, images[self.truth.text_image_index]
 
-    def _scores(self, itc_weight: float) -> tuple[Float[Tensor, "i t"], Float[Tensor, "i t"]]:
-        scores = combined_scores(self.itm, self.similarity, itc_weight) if itc_weight else self.itm
-        return two_stage_scores(scores, self.image_side, self.text_side, protocol=self.config.protocol)
-
     def _hits(self, itc_weight: float) -> QueryHits:
-        for_images, for_texts = self._scores(itc_weight)
-        (index, owners), size = self.truth, self.config.fold_size
-        if size is None:
-            return query_hits(for_images, index, owners=owners, text_to_image_scores=for_texts)
-        found = QueryHits(*(torch.empty(len(side), dtype=torch.float64) for side in (owners, index)))
-        for rows, texts in folds(index, len(owners), size):
-            fold = for_images[rows, texts], index[texts] - rows.start
-            found.images[rows], found.texts[texts] = query_hits(*fold, text_to_image_scores=for_texts[rows, texts])
-        return found
+        both = self.pairs.places(self.scores(itc_weight), self.truth, self.config.protocol)
+        return QueryHits(*(torch.stack([hit_chances(places, k) for k in RECALL_KS]).mean(dim=0) for places in both))
 
-    def _pairs(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    def _of_texts(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
         """Returns log-odds of the candidates of texts, whether they belong to them, and the half of each text."""
-        image, text = self.text_side.nonzero(as_tuple=True)
-        matching = self.truth.owners[image] == self.truth.text_image_index[text]
-        return self.itm[image, text], matching, self._halves[1][text]
+        side = self.pairs.text_side
+        return self.itm[side], self.pairs.belong(self.truth)[side], self._halves[1][self.pairs.text[side]]
 
     def _gain(self, hits: Mapping[float, QueryHits]) -> Gain:
         """Compares with the cosine on the same candidates; texts of one image count as one draw in the interval."""
@@ -116,19 +112,6 @@ class Candidates:
         return Gain(
             difference=float(mean), low=float(mean) - half_width, high=float(mean) + half_width, texts=len(difference)
         )
-
-
-def ranked_recalls(
-    scores: Float[Tensor, "i t"],
-    text_to_image: Float[Tensor, "i t"] | None,
-    truth: GroundTruth,
-    config: RetrievalConfig,
-) -> RetrievalRecalls:
-    """Returns the recalls of scores, over all images or the folds of the config."""
-    index, owners = truth
-    if config.fold_size is None:
-        return retrieval_recalls(scores, index, owners=owners, text_to_image_scores=text_to_image)
-    return fold_recalls(scores, index, fold_size=config.fold_size, text_to_image_scores=text_to_image)
 
 
 def _best_weight(hits: Mapping[float, QueryHits], images: Bool[Tensor, " i"], texts: Bool[Tensor, " t"]) -> float:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
-from bridgetower.evaluation.metrics import (
-    GroundTruth,
-    RetrievalRecalls,
-    chance_recalls,
-    folds,
-    streamed_recalls,
-    topk_candidates,
-)
-from bridgetower.evaluation.reranking import Candidates, ranked_recalls
+from bridgetower.evaluation.metrics import RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
+from bridgetower.evaluation.pairs import CandidatePairs, candidate_pairs
+from bridgetower.evaluation.places import GroundTruth
+from bridgetower.evaluation.reranking import Candidates
 from bridgetower.evaluation.scoring import PairScorer, pair_scorer
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import similarity
@@ -36,7 +30,7 @@ class RetrievalResult:
     Attributes:
         image_vectors: Contrastive, of length one.
         text_vectors: The same of the texts that are ranked.
-        itm: Matching score of the candidate pairs (`Scores.match`), NaN elsewhere; None without a matching head.
+        candidates: The pairs that were matched, and their scores; None without a matching head.
         matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
         two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
             `paper`.
@@ -50,17 +44,12 @@ class RetrievalResult:
     truth: GroundTruth
     itc_recalls: RetrievalRecalls
     chance: RetrievalRecalls
-    itm: Float[Tensor, "i t"] | None = None
+    candidates: Candidates | None = None
     matching_recalls: RetrievalRecalls | None = None
     two_stage_recalls: RetrievalRecalls | None = None
     reranking: Reranking | None = None
     ece: float | None = None
     itm_accuracy: float | None = None
-
-    @cached_property
-    def similarity(self) -> Float[Tensor, "i t"]:
-        """Cosines of the contrastive vectors, image by text: all of them, which large sets leave no memory for."""
-        return similarity(self.image_vectors, self.text_vectors, torch.ones(()))
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
@@ -99,45 +88,36 @@ def evaluate_retrieval(
     """
     _check_folds(images, config)
     model.contrastive_head()
-    with pair_scorer(model, images, config, means) as pairs:
-        vectors, truth = pairs.vectors(), pairs.truth
+    with pair_scorer(model, images, config, means) as scorer:
+        (image_vectors, text_vectors), truth = scorer.vectors(), scorer.truth
+
+        def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
+            return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
+
         second: dict[str, Any] = {}
         if model.itm_head is not None and config.candidates:
-            second = _second_stage(pairs, similarity(*vectors, torch.ones(())), config, reranking)
+            second = _second_stage(scorer, cosines, config, reranking)
     return RetrievalResult(
-        image_vectors=vectors[0],
-        text_vectors=vectors[1],
+        image_vectors=image_vectors,
+        text_vectors=text_vectors,
         truth=truth,
-        itc_recalls=_itc_recalls(*vectors, truth, config),
-        chance=_chance(truth, config),
+        itc_recalls=streamed_recalls(cosines, truth, fold_size=config.fold_size),
+        chance=chance_recalls(truth, fold_size=config.fold_size),
         **second,
     )
 
 
-def _itc_recalls(
-    images: Float[Tensor, "i c"], texts: Float[Tensor, "t c"], truth: GroundTruth, config: RetrievalConfig
-) -> RetrievalRecalls:
-    """Ranks by the cosine alone, of which no more is in memory than that of a block of texts, without folds."""
-    if config.fold_size is not None:
-        return ranked_recalls(similarity(images, texts, torch.ones(())), None, truth, config)
-    return streamed_recalls(
-        lambda block: similarity(images, texts[block], torch.ones(())),
-        len(images),
-        truth.text_image_index,
-        owners=truth.owners,
-    )
-
-
 def _second_stage(
-    pairs: PairScorer, similarity: Float[Tensor, "i t"], config: RetrievalConfig, reranking: Reranking | None
+    scorer: PairScorer, cosines: ScoresOf, config: RetrievalConfig, reranking: Reranking | None
 ) -> dict[str, Any]:
     """Matches the candidates of the first stage; returns the fields of `RetrievalResult` that come of it."""
-    sides = [_candidates(similarity, pairs.truth.text_image_index, config, dim=dim) for dim in (1, 0)]
-    itm, matched = _matching(pairs, sides[0] | sides[1])
-    candidates = Candidates(
-        itm=itm, similarity=similarity, image_side=sides[0], text_side=sides[1], truth=pairs.truth, config=config
-    )
-    found: dict[str, Any] = {"itm": itm, "itm_accuracy": matched}
+    truth = scorer.truth
+    pairs = candidate_pairs(cosines, truth, config.candidates, fold_size=config.fold_size, others=_control_pairs(truth))
+    scores = scorer.score(pairs.image, pairs.text)
+    candidates = Candidates(pairs=pairs, itm=scores.match, truth=truth, config=config)
+    is_control = (pairs.image == truth.text_image_index[pairs.text]) | (pairs.image == _strangers(truth)[pairs.text])
+    matched = accuracy(scores.accepted[is_control].long(), pairs.belong(truth)[is_control].long())
+    found: dict[str, Any] = {"candidates": candidates, "itm_accuracy": matched}
     found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
     if config.protocol == "honest":
         used = candidates.fitted() if reranking is None else reranking
@@ -159,8 +139,10 @@ def evaluate_matching(
         ValueError: The model has no matching head, or an image cannot be decoded.
     """
     model.head("itm")
-    with pair_scorer(model, images, config, means) as pairs:
-        return _matching(pairs)[1]
+    with pair_scorer(model, images, config, means) as scorer:
+        (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
+        accepted = scorer.score(image, text).accepted
+    return accuracy(accepted.long(), (owners[image] == index[text]).long())
 
 
 @torch.inference_mode()
@@ -183,10 +165,14 @@ def evaluate_all_pairs(
         model.head("itm")
     head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
     size = config.fold_size or len(images)
-    with pair_scorer(model, images, config, means) as pairs:
-        chosen = torch.arange(len(images))[:, None] // size == pairs.truth.text_image_index // size
-        scores = pairs.score(chosen, head).match
-    one_stage, chance = ranked_recalls(scores, None, pairs.truth, config), _chance(pairs.truth, config)
+    with pair_scorer(model, images, config, means) as scorer:
+        truth = scorer.truth
+        image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
+        scores = scorer.score(image, text, head).match
+    chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
+    pairs = CandidatePairs(image=image, text=text, image_side=chosen, text_side=chosen, cosine=cosine)
+    one_stage = pairs.recalls(scores, truth, config.protocol, fold_size=config.fold_size)
+    chance = chance_recalls(truth, fold_size=config.fold_size)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
 
 
@@ -200,16 +186,6 @@ def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _candidates(
-    similarity: Float[Tensor, "i t"], text_image_index: Int[Tensor, " t"], config: RetrievalConfig, *, dim: int
-) -> Bool[Tensor, "i t"]:
-    """Chooses the candidates of each query among the items of its fold."""
-    chosen = torch.zeros_like(similarity, dtype=torch.bool)
-    for rows, texts in folds(text_image_index, len(similarity), config.fold_size):
-        chosen[rows, texts] = topk_candidates(similarity[rows, texts], config.candidates, dim=dim)
-    return chosen
-
-
 def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
     """The recalls of each stage that there is, under flat names."""
     return {
@@ -221,33 +197,22 @@ def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
     }
 
 
-def _chance(truth: GroundTruth, config: RetrievalConfig) -> RetrievalRecalls:
-    """Recalls of a random ranking."""
-    index, owners = truth
-    if config.fold_size is None:
-        return chance_recalls(index, len(owners), owners=owners)
-    return ranked_recalls(torch.zeros(len(owners), len(index)), None, truth, config)  # tied items count by chance
-
-
 def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
     if config.fold_size is not None and len(images) % config.fold_size:
         raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
 
 
-def _matching(pairs: PairScorer, chosen: Bool[Tensor, "i t"] | None = None) -> tuple[Float[Tensor, "i t"], float]:
-    """Scores the chosen pairs and the controls; returns the logits of a match, and the accuracy on the controls."""
-    controls = _control_pairs(pairs.truth)
-    scores = pairs.score(controls if chosen is None else chosen | controls)
-    own = pairs.truth.owners[:, None] == pairs.truth.text_image_index
-    return scores.match, accuracy(scores.accepted[controls].long(), own[controls].long())
+def _control_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Each text with its own image and with one that has other captions, by image."""
+    image = torch.cat([truth.text_image_index, _strangers(truth)])
+    order = image.argsort(stable=True)
+    return image[order], order % len(truth.text_image_index)
 
 
-def _control_pairs(truth: GroundTruth) -> Bool[Tensor, "i t"]:
-    """Each text with its own image and with one that has other captions, drawn with a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    pairs = torch.arange(len(truth.owners))[:, None] == truth.text_image_index
+def _strangers(truth: GroundTruth) -> Int[Tensor, " t"]:
+    """An image of other captions for each text, drawn with a fixed seed; its own if there is no other."""
     different, own = truth.text_image_index.unique(return_inverse=True)
-    if len(different) > 1:
-        shift = torch.randint(1, len(different), own.shape, generator=generator)
-        pairs[different[(own + shift) % len(different)], torch.arange(len(own))] = True
-    return pairs
+    if len(different) == 1:
+        return truth.text_image_index
+    shift = torch.randint(1, len(different), own.shape, generator=torch.Generator().manual_seed(0))
+    return different[(own + shift) % len(different)]

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,7 @@ from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import Means, RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth
+from bridgetower.evaluation.places import GroundTruth
 from bridgetower.files import locked, remove_leftovers, replacing
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
@@ -44,15 +44,15 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Matching scores of the pairs that were scored.
+    """Matching scores of pairs.
 
     Attributes:
-        match: Log-odds of a match, or with protocol `paper` its logit, as officially; NaN where nothing was scored.
-        accepted: Whether it is above that of no match; False where nothing was scored.
+        match: Log-odds of a match, or with protocol `paper` its logit, as officially.
+        accepted: Whether it is above that of no match.
     """
 
-    match: Float[Tensor, "i t"]
-    accepted: Bool[Tensor, "i t"]
+    match: Float[Tensor, " n"]
+    accepted: Bool[Tensor, " n"]
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
@@ -93,44 +93,45 @@ class PairScorer:
         _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
         return images, self._kept("vectors-texts", self._text_vectors)[self._place]
 
-    def score(self, chosen: Bool[Tensor, "i t"], head: Head | None = None) -> Scores:
-        """Returns the scores of the chosen pairs; those of a part of the images are kept as soon as they are there.
+    def score(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None) -> Scores:
+        """Returns the scores of pairs; those of a part of the images are kept as soon as they are there.
 
         Args:
-            chosen: Pairs to score; scores of others, or of other pairs together, are not taken for theirs.
+            image: Row of the image of each pair, in ascending order.
+            text: Row of the text; scores of other pairs, or of other pairs together, are not taken for theirs.
             head: None takes the matching head.
 
         Raises:
             ValueError: An image cannot be decoded, or a score is not a number.
         """
-        own = chosen[self._own]
-        total = int(own.count_nonzero())
-        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * len(own) // max(1, total)))
-        digest = hashlib.sha256(own.numpy().data).hexdigest()[:8]
-        parts = {f"scores-{digest}-{number:05d}": rows for number, rows in enumerate(split_rows(range(len(own)), size))}
-        encoded = self._image_parts([rows for name, rows in parts.items() if not self._is_kept(name)])
-        match, accepted = torch.full(own.shape, torch.nan), torch.zeros(own.shape, dtype=torch.bool)
+        own = (image % world_size() == rank()).nonzero().squeeze(1)
+        rows, texts, count = image[own] // world_size(), text[own], len(self._own)
+        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))
+        parts = split_rows(range(count), size)
+        starts = torch.searchsorted(rows, torch.tensor([0, *(part.stop for part in parts)])).tolist()
+        digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
+        names = [f"scores-{digest}-{number:05d}" for number in range(len(parts))]
+        encoded = self._image_parts([part for name, part in zip(names, parts, strict=True) if not self._is_kept(name)])
+        match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
-            bar, done = bars.add_task("pairs", total=total), 0
-            for name, rows in parts.items():
-                part = own[rows.start : rows.stop]
+            bar = bars.add_task("pairs", total=len(own))
+            for name, part, start, end in zip(names, parts, starts, starts[1:], strict=False):
+                numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
                 advance = partial(bars.advance, bar)
-                compute = partial(self._score_part, encoded, part, head or self._model.itm_logits, advance)
-                logits, done = self._kept(name, compute), done + int(part.sum())
+                compute = partial(self._score_part, encoded, numbers, head or self._model.itm_logits, advance)
+                logits = self._kept(name, compute)
                 odds = log_odds(logits)
-                match[rows.start : rows.stop][part] = logits[:, 1] if self._config.protocol == "paper" else odds
-                accepted[rows.start : rows.stop][part] = odds > 0
-                bars.update(bar, completed=done)
-        _, match, accepted = gather_by_id(self._own, match, accepted)
+                match[start:end] = logits[:, 1] if self._config.protocol == "paper" else odds
+                accepted[start:end] = odds > 0
+                bars.update(bar, completed=end)
+        _, match, accepted = gather_by_id(own, match, accepted)
         return Scores(match=match, accepted=accepted)
 
     def _score_part(
-        self, images: Iterator[Encoded], chosen: Bool[Tensor, "r t"], head: Head, advance: Callable[[int], object]
+        self, images: Iterator[Encoded], pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
     ) -> Float[Tensor, "n 2"]:
-        """Returns the logits of the next images' pairs, in the order of images and texts."""
-        image, pairs = next(images), chosen.nonzero()  # by image, then by text
-        pairs[:, 1] = self._place[pairs[:, 1]]
-        order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
+        """Returns the logits of pairs of the next images and the texts of some places."""
+        image, order, logits = next(images), pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
         def text_of(places: Sequence[int]) -> Encoded:
             return self._model.cache_text(self._encode_texts(places))

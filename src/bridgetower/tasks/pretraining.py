@@ -67,7 +67,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     if model.itc_head is None:
         return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.means), counts=counts)
     result = evaluate_retrieval(model, images, settings, evaluation.means, reranking=evaluation.reranking)
-    judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts, settings)
+    judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts)
     return Outcome(metrics=_metrics(result, evaluation), counts=counts, judge=judge)
 
 
