@@ -223,7 +223,9 @@ def retrieval(num_texts: int, num_images: int, k: int) -> Iterator[Row]:
 
 def _ranked(num_texts: int, num_images: int, k: int) -> Row:
     images, index = generated(num_images, num_images, seed=1), torch.arange(num_texts) % num_images
-    texts = torch.cat([_unit(images[part] + generated(len(part), num_images, seed=2)) for part in index.split(CHUNK)])
+    texts = torch.empty(num_texts, WIDTH)
+    for rows, part in zip(texts.split(CHUNK), index.split(CHUNK), strict=True):
+        rows[:] = _unit(images[part] + generated(len(part), num_images, seed=2))
     truth = GroundTruth(index, torch.arange(num_images))
 
     def cosines(rows: slice, columns: torch.Tensor) -> torch.Tensor:
