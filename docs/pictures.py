@@ -24,7 +24,7 @@ MADE_FROM = {
     "web-ui.png": sorted((SOURCE / "serve" / "static").iterdir()),
     "search.png": [SOURCE / "search" / "sheet.py", SOURCE / "text_drawing.py"],
 }
-QUERY = "three horizontal bands of green, white and red"
+QUERY = "three horizontal bands of black, red and green"
 FLAGS = "path LIKE 'flags/%'"
 COLOURS = 128  # of each picture, so that it is small
 
@@ -49,10 +49,14 @@ def take_page(path: Path) -> None:
     with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         try:
             assert server.stderr is not None
-            lines = iter(server.stderr.readline, "")
-            address = next((line.split(" at ")[-1].strip() for line in lines if "serving" in line), None)
-            if address is None:
-                raise RuntimeError("bridgetower serve did not start; run `bridgetower demo` in this folder first")
+            lines: list[str] = []
+            for line in server.stderr:
+                lines.append(line)
+                if "serving" in line:
+                    break
+            else:
+                raise RuntimeError(f"run `bridgetower demo` here first; serve did not start:\n{''.join(lines)}")
+            address = lines[-1].split(" at ")[-1].strip()
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
             page = browser.new_page(viewport={"width": 1100, "height": 760}, color_scheme="light")
             page.goto(f"{address}/#search")
