@@ -30,7 +30,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from bridgetower.integrations.langchain import BridgeTowerEmbeddings, document_of
-from bridgetower.search.build import new_index
+from bridgetower.search.build import indexed_row, new_index
 from bridgetower.search.connection import write_lock
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Against, Searcher
@@ -162,18 +162,10 @@ class BridgeTowerVectorStore(VectorStore):
     def _row(self, found: Embedded, about: Mapping[str, Any]) -> IndexedRow:
         image, uri = found.item.image, found.item.place
         assert image is not None
-        assert found.image_vector is not None
         file = {"url": uri} if image.url else {"file": os.path.relpath(uri, self.searcher.index.root)}
         place = _place({**file, "metadata": {"source": uri, **about}})
-        return IndexedRow(
-            source=SourceImage(path=found.item.id, size=found.size, mtime=0, captions=found.item.texts, place=place),
-            digest=found.digest,
-            width=found.width,
-            height=found.height,
-            image_vector=torch.from_numpy(found.image_vector),
-            text_vectors=torch.from_numpy(found.text_vectors),
-            pair_vectors=torch.from_numpy(found.pair_vectors),
-        )
+        source = SourceImage(path=found.item.id, size=0, mtime=0, captions=found.item.texts, place=place)
+        return indexed_row(found, source)
 
     def _written(self, rows: Sequence[IndexedRow], names: list[str]) -> list[str]:
         with write_lock(self.searcher.index.uri):

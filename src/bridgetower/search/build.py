@@ -163,7 +163,7 @@ class _Update:
         for row in block.rows:
             known = self.listing.is_indexed(row.item.id)
             self.num_added, self.num_changed = self.num_added + (not known), self.num_changed + known
-        return [_row(row, self._sources.pop(row.item.id)) for row in block.rows]
+        return [indexed_row(row, self._sources.pop(row.item.id)) for row in block.rows]
 
     def _remove(self) -> None:
         """Deletes what the source has no more, and what had been indexed and is bad now."""
@@ -178,7 +178,13 @@ def _embedder(model: Model, config: IndexConfig) -> Embedder:
     return Embedder(loaded(model), frozenset({"images"}), truncate=truncate, batch_size=size, with_texts=True)
 
 
-def _row(row: Embedded, source: SourceImage) -> IndexedRow:
+def indexed_row(row: Embedded, source: SourceImage) -> IndexedRow:
+    """Returns the entry of an index for an image that was embedded.
+
+    Args:
+        row: With the vector of its image.
+        source: Where it comes from; without a size it gets that of the file.
+    """
     assert row.image_vector is not None  # it is asked for
     return IndexedRow(
         source=replace(source, size=source.size or row.size),
