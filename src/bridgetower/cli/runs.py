@@ -141,14 +141,15 @@ def demo(
 
     Args:
         out: Folder for everything.
-        minutes: About how long one seed takes on two cores; scales the number of training steps.
+        minutes: Scales the numbers of training steps; with 10 they are those of the recipes, and one seed takes more
+            than ten minutes on two cores.
         seeds: Trainings of each model; more give a spread.
         from_scratch: Train nano models whole, without a download; questions are about generated scenes.
         json: Print JSON on a terminal too.
     """
     for extra in ("demo", "train", "search", "plot"):
         require(extra)
-    logger.info("demo: everything goes to %s; one seed takes about %g minutes on two cores", out, minutes)
+    logger.info("demo: everything goes to %s", out)
     from bridgetower.demo.plan import FROM_SCRATCH, ON_TOWERS
     from bridgetower.demo.run import run_demo
     from bridgetower.training.loop import Interrupted
