@@ -1,12 +1,15 @@
 """The benchmarks of scenes and of bridges from data to table, a few steps of each."""
 
 import json
+import runpy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from bridgetower.tasks.table import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -41,6 +44,12 @@ def test_trains_measures_and_draws(run: Callable[..., str], tmp_path: Path) -> N
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 500
     assert printed.count("\n| ") == 5  # a line for each topic
+
+
+def test_bridges_are_measured_with_the_recipe_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    model = runpy.run_path(str(BENCHMARKS / "bridges.py"))["model"]
+    assert model(6) == RECIPES["scenes-vqa-deep"].model != model(4)
 
 
 def test_bridges_keep_finished_runs(run: Callable[..., str], tmp_path: Path) -> None:
