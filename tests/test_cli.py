@@ -579,7 +579,7 @@ class TestHelp:
         assert error.endswith("bridgetower train --vision or --text)")
         handler = logging.StreamHandler()
         cli.log_to(handler, "%(message)s")
-        assert 0 < len(handler.format(logging.makeLogRecord({"msg": "a" * 10**6}))) < 5000
+        assert 0 < len(handler.format(logging.makeLogRecord({"name": "bridgetower", "msg": "a" * 10**6}))) < 5000
 
     def test_options_that_may_be_absent_show_a_type(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -642,6 +642,8 @@ def test_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "bridgetower", "--help"], capture_output=True, text=True, check=True)
     assert "embed" in done.stdout
 
+
+class TestNamesOfOptions:
     @pytest.mark.parametrize(
         ("typed", "message", "shown"),
         [
@@ -656,6 +658,42 @@ def test_module_is_the_command() -> None:
     def test_options_are_named_as_they_are_typed(self, typed: list[str], message: str, shown: str) -> None:
         shown = (shown or message).format(typed[0].partition("=")[0] if typed else "")
         assert with_options(message, typed) == shown
+
+    @pytest.mark.parametrize(
+        ("message", "shown"),
+        [
+            ("9 examples; lower batch_size", "9 examples; lower --batch-size"),
+            ("batch_size is 0, lower queue", "--batch-size is 0, lower queue"),
+            ("raise max_length or lower top_k", "raise --data.max-length or lower top_k"),
+            ("a.json: batch_size is 0", "a.json: batch_size is 0"),
+            ("lower num_layers", "lower num_layers"),
+        ],
+    )
+    def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message: str, shown: str) -> None:
+        known = (
+            "--batch-size",
+            "--evaluation.batch-size",
+            "--data.max-length",
+            "--model.text.num-layers",
+            "--model.vision.num-layers",
+        )
+        assert with_options(message, (), lambda: known) == shown
+
+    def test_advice_in_logs_is_in_terms_of_the_command_line(self) -> None:
+        handler = logging.StreamHandler()
+        cli.log_to(handler, "%(message)s")
+        for name, shown in (
+            ("bridgetower.bulk", "--no-truncate refuses them"),
+            ("other", "truncate=False refuses them"),
+        ):
+            record = logging.makeLogRecord({"name": name, "msg": "truncate=False refuses them"})
+            assert handler.format(record) == shown
+
+    def test_a_default_that_does_not_fit_is_named_as_an_option(
+        self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
+    ) -> None:
+        few = ("train", "pretrain-nano", "--out", tmp_path / "run", "--data.folders", tiny_dataset)
+        assert refused(*few).endswith("lower --batch-size")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options, with_whole_entries
-from bridgetower.cli.parsing import deferred, meant, parsed
+from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed
 from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -71,7 +71,8 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        print(f"bridgetower: {visible(shortened(with_options(str(error), arguments)))}", file=sys.stderr)
+        message = with_options(str(error), arguments, partial(_known_options, arguments))
+        print(f"bridgetower: {visible(shortened(message))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -94,6 +95,11 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _call(name: str, arguments: Sequence[str]) -> None:
+    parsed(name, arguments, _parser(name, arguments))()
+
+
+def _parser(name: str, arguments: Sequence[str]) -> Parse:
+    """Returns what parses the arguments of a command; some of these decide which options there are."""
     import tyro
 
     from bridgetower.cli.options import OPTIONAL_VALUES
@@ -113,7 +119,16 @@ def _call(name: str, arguments: Sequence[str]) -> None:
         parse = partial(command.cli, **settings)
     else:
         parse = partial(tyro.cli, deferred(with_whole_entries(command)), **settings)
-    parsed(name, arguments, lambda given: parse(args=given))()
+    return lambda given: parse(args=given)
+
+
+def _known_options(argv: Sequence[str]) -> set[str]:
+    """All options of a command that was given with its arguments; none if they cannot be told."""
+    name, *arguments = argv or [""]
+    try:
+        return known_options(_parser(name, arguments), arguments) if name in COMMANDS else set()
+    except (ValueError, OSError):  # such as a task of one's own that cannot be imported
+        return set()
 
 
 def _option(name: str, arguments: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ _STAGES = {
     "one_stage": "all pairs",
     "chance": "chance",
 }
+_ADVICE = re.compile(r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+(?:[_.][a-z]+)+)(?![\w/]|[.=]\w)")
 _HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 
@@ -34,8 +36,9 @@ class _OneLineFormatter(logging.Formatter):
     """Shows what is not seen, such as a line feed in a file's name, which could feign an entry of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
-        """Returns the entry in one line."""
-        return one_line(shortened(super().formatMessage(record)))
+        """Returns the entry in one line, advice of this package in terms of the command line."""
+        entry = super().formatMessage(record)
+        return one_line(shortened(with_options(entry) if record.name.startswith("bridgetower") else entry))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
         """Returns the lines of a traceback."""
@@ -182,21 +185,37 @@ def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[
     }
 
 
-def with_options(message: str, arguments: Sequence[str] = ()) -> str:
+def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple) -> str:
     """Names options as they are typed: --truncate and --max-errors N for truncate=True and max_errors=N.
 
     Args:
         message: Of an error.
-        arguments: Of the command. Where the message names the value of an option among them, such as `batch_size`, or
-            `heads.vqa` of `--model.heads.vqa`, the option takes its place.
+        typed: Arguments of the command. Where the message names the value of an option among them, such as
+            `batch_size`, or `heads.vqa` of `--model.heads.vqa`, the option takes its place.
+        known: Returns all options of the command; called if the message could name one that is not typed. Such a name
+            is replaced at the start, and in advice ("lower batch_size"); elsewhere it could be of a file.
     """
-    options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    for option in sorted(options, key=len, reverse=True):
-        parts = option.removeprefix("--").replace("-", "_").split(".")
-        names = [".".join(parts[start:]) for start in range(len(parts))]
-        for name in (name for name in names if "_" in name or "." in name):  # other names are words as well
+    for option in sorted(_options(typed), key=len, reverse=True):
+        for name in _names(option):
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
+    if _ADVICE.search(message):
+        options = _options(known())
+        endings = Counter(name for option in options for name in _names(option))
+        only = {name: option for option in options for name in _names(option) if endings[name] == 1}
+        only |= {name: option for option in options for name in _names(option)[:1]}  # the whole name comes first
+        message = _ADVICE.sub(lambda found: found[1] + only.get(found[2], found[2]), message)
     return re.sub(r"\b([a-z_]+)=(True|False|N)\b", _option, message)
+
+
+def _options(arguments: Iterable[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+
+
+def _names(option: str) -> list[str]:
+    """How Python may call an option, the longest first; names of one word are left out, as they are words as well."""
+    parts = option.removeprefix("--").replace("-", "_").split(".")
+    names = [".".join(parts[start:]) for start in range(len(parts))]
+    return [name for name in names if "_" in name or "." in name]
 
 
 def _option(argument: re.Match[str]) -> str:

@@ -54,6 +54,12 @@ def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], No
         sys.stderr.write(said.getvalue())
 
 
+def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
+    """Returns the options of a command, or of its subcommand if the arguments name one."""
+    subcommands = _SUBCOMMAND.findall(_help(parse, ()))
+    return set(_OPTION.findall(_help(parse, [word for word in arguments if word in subcommands][:1])))
+
+
 def _unknown(name: str, arguments: Sequence[str], parse: Parse) -> str | None:
     """Names the first argument that there is not; None if all of those that can be wrong are there."""
     command, given = f"bridgetower {name}", [word for word in arguments if not word.startswith("-")]
@@ -64,7 +70,7 @@ def _unknown(name: str, arguments: Sequence[str], parse: Parse) -> str | None:
         if given[0] not in subcommands:
             return f"{command} has no {given[0]!r}; {meant(given[0], subcommands)}`{command} --help` lists all"
         chosen = given[:1]
-    options = set(_OPTION.findall(_help(parse, chosen)))
+    options = known_options(parse, chosen)
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
