@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 import bridgetower.evaluation.scoring as scoring_module
 import dense
 import kills
+from bridgetower import cli
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Means, RetrievalConfig
@@ -121,6 +123,20 @@ class TestWork:
         assert found.metrics() == expected.metrics()
         assert torch.equal(dense.similarity(found), dense.similarity(expected))
         assert list(tmp_path.iterdir()) == []
+
+    def test_is_kept_until_the_results_are_written(
+        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, refused: Callable[..., str]
+    ) -> None:
+        work, out = tmp_path / "work", tmp_path / "out"
+        out.write_text("in the way")
+        command = ("evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 3, "--work", work)
+        assert str(out) in refused(*command, "--out", out)
+        kept = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/*")}
+        assert len(kept) > 2
+        out.unlink()
+        cli.main([*map(str, command), "--out", str(out)])
+        assert (out / "metrics.json").exists()
+        assert list(work.iterdir()) == []
 
     def test_another_model_or_setting_starts_on_its_own(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +108,6 @@ def evaluate(
 
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long
-    means = Means(work=work or cache_folder() / "evaluations", num_workers=num_workers, progress=sys.stderr.isatty())
     sets = DataConfig(
         folders=data,
         shuffle_shards=1,
@@ -121,7 +120,11 @@ def evaluate(
         process_group(loading.device, TIMEOUT_MINUTES),
         _loaded(model, loading) as predictor,
         local_sets(sets, splits) as found,
+        ExitStack() as until_written,
     ):
+        work = work or cache_folder() / "evaluations"
+        progress = sys.stderr.isatty()
+        means = Means(work=work, until_written=until_written, num_workers=num_workers, progress=progress)
         outcome = run_benchmark(
             *(predictor, benchmark, found.folders, split, options, means),
             spec=own_task(task_spec),

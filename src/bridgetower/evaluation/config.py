@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,11 +47,14 @@ class Means:
     Attributes:
         work: Folder in which retrieval keeps what it has in a folder of its own until it is finished: called again
             after a kill, the same evaluation goes on from there. None: it starts again.
+        until_written: Removes that folder when it is closed, for callers that write results, which a kill before that
+            would lose. None: the folder is removed when the evaluation ends.
         num_workers: Processes that decode; 0 decodes in this one.
         progress: Show bars.
     """
 
     work: Path | None = None
+    until_written: ExitStack | None = None
     num_workers: int = 0
     progress: bool = False
 

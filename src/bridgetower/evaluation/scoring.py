@@ -219,14 +219,19 @@ def pair_scorer(
     path = means.work / _digest(model, images, config)
     with ExitStack() as stack:
         if rank() == 0:
-            stack.enter_context(locked(path))
+            (means.until_written or stack).enter_context(_removed_at_the_end(path))
         folder = path / f"process-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         yield PairScorer(model, images, config, means, folder)
         barrier()
-        if rank() == 0:
-            shutil.rmtree(path)
+
+
+@contextmanager
+def _removed_at_the_end(path: Path) -> Iterator[None]:
+    with locked(path):
+        yield
+        shutil.rmtree(path)
 
 
 def _digest(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> str:
