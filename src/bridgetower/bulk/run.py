@@ -207,7 +207,7 @@ def count_items(units: Sequence[Unit], config: EmbedConfig) -> int | None:
 def say_cut(num_cut: int) -> None:
     """Logs how many texts were cut, if any."""
     if num_cut:
-        logger.warning("%d texts were longer than the model takes and were cut; truncate=False refuses them", num_cut)
+        logger.warning("%d texts were longer than the model takes and were cut", num_cut)
 
 
 def check_bad(source: object, problems: Sequence[str], num_bad: int, config: BulkConfig, others: str) -> None:

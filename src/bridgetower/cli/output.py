@@ -36,9 +36,8 @@ class _OneLineFormatter(logging.Formatter):
     """Shows what is not seen, such as a line feed in a file's name, which could feign an entry of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
-        """Returns the entry in one line, advice of this package in terms of the command line."""
-        entry = super().formatMessage(record)
-        return one_line(shortened(with_options(entry) if record.name.startswith("bridgetower") else entry))
+        """Returns the entry in one line."""
+        return one_line(shortened(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
         """Returns the lines of a traceback."""
