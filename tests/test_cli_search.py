@@ -76,7 +76,7 @@ class TestIndex:
     ) -> None:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
-        assert "1 bad items, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
+        assert "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
         assert "model" in refused(*command, "--image-size", 40)
         assert "is no name for an index" in refused(
             "index", photos, "--out", tmp_path / "photos", "--model", tiny_checkpoint

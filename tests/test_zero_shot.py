@@ -100,7 +100,7 @@ class TestCommand:
             main(command)
         captured = capsys.readouterr()
         assert len(captured.out.splitlines()) == 2
-        assert "1 bad items, allowed are 0 (--max-errors" in captured.err
+        assert "1 bad item, allowed are 0 (--max-errors" in captured.err
         assert "the classes of the others are printed: '1.png': it cannot be read as an image" in captured.err
         rows = run(*command, "--max-errors", 1)
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]

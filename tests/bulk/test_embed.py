@@ -136,7 +136,7 @@ class TestBroken:
     def test_more_than_allowed_are_an_error_after_the_others_are_written(
         self, embed: Embed, photos: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(ValueError, match=r"has 2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
+        with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
             embed(photos, max_errors=1)
         assert len(read(tmp_path / "vectors.parquet")[0]) == 4
         assert (tmp_path / "vectors.parquet.errors.jsonl").is_file()
@@ -149,7 +149,7 @@ class TestBroken:
     def test_nothing_that_can_be_used(self, suffix: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
         for path in photos.iterdir():
             path.write_text("not an image")
-        with pytest.raises(ValueError, match=r"would have no vectors: nothing of the source|has 6 bad items"):
+        with pytest.raises(ValueError, match=r"would have no vectors: nothing of the source|6 bad items"):
             embed(photos, f"v.{suffix}")
 
     @pytest.mark.parametrize(("of", "problem"), [("texts", "it has no text"), ("pairs", "it has no text")])
@@ -162,7 +162,7 @@ class TestBroken:
     def test_long_texts(self, embed: Embed, tmp_path: Path) -> None:
         (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
         assert embed(tmp_path / "texts.txt").cut == 1
-        with pytest.raises(ValueError, match=r"1 bad items.*'2': caption text 0, .*the limit is 24"):
+        with pytest.raises(ValueError, match=r"1 bad item, .*'2': caption text 0, .*the limit is 24"):
             embed(tmp_path / "texts.txt", truncate=False)
 
 
@@ -263,7 +263,7 @@ class TestCommand:
             cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])
         printed = capsys.readouterr()
         assert len(printed.out.splitlines()) == 5
-        assert "what was given has 1 bad items, allowed are 0 (--max-errors N allows more)" in printed.err
+        assert "the input: 1 bad item, allowed are 0 (--max-errors N allows more)" in printed.err
 
     def test_errors(self, refused: Callable[..., str], tiny_checkpoint: Path, places: dict[str, Path]) -> None:
         command = ("embed", tiny_checkpoint)

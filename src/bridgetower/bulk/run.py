@@ -220,10 +220,8 @@ def check_bad(source: object, problems: Sequence[str], num_bad: int, config: Bul
         return
     shown = problems[:_NAMED]
     more = f" and {num_bad - len(shown)} more" if num_bad > len(shown) else ""
-    raise ValueError(
-        f"{source} has {num_bad} bad items, allowed are {config.max_errors} (max_errors=N allows more); {others}: "
-        f"{' | '.join(shown)}{more}"
-    )
+    bad = f"{num_bad} bad item{'s' if num_bad > 1 else ''}, allowed are {config.max_errors} (max_errors=N allows more)"
+    raise ValueError(f"{source}: {bad}; {others}: {' | '.join(shown)}{more}")
 
 
 def _output(out: str | Path) -> type[Output]:

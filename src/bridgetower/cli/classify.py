@@ -84,7 +84,7 @@ def classify(
     )
     units = given_units(images, (), pairs=False) if source is None else units_of(source)
     config = EmbedConfig(of="images", max_errors=max_errors, batch_size=batching.batch_size)
-    for names, vectors in _image_vectors(predictor, units, source or "what was given", config):
+    for names, vectors in _image_vectors(predictor, units, source or "the input", config):
         chosen = label_choices(predictor.model, vectors, prompts, labels, top)
         emit_choices({"image": names}, "classes", chosen, json=json)
 

@@ -57,7 +57,7 @@ def embed(
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
     units = given_units(images, texts, pairs=options.of == "pairs") if source is None else units_of(source)
-    name = source or "what was given"
+    name = source or "the input"
     chosen = model_or_demo(model, "bridgetower embed MODEL --texts TEXT")
     if out is None:
         print_units(units, name, lambda: loading.load(chosen), options)

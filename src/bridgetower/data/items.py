@@ -191,7 +191,7 @@ def given_units(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) ->
     words = [SourceItem(id="", image=None, texts=(text,), place=repr(text)) for text in texts]
     if pairs:
         shown = [replace(image, texts=word.texts) for image, word in zip(shown, words, strict=True)]
-    return [Unit(place="what was given", items=tuple(shown if pairs else [*shown, *words]))]
+    return [Unit(place="the input", items=tuple(shown if pairs else [*shown, *words]))]
 
 
 def _files_of(given: Path) -> list[Path]:
