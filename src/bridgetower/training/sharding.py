@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -31,8 +30,6 @@ class Sharded(Replicated):
     """
 
     def __init__(self, task: nn.Module) -> None:
-        if "ignored_params" not in signature(fully_shard).parameters:
-            raise ValueError(f"parallel fsdp needs a later PyTorch than {torch.__version__}; update it or use ddp")
         self.task = self.run = task
         for parameter in task.parameters():
             dist.broadcast(parameter.data, 0)
