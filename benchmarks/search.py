@@ -1,6 +1,6 @@
 """Measurements of search: python benchmarks/search.py --parts recall million update retrieval; prints tables and JSON.
 
-`recall`: how often the two stages find a held-out image by its fullest caption, with the model and the index that
+`recall`: how often the two stages find an image by its fullest caption, of the held-out images, model and index that
 `bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
 a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
@@ -9,10 +9,12 @@ second one with generated scores of the candidates.
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -47,28 +49,30 @@ Row = dict[str, Any]
 
 
 def recall() -> Iterator[Row]:
-    """Share of held-out images among the first k for their own fullest caption, by set and stage."""
+    """Share of fullest captions with an image of theirs among the first k, by held-out set and stage."""
     searcher = Searcher(held_out_index(FOLDER))
     images = list(searcher.index.listed())
     for name in ("emoji", "flags"):
-        own = [image for image in images if image.path.startswith(f"{name}/")]
-        where = f"path LIKE '{name}/%'"
+        shown = Counter(image.captions[0] for image in images if image.path.startswith(f"{name}/"))
+        number = {"set": name, "texts": len(shown), "images": shown.total()}
         for stage, rerank in (("nearest vectors", 0), ("16 reranked", 16), ("64 reranked", 64)):
-            ranks = [_rank(searcher, image, rerank, where) for image in own]
+            ranks = [_rank(searcher, text, rerank, f"path LIKE '{name}/%'") for text in shown]
             found = {f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in RECALL_KS}
-            yield {"set": name, "stage": stage, "images": len(own), **found}
-        yield {
-            "set": name,
-            "stage": "chance",
-            "images": len(own),
-            **{f"recall_at_{k}": k / len(own) for k in RECALL_KS},
-        }
+            yield {**number, "stage": stage, **found}
+        chance = {f"recall_at_{k}": _chance(shown, k) for k in RECALL_KS}
+        yield {**number, "stage": "chance", **chance}
 
 
-def _rank(searcher: Searcher, image: SourceImage, rerank: int, where: str) -> int:
-    text = image.captions[0]
+def _rank(searcher: Searcher, text: str, rerank: int, where: str) -> int:
     hits = searcher.search(text, top=max(RECALL_KS), rerank=rerank, where=where, truncate=True)
-    return next((rank for rank, hit in enumerate(hits, start=1) if hit.path == image.path), len(hits) + 1)
+    return next((rank for rank, hit in enumerate(hits, start=1) if hit.captions[0] == text), len(hits) + 1)
+
+
+def _chance(shown: Counter[str], k: int) -> float:
+    """Recall at k of a random order."""
+    count = shown.total()
+    missed = [math.comb(count - own, k) / math.comb(count, k) for own in shown.values()]
+    return 1 - sum(missed) / len(missed)
 
 
 def generated(count: int, num_centres: int, seed: int) -> torch.Tensor:

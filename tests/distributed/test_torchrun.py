@@ -245,6 +245,10 @@ def test_another_number_of_processes_goes_on_where_it_is_allowed(
     assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(),
+    reason="this PyTorch is built for CUDA and would call its driver, which is not there",
+)
 def test_processes_on_cpus_leave_gpus_alone(tiny_dataset: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torchrun starts the one process of a machine with a GPU."""
     with socket.socket() as free:

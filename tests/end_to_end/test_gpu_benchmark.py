@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_it_runs_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
     small = ["--pairs", "4", "--repeats", "1", "--workers", "1", "--images", "20"]
     options = ["--device", "cpu", "--tiny", *small, "--json", str(tmp_path / "rows.json")]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *options])

@@ -90,7 +90,8 @@ def write_official(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A folder with the original files, the towers and the official checkpoints, as the page has them."""
-    pytest.importorskip("timm")
+    for package in ("timm", "transformers"):
+        pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("reproduce")
     for name, write in WRITERS.items():
         write(folder / "originals" / name)

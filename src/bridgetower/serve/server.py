@@ -16,6 +16,7 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.main import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bridgetower.serve.app import build_app
@@ -65,11 +66,16 @@ def serve(service: Service, listener: socket.socket) -> None:
     Args:
         service: The model.
         listener: From `listen`.
+
+    Raises:
+        SystemExit: The service could not be started; the log has the reason.
     """
     server = server_of(service, connections=min(_CONNECTIONS, _open_files() // 4))
     gc.collect()
     gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
     server.run(sockets=[listener])
+    if not server.started:
+        raise SystemExit(STARTUP_FAILURE)
 
 
 def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
@@ -115,7 +121,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for listener in sockets or []:
+        for listener in (sockets or []) if self.started else []:
             host, port = listener.getsockname()[:2]
             place = f"[{host}]" if ":" in host else host
             logger.info("serving %s at http://%s:%d", self._service.name, place, port)
