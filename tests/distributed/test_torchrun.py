@@ -69,7 +69,12 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    return process.returncode, out, error
+    return process.returncode, without_gloo(out), error
+
+
+def without_gloo(out: str) -> str:
+    """Output without what gloo prints in some releases of PyTorch, such as 2.10."""
+    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +290,7 @@ def test_evaluation_in_two_processes_is_that_of_one(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+    (line,) = without_gloo(done.stdout).splitlines()
     reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert json.loads(line) == reports[1] == reports[0]
     for name in ("submission.csv", "predictions.jsonl"):
