@@ -56,7 +56,7 @@ def test_training_evaluation_and_use(
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
     outcome = evaluate(model, "regression", [folder], "validation", RetrievalConfig())
-    assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-5)
+    assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-4)  # correlations magnify rounding
     texts = ["a thing of 1", "a thing of 2"]
     numbers = model.estimate(texts=texts)
     assert numbers.shape == (2,)
