@@ -16,7 +16,6 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.main import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bridgetower.serve.app import build_app
@@ -75,7 +74,7 @@ def serve(service: Service, listener: socket.socket) -> None:
     gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
     server.run(sockets=[listener])
     if not server.started:
-        raise SystemExit(STARTUP_FAILURE)
+        raise SystemExit(3)  # as uvicorn does in later releases
 
 
 def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
