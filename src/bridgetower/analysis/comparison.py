@@ -19,15 +19,9 @@ from bridgetower.analysis.results import Spread, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
 
-LINE_STYLES = (
-    ("#0072b2", "-"),
-    ("#d55e00", "--"),
-    ("#009e73", "-."),
-    ("#cc79a7", ":"),
-    ("#e69f00", "-"),
-    ("#56b4e9", "--"),
-)
-"""Colour and line of each arm: a palette that colour-blind people can tell apart."""
+_INKS = (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#cc79a7", ":"), ("#e69f00", "-"), ("#56b4e9", "--"))
+LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in _INKS)
+"""Colour, and marker with line, of each arm: a palette that colour-blind people can tell apart."""
 MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
 
 
@@ -200,8 +194,7 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
                 line,
                 color=ink,
                 linewidth=2,
-                marker="o",
-                markersize=4,
+                markersize=5,
                 label=arm,
             )
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
@@ -210,7 +203,7 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
         metric = comparison.metric.replace("_", " ")
         axes.set(xlabel="optimiser steps", ylabel=f"{metric}, validation", title=title)
         axes.grid(visible=True, alpha=0.3)
-        axes.legend(loc="lower right")
+        drawing.legend(loc="outside right center") if len(comparison.arms) > 4 else axes.legend(loc="lower right")
         content = BytesIO()
         drawing.savefig(content, dpi=110, format="png")
     return content.getvalue()
