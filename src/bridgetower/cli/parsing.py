@@ -56,21 +56,29 @@ def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], No
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
     """Returns the options of a command, or of its subcommand if the arguments name one."""
-    subcommands = _SUBCOMMAND.findall(_help(parse, ()))
-    return set(_OPTION.findall(_help(parse, [word for word in arguments if word in subcommands][:1])))
+    subcommands = _subcommands(parse)
+    return _options(parse, [word for word in arguments if word in subcommands][:1])
+
+
+def _subcommands(parse: Parse) -> list[str]:
+    return _SUBCOMMAND.findall(_help(parse, ()))
+
+
+def _options(parse: Parse, chosen: Sequence[str]) -> set[str]:
+    return set(_OPTION.findall(_help(parse, chosen)))
 
 
 def _unknown(name: str, arguments: Sequence[str], parse: Parse) -> str | None:
     """Names the first argument that there is not; None if all of those that can be wrong are there."""
     command, given = f"bridgetower {name}", [word for word in arguments if not word.startswith("-")]
     chosen: Sequence[str] = ()
-    if subcommands := _SUBCOMMAND.findall(_help(parse, ())):
+    if subcommands := _subcommands(parse):
         if not given:
             return None
         if given[0] not in subcommands:
             return f"{command} has no {given[0]!r}; {meant(given[0], subcommands)}`{command} --help` lists all"
         chosen = given[:1]
-    options = known_options(parse, chosen)
+    options = _options(parse, chosen)
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
