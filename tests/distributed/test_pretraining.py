@@ -227,7 +227,8 @@ def alone(texts: str, name: str, processes: list[Result]) -> Result:
             (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long(), pairs.labels
         )
         parts["itm"], _ = task.itm(image, text, pairs)
-        parts["mlm"], _ = task.mlm(image, batch)
+        masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
+        parts["mlm"], _ = task.mlm(image, masked, batch)
     total = torch.stack([getattr(phase, part) * loss for part, loss in parts.items()]).sum()
     total.backward()
     return {"total": total.detach(), "parts": parts, "gradients": gradients(task)}

@@ -77,7 +77,7 @@ def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> d
     head = task.model.mlm_head
     assert head is not None
     logits = head(task.model.fuse(image, masked, outputs="text").text)
-    return {"mlm_logits": logits, "mlm_loss": task.mlm(image, batch)[0]}
+    return {"mlm_logits": logits, "mlm_loss": task.mlm(image, masked, batch)[0]}
 
 
 def recorded_pairs(labels: Tensor) -> Pairs:

@@ -1,6 +1,6 @@
 """The kernels for a CPU against PyTorch's: the same values, gradients and names; what they leave as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import pytest
@@ -99,6 +99,7 @@ class TestWholeModel:
             "DotProductAttention",
             "Dropout",
             "FeedForward",
+            "LayerNorm",
             "Linear",
             "SelfAttention",
         }
@@ -131,6 +132,55 @@ def test_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
     assert tiny.off(ours, theirs) < ATOL
     for one, other in zip(gradients(ours, leaves), gradients(theirs, leaves), strict=True):
         assert tiny.off(one, other) < ATOL
+
+
+class TestNormalisedInput:
+    """A product whose input is the output of a LayerNorm, which is computed again for the gradient of the weight."""
+
+    @staticmethod
+    def layers() -> tuple[nn.LayerNorm, nn.Linear, Tensor]:
+        norm, layer = nn.LayerNorm(24, eps=1e-3), made_linear(24, 10)
+        with torch.no_grad():
+            norm.weight.copy_(random(24, seed=3))
+            norm.bias.copy_(random(24, seed=4))
+        return norm, layer, random(2, 5, 24).requires_grad_()
+
+    @staticmethod
+    def kept(run: Callable[[], Tensor]) -> list[Tensor]:
+        """What is kept of the size of the input."""
+        tensors: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda it: it):
+            run()
+        return [tensor for tensor in tensors if tensor.shape == (2, 5, 24)]
+
+    @pytest.mark.parametrize("changed", [False, True], ids=["as it is", "changed in place"])
+    def test_gradients(self, changed: bool) -> None:
+        norm, layer, hidden = self.layers()
+        leaves = [hidden, *norm.parameters(), *layer.parameters()]
+
+        def output() -> Tensor:
+            normalised: Tensor = norm(hidden)
+            product: Tensor = layer(normalised.mul_(2) if changed else normalised)
+            return product
+
+        expected = gradients(output(), leaves)
+        optimize_for_cpu(norm)
+        for found, wanted in zip(gradients(output(), leaves), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+    def test_only_the_input_of_the_norm_is_kept(self) -> None:
+        norm, layer, hidden = self.layers()
+        before = self.kept(lambda: layer(norm(hidden)))
+        assert {tensor.data_ptr() for tensor in before} > {hidden.data_ptr()}, "control: the output too"
+        optimize_for_cpu(norm)
+        assert {tensor.data_ptr() for tensor in self.kept(lambda: layer(norm(hidden)))} == {hidden.data_ptr()}
+
+    def test_nothing_is_marked_without_gradients(self) -> None:
+        norm, _, hidden = self.layers()
+        optimize_for_cpu(norm)
+        with torch.no_grad():
+            assert vars(norm(hidden)) == {}
+        assert vars(norm(hidden)) != {}
 
 
 def test_parts_of_tensors() -> None:

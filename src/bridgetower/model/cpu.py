@@ -29,6 +29,7 @@ from bridgetower.model.tower_config import Activation
 # each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only growth`).
 BUFFER_BYTES = 2**25
 _SCORE_BYTES = 4 * 2**20  # of attention scores in work at once: enough for one product to be worth it, and in the cache
+_NORM = "norm_of"  # attribute of a LayerNorm's output: its version, and input, weight, bias and epsilon of the norm
 _LOWEST, _VALUES = -(2**15), 2**16  # of 16 bits
 
 
@@ -114,6 +115,17 @@ class RecomputedFeedForward(FeedForward):
         return self.down(activated_(up, self.activation))
 
 
+class RecomputedLayerNorm(nn.LayerNorm):
+    """Marks its output, so that linear layers keep the norm's input for the gradients, which the norm keeps anyway."""
+
+    def forward(self, input: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:  # noqa: A002 - torch's name
+        """Normalises the last axis."""
+        output = super().forward(input)
+        if output.requires_grad:
+            setattr(output, _NORM, (output._version, (input, self.weight, self.bias, self.eps)))
+        return output
+
+
 class BlockedAttention(DotProductAttention):
     """Attention some heads at a time, whose scores stay in the cache."""
 
@@ -163,6 +175,7 @@ _KERNELS: dict[type[nn.Module], type[nn.Module]] = {
     FeedForward: RecomputedFeedForward,
     SelfAttention: OneDnnSelfAttention,
     nn.Dropout: SharedDrawDropout,
+    nn.LayerNorm: RecomputedLayerNorm,
     nn.Linear: OneDnnLinear,
 }
 
@@ -175,7 +188,7 @@ def linear(
 ) -> Float[Tensor, "*n o"]:
     """Returns activation(hidden) · weightᵀ + bias, like `torch.nn.functional.linear`; the weight may be packed.
 
-    For the gradients `hidden` alone is kept, and its activation computed again.
+    For the gradients `hidden` alone is kept, or what a LayerNorm made it of, and the rest is computed again.
     """
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
@@ -219,14 +232,18 @@ class _OneDnn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
-        ctx.save_for_backward(hidden, weight)
+        version, made_of = getattr(hidden, _NORM, (None, ()))
+        kept, *norm, ctx.eps = made_of if version == hidden._version else (hidden, None)
+        ctx.save_for_backward(weight, kept, *norm)
         ctx.activation = activation
         return _product(_input(hidden, activation), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden, weight = ctx.saved_tensors
+        weight, hidden, *norm = ctx.saved_tensors
+        if norm:
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], *norm, ctx.eps)
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (

@@ -52,6 +52,9 @@ class PretrainingTask(nn.Module):
         """
         phase = self.config.phase(self.progress)
         image, text = self.encode(batch, phase)
+        # Encoded before anything is fused: backward then frees what fusion keeps before the gradients of the text tower
+        # take memory.
+        masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask) if phase.mlm else None
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if phase.itc and text is not None:
@@ -59,8 +62,8 @@ class PretrainingTask(nn.Module):
         if phase.itm and text is not None:
             pairs, candidates = self.pairs(image, text, batch, phase)
             parts["itm"], metrics["itm_accuracy"] = self.itm(*candidates, pairs)
-        if phase.mlm:
-            parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, batch)
+        if masked is not None:
+            parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, masked, batch)
         return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
 
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
@@ -100,9 +103,8 @@ class PretrainingTask(nn.Module):
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
         return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
-    def mlm(self, image: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def mlm(self, image: Encoded, masked: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
-        masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask)
         fused = self.model.fuse(image, masked, outputs="text")
         loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
         weight = batch.mlm_weight
@@ -131,11 +133,12 @@ class PretrainingTask(nn.Module):
         return pairs, (image, text)
 
     def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
+        text = None
+        if phase.itm or phase.itc:  # before the images, as the gradients of word embeddings need memory twice
+            outputs: EncodeOutputs = "layers" if phase.itm else "cls"
+            text = encode_text(self.model, batch.input_ids, batch.attention_mask, outputs=outputs)
         image = encode_image(self.model, batch.pixel_values, outputs="layers" if phase.itm or phase.mlm else "cls")
-        if not (phase.itm or phase.itc):
-            return image, None
-        outputs: EncodeOutputs = "layers" if phase.itm else "cls"
-        return image, encode_text(self.model, batch.input_ids, batch.attention_mask, outputs=outputs)
+        return image, text
 
 
 def gather_texts(text: Encoded) -> Encoded:
