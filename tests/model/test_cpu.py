@@ -217,6 +217,14 @@ class TestActivatedInput:
         plain = linear(hidden, weight, leaves[2])
         assert tiny.off(gradients(plain, leaves)[0], wanted[0]) > 0.1, "control: without the activation"
 
+    def test_gradients_where_pytorch_computes_the_product(self, activation: Activation) -> None:
+        hidden, weight = exact(2, 5, 24).requires_grad_(), exact(10, 24, seed=1).requires_grad_()
+        ours, theirs = linear(hidden, weight, None, activation), F.linear(activated(hidden, activation), weight)
+        cotangent = exact(2, 5, 10, seed=2)
+        expected = torch.autograd.grad(theirs, [hidden, weight], cotangent)
+        for one, other in zip(torch.autograd.grad(ours, [hidden, weight], cotangent), expected, strict=True):
+            assert tiny.off(one, other) < EXACT
+
     def test_it_is_not_kept_for_the_gradient(self, activation: Activation) -> None:
         up, down = made_linear(8, 6), made_linear(6, 4)
         kept: list[Tensor] = []
@@ -392,8 +400,14 @@ def test_control_heads_matter() -> None:
 
 @pytest.mark.parametrize(
     ("samples", "queries", "keys", "mask"),
-    [(2, 4, 5, None), (2, 4, 5, mask_of(5, 3)), (3, 1, 6, mask_of(1, 6, 2)), (2, LARGE, LARGE, mask_of(LARGE, 400))],
-    ids=["everything", "masked", "one query", "several blocks"],
+    [
+        (2, 4, 5, None),
+        (2, 4, 5, mask_of(5, 3)),
+        (3, 1, 6, mask_of(1, 6, 2)),
+        (2, LARGE, LARGE, mask_of(LARGE, 400)),
+        (8000, 5, 5, None),
+    ],
+    ids=["everything", "masked", "one query", "several blocks", "several blocks of small heads"],
 )
 def test_attention_values_and_gradients_are_those_of_pytorch(
     samples: int, queries: int, keys: int, mask: Tensor | None
@@ -405,6 +419,20 @@ def test_attention_values_and_gradients_are_those_of_pytorch(
     expected = torch.autograd.grad(theirs, leaves, cotangent)
     for one, other in zip(torch.autograd.grad(ours, leaves, cotangent), expected, strict=True):
         assert tiny.off(one, other) < EXACT
+
+
+def test_attention_of_no_samples() -> None:
+    leaves = streams(0, 4, 5)
+    attend(*leaves, mask=None, dropout=0.5).sum().backward()
+    assert [leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves] == [True] * 3
+
+
+@pytest.mark.parametrize(("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"])
+def test_few_weights_are_kept_for_the_gradients(length: int, stored: bool) -> None:
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+        attend(*streams(2, length, length), mask=None, dropout=0.0)
+    assert ((2 * HEADS, length, length) in [tensor.shape for tensor in kept]) == stored
 
 
 @pytest.mark.parametrize("keys", [5, LARGE])

@@ -9,6 +9,7 @@ inference, some pairs are fused after others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -29,7 +30,7 @@ from bridgetower.model.tower_config import Activation
 # each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only growth`).
 BUFFER_BYTES = 2**25
 _SCORE_BYTES = 4 * 2**20  # of attention scores in work at once: enough for one product to be worth it, and in the cache
-_NORM = "norm_of"  # attribute of a LayerNorm's output: its version, and input, weight, bias and epsilon of the norm
+_NORM = "norm_of"  # attribute of a LayerNorm's output
 _LOWEST, _VALUES = -(2**15), 2**16  # of 16 bits
 
 
@@ -115,6 +116,17 @@ class RecomputedFeedForward(FeedForward):
         return self.down(activated_(up, self.activation))
 
 
+@dataclass(frozen=True)
+class _Norm:
+    """What a LayerNorm's output, in its version, was computed of."""
+
+    version: int
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
 class RecomputedLayerNorm(nn.LayerNorm):
     """Marks its output, so that linear layers keep the norm's input for the gradients, which the norm keeps anyway."""
 
@@ -122,7 +134,7 @@ class RecomputedLayerNorm(nn.LayerNorm):
         """Normalises the last axis."""
         output = super().forward(input)
         if output.requires_grad:
-            setattr(output, _NORM, (output._version, (input, self.weight, self.bias, self.eps)))
+            setattr(output, _NORM, _Norm(output._version, input, self.weight, self.bias, self.eps))
         return output
 
 
@@ -193,7 +205,8 @@ def linear(
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
     elif not in_onednn(hidden, weight):
-        return F.linear(_input(hidden, activation), weight, bias)
+        inputs = hidden if activation is None else _Activated.apply(hidden, activation)  # type: ignore[no-untyped-call]
+        return F.linear(inputs, weight, bias)
     if not torch.is_grad_enabled():
         return _product(_input(hidden, activation), weight, bias)
     output: Tensor = _OneDnn.apply(hidden, weight, bias, activation)  # type: ignore[no-untyped-call]
@@ -232,9 +245,12 @@ class _OneDnn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
-        version, made_of = getattr(hidden, _NORM, (None, ()))
-        kept, *norm, ctx.eps = made_of if version == hidden._version else (hidden, None)
-        ctx.save_for_backward(weight, kept, *norm)
+        norm: _Norm | None = getattr(hidden, _NORM, None)
+        if norm is None or norm.version != hidden._version:
+            ctx.save_for_backward(weight, hidden)
+        else:
+            ctx.save_for_backward(weight, norm.input, norm.weight, norm.bias)
+            ctx.eps = norm.eps
         ctx.activation = activation
         return _product(_input(hidden, activation), weight, bias)
 
@@ -243,7 +259,7 @@ class _OneDnn(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         weight, hidden, *norm = ctx.saved_tensors
         if norm:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], *norm, ctx.eps)
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
@@ -289,40 +305,63 @@ def activation_gradient(
     return torch.ops.aten.silu_backward(gradient, 1.702 * hidden)
 
 
+class _Activated(torch.autograd.Function):
+    """The activation, whose gradient takes fewer passes over memory than those of its operations."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.activation = activation
+        return activated(hidden, activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (hidden,) = ctx.saved_tensors
+        return activation_gradient(gradients[0], hidden, ctx.activation), None
+
+
 class _WrittenOut(torch.autograd.Function):
-    """softmax(q·kᵀ / √e)·v, some heads at a time; the weights are computed again for the gradients."""
+    """softmax(q·kᵀ / √e)·v, some heads at a time.
+
+    Few weights are kept for the gradients, with copies of the inputs in which heads are dense; many are computed again.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         kept = draw_kept((*query.shape[:3], key.shape[2]), dropout) if dropout else None
-        ctx.save_for_backward(query, key, value, mask, kept)
+        queries, keys, values = copies = [tensor.flatten(0, 1) for tensor in (query, key, value)]  # [B·H, L, E]
+        stored = _room_for_weights(ctx, queries, keys)
+        hidden = _hidden_keys(mask, query)
+        inputs = (query, key, value) if stored is None else (copy.unflatten(0, query.shape[:2]) for copy in copies)
+        ctx.save_for_backward(*inputs, hidden, kept, stored)
         ctx.scale = 1 / (1 - dropout)
-        queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, key, value))  # [B·H, L, E]
         context = torch.empty_like(queries)
-        for rows, weights in _weights(queries, keys, _hidden_keys(mask, query)):
-            if kept is not None:
-                weights.mul_(kept.flatten(0, 1)[rows].to(weights.dtype)).mul_(ctx.scale)
-            torch.bmm(weights, values[rows], out=context[rows])
+        for rows, weights in _weights(queries, keys, hidden, stored):
+            dropped = weights if kept is None else _factor(kept, rows, weights, ctx.scale).mul_(weights)
+            torch.bmm(dropped, values[rows], out=context[rows])
         return context.view_as(query)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, mask, kept = ctx.saved_tensors
-        queries, keys, values, gradient = (tensor.flatten(0, 1) for tensor in (query, key, value, gradients[0]))
+        *inputs, hidden, kept, stored = ctx.saved_tensors
+        queries, keys, values, gradient = (tensor.flatten(0, 1) for tensor in (*inputs, gradients[0]))
         to_queries, to_keys, to_values = (torch.empty_like(tensor) for tensor in (queries, keys, values))
         scale = queries.shape[-1] ** -0.5
-        for rows, weights in _weights(queries, keys, _hidden_keys(mask, query)):
+        known = None if stored is None else ((rows, stored[rows]) for rows in _blocks(queries, keys))
+        for rows, weights in known or _weights(queries, keys, hidden):
             to_weights = torch.bmm(gradient[rows], values[rows].mT)
             dropped = weights
             if kept is not None:
-                factor = kept.flatten(0, 1)[rows].to(weights.dtype).mul_(ctx.scale)
-                to_weights, dropped = to_weights.mul_(factor), weights * factor
+                factor = _factor(kept, rows, weights, ctx.scale)
+                to_weights, dropped = to_weights.mul_(factor), factor.mul_(weights)
             torch.bmm(dropped.mT, gradient[rows], out=to_values[rows])
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(scale)
             torch.bmm(to_scores, keys[rows], out=to_queries[rows])
             torch.bmm(to_scores.mT, queries[rows], out=to_keys[rows])
-        return to_queries.view_as(query), to_keys.view_as(key), to_values.view_as(value), None, None
+        heads = gradients[0].shape[:2]
+        return *(each.unflatten(0, heads) for each in (to_queries, to_keys, to_values)), None, None
 
 
 def _hidden_keys(mask: Tensor | None, query: Tensor) -> Tensor | None:
@@ -330,18 +369,38 @@ def _hidden_keys(mask: Tensor | None, query: Tensor) -> Tensor | None:
     return None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]
 
 
-def _weights(queries: Tensor, keys: Tensor, hidden: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yields the attention weights of some heads of some samples at a time, all in one buffer."""
-    heads, rows, columns = len(queries), queries.shape[1], keys.shape[1]
-    step = max(1, min(heads, _SCORE_BYTES // max(1, rows * columns * queries.element_size())))
-    buffer = queries.new_empty(step, rows, columns)
-    for start in range(0, heads, step):
-        block = slice(start, min(start + step, heads))
-        scores = buffer[: block.stop - block.start]
-        torch.baddbmm(scores, queries[block], keys[block].mT, beta=0, alpha=queries.shape[-1] ** -0.5, out=scores)
+def _room_for_weights(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor | None:
+    """Returns memory for the weights of all heads; None if gradients need none, or one stream is long."""
+    length = max(queries.shape[1], keys.shape[1])
+    if not any(ctx.needs_input_grad) or length > 2 * queries.shape[2]:  # more memory than two inputs
+        return None
+    return queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
+
+
+def _factor(kept: Tensor, rows: slice, weights: Tensor, scale: float) -> Tensor:
+    """What dropout multiplies the weights of some heads with."""
+    return kept.flatten(0, 1)[rows].to(weights.dtype).mul_(scale)
+
+
+def _weights(
+    queries: Tensor, keys: Tensor, hidden: Tensor | None, stored: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields the attention weights of some heads of some samples at a time, all in one buffer or in `stored`."""
+    blocks = _blocks(queries, keys)
+    buffer = queries.new_empty(blocks[0].stop if blocks else 0, queries.shape[1], keys.shape[1])
+    for rows in blocks:
+        scores = buffer[: rows.stop - rows.start] if stored is None else stored[rows]
+        torch.baddbmm(scores, queries[rows], keys[rows].mT, beta=0, alpha=queries.shape[-1] ** -0.5, out=scores)
         if hidden is not None:
-            scores.masked_fill_(hidden[block], -torch.inf)
-        yield block, torch.softmax(scores, dim=-1, out=scores)
+            scores.masked_fill_(hidden[rows], -torch.inf)
+        yield rows, torch.softmax(scores, dim=-1, out=scores)
+
+
+def _blocks(queries: Tensor, keys: Tensor) -> list[slice]:
+    """Which heads are in work at once."""
+    heads, head_bytes = len(queries), queries.shape[1] * keys.shape[1] * queries.element_size()
+    step = max(1, _SCORE_BYTES // max(1, head_bytes))
+    return [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
 
 
 def draw_kept(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:

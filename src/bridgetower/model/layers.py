@@ -25,7 +25,7 @@ def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tens
     """Returns the activation of each value: GELU, or CLIP's approximation `quick_gelu`, x·σ(1.702x)."""
     if activation == "gelu":
         return F.gelu(hidden)
-    return F.silu(1.702 * hidden) / 1.702  # keeps one tensor for the gradient, where the formula keeps two
+    return F.silu(1.702 * hidden).div_(1.702)  # keeps one tensor for the gradient, where the formula keeps two
 
 
 def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
