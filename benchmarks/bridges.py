@@ -5,7 +5,7 @@ recipe `scenes-vqa`. Fixed beforehand: 1,200 steps of 64, the scenes (60,000 for
 questions every 100 steps, and the figure: the mean of the validation score over the learning curve, paired by seed.
 Beside it stand the last score, the steps to a score of 60 and the seconds of a step. Runs that are finished are kept in
 the results file, which a later call, on another machine too, adds to. Prints a table of all runs of the experiment and
-writes its page and drawing.
+writes its page and drawing. `depths` does so at each depth, and draws the differences over the depth.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
 
+from matplotlib.figure import Figure
 from scenes import ARMS
 
-from bridgetower.analysis.comparison import Comparison, FinishedRun, finished_runs
+from bridgetower.analysis.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs
+from bridgetower.analysis.findings import interval
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.distributed import available_cores
-from bridgetower.files import read_json, write_json
+from bridgetower.files import read_json, write_bytes, write_json
 from bridgetower.model.config import BridgeKind, ModelConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
@@ -32,6 +35,7 @@ REACH, METRIC, STEPS, EVERY = 60.0, "vqa_score", 1_200, 100
 NUM_TRAIN, NUM_VALIDATION, SCENES_SEED = 60_000, 500, 21
 TEXT_LAYERS = {2: 2, 4: 3, 6: 4, 8: 6}
 FUSION_LAYERS = {2: 2, 4: 2, 6: 3, 8: 4}
+DEPTHS = "depths"
 Change = Callable[[ModelConfig], ModelConfig]
 
 
@@ -129,7 +133,7 @@ def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Nam
 def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, DEPTHS])
     parser.add_argument("--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages")
     parser.add_argument("--results", type=Path, default=Path("docs/bridges.json"), help="finished runs; added to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
@@ -141,16 +145,48 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Trains what is missing, compares, draws and prints."""
-    given = parsed()
-    arms = EXPERIMENTS[given.experiment][1]
-    runs = {(arm, seed): config(given.experiment, arm, seed, given) for seed in given.seeds for arm in arms}
+def compared(experiment: str, given: argparse.Namespace) -> Comparison:
+    """Trains what is missing of an experiment, compares, draws and prints."""
+    arms = EXPERIMENTS[experiment][1]
+    runs = {(arm, seed): config(experiment, arm, seed, given) for seed in given.seeds for arm in arms}
     train_missing(runs, given)
     found = tuple(kept(given.results, key(run, given), arm, seed) for (arm, seed), run in runs.items())
     comparison = Comparison(metric=METRIC, reach=REACH, runs=found)
-    comparison.write(given.work / given.experiment, f"Scenes, {given.experiment}")
-    print(comparison.markdown())
+    comparison.write(given.work / experiment, f"Scenes, {experiment}")
+    print(f"{experiment}\n\n{comparison.markdown()}\n")
+    return comparison
+
+
+def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
+    """Returns a PNG of the differences of the figure between BridgeTower and the other arms, by depth of the towers."""
+    drawing = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = drawing.add_subplot()
+    others = list(ARMS)[1:]
+    for number, (arm, (ink, line)) in enumerate(zip(others, LINE_STYLES[1:], strict=False)):
+        found = [comparison.differences(arm)["area"] for comparison in depths.values()]
+        places = [depth + (number - 0.5) * 0.2 for depth in depths]
+        means = [difference["mean"] for difference in found]
+        bounds = [interval(difference) or (difference["mean"],) * 2 for difference in found]
+        errors = [[mean - low for mean, (low, _) in zip(means, bounds, strict=True)]]
+        errors.append([high - mean for mean, (_, high) in zip(means, bounds, strict=True)])
+        axes.errorbar(places, means, yerr=errors, fmt=line, color=ink, capsize=4, label=f"BridgeTower \u2212 {arm}")
+    axes.axhline(0, color="#555555", linewidth=1)
+    axes.set(xlabel="layers of the image tower", ylabel="difference of the mean score", xticks=list(depths))
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="upper left")
+    content = BytesIO()
+    drawing.savefig(content, dpi=110, format="png")
+    return content.getvalue()
+
+
+def main() -> None:
+    """Runs one experiment, or those of all depths."""
+    given = parsed()
+    if given.experiment != DEPTHS:
+        compared(given.experiment, given)
+        return
+    found = {depth: compared(f"depth-{depth}", given) for depth in TEXT_LAYERS}
+    write_bytes(given.work / "depths.png", draw_depths(found))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import json
 import runpy
 import subprocess
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from bridgetower.analysis.comparison import Comparison, FinishedRun
 from bridgetower.tasks.table import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -50,6 +52,34 @@ def test_bridges_are_measured_with_the_recipe_of_the_demo(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(BENCHMARKS)
     model = runpy.run_path(str(BENCHMARKS / "bridges.py"))["model"]
     assert model(6) == RECIPES["scenes-vqa-deep"].model != model(4)
+
+
+def test_the_drawing_over_depths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a lead that grows with the depth, the drawing is another one than without a lead."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = runpy.run_path(str(BENCHMARKS / "bridges.py"))
+
+    def drawn(lead: float) -> bytes:
+        compared = {
+            depth: Comparison(
+                metric="vqa_score",
+                reach=None,
+                runs=tuple(
+                    FinishedRun(
+                        arm=arm, seed=seed, curve={1: seed + lead * depth * (arm == "BridgeTower")}, seconds_per_step=1
+                    )
+                    for arm in benchmark["ARMS"]
+                    for seed in (1, 2, 4)
+                ),
+            )
+            for depth in benchmark["TEXT_LAYERS"]
+        }
+        content: bytes = benchmark["draw_depths"](compared)
+        return content
+
+    with Image.open(BytesIO(drawn(1))) as drawing:
+        assert drawing.width > 500
+    assert drawn(1) != drawn(0)
 
 
 def test_bridges_keep_finished_runs(run: Callable[..., str], tmp_path: Path) -> None:
