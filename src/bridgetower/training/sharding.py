@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from bridgetower.distributed import world_size
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import RecomputedLayerNorm
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.training.data_parallel import Replicated
 
@@ -35,6 +36,9 @@ class Sharded(Replicated):
             dist.broadcast(parameter.data, 0)
         self.scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
         ignored = set(self.scalars)
+        norms: list[nn.Module] = [module for module in task.modules() if isinstance(module, RecomputedLayerNorm)]
+        for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
+            norm.__class__ = nn.LayerNorm
         models = [module for module in task.modules() if isinstance(module, BridgeTower)]
         for layer in (layer for model in models for layer in model.layers()):
             fully_shard(layer, ignored_params=ignored)
