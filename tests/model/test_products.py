@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny
 from bridgetower.files import cache_folder
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu, pack_weights
+from bridgetower.model.cpu import optimize_for_cpu, pack_weights
+from bridgetower.model.cpu_linear import OneDnnLinear
 from bridgetower.model.products import LIBRARIES, VARIABLE, measure, onednn_is_faster
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask

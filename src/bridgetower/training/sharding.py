@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from bridgetower.distributed import world_size
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.cpu import RecomputedLayerNorm
+from bridgetower.model.cpu_linear import RecomputedLayerNorm
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.training.data_parallel import Replicated
 
