@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
 
 from matplotlib.figure import Figure
 from scenes import ARMS
 
-from bridgetower.analysis.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs
+from bridgetower.analysis.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs, png
 from bridgetower.analysis.findings import interval
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
@@ -174,9 +173,7 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
     axes.set(xlabel="layers of the image tower", ylabel="difference of the mean score", xticks=list(depths))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="upper left")
-    content = BytesIO()
-    drawing.savefig(content, dpi=110, format="png")
-    return content.getvalue()
+    return png(drawing)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from itertools import cycle
 from typing import get_args
 
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.attention_weights import AttentionKind, LayerAttention
-from bridgetower.analysis.comparison import LINE_STYLES
+from bridgetower.analysis.comparison import LINE_STYLES, png
 
 Statistics = Mapping[AttentionKind, Sequence[LayerAttention]]
 TITLES = ("model", "attention", "layer", "distance", "entropy", "divergence of heads")
@@ -50,9 +49,7 @@ def draw_statistics(models: Mapping[str, Statistics]) -> bytes:
         grid[0][0].legend()
         for axes in grid[-1]:
             axes.set_xlabel("fusion layer")
-        content = BytesIO()
-        drawing.savefig(content, dpi=110, format="png")
-    return content.getvalue()
+        return png(drawing)
 
 
 def _draw(axes: Axes, layers: Sequence[Sequence[float]], name: str, style: tuple[str, str]) -> None:

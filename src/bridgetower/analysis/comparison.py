@@ -204,8 +204,13 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
         axes.set(xlabel="optimiser steps", ylabel=f"{metric}, validation", title=title)
         axes.grid(visible=True, alpha=0.3)
         drawing.legend(loc="outside right center") if len(comparison.arms) > 4 else axes.legend(loc="lower right")
-        content = BytesIO()
-        drawing.savefig(content, dpi=110, format="png")
+        return png(drawing)
+
+
+def png(drawing: Figure) -> bytes:
+    """Returns the file of a drawing."""
+    content = BytesIO()
+    drawing.savefig(content, dpi=110, format="png")
     return content.getvalue()
 
 

@@ -113,9 +113,10 @@ def _weights(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields the attention weights of some heads of some samples at a time, all in one buffer or in `stored`."""
     blocks = _blocks(queries, keys)
-    buffer = queries.new_empty(blocks[0].stop if blocks else 0, queries.shape[1], keys.shape[1])
+    size = blocks[0].stop if blocks else 0
+    room = queries.new_empty(size, queries.shape[1], keys.shape[1]) if stored is None else stored
     for rows in blocks:
-        scores = buffer[: rows.stop - rows.start] if stored is None else stored[rows]
+        scores = room[: rows.stop - rows.start] if stored is None else room[rows]
         torch.baddbmm(scores, queries[rows], keys[rows].mT, beta=0, alpha=queries.shape[-1] ** -0.5, out=scores)
         if hidden is not None:
             scores.masked_fill_(hidden[rows], -torch.inf)
