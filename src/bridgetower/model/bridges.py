@@ -73,7 +73,7 @@ class InterpolatingBridge(Bridge):
 
     def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Returns (1 - β)x + βz."""
-        return tower * (-self.beta + 1) + stream * self.beta  # not 1 - beta, which PyTorch 2.6 does not export
+        return tower * (1 - self.beta) + stream * self.beta
 
 
 class ConcatenatingBridge(Bridge):
