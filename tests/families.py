@@ -65,6 +65,9 @@ VISION_FAMILIES = {
     "beit v2": VisionFamily("beitv2_base_patch16_224", 1),
     "registers, mean": VisionFamily("vit_medium_patch16_reg4_gap_256", 4),
     "parallel": VisionFamily("vit_small_patch16_18x2_224", 1),
+    "relative positions": VisionFamily("vit_relpos_small_patch16_224", 0),
+    "relative positions, shared": VisionFamily("vit_srelpos_small_patch16_224", 0),
+    "relative positions, CLS": VisionFamily("vit_relpos_medium_patch16_cls_224", 1),
     "rotary": VisionFamily("vit_small_patch16_rope_224", 1, head_width=8),
     "rotary, learnt": VisionFamily("vit_small_patch16_rope_mixed_224", 1, head_width=8),
 }
@@ -140,10 +143,11 @@ def save_timm(folder: Path, family: str, **pretrained: Any) -> Any:
 
     arguments, size = VISION_FAMILIES[family].draw(Random(0))
     name = VISION_FAMILIES[family].name
-    model = off_defaults(timm.create_model(name, num_classes=5, img_size=size, **arguments)).eval()
+    arguments |= {"num_classes": 5, "img_size": size}
+    model = off_defaults(timm.create_model(name, **arguments)).eval()
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
-    config = {"architecture": name, "model_args": arguments | {"img_size": size}, "pretrained_cfg": PIXELS | pretrained}
+    config = {"architecture": name, "model_args": arguments, "pretrained_cfg": PIXELS | pretrained}
     (folder / "config.json").write_text(json.dumps(config))
     return model
 

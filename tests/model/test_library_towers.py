@@ -1,6 +1,7 @@
 """Towers of timm and transformers: every hidden state is the library's own, also from a description without memory."""
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from families import TEXT_FAMILIES, VISION_FAMILIES
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 SEEDS = (0, 1)
+OTHERS = ("resnet18", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "naflexvit_base_patch16_gap")
 IDS, MASK = tiny.texts([9, 4, 7])
 
 
@@ -60,7 +62,8 @@ def test_every_layer_of_an_image_tower(family: str, seed: int) -> None:
     config = drawn_vision(family, seed)
     tower = tiny.off_defaults(vision_tower(config), seed).eval()
     own, pixels = published_vision(config, tower.state_dict()), tiny.images(2, size=config.image_size)
-    last, theirs = own.forward_intermediates(pixels, norm=True, return_prefix_tokens=True, output_fmt="NLC")
+    prefixed = VISION_FAMILIES[family].prefix_tokens > 0
+    last, theirs = own.forward_intermediates(pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC")
     theirs = [torch.cat(layer[::-1], dim=1) if isinstance(layer, tuple) else layer for layer in theirs]
     layers = tuple(range(1, config.num_layers + 1))
     ours = tower(pixels, layers)
@@ -103,7 +106,7 @@ def both(vision: str = "dinov3", text: str = "modernbert") -> ModelConfig:
     return config.override({"fusion.dropout": 0.0})
 
 
-@pytest.mark.parametrize("vision", ["dinov3", "eva02", "beit", "siglip", "rotary, learnt"])
+@pytest.mark.parametrize("vision", ["dinov3", "eva02", "beit", "siglip", "rotary, learnt", "relative positions"])
 @pytest.mark.parametrize("text", ["modernbert", "deberta-v2"])
 def test_a_model_described_on_meta_has_its_buffers(vision: str, text: str) -> None:
     config = both(vision, text)
@@ -133,7 +136,7 @@ def test_checkpointed_activations_change_no_gradient() -> None:
     ("build", "message"),
     [
         (lambda: timm_config("vit_huge_of_mine", {}), "timm has no architecture 'vit_huge_of_mine'"),
-        (lambda: timm_config("resnet18", {}), "resnet18 is no vision transformer; expected"),
+        *((partial(timm_config, name, {}), f"{name} is no vision transformer of timm whose") for name in OTHERS),
         (lambda: timm_config("vit_tiny_patch16_224", {"depths": 3}), "timm cannot build vit_tiny_patch16_224 with"),
         (lambda: transformers_config({"model_type": "mine"}), "does not know the model type 'mine'"),
         (lambda: transformers_config({"model_type": "t5"}), "t5 is an encoder with a decoder; expected an encoder"),

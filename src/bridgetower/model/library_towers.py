@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ class TimmTower(VisionTower):
         outputs = self.model.forward_intermediates(  # type: ignore[operator]
             pixel_values,
             indices=[layer - 1 for layer in layers],
-            return_prefix_tokens=True,
+            return_prefix_tokens=bool(self.model.num_prefix_tokens),  # not every architecture has them to return
             norm=True,
             stop_early=True,
             output_fmt="NLC",
@@ -277,7 +278,7 @@ def _timm_model(architecture: str, arguments: Mapping[str, Any], image_size: int
         raise ValueError(f"timm has no architecture {architecture!r}; timm.list_models() names those that there are")
     size = {} if image_size is None else {"img_size": image_size}
     try:
-        return _built(lambda: timm.create_model(architecture, num_classes=0, **{**arguments, **size}))
+        return _built(lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0}))
     except TypeError as error:
         raise ValueError(f"timm cannot build {architecture} with {arguments or size} ({error})") from error
 
@@ -286,9 +287,10 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
     layers = getattr(model, "feature_info", None)
     blocks = getattr(model, "blocks", None)
     sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
-    if len(sizes) != 1 or blocks is None or not hasattr(model, "num_prefix_tokens"):
+    if len(sizes) != 1 or blocks is None or not _returns_tokens(model):
         raise ValueError(
-            f"{settings['architecture']} is no vision transformer; expected one whose layers are of one width"
+            f"{settings['architecture']} is no vision transformer of timm whose layers are of one width and whose "
+            "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
     ((width, patch),) = sizes
     attention = getattr(blocks[0], "attn", None)
@@ -307,6 +309,13 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
         prefix_tokens=model.num_prefix_tokens,
         settings=settings,
     )
+
+
+def _returns_tokens(model: Any) -> bool:
+    """Whether a model has a patch embedding, and its interface returns all tokens of a layer, not the patches alone."""
+    run = getattr(model, "forward_intermediates", None)
+    has = all(hasattr(model, name) for name in ("patch_embed", "num_prefix_tokens"))
+    return has and run is not None and "return_prefix_tokens" in inspect.signature(run).parameters
 
 
 def _image_side(model: Any) -> int:

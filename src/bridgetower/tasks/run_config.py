@@ -98,7 +98,7 @@ class RunConfig:
             that the run does not name are left behind.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
         vision: Image tower of a new model, in place of the recipe's. Published weights, which decide its architecture:
-            a file, a folder or a hub id with CLIP, ViT or DeiT, or any vision transformer of timm, `timm:NAME`. Their
+            a file, a folder or a hub id with CLIP, ViT or DeiT, or a vision transformer of timm, `timm:NAME`. Their
             positions are resized to the image size. Or a name for random weights: of `VISION_TOWERS`, such as
             `clip-b16`, or a tower of your own.
         text: Its text tower, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer is used; a
