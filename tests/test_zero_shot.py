@@ -113,6 +113,7 @@ class TestCommand:
             (["PHOTOS", "--images", "PHOTOS", "--labels", "a", "b"], "expected one of them"),
             (["--labels", "a", "b"], "nothing to classify"),
             (["PHOTOS", "--labels", "a"], "labels are ('a',); expected two or more"),
+            (["PHOTOS", "--labels", "a", "b", "--top", "0"], "top is 0; expected at least 1"),
         ],
     )
     def test_bad_arguments(

@@ -276,6 +276,12 @@ def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
 
 
+def check_top(top: int | None) -> None:
+    """Raises ValueError if no class, word or image would be returned."""
+    if top is not None and top < 1:
+        raise ValueError(f"top is {top}; expected at least 1")
+
+
 def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
     """Returns the `top` likeliest classes of every row, None for all of them."""
     best = probabilities.topk(min(top or len(names), len(names)))

@@ -25,6 +25,7 @@ from bridgetower.inference import (
     Judging,
     Kind,
     Outcome,
+    check_top,
     choices,
     compute,
 )
@@ -286,8 +287,7 @@ class Predictor:
             ValueError: A text without mask (after cutting), `top` below 1, a model without MLM head, different numbers
                 of images and texts, or unreadable ones.
         """
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
+        check_top(top)
         given, words = pair_lists(images, texts)
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
@@ -487,8 +487,7 @@ class Predictor:
         **options: Unpack[Options],
     ) -> Any:
         """Returns the `top` likeliest classes of each text with its image or images, of a single text those alone."""
-        if top is not None and top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
+        check_top(top)
         names = self.class_names(HEAD_OF[kind])
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")

@@ -8,7 +8,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.inference import Choice, choices, l2_normalize
+from bridgetower.inference import Choice, check_top, choices, l2_normalize
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor.inputs import Images, Texts
 
@@ -71,8 +71,7 @@ def classify_by_labels(
     Raises:
         ValueError: The model has no contrastive head, or something cannot be used.
     """
-    if top is not None and top < 1:
-        raise ValueError(f"top is {top}; expected at least 1")
+    check_top(top)
     prompts = predictor.embed_texts(prompts_of(labels, templates), batch_size=batch_size, truncate=truncate)
     vectors = predictor.embed_images(images, batch_size=batch_size, progress=progress)
     return label_choices(predictor.model, vectors, prompts, labels, top)

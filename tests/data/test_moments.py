@@ -205,7 +205,7 @@ class TestWithoutPyAV:
         monkeypatch.setattr(moments, "is_installed", lambda package: package != "av")
         assert [item.id for item in items(talk.parent)] == ["a.png"]
         assert (
-            "has 1 videos, which are left out; to read them, run in the project's folder: pip install '.[video]'"
+            "has 1 videos, which cannot be read; to read them, run in the project's folder: pip install '.[video]'"
             in caplog.text
         )
 

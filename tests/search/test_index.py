@@ -225,6 +225,23 @@ class TestExactVectors:
         assert again._all_compared(query, 9) is None
         assert [hit.path for hit in again.nearest(query, 9)] == expected
 
+    def test_a_table_made_anew_has_another_array(self, index: Index, make: Make) -> None:
+        index.write_exact()
+        query = torch.tensor([2.0, 1.0, -1.0])
+        other = make("other.lance")
+        rows = [replace(row(f"{number:03}"), image_vector=-query + number) for number in range(60)]
+        for _ in range(index._table.version - 2):
+            other.upsert(rows[:1])
+        other.upsert(rows)
+        other.write_exact()
+        assert other._table.version == index._table.version
+        assert index.nearest(query, 1)[0].path != other.nearest(query, 1)[0].path
+        shutil.rmtree(index.uri)
+        shutil.move(other.uri, index.uri)
+        (expected,) = Index(index.uri).nearest(query, 1)
+        (found,) = index.nearest(query, 1)
+        assert (found.path, found.cosine) == (expected.path, expected.cosine)
+
     def test_small_tables_have_none(self, make: Make) -> None:
         index = make()
         index.upsert([row("a.png")])
@@ -268,6 +285,19 @@ class TestApproximate:
         found = index.nearest(new, 100)
         assert {one.path for one in found} == {f"more{number}" for number in range(100)}
         assert index.has_ann_index
+
+    def test_finds_as_many_as_there_are(self, index: Index, vectors: torch.Tensor) -> None:
+        index.create_ann_index()
+        for vector in vectors[:5]:
+            assert len(index.nearest(vector, 10, where="path LIKE '%00'")) == 4
+            assert len(index.nearest(vector, 390)) == 390
+            assert len(index.nearest(vector, 2**70)) == 400
+
+    def test_copies_of_one_image(self, make: Make) -> None:
+        index = make()
+        index.upsert([row(f"{number}.png") for number in range(300)])
+        index.create_ann_index()
+        assert len(index.nearest(torch.ones(3), 10)) == 10
 
     def test_few_rows(self, make: Make) -> None:
         index = make()

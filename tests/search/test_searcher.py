@@ -177,6 +177,7 @@ class TestConditions:
         [
             ({}, "nothing to search for"),
             ({"text": "a", "top": 0}, "top is 0; expected at least 1$"),
+            ({"text": "a", "batch_size": 0}, "batch_size is 0; expected at least 1$"),
             ({"text": "a", "rerank": -1}, "rerank is -1; expected at least 0$"),
             ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
             ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from bridgetower.data import moments
 from bridgetower.predictor import Predictor
+from bridgetower.search import listing
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
@@ -118,6 +120,19 @@ def test_only_what_has_changed_is_embedded(talks: Path, index_of: Callable[..., 
     (talks / "lectures" / "one.mp4").unlink()
     assert index_of(talks).removed == 4
     assert index_of(talks, every=6.0).images == 2
+
+
+def test_moments_stay_where_videos_cannot_be_read(
+    talks: Path, index_of: Callable[..., IndexReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(talks / "a.png")
+    Image.new("RGB", (9, 9)).save(talks / "b.png")
+    before = index_of(talks)
+    (talks / "b.png").unlink()
+    for module in (moments, listing):
+        monkeypatch.setattr(module, "is_installed", lambda package: package != "av")
+    without = index_of(talks)
+    assert (without.images, without.added, without.removed) == (before.images - 1, 0, 1)
 
 
 def test_a_run_that_was_stopped_is_continued(

@@ -43,7 +43,7 @@ def test_bodies_that_are_no_requests(client: httpx.Client, content: bytes, words
 
 def test_json_under_another_name(client: httpx.Client) -> None:
     response = client.post("/v1/embeddings", content=b'{"input": "a"}', headers={"Content-Type": "text/plain"})
-    error_of(response, 400)
+    assert "with the header Content-Type: application/json" in error_of(response, 400)["message"]
 
 
 def test_a_failure_is_logged_and_tells_nothing(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,6 +72,9 @@ def classify(
         raise ValueError("labels are compared with images alone; give images and no texts")
     if not labels and (source is not None or templates or max_errors):
         raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
+    from bridgetower.inference import check_top
+
+    check_top(top)
     predictor = loading.load(model_or_demo(model, "bridgetower classify MODEL --images FILE --labels A B"))
     if not labels:
         _by_head(predictor, [str(image) for image in images], list(texts), top, batching, json)

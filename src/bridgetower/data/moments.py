@@ -89,7 +89,7 @@ def readable_videos(folder: Path) -> list[Path]:
     """Returns the videos in a folder and those below, from there on; none, with a warning, without PyAV."""
     found = list(files_in(folder, VIDEO_SUFFIXES))
     if found and not is_installed("av"):
-        message = "%s has %d videos, which are left out; to read them, run in the project's folder: %s"
+        message = "%s has %d videos, which cannot be read; to read them, run in the project's folder: %s"
         logger.warning(message, folder, len(found), install("video"))
         return []
     return found

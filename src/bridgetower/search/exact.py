@@ -28,16 +28,18 @@ class ExactVectors:
             folder: Of the table.
         """
         self._folder = folder / "_exact"
-        self._opened: tuple[int, np.ndarray] | None = None
+        self._opened: tuple[tuple[int, ...], np.ndarray] | None = None
 
     def of(self, version: int) -> np.ndarray | None:
         """Returns the array of a version, memory-mapped; None if there is none."""
-        if self._opened is None or self._opened[0] != version:
-            path = self._folder / _NAME.format(version)
-            try:
-                self._opened = version, np.load(path, mmap_mode="r")
-            except (OSError, ValueError):  # not there, or damaged
-                self._opened = None
+        path = self._folder / _NAME.format(version)
+        try:
+            status = path.stat()
+            key = version, status.st_ino, status.st_mtime_ns  # a table that is made anew has the same versions
+            if self._opened is None or self._opened[0] != key:
+                self._opened = key, np.load(path, mmap_mode="r")
+        except (OSError, ValueError):  # not there, or damaged
+            self._opened = None
         return None if self._opened is None else self._opened[1]
 
     def write(self, version: int, count: int, width: int, parts: Iterable[np.ndarray]) -> None:

@@ -73,10 +73,9 @@ class Index:
             FileNotFoundError: There is none.
             ValueError: It is something else.
         """
-        table = opened_table(uri, storage_options)
-        if table is None:
-            raise FileNotFoundError(f"no index at {uri}; make one with bridgetower index PHOTOS --out {uri}")
-        self.uri, self._table, self._root = str(uri), table, root
+        self.uri, self._root, self._storage_options = str(uri), root, storage_options
+        self._opened: tuple[Any, tuple[int, int] | None] | None = None
+        table = self._table
         self._spoken: tuple[int, bool] | None = None  # of a version
         self._exact = None if is_url(uri) else ExactVectors(Path(uri))
         self.info = info_of(uri, table.schema)
@@ -124,6 +123,22 @@ class Index:
             ValueError: The name is none for an index.
         """
         return opened_table(uri, storage_options) is not None
+
+    @property
+    def _table(self) -> Any:
+        """The table, opened again where another one, whose versions have the same numbers, has taken its place."""
+        folder = None
+        if not is_url(self.uri) and Path(self.uri).is_dir():
+            status = Path(self.uri).stat()
+            folder = status.st_ino, status.st_ctime_ns
+        if self._opened is None or self._opened[1] != folder:
+            table = opened_table(self.uri, self._storage_options)
+            if table is None:
+                raise FileNotFoundError(
+                    f"no index at {self.uri}; make one with bridgetower index PHOTOS --out {self.uri}"
+                )
+            self._opened = table, folder
+        return self._opened[0]
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
@@ -280,14 +295,16 @@ class Index:
         """
         with reading(self.uri):
             there, schema = len(self), self._table.schema
+        count = max(1, min(count, there))
         if info_of(self.uri, schema) != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
         every = exact or not self.has_ann_index
         if where is None and column == "image_vector" and every and (found := self._all_compared(vector, count)):
             return found
         query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
-        # Where there are no partitions, these two change nothing.
-        query = query.nprobes(math.ceil(_PROBED_SHARE * _num_partitions(there))).refine_factor(_REFINED)
+        # Where there are no partitions, these three change nothing. Too few hits: Lance reads further partitions.
+        probed = math.ceil(_PROBED_SHARE * _num_partitions(there))
+        query = query.minimum_nprobes(probed).maximum_nprobes(0).refine_factor(_REFINED)
         if exact:
             query = query.bypass_vector_index()
         if where is not None:
@@ -296,22 +313,22 @@ class Index:
         with reading(self.uri) if where is None else condition(where, ABOUT):
             rows = query.to_list()
         unhidden = where is None and column == "image_vector" and every
-        if unhidden and len(rows) < min(count, there, len(self)):
+        if unhidden and len(rows) < min(count, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [self._hit(row) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
     def _all_compared(self, vector: Float[Tensor, " c"], count: int) -> list[Hit] | None:
         """Returns the images with the largest cosines by the array of vectors; None if it is not of this version."""
-        version = self._table.version
+        table, version = self._table, self._table.version
         vectors = self._exact.of(version) if self._exact else None
         if vectors is None:
             return None
         rows, cosines = largest_products(vectors, F.normalize(vector, dim=0).numpy(), count)
         order = rows.argsort()
         with reading(self.uri):
-            found = self._table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
-            if self._table.version != version:  # it was written meanwhile
+            found = table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
+            if self._table is not table or table.version != version:  # it was written meanwhile
                 return None
         hits = [
             self._hit(row | {"_distance": 1 - cosine})

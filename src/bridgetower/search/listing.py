@@ -14,6 +14,7 @@ from types import TracebackType
 from bridgetower.data.images import ImageRef
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
 from bridgetower.data.remote import is_url
+from bridgetower.extras import is_installed
 from bridgetower.files import unfit_name
 from bridgetower.search.table import SourceImage, place_of
 
@@ -127,9 +128,10 @@ class Listing:
         return self._database.execute("SELECT 1 FROM old WHERE path = ?", [path]).fetchone() is not None
 
     def removed(self) -> Iterator[str]:
-        """Yields the paths of the images that the source has no more."""
-        found = self._database.execute("SELECT path FROM old WHERE path NOT IN (SELECT path FROM new) ORDER BY path")
-        return (path for (path,) in found)
+        """Yields the paths of the images that the source has no more; without PyAV, which reads videos, no moments."""
+        kept = "" if is_installed("av") else " AND place NOT LIKE '%\"moment\"%'"
+        query = f"SELECT path FROM old WHERE path NOT IN (SELECT path FROM new){kept} ORDER BY path"
+        return (path for (path,) in self._database.execute(query))
 
     def _count(self, query: str) -> int:
         (count,) = self._database.execute(query).fetchone()

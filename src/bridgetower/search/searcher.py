@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.batches import check_batch_size
 from bridgetower.bulk.lance import Uri
 from bridgetower.checkpoints import Reranking
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Item, combined_scores, two_stage_order
+from bridgetower.inference import Item, check_top, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
@@ -96,6 +97,7 @@ class Searcher:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
                 head, the condition is none, or none of the candidates can be opened.
         """
+        check_batch_size(batch_size)
         against, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
@@ -218,8 +220,7 @@ def _check_query(text: str | None, image: ImageLike | None, top: int, rerank: in
         raise ValueError("nothing to search for; give a text, an image or both")
     if text is not None and not text.strip():
         raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
-    if top < 1:
-        raise ValueError(f"top is {top}; expected at least 1")
+    check_top(top)
     if rerank is not None and rerank < 0:
         raise ValueError(f"rerank is {rerank}; expected at least 0")
     if rerank and text is None:

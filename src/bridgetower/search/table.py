@@ -9,7 +9,7 @@ import stat
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from bridgetower.data.images import ImageRef
 from bridgetower.data.remote import is_url
 from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
+from bridgetower.processor import check_length
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
@@ -203,9 +204,31 @@ def place_of(image: ImageRef, root: Path) -> str:
 
 
 def file_of(image: Indexed, root: Path) -> Path | str:
-    """Returns where an image is: its file, the shard, table or video that it is in, or its URL."""
-    where = json_object(image.place or "{}", "the place of an image")
+    """Returns where an image is: its file, the shard, table or video that it is in, or its URL.
+
+    Raises:
+        ValueError: The index has something else in its place.
+    """
+    where = _place(image)
     return str(where["url"]) if "url" in where else root / where.get("file", image.path)
+
+
+def _place(image: Indexed) -> dict[str, Any]:
+    """Returns what `place_of` wrote; the index may be from someone else, so its types are checked."""
+    where = json_object(image.place or "{}", "the place of an image")
+    piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
+    if not (
+        all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
+        and (_are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
+        and (_are(cell, str, int) and cell[1] >= 0)
+    ):
+        raise ValueError(f"the index has {image.place} as the place of {image.path!r}; make the index again")
+    return where
+
+
+def _are(values: Any, *kinds: type) -> bool:
+    """Whether values are a list of one of each kind."""
+    return isinstance(values, list) and [type(value) for value in values] == list(kinds)
 
 
 def read_indexed(file: Path | str, image: Indexed) -> bytes:
@@ -227,18 +250,31 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
 
 def _inside(file: Path | str, image: Indexed) -> bytes:
     """Returns an image in a shard or a table, or at a URL."""
-    where = json_object(image.place, "the place of an image")
+    where = _place(image)
     piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
+    if piece and piece[1] != image.size:  # which limits are for
+        raise ValueError(f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again")
+    check_length(image.path, image.size)
+    if "url" not in where:
+        _regular(Path(file)).close()
     return ImageRef(
         path=Path(file), name=image.path, file_name=image.path, piece=piece, cell=cell, url=where.get("url")
     ).read()
 
 
 def _whole(file: Path, image: Indexed) -> bytes:
-    """Returns the content of a file if it has the length that was indexed; opened so, a pipe waits for no writer."""
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        found = os.fstat(stream.fileno())
-        return stream.read(image.size) if stat.S_ISREG(found.st_mode) and found.st_size == image.size else b""
+    """Returns the content of a file if it has the length that was indexed."""
+    with _regular(file) as stream:
+        return stream.read(image.size) if os.fstat(stream.fileno()).st_size == image.size else b""
+
+
+def _regular(file: Path) -> BinaryIO:
+    """Opens a regular file, without waiting for the writer of a pipe."""
+    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ValueError("it is no file, but a folder, a pipe or a device; bring the index up to date")
+    return stream
 
 
 def open_unchanged(file: Path, size: int, mtime: int | None) -> BinaryIO:
@@ -248,9 +284,9 @@ def open_unchanged(file: Path, size: int, mtime: int | None) -> BinaryIO:
         ValueError: They are others, or it is no file.
         OSError: It cannot be opened.
     """
-    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    stream = _regular(file)
     status = os.fstat(stream.fileno())
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns // 1000) != (size, mtime):
+    if (status.st_size, status.st_mtime_ns // 1000) != (size, mtime):
         stream.close()
         raise ValueError("the video has changed since it was indexed; bring the index up to date")
     return stream

@@ -98,6 +98,10 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Any) -> Response:
         problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
+            message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
+            return ApiError(400, message).response(request.scope)
         return invalid_request(problems).response(request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
