@@ -82,8 +82,32 @@ def test_in_a_store(places: dict[str, Path], expected: list[bytes]) -> None:
         assert [item.texts for item in items("memory://bucket/shards")] == [(caption,) for caption in CAPTIONS]
         assert len(items("memory://bucket/shards/*-0.tar")) == 3
         assert len(items("memory://bucket/parquet_folder")) == 5
+        store.put(str(places["shards"] / "shard-0.tar"), "/bucket/more/shard-0.tar")
+        found = [item.id for item in items("memory://bucket/*/shard-0.tar")]
+        assert found == [f"{folder}/shard-0.tar/0{number}.png" for folder in ("more", "shards") for number in range(3)]
     finally:
         store.rm("/bucket", recursive=True)
+
+
+def test_tables_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        cells = {"path": ["x.png", None, "https://host/y.png", "/z.png"], "text": [folder] * 4}
+        pq.write_table(pa.table(cells), tmp_path / folder / "0.parquet")
+    found = items(tmp_path)
+    assert [item.id for item in found[:4]] == ["a/x.png", "a/0.parquet/2", "https://host/y.png", "/z.png"]
+    assert [item.id for item in found[4:6]] == ["b/x.png", "b/0.parquet/2"]
+    assert [item.image and item.image.path for item in (found[0], found[4])] == [
+        tmp_path / "a/x.png",
+        tmp_path / "b/x.png",
+    ]
+    assert found[5].place == "b/0.parquet row 2"
+    with served(tmp_path) as url:  # a `*` stands for nothing over HTTP, a range does
+        (tmp_path / "0").symlink_to("a")
+        (tmp_path / "1").symlink_to("b")
+        of_urls = items(f"{url}/{{0..1}}/0.parquet")
+    assert [item.id for item in of_urls[:2]] == ["0/x.png", "0/0.parquet/2"]
+    assert [item.image and item.image.url for item in (of_urls[0], of_urls[4])] == [f"{url}/0/x.png", f"{url}/1/x.png"]
 
 
 class TestUrls:

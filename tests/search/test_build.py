@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -139,6 +141,42 @@ class TestSources:
             assert of_shards.index.content(hit) == (places["folder"] / "03.png").read_bytes()
             with pytest.raises(ValueError, match=r"is of the images in .*, not of .*; choose another name"):
                 build_index(places["folder"], tmp_path / "shards.lance", predictor)
+
+    def test_tables_of_one_name(self, build: Build, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
+        for split, number in (("test", 0), ("train", 1)):
+            (tmp_path / "hf" / split).mkdir(parents=True)
+            content = (photos / f"{number:02}.png").read_bytes()
+            pq.write_table(
+                pa.table({"image": [content], "text": [CAPTIONS[number]]}), tmp_path / "hf" / split / "0.parquet"
+            )
+        expected = {"test/0.parquet/image 1": [CAPTIONS[0]], "train/0.parquet/image 1": [CAPTIONS[1]]}
+        assert counts(build(tmp_path / "hf")) == (2, 2, 0, 0)
+        assert {path: row["captions"] for path, row in rows(tmp_path).items()} == expected
+        # What an index has under other names is replaced.
+        table = lancedb.connect(tmp_path).open_table("photos")
+        table.update(where="path LIKE 'test/%'", values={"path": "0.parquet/image 1"})
+        assert counts(build(tmp_path / "hf")) == (2, 1, 0, 1)
+        for number, (path, row) in enumerate(sorted(rows(tmp_path).items())):
+            assert (path, row["captions"]) == list(expected.items())[number]
+            vector = predictor.embed_images(photos / f"{number:02}.png")[0]
+            torch.testing.assert_close(torch.tensor(row["image_vector"]), vector, atol=1e-5, rtol=0)
+
+    def test_ids_that_come_twice(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        first, second = ((photos / f"{number:02}.png").read_bytes() for number in (0, 1))
+        cells = {"id": [1, 1, 1], "image": [first, second, first], "text": ["one", "two", "three"]}
+        pq.write_table(pa.table(cells), tmp_path / "a.parquet")
+        report = build(tmp_path / "a.parquet", max_errors=1)
+        message = "a.parquet row 2: '1' names another image too, that of a.parquet row 1; give each a name of its own"
+        assert (counts(report), report.bad) == ((1, 1, 0, 0), (message,))
+        assert rows(tmp_path)["1"]["captions"] == ["one", "three"]
+
+    def test_several_sources_with_absolute_paths(self, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
+        for folder, number in (("a", 0), ("b", 1)):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "t.csv").write_text(f"image\n{photos}/{number:02}.png\n")
+        build_index([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], tmp_path / "photos.lance", predictor)
+        hits = Searcher(tmp_path / "photos.lance", predictor).search("red", rerank=2)
+        assert sorted(str(hit.file) for hit in hits) == [f"{photos}/00.png", f"{photos}/01.png"]
 
     def test_a_table_of_texts(self, build: Build, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from bridgetower.data.cells import COLUMNAR, rows_of
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
 from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, readable_videos, subtitles_of
-from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy
+from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy, name_below
 from bridgetower.data.remote_videos import copy_of
 from bridgetower.data.sources import (
     CAPTION_COLUMNS,
@@ -84,7 +85,7 @@ class Unit:
     Attributes:
         place: Path or URL.
         items: What it has; None: the place is read.
-        name: Of a video, from the folder of the source on.
+        name: Of a video, or of a file of a source that may have several: from the folder of the source on.
     """
 
     place: str
@@ -97,11 +98,16 @@ class Unit:
         return self.items is not None or Path(self.place).is_dir()
 
     @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return bool(self.name) and _ending(self.place) in VIDEO_SUFFIXES
+
+    @property
     def signature(self) -> str:
         """What changes when a local file does."""
         if is_url(self.place) or self.is_folder:
             return self.place
-        beside = subtitles_of(Path(self.place)) if self.name else None
+        beside = subtitles_of(Path(self.place)) if self.is_video else None
         statuses = [path.stat() for path in (Path(self.place), beside) if path]
         return " ".join([self.place, *(f"{status.st_size} {status.st_mtime_ns}" for status in statuses)])
 
@@ -154,7 +160,7 @@ def units_of(source: str | Path) -> list[Unit]:
         ValueError: It is none of these.
     """
     if is_url(source):
-        return [unit for url in expanded(str(source)) for unit in _units_at(url)]
+        return [unit for url in expanded(str(source)) for unit in _units_at(url, str(source))]
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}; give a folder of images, a table, a tar shard, or a video")
@@ -170,7 +176,8 @@ def units_of(source: str | Path) -> list[Unit]:
         found = _tables_in(path)
         if videos and not found:
             return videos
-    return [*(Unit(place=str(file)) for file in found or [path]), *videos]
+    files = [Unit(place=str(file), name=str(file.relative_to(path))) for file in found]
+    return [*(files or [Unit(place=str(path))]), *videos]
 
 
 def given_units(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Unit]:
@@ -204,22 +211,26 @@ def _tables_in(folder: Path) -> list[Path]:
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
-def _units_at(url: str) -> list[Unit]:
-    if Path(file_name(url)).suffix.lower() in VIDEO_SUFFIXES:
+def _ending(place: str) -> str:
+    return Path(file_name(place) if is_url(place) else place).suffix.lower()
+
+
+def _units_at(url: str, source: str) -> list[Unit]:
+    if _ending(url) in VIDEO_SUFFIXES:
         return [Unit(place=url, name=url)]
-    if Path(file_name(url)).suffix.lower() in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
-        return [Unit(place=url)]
+    if _ending(url) in (TAR_SUFFIX, TEXTS_SUFFIX, *_TABLES):
+        return [Unit(place=url, name="" if url == source else name_below(url, source))]
     if url.lower().startswith("http"):
         raise ValueError(f"{url} is no table, tar shard or video; the files of a folder cannot be listed over HTTP")
     files = files_below(url)
     shards, tables = ([file for file in files if file.lower().endswith(ends)] for ends in (TAR_SUFFIX, COLUMNAR))
     described = [file for file in files if file_name(file) in _DESCRIPTIONS]
-    images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in files if _ending(file) in IMAGE_SUFFIXES]
     found = shards or described[:1] or ([] if images else tables)
     items = tuple(SourceItem(id=image, image=ImageRef.of_url(image), place=image) for image in images)
-    videos = [Unit(place=file, name=file) for file in files if Path(file_name(file)).suffix.lower() in VIDEO_SUFFIXES]
+    videos = [Unit(place=file, name=file) for file in files if _ending(file) in VIDEO_SUFFIXES]
     shown = [] if found or (videos and not items) else [Unit(place=url, items=items)]
-    return [*(Unit(place=file) for file in found), *shown, *videos]
+    return [*(Unit(place=file, name=name_below(file, source)) for file in found), *shown, *videos]
 
 
 def _check_kind(name: str) -> None:
@@ -269,12 +280,12 @@ def _items_of(unit: Unit, columns: Columns, stack: ExitStack, *, copies: bool) -
     if unit.items is not None:
         by_folder = columns.captions_from == "folder"
         return (replace(item, texts=_url_caption(item.id)) if by_folder else item for item in unit.items)
-    if unit.name:
+    if unit.is_video:
         return _items_of_video(unit, columns.cutting)
     if not is_url(unit.place):
-        return read_items(Path(unit.place), columns)
-    found = read_items(stack.enter_context(local_copy(unit.place)), columns)
-    return map(_Elsewhere(unit.place, copies), found)
+        return read_items(Path(unit.place), columns, unit.name)
+    path = stack.enter_context(local_copy(unit.place))
+    return map(_Elsewhere(unit.place, path.parent, copies), read_items(path, columns, unit.name))
 
 
 def _url_caption(url: str) -> tuple[str, ...]:
@@ -287,10 +298,12 @@ class _Elsewhere:
 
     Attributes:
         url: That was copied.
+        folder: Of the copy.
         copies: Whether images inside the file are read from the copy.
     """
 
     url: str
+    folder: Path
     copies: bool
 
     def __call__(self, item: SourceItem) -> SourceItem:
@@ -298,8 +311,8 @@ class _Elsewhere:
         if image is None or image.url:
             return item
         if image.is_file:  # beside the table
-            beside = ImageRef.of_url(self.url.rpartition("/")[0] + "/" + image.name)
-            return replace(item, image=beside)
+            beside = os.path.relpath(image.path, self.folder)
+            return replace(item, image=ImageRef.of_url(self.url.rpartition("/")[0] + "/" + beside))
         if self.copies:
             return item
         if image.cell:
@@ -321,44 +334,63 @@ def _items_of_video(unit: Unit, cutting: Cutting) -> Iterator[SourceItem]:
         yield SourceItem(id=unit.name, image=None, place=unit.name, problem=problem)
 
 
-def read_items(source: Path, columns: Columns) -> Iterator[SourceItem]:
+def below(folder: Path, image: ImageRef) -> ImageRef:
+    """Returns an image whose name starts from a folder further up; URLs and absolute paths stay."""
+    return replace(image, name=name_from(folder, image.name))
+
+
+def name_from(folder: Path, name: str) -> str:
+    """Returns a name in a folder from another one on, which that folder is in; URLs and absolute paths stay."""
+    return name if folder == Path() or is_url(name) else os.path.normpath(folder / name)
+
+
+def read_items(source: Path, columns: Columns, name: str = "") -> Iterator[SourceItem]:
     """Reads what a local file, or a folder of images, names.
+
+    Args:
+        source: The file or folder.
+        columns: Which columns of tables are read.
+        name: Of a file of several: from the folder of the source on. Names of images start from that folder then,
+            and rows without a name are named after file and row.
 
     Raises:
         OSError, ValueError: As `read_blocks`.
     """
-    suffix = source.suffix.lower()
+    suffix, folder = source.suffix.lower(), Path(name).parent
     if source.is_dir() or suffix == TAR_SUFFIX:
         names = {"image_column": columns.image, "caption_column": columns.text}
-        rows = read_rows(source, **names, captions_from=columns.captions_from)
-        yield from (
-            SourceItem(id=row.image.name, image=row.image, texts=_stripped(row.captions), place=row.place)
-            for row in rows
-        )
+        for row in read_rows(source, **names, captions_from=columns.captions_from):
+            image = below(folder, row.image)
+            yield SourceItem(id=image.name, image=image, texts=_stripped(row.captions), place=row.place)
     elif suffix == TEXTS_SUFFIX:
         for number, line in enumerate(text_lines(source), start=1):
             if line.strip():
-                yield SourceItem(id=str(number), image=None, texts=(line.strip(),), place=f"line {number}")
+                place = f"{name or source.name} line {number}"
+                yield SourceItem(id=_row_name(name, number), image=None, texts=(line.strip(),), place=place)
     else:
-        yield from _items_of_table(source, columns)
+        yield from _items_of_table(source, columns, name)
 
 
-def _items_of_table(source: Path, columns: Columns) -> Iterator[SourceItem]:
+def _row_name(table: str, number: int) -> str:
+    return f"{table}/{number}" if table else str(number)
+
+
+def _items_of_table(source: Path, columns: Columns, name: str) -> Iterator[SourceItem]:
     names: tuple[str, str, str] | None = None
     for number, (place, cells) in enumerate(rows_of(source), start=1):
         names = names or _names_of(source, cells, columns)
         image, text, key = names
         cell = cells.get(image) if image else None
-        found = cell_image(source.parent, cell) if cell else None
+        found = below(Path(name).parent, cell_image(source.parent, cell)) if cell else None
         texts = cells[text] if text else None
         if columns.captions_from == "folder" and found is not None:
             texts = list(folder_caption(Path(found.name).parent.name))
         given = cell_text(cells[key]) if key else ""
         yield SourceItem(
-            id=given or (str(number) if found is None else found.name),
+            id=given or (_row_name(name, number) if found is None else found.name),
             image=found,
             texts=_stripped(map(cell_text, texts if isinstance(texts, list) else [texts])),
-            place=f"{source.name} {place}",
+            place=f"{name or source.name} {place}",
         )
 
 

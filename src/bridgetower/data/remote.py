@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import sys
@@ -24,6 +25,7 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PATTERN = re.compile(rf"{_GLOB.pattern}|{_RANGE.pattern}")
 _PART = 2**20
 _PIECE = 2**24  # bytes of a file that are read in one request
 _LONGEST = 2**29  # bytes of the file of an image
@@ -79,6 +81,19 @@ def files_below(url: str) -> list[str]:
     with _reading(url):
         system, path = _system(url)
         return [_url_of(url, system, name) for name in sorted(map(str, system.find(path)))]
+
+
+def name_below(url: str, source: str) -> str:
+    """Returns the path of a file from the folder of its source on, or from the last folder before a range or a `*`.
+
+    Raises:
+        OSError: The package of the store is not installed.
+    """
+    folder = source if (fixed := _PATTERN.split(source)[0]) == source else fixed.rpartition("/")[0]
+    with _reading(source):
+        _, path = _system(url.partition("?")[0])
+        _, start = _system(folder)
+    return os.path.relpath(path, start)
 
 
 def read_url(url: str, piece: tuple[int, int] | None = None) -> bytes:

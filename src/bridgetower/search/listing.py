@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bridgetower.data.images import ImageRef
-from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
+from bridgetower.data.items import Columns, SourceItem, below, name_from, read_blocks, units_of
 from bridgetower.data.remote import is_url
 from bridgetower.extras import is_installed
 from bridgetower.files import unfit_name
@@ -73,10 +73,19 @@ class Listing:
             captions = json.dumps(item.texts)
             row = (path, image.size, image.mtime, captions, image.place, item.image.packed(), item.place)
             found = self._database.execute("INSERT OR IGNORE INTO new VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            if not found.rowcount and item.texts:
-                (before,) = self._database.execute("SELECT captions FROM new WHERE path = ?", [path]).fetchone()
-                both = json.dumps([*json.loads(before), *item.texts])
-                self._database.execute("UPDATE new SET captions = ? WHERE path = ?", [both, path])
+            if not found.rowcount:
+                self._merge(path, item.image, item)
+
+    def _merge(self, path: str, image: ImageRef, item: SourceItem) -> None:
+        """Adds the captions of a row to those of an earlier row about the same image; another image is bad."""
+        found = self._database.execute("SELECT captions, image, at FROM new WHERE path = ?", [path]).fetchone()
+        captions, before, at = found
+        if not _is_same(ImageRef.unpacked(before), image):
+            message = f"{item.place}: {path!r} names another image too, that of {at}; give each a name of its own"
+            self.bad[message] = message
+        elif item.texts:
+            both = json.dumps([*json.loads(captions), *item.texts])
+            self._database.execute("UPDATE new SET captions = ? WHERE path = ?", [both, path])
 
     def _described(self, path: str, image: ImageRef, at: str) -> SourceImage | None:
         """Describes the file that an image is in; None if it cannot be used, or is a folder with an image's name."""
@@ -146,14 +155,23 @@ def read_sources(sources: Sequence[str | Path], columns: Columns, size: int) -> 
     """
     root = root_of_all(sources)
     for source in sources:
-        below = "." if len(sources) == 1 else os.path.relpath(root_of(source).resolve(), root)
+        folder = Path() if len(sources) == 1 else Path(os.path.relpath(root_of(source).resolve(), root))
         for block in read_blocks(units_of(source), columns, size, copies=False):
-            yield [item if below == "." else _named_below(below, item) for item in block.items]
+            yield [_item_below(folder, item) for item in block.items]
 
 
-def _named_below(folder: str, item: SourceItem) -> SourceItem:
-    image = item.image and replace(item.image, name=os.path.normpath(f"{folder}/{item.image.name}"))
-    return replace(item, id=os.path.normpath(f"{folder}/{item.id}"), image=image)
+def _item_below(folder: Path, item: SourceItem) -> SourceItem:
+    return replace(item, id=name_from(folder, item.id), image=item.image and below(folder, item.image))
+
+
+def _is_same(image: ImageRef, other: ImageRef) -> bool:
+    """Whether two rows have the same image; contents are compared, but not fetched."""
+    if image == other:
+        return True
+    try:
+        return not (image.url or other.url) and image.read() == other.read()
+    except (OSError, ValueError):
+        return False
 
 
 def root_of_all(sources: Sequence[str | Path]) -> str | Path:
