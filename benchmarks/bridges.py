@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from scenes import ARMS
 
 from bridgetower.analysis.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs, png
-from bridgetower.analysis.findings import interval
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.distributed import available_cores
@@ -165,7 +164,7 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
         found = [comparison.differences(arm)["area"] for comparison in depths.values()]
         places = [depth + (number - 0.5) * 0.2 for depth in depths]
         means = [difference["mean"] for difference in found]
-        bounds = [interval(difference) or (difference["mean"],) * 2 for difference in found]
+        bounds = [difference["interval_95"] or (difference["mean"],) * 2 for difference in found]
         errors = [[mean - low for mean, (low, _) in zip(means, bounds, strict=True)]]
         errors.append([high - mean for mean, (_, high) in zip(means, bounds, strict=True)])
         axes.errorbar(places, means, yerr=errors, fmt=line, color=ink, capsize=4, label=f"BridgeTower \u2212 {arm}")

@@ -4,7 +4,7 @@ import made_up
 import pytest
 
 from bridgetower.analysis import findings
-from bridgetower.analysis.results import DemoResults, spread
+from bridgetower.analysis.results import DemoResults, Difference, paired_difference
 
 
 def gains(*right: float) -> DemoResults:
@@ -13,18 +13,9 @@ def gains(*right: float) -> DemoResults:
     return made_up.results(*(made_up.run(seed=seed, test=test) for seed, test in enumerate(tests)))
 
 
-class TestInterval:
-    def test_two_seeds(self) -> None:
-        # Student's t with one degree of freedom: 12.706 standard errors of 1.
-        assert findings.interval(spread([4.0, 6.0])) == pytest.approx((5 - 12.7062, 5 + 12.7062))
-
-    def test_many_seeds(self) -> None:
-        low, high = findings.interval(spread([0.0, 1.0] * 50)) or (0.0, 0.0)
-        exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
-        assert (high - low) / 2 == pytest.approx(exact, rel=1e-4)
-
-    def test_one_seed_has_none(self) -> None:
-        assert findings.interval(spread([4.0])) is None
+def difference(*values: float) -> Difference:
+    """A difference with these values over the seeds."""
+    return paired_difference(values, [0.0] * len(values))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +29,7 @@ class TestInterval:
     ],
 )
 def test_verdict(values: list[float], expected: str) -> None:
-    assert findings.verdict(spread(values)) == expected
+    assert findings.verdict(difference(*values)) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +42,7 @@ def test_verdict(values: list[float], expected: str) -> None:
     ],
 )
 def test_comparison(values: list[float], expected: str) -> None:
-    assert findings.comparison(spread(values)).startswith(expected)
+    assert findings.comparison(difference(*values)).startswith(expected)
 
 
 def test_method() -> None:

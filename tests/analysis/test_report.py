@@ -60,6 +60,13 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
     return render_report(results or made_up.results(), **{**values, **changes})
 
 
+def rows_of(html: str, caption: str) -> dict[str, list[str]]:
+    """The cells of a table by the head of their row, without tags."""
+    start = html.index(f"<caption>{caption}")
+    rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', html[start : html.index("</table>", start)])
+    return {head: [re.sub("<[^>]+>", "", cell) for cell in cells.split("</td><td>")] for head, cells in rows}
+
+
 @pytest.fixture(scope="module")
 def html() -> str:
     return report()
@@ -111,19 +118,28 @@ class TestContent:
         assert text in page.text
 
     def test_table_has_all_rows_and_columns(self, html: str) -> None:
-        start = html.index("<caption>Retrieval on shapes")
-        table = html[start : html.index("</table>", start)]
-        rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', table)
+        rows = rows_of(html, "Retrieval on shapes: recall in percent")
         stages = ("ITC alone", "matching alone", "two-stage")
-        names = [f"{arm}, {stage}" for arm in ("BridgeTower", "METER") for stage in stages]
-        assert [name for name, _ in rows] == [*names, "BridgeTower \u2212 METER, two-stage", "random ranking"]
-        assert {cells.count("<td>") for _, cells in rows} == {7}
-        assert table.count('scope="col"') == 8
+        arms = ("BridgeTower", "METER", "BridgeTower \u2212 METER")
+        names = [f"{arm}, {stage}" for arm in arms for stage in stages]
+        assert list(rows) == [*names, "random ranking"]
+        assert {len(cells) for cells in rows.values()} == {7}
+
+    def test_differences_have_their_interval(self, html: str) -> None:
+        recall = rows_of(html, "Retrieval on shapes: recall in percent")["BridgeTower \u2212 METER, matching alone"]
+        assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
+        answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
+        answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
+        several = rows_of(report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent")
+        assert list(several).index("BridgeTower \u2212 METER") == 2
+        assert several["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
+        one_seed = rows_of(html, "Questions answered right, in percent")
+        assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
     def test_figures_are_means_with_their_spread(self, html: str) -> None:
         assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
         assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
-        assert '<td>+9.0<span class="spread"> ± 1.0</span></td>' in html
+        assert '<td>+9.0<span class="spread"> (+6.5 to +11.5)</span></td>' in html
 
     def test_no_clear_difference_is_said(self) -> None:
         runs = [
@@ -151,7 +167,7 @@ class TestVariants:
         assert "one seed: open" in text
 
     def test_one_arm(self) -> None:
-        page = Page(report(made_up.results(made_up.run(), costs=(made_up.cost(),))))
+        page = Page(report(made_up.results(made_up.run(), costs=(made_up.cost(),), answers=(made_up.answers(),))))
         assert "METER" not in page.text
         assert tuple(section["id"] for section in page.all("section")) == SECTIONS
 

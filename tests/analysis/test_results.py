@@ -8,7 +8,7 @@ from pathlib import Path
 import made_up
 import pytest
 
-from bridgetower.analysis.results import DemoDataset, curve, spread
+from bridgetower.analysis.results import DemoDataset, curve, paired_difference, spread
 from bridgetower.data.folder import DatasetInfo, SplitInfo
 
 
@@ -18,6 +18,22 @@ class TestSpread:
 
     def test_one_value_has_no_std(self) -> None:
         assert spread([5.0]) == {"mean": 5.0, "std": None, "values": [5.0]}
+
+
+class TestPairedDifference:
+    def test_two_seeds(self) -> None:
+        # Student's t with one degree of freedom: 12.706 standard errors of 1.
+        found = paired_difference([5.0, 8.0], [1.0, 2.0])
+        assert (found["mean"], found["values"]) == (5.0, [4.0, 6.0])
+        assert found["interval_95"] == pytest.approx((5 - 12.7062, 5 + 12.7062))
+
+    def test_many_seeds(self) -> None:
+        low, high = paired_difference([0.0, 1.0] * 50, [0.0] * 100)["interval_95"] or (0.0, 0.0)
+        exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
+        assert (high - low) / 2 == pytest.approx(exact, rel=1e-4)
+
+    def test_one_seed_has_no_interval(self) -> None:
+        assert paired_difference([4.0], [1.0])["interval_95"] is None
 
 
 class TestSummary:
@@ -31,10 +47,17 @@ class TestSummary:
         ours = (made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0)))
         theirs = (made_up.run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0)))
         difference = made_up.results(*ours, *theirs).differences()["shapes"]["rsum"]
-        assert difference == {"mean": 9.0, "std": pytest.approx(2**0.5), "values": [10.0, 8.0]}
+        assert difference == paired_difference([100.0, 104.0], [90.0, 96.0])
+
+    def test_differences_of_answers_are_paired_by_seed(self) -> None:
+        ours = [made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))]
+        theirs = [made_up.answers("meter", seed, right) for seed, right in ((0, 0.25), (1, 0.625))]
+        difference = made_up.results(answers=(*ours, *theirs)).answer_differences()
+        assert difference == dict.fromkeys(("colour", "overall"), paired_difference([0.5, 0.75], [0.25, 0.625]))
 
     def test_there_is_no_difference_without_a_common_seed(self) -> None:
-        assert made_up.results(made_up.run(seed=0), made_up.run("meter", 1)).differences() == {}
+        results = made_up.results(made_up.run(seed=0), made_up.run("meter", 1), answers=(made_up.answers(),))
+        assert results.to_dict()["difference"] == {}
 
 
 class TestFile:
@@ -43,6 +66,9 @@ class TestFile:
         values = json.loads((tmp_path / "results.json").read_text())
         assert values["summary"]["shapes"]["rsum"]["meter"]["values"] == [120.0, 122.0, 124.0]
         assert values["difference"]["shapes"]["rsum"]["values"] == [10.0, 9.0, 8.0]
+        assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx([6.516, 11.484], abs=1e-3)
+        assert values["difference"]["answers"]["overall"]["mean"] == 0.125
+        assert values["difference"]["answers"]["overall"]["interval_95"] is None  # one seed of each arm
 
 
 def test_curve_leaves_out_what_is_no_figure() -> None:

@@ -64,6 +64,7 @@ def test_results_have_every_stage(out: Path) -> None:
     assert all("two_stage_rsum" in run["test"]["flags"] for run in results["runs"])
     assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
     assert {run["steps"] for run in results["runs"]} == {2 + 2}
+    assert results["difference"]["answers"]["overall"]["interval_95"] is None  # one seed
     assert results["about"] == "flags"
     assert results["tests"] == {"flags": 10}
     assert len(results["towers"]) == 2

@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from bridgetower.analysis.findings import NO_VALUE, interval, mean_std, number, verdict
+from bridgetower.analysis.findings import NO_VALUE, mean_std, number, verdict, with_interval
 from bridgetower.analysis.report import page_templates
-from bridgetower.analysis.results import Spread, spread
+from bridgetower.analysis.results import Difference, Spread, paired_difference, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
 
@@ -102,13 +102,15 @@ class Comparison:
         found = {name: spread([one[name] for one in measured]) for name in measured[0]}
         return found | {"seconds_per_step": spread([run.seconds_per_step for run in runs])}
 
-    def differences(self, arm: str) -> dict[str, Spread]:
+    def differences(self, arm: str) -> dict[str, Difference]:
         """Returns the measures of the first arm minus those of another, over the seeds of both; empty if none."""
         arms = (self.arms[0], arm)
         ours, theirs = ({run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in arms)
         seeds = sorted(set(ours) & set(theirs))
         names = ours[seeds[0]] if seeds else ()
-        return {name: spread([ours[seed][name] - theirs[seed][name] for seed in seeds]) for name in names}
+        return {
+            name: paired_difference(*([one[seed][name] for seed in seeds] for one in (ours, theirs))) for name in names
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON: by arm seeds, curves, measures, and differences with their interval."""
@@ -125,13 +127,7 @@ class Comparison:
                 }
                 for arm in self.arms
             },
-            "differences": {
-                f"{self.arms[0]} - {arm}": {
-                    name: {**difference, "interval_95": interval(difference)}
-                    for name, difference in self.differences(arm).items()
-                }
-                for arm in self.arms[1:]
-            },
+            "differences": {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]},
         }
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
@@ -281,11 +277,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     ]
 
 
-def _difference(difference: Spread, digits: int) -> str:
+def _difference(difference: Difference, digits: int) -> str:
     """A mean difference with its 95 % interval, marked with * if zero is outside of it."""
-    mean, bounds = number(difference["mean"], digits=digits, sign=True), interval(difference)
-    if bounds is None:
-        return mean
-    low, high = (number(bound, digits=digits, sign=True) for bound in bounds)
-    mark = "" if verdict(difference) == "unclear" else " *"
-    return f"{mean} ({low} to {high}){mark}"
+    mark = " *" if verdict(difference) in ("higher", "lower") else ""
+    return with_interval(difference, digits=digits) + mark

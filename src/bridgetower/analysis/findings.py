@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scipy.stats import t as student_t
-
-from bridgetower.analysis.results import Arm, DemoResults, Spread, spread
+from bridgetower.analysis.results import Arm, DemoResults, Difference, Spread, paired_difference
 
 MINUS, NO_VALUE = "\u2212", "\u2013"
 
@@ -17,6 +15,17 @@ def mean_std(spread: Spread, *, scale: float = 1.0, digits: int = 1, sign: bool 
     """Returns `12.3 ± 0.4`, or the value alone for one seed; with `sign`, `+12.3 ± 0.4`."""
     value = number(scale * spread["mean"], digits=digits, sign=sign)
     return value if spread["std"] is None else f"{value} ± {number(scale * spread['std'], digits=digits)}"
+
+
+def with_interval(difference: Difference, *, scale: float = 1.0, digits: int = 1) -> str:
+    """Returns `+4.2 (+2.4 to +6.0)`, the mean and its 95 % interval, or the value alone for one seed."""
+    mean, bounds = number(scale * difference["mean"], digits=digits, sign=True), difference["interval_95"]
+    return mean if bounds is None else f"{mean} ({range_of(bounds, scale=scale, digits=digits)})"
+
+
+def range_of(bounds: tuple[float, float], *, scale: float = 1.0, digits: int = 1) -> str:
+    """Returns `+2.4 to +6.0`."""
+    return " to ".join(number(scale * bound, digits=digits, sign=True) for bound in bounds)
 
 
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
@@ -71,18 +80,9 @@ def gflops(value: float) -> str:
 Verdict = Literal["higher", "lower", "unclear", "untested"]
 
 
-def interval(difference: Spread) -> tuple[float, float] | None:
-    """Returns the 95 % confidence interval of a mean over seeds (Student's t); None for one seed."""
-    seeds, std = len(difference["values"]), difference["std"]
-    if std is None:
-        return None
-    reach = float(student_t.ppf(0.975, seeds - 1)) * std / seeds**0.5
-    return difference["mean"] - reach, difference["mean"] + reach
-
-
-def verdict(difference: Spread) -> Verdict:
+def verdict(difference: Difference) -> Verdict:
     """Returns whether a difference is clear of the spread between seeds: the interval leaves zero out."""
-    bounds = interval(difference)
+    bounds = difference["interval_95"]
     if bounds is None:
         return "untested"
     return "higher" if bounds[0] > 0 else "lower" if bounds[1] < 0 else "unclear"
@@ -134,29 +134,28 @@ def image_finding(results: DemoResults, dataset: str) -> str:
     return f"Masked words found with the right image rather than a wrong one: {listing(reached)}." if reached else ""
 
 
-def comparison(difference: Spread) -> str:
+def comparison(difference: Difference) -> str:
     """Returns a sentence on how bridgetower − meter is to be read."""
     seeds, mean = len(difference["values"]), number(difference["mean"], sign=True)
-    bounds = interval(difference)
+    bounds = difference["interval_95"]
     if bounds is None:
         return f"The difference is {mean}; with one seed it could be chance."
-    low, high = (number(bound, sign=True) for bound in bounds)
-    evidence = f"{mean}, 95 % interval {low} to {high} over {seeds} paired seeds"
+    evidence = f"{mean}, 95 % interval {range_of(bounds)} over {seeds} paired seeds"
     if verdict(difference) == "unclear":
         return f"No clear difference between the two ({evidence})."
     better, worse = ("BridgeTower", "METER") if difference["mean"] > 0 else ("METER", "BridgeTower")
     return f"{better} is ahead of {worse} ({evidence})."
 
 
-def image_gain(results: DemoResults, dataset: str, arm: Arm) -> Spread | None:
+def image_gain(results: DemoResults, dataset: str, arm: Arm) -> Difference | None:
     """Returns accuracy on masked words with the right image minus with a wrong one; None if it was not measured."""
     tests = [run.test[dataset] for run in results.arm_runs(arm)]
     if any("mlm_accuracy" not in test or "mlm_wrong_image_accuracy" not in test for test in tests):
         return None
-    return spread([test["mlm_accuracy"] - test["mlm_wrong_image_accuracy"] for test in tests])
+    return paired_difference(*([test[f"mlm_{beside}accuracy"] for test in tests] for beside in ("", "wrong_image_")))
 
 
-def image_reading(gain: Spread) -> str:
+def image_reading(gain: Difference) -> str:
     """Returns how a gain from the right image is to be read."""
     return {
         "higher": "the image helps",

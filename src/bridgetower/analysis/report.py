@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from bridgetower.analysis.findings import (
     image_finding,
     image_gain,
     image_reading,
-    interval,
     listing,
     matching_finding,
     mean_std,
@@ -33,10 +32,12 @@ from bridgetower.analysis.findings import (
     number,
     ordinal,
     percent,
+    range_of,
     retrieval_finding,
+    with_interval,
 )
 from bridgetower.analysis.mask_examples import MaskExample
-from bridgetower.analysis.results import ARMS, PARTS, Arm, DemoAnswers, DemoResults, DemoRun, Spread, spread
+from bridgetower.analysis.results import ARMS, PARTS, Arm, DemoAnswers, DemoResults, DemoRun, spread
 from bridgetower.files import flattened
 from bridgetower.processor import media_type
 
@@ -46,6 +47,7 @@ _LINES: dict[Arm, str] = {"bridgetower": "-", "meter": "--"}
 _STAGES = {"itc": "ITC alone", "matching": "matching alone", "two_stage": "two-stage"}
 _DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 _KS = (1, 5, 10)
+_DIFFERENCE = f"{ARM_NAMES['bridgetower']} {MINUS} {ARM_NAMES['meter']}"
 
 
 def render_report(
@@ -228,8 +230,10 @@ def _recall_table(results: DemoResults, dataset: str) -> Table:
     ]
     differences = results.differences().get(dataset)
     if differences is not None:
-        header = f"BridgeTower {MINUS} METER, {_STAGES[stages[-1]]}"
-        rows.append(Row(header, _recall_cells(differences, stages[-1], sign=True), "difference"))
+        rows += [
+            Row(f"{_DIFFERENCE}, {_STAGES[stage]}", _recall_cells(differences, stage, with_interval), "difference")
+            for stage in stages
+        ]
     chance = [cell.partition(" ± ")[0] for cell in _recall_cells(by_arm[results.arms[0]], "chance")]
     return Table(
         caption=f"Retrieval on {dataset}: recall in percent",
@@ -239,10 +243,10 @@ def _recall_table(results: DemoResults, dataset: str) -> Table:
     )
 
 
-def _recall_cells(metrics: Mapping[str, Spread], stage: str, *, sign: bool = False) -> list[str]:
+def _recall_cells(metrics: Mapping[str, Any], stage: str, shown: Callable[..., str] = mean_std) -> list[str]:
+    """Recalls and RSUM of a stage, as `shown` writes a spread or a difference."""
     names = [f"{stage}_{direction}_r{k}" for direction in _DIRECTIONS for k in _KS]
-    cells = [mean_std(metrics[name], scale=100, sign=sign) for name in names]
-    return [*cells, mean_std(metrics[f"{stage}_rsum"], sign=sign)]
+    return [*(shown(metrics[name], scale=100) for name in names), shown(metrics[f"{stage}_rsum"])]
 
 
 def _matching_table(results: DemoResults) -> Table:
@@ -269,12 +273,12 @@ def _masked_words_table(results: DemoResults) -> Table:
             gain = image_gain(results, dataset, arm)
             if gain is None:
                 continue
-            bounds = interval(gain)
+            bounds = gain["interval_95"]
             cells = [
                 mean_std(metrics["mlm_accuracy"][arm], scale=100),
                 mean_std(metrics["mlm_wrong_image_accuracy"][arm], scale=100),
                 mean_std(gain, scale=100, sign=True),
-                NO_VALUE if bounds is None else " to ".join(number(100 * bound, sign=True) for bound in bounds),
+                NO_VALUE if bounds is None else range_of(bounds, scale=100),
                 image_reading(gain),
             ]
             rows.append(Row(f"{dataset}, {ARM_NAMES[arm]}", cells))
@@ -297,6 +301,9 @@ def _answers_table(results: DemoResults) -> Table:
         for name, title, style in (("model", "right image", ""), ("other_image", "another image", "quiet"))
         for arm in results.arms
     ]
+    differences = [with_interval(one, scale=100) for one in results.answer_differences().values()]
+    if differences:
+        rows.insert(len(results.arms), Row(_DIFFERENCE, differences, "difference"))
     floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))
     return Table(
         caption="Questions answered right, in percent",

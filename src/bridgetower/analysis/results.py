@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from bridgetower.data.folder import DatasetInfo
 from bridgetower.evaluation.text_only import Grounding
@@ -31,6 +31,28 @@ def spread(values: Sequence[float]) -> Spread:
     """Returns mean and sample standard deviation of at least one value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std, values=list(values))
+
+
+class Difference(Spread):
+    """A difference over seeds, with the 95 % confidence interval of its mean (Student's t; None for one seed)."""
+
+    interval_95: tuple[float, float] | None
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Returns ours − theirs, at least one value of each, in the same order of the seeds."""
+    found = spread([our - their for our, their in zip(ours, theirs, strict=True)])
+    return Difference(**found, interval_95=_interval(found))
+
+
+def _interval(difference: Spread) -> tuple[float, float] | None:
+    from scipy.stats import t as student_t
+
+    seeds, std = len(difference["values"]), difference["std"]
+    if std is None:
+        return None
+    reach = float(student_t.ppf(0.975, seeds - 1)) * std / seeds**0.5
+    return difference["mean"] - reach, difference["mean"] + reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,26 +209,44 @@ class DemoResults:
             for dataset, metrics in self.runs[0].test.items()
         }
 
-    def differences(self) -> dict[str, dict[str, Spread]]:
-        """Returns data set → metric → spread of bridgetower − meter over the seeds that both arms have."""
-        runs = {(run.arm, run.seed): run.test for run in self.runs}
-        seeds = sorted(set(self.seeds("bridgetower")) & set(self.seeds("meter")))
-        pairs = [(runs["bridgetower", seed], runs["meter", seed]) for seed in seeds]
+    def differences(self) -> dict[str, dict[str, Difference]]:
+        """Returns data set → metric → bridgetower − meter over the seeds that both arms have."""
+        ours, theirs = _by_common_seeds(self.runs)
         return {
             dataset: {
-                metric: spread([ours[dataset][metric] - theirs[dataset][metric] for ours, theirs in pairs])
+                metric: paired_difference(*([run.test[dataset][metric] for run in runs] for runs in (ours, theirs)))
                 for metric in metrics
             }
-            for dataset, metrics in (self.runs[0].test.items() if pairs else ())
+            for dataset, metrics in (ours[0].test.items() if ours else ())
+        }
+
+    def answer_differences(self) -> dict[str, Difference]:
+        """Returns topic → share of right answers, bridgetower − meter over the seeds that both arms have."""
+        ours, theirs = _by_common_seeds(self.answers)
+        return {
+            topic: paired_difference(*([one.topics[topic].model for one in answers] for answers in (ours, theirs)))
+            for topic in (ours[0].topics if ours else ())
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, ready for JSON, with `summary` and `difference`, which follow from the runs."""
-        return asdict(self) | {"summary": self.summary(), "difference": self.differences()}
+        """Returns plain values, ready for JSON, with `summary` and `difference`, which follow from runs and answers."""
+        answers = self.answer_differences()
+        difference = {**self.differences(), **({"answers": answers} if answers else {})}
+        return asdict(self) | {"summary": self.summary(), "difference": difference}
 
     def write(self, path: Path) -> None:
         """Writes `to_dict` as JSON, atomically."""
         write_json(path, self.to_dict())
+
+
+_Measured = TypeVar("_Measured", DemoRun, DemoAnswers)
+
+
+def _by_common_seeds(measured: Sequence[_Measured]) -> tuple[list[_Measured], list[_Measured]]:
+    """What was measured of bridgetower and of meter, of the seeds that both have, in order."""
+    ours, theirs = ({one.seed: one for one in measured if one.arm == arm} for arm in ARMS)
+    seeds = sorted(ours.keys() & theirs.keys())
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
