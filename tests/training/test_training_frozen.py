@@ -1,19 +1,23 @@
 """Frozen towers: the same losses and gradients as towers that are asked each time, from files that survive kills."""
 
+import inspect
 import json
 import pickle
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 import torch
 from fitting import KINDS
@@ -26,11 +30,14 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey, CachedFeatures
 from bridgetower.data.frozen import CachedViews
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
+from families import save_text, save_timm
 from folders import same_weights
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
@@ -239,6 +246,7 @@ import pickle, signal, sys
 from pathlib import Path
 sys.path.insert(0, str(Path.cwd().parent))
 import kills
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 config, out, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
 kills.before(kills.renamed("*/rows-00000.safetensors"), 2, lambda: kills.send(signal.SIGKILL))
@@ -318,8 +326,29 @@ class TestCache:
         _, work, _ = prepared(all_runs["vqa"], tmp_path)
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
-        found = [digest for content in contents for digest in content.get("data", [])]
-        assert sorted(found) == sorted(work.digests.values())
+        pixels = [content["pixels"] for content in contents if "pixels" in content]
+        assert sorted(digest for content in pixels for digest in content["data"]) == sorted(work.digests.values())
+        tower = sha256(Path(inspect.getfile(VisionTransformer)).read_bytes()).hexdigest()[:16]
+        assert all(tower in content["code"] for content in contents)
+        assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])
+        assert all(content["versions"]["PIL"] == PIL.__version__ for content in pixels)
+
+    def test_another_version_of_a_library(
+        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for library in ("timm", "transformers"):
+            pytest.importorskip(library)
+        save_timm(tmp_path / "vision", "siglip")
+        save_text(tmp_path / "text", "modernbert", vocab_size=310)
+        shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path / "text")
+        towers = {part: str(tmp_path / part) for part in ("vision", "text")}
+        nano = RECIPES["pretrain-nano"]
+        config = shapes.run_config(tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers)
+        assert set(passes_of(config, tmp_path / "cache")) == {"vision", "text"}
+        assert not passes_of(config, tmp_path / "cache")
+        for library, part in (("timm", "vision"), ("transformers", "text")):
+            monkeypatch.setattr(sys.modules[library], "__version__", "99.0")
+            assert set(passes_of(config, tmp_path / "cache")) == {part}
 
 
 def passes_of(config: RunConfig, cache: Path) -> Counter[str]:

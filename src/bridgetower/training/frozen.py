@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -101,7 +102,8 @@ class _Towers:
         """Computes all views of some images that are not in the cache."""
         config, columns, tower = self.model.config, images.schema.image_columns, self.model.vision
         cached = self.model.cached_layers(config.vision_layers)
-        content = self._content(tower, config.vision, cached, dtype) | _pixels(images, num_views, seed)
+        content = self._content(tower, config.vision, cached, dtype)
+        content["pixels"] = _pixels(images, num_views, seed)
         shape = torch.Size((config.vision.num_tokens, len(cached), config.vision.hidden_size))
         row_bytes = dtype.itemsize * shape.numel()
         files = self.cache.files(content, len(images) * num_views * len(columns), row_bytes)
@@ -149,11 +151,13 @@ class _Towers:
         """What decides the outputs of a tower, beside its inputs."""
         tensors = tower.state_dict(keep_vars=True)
         frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+        parts = {type(module) for module in tower.modules()}
         return {
             "tower": json.loads(json.dumps(asdict(config))),
             "weights": exact_fingerprint(frozen),
             "output": "states" if self.model.trained_top else "read",
-            "code": _code({type(module) for module in tower.modules()}),
+            "code": _code(parts),
+            "versions": _versions({"torch", *(part.__module__.partition(".")[0] for part in parts)}),
             "layers": list(layers),
             "dtype": str(dtype),
             "device": self.model.device.type,
@@ -209,6 +213,7 @@ def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]
         "images": [len(images), images.schema.image_columns],
         "processor": processor,
         "code": _code({type(images), random_view}, Path(inspect.getfile(Processor)).parent),
+        "versions": _versions({"torch", "PIL"}),
         "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
     }
     plain: dict[str, Any] = json.loads(json.dumps(content))
@@ -225,3 +230,9 @@ def _code(parts: set[Any], package: Path | None = None) -> list[str]:
     except (TypeError, OSError):
         return [uuid4().hex]
     return sorted(sha256_of(file)[:16] for file in files.union(package.glob("*.py") if package else ()))
+
+
+def _versions(packages: set[str]) -> dict[str, str]:
+    """Versions of imported packages that have one: their functions and kernels are in other files than the classes."""
+    found = {name: getattr(sys.modules[name], "__version__", None) for name in packages}
+    return {name: str(version) for name, version in sorted(found.items()) if version is not None}
