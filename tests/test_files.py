@@ -235,8 +235,9 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
             (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
+    remove_leftovers(tmp_path, "[a].bin")
     assert len(list(tmp_path.iterdir())) == 3
-    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, "a.bin")
     remove_leftovers(tmp_path / "missing")
     assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
 

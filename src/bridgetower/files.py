@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -299,11 +300,22 @@ def intended_name(path: Path) -> str:
     return name.removeprefix(".") if mark and name.startswith(".") else path.name
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a process which was killed in `replacing` or `new_folder` left in `folder`."""
-    for path in folder.glob(f".*{_MARK}*"):
+def remove_folder(path: Path) -> None:
+    """Removes a folder with all that is in it; a process that is killed meanwhile leaves none of it at `path`."""
+    with _beside(path) as temporary:
+        path.replace(temporary)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what a process left in `folder` that was killed in `replacing`, `new_folder` or `remove_folder`.
+
+    Args:
+        folder: Of the file or folder that was written or removed.
+        name: Of that file or folder; None: whatever it was.
+    """
+    for path in folder.glob(f".{'*' if name is None else escape(name)}{_MARK}*"):
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # the process may be just about to remove it
         else:
             path.unlink(missing_ok=True)
 

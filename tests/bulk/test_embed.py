@@ -1,21 +1,29 @@
 """Vectors of a source: as the model gives them, in every format; broken items; runs that were cut off."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bridgetower.bulk import embedding, run
 from bridgetower.bulk.config import EmbedConfig
 from bridgetower.bulk.outputs import Output
 from bridgetower.bulk.quantize import quantized
 from bridgetower.bulk.run import EmbedReport, embed_source
 from bridgetower.predictor import Predictor
+from kills import Killing
 from sources import CAPTIONS, NAMES
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
@@ -47,6 +55,11 @@ def embed(predictor: Predictor, tmp_path: Path) -> Callable[..., EmbedReport]:
 @pytest.fixture
 def expected(predictor: Predictor, pictures: Path) -> np.ndarray:
     return predictor.embed_images([pictures / f"{name}.png" for name in NAMES]).numpy()
+
+
+@pytest.fixture(scope="module")
+def killing() -> Killing:
+    return Killing()
 
 
 Embed = Callable[..., EmbedReport]
@@ -103,6 +116,18 @@ class TestFormats:
             embed(pictures, f"{workers}.npy", num_workers=workers, batch_size=7, block_size=20)
         assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "2.npy"))
         assert len(np.load(tmp_path / "2.npy")) == 45
+
+    @pytest.mark.parametrize("enough", [45, 46])
+    def test_processes_are_started_for_many_images_only(
+        self, enough: int, embed: Embed, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[BaseProcess] = []
+        monkeypatch.setattr(BaseProcess, "start", lambda process: started.append(process) or 1 / 0)
+        monkeypatch.setattr(run, "MIN_FOR_WORKERS", enough)
+        monkeypatch.setattr(embedding, "MIN_FOR_WORKERS", enough)
+        with pytest.raises(ZeroDivisionError) if enough == 45 else nullcontext():
+            embed(pictures, block_size=20)
+        assert len(started) == (enough == 45)
 
 
 class TestQuantized:
@@ -228,6 +253,75 @@ class TestContinuing:
         embed(places["folder"], "v.lance")
         with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
             embed(places["folder"], "v.lance")
+
+
+class TestKilled:
+    """Runs that end before any change of a file, and the same call again."""
+
+    @pytest.fixture
+    def source(self, pictures: Path, tmp_path: Path) -> Path:
+        """Two images and a broken one."""
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for name in ("00.png", "01.png"):
+            shutil.copy(pictures / name, folder)
+        (folder / "02.png").write_text("not an image")
+        return folder
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "npy", "lance"])
+    def test_at_any_moment(
+        self,
+        suffix: str,
+        killing: Killing,
+        embed: Embed,
+        source: Path,
+        expected: np.ndarray,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine goes on
+        out, moment = tmp_path / "out" / f"v.{suffix}", 0
+        call = partial(embed, source, f"out/{out.name}", max_errors=1)
+        while killing(moment := moment + 1, call):
+            if suffix == "lance" and out.exists() and not Path(f"{out}.parts/plan.json").exists():
+                with pytest.raises(FileExistsError, match=r"v\.lance exists"):  # the run was through
+                    call()
+            else:
+                assert call().bad == 1
+            names, vectors = read(out)
+            assert names == ["00.png", "01.png"]
+            np.testing.assert_allclose(vectors, expected[:2], atol=1e-5)
+            beside = {out.name, f"{out.name}.errors.jsonl"} | ({"v.ids.jsonl"} if suffix == "npy" else set())
+            assert {path.name for path in out.parent.iterdir()} == beside
+            shutil.rmtree(out.parent)
+        assert moment > 30
+
+    def test_a_table_of_another_run_stays(
+        self, killing: Killing, embed: Embed, source: Path, places: dict[str, Path], tmp_path: Path
+    ) -> None:
+        embed(places["folder"], "v.lance")
+        moment = 0
+
+        def call() -> None:
+            with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
+                embed(source, "v.lance")
+
+        while killing(moment := moment + 1, call):
+            call()
+            assert len(read(tmp_path / "v.lance")[0]) == 5
+        assert moment > 3
+        assert not (tmp_path / "v.lance.parts").exists()
+
+    def test_parts_of_which_no_plan_is_left(
+        self, embed: Embed, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(source)
+        monkeypatch.undo()
+        (tmp_path / "vectors.parquet.parts" / "plan.json").unlink()
+        embed(source, quantize="int8", max_errors=1)
+        assert pq.read_schema(tmp_path / "vectors.parquet").field("vector").type.value_type == pa.int8()
 
 
 def test_other_suffixes_are_refused(embed: Embed, places: dict[str, Path]) -> None:

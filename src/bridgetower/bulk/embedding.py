@@ -288,16 +288,16 @@ def _images(decoded: Iterable[Decoded]) -> list[Resized]:
     return [one.image for one in decoded if one.image is not None]
 
 
-def num_decoders(asked: int | None, total: int | None) -> int:
+def num_decoders(asked: int | None, total: int) -> int:
     """Returns the number of processes that decode.
 
     Args:
         asked: The option; None: one per core where that pays off.
-        total: Images; None: not known.
+        total: Images.
     """
     if asked is not None:
         return asked
-    return available_cores() if total is None or total >= MIN_FOR_WORKERS else 0
+    return available_cores() if total >= MIN_FOR_WORKERS else 0
 
 
 def embedded_blocks(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lancedb
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow as pa
 from bridgetower.bulk.config import Quantize
 from bridgetower.bulk.outputs import Entry, Parquet
 from bridgetower.data.remote import is_url
+from bridgetower.files import remove_folder
 
 Uri = str | os.PathLike[str]
 """Where a table is: a local folder, or one in an object store."""
@@ -48,28 +48,31 @@ class LanceTable(Parquet):
             self.work = Path(f"{self._name}{_SUFFIX}.parts")
         self._table: Any = None
 
-    def __enter__(self) -> Self:
-        begun = self.work.exists()
-        super().__enter__()
+    def open(self, *, begun: bool) -> None:
+        """Reads the records of an earlier run and opens its table.
+
+        Raises:
+            FileExistsError: There is a table, but not of this run.
+        """
+        super().open(begun=begun)
         self._table = _opened(self._place, self._name)
-        if self._table is not None and not begun:
-            shutil.rmtree(self.work)
-            self._held.close()
+        if self._table is None:
+            return
+        if not begun:
+            remove_folder(self.work)
             raise FileExistsError(f"{self._place}/{self._name}{_SUFFIX} exists; choose another name or remove it")
-        if self._table is not None:
-            self._forget_unrecorded()
-        return self
+        self._forget_unrecorded()
 
     def write_part(self, name: str, entries: Sequence[Entry]) -> None:
         """Commits the vectors of a block."""
+        if self._table is not None and name in self.records:  # with other items
+            self._table.delete(f"block = '{name}'")
         if not entries:
             return
         rows = self.table(entries).append_column("block", pa.array([name] * len(entries)))
         if self._table is None:
             self._table = lancedb.connect(self._place).create_table(self._name, rows)
         else:
-            if name in self.records:  # with other items
-                self._table.delete(f"block = '{name}'")
             self._table.add(rows)
 
     def join(self, parts: Sequence[Path]) -> None:

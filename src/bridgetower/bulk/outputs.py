@@ -17,7 +17,17 @@ from bridgetower.bulk.config import Quantize
 from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Problem
 from bridgetower.bulk.quantize import quantized
 from bridgetower.data.items import Block
-from bridgetower.files import escaped, json_text, locked, read_json, remove_leftovers, replacing, write_json, write_text
+from bridgetower.files import (
+    escaped,
+    json_text,
+    locked,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    replacing,
+    write_json,
+    write_text,
+)
 from bridgetower.model.plain import from_plain
 
 _PLAN = "plan.json"
@@ -106,18 +116,22 @@ class Output(ABC):
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        self._held.enter_context(locked(self.work))
-        remove_leftovers(self.work)
-        plan = self.work / _PLAN
-        if plan.exists() and read_json(plan) != self.plan:
-            self._held.close()
-            raise ValueError(
-                f"{self.work} has parts of other vectors: of another source, model or settings; finish that run, or "
-                "remove the folder"
-            )
-        write_json(plan, self.plan)
-        for path in self.work.glob(_RECORD.format("*-*")):
-            self.records[path.stem] = from_plain(Record, read_json(path), str(path))
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.work))
+            for path in self.places():
+                remove_leftovers(path.parent, path.name)
+            remove_leftovers(self.work)
+            plan = self.work / _PLAN
+            begun = plan.exists()
+            if begun and read_json(plan) != self.plan:
+                raise ValueError(
+                    f"{self.work} has parts of other vectors: of another source, model or settings; finish that run, "
+                    "or remove the folder"
+                )
+            self.open(begun=begun)
+            if not begun:
+                write_json(plan, self.plan)
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,7 +163,7 @@ class Output(ABC):
         self.records[block.name] = record
 
     def finish(self, names: Collection[str]) -> None:
-        """Makes one of the parts and removes them.
+        """Makes one of the parts.
 
         Args:
             names: Of the blocks that the source has; others are of files that are gone.
@@ -159,7 +173,31 @@ class Output(ABC):
         """
         self.records = {name: record for name, record in self.records.items() if name in names}
         self.join([self.work / _PART.format(name) for name in sorted(self.records)])
-        shutil.rmtree(self.work)
+
+    def remove_parts(self) -> None:
+        """Removes the parts and their records, once nothing is left to be done."""
+        remove_folder(self.work)
+
+    @property
+    def report(self) -> Path:
+        """File of what could not be used."""
+        return Path(f"{self.work.with_suffix('')}.errors.jsonl")
+
+    def places(self) -> tuple[Path, ...]:
+        """Returns all that is written."""
+        return self.out, self.work, self.report
+
+    def open(self, *, begun: bool) -> None:
+        """Reads the records of an earlier run.
+
+        Args:
+            begun: Whether there was one with the same plan; records of other runs are removed.
+        """
+        for path in self.work.glob(_RECORD.format("*-*")):
+            if begun:
+                self.records[path.stem] = from_plain(Record, read_json(path), str(path))
+            else:
+                path.unlink()
 
     @abstractmethod
     def write_part(self, name: str, entries: Sequence[Entry]) -> None:
@@ -234,6 +272,15 @@ class Parquet(Output):
 class NumPy(Parquet):
     """An array [n, c] in `.npy`, and beside it `NAME.ids.jsonl` with the {"id", "text"} of each row."""
 
+    @property
+    def ids(self) -> Path:
+        """File of what each vector is of."""
+        return self.out.with_suffix(".ids.jsonl")
+
+    def places(self) -> tuple[Path, ...]:
+        """Returns all that is written."""
+        return *super().places(), self.ids
+
     def join(self, parts: Sequence[Path]) -> None:
         """Writes the vectors of all blocks to one array, and their ids beside it."""
         import pyarrow.parquet as pq
@@ -241,9 +288,8 @@ class NumPy(Parquet):
         width = self.schema_of(parts).field("vector").type.list_size
         shape = sum(record.vectors for record in self.records.values()), width
         header = {"descr": np.dtype(_DTYPES[self.quantize]).str, "fortran_order": False, "shape": shape}
-        ids = self.out.with_suffix(".ids.jsonl")
         with ExitStack() as stack:
-            places = [stack.enter_context(replacing(path)) for path in (self.out, ids)]
+            places = [stack.enter_context(replacing(path)) for path in (self.out, self.ids)]
             file, lines = stack.enter_context(places[0].open("wb")), stack.enter_context(places[1].open("wb"))
             np.lib.format.write_array_header_1_0(file, header)
             for table in map(pq.read_table, parts):

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 from bridgetower.bulk.config import BulkConfig, EmbedConfig
-from bridgetower.bulk.embedding import EmbeddedBlock, Embedder, Problem, embedded_blocks, num_decoders
+from bridgetower.bulk.embedding import MIN_FOR_WORKERS, EmbeddedBlock, Embedder, Problem, embedded_blocks, num_decoders
 from bridgetower.bulk.outputs import JsonLines, NumPy, Output, Parquet, entries_of
 from bridgetower.data.items import Block, Unit, read_blocks, units_of
 from bridgetower.data.remote import is_url
@@ -74,7 +75,8 @@ def embed_source(
         source: As for `bridgetower.data.items.units_of`.
         out: File or table, whose suffix is one of `SUFFIXES`.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
-        config: How.
+        config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
+            `if __name__ == "__main__":` then, because they import it again.
         progress: Show a bar, or log a line a minute where standard error is no terminal.
 
     Raises:
@@ -110,11 +112,12 @@ def embed_units(
         total = count_items(units, config) if progress else None
         with counting("embedding", total=total, shown=progress) as advance:
             advance(sum(output.records[name].items for name in names))
-            blocks = _unwritten(output, read, names, advance)
-            for block in computed(embedder, blocks, config, total, advance):
+            known, blocks = _begun(_unwritten(output, read, names, advance), MIN_FOR_WORKERS)
+            for block in computed(embedder, blocks, config, known, advance):
                 output.write(block)
         output.finish(names)
-        report = _report(output, out, time.perf_counter() - started)
+        report = _report(output, time.perf_counter() - started)
+        output.remove_parts()
     check_bad(source, report.problems, report.bad, config, f"the {report.vectors} vectors of the others are in {out}")
     return report
 
@@ -168,7 +171,7 @@ def computed(
     make: Callable[[], Embedder],
     blocks: Iterator[Block],
     config: BulkConfig,
-    total: int | None,
+    total: int,
     advance: Callable[[int], None],
 ) -> Iterator[EmbeddedBlock]:
     """Yields blocks with their vectors: in order, or from a cluster as soon as each is done.
@@ -177,7 +180,7 @@ def computed(
         make: Returns the model with what it makes of an item.
         blocks: Of a source.
         config: How.
-        total: Items; None: not known.
+        total: Items, or some of them if these are enough to decode in processes.
         advance: Called with each number of items that were done.
     """
     if config.ray is None:
@@ -258,15 +261,26 @@ def _unwritten(
             yield block
 
 
-def _report(output: Output, out: str | Path, seconds: float) -> EmbedReport:
+def _begun(blocks: Iterator[Block], enough: int) -> tuple[int, Iterator[Block]]:
+    """Reads blocks until they have enough items; returns how many these have, and all blocks."""
+    first: list[Block] = []
+    count = 0
+    for block in blocks:
+        first.append(block)
+        count += len(block.items)
+        if count >= enough:
+            break
+    return count, chain(first, blocks)
+
+
+def _report(output: Output, seconds: float) -> EmbedReport:
     """Returns what came of a run, and writes what could not be used."""
     records = [output.records[name] for name in sorted(output.records)]
     problems = [problem for record in records for problem in record.problems]
-    path = Path(f"{output.work.with_suffix('')}.errors.jsonl")
     if problems:
-        write_text(path, "".join(json_text(asdict(problem)) + "\n" for problem in problems))
+        write_text(output.report, "".join(json_text(asdict(problem)) + "\n" for problem in problems))
     else:
-        path.unlink(missing_ok=True)
+        output.report.unlink(missing_ok=True)
     num_cut = sum(record.num_cut for record in records)
     say_cut(num_cut)
     return EmbedReport(
@@ -274,6 +288,6 @@ def _report(output: Output, out: str | Path, seconds: float) -> EmbedReport:
         cut=num_cut,
         bad=len(problems),
         problems=tuple(map(str, problems[:_NAMED])),
-        report=str(path) if problems else None,
+        report=str(output.report) if problems else None,
         seconds=seconds,
     )
