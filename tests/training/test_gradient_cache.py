@@ -26,7 +26,8 @@ BATCHES = [
 
 
 def make_task(phase: Phase) -> PretrainingTask:
-    return PretrainingTask(tiny.build().train(), PretrainingConfig(phases=(phase,)))
+    model = tiny.build(tiny.changed(heads__itc_dropout=0.3)).train()
+    return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
 
 
 def seed(number: int) -> None:
@@ -64,10 +65,10 @@ def as_a_whole(phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
     loss = itc_loss(images, texts, index, task.model.contrastive_head().logit_scale())
     (phase.itc * loss).backward()
     if phase.itm:
-        task.config = PretrainingConfig(phases=(replace(phase, itc=0),))
         for number, batch in enumerate(BATCHES):
             seed(number)
-            (task(batch).total / len(BATCHES)).backward()
+            parts = task(batch).parts  # ITC too, as it draws dropout before the others
+            ((phase.mlm * parts["mlm"] + phase.itm * parts["itm"]) / len(BATCHES)).backward()
     return loss.detach(), gradients(task)
 
 

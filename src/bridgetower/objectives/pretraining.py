@@ -52,13 +52,13 @@ class PretrainingTask(nn.Module):
         """
         phase = self.config.phase(self.progress)
         image, text = self.encode(batch, phase)
+        parts: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        if phase.itc and text is not None:  # before all else, as its dropout has to be that of `features`
+            parts["itc"] = self.itc(image, text, batch, contrast)
         # Encoded before anything is fused: backward then frees what fusion keeps before the gradients of the text tower
         # take memory.
         masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask) if phase.mlm else None
-        parts: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        if phase.itc and text is not None:
-            parts["itc"] = self.itc(image, text, batch, contrast)
         if phase.itm and text is not None:
             pairs, candidates = self.pairs(image, text, batch, phase)
             parts["itm"], metrics["itm_accuracy"] = self.itm(*candidates, pairs)
