@@ -144,6 +144,19 @@ class TestProcessor:
         with pytest.raises(ValueError, match="which has its own; leave one out"):
             starting_checkpoint(config(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
 
+    def test_texts_are_cut_where_the_tower_ends(
+        self, tiny_dataset: Path, roberta: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        limits = {}
+        for length in (30, RECIPES["pretrain-nano"].data.max_length):
+            run = config(tiny_dataset, text=roberta, image_size=None)
+            start = starting_checkpoint(replace(run, data=replace(run.data, max_length=length)))
+            limits[length] = processor_of(start).config.max_length
+        assert limits == {30: 30, 40: 38}
+        assert "texts are cut at 38 tokens, which the text tower takes, not at the recipe's 40" in caplog.text
+        with pytest.raises(ValueError, match=r"data\.max_length is 39; the text tower takes at most 38 tokens"):
+            starting_checkpoint(replace(run, data=replace(run.data, max_length=39)))
+
     @pytest.mark.parametrize("changes", [{"vocab_size": 50}, {"pad_token_id": 0}])
     def test_a_tokenizer_of_another_tower(
         self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, int]

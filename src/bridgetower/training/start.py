@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.data.batch import derive_seed
+from bridgetower.data.config import DataConfig
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
@@ -39,18 +40,29 @@ def starting_checkpoint(
 
     Raises:
         FileNotFoundError: What the run starts from is not there.
-        ValueError: `init` or `text` has no tokenizer, the run sets a model value that these or `vision` decide, or
-            captions may be longer than the text tower takes.
+        ValueError: `init` or `text` has no tokenizer, the run sets a model value that these or `vision` decide, or a
+            longer `data.max_length` than the text tower takes.
     """
     spec = spec_of(config.task, task)
     if config.init is None:
         checkpoint = _new(config, spec, extensions)
     else:
         checkpoint = _initial(config, spec, config.init, extensions)
-    longest = checkpoint.config.text.max_length
-    if config.data.max_length > longest:
-        raise ValueError(f"data.max_length is {config.data.max_length}; the text tower takes at most {longest} tokens")
-    return checkpoint
+    return _within_tower(checkpoint, config, spec)
+
+
+def _within_tower(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
+    """Returns the checkpoint with texts that its tower takes, where those of the recipe may be longer."""
+    longest, wanted = checkpoint.config.text.max_length, config.data.max_length
+    if wanted <= longest:
+        return checkpoint
+    recipe = spec.recipe(config.recipe)
+    if wanted != (recipe.data if recipe else DataConfig()).max_length:
+        raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
+    logger.warning("texts are cut at %d tokens, which the text tower takes, not at the recipe's %d", longest, wanted)
+    processor = checkpoint.processor
+    assert processor is not None  # all models that runs start from have one
+    return replace(checkpoint, processor=Processor(replace(processor.config, max_length=longest), processor.tokenizer))
 
 
 def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
