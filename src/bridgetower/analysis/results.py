@@ -170,7 +170,10 @@ class DemoResults:
         about: What the questions are about, in words.
         towers: Origin and licence of each pre-trained tower; none if models were trained from scratch.
         versions: Of Python and the libraries.
+        processor: Name of the processor of all times.
         seconds_total: Time of the whole, preparation included.
+        seconds_to_first_report: Of it, until the report with the first searches was written; None in that report, and
+            where the report is written once.
     """
 
     version: int = FORMAT
@@ -184,7 +187,9 @@ class DemoResults:
     about: str = "generated scenes"
     towers: tuple[str, ...] = ()
     versions: dict[str, str]
+    processor: str
     seconds_total: float
+    seconds_to_first_report: float | None = None
 
     @property
     def arms(self) -> tuple[Arm, ...]:

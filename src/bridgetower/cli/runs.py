@@ -171,7 +171,8 @@ def demo(
         "answering_model": answering_model(out),
         "index": held_out_index(out),
     }
-    value = {name: str(path) for name, path in written.items()} | headline(results.summary())
+    times = {name: getattr(results, name) for name in ("processor", "seconds_total", "seconds_to_first_report")}
+    value = {name: str(path) for name, path in written.items()} | times | headline(results.summary())
     emit_result(value, json=json, following=("search", "a red flag"))
 
 

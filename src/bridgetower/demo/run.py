@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.analysis.examples import AnswerExample, SearchExample, answer_examples, search_examples
+from bridgetower.analysis.findings import duration
 from bridgetower.analysis.mask_examples import MaskExample, mask_examples
 from bridgetower.analysis.profile import model_cost
 from bridgetower.analysis.report import render_report
@@ -47,6 +49,8 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
+
+logger = logging.getLogger(__name__)
 
 
 def write_held_out(datasets: Mapping[str, Path], folder: Path, split: str = "test") -> None:
@@ -88,7 +92,7 @@ def _write(path: Path, content: bytes) -> None:
 _EXAMPLES = 2  # of either kind per topic
 _MIN_INTERVAL = 20  # steps between evaluations
 _TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
-_SETTINGS = "demo.json"  # and the time so far
+_SETTINGS = "demo.json"  # and the times
 _SEARCHES, _MASKS, _IMAGES = 6, 4, 8  # examples per data set
 
 
@@ -163,8 +167,8 @@ def run_demo(
     if minutes <= 0 or seeds < 1:
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
     settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
-    with locked(out), _timed(out, settings) as seconds:
-        return _Demo(out, plan, minutes, seeds, seconds, progress).run()
+    with locked(out), _timed(out, settings) as clock:
+        return _Demo(out, plan, minutes, seeds, clock, progress).run()
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class _Demo:
     plan: Plan
     minutes: float
     seeds: int
-    seconds: Callable[[], float]
+    clock: _Clock
     progress: bool
 
     def run(self) -> DemoResults:
@@ -194,6 +198,9 @@ class _Demo:
             if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
                 train_all(dict(list(folders.items())[:1]), progress=progress)
                 self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
+                seconds = self.clock.note_first_report()
+                where = out / "report.html"
+                logger.info("first searches: %s after %s on %s", where, duration(seconds), processor_name())
             train_all(folders, progress=progress)
         questions = plan.questions
         prepare_toyset(
@@ -223,10 +230,7 @@ class _Demo:
         }
         results = DemoResults(
             command=f"bridgetower demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
-            settings={
-                **{"from_scratch": not plan.towers, "minutes": self.minutes, "seeds": self.seeds},
-                **{"steps": steps, "processor": processor_name()},
-            },
+            settings={**self.clock.settings, "steps": steps},
             datasets=tuple(datasets),
             tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
             runs=tuple(runs),
@@ -239,7 +243,9 @@ class _Demo:
             about=plan.questions.about,
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
             versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
-            seconds_total=self.seconds(),
+            processor=processor_name(),
+            seconds_total=self.clock.seconds(),
+            seconds_to_first_report=self.clock.first_report,
         )
         results.write(out / "results.json")
         first: tuple[Arm, int] = ("bridgetower", 0)
@@ -285,24 +291,46 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
     )
 
 
+class _Clock:
+    """The time that calls have taken, all but killed ones; kept beside the settings of the demo."""
+
+    def __init__(self, path: Path, settings: Mapping[str, float], before: Mapping[str, Any]) -> None:
+        """Starts; `before` is what an earlier call has kept, or empty."""
+        self.path, self.settings, self.started = path, settings, time.perf_counter()
+        self.before: float = before.get("seconds", 0.0)
+        self.first_report: float | None = before.get("seconds_to_first_report")
+
+    def seconds(self) -> float:
+        """Returns the time so far."""
+        return self.before + time.perf_counter() - self.started
+
+    def note_first_report(self) -> float:
+        """Keeps and returns the time so far as that to the first report."""
+        self.first_report = self.seconds()
+        self.keep()
+        return self.first_report
+
+    def keep(self) -> None:
+        """Writes the times and the settings."""
+        times = {"seconds": self.seconds(), "seconds_to_first_report": self.first_report}
+        write_json(self.path, {**self.settings, **times})
+
+
 @contextmanager
-def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], float]]:
-    """Refuses a folder of other settings; yields what tells the seconds so far, over all calls but killed ones."""
-    path, started = out / _SETTINGS, time.perf_counter()
-    before = read_json(path) if path.exists() else {**settings, "seconds": 0.0}
+def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[_Clock]:
+    """Refuses a folder of other settings; yields the clock of the demo, and keeps its times at the end."""
+    path = out / _SETTINGS
+    before = read_json(path) if path.exists() else dict(settings)
     if {name: before.get(name) for name in settings} != settings:
         given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
         given += " --from-scratch" if before.get("from_scratch") else ""
         raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
-
-    def seconds() -> float:
-        return before["seconds"] + time.perf_counter() - started
-
-    write_json(path, before)
+    clock = _Clock(path, settings, before)
+    clock.keep()
     try:
-        yield seconds
+        yield clock
     finally:
-        write_json(path, {**settings, "seconds": seconds()})
+        clock.keep()
 
 
 def _tested(
