@@ -163,12 +163,48 @@ class TestColumns:
         (tmp_path / "a.csv").write_text("key,text\nx,one\n,two\n")
         assert [(item.id, item.texts) for item in items(tmp_path / "a.csv")] == [("x", ("one",)), ("2", ("two",))]
 
-    def test_a_cell_without_an_image(self, tmp_path: Path) -> None:
-        pq.write_table(pa.table({"image": [b"1", None], "text": ["a", "b"]}), tmp_path / "a.parquet")
-        _, found = items(tmp_path / "a.parquet")
-        assert found.image
-        with pytest.raises(ValueError, match=r"a\.parquet, row 2 has no bytes in column image"):
-            found.image.read()
+    def test_an_index_that_pandas_wrote(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text(",caption\n0,one\n")
+        assert [(item.id, item.image, item.texts) for item in items(tmp_path / "a.csv")] == [("1", None, ("one",))]
+
+    @pytest.mark.parametrize("kind", ["parquet", "arrow", "ARROW"])
+    def test_cells_without_bytes(self, kind: str, tmp_path: Path) -> None:
+        kept = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        cells = [
+            None,
+            {"bytes": None, "path": "a.png"},
+            {"bytes": b"1", "path": "b.png"},
+            {"bytes": None, "path": None},
+        ]
+        table = pa.table({"picture": pa.array(cells, kept), "text": list("abcd")})
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)  # one without any bytes, one with some
+        else:
+            with pa.ipc.new_file(tmp_path / f"a.{kind}", table.schema) as writer:
+                writer.write_table(table)
+        nothing, by_path, stored, empty = items(tmp_path / f"a.{kind}")
+        assert [(item.id, item.image, item.texts) for item in (nothing, empty)] == [
+            ("1", None, ("a",)),
+            ("4", None, ("d",)),
+        ]
+        assert by_path.image
+        assert (by_path.id, by_path.image.path) == ("a.png", tmp_path / "a.png")
+        assert contents([stored]) == [b"1"]
+
+    def test_rows_of_json_lines_have_columns_of_their_own(self, tmp_path: Path) -> None:
+        rows = [{"caption": "a"}, {"image": "0.png", "caption": "b"}, {"path": "1.png", "id": 7}, {"other": 1}, {}]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = items(tmp_path / "a.jsonl")
+        assert [(item.id, item.texts) for item in found] == [
+            *[("1", ("a",)), ("0.png", ("b",)), ("7", ()), ("4", ()), ("5", ())]
+        ]
+        assert [item.image and item.image.path.name for item in found] == [None, "0.png", "1.png", None, None]
+        assert [item.texts for item in items(tmp_path / "a.jsonl", Columns(text="other"))] == [(), (), (), ("1",), ()]
+        with pytest.raises(ValueError, match=r"no row of .*a\.jsonl has a column no, none; give the name of one"):
+            items(tmp_path / "a.jsonl", Columns(image="none", id="no"))
+        (tmp_path / "a.jsonl").write_text(json.dumps({"other": 1}))
+        with pytest.raises(ValueError, match="has no column of images and none of texts; it has other: name one"):
+            items(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data import images as image_sources
+from bridgetower.data.cells import rows_of
 from bridgetower.data.folder import read_split
 from bridgetower.data.images import ArrowRows, ImageRef, arrow_rows, open_table, parquet_rows
 from bridgetower.data.parquet import ParquetRows
@@ -48,6 +49,20 @@ def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (second["image"], second["text"]) == ("b.png", None)
     assert third["image"].read() == png(2)
     assert third["image"].file_name == third["image"].name != first["image"].name
+    images, rows = rows_of(tmp_path / "t.parquet")
+    cell, path, other = (row["image"] for _, row in rows)
+    assert (images, path) == (["image"], "b.png")
+    assert (cell.read(), other.read()) == (png(1), png(2))
+
+
+def test_listing_reads_no_images(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [{"bytes": png(1)}]}), tmp_path / "t.parquet")
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[4:40] = b"\xff" * 36  # where the pages begin; what is in the file is told at its end
+    (tmp_path / "t.parquet").write_bytes(content)
+    [(_, row)] = rows_of(tmp_path / "t.parquet")[1]
+    with pytest.raises(OSError, match="page header"):
+        row["image"].read()
 
 
 def test_the_copy_of_a_file_with_large_groups_is_announced(

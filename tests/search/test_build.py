@@ -166,7 +166,9 @@ class TestSources:
         cells = {"id": [1, 1, 1], "image": [first, second, first], "text": ["one", "two", "three"]}
         pq.write_table(pa.table(cells), tmp_path / "a.parquet")
         report = build(tmp_path / "a.parquet", max_errors=1)
-        message = "a.parquet row 2: '1' names another image too, that of a.parquet row 1; give each a name of its own"
+        message = (
+            "a.parquet row 2: '1' already names another image, that of a.parquet row 1; give each a name of its own"
+        )
         assert (counts(report), report.bad) == ((1, 1, 0, 0), (message,))
         assert rows(tmp_path)["1"]["captions"] == ["one", "three"]
 
@@ -180,8 +182,16 @@ class TestSources:
 
     def test_a_table_of_texts(self, build: Build, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")
-        with pytest.raises(ValueError, match="line 1 has no image; `index` takes images"):
-            build(tmp_path / "a.txt")
+        with pytest.raises(
+            ValueError, match=r"names no image; nothing was changed: .* line 1 has no image; `index` takes"
+        ):
+            build(tmp_path / "a.txt", max_errors=1)
+
+    def test_rows_without_an_image(self, build: Build, photos: Path, tmp_path: Path) -> None:
+        (photos / "a.jsonl").write_text('{"text": "a"}\n{"path": "00.png"}\n{"path": "01.png", "text": "b"}\n')
+        report = build(photos / "a.jsonl", max_errors=1)
+        assert report.bad == ("a.jsonl line 1 has no image; `index` takes images, `embed` texts too",)
+        assert {path: row["captions"] for path, row in rows(tmp_path).items()} == {"00.png": [], "01.png": ["b"]}
 
 
 class TestUpdate:

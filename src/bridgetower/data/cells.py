@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.images import ImageRef, open_table
+from bridgetower.data.images import ImageRef, Table, open_table
 from bridgetower.data.sources import Cells, read_table
 
 COLUMNAR = (".parquet", ".arrow")
 """Tables that are read by number, so that the images in them stay where they are."""
 
 
-def rows_of(source: Path) -> Iterator[tuple[str, Cells]]:
-    """Yields where each row of a table is, and its cells; images in it become `ImageRef`, without being read."""
+def rows_of(source: Path) -> tuple[Sequence[str], Iterator[tuple[str, Cells]]]:
+    """Returns the columns of a table that hold images, and its rows: where each is, and its cells.
+
+    Images become `ImageRef` without being read, those that are only a path that path, and missing ones None.
+    """
     if source.suffix.lower() not in COLUMNAR:
-        yield from read_table(source)
-        return
+        return (), read_table(source)
     table = open_table(source)
-    held = [field.name for field in table.schema if _holds_images(field.type)]
-    others = [name for name in table.schema.names if name not in held]
+    images = [field.name for field in table.schema if _holds_images(field.type)]
+    return images, _rows(source, table, images)
+
+
+def _rows(source: Path, table: Table, images: Sequence[str]) -> Iterator[tuple[str, Cells]]:
+    others = [name for name in table.schema.names if name not in images]
+    filled = {name: table.filled(name) for name in images}
     for number in range(len(table)):
         cells: Mapping[str, Any] = table.row(number, others) if others else {}
-        yield f"row {number + 1}", {**cells, **{name: _held(source, name, number) for name in held}}
+        held = {name: _held(source, table, name, number, full=next(filled[name])) for name in images}
+        yield f"row {number + 1}", {**cells, **held}
 
 
-def _held(source: Path, column: str, row: int) -> ImageRef:
+def _held(source: Path, table: Table, column: str, row: int, *, full: bool) -> ImageRef | str | None:
+    if not full:
+        value = table.row(row, [column])[column]
+        return value.get("path") if isinstance(value, dict) else None
     name = f"{source.name}/{column} {row + 1}"
     return ImageRef(path=source, cell=(column, row), name=name, file_name=name, signature=name)
 
@@ -34,8 +45,14 @@ def _held(source: Path, column: str, row: int) -> ImageRef:
 def _holds_images(kind: Any) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_struct(kind):
-        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    if not pa.types.is_struct(kind):
+        return _is_binary(kind)
+    fields = {field.name: field.type for field in map(kind.field, range(kind.num_fields))}
+    return "bytes" in fields and (pa.types.is_null(fields["bytes"]) or _is_binary(fields["bytes"]))
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from bridgetower.data.parquet import ParquetRows
+from bridgetower.data.parquet import ParquetRows, has_bytes
 from bridgetower.data.remote import file_name, read_url
 from bridgetower.files import unfit_name
 
@@ -151,6 +151,10 @@ class Table(Protocol):
         """Returns the named columns of a row, or all of them."""
         ...
 
+    def filled(self, name: str) -> Iterator[bool]:
+        """Yields whether each row has bytes in a column of images."""
+        ...
+
 
 class _Copy:
     """The rows of a Parquet file with large row groups, in a copy that `datasets` makes and keeps in its cache."""
@@ -173,6 +177,9 @@ class _Copy:
         chosen = self._table if columns is None else self._table.select_columns(list(columns))
         row: dict[str, Any] = chosen[number].to_pylist()[0]
         return row
+
+    def filled(self, name: str) -> Iterator[bool]:
+        return iter(has_bytes(self._table.data.column(name)))
 
 
 class ArrowRows:
@@ -197,6 +204,10 @@ class ArrowRows:
         row: dict[str, Any] = chosen.slice(number, 1).to_pylist()[0]
         return row
 
+    def filled(self, name: str) -> Iterator[bool]:
+        """Yields whether each row has bytes in a column of images."""
+        return iter(has_bytes(self.table[name]))
+
 
 def open_table(path: Path) -> Table:
     """Opens a Parquet or Arrow file, once as long as it is not written again.
@@ -214,7 +225,7 @@ def open_table(path: Path) -> Table:
 def _opened(path: Path, size: int, written: int) -> Table:
     import pyarrow as pa
 
-    is_arrow = path.suffix == ".arrow"
+    is_arrow = path.suffix.lower() == ".arrow"
     try:
         if is_arrow:
             return ArrowRows(path)
@@ -273,7 +284,7 @@ def _cell(path: Path, column: str, row: int, value: object) -> object:
     given = value.get("path") if isinstance(value, dict) else None
     file = given if isinstance(given, str) else None
     if content is None:
-        return value if file is None else file
+        return file if file is not None or (isinstance(value, dict) and "bytes" in value) else value
     digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
     name = Path(file).name if file else digest
     return ImageRef(path=path, cell=(column, row), name=digest, file_name=name, signature=digest)

@@ -36,7 +36,8 @@ URL_COLUMNS = ("url", "image_url")
 ID_COLUMNS = ("id", "image_id", "key", "uid")
 TEXTS_SUFFIX = ".txt"
 
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", *COLUMNAR)
+_JSON_LINES = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", *_JSON_LINES, *COLUMNAR)
 _DESCRIPTIONS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images, as `datasets` has it
 
 
@@ -376,16 +377,13 @@ def _row_name(table: str, number: int) -> str:
 
 
 def _items_of_table(source: Path, columns: Columns, name: str) -> Iterator[SourceItem]:
-    names: tuple[str, str, str] | None = None
-    for number, (place, cells) in enumerate(rows_of(source), start=1):
-        names = names or _names_of(source, cells, columns)
-        image, text, key = names
+    for number, (place, cells, (image, text, key)) in enumerate(_named_rows(source, columns), start=1):
         cell = cells.get(image) if image else None
         found = below(Path(name).parent, cell_image(source.parent, cell)) if cell else None
-        texts = cells[text] if text else None
+        texts = cells.get(text) if text else None
         if columns.captions_from == "folder" and found is not None:
             texts = list(folder_caption(Path(found.name).parent.name))
-        given = cell_text(cells[key]) if key else ""
+        given = cell_text(cells.get(key)) if key else ""
         yield SourceItem(
             id=given or (_row_name(name, number) if found is None else found.name),
             image=found,
@@ -394,17 +392,45 @@ def _items_of_table(source: Path, columns: Columns, name: str) -> Iterator[Sourc
         )
 
 
-def _names_of(source: Path, cells: Cells, columns: Columns) -> tuple[str, str, str]:
+def _named_rows(source: Path, columns: Columns) -> Iterator[tuple[str, Cells, tuple[str, str, str]]]:
+    """Yields the rows of a table, each with the names of its columns of images, texts and ids.
+
+    Any row of JSON lines may lack any column, even one that the user names, but not all of them may.
+
+    Raises:
+        ValueError: A column is missing, or there are several of a kind.
+    """
+    held, rows = rows_of(source)
+    asked = {name for name in (columns.image, columns.text, columns.id) if name}
+    is_sparse = source.suffix.lower() in _JSON_LINES
+    blank = dict.fromkeys(asked) if is_sparse else {}
+    given: tuple[str, ...] | None = None
+    names, usable = ("", "", ""), False
+    for place, cells in rows:
+        if tuple(cells) != given:
+            given = tuple(cells)
+            asked.difference_update(given)
+            names = _names_of(source, {**blank, **cells}, held, columns)
+            usable = usable or any(names[:2])
+        if not usable and not is_sparse:
+            break
+        yield place, cells, names
+    if given is not None and not usable:
+        raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(given)}: name one")
+    if given is not None and asked:
+        raise ValueError(
+            f"no row of {source} has a column {', '.join(sorted(asked))}; give the name of one that it has"
+        )
+
+
+def _names_of(source: Path, cells: Cells, held: Sequence[str], columns: Columns) -> tuple[str, str, str]:
     """Returns the columns of images, texts and ids; empty where there is none."""
-    held = [name for name, cell in cells.items() if isinstance(cell, ImageRef)]
     asked = columns.image or (held[0] if len(held) == 1 else None)
     image = find_column(source, cells, asked, IMAGE_COLUMNS, "image", optional=True) or find_column(
         source, cells, None, URL_COLUMNS, "image", optional=True
     )
     text = find_column(source, cells, columns.text, CAPTION_COLUMNS, "caption", optional=True)
     key = find_column(source, cells, columns.id, ID_COLUMNS, "id", optional=True)
-    if not image and not text:
-        raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
     return image, text, key
 
 

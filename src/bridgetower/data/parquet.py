@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -115,6 +115,21 @@ class ParquetRows:
                     self._kept.popitem(last=False)
             return table
 
+    def filled(self, name: str) -> Iterator[bool]:
+        """Yields whether each row has bytes in a column of images.
+
+        Images are read only of a row group that has them in some rows and not in others, or does not say so.
+        """
+        for file, group in self._groups:
+            content = self._files[file].metadata.row_group(group)
+            columns = map(content.column, range(content.num_columns))
+            column = next(one for one in columns if one.path_in_schema in (name, f"{name}.bytes"))
+            nulls = column.statistics.null_count if column.statistics and column.statistics.has_null_count else None
+            if nulls in (0, content.num_rows):
+                yield from repeat(nulls == 0, content.num_rows)
+            else:
+                yield from has_bytes(self._files[file].read_row_group(group, columns=[column.path_in_schema]).column(0))
+
     def stream(self, name: str) -> Iterator[Any]:
         """Yields one column of all rows, one row group in memory at a time."""
         for file, group in self._groups:
@@ -128,6 +143,17 @@ class ParquetRows:
             [chunk for file in self._files for chunk in file.read(columns=[name]).column(0).chunks],
             self._files[0].schema_arrow.field(name).type,
         )
+
+
+def has_bytes(column: pa.ChunkedArray) -> list[bool]:
+    """Returns whether each row of a column of images has bytes, plain or beside a path."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    filled: list[bool] = pc.is_valid(column).to_pylist()
+    return filled
 
 
 class Column(Sequence[T]):

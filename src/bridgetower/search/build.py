@@ -89,8 +89,9 @@ def build_index(
         started = time.perf_counter()
         for items in read_sources(sources, config.columns, _LISTED_AT_ONCE):
             listing.add(items)
-        if not len(listing) and not listing.bad:
-            raise ValueError(f"{named} names no image; nothing was changed: check that it is the right source")
+        if not len(listing) and not (listing.bad and listing.names_images):
+            reason = next(iter(listing.bad.values()), "check that it is the right source")
+            raise ValueError(f"{named} names no image; nothing was changed: {reason}")
         listed = time.perf_counter()
         predictor = loaded(model)
         started += time.perf_counter() - listed

@@ -34,11 +34,13 @@ class Listing:
     Attributes:
         root: Folder that the paths of the source's images start from.
         bad: What the source names and cannot be used, each with the reason, by path.
+        names_images: Whether the source names any image, usable or not.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.bad: dict[str, str] = {}
+        self.names_images = False
 
     def __enter__(self) -> Listing:
         self._database = sqlite3.connect("", isolation_level=None)
@@ -55,17 +57,16 @@ class Listing:
         self._database.close()
 
     def add(self, items: Iterable[SourceItem]) -> None:
-        """Notes images of the source; rows about one image bring their captions together.
-
-        Raises:
-            ValueError: An item has no image.
-        """
+        """Notes images of the source; rows about one image bring their captions together."""
         for item in items:
+            self.names_images |= bool(item.problem or item.image)
             if item.problem:
                 self.bad[item.id] = f"{item.id!r}: {item.problem}"
                 continue
             if item.image is None:
-                raise ValueError(f"{item.place} has no image; `index` takes images, `embed` texts too")
+                message = f"{item.place} has no image; `index` takes images, `embed` texts too"
+                self.bad[message] = message
+                continue
             path = item.image.name if item.image.is_file else item.id
             image = None if path in self.bad else self._described(path, item.image, item.place)
             if image is None:
@@ -81,7 +82,7 @@ class Listing:
         found = self._database.execute("SELECT captions, image, at FROM new WHERE path = ?", [path]).fetchone()
         captions, before, at = found
         if not _is_same(ImageRef.unpacked(before), image):
-            message = f"{item.place}: {path!r} names another image too, that of {at}; give each a name of its own"
+            message = f"{item.place}: {path!r} already names another image, that of {at}; give each a name of its own"
             self.bad[message] = message
         elif item.texts:
             both = json.dumps([*json.loads(captions), *item.texts])
