@@ -223,19 +223,84 @@ class TestContinuing:
         assert report.vectors == 5
         np.testing.assert_allclose(read(tmp_path / f"v.{suffix}")[1], expected, atol=1e-5)
 
-    def test_with_other_settings_is_refused(self, embed: Embed, places: dict[str, Path], tmp_path: Path) -> None:
-        (tmp_path / "v.parquet.parts").mkdir()
-        (tmp_path / "v.parquet.parts" / "plan.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"v\.parquet\.parts has parts of other vectors"):
-            embed(places["folder"], "v.parquet")
+    def test_with_other_settings_or_a_table_that_changed_is_refused(
+        self, embed: Embed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "texts.txt"
+        source.write_text("a red bar")
+        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(source)
+        with pytest.raises(ValueError, match=r"vectors\.parquet\.parts has parts of other vectors"):
+            embed(source, quantize="int8")
+        source.write_text("a red circle")
+        with pytest.raises(ValueError, match=r"vectors\.parquet\.parts has parts of other vectors"):
+            embed(source)
 
+    @pytest.mark.parametrize(("source", "suffix"), [*(("photos", suffix) for suffix in FORMATS), ("photos.csv", "npy")])
     def test_a_block_whose_images_changed_is_done_again(
+        self,
+        source: str,
+        suffix: str,
+        embed: Embed,
+        pictures: Path,
+        predictor: Predictor,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(8):
+            shutil.copy(pictures / f"0{number}.png", folder / f"{number}.png")
+        (folder / "1.png").write_text("not an image")
+        (tmp_path / "photos.csv").write_text("image\n" + "".join(f"photos/{number}.png\n" for number in range(8)))
+        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(tmp_path / source, f"v.{suffix}", block_size=2)
+        monkeypatch.undo()
+        shutil.copy(pictures / "10.png", folder / "0.png")
+        shutil.copy(pictures / "01.png", folder / "1.png")
+        for number in (4, 5):  # a block without vectors
+            (folder / f"{number}.png").write_text("not an image")
+        encoded: list[int] = []
+        hook = predictor.model.vision.patch_embedding.register_forward_hook(
+            lambda module, inputs, output: encoded.append(len(inputs[0]))
+        )
+        report = embed(tmp_path / source, f"v.{suffix}", block_size=2, max_errors=2)
+        hook.remove()
+        assert (report.vectors, report.bad, encoded) == (6, 2, [2])
+        names, vectors = read(tmp_path / f"v.{suffix}")
+        assert [Path(name).stem for name in names] == ["0", "1", "2", "3", "6", "7"]
+        expected = predictor.embed_images([folder / f"{Path(name).stem}.png" for name in names])
+        np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+
+    def test_a_file_that_changes_while_it_is_read_is_read_again(
+        self, embed: Embed, pictures: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        folder, write = tmp_path / "photos", Output.write
+        folder.mkdir()
+        shutil.copy(pictures / "00.png", folder)
+
+        def late(output: Output, block: Any) -> None:
+            shutil.copy(pictures / "01.png", folder / "00.png")
+            write(output, block)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Output, "write", late)
+        with pytest.raises(KeyboardInterrupt):
+            embed(folder)
+        monkeypatch.undo()
+        embed(folder)
+        expected = predictor.embed_images([pictures / "01.png"]).numpy()
+        np.testing.assert_allclose(read(tmp_path / "vectors.parquet")[1], expected, atol=1e-5)
+
+    def test_images_that_are_gone(
         self, embed: Embed, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         folder = tmp_path / "photos"
         folder.mkdir()
         for number in range(6):
-            (folder / f"{number}.png").write_bytes((pictures / f"0{number}.png").read_bytes())
+            shutil.copy(pictures / f"0{number}.png", folder / f"{number}.png")
         monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
         for suffix in FORMATS:
             with pytest.raises(ZeroDivisionError):

@@ -238,6 +238,6 @@ def test_blocks_end_with_their_unit(places: dict[str, Path]) -> None:
         ("000000-000001", 1, True),
         ("000001-000000", 2, True),
     ]
-    assert len({block.digest for block in blocks}) == 3
+    assert len({block.digest() for block in blocks}) == 3
     rest = list(read_blocks(units_of(places["shards"]), Columns(), 2, skip=lambda unit: unit == 0))
-    assert [block.digest for block in rest] == [blocks[2].digest]
+    assert [block.digest() for block in rest] == [blocks[2].digest()]

@@ -162,7 +162,6 @@ class EmbeddedBlock:
 
     Attributes:
         name: Of the block.
-        digest: Of its items.
         last: Whether it is the last one of its unit.
         rows: What was embedded, in order.
         problems: What was not.
@@ -170,7 +169,6 @@ class EmbeddedBlock:
     """
 
     name: str
-    digest: str
     last: bool
     rows: Sequence[Embedded] = field(repr=False)
     problems: Sequence[Problem]
@@ -363,10 +361,5 @@ class _Gathered:
         """Returns what was made of a block, which is not read any more."""
         block.release()
         return EmbeddedBlock(
-            name=block.name,
-            digest=block.digest,
-            last=block.last,
-            rows=self.rows,
-            problems=self.problems,
-            num_cut=self.num_cut,
+            name=block.name, last=block.last, rows=self.rows, problems=self.problems, num_cut=self.num_cut
         )

@@ -30,6 +30,7 @@ from bridgetower.files import (
 )
 from bridgetower.model.plain import from_plain
 
+_FORMAT = 2  # of records
 _PLAN = "plan.json"
 _RECORD = "{}.json"
 _PART = "{}.part"
@@ -41,7 +42,8 @@ class Record:
     """What became of a block.
 
     Attributes:
-        digest: Of its items.
+        digest: Of its items, as they were before they were read.
+        has_files: Whether images of it are files of their own.
         last: Whether it is the last one of its unit.
         items: Embedded or not.
         vectors: That were written.
@@ -50,6 +52,7 @@ class Record:
     """
 
     digest: str
+    has_files: bool
     last: bool
     items: int
     vectors: int
@@ -110,9 +113,10 @@ class Output(ABC):
             plan: All that decides what is written: a run with another plan does not go on with this one's parts.
             quantize: How vectors are written.
         """
-        self.out, self.plan, self.quantize = Path(out), dict(plan), quantize
+        self.out, self.plan, self.quantize = Path(out), {**plan, "format": _FORMAT}, quantize
         self.work = Path(f"{out}.parts")
         self.records: dict[str, Record] = {}
+        self._noted: dict[str, tuple[str, bool]] = {}
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
@@ -125,8 +129,8 @@ class Output(ABC):
             begun = plan.exists()
             if begun and read_json(plan) != self.plan:
                 raise ValueError(
-                    f"{self.work} has parts of other vectors: of another source, model or settings; finish that run, "
-                    "or remove the folder"
+                    f"{self.work} has parts of other vectors: of another source, model or version, or with other "
+                    "settings; finish that run, or remove the folder"
                 )
             self.open(begun=begun)
             if not begun:
@@ -138,21 +142,32 @@ class Output(ABC):
         self._held.close()
 
     def is_whole(self, unit: int) -> bool:
-        """Whether all blocks of a unit are written."""
+        """Whether all blocks of a unit are written, and none can have changed while the unit did not."""
         own = {name: record for name, record in self.records.items() if name.startswith(f"{unit:06}-")}
+        if any(record.has_files for record in own.values()):
+            return False
         number = next((int(name.partition("-")[2]) for name, record in own.items() if record.last), None)
         return number is not None and len(own) >= number + 1
 
     def has(self, block: Block) -> bool:
-        """Whether a block is written, with these items."""
-        return block.name in self.records and self.records[block.name].digest == block.digest
+        """Whether a block is written, with these items; otherwise it is noted what they are, for its record.
+
+        Call it before images are read: a file that changes after that is read again by a run that goes on.
+        """
+        digest = block.digest()
+        if block.name in self.records and self.records[block.name].digest == digest:
+            return True
+        self._noted[block.name] = digest, block.has_files
+        return False
 
     def write(self, block: EmbeddedBlock) -> None:
-        """Writes a block and its record."""
+        """Writes a block, which was given to `has`, and its record."""
+        digest, has_files = self._noted.pop(block.name)
         entries = list(entries_of(block.rows))
         self.write_part(block.name, entries)
         record = Record(
-            digest=block.digest,
+            digest=digest,
+            has_files=has_files,
             last=block.last,
             items=len(block.rows) + len(block.problems),
             vectors=len(entries),

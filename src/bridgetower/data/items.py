@@ -137,15 +137,33 @@ class Block:
         return f"{self.unit:06}-{self.number:06}"
 
     @property
+    def has_files(self) -> bool:
+        """Whether images are files of their own, which change without a change of the unit's signature."""
+        return any(item.image is not None and item.image.is_file for item in self.items)
+
     def digest(self) -> str:
-        """Digest of the names, places and texts of the items, and of whether more blocks follow."""
-        content = [self.last, *((item.id, item.place, item.texts) for item in self.items)]
+        """Returns a digest of the items, of image files as they are now, and of whether more blocks follow.
+
+        Of an item its name, place and texts count, and of an image in a file of its own the size and time of the file.
+        """
+        content = [self.last, *((item.id, item.place, item.texts, _status(item.image)) for item in self.items)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def release(self) -> None:
         """Removes the copy of the unit's file after its last block."""
         if self.copied is not None:
             self.copied.close()
+
+
+def _status(image: ImageRef | None) -> tuple[int, int] | None:
+    """Size and time of writing of an image file; None if it is no file of its own, or cannot be found."""
+    if image is None or not image.is_file:
+        return None
+    try:
+        status = image.path.stat()
+    except (OSError, ValueError):  # decoding says what is wrong
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def units_of(source: str | Path) -> list[Unit]:
