@@ -1,6 +1,7 @@
 """Optimisers, parameter groups and learning-rate schedules against their formulas."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
+from bridgetower.model.library_towers import timm_config, transformers_config
 from bridgetower.model.presets import meter
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import HfAdamW, build_optimizer, parameter_groups, schedule
@@ -25,6 +27,16 @@ MODELS = {
     "interpolate": shapes.MODEL.override({"fusion.bridge": "interpolate", "fusion.separate_projections": True}),
     "managers": shapes.MODEL.override({"fusion.bridge": "adaptive_manager"}),
     "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
+}
+
+ELECTRA = {
+    "model_type": "electra",
+    "vocab_size": 60,
+    "hidden_size": 8,
+    "embedding_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 34,
 }
 
 
@@ -145,6 +157,22 @@ class TestGroups:
         decayed = with_names(OptimizerConfig(rule="hf_adamw"))
         for key in ("vision.pre_norm.weight", "vision.class_embedding", "itc_head.temperature"):
             assert decayed[key][1] == 0.01
+
+    @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
+    def test_official_rule_spares_norms_without_an_official_name(self, bridge: str) -> None:
+        """Those of towers of timm and transformers, of managers and of the contrastive head."""
+        vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
+        text = transformers_config({**ELECTRA, "num_hidden_layers": 2})
+        changes = {"fusion.bridge": bridge, "heads.itc_norm": True}
+        vision = replace(vision, pre_norm=True)  # the default, which a tower of one's own keeps
+        config = replace(shapes.MODEL.override(changes), vision=vision, text=text)
+        model = BridgeTower(config)
+        norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+        for part in ("vision.", "text.", "fusion.", "itc_head.", "mlm_head."):
+            assert any(path.startswith(part) for path in norms), part
+        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw"), config).items() if not decay}
+        biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
+        assert spared == {f"{path}.weight" for path in norms} | biases
 
     def test_learning_rates(self) -> None:
         config = OptimizerConfig(lr=2.0, head_multiplier=50, fusion_multiplier=5)

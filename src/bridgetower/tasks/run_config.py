@@ -42,7 +42,8 @@ class OptimizerConfig:
         fusion_multiplier: Of the learning rate, for the fusion encoder with its projections and poolers.
         rule: `adamw` is torch's and decays matrices only; `hf_adamw` is that of transformers 4.17, which the official
             code used (epsilon before the bias correction, decay after the step) with its decay list, missing CLIP's
-            LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads.
+            LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads. Norms of parts that the
+            official models do not have, such as towers of timm, do not decay.
         schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0.
         warmup: Share of all steps over which the rate rises from 0.
         power: Of the polynomial decay; 1 is linear.

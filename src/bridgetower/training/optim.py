@@ -28,14 +28,13 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
     Returns:
         Groups with `params`, `names`, `lr`, `weight_decay`.
     """
-    clip_vision, heads = model.config.vision.pre_norm, model.head_specs
+    decayed = _decayed(model, config.rule)
     groups: dict[tuple[float, float, type], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr * multiplier(name, config, heads)
-        decayed = decays(name, parameter, config.rule, heads, clip_vision=clip_vision)
-        decay = config.weight_decay if decayed else 0.0
+        lr = config.lr * multiplier(name, config, model.head_specs)
+        decay = config.weight_decay if name in decayed else 0.0
         kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded ones
         group = groups.setdefault((lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
@@ -51,30 +50,31 @@ def multiplier(name: str, config: OptimizerConfig, heads: Mapping[str, HeadSpec]
     return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
 
 
-def decays(name: str, parameter: Tensor, rule: str, heads: Mapping[str, HeadSpec], *, clip_vision: bool) -> bool:
-    """Whether weight decay applies.
+def _decayed(model: BridgeTower, rule: str) -> set[str]:
+    """Returns the names of the parameters to which weight decay applies.
 
-    `adamw` decays matrices and convolutions. `hf_adamw` decays everything but biases and the norms that its list
-    names: the list misses CLIP's `ln_*` weights, the norms in task heads, class and position embeddings and the
-    temperature.
-
-    Args:
-        name: Our name of the parameter.
-        parameter: Its shape decides under `adamw`.
-        rule: `adamw` or `hf_adamw`.
-        heads: Of the model, by name.
-        clip_vision: The image tower is CLIP's, not timm's, whose norms the official list names.
+    `adamw` decays matrices and convolutions. `hf_adamw` decays everything but biases and the weights of norms. It does
+    decay the norms of CLIP, and those in the heads of VQA, SNLI-VE and NLVR2, as their official names are not in the
+    official list of parameters without decay.
     """
+    parameters = dict(model.named_parameters())
     if rule == "adamw":
-        is_matrix = parameter.ndim >= 2 and name.endswith("weight")
-        return is_matrix and ("embedding" not in name or "patch_embedding" in name)
-    if name.endswith("bias"):
-        return False
-    if not name.endswith("norm.weight") or (clip_vision and name.startswith("vision.")):
-        return True
-    module = name.partition(".")[0]
-    published = heads[module.removesuffix("_head")].published if module.endswith("_head") else {}
-    return "norm" not in published.get("norm", "norm").lower()
+        matrices = {name for name, weight in parameters.items() if weight.ndim >= 2 and name.endswith("weight")}
+        return {name for name in matrices if "embedding" not in name or "patch_embedding" in name}
+    norms = (path for path, module in model.named_modules() if "norm" in type(module).__name__.lower())
+    spared = {f"{path}.weight" for path in norms if not _official_list_misses(path, model)}
+    return {
+        name for name, weight in parameters.items() if "bias" not in name and (name not in spared or weight.ndim > 1)
+    }
+
+
+def _official_list_misses(norm: str, model: BridgeTower) -> bool:
+    """Whether a norm, by its path, has an official name that the official list of parameters without decay misses."""
+    part, _, module = norm.partition(".")
+    if part == "vision":
+        return model.config.vision.architecture == "vit" and model.config.vision.pre_norm  # CLIP's, not timm's
+    published = model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
+    return "norm" not in published.get(module, "norm").lower()
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
