@@ -32,9 +32,19 @@ def comparison(reach: float | None = 0.5) -> Comparison:
 def write_run(folder: Path, seed: int, bridge: str | None, values: list[float], cut: str = "") -> Path:
     """The files of a run that are read, the last line cut off where a kill came."""
     folder.mkdir(parents=True)
-    config = {"recipe": "nano", "seed": seed, "select_by": "accuracy", "model": {"fusion": {"bridge": bridge}}}
+    config = {
+        "recipe": "nano",
+        "seed": seed,
+        "batch_size": 4,
+        "select_by": "accuracy",
+        "model": {"fusion": {"bridge": bridge}},
+    }
     (folder / "run.json").write_text(json.dumps(config))
-    lines = [{"kind": "train", "step": 30, "seconds": 6.0}]
+    # It was resumed at step 9: the time of nine of the steps before the first line is not known.
+    lines = [
+        {"kind": "train", "step": step, "seconds": seconds, "pairs_per_second": 20.0}
+        for step, seconds in ((20, 2.2), (30, 2.0))
+    ]
     lines += [
         {"kind": "validation", "step": step, "accuracy": value} for step, value in zip(STEPS, values, strict=False)
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import shapes
 from bridgetower.tasks.run_folder import METRICS, read_metrics
@@ -81,9 +82,12 @@ class TestWriting:
         with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
             write()
 
-    def test_tensorboard(self, tmp_path: Path) -> None:
-        write_steps(tmp_path, range(1, 3))
-        assert any(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir())
+    def test_tensorboard_has_what_the_file_has(self, tmp_path: Path) -> None:
+        write_steps(tmp_path, range(1, 8))
+        write_steps(tmp_path, range(6, 10))
+        found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert [point.step for point in found.Scalars("train/loss")] == steps_of(tmp_path, "train")
+        assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(tmp_path, "validation")
 
     def test_the_bar_leaves_standard_output_alone(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
+from bridgetower.training.fitting_size import does_not_fit
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
 from families import save_text, save_timm
@@ -102,6 +103,20 @@ class TestSteps:
         assert distance(gradients, expected[1]) < limit
         assert largest > 0.05
         assert not any(name.startswith(("vision.", "text.")) for name in gradients)
+
+    @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
+    def test_a_batch_that_does_not_fit_names_one_that_does(
+        self, all_runs: dict[str, RunConfig], kind: str, tmp_path: Path
+    ) -> None:
+        _, work, examples = prepared(all_runs[kind], tmp_path)
+
+        def run(part: Any) -> None:
+            if len(part) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            work.task(part).total.backward()
+
+        advice = does_not_fit(examples[BatchKey((0, 3, 1, 2, 4, 5, 6, 7), 3)], run)
+        assert str(advice).endswith("one of 2 does: use --micro-batch-size 2")
 
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])

@@ -238,7 +238,9 @@ def finished_runs(
             raise ValueError(f"{folder} has no {metric}; its evaluations have {known}")
         curve = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
         trained = read_metrics(folder, "train")
-        seconds = sum(line["seconds"] for line in trained) / max(1, int(trained[-1]["step"]) if trained else 1)
+        pairs = sum(line["seconds"] * line["pairs_per_second"] for line in trained)  # the time of steps that a stop
+        steps = pairs / config["batch_size"]  # cuts off from the next line is not known, and they are not counted
+        seconds = sum(line["seconds"] for line in trained) / max(1, round(steps))
         seed = int(config.get("seed", 0))
         runs.append(FinishedRun(arm=arm or next(names), seed=seed, curve=curve, seconds_per_step=seconds))
     return metric, runs

@@ -71,6 +71,7 @@ class CachedFeatures:
 
     def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
         self.files, self.rows = files, tuple(rows)
+        self.length = 0  # tokens that rows are filled up to at least
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +82,7 @@ class CachedFeatures:
         A GPU gets them out of pinned memory, in one copy that nothing waits for.
         """
         rows = [values[:, -top:] for values in self.files.read(TOKENS, self.rows)]
-        longest, pinned = max(map(len, rows)), device.type == "cuda"
+        longest, pinned = max(self.length, *map(len, rows)), device.type == "cuda"
         padded = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype, pin_memory=pinned)
         for place, row in zip(padded, rows, strict=True):
             place[: len(row)] = row
@@ -104,6 +105,12 @@ class CachedFeatures:
         if len(kept) * vector.nbytes < _MOST_VECTORS:
             kept[row] = vector
         return vector
+
+    def first(self, count: int) -> CachedFeatures:
+        """Returns the first rows, filled up to the length of all."""
+        found = CachedFeatures(self.files, self.rows[:count])
+        found.length = max(map(len, self.files.read(TOKENS, self.rows)))
+        return found
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:

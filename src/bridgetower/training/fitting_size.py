@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridgetower.data.batch import CachedFeatures
 from bridgetower.distributed import world_size
 
 
@@ -46,11 +47,12 @@ def _runs(run: Callable[[Any], object], batch: Any) -> bool:
 
 def _first(batch: Any, count: int) -> Any:
     """Returns the first examples of a batch, with all texts that are theirs."""
-    parts: dict[str, Any] = {
-        name: value[: count * len(value) // len(batch)]
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0
-    }
+    parts: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, CachedFeatures):
+            parts[name] = value.first(count * len(value) // len(batch))
+        elif isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0:
+            parts[name] = value[: count * len(value) // len(batch)]
     if "mlm_positions" in vars(batch):
         parts["mlm_positions"] = None  # they are looked for
     return replace(batch, ids=batch.ids[:count], **parts)
