@@ -193,3 +193,13 @@ def test_cached_states_are_for_towers_of_the_package() -> None:
     for tower, name in ((model.vision, "TimmTower"), (model.text, "TransformersTower")):
         with pytest.raises(ValueError, match=f"{name} cannot go on from cached states; leave out train_top or freeze"):
             tower.states(IDS, None, (1,))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("given", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}])
+def test_the_rate_of_dropout_is_that_of_the_config(given: dict[str, float], rate: float) -> None:
+    config = transformers_config({"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **given})
+    tower = TransformersTower(replace(config, dropout=rate)).train()
+    assert {module.p for module in tower.modules() if isinstance(module, torch.nn.Dropout)} == {rate}
+    one, other = (tower(IDS, MASK.bool(), (1,))[0] for _ in range(2))
+    assert torch.equal(one, other) == (rate == 0)

@@ -348,6 +348,12 @@ class TestCache:
         assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])
         assert all(content["versions"]["PIL"] == PIL.__version__ for content in pixels)
 
+    def test_another_precision(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        for rounded, count in ((True, 3), (False, 6)):
+            torch.backends.cuda.matmul.allow_tf32 = rounded
+            prepared(all_runs["vqa"], tmp_path)
+            assert len(list(tmp_path.glob("*/content.json"))) == count
+
     def test_another_version_of_a_library(
         self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -332,13 +332,15 @@ def _transformers_model(settings: Mapping[str, Any], dropout: float) -> nn.Modul
     from transformers import AutoConfig, AutoModel
 
     values = {name: value for name, value in settings.items() if name not in ("model_type", "dtype", "torch_dtype")}
-    rates = [name for name, value in values.items() if "dropout" in name and isinstance(value, float)]
     try:
-        config = AutoConfig.for_model(settings["model_type"], **values | dict.fromkeys(rates, dropout))
+        config = AutoConfig.for_model(settings["model_type"], **values)
     except ValueError as error:
         raise ValueError(
             f"transformers does not know the model type {settings['model_type']!r}; expected an encoder such as bert"
         ) from error
+    for name, value in config.to_dict().items():
+        if "dropout" in name and type(value) in (int, float):
+            setattr(config, name, dropout)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{settings['model_type']} is an encoder with a decoder; expected an encoder such as modernbert"

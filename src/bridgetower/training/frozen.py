@@ -160,6 +160,7 @@ class _Towers:
             "versions": _versions({"torch", *(part.__module__.partition(".")[0] for part in parts)}),
             "layers": list(layers),
             "dtype": str(dtype),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
             "device": self.model.device.type,
         }
 

@@ -38,7 +38,8 @@ class RunLog:
         if self.enabled:
             _forget_after(self.out / METRICS, self.first_step)
             self.file = (self.out / METRICS).open("a", encoding="utf-8")
-            self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=self.first_step + 1 if self.first_step else None)
+            again_from = self.first_step + 1 if self.first_step else None
+            self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=again_from)
         self.progress.start()
         self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.first_step, metrics="")
         return self
