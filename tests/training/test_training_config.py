@@ -116,6 +116,12 @@ class TestRunConfig:
             ({"schedule": "linear"}, "schedule is 'linear'; expected one of polynomial, cosine"),
             ({"schedule": "cosine", "power": 2.0}, "are for the polynomial schedule"),
             ({"schedule": "cosine", "end_lr": 1e-7}, "are for the polynomial schedule"),
+            ({"lr": 1e-5, "end_lr": 1e-4}, "end_lr 0.0001, .*; expected end_lr from 0 to lr, which is 1e-05"),
+            ({"end_lr": -1e-6}, "end_lr -1e-06, .*; expected end_lr from 0"),
+            ({"power": 0.0}, r"power 0\.0; .* a power above 0"),
+            ({"betas": (0.9, 1.0)}, r"betas \(0\.9, 1\.0\), .*; expected betas in \[0, 1\)"),
+            ({"betas": (-0.1, 0.9)}, r"betas \(-0\.1, 0\.9\)"),
+            ({"eps": 0.0}, r"eps 0\.0; .* eps above 0"),
         ],
     )
     def test_optimizer_values(self, values: dict[str, Any], message: str) -> None:

@@ -47,7 +47,7 @@ class OptimizerConfig:
         schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0.
         warmup: Share of all steps over which the rate rises from 0.
         power: Of the polynomial decay; 1 is linear.
-        end_lr: Rate at the end of the polynomial decay.
+        end_lr: Rate at the end of the polynomial decay, of the towers as `lr`; at most `lr`.
         clip_norm: Largest gradient norm; None does not clip.
     """
 
@@ -79,6 +79,13 @@ class OptimizerConfig:
                 f"head_multiplier {self.head_multiplier}, fusion_multiplier {self.fusion_multiplier}, clip_norm "
                 f"{self.clip_norm}; expected multipliers >= 0 and a norm above 0, or None"
             )
+        if not 0 <= self.end_lr <= self.lr or self.power <= 0:
+            raise ValueError(
+                f"end_lr {self.end_lr}, power {self.power}; expected end_lr from 0 to lr, which is {self.lr}, and a "
+                "power above 0"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+            raise ValueError(f"betas {self.betas}, eps {self.eps}; expected betas in [0, 1) and eps above 0")
         check_choice("rule", self.rule, Rule)
         check_choice("schedule", self.schedule, Schedule)
         if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
