@@ -158,6 +158,12 @@ class TestBroken:
         assert [one["id"] for one in named] == ["1.png", "4.png"]
         assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
 
+    def test_a_text_that_is_not_valid_unicode(self, embed: Embed, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair"}\n{"text": "red bar"}\n')
+        report = embed(tmp_path / "a.jsonl", max_errors=1)
+        assert (report.vectors, report.cut, report.bad) == (1, 0, 1)
+        assert str(report.problems[0]).endswith("holds half a surrogate pair; expected valid Unicode")
+
     def test_more_than_allowed_are_an_error_after_the_others_are_written(
         self, embed: Embed, photos: Path, tmp_path: Path
     ) -> None:

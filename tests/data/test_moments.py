@@ -341,6 +341,12 @@ class TestDamage:
         assert [cue.text for cue in said] == ["a"]
         assert "not UTF-8" in str(problem)
 
+    def test_subtitles_without_words(self, talk: Path) -> None:
+        talk.with_suffix(".srt").write_text("1\n00:00:01,000 --> 00:00:02,000\n \n")
+        found = items(talk)
+        assert found
+        assert not any(item.problem for item in found)
+
     def test_subtitles_of_another_video(self, talk: Path) -> None:
         talk.with_suffix(".srt").write_text("1\n01:00:00,000 --> 01:00:02,000\nlate\n")
         *found, last = items(talk)

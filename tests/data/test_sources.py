@@ -104,6 +104,12 @@ class TestTables:
         assert rows(table) == [("", ("text",), None), ("red.png", ("",), None)]
         assert next(read_rows(table)).image.file_signature is None
 
+    def test_long_cells(self, folder: Path) -> None:
+        name, caption = "a" * 300 + ".png", "b" * 200_000
+        (folder / "data.csv").write_text(f"image,caption\n{name},{caption}\n")
+        assert rows(folder / "data.csv") == [(name, (caption,), None)]
+        assert next(read_rows(folder / "data.csv")).image.file_signature is None  # no file can have that name
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [

@@ -69,6 +69,20 @@ def test_a_name_that_is_not_utf8_is_bad(tmp_path: Path) -> None:
     )
 
 
+def test_a_key_that_comes_twice(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for number, key in enumerate("xyx"):
+            for name, content in ((f"{key}.jpg", jpeg(number)), (f"{key}.txt", b"of %d" % number)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"has 1 bad .*: x in x\.tar: the shard has 'x\.tar/x\.jpg' twice"):
+        prepare_own("pairs", tmp_path / "x.tar", tmp_path / "out")
+    config = PairsConfig(max_errors=1, test_fraction=0, validation_fraction=0)
+    split = prepare_own("pairs", tmp_path / "x.tar", tmp_path / "out", config).splits["train"]
+    assert (split.images, split.texts) == (2, 2)
+
+
 def test_many_members_are_not_kept(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {f"{n}.{ending}": b"1" for n in range(500) for ending in ("jpg", "txt")})
     assert len(list(tar_samples(tmp_path / "x.tar"))) == 500

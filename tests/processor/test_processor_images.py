@@ -77,6 +77,7 @@ def test_grey_and_transparent_tensors() -> None:
         (torch.zeros(3, 4, 5), "float32"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8)[:, :2].permute(1, 0, 2), r"\[2, 4, 3\]"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"\[3, 0, 5\]"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
         (3, "given as int"),
         (None, "given as NoneType"),
         (b"", "empty"),

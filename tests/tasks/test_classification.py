@@ -123,6 +123,12 @@ class TestPrepare:
         with pytest.raises(ValueError, match=message):
             prepare_own("classification", tmp_path / "things.csv", tmp_path / "set", progress=False)
 
+    def test_labels_of_refused_rows_are_no_classes(self, tmp_path: Path) -> None:
+        lines = ["text,label", *(f"{name} {n},{name}" for name in "ab" for n in range(5)), " ,typo"]
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+        prepare_own("classification", tmp_path / "a.csv", tmp_path / "set", TableConfig(max_errors=1), progress=False)
+        assert read_classes(tmp_path / "set").names == ("a", "b")
+
     def test_numbers_and_one_or_several(self, tmp_path: Path) -> None:
         rows = [{"text": f"t{n}", "label": n % 11} for n in range(22)]
         (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))

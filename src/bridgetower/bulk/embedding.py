@@ -241,12 +241,13 @@ class Embedder:
             return None, 0
         if not one.item.texts:
             return "it has no text", 0
-        too_long = [error for error in map(self._too_long, one.item.texts) if error]
-        return (f"caption {too_long[0]}", 0) if too_long and not self._truncate else (None, len(too_long))
+        refused = [text for text in one.item.texts if self._refusal(text, truncate=False)]
+        bad = [error for text in refused if (error := self._refusal(text, truncate=self._truncate))]
+        return (f"caption {bad[0]}", 0) if bad else (None, len(refused))
 
-    def _too_long(self, text: str) -> str | None:
+    def _refusal(self, text: str, *, truncate: bool) -> str | None:
         try:
-            self.predictor.processor.token_ids([text])
+            self.predictor.processor.token_ids([text], truncate=truncate)
         except ValueError as error:
             return str(error)
         return None

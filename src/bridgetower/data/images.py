@@ -75,13 +75,16 @@ class ImageRef:
 
     @property
     def file_signature(self) -> str | None:
-        """What changes when the image does; None if it is missing.
+        """What changes when the image does; None if it is missing, or cannot be as its name is too long.
 
         The time of writing does not count: the same content unpacked again has the same signature.
         """
         if self.signature is not None:
             return self.signature
-        return str(self.path.stat().st_size) if self.path.is_file() else None
+        try:
+            return str(self.path.stat().st_size) if self.path.is_file() else None
+        except OSError:
+            return None
 
     def read(self) -> bytes:
         """Returns the content of the image file.

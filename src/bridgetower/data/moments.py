@@ -38,7 +38,7 @@ _TOGETHER = 0.25  # of the shorter one's time, within which two subtitles begin 
 _SHORTEST = 1.0  # seconds of a scene
 _MISSING = 2.0  # seconds that a whole video may end before the end that the file names
 _MARKS = re.compile(r"\{[^}]*\}")
-_VERSION = 1  # of how moments are found; those in the cache are of it
+_VERSION = 2  # of how moments are found; those in the cache are of it
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,9 @@ def _found(path: Path, subtitles: Path | None, cutting: Cutting) -> tuple[list[M
             problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
         cues, problem = _cues_of(video, subtitles)
         problems += [problem] if problem else []
-        segments = [replace(one, end=min(one.end, end)) for one in merged(cues) if one.start < end]
-        if cues and not segments:
+        said = merged(cues)
+        segments = [replace(one, end=min(one.end, end)) for one in said if one.start < end]
+        if said and not segments:
             problems.append(f"all its subtitles come after its end, at {end:.1f} s; they are another video's")
         if cutting.every is not None:
             return windows(end, max(cutting.every, end / cutting.max_moments), segments), problems

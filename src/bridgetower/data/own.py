@@ -206,6 +206,9 @@ def _fill_pairs(source: Path, manifest: Manifest, config: PairsConfig) -> None:
     for row in rows:
         any_row, any_caption = True, any_caption or bool(row.captions)
         name = row.image.name
+        if row.image.piece and not manifest.is_new(name):
+            manifest.bad(f"{row.place}: the shard has {name!r} twice; write the shard again")
+            continue
         stripped = [caption.strip() for caption in row.captions]
         if not all(stripped) or not stripped:
             manifest.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
@@ -281,9 +284,6 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
     for number, (place, cells) in enumerate(read_table(source), start=1):
         image_column, text_column, label_column = _columns(source, cells, config, usual)
         labels = _labels(cells[label_column], config.label_separator)
-        if labels is not None:
-            several.setdefault(config.label_separator is not None or isinstance(cells[label_column], list), place)
-            names.update(labels)
         example = LabelledEntry(
             example_id=cell_text(cells.get("id")).strip() or str(number),
             text=cell_text(cells[text_column]).strip() if text_column else "",
@@ -298,6 +298,9 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
         elif numbers and labels is not None and not _is_number(labels):
             manifest.bad(f"{place}: label {', '.join(labels)!r} is no number")
         else:
+            if labels is not None:
+                several.setdefault(config.label_separator is not None or isinstance(cells[label_column], list), place)
+                names.update(labels)
             name = f"row {example.example_id}" if image is None else image.name
             split = _checked_split(source, place, split_of(source, place, cells), name, manifest)
             manifest.add(name, [] if image is None else [image], [example], split=split, place=place)
@@ -309,6 +312,7 @@ def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, num
         manifest.files = {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))}
         return
     if len(names) < 2:
+        manifest.check_errors(source, config.max_errors)  # rows that were refused may have had the others
         raise ValueError(f"{source} has {len(names)} classes ({', '.join(names)}); expected at least two labels")
     classes = Classes(names=tuple(sorted(names, key=_numbers_first)), multi_label=True in several)
     manifest.files = {CLASSES_FILE: asdict(classes)}

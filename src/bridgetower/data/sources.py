@@ -174,6 +174,7 @@ def cell_image(root: Path, cell: object) -> ImageRef:
 
 def _read_csv(source: Path) -> Iterator[tuple[str, Cells]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(max(MAX_TEXT, csv.field_size_limit()))  # of all readers of the process
     reader = csv.DictReader(text_lines(source), delimiter=delimiter, strict=True)
     try:
         for row in reader:

@@ -197,6 +197,8 @@ def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
     """Returns a new image, of which no more than a strip takes memory in another mode."""
+    if 0 in image.size:
+        raise ValueError(f"an image has {image.width} x {image.height} pixels; expected one at least")
     if image.mode in ("F", "LAB"):
         raise ValueError(f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey")
     if image.mode == "I":
