@@ -318,6 +318,19 @@ class TestContinuing:
             assert embed(folder, f"v.{suffix}", block_size=2).vectors == 3
             assert read(tmp_path / f"v.{suffix}")[0] == ["1.png", "2.png", "3.png"]
 
+    def test_a_table_of_the_same_name_in_another_store_is_refused(
+        self, predictor: Predictor, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Output, "finish", lambda output, names: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                embed_source(places["folder"], f"file://{tmp_path}/one/v.lance", predictor)
+        with pytest.raises(ValueError, match=r"^v\.lance\.parts has parts of other vectors"):
+            embed_source(places["folder"], f"file://{tmp_path}/two/v.lance", predictor)
+        assert embed_source(places["folder"], f"file://{tmp_path}/one/v.lance", predictor).vectors == 5
+        assert len(read(tmp_path / "one" / "v.lance")[0]) == 5
+
     def test_files_are_replaced_but_no_table(self, embed: Embed, places: dict[str, Path]) -> None:
         for suffix in FORMATS[:-1]:
             assert embed(places["folder"], f"v.{suffix}").vectors == embed(places["folder"], f"v.{suffix}").vectors

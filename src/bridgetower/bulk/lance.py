@@ -46,6 +46,7 @@ class LanceTable(Parquet):
         self._place, self._name = split(out)
         if is_url(out):
             self.work = Path(f"{self._name}{_SUFFIX}.parts")
+            self.plan["out"] = str(out)  # tables of the same name in other stores have the same folder of parts
         self._table: Any = None
 
     def open(self, *, begun: bool) -> None:
@@ -78,7 +79,8 @@ class LanceTable(Parquet):
     def join(self, parts: Sequence[Path]) -> None:
         """Takes out blocks that the source has no more, and brings the commits together."""
         if self._table is None:
-            raise ValueError(f"{self.out} would have no vectors: nothing of the source could be used")
+            place = f"{self._place}/{self._name}{_SUFFIX}"
+            raise ValueError(f"{place} would have no vectors: nothing of the source could be used")
         self._forget_unrecorded()
         self._table.optimize()
 

@@ -129,8 +129,8 @@ class Output(ABC):
             begun = plan.exists()
             if begun and read_json(plan) != self.plan:
                 raise ValueError(
-                    f"{self.work} has parts of other vectors: of another source, model or version, or with other "
-                    "settings; finish that run, or remove the folder"
+                    f"{self.work} has parts of other vectors: of another source, model, version or store, or with "
+                    "other settings; finish that run, or remove the folder"
                 )
             self.open(begun=begun)
             if not begun:
