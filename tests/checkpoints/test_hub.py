@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.hub import download
 from bridgetower.checkpoints.towers import read_text_tower
 from published import transformers_text
 
@@ -96,6 +99,22 @@ class TestTowers:
         assert "pins it" not in caplog.text
         with pytest.raises(FileNotFoundError, match="owner/bert is no local path and could not be fetched"):
             read_text_tower(f"owner/bert@{OLD}")
+
+
+def test_files_that_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["config.json", "spm.model", "vocab.txt", "pytorch_model.bin", "tf_model.h5", "modeling.py", "README.md"]
+    patterns = []
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], **_: object) -> str:
+        patterns.append(allow_patterns)
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    download("owner/deberta-v3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files[:4])
+    assert len(patterns) == 2  # pickled weights only where there are no others
 
 
 class TestNotCached:

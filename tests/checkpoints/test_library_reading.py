@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 import tiny
 from bridgetower.checkpoints.towers import VisionWeights, read_text_tower, read_vision_tower
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
+from bridgetower.processor.text import special_tokens
 from families import VISION_FAMILIES, save_text, save_timm
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
+SPECIAL = {"pad": "PAD", "bos": "CLS", "eos": "SEP", "unk": "UNK"}
+LINES = ("a red circle on a black ground", "a green square on a white ground", "two yellow bars and a blue circle")
 
 
 @torch.no_grad()
@@ -122,6 +125,41 @@ class TestTexts:
     def test_bert_is_a_tower_of_this_package(self, tmp_path: Path, prefix: str) -> None:
         save_text(tmp_path, "bert")
         assert read_text_tower(f"{prefix}{tmp_path}").config.architecture == "bert"
+
+    def test_a_vocabulary_of_sentencepiece(self, tmp_path: Path) -> None:
+        sentencepiece = pytest.importorskip("sentencepiece")
+        special = {f"{role}_piece": f"[{name}]" for role, name in SPECIAL.items()}
+        ids = {f"{role}_id": number for number, role in enumerate(SPECIAL)}
+        with (tmp_path / "spm.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(LINES), model_writer=file, vocab_size=30, minloglevel=2, **special, **ids
+            )
+        save_text(tmp_path, "deberta-v2", pad_token_id=0)
+        # Code in the folder is not run.
+        (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+        tokenizer = read_text_tower(str(tmp_path)).tokenizer
+        assert tokenizer is not None
+        assert special_tokens(tokenizer).ids(tokenizer) == (1, 0, 2, 3, 30)
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+        for line in LINES:
+            assert tokenizer.encode(line).ids == [1, *theirs.encode(line), 2]
+        assert not (tmp_path / "ran").exists()
+        (tmp_path / "spm.model").write_bytes(b"cut off")
+        with pytest.raises(ValueError, match=r"transformers cannot read the tokenizer in .* \(.*cut off"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "spm.model").rename(tmp_path / "other.model")
+        with pytest.raises(ValueError, match=r"has no spm\.model for transformers' DebertaV2Tokenizer; add a"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "other.model").unlink()
+        assert read_text_tower(str(tmp_path)).tokenizer is None
+
+    def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path: Path) -> None:
+        save_text(tmp_path, "mpnet")
+        (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"]))
+        tokenizer = read_text_tower(str(tmp_path)).tokenizer
+        assert tokenizer is not None
+        assert tokenizer.encode("Red bar").ids == [0, 4, 5, 2]
 
     def test_refused(self, tmp_path: Path) -> None:
         model = save_text(tmp_path, "mpnet")

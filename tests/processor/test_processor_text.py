@@ -152,8 +152,12 @@ def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer: To
 
 
 def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*expected tokenizer\.json"):
-        load_tokenizer(tmp_path)
+    (tmp_path / "spm.model").write_bytes(b"\x0e")
+    for source in (tmp_path, tmp_path / "spm.model"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no tokenizer at .*expected tokenizer\.json.*AutoTokenizer\.from_"
+        ):
+            load_tokenizer(source)
     (tmp_path / "vocab.json").write_bytes((roberta_folder / "vocab.json").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"needs merges\.txt"):
         load_tokenizer(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridgetower.checkpoints.tensors import WEIGHTS
 
-_FILES = ["*.json", "*.safetensors", "*.txt"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are vocabularies of SentencePiece
 
 
 def looks_like_hub_id(source: str) -> bool:

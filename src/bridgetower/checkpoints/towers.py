@@ -28,11 +28,18 @@ from bridgetower.checkpoints.tower_formats import (
 )
 from bridgetower.files import read_json
 from bridgetower.model.layers import on_meta
-from bridgetower.model.library_towers import TimmTower, read_transformers, timm_config, timm_data_config, timm_hub_id
+from bridgetower.model.library_towers import (
+    TimmTower,
+    read_transformers,
+    timm_config,
+    timm_data_config,
+    timm_hub_id,
+    transformers_tokenizer,
+)
 from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
-from bridgetower.processor.text import find_tokenizer
+from bridgetower.processor.text import find_tokenizer, tokenizers_errors
 
 TIMM, HF = "timm:", "hf:"
 _WRAPPERS = ("model", "state_dict")  # under which DeiT and training frameworks store the weights
@@ -139,7 +146,8 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
         raise ValueError(f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME")
     found = _open(source.removeprefix(HF))
     kind = found.settings.get("model_type")
-    if found.folder is not None and isinstance(kind, str) and kind not in MODEL_TYPES["bert"]:
+    of_library = found.folder is not None and isinstance(kind, str) and kind not in MODEL_TYPES["bert"]
+    if found.folder is not None and of_library:
         config, loaded = read_transformers(found.folder)
         tensors = {f"text.{name}": tensor for name, tensor in loaded.items()}
         check_overrides(found.name, "text", vars(config), overrides or {})
@@ -147,13 +155,21 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
         found, naming = _recognised(found, "text")
         config = _text_config(found, naming, overrides or {})
         tensors = _collect(found, naming, TextTransformer, config)
-    tokenizer = found.folder and find_tokenizer(found.folder)
     return TextWeights(
         source=found.name,
         config=config,
         tensors=finite(found.name, tensors),
-        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+        tokenizer=None if found.folder is None else _tokenizer(found.folder, of_library),
     )
+
+
+def _tokenizer(folder: Path, of_library: bool) -> Tokenizer | None:
+    """Reads `tokenizer.json`, the vocabulary of a tower of this package, or what transformers has for another one."""
+    file = find_tokenizer(folder)
+    if file is not None and (file.name == "tokenizer.json" or not of_library):
+        return load_tokenizer(file)
+    with tokenizers_errors(f"transformers cannot read the tokenizer in {folder}"):
+        return transformers_tokenizer(folder)
 
 
 def _own_vision_tower(found: _Found, overrides: Values) -> VisionWeights:

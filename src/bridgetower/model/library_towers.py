@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
@@ -253,6 +254,38 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
         raise ValueError(f"{folder} lacks tensors: {', '.join(lacking[:10])}")
     there = loaded.state_dict()
     return config, {name: there[name.removeprefix(_MODEL)] for name in expected}
+
+
+def transformers_tokenizer(folder: Path) -> Tokenizer | None:
+    """Reads the tokenizer of a folder as transformers does, without a network or code in the folder.
+
+    Returns:
+        It, without padding and truncation; None if the folder has no vocabulary.
+
+    Raises:
+        FileNotFoundError: transformers, or sentencepiece for a `.model` file, is not installed.
+        ValueError: transformers cannot read it.
+    """
+    models = list(folder.glob("*.model"))
+    if not models and not any((folder / name).is_file() for name in ("vocab.json", "vocab.txt")):
+        return None
+    require("towers", "transformers", *(["sentencepiece"] if models else []))
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"transformers cannot read the tokenizer in {folder} ({reason})") from error
+    vocabulary = loaded.vocab_files_names.get("vocab_file", "tokenizer.json")
+    if not (folder / vocabulary).is_file() or not hasattr(loaded, "backend_tokenizer"):
+        raise ValueError(
+            f"{folder} has no {vocabulary} for transformers' {type(loaded).__name__}; add a tokenizer.json"
+        )
+    tokenizer: Tokenizer = loaded.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _settings(config: VisionConfig | TextConfig, field: str, key: str) -> Mapping[str, Any]:

@@ -215,9 +215,10 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         ValueError: A file is damaged, or names special tokens other than RoBERTa's or BERT's.
     """
     path = find_tokenizer(folder_or_file)
-    if path is None:
+    if path is None or path.suffix == ".model":
         raise FileNotFoundError(
-            f"no tokenizer at {folder_or_file}; expected tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+            f"no tokenizer at {folder_or_file}; expected tokenizer.json, vocab.json with merges.txt, or vocab.txt: of "
+            "other files transformers makes a tokenizer.json, AutoTokenizer.from_pretrained(A).save_pretrained(B)"
         )
     if path.name == "vocab.json":
         return _load_roberta(path)
