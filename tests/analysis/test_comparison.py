@@ -69,6 +69,10 @@ def test_measures() -> None:
     assert set(one.measures(None)) == {"area", "final"}
 
 
+def test_read_as_written() -> None:
+    assert Comparison.of(json.loads(json.dumps(comparison().to_dict()))) == comparison()
+
+
 def test_differences_are_paired() -> None:
     result = comparison().to_dict()["differences"]["bridges - meter"]["final"]
     ours, theirs = ([values[-1] for values in CURVES[arm].values()] for arm in CURVES)

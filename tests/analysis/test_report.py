@@ -11,6 +11,7 @@ from typing import Any
 import made_up
 import pytest
 
+from bridgetower.analysis.comparison import Comparison, FinishedRun
 from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import DemoResults
 
@@ -189,6 +190,22 @@ class TestVariants:
     def test_the_time_to_the_first_searches_is_said(self) -> None:
         text = Page(report(made_up.results(seconds_to_first_report=250.0))).text
         assert "(whole demo 1 h 05 min, first searches after 4 min)" in text
+
+    def test_runs_that_were_measured_beforehand(self) -> None:
+        runs = [
+            FinishedRun(arm=arm, seed=seed, curve={10: 40.0 + gain + seed / 5}, seconds_per_step=0.123)
+            for arm, gain in (("BridgeTower", 5.0), ("METER", 1.0), ("METER with LayerNorms", 0.0))
+            for seed in range(2)
+        ]
+        html = report(beforehand=Comparison(metric="vqa_score", reach=None, runs=tuple(runs)))
+        page = Page(html)
+        assert [section["id"] for section in page.all("section")][4] == "deep-towers"
+        rows = rows_of(html, "Score on validation questions, measured beforehand")
+        assert rows["BridgeTower"] == ["2", "45.1 ± 0.1", "45.1 ± 0.1"]
+        assert rows["BridgeTower \u2212 METER with LayerNorms"][1].startswith("+5.0 (")
+        assert "Measured beforehand" in page.text
+        assert "BridgeTower is ahead of METER (+4.0" in page.text
+        assert "0.123" not in page.text  # of runs that shared their cores
 
     def test_without_questions(self) -> None:
         page = Page(report(made_up.results(answers=())))

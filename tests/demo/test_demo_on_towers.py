@@ -101,7 +101,7 @@ def test_the_time_to_the_first_searches_is_logged_printed_and_kept(demo: tuple[P
 def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
     page = (out / "report.html").read_text()
     sections = re.findall(r'<section id="([a-z-]+)"', page)
-    assert sections[:3] == ["searches", "answers", "comparison"]
+    assert sections[:4] == ["searches", "answers", "comparison", "deep-towers"]
     assert "DINOv2 (Meta, Apache-2.0)" in page
     assert len(Index(str(held_out_index(out)))) == 10
 

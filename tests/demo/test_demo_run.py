@@ -1,21 +1,25 @@
 """What decides the demo's runs; the demo itself runs in end_to_end/test_readme.py and end_to_end/test_demo.py."""
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridgetower.analysis.comparison import Comparison
 from bridgetower.analysis.results import ARMS
 from bridgetower.demo.folder import trained_model
 from bridgetower.demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan, Stage
-from bridgetower.demo.run import answering_config, demo_config, run_demo
-from bridgetower.files import locked
+from bridgetower.demo.run import DEEP_TOWERS, answering_config, demo_config, run_demo
+from bridgetower.files import locked, read_json
 from bridgetower.model.presets import meter
 from bridgetower.tasks.table import RECIPES
 
 OUT = Path("out")
+ROOT = Path(__file__).parents[2]
 PLANS = (FROM_SCRATCH, ON_TOWERS)
 STAGES = [(plan, stage) for plan in PLANS for stage in plan.stages]
 
@@ -76,3 +80,16 @@ def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path: Pa
 def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
         run_demo(tmp_path)
+
+
+def test_the_runs_measured_beforehand_are_those_of_the_page_on_bridges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("bridges")
+    monkeypatch.setattr(benchmark, "train_all", None)  # all runs are there
+    options = ["depth-6", "--work", tmp_path, "--results", ROOT / "docs" / "bridges.json"]
+    monkeypatch.setattr(sys, "argv", ["bridges.py", *map(str, options)])
+    benchmark.main()
+    made = tmp_path / "depth-6" / "comparison.json"
+    assert Comparison.of(read_json(DEEP_TOWERS)) == Comparison.of(read_json(made)), f"copy {made} to {DEEP_TOWERS}"

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.findings import NO_VALUE, mean_std, number, verdict, with_interval
-from bridgetower.analysis.report import page_templates
+from bridgetower.analysis.pages import page_templates
 from bridgetower.analysis.results import Difference, Spread, paired_difference, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
@@ -86,6 +86,23 @@ class Comparison:
                 f"{other[-1]}; expected evaluations at the same steps"
             )
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Comparison:
+        """Returns the comparison of which `to_dict` returned these values."""
+        runs = [
+            FinishedRun(
+                arm=arm,
+                seed=seed,
+                curve={int(step): value for step, value in curve.items()},
+                seconds_per_step=seconds,
+            )
+            for arm, own in values["arms"].items()
+            for seed, curve, seconds in zip(
+                own["seeds"], own["curves"], own["measures"]["seconds_per_step"]["values"], strict=True
+            )
+        ]
+        return cls(metric=values["metric"], reach=values["reach"], runs=tuple(runs))
+
     @property
     def arms(self) -> list[str]:
         """Arms in the order in which they were given."""
@@ -130,21 +147,25 @@ class Comparison:
             "differences": {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]},
         }
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
+    def rows(self, digits: int = 3) -> tuple[list[str], list[list[str]]]:
+        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm.
+
+        Args:
+            digits: Of the metric, after the point.
+        """
         titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
         if self.reach is not None:
             titles["steps_to_reach"] += f" {number(self.reach, digits=3).rstrip('0').rstrip('.')}"
-        digits = {"steps_to_reach": 0}
+        places = {name: 0 if name == "steps_to_reach" else digits for name in titles}
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [mean_std(spreads[name], digits=digits.get(name, 3)) for name in titles]
+            cells = [mean_std(spreads[name], digits=places[name]) for name in titles]
             seconds = mean_std(spreads["seconds_per_step"], digits=3)
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
         for arm in self.arms[1:]:
             found = self.differences(arm)
-            cells = [_difference(found[name], digits.get(name, 3)) if found else NO_VALUE for name in titles]
+            cells = [_difference(found[name], places[name]) if found else NO_VALUE for name in titles]
             seeds = str(len(found["area"]["values"])) if found else "0"
             rows.append([f"{self.arms[0]} \u2212 {arm}", seeds, *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bridgetower.analysis.findings import count, percent
-from bridgetower.analysis.report import Row, Table, page_templates, style
+from bridgetower.analysis.pages import Row, Table, page_templates, style
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.evaluation.calibration import BINS, expected_calibration_error, reliability
 from bridgetower.evaluation.outcome import Judgement

@@ -6,18 +6,18 @@ import base64
 import io
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from bridgetower.analysis.comparison import Comparison, draw_curves
 from bridgetower.analysis.examples import AnswerExample, SearchExample
 from bridgetower.analysis.findings import (
     ARM_NAMES,
     MINUS,
     NO_VALUE,
+    comparison,
     count,
     duration,
     gflops,
@@ -30,16 +30,15 @@ from bridgetower.analysis.findings import (
     method,
     millions,
     number,
-    ordinal,
-    percent,
     range_of,
     retrieval_finding,
     with_interval,
 )
 from bridgetower.analysis.mask_examples import MaskExample
+from bridgetower.analysis.pages import Row, Table, page_templates, style
 from bridgetower.analysis.results import ARMS, PARTS, Arm, DemoAnswers, DemoResults, DemoRun, spread
 from bridgetower.files import flattened
-from bridgetower.processor import media_type
+from bridgetower.tasks.table import RECIPES
 
 _INKS: dict[Arm, str] = {"bridgetower": "#1f5fa8", "meter": "#b4541a"}
 _LINES: dict[Arm, str] = {"bridgetower": "-", "meter": "--"}
@@ -57,6 +56,7 @@ def render_report(
     answers: Sequence[AnswerExample] = (),
     *,
     examples_from: str,
+    beforehand: Comparison | None = None,
 ) -> str:
     """Returns the page.
 
@@ -66,6 +66,7 @@ def render_report(
         masks: Captions with a masked word.
         answers: Questions about scenes with the model's answers.
         examples_from: The model that made the examples, such as "BridgeTower, seed 0".
+        beforehand: Runs of the recipe `scenes-vqa-deep` that were measured elsewhere, for a section of their own.
 
     Raises:
         ValueError: An image of the examples cannot be read.
@@ -80,6 +81,7 @@ def render_report(
         several_seeds=any(len(results.seeds(arm)) > 1 for arm in results.arms),
         verdicts=[_verdict(results, dataset) for dataset in tested],
         drawings=_drawings(results),
+        deep_towers=None if beforehand is None else _deep_towers(beforehand),
         tables={
             "recall": [_recall_table(results, dataset) for dataset in tested],
             "matching": _matching_table(results),
@@ -98,46 +100,6 @@ def render_report(
     )
 
 
-def page_templates() -> Environment:
-    """Returns the templates of pages, with their filters."""
-    templates = Environment(
-        loader=PackageLoader("bridgetower.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (count, number, percent, ordinal, duration)
-    templates.filters |= {each.__name__: each for each in filters} | {"data_uri": _data_uri}
-    return templates
-
-
-def style(templates: Environment) -> str:
-    """Returns the style sheet of pages."""
-    assert templates.loader is not None  # page_templates sets it
-    return templates.loader.get_source(templates, "report.css")[0]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table, with its head."""
-
-    header: str
-    cells: Sequence[str]
-    style: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
-
-    caption: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Row] = ()
-    groups: Sequence[tuple[str, int]] = ()
-    missing: str = ""
-
-
 def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
     """The headline of one data set: RSUM as bars, and how it is to be read."""
     metrics = results.summary()[dataset]
@@ -148,6 +110,24 @@ def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
         "dataset": dataset,
         "bars": [*bars, {"name": "random", "value": chance, "style": "chance"}],
         "sentences": [sentence for sentence in findings if sentence],
+    }
+
+
+def _deep_towers(runs: Comparison) -> dict[str, Any]:
+    """Runs with deep towers that were measured beforehand: setting, reading, drawing and table."""
+    titles, rows = runs.rows(digits=1)
+    arms = len(runs.arms)
+    return {
+        "model": RECIPES["scenes-vqa-deep"].model,
+        "steps": max(runs.runs[0].curve),
+        "seeds": len(runs.arm_runs(runs.arms[0])),
+        "finding": comparison(runs.differences(ARM_NAMES["meter"])["area"]),
+        "drawing": draw_curves(runs, "Learning curves, measured beforehand"),
+        "table": Table(
+            caption="Score on validation questions, measured beforehand",
+            columns=titles[:-1],  # without the seconds per step, of runs that shared their cores
+            rows=[Row(row[0], row[1:-1], "" if place < arms else "difference") for place, row in enumerate(rows)],
+        ),
     }
 
 
@@ -354,12 +334,3 @@ def _data(results: DemoResults) -> Iterator[tuple[str, str]]:
         yield f"{dataset.name}, split", dataset.split_rule
         yield f"{dataset.name}, sources", ", ".join(f"{name} {version}" for name, version in dataset.sources.items())
         yield from ((f"{dataset.name}, {part}", licence) for part, licence in dataset.licences.items())
-
-
-def _data_uri(content: bytes) -> str:
-    """An image file as a URI that carries its content."""
-    try:
-        kind = media_type(content)
-    except ValueError as error:
-        raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bridgetower.analysis.comparison import Comparison
 from bridgetower.analysis.examples import AnswerExample, SearchExample, answer_examples, search_examples
 from bridgetower.analysis.findings import duration
 from bridgetower.analysis.mask_examples import MaskExample, mask_examples
@@ -89,6 +90,8 @@ def _write(path: Path, content: bytes) -> None:
         write_bytes(path, content)
 
 
+DEEP_TOWERS = Path(__file__).with_name("deep-towers.json")
+"""The comparison.json of `python benchmarks/bridges.py depth-6`."""
 _EXAMPLES = 2  # of either kind per topic
 _MIN_INTERVAL = 20  # steps between evaluations
 _TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
@@ -391,5 +394,6 @@ def _report(
     for name, contents in (drawn | {plan.questions.prefix: asked}).items():
         for number, content in enumerate(contents):
             write_bytes(out / "images" / f"{name}-{number + 1}.png", content)
-    page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0")
+    beforehand = Comparison.of(read_json(DEEP_TOWERS)) if plan.towers else None  # else this demo trains such models
+    page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0", beforehand=beforehand)
     write_text(out / "report.html", page)

@@ -1,0 +1,61 @@
+"""Templates of self-contained HTML pages, and the tables in them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bridgetower.analysis.findings import count, duration, number, ordinal, percent
+from bridgetower.processor import media_type
+
+
+def page_templates() -> Environment:
+    """Returns the templates of pages, with their filters."""
+    templates = Environment(
+        loader=PackageLoader("bridgetower.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (count, number, percent, ordinal, duration)
+    templates.filters |= {each.__name__: each for each in filters} | {"data_uri": _data_uri}
+    return templates
+
+
+def style(templates: Environment) -> str:
+    """Returns the style sheet of pages."""
+    assert templates.loader is not None  # page_templates sets it
+    return templates.loader.get_source(templates, "report.css")[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, with its head."""
+
+    header: str
+    cells: Sequence[str]
+    style: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
+
+    caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+    groups: Sequence[tuple[str, int]] = ()
+    missing: str = ""
+
+
+def _data_uri(content: bytes) -> str:
+    """An image file as a URI that carries its content."""
+    try:
+        kind = media_type(content)
+    except ValueError as error:
+        raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
