@@ -106,11 +106,6 @@ class TestListing:
         assert {" a.png", "a\n.png"} <= manifest.images.keys()
         assert manifest.bad == ()
 
-    def test_refuses_texts_alone(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text("text\none\n")
-        with pytest.raises(ValueError, match=r"a\.csv line 2 has no image; `index` takes images, `embed` texts too"):
-            list_images(tmp_path / "a.csv")
-
 
 class TestDecoding:
     def test_every_format_upright(self, predictor: Predictor, tmp_path: Path) -> None:
