@@ -18,11 +18,12 @@ import states
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
+from bridgetower.distributed import rank
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.run_folder import read_metrics
-from bridgetower.tasks.vqa import VqaConfig
+from bridgetower.tasks.vqa import VQA, VqaConfig
 from bridgetower.training import sharding
 from bridgetower.training.run import train
 from bridgetower.training.state import newest
@@ -184,8 +185,11 @@ def test_control_scalars_that_are_added_up_differ(
         assert float((gradient - expected).abs()) > 1e-3 * float(expected.abs())
 
 
-def held(config: RunConfig, out: Path) -> tuple[int, int]:
-    """Numbers of weights in the optimiser of this process, and of those that are whole."""
+def held(config: RunConfig, out: Path) -> tuple[int, int, dict[str, float]]:
+    """Numbers of weights in the optimiser of this process, and of those that are whole; the run's metrics.
+
+    The score is the number of the process, as scores of different processors may differ in their last bits.
+    """
     sizes: list[tuple[int, bool]] = []
 
     def record(optimizer: Any, arguments: Any, options: Any) -> None:
@@ -195,12 +199,12 @@ def held(config: RunConfig, out: Path) -> tuple[int, int]:
         )
 
     hook = register_optimizer_step_pre_hook(record)
-    train(config, out, progress=False)
+    metrics = train(config, out, task=replace(VQA, validate=lambda _: {"vqa_score": float(rank())}), progress=False)
     hook.remove()
-    return sum(size for size, _ in sizes), sum(size for size, sharded in sizes if not sharded)
+    return sum(size for size, _ in sizes), sum(size for size, sharded in sizes if not sharded), metrics
 
 
-def test_each_process_holds_half_of_the_weights(
+def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
     configs: dict[str, RunConfig], found: dict[str, Any], tmp_path: Path
 ) -> None:
     config = replace(configs["vqa"], max_steps=1)
@@ -209,6 +213,7 @@ def test_each_process_holds_half_of_the_weights(
     assert first[1] == second[1] < 10  # scalars
     assert first[0] + second[0] - first[1] == total
     assert abs(first[0] - second[0]) < 0.1 * total
+    assert first[2] == second[2] == {"vqa_score": 0.0}
 
 
 @pytest.fixture(scope="module")

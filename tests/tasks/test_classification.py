@@ -182,6 +182,19 @@ class TestTraining:
         with pytest.raises(ValueError, match="example r39 of split test has no label"):
             train(replace(config, data=data), tmp_path / "run", progress=False)
 
+    @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
+    def test_a_metric_that_no_class_has_selects_no_checkpoint(
+        self, config: RunConfig, several: bool, tmp_path: Path, metric: str
+    ) -> None:
+        """All examples to validate on have the same label."""
+        names = [*COLOURS, "warm"] if several else COLOURS
+        rows = [{"text": name, "label": [name] if several else name, "split": "train"} for name in names]
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}])))
+        prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
+        data = replace(config.data, folders=(str(tmp_path / "set"),))
+        with pytest.raises(ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"):
+            train(replace(config, data=data, select_by=metric), tmp_path / "run", progress=False)
+
     def test_labels_that_the_head_does_not_have(self, predictor: Predictor, several: bool, tmp_path: Path) -> None:
         label = ["mauve", "red"] if several else "mauve"
         rows = [{"text": "x", "label": label}, {"text": "y", "label": ["red"] if several else "red"}]

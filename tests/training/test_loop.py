@@ -101,8 +101,10 @@ class TestSelection:
         self, build: Callable[..., TrainContext], tmp_path: Path
     ) -> None:
         parts = build(select_by="mlm_accuracy")
-        with pytest.raises(ValueError, match=r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]"):
+        message = r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 6 is saved"
+        with pytest.raises(ValueError, match=message):
             run(parts, tmp_path)
+        assert states.saved(tmp_path) == TrainingState(step=6, metrics={"rsum": 0.0})
 
 
 class TestSmallContrast:

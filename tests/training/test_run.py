@@ -186,8 +186,9 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("heads", "select_by", "message"),
         [
-            (HeadsConfig(itc=None), "rsum", "has no itc head; use one of itm_accuracy, mlm_accuracy"),
-            (HeadsConfig(itm=False, itc="tower"), "two_stage_rsum", "has no itm head; use one of rsum, itc_rsum"),
+            (HeadsConfig(itc=None), "rsum", "the model has no itc head; use one of itm_accuracy, mlm_accuracy"),
+            (HeadsConfig(itm=False), "two_stage_rsum", "the model has no itc and no itm head; use one of mlm_accuracy"),
+            (shapes.MODEL.heads, "itm_accuracy", "evaluation.candidates is 0, .*; use one of rsum, itc_rsum, mlm_acc"),
         ],
     )
     def test_selection_that_cannot_be_evaluated_is_refused_before_training(
@@ -198,9 +199,10 @@ class TestHeads:
             config,
             task=PretrainingConfig(phases=(phase,)),
             model=replace(config.model, heads=heads),
+            evaluation=replace(config.evaluation, candidates=0),
             select_by=select_by,
         )
-        with pytest.raises(ValueError, match=f"select_by is '{select_by}', but the model {message}"):
+        with pytest.raises(ValueError, match=f"select_by is '{select_by}', but {message}"):
             train(changed, tmp_path / "run", progress=False)
         assert not (tmp_path / "run" / METRICS).exists()
 

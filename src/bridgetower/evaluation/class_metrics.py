@@ -118,9 +118,15 @@ def classification_metrics(
         "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
         "macro_f1": sum(f1(predicted[:, number].int(), labels[:, number].int()) for number in seen) / max(1, len(seen)),
     }
-    classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
-    both = [number for number in classes if labels[:, number].any() and not labels[:, number].all()]
+    both = ranked_classes(labels, multi_label=multi_label)
     ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
     for name, metric in ranked.items() if both else ():
         metrics[name] = float(metric(labels[:, both].numpy(), probabilities[:, both].numpy(), average="macro"))
     return metrics
+
+
+def ranked_classes(labels: Bool[Tensor, "n k"], *, multi_label: bool) -> list[int]:
+    """Returns the classes of which AUROC and average precision are the mean, see `classification_metrics`."""
+    num_classes = labels.shape[1]
+    classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
+    return [number for number in classes if labels[:, number].any() and not labels[:, number].all()]

@@ -154,7 +154,6 @@ def _classes(
     evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Returns the classes of every example with the probabilities of all, and the metrics of those with labels."""
-    import torch
     from torch.nn.functional import one_hot
 
     from bridgetower.evaluation.class_metrics import classification_metrics
@@ -170,8 +169,27 @@ def _classes(
     ]
     if not known:
         return rows, {}
-    marks = torch.stack(labels) if several else one_hot(torch.stack(labels), len(names))
-    return rows, classification_metrics(outputs[known], marks.bool(), multi_label=several)
+    return rows, classification_metrics(outputs[known], _marks(evaluation, labels), multi_label=several)
+
+
+def _marks(evaluation: Evaluation, labels: list[Tensor]) -> Tensor:
+    """Returns whether each class holds for each example, [examples, classes]."""
+    import torch
+    from torch.nn.functional import one_hot
+
+    stacked = torch.stack(labels)
+    return (stacked if evaluation.model.config.heads.multi_label else one_hot(stacked, len(evaluation.names))).bool()
+
+
+def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
+    from bridgetower.evaluation.class_metrics import ranked_classes
+
+    if metric not in ("auroc", "average_precision"):
+        return None
+    labels = _marks(evaluation, [evaluation.examples.label(entry) for entry in evaluation.examples])
+    if ranked_classes(labels, multi_label=evaluation.model.config.heads.multi_label):
+        return None
+    return f"every class is that of all examples or of none in {' and '.join(evaluation.splits)}"
 
 
 RECIPE = RunConfig(
@@ -208,6 +226,7 @@ CLASSIFICATION = TaskSpec(
     examples=_labelled,
     evaluate=partial(_evaluate, measure=_classes),
     class_names=_class_names,
+    unavailable=_unavailable,
     fine_tuning=(RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
 )

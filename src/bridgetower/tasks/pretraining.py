@@ -95,6 +95,26 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
+_METRIC_HEADS = {
+    "rsum": ("itc",),
+    "itc_rsum": ("itc",),
+    "matching_rsum": ("itc", "itm"),
+    "two_stage_rsum": ("itc", "itm"),
+    "itm_accuracy": ("itm",),
+    "mlm_accuracy": ("mlm",),
+}
+
+
+def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
+    model, heads = evaluation.model, _METRIC_HEADS[metric]
+    missing = [head for head in heads if getattr(model, f"{head}_head") is None]
+    if missing:
+        return f"the model has no {' and no '.join(missing)} head"
+    if "itm" in heads and model.itc_head is not None and not evaluation.settings.candidates:
+        return "evaluation.candidates is 0, so that no pairs are matched"
+    return None
+
+
 def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
@@ -241,14 +261,7 @@ PRETRAINING = TaskSpec(
     examples=_pairs,
     evaluate=_evaluate,
     validate=_validate,
-    metric_heads={
-        "rsum": ("itc",),
-        "itc_rsum": ("itc",),
-        "matching_rsum": ("itc", "itm"),
-        "two_stage_rsum": ("itc", "itm"),
-        "itm_accuracy": ("itm",),
-        "mlm_accuracy": ("mlm",),
-    },
+    unavailable=_unavailable,
     recipes=(
         PRETRAIN_BASE,
         PRETRAIN_BASE_ITC,

@@ -159,7 +159,8 @@ class TaskSpec:
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
             or there are none.
         texts: All texts of the training splits, for a tokenizer; None: those of the schema's entries.
-        metric_heads: Heads of the model that a metric needs.
+        unavailable: Why a metric of the config cannot be evaluated with the model, the settings and the examples that
+            are given; None if it can.
         recipes: Runs that can start from random weights.
         fine_tuning: Recipes that make sense only with an `init`.
         benchmarks: Names under which `bridgetower evaluate` measures the task, each with its config.
@@ -175,7 +176,7 @@ class TaskSpec:
     validate: Callable[[Evaluation], dict[str, float]] | None = None
     class_names: Callable[[DataConfig, Any], Sequence[str]] | None = None
     texts: Callable[[DataConfig, Any], Iterator[str]] | None = None
-    metric_heads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unavailable: Callable[[Evaluation, str], str | None] = lambda evaluation, metric: None
     recipes: tuple[RunConfig, ...] = ()
     fine_tuning: tuple[RunConfig, ...] = ()
     benchmarks: Mapping[str, TaskConfig] = field(default_factory=dict)

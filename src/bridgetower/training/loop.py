@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from bridgetower.data.batch import Batch
 from bridgetower.data.order import EpochOrder, OneSetPerBatch, ShardOrder, StepSampler
 from bridgetower.data.shards import FetchAhead
-from bridgetower.distributed import rank, require_same, world_size
+from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.processor import load_items
@@ -90,7 +90,15 @@ def fit(
             last = state.step == context.max_steps
             if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 check_gradients(losses["gradient_norm"], ids, state.step)  # best/ is of finite weights
-                state.metrics = _evaluate(task, context, state, log, out)
+                state.metrics = _evaluate(task, context, state, log)
+                if config.select_by not in state.metrics:
+                    watch.settle()
+                    saver.save(context.model, optimizer, state)
+                    raise ValueError(
+                        f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of "
+                        f"step {state.step} is saved, and --resume goes on from it"
+                    )
+                _keep_best(context, state, out)
             stopping = watch.note(state.step, losses, ids, stop=stop.requested)
             if last or stopping or state.step % config.checkpoint_every == 0:
                 watch.settle()
@@ -155,21 +163,21 @@ def _warn_of_small_contrast(config: RunConfig) -> None:
         )
 
 
-def _evaluate(
-    task: Replicated, context: TrainContext, state: TrainingState, log: RunLog, out: Path
-) -> dict[str, float]:
+def _evaluate(task: Replicated, context: TrainContext, state: TrainingState, log: RunLog) -> dict[str, float]:
+    """Returns the metrics of the first process in all of them, as these decide together what is saved."""
     device = context.model.device
     precision = "fp32" if device.type == "cpu" else context.config.precision
     with task.evaluating(), autocast(device, precision), log.validating():
-        metrics = context.evaluate()
+        metrics: dict[str, float] = from_first(context.evaluate())
     log.evaluation(state.step, metrics)
-    score = metrics.get(context.config.select_by)
-    if score is None:
-        raise ValueError(f"select_by is {context.config.select_by!r}; the evaluation gave {sorted(metrics)}")
+    return metrics
+
+
+def _keep_best(context: TrainContext, state: TrainingState, out: Path) -> None:
+    score = state.metrics[context.config.select_by]
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step
-        context.save(out / "best", metrics)
-    return metrics
+        context.save(out / "best", state.metrics)
 
 
 def _conditions(context: TrainContext) -> dict[str, str | int]:

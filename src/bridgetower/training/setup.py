@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,7 +71,6 @@ def build_task(
         ValueError: The data, the model or the metric to select by does not fit the task.
     """
     spec = spec_of(config.task, task)
-    _check_selection(config, spec, model)
     processor = checkpoint.processor
     assert processor is not None  # starting_checkpoint refused it
     names = () if spec.head is None else checkpoint.class_names(spec.head)
@@ -99,6 +98,7 @@ def build_task(
         settings=config.evaluation,
         means=Means(num_workers=config.data.num_workers),
     )
+    _check_selection(config.select_by, config.task.metrics, spec, evaluation)
     files = [examples.images or examples for examples in (train, held_out)]
     return TaskSetup(
         task=trained,
@@ -130,16 +130,9 @@ def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]
     return {spec.head: names} if names else {}
 
 
-def _check_selection(config: RunConfig, spec: TaskSpec, model: BridgeTower) -> None:
+def _check_selection(select_by: str, metrics: Sequence[str], spec: TaskSpec, evaluation: Evaluation) -> None:
     """Raises before training starts if the evaluation cannot give the metric that selects the best checkpoint."""
-    absent = {
-        metric: [head for head in heads if getattr(model, f"{head}_head", None) is None]
-        for metric, heads in spec.metric_heads.items()
-    }
-    missing = absent.get(config.select_by)
-    if missing:
-        possible = [metric for metric, heads in absent.items() if not heads]
-        raise ValueError(
-            f"select_by is {config.select_by!r}, but the model has no {' and no '.join(missing)} head; "
-            f"use one of {', '.join(possible)}"
-        )
+    reason = spec.unavailable(evaluation, select_by)
+    if reason is not None:
+        possible = [metric for metric in metrics if spec.unavailable(evaluation, metric) is None]
+        raise ValueError(f"select_by is {select_by!r}, but {reason}; use one of {', '.join(possible)}")
