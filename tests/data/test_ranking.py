@@ -1,5 +1,6 @@
 """Images with a true and several false captions: pure functions of their key, never one of the own as false."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from asked import png
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.captions import CaptionImages, RankingPairs
 from bridgetower.data.config import DataConfig
@@ -56,9 +58,28 @@ def test_batch_is_a_function_of_its_key(images: CaptionImages) -> None:
     assert not torch.equal(first.pixel_values, other.pixel_values)
 
 
-def test_one_image_has_no_false_captions(tmp_path: Path, tiny_processor: Processor) -> None:
-    only = Record(image_id="x", images=[ImageFile("x.png", b"x")], entries=("a", "b"))
-    write_split(tmp_path / "train.parquet", [only])
-    images = CaptionImages(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor)
-    with pytest.raises(ValueError, match="train has 1 image; expected at least 2 for false captions"):
+def captioned(folder: Path, processor: Processor, captions: Sequence[str]) -> CaptionImages:
+    records = [
+        Record(image_id=str(number), images=[ImageFile("x.png", png("red"))], entries=(caption,))
+        for number, caption in enumerate(captions)
+    ]
+    write_split(folder / "train.parquet", records)
+    return CaptionImages(DataConfig(folders=(str(folder),)), "train", processor)
+
+
+def test_false_captions_are_of_images_with_other_captions(tmp_path: Path, tiny_processor: Processor) -> None:
+    words = ["red", "blue", "red", "bar", "red", "blue"]
+    pairs = RankingPairs(captioned(tmp_path, tiny_processor, words), false_texts=60)
+    for example, word in enumerate(words):
+        true, *false = texts(pairs, (example,), example)
+        assert true == word
+        assert {other: false.count(other) > 5 for other in false} == dict.fromkeys(set(words) - {word}, True)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_image_or_the_same_captions_have_no_false_ones(
+    count: int, tmp_path: Path, tiny_processor: Processor
+) -> None:
+    images = captioned(tmp_path, tiny_processor, ["red"] * count)
+    with pytest.raises(ValueError, match="train has no two images with different captions"):
         RankingPairs(images, false_texts=1)

@@ -147,7 +147,8 @@ class CaptionPairs(Dataset[CaptionBatch]):
 class RankingPairs(Dataset[RankingBatch]):
     """(image, true caption) pairs with false captions of other images, addressed by batch.
 
-    Official: a false caption is any of the set, now and then one of the image's own; here: never one of its own.
+    Official: a false caption is any of the set, now and then one of the image's own; here: of an image with other
+    captions. Images with the same captions count as one.
     """
 
     def __init__(self, images: CaptionImages, false_texts: int) -> None:
@@ -158,12 +159,16 @@ class RankingPairs(Dataset[RankingBatch]):
             false_texts: False captions of each pair.
 
         Raises:
-            ValueError: There is one image only, so that there are no false captions.
+            ValueError: All images have the same captions, so that none is false.
         """
-        if len(images) < 2:
+        owners = images.owners()
+        _, self._group, self._sizes = owners.unique(return_inverse=True, return_counts=True)
+        if len(self._sizes) < 2:
             raise ValueError(
-                f"{', '.join(images.splits)} has {len(images)} image; expected at least 2 for false captions"
+                f"{', '.join(images.splits)} has no two images with different captions, so that there are no false "
+                "captions; use more data"
             )
+        self._by_group, self._ends = owners.argsort(stable=True), self._sizes.cumsum(0)
         self.images, self.false_texts = images, false_texts
         self._pairs = images.pairs()
 
@@ -196,8 +201,9 @@ class RankingPairs(Dataset[RankingBatch]):
         )
 
     def _texts(self, image: int, number: int, generator: torch.Generator) -> Sequence[str]:
-        shifts = torch.randint(1, len(self.images), (self.false_texts,), generator=generator)
-        others = ((image + shifts) % len(self.images)).tolist()
+        group, count = self._group[image], len(self.images)  # the others begin after its end, in a circle
+        after = torch.randint(count - int(self._sizes[group]), (self.false_texts,), generator=generator)
+        others = self._by_group[(self._ends[group] + after) % count].tolist()
         return [
             self.images.caption(image, number, generator),
             *(self.images.caption(other, DRAWN, generator) for other in others),
