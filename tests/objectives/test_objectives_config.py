@@ -34,6 +34,10 @@ class TestPretraining:
         with pytest.raises(ValueError, match="negatives_from is 'all'; expected one of rank, world"):
             PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
 
+    def test_negatives_of_the_world_are_hard(self) -> None:
+        with pytest.raises(ValueError, match="negatives_from is 'world', but no phase has hard negatives"):
+            PretrainingConfig(phases=(Phase(negatives="uniform"),), negatives_from="world")
+
     def test_unknown_normalisation(self) -> None:
         with pytest.raises(ValueError, match="mlm_normalization is 'mean'; expected one of step, official"):
             PretrainingConfig(mlm_normalization="mean")  # type: ignore[arg-type]

@@ -108,6 +108,10 @@ class PretrainingConfig(TaskConfig):
             raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
         check_choice("mlm_normalization", self.mlm_normalization, MlmNormalization)
         check_choice("negatives_from", self.negatives_from, NegativesFrom)
+        if self.negatives_from != "rank" and all(phase.negatives != "hard" for phase in self.phases):
+            raise ValueError(
+                f"negatives_from is {self.negatives_from!r}, but no phase has hard negatives; leave it out, or set them"
+            )
 
     @property
     def contrasts(self) -> list[str]:

@@ -111,9 +111,12 @@ def _on_device(batch: Any, context: TrainContext) -> Any:
 def _draws_negatives(context: TrainContext) -> bool:
     """Whether matching draws other images of a micro-batch; a GPU would have to be waited for to see that none is."""
     task: Any = context.task
-    if not isinstance(context.config.task, PretrainingConfig) or context.config.task.negatives_from == "world":
+    config = context.config.task
+    if not isinstance(config, PretrainingConfig):
         return False
-    return context.config.task.phase(task.progress).itm > 0
+    phase = config.phase(task.progress)
+    of_all = phase.negatives == "hard" and config.negatives_from == "world" and world_size() > 1
+    return phase.itm > 0 and not of_all
 
 
 def counts_labels(config: RunConfig, progress: float) -> bool:
