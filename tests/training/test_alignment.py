@@ -1,5 +1,6 @@
 """Projections are aligned, they alone, with the gradients of towers that are asked, and the same again after a kill."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from freezing import prepared, recomputed
 from torch import Tensor
 
 import shapes
+import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
@@ -83,6 +85,20 @@ class TestAligning:
         changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
         assert changed == {"image_projections", "text_projections"}
         assert all(value.grad is None for value in model.parameters())
+
+    def test_draws_nothing(self, config: RunConfig, tmp_path: Path) -> None:
+        """Layers that train later run here, too."""
+        config = replace(config, train_top=1)
+        model, _, examples = prepared(config, tmp_path)
+        before, found = copy.deepcopy(model.state_dict()), []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model.load_state_dict(before)
+            align_projections(config, model, examples, progress=False)
+            assert model.training
+            found.append(copy.deepcopy(model.state_dict()))
+        assert tiny.equal(*found)
+        assert not tiny.equal(found[0], before)
 
     def test_in_half_precision(self, config: RunConfig, tmp_path: Path) -> None:
         config = replace(config, precision="bf16")

@@ -128,7 +128,7 @@ class RunConfig:
             computed once, in a cache that runs share.
         train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all, or
             none with `freeze_towers`. With it, the hidden states below these layers are cached, for towers of CLIP,
-            ViT, DeiT, RoBERTa and BERT.
+            ViT, DeiT, RoBERTa and BERT; they are computed without dropout, which frozen layers have otherwise.
         frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
             hidden or left out; every batch draws among them.
         align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.

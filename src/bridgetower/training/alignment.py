@@ -67,11 +67,11 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
 
     Args:
         config: Of the run.
-        model: With frozen towers, on its device; its projections are changed.
+        model: With frozen towers, on its device; its projections are changed, and it is in training mode then.
         examples: Captions with stored outputs of the towers.
         progress: Show a bar.
     """
-    task = Alignment(model).to(model.device)
+    task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
     parameters = task.trained()
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     first = last = math.nan
@@ -92,6 +92,7 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
             bars.update(bar, advance=1, metrics=f"itc {last:.3f}")
     for parameter in parameters:
         parameter.grad = None
+    model.train()
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
 
 
