@@ -60,8 +60,9 @@ def train(
         resume: Continue the run in `out`; its config, its data and the number of processes must be the same. A finished
             run may get more `max_steps` or `max_epochs`, and goes on as a run of that length would from there.
             Processes that torchrun starts again after a failure continue in any case.
-        allow_world_size_change: Continue with another number of processes. The pairs of a step stay the same, but not
-            how they are cut into micro-batches, the negatives and contrast within these, and the draws of dropout.
+        allow_world_size_change: Continue with another number of processes. The examples of a step stay the same, but
+            not how they are cut into micro-batches, the contrast within these, and all that is drawn for each:
+            negatives, captions, masked and dropped words, augmentation and dropout.
         async_checkpoints: Write what a killed run continues from while the run goes on, from a copy on the CPU.
         timeout_minutes: How long a process waits for the others.
         feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:

@@ -278,9 +278,9 @@ def _check_conditions(
     if changed and allow_world_size_change and changed.keys() <= {PROCESSES, MICRO_BATCHES}:
         if rank() == 0:
             logger.warning(
-                "%s goes on to another result than that of an undisturbed run: %s. The pairs of a step stay the same; "
-                "the micro-batches they are cut into, the negatives and contrast within these, and the draws of "
-                "dropout do not",
+                "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the "
+                "same; the micro-batches they are cut into, the contrast within these, and all that is drawn for them "
+                "(negatives, captions, masked and dropped words, augmentation, dropout) do not",
                 path,
                 "; ".join(changed.values()),
             )
