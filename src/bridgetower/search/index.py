@@ -301,22 +301,28 @@ class Index:
         every = exact or not self.has_ann_index
         if where is None and column == "image_vector" and every and (found := self._all_compared(vector, count)):
             return found
-        query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
-        # Where there are no partitions, these three change nothing. Too few hits: Lance reads further partitions.
-        probed = math.ceil(_PROBED_SHARE * _num_partitions(there))
-        query = query.minimum_nprobes(probed).maximum_nprobes(0).refine_factor(_REFINED)
-        if exact:
-            query = query.bypass_vector_index()
-        if where is not None:
-            query = query.where(where, prefilter=True)
-        query = query.select([*_RETURNED, "_distance"])
-        with reading(self.uri) if where is None else condition(where, ABOUT):
-            rows = query.to_list()
+        probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
+        rows = self._nearest_rows(vector, count, column, where, probes)
+        if not every and column == "image_vector" and len(rows) < count:  # the partitions that were read had no more
+            rows = self._nearest_rows(vector, count, column, where, probes=0)
         unhidden = where is None and column == "image_vector" and every
         if unhidden and len(rows) < min(count, len(self)):
             raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [self._hit(row) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
+
+    def _nearest_rows(
+        self, vector: Float[Tensor, " c"], count: int, column: VectorColumn, where: str | None, probes: int
+    ) -> list[dict[str, Any]]:
+        """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
+        query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
+        query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        query = query.select([*_RETURNED, "_distance"])
+        with reading(self.uri) if where is None else condition(where, ABOUT):
+            found: list[dict[str, Any]] = query.to_list()
+        return found
 
     def _all_compared(self, vector: Float[Tensor, " c"], count: int) -> list[Hit] | None:
         """Returns the images with the largest cosines by the array of vectors; None if it is not of this version."""

@@ -31,6 +31,7 @@ _OF_MOMENTS = {"start": pa.float64(), "end": pa.float64(), "frame": pa.large_bin
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 3
 _WITHIN = ("piece", "cell", "moment")  # where an image is in a file
+_CHANGED = "the {} has changed since it was indexed; bring the index up to date"
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 
 
@@ -244,7 +245,7 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
     """
     content = _inside(file, image) if image.place else _whole(Path(file), image)
     if hashlib.sha256(content).hexdigest() != image.digest:
-        raise ValueError("the image has changed since it was indexed; bring the index up to date")
+        raise ValueError(_CHANGED.format("image"))
     return content
 
 
@@ -268,12 +269,12 @@ def _whole(file: Path, image: Indexed) -> bytes:
         return stream.read(image.size) if os.fstat(stream.fileno()).st_size == image.size else b""
 
 
-def _regular(file: Path) -> BinaryIO:
+def _regular(file: Path, what: str = "image") -> BinaryIO:
     """Opens a regular file, without waiting for the writer of a pipe."""
     stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise ValueError("it is no file, but a folder, a pipe or a device; bring the index up to date")
+        raise ValueError(_CHANGED.format(what))
     return stream
 
 
@@ -284,11 +285,11 @@ def open_unchanged(file: Path, size: int, mtime: int | None) -> BinaryIO:
         ValueError: They are others, or it is no file.
         OSError: It cannot be opened.
     """
-    stream = _regular(file)
+    stream = _regular(file, "video")
     status = os.fstat(stream.fileno())
     if (status.st_size, status.st_mtime_ns // 1000) != (size, mtime):
         stream.close()
-        raise ValueError("the video has changed since it was indexed; bring the index up to date")
+        raise ValueError(_CHANGED.format("video"))
     return stream
 
 
