@@ -171,6 +171,19 @@ class TestTiedDecoder:
             convert(read, tmp_path / to, to)
             assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
+    def test_one_that_is_stored_beside_the_words_is_read_apart(self, safe: Path, tmp_path: Path) -> None:
+        tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
+        tensors["mlm_score.decoder.weight"] = tensors["bridgetower.text_model.embeddings.word_embeddings.weight"]
+        torch.save(tensors, safe / "pytorch_model.bin")
+        (safe / "model.safetensors").unlink()
+        read = read_checkpoint(safe)
+        model = read.model()
+        assert model.mlm_head is not None
+        assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
+        for to in ("bridgetower", "hf"):
+            convert(read, tmp_path / to, to)
+            assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
+
     def test_an_untied_one_must_be_there(self, safe: Path) -> None:
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
         del tensors["mlm_score.decoder.weight"]

@@ -216,5 +216,5 @@ class TestOtherFiles:
     def test_values_that_are_no_tensors(self, tmp_path: Path) -> None:
         made = official.make()
         made.state_dict["mlm_score.bias"] = "weights"  # type: ignore[assignment]
-        with pytest.raises(ValueError, match=r"holds mlm_score\.bias, which are no tensors"):
+        with pytest.raises(ValueError, match=r"holds mlm_score\.bias, which are no named, dense tensors"):
             read(tmp_path, made)

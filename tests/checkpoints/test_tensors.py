@@ -271,6 +271,43 @@ class TestTorchArchive:
         with pytest.raises(ValueError, match=r"tensor w of x repeats its 4 bytes to 4398046511104"):
             only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
+    @pytest.mark.parametrize(
+        ("key", "change"),
+        [
+            ("w", lambda tensor: tensor.to_sparse()),
+            ("w", lambda tensor: tensor.to("meta")),
+            ("w", lambda tensor: torch.nested.nested_tensor([tensor])),
+            (3, lambda tensor: tensor),
+            ("w", lambda tensor: "text"),
+        ],
+        ids=["sparse", "meta", "nested", "a number as name", "text"],
+    )
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_what_is_no_weight(self, tmp_path: Path, key: object, change: Callable[[Tensor], object]) -> None:
+        torch.save({**tensors(), key: change(torch.ones(2, 2))}, tmp_path / "x.bin")
+        with pytest.raises(ValueError, match=f"x holds {key}, which are no named, dense tensors"):
+            only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
+
+    def test_parameters_are_read_as_tensors(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        write(dict(torch.nn.Linear(2, 3).named_parameters()), tmp_path / "x.bin")
+        read = only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
+        assert not any(tensor.requires_grad for tensor in read.values())
+
+    def test_each_has_memory_of_its_own(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        joined = torch.rand(6, 3)
+        shared = {"a": joined, "b": joined, "c": joined[2:4], "alone": torch.rand(2)}
+        write(shared, tmp_path / "x.bin")
+        content = read_torch_archive(tmp_path / "x.bin")
+        read = only_tensors("x", content)
+        assert tiny.equal(read, shared)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(read)
+        assert read["alone"].data_ptr() == content["alone"].data_ptr(), "what is stored once is not copied"
+
+    def test_memory_that_is_shared_by_many(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        write(dict.fromkeys("abcde", torch.zeros(8)), tmp_path / "x.bin")
+        with pytest.raises(ValueError, match="x share memory and would take 160 bytes apart; expected at most 128"):
+            only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
+
     def test_another_content(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         write([1, 2], tmp_path / "x.bin")
         with pytest.raises(ValueError, match="holds a list; expected a dictionary"):

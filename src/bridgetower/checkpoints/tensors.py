@@ -51,6 +51,8 @@ _THREADED_AT_LEAST = 2**22  # bytes; less takes longer to share out than to read
 
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 
+_SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
+
 _MOST_HEADER = 2**22  # bytes; a million tensors take long, and more than a gigabyte, to list
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
@@ -211,17 +213,36 @@ def read_safe_weights(folder: Path) -> Mapping[str, Tensor]:
 
 
 def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the values, which must all be tensors.
+    """Returns the values, which must all be weights: named, dense tensors with values in memory.
+
+    A tensor that shares its memory with an earlier one is copied: safetensors stores each apart, and training would
+    move both. Gradients are not asked for.
 
     Raises:
-        ValueError: Some are not, or repeat the numbers that are there; `name` says where.
+        ValueError: Some are something else, or repeat the numbers that are there; `name` says where.
     """
-    others = sorted(str(key) for key, value in values.items() if not isinstance(value, Tensor))
+    others = sorted(str(key) for key, value in values.items() if not isinstance(key, str) or not _is_dense(value))
     if others:
-        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no tensors; expected weights only")
+        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")
+    stored: dict[int, int] = {}
     for key, tensor in values.items():
         check_repeats(tensor, f"tensor {key} of {name}")
-    return dict(values)
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
+    if read > most:
+        raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
+    return {key: _apart(tensor.detach(), stored) for key, tensor in values.items()}
+
+
+def _is_dense(value: object) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+
+
+def _apart(tensor: Tensor, free: dict[int, int]) -> Tensor:
+    """Returns the tensor itself if its memory is still free, which it then is no more, else a copy."""
+    return tensor if free.pop(tensor.untyped_storage().data_ptr(), None) is not None else tensor.clone()
 
 
 def check_repeats(tensor: Tensor, name: str) -> None:
@@ -231,7 +252,7 @@ def check_repeats(tensor: Tensor, name: str) -> None:
         ValueError: It has more; `name` is that of the tensor.
     """
     stored = tensor.untyped_storage().nbytes()
-    if tensor.layout == torch.strided and tensor.nbytes > stored:
+    if tensor.nbytes > stored:
         raise ValueError(f"{name} repeats its {stored} bytes to {tensor.nbytes}; expected weights as they are")
 
 
