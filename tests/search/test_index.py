@@ -335,7 +335,7 @@ class TestVectorsThatAreNoNumbers:
         merge.execute(table_of([row("c.png", value=float("nan"))], index._table.schema))
         assert index.nearest(torch.ones(3), 2)[0].path == "a.png"
         for exact in (False, True):
-            with pytest.raises(ValueError, match=r"has vectors with NaN, which no search finds; make the index again"):
+            with pytest.raises(OSError, match=r"has vectors with NaN, which no search finds; make the index again"):
                 index.nearest(torch.ones(3), 3, exact=exact)
 
 
@@ -367,7 +367,7 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) ->
     damaged = Index(index.uri)
     uses: list[Callable[[], object]] = [
         *(lambda: list(damaged.listed()), lambda: damaged.examples(1), lambda: damaged.with_digest("0" * 64)),
-        lambda: damaged.nearest(torch.ones(3), 1),
+        *(lambda: damaged.nearest(torch.ones(3), 1), lambda: damaged.nearest(torch.ones(3), 1, where="width > 0")),
     ]
     for use in uses:
         with pytest.raises(OSError, match=r"photos\.lance cannot be read: [^/]*; make the index again$"):

@@ -8,6 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
+import lancedb
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,8 +206,16 @@ def test_an_index_that_is_damaged(predictor: Predictor, tmp_path: Path) -> None:
     for file in (tmp_path / "photos.lance" / "data").iterdir():
         file.write_bytes(file.read_bytes()[:50])
     with running(predictor, searcher) as client:
-        assert error_of(client.post(PATH, json={"query": "a"}), 503)["code"] == "index_unavailable"
+        check_unavailable(client, {"query": "a", "where": "width > 0"})
         assert client.get("/health").status_code == 200
+
+
+def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
+    """Checks that every route that reads the index says that it cannot."""
+    answers = [client.get(f"/v1/{path}") for path in ("index", f"pictures/{'0' * 64}", f"videos/{'0' * 64}")]
+    for answer in (client.post(PATH, json=ask), *answers):
+        error = error_of(answer, 503)
+        assert (error["code"], error["message"][:27]) == ("index_unavailable", "the index cannot be read; t")
 
 
 def test_an_index_that_changes_while_it_is_served(
@@ -224,7 +235,10 @@ def test_an_index_that_changes_while_it_is_served(
         build_index(pictures, uri, predictor)
         assert len(client.post(PATH, json=ask).json()["data"]) == count + 1
         shutil.rmtree(uri)
-        assert error_of(client.post(PATH, json=ask), 503)["code"] == "index_unavailable"
+        check_unavailable(client, ask)
+        lancedb.connect(tmp_path).create_table(uri.stem, pa.table({"a": [1]}))  # something else
+        check_unavailable(client, ask)
+        shutil.rmtree(uri)
         build_index(pictures, uri, load(tmp_path / "other", device="cpu"))
         error = error_of(client.post(PATH, json=ask), 503)
         assert error["code"] == "index_unavailable"

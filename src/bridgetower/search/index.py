@@ -141,7 +141,8 @@ class Index:
         return self._opened[0]
 
     def __len__(self) -> int:
-        return int(self._table.count_rows())
+        with reading(self.uri):
+            return int(self._table.count_rows())
 
     @property
     def root(self) -> Path:
@@ -222,9 +223,13 @@ class Index:
                     yield SourceImage(path=path, size=size, mtime=mtime, captions=tuple(captions), place=place)
 
     def with_digest(self, digest: str) -> list[Indexed]:
-        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
+        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other.
+
+        Raises:
+            OSError: The index cannot be read.
+        """
         with reading(self.uri):
+            rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
             return [Indexed(**row) for row in rows.to_list()]
 
     def with_paths(self, paths: Sequence[str]) -> list[Indexed]:
@@ -237,8 +242,13 @@ class Index:
             ]
 
     def examples(self, count: int) -> list[Indexed]:
-        """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
-        rows, size = min(count, len(self)), len(self)
+        """Returns up to `count` images from evenly spread rows, always the same ones of the same table.
+
+        Raises:
+            OSError: The index cannot be read.
+        """
+        size = len(self)
+        rows = min(count, size)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with reading(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
@@ -290,13 +300,14 @@ class Index:
             exact: Compare every vector, even where `create_ann_index` was called.
 
         Raises:
-            ValueError: The condition is none, or images have vectors that are no numbers, so that nothing finds them.
-            OSError: The index cannot be read, or another one has taken its place.
+            ValueError: The condition is none.
+            OSError: The index cannot be read, another one has taken its place, or it has vectors that are no numbers,
+                so that nothing finds them.
         """
         with reading(self.uri):
-            there, schema = len(self), self._table.schema
+            there, info = len(self), info_of(self.uri, self._table.schema)
         count = max(1, min(count, there))
-        if info_of(self.uri, schema) != self.info:
+        if info != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
         every = exact or not self.has_ann_index
         if where is None and column == "image_vector" and every and (found := self._all_compared(vector, count)):
@@ -307,7 +318,7 @@ class Index:
             rows = self._nearest_rows(vector, count, column, where, probes=0)
         unhidden = where is None and column == "image_vector" and every
         if unhidden and len(rows) < min(count, len(self)):
-            raise ValueError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
+            raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         found = [self._hit(row) for row in rows]
         return sorted(found, key=lambda one: (-one.cosine, one.path))
 
@@ -320,8 +331,12 @@ class Index:
         if where is not None:
             query = query.where(where, prefilter=True)
         query = query.select([*_RETURNED, "_distance"])
-        with reading(self.uri) if where is None else condition(where, ABOUT):
-            found: list[dict[str, Any]] = query.to_list()
+        try:
+            with reading(self.uri) if where is None else condition(where, ABOUT):
+                found: list[dict[str, Any]] = query.to_list()
+        except ValueError:
+            self._nearest_rows(vector, 1, column, None, probes)  # of a damaged index this fails too, with OSError
+            raise
         return found
 
     def _all_compared(self, vector: Float[Tensor, " c"], count: int) -> list[Hit] | None:

@@ -22,10 +22,10 @@ _INTERNALS = (
 
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """Turns LanceDB's errors of reading, of a damaged file for example, into OSError."""
+    """Turns errors of reading into OSError: of a damaged file, or of another table where the index was."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise OSError(f"{uri} cannot be read: {message_of(error)}; make the index again") from error
 
 

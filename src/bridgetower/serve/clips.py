@@ -16,7 +16,7 @@ from bridgetower.search.index import Index
 from bridgetower.search.table import Indexed
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import JsonRoute, errors
-from bridgetower.serve.search import HEADERS, Id
+from bridgetower.serve.search import HEADERS, Id, index_read
 from bridgetower.serve.service import Served
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
@@ -41,7 +41,8 @@ async def video(
 ) -> Response:
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
     with service.admission(1, "id", None):
-        moments = await asyncio.to_thread(service.index.with_digest, id)
+        with index_read():
+            moments = await asyncio.to_thread(service.index.with_digest, id)
         stream, name = await asyncio.to_thread(_opened, service.index, moments)
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'

@@ -98,7 +98,7 @@ _REASONS = {
     408: "The request was not sent in time.",
     413: "The body is too large, or there are too many items.",
     429: "The queue is full; `Retry-After` has the seconds to wait.",
-    503: "It took too long, or the server is not ready.",
+    503: "It took too long, the server is not ready, or the index cannot be read.",
 }
 
 COMPUTING = errors(400, 401, 404, 408, 413, 429, 503)

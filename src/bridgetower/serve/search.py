@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -142,11 +143,10 @@ async def search(body: SearchRequest, service: Served) -> Response:
     assert searcher is not None, "searches are there only with an index"
     settings = {"top": body.top, "rerank": body.rerank, "against": body.against}
     try:
-        against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
+        with index_read():
+            against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise ApiError(400, str(error)) from error
-    except OSError as error:
-        raise _unavailable(error) from error
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, service.config.max_items - given))
@@ -175,18 +175,17 @@ async def _found(
     items = embedding_items(images, texts, joint=against == "pairs" and bool(images and texts))
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
-        nearest = await asyncio.to_thread(
-            searcher.index.nearest,
-            vector,
-            max(body.top, rerank),
-            column=COLUMNS[against],
-            where=body.where,
-            exact=body.exact,
-        )
+        with index_read():
+            nearest = await asyncio.to_thread(
+                searcher.index.nearest,
+                vector,
+                max(body.top, rerank),
+                column=COLUMNS[against],
+                where=body.where,
+                exact=body.exact,
+            )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
-    except OSError as error:
-        raise _unavailable(error) from error
     matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
     reranking = searcher.predictor.reranking
     ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], reranking)[: body.top]
@@ -194,9 +193,15 @@ async def _found(
     return ranked, tokens
 
 
-def _unavailable(error: OSError) -> ApiError:
-    logger.error("search: %s", error)
-    return ApiError(503, "the index cannot be searched; the server's log has the reason", code="index_unavailable")
+@contextmanager
+def index_read() -> Iterator[None]:
+    """Answers that the index is unavailable where it cannot be read in the block; the log has the reason."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("index: %s", error)
+        message = "the index cannot be read; the server's log has the reason"
+        raise ApiError(503, message, code="index_unavailable") from error
 
 
 async def _matched(
@@ -225,10 +230,11 @@ class IndexResponse(BaseModel):
     examples: list[IndexedImage] = Field(description="Some of them, from all over the index.")
 
 
-@router.get("/v1/index", response_model=IndexResponse, responses=errors(401))
+@router.get("/v1/index", response_model=IndexResponse, responses=errors(401, 503))
 async def index(service: Served) -> Response:
     """Return the number of images in the index, and some of them."""
-    count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
+    with index_read():
+        count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
     shown = [IndexedImage(id=one.digest, **vars(one)) for one in examples]
     return json_of(IndexResponse(images=count, examples=shown))
 
@@ -241,7 +247,8 @@ async def index(service: Served) -> Response:
 async def image(id: Id, service: Served, size: Size = None) -> Response:  # noqa: A002 - its name in the path
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
     with service.admission(1, "id", None):
-        copies = await asyncio.to_thread(service.index.with_digest, id)
+        with index_read():
+            copies = await asyncio.to_thread(service.index.with_digest, id)
         if size is None:
             return await service.inputs.in_thread(lambda: _original(service, copies))
         content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
