@@ -92,6 +92,16 @@ class TestResized:
         assert checkpoint.resized(40).processor is None
 
 
+class TestLongestText:
+    @pytest.mark.parametrize(("positions", "given", "expected"), [(514, 512, 512), (512, 512, 510), (514, 50, 50)])
+    def test_is_what_the_tower_takes(self, positions: int, given: int, expected: int) -> None:
+        config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=given)
+        model = tiny.changed(text__max_positions=positions)
+        processor = Checkpoint(source="mine", config=model, tensors={}, processor=Processor(config, None)).processor
+        assert processor is not None
+        assert processor.config == replace(config, max_length=expected)
+
+
 class TestTokenTypes:
     def test_new_rows_start_as_the_last_one(self, checkpoint: Checkpoint) -> None:
         grown = checkpoint.with_token_types(3)

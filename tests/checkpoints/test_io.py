@@ -90,6 +90,16 @@ class TestSources:
         monkeypatch.chdir(tmp_path)
         assert read_checkpoint("owner/name").source == "owner/name"
 
+    @pytest.mark.parametrize("settings", ["{}", '{"model_max_length": 1e30}', '{"model_max_length": 40}'])
+    def test_a_folder_of_transformers_cuts_to_what_its_model_takes(self, safe: Path, settings: str) -> None:
+        (safe / "tokenizer_config.json").write_text(settings)
+        checkpoint = read_checkpoint(safe)
+        processor, limit = checkpoint.processor, checkpoint.config.text.max_length
+        assert processor is not None
+        (ids,) = processor.token_ids(["a dog runs " * 30], truncate=True)
+        assert len(ids) == processor.config.max_length == limit
+        checkpoint.model().encode_text(torch.tensor([ids]))
+
 
 class TestShards:
     """Weights in several files, which they are above 4 GB."""

@@ -35,6 +35,7 @@ class Checkpoint:
         extra_tensors: Tensors of the source that no computation reads but a conversion back must write (the text
             pooler, the official `ln_separate`).
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
+        processor: Its texts are at most as long as the text tower takes: a larger `max_length` is lowered to that.
         extensions: Towers, bridges and heads of one's own that the config names.
         labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
         reranking: What validation found for the second stage of a search.
@@ -51,7 +52,7 @@ class Checkpoint:
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
-        """Checks that there is a name for every class of the heads that have names, and the tokenizer."""
+        """Checks that there is a name for every class of the heads that have names, and the processor."""
         heads = vars(self.config.heads)
         own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
         check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
@@ -61,6 +62,10 @@ class Checkpoint:
                 f"{self.source} has a tokenizer with ids up to {processor.vocab_size - 1}, but text.vocab_size is "
                 f"{rows}; give the tokenizer that the text tower was trained with"
             )
+        longest = self.config.text.max_length
+        if processor is not None and processor.config.max_length > longest:
+            within = Processor(replace(processor.config, max_length=longest), processor.tokenizer)
+            object.__setattr__(self, "processor", within)
 
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head; none if it predicts a number.

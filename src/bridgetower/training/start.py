@@ -48,21 +48,19 @@ def starting_checkpoint(
         checkpoint = _new(config, spec, extensions)
     else:
         checkpoint = _initial(config, spec, config.init, extensions)
-    return _within_tower(checkpoint, config, spec)
+    _check_length(checkpoint.config.text.max_length, config, spec)
+    return checkpoint
 
 
-def _within_tower(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
-    """Returns the checkpoint with texts that its tower takes, where those of the recipe may be longer."""
-    longest, wanted = checkpoint.config.text.max_length, config.data.max_length
+def _check_length(longest: int, config: RunConfig, spec: TaskSpec) -> None:
+    """Refuses longer texts than the tower takes; where the recipe has them, says that they are cut."""
+    wanted = config.data.max_length
     if wanted <= longest:
-        return checkpoint
+        return
     recipe = spec.recipe(config.recipe)
     if wanted != (recipe.data if recipe else DataConfig()).max_length:
         raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
     logger.warning("texts are cut at %d tokens, which the text tower takes, not at the recipe's %d", longest, wanted)
-    processor = checkpoint.processor
-    assert processor is not None  # all models that runs start from have one
-    return replace(checkpoint, processor=Processor(replace(processor.config, max_length=longest), processor.tokenizer))
 
 
 def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
