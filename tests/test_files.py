@@ -181,6 +181,19 @@ class TestNewFolder:
             pass
         assert contents(tmp_path / "a") == {"b": b"new"}
 
+    @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "missing"])
+    def test_a_link_to_an_empty_or_a_missing_folder(self, tmp_path: Path, is_there: bool) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        if is_there:
+            (disk / "a").mkdir()
+        (tmp_path / "link").symlink_to(disk / "a")
+        with new_folder(tmp_path / "link") as temporary:
+            assert temporary.is_relative_to(disk), "it is renamed within a disk"
+            write_text(temporary / "b", "new")
+        assert (tmp_path / "link").is_symlink()
+        assert contents(disk / "a") == contents(tmp_path / "link") == {"b": b"new"}
+
     def test_of_two_at_once_the_first_stays(self, tmp_path: Path) -> None:
         def fill(*names: str) -> None:
             with new_folder(tmp_path / "a") as temporary:

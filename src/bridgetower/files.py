@@ -97,11 +97,13 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed.
 
+    A symbolic link stays, and what it points to is written.
+
     Raises:
         FileExistsError: There is something at `path` that is not an empty folder, or is a mount point.
         NotWrittenError: The disk is full, or the folder around it cannot be written to.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()  # a folder is not renamed to a link
     require_empty(path)
     if path.is_mount():
         raise FileExistsError(f"{path} is a mount point, which cannot be replaced; give the name of a folder in it")
