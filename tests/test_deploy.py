@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,12 @@ def test_what_is_copied_into_the_image_is_not_ignored() -> None:
     assert all((ROOT / name).exists() for name in allowed)
 
 
+def test_the_torch_of_the_image_is_one_that_the_project_takes() -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    (torch,) = (one for one in needed if one.startswith("torch>"))
+    assert f'"{torch}"' in DOCKERFILE
+
+
 def test_compose_file() -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose")
@@ -78,6 +85,7 @@ def test_compose_file() -> None:
     service = json.loads(said(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
     assert (ROOT / service["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert Path(service["build"]["context"]).samefile(ROOT)
+    assert service["init"]  # else a signal to stop is lost while the model is loaded
     assert service["environment"] == {"BRIDGETOWER_API_KEY": KEY}
     without = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"BRIDGETOWER_API_KEY": ""})
     assert "set the key that clients send" in without.stderr

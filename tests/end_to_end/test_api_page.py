@@ -79,6 +79,34 @@ def test_examples_can_be_sent(page: Any, predictor: Predictor) -> None:
     match.get_by_text("Status 400").wait_for()
 
 
+@pytest.mark.parametrize("answer", ["<html>401 Authorization Required</html>", None])
+def test_what_answers_before_the_server_is_told(chromium: Any, server: Running, answer: str | None) -> None:
+    page = chromium.new_page()
+    page.route("**/openapi.json", lambda asked: asked.fulfill(status=401, body=answer) if answer else asked.abort())
+    page.goto(f"{server.client.base_url}/docs")
+    words = "answered with status 401" if answer else "The server cannot be reached"
+    page.get_by_text(words).wait_for()
+    page.close()
+
+
+def test_behind_a_proxy_with_a_password(chromium: Any, server: Running) -> None:
+    """The browser knows the password of the proxy, and sends it where scripts let it."""
+    context = chromium.new_context()
+    page = context.new_page()
+    context.add_cookies([{"name": "password", "value": "right", "url": str(server.client.base_url)}])
+
+    def proxy(asked: Any) -> None:
+        if "password=right" not in asked.request.all_headers().get("cookie", ""):
+            asked.fulfill(status=401, content_type="text/html", body="<html>401 Authorization Required</html>")
+        else:
+            asked.continue_(headers={**asked.request.headers, "Authorization": "Bearer sesame"})
+
+    page.route("**/openapi.json", proxy)
+    page.goto(f"{server.client.base_url}/docs")
+    page.locator("#operations section").first.wait_for()
+    context.close()
+
+
 def test_a_parameter_in_the_path(page: Any) -> None:
     section = page.locator('section[id="get/v1/models/{name}"]')
     for name, status in (("tiny", 200), ("other", 404)):

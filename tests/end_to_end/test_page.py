@@ -1,6 +1,7 @@
 """The page in a real Chromium: all that it can do, in both themes, in a narrow window, by keyboard and with a key."""
 
 import base64
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bridgetower.analysis.attention import explain
 from bridgetower.analysis.findings import number, percent
@@ -27,6 +29,18 @@ LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "narrow": ("light", 4
 TEXT = "red circle on black"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 EXPECTED_FAILURE = "Failed to load resource: the server responded with a status of 4"
+
+COUNT_VIDEOS = """() => {
+  const {createObjectURL, revokeObjectURL} = URL;
+  window.videos = 0;
+  window.heldVideos = new Set();
+  URL.createObjectURL = content => {
+    const url = createObjectURL.call(URL, content);
+    if (content.type.startsWith("video/")) { window.videos += 1; window.heldVideos.add(url); }
+    return url;
+  };
+  URL.revokeObjectURL = url => { window.heldVideos.delete(url); revokeObjectURL.call(URL, url); };
+}"""
 
 DROP = """([content, name, kind, event]) => {
   const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
@@ -266,6 +280,7 @@ def test_a_moment_plays_from_its_start(opened: Any, predictor: Predictor, tmp_pa
             page.get_by_label("API key").fill(key)
             page.get_by_label("API key").press("Enter")
             page.get_by_text("3 images can be searched").wait_for()
+        page.evaluate(COUNT_VIDEOS)
         search(page, "a red square")
         settled(page)
         page.locator(".card", has_text="talk.webm#t=3.500,5.000").click()
@@ -276,6 +291,25 @@ def test_a_moment_plays_from_its_start(opened: Any, predictor: Predictor, tmp_pa
         page.keyboard.press("Escape")
         page.get_by_role("dialog").wait_for(state="hidden")
         until(lambda: page.locator("video").count() == 0, page)  # the event of closing comes a little later
+        assert page.evaluate("[videos, heldVideos.size]") == [0 if key is None else 1, 0]
+
+
+def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(
+    opened: Any, predictor: Predictor, tmp_path: Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    noise = Image.frombytes("RGB", (560, 540), random.Random(0).randbytes(3 * 560 * 540))
+    noise.save(tmp_path / "scans" / "scan.png")
+    assert 2**20 / 4 * 3 < (tmp_path / "scans" / "scan.png").stat().st_size < 2**20
+    build_index(tmp_path / "scans", tmp_path / "scans.lance", predictor)
+    searcher = Searcher(tmp_path / "scans.lance", predictor)
+    with started(predictor, searcher, page=True, max_body=1) as running, opened(running=running) as page:
+        search(page, "noise")
+        settled(page)
+        page.locator(".card").click()
+        page.get_by_role("link", name="Find similar").click()
+        until(lambda: "nearest first" in settled(page), page)
+        assert card_paths(page) == ["scan.png"]
 
 
 def test_a_video_that_the_browser_cannot_play_is_shown_as_its_frame(

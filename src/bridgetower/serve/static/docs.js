@@ -57,6 +57,13 @@ function fields(title, schema, all, open) {
 const shortened = (name, value) =>
   typeof value === "string" && value.length > LONGEST ? `${value.slice(0, LONGEST)}… (${value.length} characters)` : value;
 
+/** Sends a request without the browser's password, which it would ask for itself, unless a proxy needs one. */
+async function ask(address, options) {
+  const response = await fetch(address, { ...options, credentials: "omit" });
+  const isOwn = response.status !== 401 || response.headers.get("content-type")?.startsWith("application/json");
+  return isOwn ? response : fetch(address, options);
+}
+
 async function shown(response) {
   const type = response.headers.get("content-type") ?? "";
   if (type.startsWith("image/")) return [el("img", { src: URL.createObjectURL(await response.blob()), alt: "The image of the response" })];
@@ -81,8 +88,8 @@ function trial(method, path, operation, all) {
     const headers = { ...keyed(), ...(text ? { "Content-Type": "application/json" } : {}) };
     answer.replaceChildren(el("p", { className: "note busy" }, "Sent…"));
     try {
-      const response = await fetch(query.size ? `${place}?${query}` : place,
-        { method: method.toUpperCase(), headers, credentials: "omit", ...(text ? { body: text.value } : {}) });
+      const response = await ask(query.size ? `${place}?${query}` : place,
+        { method: method.toUpperCase(), headers, ...(text ? { body: text.value } : {}) });
       answer.replaceChildren(el("p", { className: "note" }, `Status ${response.status}`), ...(await shown(response)));
     } catch (error) {
       answer.replaceChildren(el("p", { className: "problem" }, `There is no answer: ${error.message}`));
@@ -118,8 +125,17 @@ function show(description) {
 }
 
 async function start() {
-  const response = await fetch("openapi.json", { headers: keyed(), credentials: "omit" });
-  const content = await response.json();
+  let response, content;
+  try {
+    response = await ask("openapi.json", { headers: keyed() });
+    content = await response.json();
+  } catch (error) {
+    $("problem").hidden = false;
+    $("problem").textContent = response
+      ? `There is no description of the API: something between here and the server answered with status ${response.status}.`
+      : `The server cannot be reached: ${error.message}`;
+    return;
+  }
   $("key-form").hidden = response.status !== 401;
   $("problem").hidden = response.ok || (response.status === 401 && sessionStorage.getItem("key") === null);
   $("problem").textContent = content.error?.message ?? "";

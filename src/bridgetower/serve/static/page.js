@@ -151,9 +151,16 @@ function frame(id, size, alt) {
   return holder;
 }
 
-async function fill(holder, id, size, alt) {
+/** Takes out what a frame shows, and ends and frees a video that was fetched for it. */
+function clear(holder, id = "") {
   holder.dataset.id = id;
+  holder.release?.();
+  holder.release = null;
   holder.replaceChildren();
+}
+
+async function fill(holder, id, size, alt) {
+  clear(holder, id);
   try {
     const url = await pictureUrl(id, size);
     if (holder.dataset.id === id) holder.replaceChildren(el("img", { src: url, alt }));
@@ -164,18 +171,40 @@ async function fill(holder, id, size, alt) {
 
 /** Plays the video of a moment from there; where the browser cannot, its frame is shown. */
 async function play(holder, hit) {
-  holder.dataset.id = hit.id;
-  holder.replaceChildren();
+  clear(holder, hit.id);
+  const fetching = new AbortController();
+  const release = () => fetching.abort();
+  holder.release = release;
+  const isLeft = () => holder.release !== release; // another image, or the same again
   const fallBack = () => { if (holder.dataset.id === hit.id) fill(holder, hit.id, LARGE, hit.path); };
   try {
     const poster = await pictureUrl(hit.id, LARGE);
-    const address = `v1/videos/${hit.id}`; // a <video> cannot send the key
-    const url = sessionStorage.getItem("key") === null ? address : URL.createObjectURL(await (await send(address)).blob());
-    if (holder.dataset.id !== hit.id) return;
+    let url = `v1/videos/${hit.id}`;
+    if (isLeft()) return;
+    if (sessionStorage.getItem("key") !== null) { // which a <video> cannot send
+      const content = await (await send(url, { signal: fetching.signal })).blob();
+      if (isLeft()) return;
+      url = URL.createObjectURL(content);
+      holder.release = () => URL.revokeObjectURL(url);
+    }
     const times = hit.link.slice(hit.link.indexOf("#"));
     holder.replaceChildren(el("video", { poster, controls: true, preload: "metadata", src: url + times, onerror: fallBack }));
   } catch {
-    fallBack();
+    if (!isLeft()) fallBack();
+  }
+}
+
+/** Sends a request with images; where those of the index make it too large, they are sent smaller. */
+async function askWith(slots, path, bodyOf, signal) {
+  const ask = async (size) => {
+    const images = await Promise.all(slots.map((slot) => slot.uri(signal, size)));
+    return json(path, { body: bodyOf(images), signal });
+  };
+  try {
+    return await ask(null);
+  } catch (problem) {
+    if (problem.status !== 413 || slots.every((slot) => slot.id === null)) throw problem;
+    return ask(LARGE);
   }
 }
 
@@ -212,10 +241,11 @@ class Slot {
     this.changed?.();
   }
 
-  /** Returns the image as requests hold it; of one of the index the file itself is sent. */
-  async uri(signal) {
+  /** Returns the image as requests hold it; of one of the index the file itself is sent, or the image in a given size. */
+  async uri(signal, size = null) {
     if (this.image.file) return dataUri(this.image.file);
-    return dataUri(await (await send(`v1/pictures/${this.id}`, { signal })).blob());
+    const query = size === null ? "" : `?size=${size}`;
+    return dataUri(await (await send(`v1/pictures/${this.id}${query}`, { signal })).blob());
   }
 
   draw() {
@@ -425,8 +455,8 @@ async function search({ open = null } = {}) {
   await searching.run(`Searching ${counted(index.images, "image")}…`, async (signal) => {
     const body = { query: values.q || null, where: values.where || null, top: Number(values.n), against: values.against || null };
     if (values.q && values.rerank) body.rerank = Number(values.rerank);
-    if (like.image) body.image = await like.uri(signal);
-    const found = (await json("v1/search", { body, signal })).data;
+    const withImage = ([image]) => (image ? { ...body, image } : body);
+    const found = (await askWith(like.image ? [like] : [], "v1/search", withImage, signal)).data;
     showHits(found);
     const number = found.findIndex((hit) => hit.id === open);
     if (number >= 0) openViewer(number);
@@ -523,8 +553,7 @@ function viewerLinks(hit) {
 }
 
 $("viewer").addEventListener("close", () => {
-  $("viewer-image").dataset.id = "";
-  $("viewer-image").replaceChildren(); // a video stops
+  clear($("viewer-image")); // a video stops
   if (view === "search" && hits[current]) {
     remember(searchLink(searchValues()), { replace: true });
     cards[current].focus();
@@ -668,8 +697,8 @@ async function examine() {
   const own = Boolean(first.image.file || (chosen.two && second.image.file));
   if (!own) remember(address("examine", values));
   await examining.run("The model reads the image…", async (signal) => {
-    const images = await Promise.all([first, ...(chosen.two ? [second] : [])].map((slot) => slot.uri(signal)));
-    const answer = await json(chosen.path, { body: chosen.body(images[0], values.text, images[1]), signal });
+    const bodyOf = ([image, other]) => chosen.body(image, values.text, other);
+    const answer = await askWith([first, ...(chosen.two ? [second] : [])], chosen.path, bodyOf, signal);
     $("maps").replaceChildren();
     $("result").replaceChildren(...(await chosen.show(answer, values.text)));
     return `Answered by ${answer.model}.${own ? " Your own image is not part of a link." : ""}`;
