@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from bridgetower.predictor import Predictor
@@ -230,6 +230,35 @@ def test_get_has_to_be_answered_in_time_too() -> None:
     limits = RequestLimitsMiddleware(app, max_body=10, timeout=0.01)
     asyncio.run(limits({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
     assert sent[0]["status"] == 503
+
+
+def test_a_response_takes_as_long_as_its_parts_are_read() -> None:
+    """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
+    seconds = 0.0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(str(number) for number in range(20))(scope, receive, send)
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait() or {}
+
+    async def send(message: Message) -> None:
+        nonlocal seconds
+        seconds += 50 if len(sent) < 10 else 70
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # timers that are due have run
+        sent.append(message)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+        await RequestLimitsMiddleware(app, max_body=10, timeout=60)(scope, receive, send)
+
+    sent: list[Message] = []
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+    asyncio.run(run())
+    assert [message["body"] for message in sent[1:]] == [b"%d" % number for number in range(9)]
 
 
 class TestTime:

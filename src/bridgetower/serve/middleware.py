@@ -41,7 +41,7 @@ class RequestLimitsMiddleware:
         Args:
             app: The application.
             max_body: Bytes of one body.
-            timeout: Seconds for a whole request.
+            timeout: Seconds from a request to its response, and for each part of the response to be read.
             requests: Most with a body that are read or answered at once.
         """
         self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
@@ -92,9 +92,12 @@ class RequestLimitsMiddleware:
     async def _in_time(
         self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float
     ) -> ApiError | None:
-        """Runs the application; it is cancelled at the deadline, and when the client disconnects or stalls."""
+        """Runs the application; it is cancelled at the deadline, and when the client disconnects or stalls.
+
+        Once the response has begun, each part of it has the whole time.
+        """
         left, limit = False, asyncio.timeout_at(deadline)
-        answer = _Answer(send, limit, self._answers, _BODIES * self._max_body)
+        answer = _Answer(send, limit, self._timeout, self._answers, _BODIES * self._max_body)
         try:
             async with limit:
                 watching = asyncio.ensure_future(_end_when_left(receive, limit))
@@ -165,8 +168,8 @@ class RequestLimitsMiddleware:
 class _Answer:
     """Sends a response in parts, and counts the bytes that the client has not yet read."""
 
-    def __init__(self, send: Send, limit: asyncio.Timeout, others: set[_Answer], most: int) -> None:
-        self._send, self._limit, self._others, self._most = send, limit, others, most
+    def __init__(self, send: Send, limit: asyncio.Timeout, stall: float, others: set[_Answer], most: int) -> None:
+        self._send, self._limit, self._stall, self._others, self._most = send, limit, stall, others, most
         self.started = False
         self._size = self._sent = 0
         self._since = 0.0
@@ -175,7 +178,7 @@ class _Answer:
         self.started = True
         body = message.get("body", b"")
         if len(body) <= _OWN:
-            await self._send(message)
+            await self._send_part(message)
             return
         self._size, self._since = len(body), asyncio.get_running_loop().time()
         self._make_room()
@@ -183,10 +186,16 @@ class _Answer:
         try:
             for start in range(0, len(body), _OWN):
                 more = start + _OWN < len(body) or message.get("more_body", False)
-                await self._send({**message, "body": body[start : start + _OWN], "more_body": more})
+                await self._send_part({**message, "body": body[start : start + _OWN], "more_body": more})
                 self._sent = start + _OWN
         finally:
             self._others.discard(self)
+
+    async def _send_part(self, message: Message) -> None:
+        await self._send(message)
+        now, end = asyncio.get_running_loop().time(), self._limit.when()
+        if end is not None and end > now:  # else the client is being disconnected
+            self._limit.reschedule(now + self._stall)
 
     def _make_room(self) -> None:
         """Disconnects the clients that read most slowly until all responses together are within the limit."""
