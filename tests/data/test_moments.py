@@ -15,7 +15,7 @@ from bridgetower import extras
 from bridgetower.data import moments
 from bridgetower.data.frames import Cue, frame_of, opened_video, read_subtitles
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
-from bridgetower.data.moments import Cutting, Moment, at_most, merged, moments_of, windows
+from bridgetower.data.moments import Cutting, Moment, at_most, merged, moments_of, subtitles_of, windows
 from videos import SAID, SIZE, SRT, write_clip
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -346,6 +346,19 @@ class TestDamage:
         found = items(talk)
         assert found
         assert not any(item.problem for item in found)
+
+    @pytest.mark.parametrize(
+        ("name", "of"),
+        [
+            *(("a.vtt", "a.mp4"), ("a.en.srt", "a.mp4"), ("a.zh-Hans.vtt", "a.mp4"), ("a.pt_BR.sdh.srt", "a.mp4")),
+            *(("a.2.vtt", "a.2.mp4"), ("a.it.vtt", "a.it.MKV"), ("a.it.en.vtt", "a.it.MKV"), ("a.3.vtt", None)),
+        ],
+    )
+    def test_whose_subtitles_a_file_has(self, tmp_path: Path, name: str, of: str | None) -> None:
+        for file in ("a.mp4", "a.2.mp4", "a.it.MKV", name):
+            (tmp_path / file).touch()
+        found = [file for file in ("a.mp4", "a.2.mp4", "a.it.MKV") if subtitles_of(tmp_path / file)]
+        assert found == ([] if of is None else [of])
 
     def test_subtitles_of_another_video(self, talk: Path) -> None:
         talk.with_suffix(".srt").write_text("1\n01:00:00,000 --> 01:00:02,000\nlate\n")

@@ -38,6 +38,7 @@ _TOGETHER = 0.25  # of the shorter one's time, within which two subtitles begin 
 _SHORTEST = 1.0  # seconds of a scene
 _MISSING = 2.0  # seconds that a whole video may end before the end that the file names
 _MARKS = re.compile(r"\{[^}]*\}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?", re.ASCII)  # en, zh-Hans, en.sdh
 _VERSION = 2  # of how moments are found; those in the cache are of it
 
 logger = logging.getLogger(__name__)
@@ -78,11 +79,19 @@ class Cutting:
 def subtitles_of(video: Path) -> Path | None:
     """Returns the file of subtitles beside a video, `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt`; None without one."""
     exact = [video.with_suffix(suffix) for suffix in SUBTITLE_SUFFIXES]
-    others = [path for suffix in SUBTITLE_SUFFIXES for path in video.parent.glob(f"{escape(video.stem)}.*{suffix}")]
+    others = [path for path in video.parent.glob(f"{escape(video.stem)}.*") if _is_in_a_language(path, video)]
     found = [path for path in (*exact, *sorted(others)) if path.is_file()]
     if len(found) > 1:
         logger.warning("%s has %d files of subtitles; %s is read", video, len(found), found[0])
     return found[0] if found else None
+
+
+def _is_in_a_language(path: Path, video: Path) -> bool:
+    """Whether a file is `NAME.LANGUAGE.vtt` of a video, and not `NAME.vtt` of another one beside it."""
+    language = path.stem[len(video.stem) + 1 :]
+    if path.suffix not in SUBTITLE_SUFFIXES or not _LANGUAGE.fullmatch(language):
+        return False
+    return not any(one.suffix.lower() in VIDEO_SUFFIXES for one in path.parent.glob(f"{escape(path.stem)}.*"))
 
 
 def readable_videos(folder: Path) -> list[Path]:
