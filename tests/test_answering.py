@@ -88,6 +88,10 @@ class TestResults:
         other = predictor.reason(pictures[0], pictures[2], QUESTIONS[0])
         assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
 
+    def test_iterators(self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., Any]) -> None:
+        found = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
+        assert found == ask(predictor, "reason")
+
     def test_top(self, predictor: Predictor, ask: Callable[..., Any]) -> None:
         everything = ask(predictor, "answer", top=99)
         assert [len(row) for row in everything] == [5, 5, 5]

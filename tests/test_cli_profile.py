@@ -79,5 +79,11 @@ def test_the_memory_of_a_training_as_a_table(
     assert all(word in shown for word in ("nano", "ddp", "fsdp", "optimiser", "total"))
 
 
+@pytest.mark.parametrize("option", ["threads", "text-length"])
+def test_none_of_what_it_takes(refused: Callable[..., str], option: str) -> None:
+    message = refused("profile", "--preset", "nano", f"--{option}", 0)
+    assert f"{option} is 0; expected at least 1" in message
+
+
 def test_no_processes(refused: Callable[..., str]) -> None:
     assert "processes is 0; expected at least 1" in refused("profile", "--preset", "nano", "--processes", 0)

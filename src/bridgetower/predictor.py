@@ -492,7 +492,7 @@ class Predictor:
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
         given, words = pair_lists(images, texts)
-        others = None if images_2 is None else pair_lists(images_2, texts)[0]
+        others = None if images_2 is None else pair_lists(images_2, words)[0]
         chosen = choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)
         return chosen[0] if isinstance(texts, str) else chosen
 

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from bridgetower.analysis.attention import cross_attention, explain
+from bridgetower.analysis.attention import cross_attention, explain, view_of
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.predictor import Predictor, load
@@ -132,6 +133,23 @@ class TestExplain:
 
 
 class TestView:
+    @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune"])
+    def test_what_cannot_be_enlarged_is_shown_as_the_model_gets_it(self, predictor: Predictor, profile: Any) -> None:
+        """An image that was resized before, and one that is too long at the size of the view."""
+        processor = Processor(replace(predictor.processor.config, profile=profile), predictor.processor.tokenizer)
+        stripes = np.zeros((4, 3000, 3), dtype=np.uint8)
+        stripes[:, ::2] = 255
+        for image in (stripes, processor.prepare(stripes)):
+            view = view_of(processor, image)
+            assert view.width == view.height >= 480
+            seen = processor.resize(image).permute(1, 2, 0).numpy()
+            small = np.asarray(view.resize(seen.shape[:2], Image.Resampling.BOX), dtype=float)
+            assert np.abs(small - seen).mean() < 12
+
+    def test_a_prepared_image_is_explained_as_itself(self, predictor: Predictor, picture: Image.Image) -> None:
+        found, plain = explain(predictor, predictor.processor.prepare(picture), TEXT), explain(predictor, picture, TEXT)
+        assert torch.equal(found.maps, plain.maps)
+
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
     def test_shows_what_the_model_sees(self, predictor: Predictor, picture: Image.Image, profile: str) -> None:
         settings = {"size_divisor": 4} if profile == "hf" else {}

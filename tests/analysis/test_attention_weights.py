@@ -123,11 +123,17 @@ def test_refuses_numbers_below_one(predictor: Predictor, images: CaptionImages, 
 
 class TestCommand:
     def test_compares_models(
-        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        tiny_checkpoint: Path,
+        tiny_dataset: Path,
+        images: CaptionImages,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         models = [f"one={tiny_checkpoint}", str(tiny_checkpoint)]
-        main(["attention", *models, "--data", str(tiny_dataset), "--count", "4", "--out", str(tmp_path / "out")])
+        main(["attention", *models, "--data", str(tiny_dataset), "--count", "999", "--out", str(tmp_path / "out")])
         shown = json.loads(capsys.readouterr().out)
+        assert shown["count"] == len(images) < 999
         assert shown == json.loads((tmp_path / "out" / "attention.json").read_text())
         assert set(shown["models"]) == {"one", str(tiny_checkpoint)}
         assert shown["models"]["one"] == shown["models"][str(tiny_checkpoint)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from bridgetower.inference import matched
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.predictor import Predictor
-from bridgetower.processor import ImageLike, Processor
+from bridgetower.processor import ImageLike, Processor, Resized
 
 _VIEW_SIDE = 480  # pixels, at least
 
@@ -157,11 +158,13 @@ def view_of(processor: Processor, image: ImageLike) -> Image.Image:
     """The square of an image that the model gets, in a resolution for display."""
     config = processor.config
     factor = -(-_VIEW_SIDE // config.image_size)
-    if config.profile == "hf":  # its sizes are rounded, so that a larger one could show another part
-        pixels = _to_image(processor.resize(image))
-        return pixels.resize((factor * config.image_size,) * 2, Image.Resampling.BICUBIC)
-    larger = Processor(config.with_image_size(factor * config.image_size), processor.tokenizer)
-    return _to_image(larger.resize(image))
+    # The sizes of hf are rounded, so that a larger view could show another part.
+    if config.profile != "hf" and not isinstance(image, Resized):
+        larger = Processor(config.with_image_size(factor * config.image_size), processor.tokenizer)
+        with suppress(ValueError):  # the longer side of an image may be too long at that size only
+            return _to_image(larger.resize(image))
+    pixels = _to_image(processor.resize(image))
+    return pixels.resize((factor * config.image_size,) * 2, Image.Resampling.BICUBIC)
 
 
 def _to_image(pixels: UInt8[Tensor, "3 h w"]) -> Image.Image:

@@ -92,7 +92,7 @@ def attention_statistics(
     Args:
         model: In evaluation mode.
         images: With captions.
-        count: Pairs, spread evenly over the set.
+        count: Pairs, spread evenly over the set; all of a set that has fewer.
         batch_size: Pairs at once.
         progress: Show a bar.
 
@@ -105,7 +105,8 @@ def attention_statistics(
     if count < 1 or batch_size < 1:
         raise ValueError(f"count is {count} and batch_size {batch_size}; expected at least 1")
     sums = _Sums(model)
-    rows = torch.linspace(0, len(images) - 1, min(count, len(images))).long().unique()
+    count = min(count, len(images))
+    rows = torch.arange(count) * (len(images) - 1) // max(1, count - 1)
     for batch in counted(rows.split(batch_size), "batches", shown=progress):
         numbers = batch.tolist()
         texts = images.processor.texts([images.captions[image][0] for image in numbers], truncate=True)

@@ -65,7 +65,7 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
     not. The fusion encoder includes projections and poolers.
 
     Raises:
-        ValueError: The model has no matching head.
+        ValueError: The model has no matching head, or the text no token.
     """
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
@@ -108,8 +108,8 @@ def milliseconds_by_part(
     Raises:
         ValueError: The model has no matching head, or the numbers are too small.
     """
-    if text_length < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(f"text_length {text_length}, repeats {repeats}, warmup {warmup}; expected at least 1, 1 and 0")
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats is {repeats} and warmup {warmup}; expected at least 1 and 0")
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
     pooled = model(pixels, ids, outputs="pooled").pooled
@@ -135,6 +135,8 @@ def _timed(forward: Callable[[], object], device: torch.device) -> float:
 
 def _inputs(model: BridgeTower, text_length: int) -> tuple[Tensor, Tensor]:
     """Draws one image and one text without padding, the same at every call."""
+    if text_length < 1:
+        raise ValueError(f"text_length is {text_length}; expected at least 1")
     generator = torch.Generator().manual_seed(0)
     weight = model.token_type_embedding.weight
     size, text = model.config.vision.image_size, model.config.text

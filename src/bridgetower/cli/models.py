@@ -113,7 +113,7 @@ def attention(
         models: What to load, MODEL or NAME=MODEL.
         data: Prepared folder with captions.
         split: Of the data.
-        count: Pairs, spread evenly over the split.
+        count: Pairs, spread evenly over the split; all of a split that has fewer.
         extensions: Towers, bridges and heads of your own that a model has: FILE.py:NAME or module:NAME.
         out: Folder for attention.png, with a dot for each head, and attention.json; default: none are written.
         json: Print JSON on a terminal too.
@@ -133,6 +133,7 @@ def attention(
     for name, (_, path) in zip(names, named(models), strict=True):
         predictor = load(path, extensions=own_extensions(extensions))
         images = CaptionImages(config, split, predictor.processor)
+        count = min(count, len(images))
         found[name] = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
     layers = {name: {kind: list(map(vars, each)) for kind, each in kinds.items()} for name, kinds in found.items()}
     about = {"data": str(data), "split": split, "count": count, "models": layers}
@@ -238,6 +239,8 @@ def _costs(
     from bridgetower.model.presets import meter
 
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; expected at least 1")
         torch.set_num_threads(threads)
     arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
     return {name: _cost(arm, extensions, text_length, repeats) for name, arm in arms.items()}
