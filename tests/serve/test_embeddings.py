@@ -1,6 +1,7 @@
 """OpenAI's embeddings: texts, images and both together, equal to the direct calls; what cannot be done is refused."""
 
 import base64
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bridgetower.predictor import Predictor, load
+from bridgetower.serve import schemas
 from served import PNGS, TEXTS, URIS, error_of, running
 
 PATH = "/v1/embeddings"
@@ -199,3 +201,30 @@ def test_many_clients_at_once_get_their_own(client: httpx.Client, predictor: Pre
         answers = list(pool.map(lambda body: client.post(PATH, json=body).json(), bodies))
     for answer, wanted in zip(answers, expected, strict=True):
         close(vectors(answer), wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": TEXTS * 60}),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["red " * 300, "a"], "truncate": True, "return_documents": True},
+        ),
+    ],
+)
+def test_long_responses_are_built_outside_of_the_event_loop(
+    post: Post, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    threads: list[str] = []
+    original = schemas.json_of
+
+    def seen(content: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return original(content)
+
+    monkeypatch.setattr(schemas, "json_of", seen)
+    post(path, **body)
+    assert [name.partition("_")[0] for name in threads] == ["asyncio"]
+    post(path, **body | ({"input": "a"} if "input" in body else {"return_documents": False}))
+    assert not threads[-1].startswith("asyncio")

@@ -27,7 +27,7 @@ from bridgetower.serve.schemas import (
     Source,
     Text,
     Usage,
-    json_of,
+    long_json_of,
 )
 from bridgetower.serve.service import PairInputs, Served, Service
 
@@ -202,12 +202,16 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
             for number in range(len(contents))
         ]
         vectors = await service.batcher.submit(items)
-    data = [
-        Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
-        for number, vector in enumerate(vectors)
-    ]
-    usage = Usage.of(service.main.tokens(decoded, list(texts.values())))
-    return json_of(EmbeddingsResponse(data=data, model=service.name, usage=usage))
+
+    def content() -> EmbeddingsResponse:
+        data = [
+            Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
+            for number, vector in enumerate(vectors)
+        ]
+        usage = Usage.of(service.main.tokens(decoded, list(texts.values())))
+        return EmbeddingsResponse(data=data, model=service.name, usage=usage)
+
+    return await long_json_of(content, sum(vector.numel() for vector in vectors))
 
 
 def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float] | str:
@@ -302,21 +306,21 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
     with service.admission(count, "documents", body.model, "embeddings" if same else "match", images=images):
         scores, tokens = await (_cosines if same else _matches)(body, service)
     order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
-    results = [
-        Result(
-            index=number,
-            relevance_score=scores[number],
-            document=body.documents[number] if body.return_documents else None,
-        )
-        for number in order
-    ]
-    content = RerankResponse(
-        model=service.name,
-        scored_by="cosine" if same else "matching",
-        results=results,
-        usage=Usage.of(tokens),
-    )
-    return json_of(content)
+
+    def content() -> RerankResponse:
+        results = [
+            Result(
+                index=number,
+                relevance_score=scores[number],
+                document=body.documents[number] if body.return_documents else None,
+            )
+            for number in order
+        ]
+        scored_by: Literal["matching", "cosine"] = "cosine" if same else "matching"
+        return RerankResponse(model=service.name, scored_by=scored_by, results=results, usage=Usage.of(tokens))
+
+    length = sum(len(document.content) for document in body.documents) if body.return_documents else len(order)
+    return await long_json_of(content, length)
 
 
 async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], int]:
