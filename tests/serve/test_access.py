@@ -126,6 +126,13 @@ def test_a_key_in_another_encoding(locked: httpx.Client) -> None:
     error_of(locked.get("/v1/models", headers={"Authorization": "Bearer schlüssel".encode("latin-1")}), 401)
 
 
+@pytest.mark.parametrize("host", ["]", "[x"])
+def test_a_host_that_is_none(locked: httpx.Client, host: str) -> None:
+    headers = {"Host": host, "Authorization": f"Bearer {KEY}"}
+    error_of(locked.put("/health", headers=headers), 405)
+    assert error_of(locked.get("/v1/other", headers=headers), 404)["message"] == "GET /v1/other: Not Found"
+
+
 def test_probes_need_no_key(locked: httpx.Client) -> None:
     assert {locked.get(path).status_code for path in ("/health", "/ready")} == {200}
     assert {locked.head(path).status_code for path in ("/health", "/ready")} == {200}

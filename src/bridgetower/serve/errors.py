@@ -93,7 +93,7 @@ def add_handlers(app: FastAPI) -> None:
         return response
 
     async def of_http(request: Request, error: Any) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {request.scope['path']}: {error.detail}"
         return ApiError(error.status_code, message, headers=error.headers).response(request.scope)
 
     async def invalid(request: Request, error: Any) -> Response:
@@ -105,8 +105,9 @@ def add_handlers(app: FastAPI) -> None:
         return invalid_request(problems).response(request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed, request %s", request.method, request.url.path, id_of(request.scope), exc_info=error)
-        return failure().response(request.scope)
+        scope = request.scope
+        logger.error("%s %s failed, request %s", scope["method"], scope["path"], id_of(scope), exc_info=error)
+        return failure().response(scope)
 
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(HTTPException, of_http)
