@@ -14,6 +14,7 @@ from bridgetower.serve.config import ServeConfig, is_loopback
         ({"timeout": -1.0}, "timeout is -1.0"),
         ({"port": 65536}, "port is 65536; expected 0 to 65535"),
         ({"api_key": ""}, "API key is empty"),
+        *(({"api_key": key}, "begins or ends with a space") for key in (" abc", "abc ")),
         ({"api_key": "schlüssel"}, "cannot be sent"),
         ({"allow_host": ("https://example.org",)}, "expected a name such as images.example.org"),
         ({"server_name": ("photos.example.org:80",)}, "expected a name such as photos.example.org, without a port"),

@@ -102,6 +102,8 @@ class ServeConfig:
             raise ValueError(f"port is {self.port}; expected 0 to 65535")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
+        if self.api_key is not None and self.api_key.strip() != self.api_key:
+            raise ValueError("the API key begins or ends with a space, which HTTP does not send; leave the space out")
         for name, form, expected in _FORMS:
             values = getattr(self, name)
             for value in (values,) if isinstance(values, str) else values:
