@@ -30,7 +30,7 @@ def add(cache: Path, repo: str, folder: Path, commit: str, *refs: str) -> Path:
         blob.write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
     for ref in refs:
-        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
         (place / "refs" / ref).write_text(commit)
     return snapshot
 
@@ -78,6 +78,10 @@ class TestCached:
         add(cache, "owner/tower", own, OLD, "v1")
         add(cache, "owner/tower", safe, NEW, "main")
         assert read_checkpoint("owner/tower", revision="v1").source == f"owner/tower@{OLD}"
+
+    def test_a_pull_request(self, cache: Path, own: Path) -> None:
+        add(cache, "owner/tower", own, OLD, "refs/pr/1")
+        assert read_checkpoint("owner/tower@refs/pr/1").source == f"owner/tower@{OLD}"
 
 
 class TestTowers:

@@ -28,6 +28,8 @@ class TestChoice:
             ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
             ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
             ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
+            ({"device": "meta"}, "device is 'meta', on which PyTorch cannot compute here"),
+            ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
         ],
     )
     def test_that_does_not_exist(self, options: dict[str, Any], message: str) -> None:

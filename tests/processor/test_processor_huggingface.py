@@ -168,8 +168,10 @@ def test_transformers_reads_what_was_written(
     "options",
     [
         {"padding": True},
-        {"padding": "longest", "truncation": True, "max_length": 7},
-        {"padding": "max_length"},
+        {"padding": True, "truncation": True, "max_length": 7},
+        {"padding": "max_length", "truncation": "do_not_truncate"},
+        {"padding": "longest", "truncation": "longest_first", "max_length": 7},
+        {"padding": "longest", "truncation": "only_first", "max_length": 7},
         {"padding": "max_length", "truncation": True, "max_length": 9},
     ],
 )
@@ -197,6 +199,10 @@ def test_calls_that_have_no_tensors(tokenizer: Tokenizer, photo: Photo) -> None:
         ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected 'pt'"),
         ((image, TEXTS), {}, "different numbers of tokens; pass padding=True"),
         ((image, "a dog runs " * 20), {}, "the limit is 20; shorten it, or pass truncation=True"),
+        ((image, TEXTS), {"padding": "do_not_pad"}, "different numbers of tokens; pass padding=True"),
+        ((image, "a dog runs " * 20), {"truncation": "do_not_truncate"}, "the limit is 20"),
+        ((image, "a dog"), {"padding": "left"}, "padding is 'left'; expected one of False, True, do_not_pad, longest"),
+        ((image, "a dog"), {"truncation": "only_second"}, "truncation is 'only_second'; expected one of False, True"),
         ((image, "a dog"), {"max_length": 21}, "max_length is 21; expected 3 to 20"),
         (([], "a dog"), {}, "no images given"),
     ):

@@ -10,9 +10,13 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are vocabul
 
 
 def looks_like_hub_id(source: str) -> bool:
-    """Tells `owner/name` from a path; whether something local has that name is for the caller to look at first."""
-    owner, _, name = source.partition("/")
-    return bool(owner and name) and "/" not in name and not source.startswith((".", "~")) and not name.endswith(".ckpt")
+    """Tells `owner/name` or `owner/name@revision` from a path.
+
+    Whether something local has that name is for the caller to look at first.
+    """
+    owner, _, name = source.partition("@")[0].partition("/")
+    looks_like_path = source.startswith((".", "~")) or source.endswith(".ckpt")
+    return bool(owner and name) and "/" not in name and not looks_like_path
 
 
 def is_downloaded(source: str) -> bool:
