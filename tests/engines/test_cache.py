@@ -1,15 +1,21 @@
 """Exports for checkpoints that were not exported: made once per content, anew when the content changes."""
 
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import own_modules
+import tiny
+from bridgetower import Extensions
 from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint
 from bridgetower.engines.folder import is_exported
 from bridgetower.engines.start import cached_export, content_key
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.own import own_part
 
 
 @pytest.fixture
@@ -50,3 +56,27 @@ class TestKey:
         config = checkpoint.config.override({"vision.layer_norm_eps": 1e-6})
         assert content_key(replace(checkpoint, config=config)) != content_key(checkpoint)
         assert content_key(checkpoint.resized(40)) != content_key(checkpoint)
+
+    def test_depends_on_the_code_that_own_parts_inherit(self, tmp_path: Path) -> None:
+        file = tmp_path / "own_base.py"
+        file.write_text(Path(own_modules.__file__).read_text())
+
+        patches = own_part("extensions", f"{file}:Patches", type)
+
+        class Tower(patches):  # type: ignore[misc]
+            pass
+
+        config, own = tiny.changed(vision__architecture="patches"), Extensions(vision_towers={"patches": Tower})
+        tensors = BridgeTower(config, own).state_dict()
+        checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)
+        key = content_key(checkpoint)
+        assert content_key(checkpoint) == key
+        assert content_key(replace(checkpoint, extensions=Extensions(vision_towers={"patches": patches}))) != key
+        file.write_text(file.read_text().replace("torch.tanh", "torch.sin"))
+        assert content_key(checkpoint) != key
+
+    @pytest.mark.parametrize("package", ["bridgetower", "torch"])
+    def test_depends_on_versions(self, checkpoint: Checkpoint, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        key = content_key(checkpoint)
+        monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
+        assert content_key(checkpoint) != key

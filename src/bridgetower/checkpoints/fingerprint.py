@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
+from bridgetower.files import sha256_of
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor
 
@@ -49,6 +54,30 @@ def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:LETTERS]
+
+
+def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns what tells one version of some code from another, ready for JSON.
+
+    Args:
+        parts: Classes and functions.
+        files: Further source files.
+        packages: Further imported packages.
+
+    Returns:
+        `code`, digests of `files` and of those that define the parts and the classes that they inherit from. With a
+        part that is in no file, one that never comes again: nobody could tell whether it is still the same.
+        `versions`, of PyTorch, `packages` and those of the parts: their functions and kernels are in other files.
+    """
+    bases = {base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object}
+    try:
+        sources = {Path(inspect.getfile(base)) for base in bases}.union(files)
+        code = sorted(sha256_of(file)[:LETTERS] for file in sources)
+    except (TypeError, OSError):
+        code = [uuid4().hex]
+    names = {"torch", *packages, *(part.__module__.partition(".")[0] for part in parts)}
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(names)}
+    return {"code": code, "versions": {name: str(found) for name, found in versions.items() if found is not None}}
 
 
 def _digest(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import sys
@@ -12,14 +13,17 @@ from pathlib import Path
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.fingerprint import code_content
 from bridgetower.engines.config import FASTEST, FORMS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.engines.folder import VERSION, check_exported, is_exported, write_exported
 from bridgetower.engines.onnx_graphs import products_overflow
+from bridgetower.engines.parts import part_names
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runners import make_runner
 from bridgetower.extras import is_installed, require
 from bridgetower.files import cache_folder, locked, remove_leftovers
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.plain import check_choice
 
 logger = logging.getLogger(__name__)
@@ -158,8 +162,19 @@ def cached_export(checkpoint: Checkpoint, cache: Path, form: Form, *, progress: 
 
 
 def content_key(checkpoint: Checkpoint) -> str:
-    """Returns a name that two checkpoints share if they hold the same config and the same weights."""
-    digest = hashlib.sha256(json.dumps([VERSION, torch.__version__, checkpoint.config.to_dict()]).encode())
+    """Returns a name that two checkpoints share if their config, their weights and all code of their parts are equal.
+
+    That is the code of the model's classes, one's own included, of `bridgetower.model` and of the export, with the
+    versions of the packages that the classes are from.
+    """
+    model, own = checkpoint.model(), checkpoint.extensions
+    builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
+    code = code_content(
+        {*map(type, model.modules()), *filter(inspect.isfunction, builders)},
+        [file for place in (inspect.getfile(BridgeTower), __file__) for file in Path(place).parent.glob("*.py")],
+    )
+    content = [VERSION, checkpoint.config.to_dict(), part_names(model), code]
+    digest = hashlib.sha256(json.dumps(content).encode())
     for name in sorted(checkpoint.tensors):
         digest.update(name.encode())
         digest.update(checkpoint.tensors[name].float().contiguous().numpy().data)

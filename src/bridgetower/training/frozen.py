@@ -6,27 +6,24 @@ import hashlib
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.checkpoints.fingerprint import exact_fingerprint
+from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
 from bridgetower.data.batch import TOKENS
 from bridgetower.data.folder import split_digests
 from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import random_view
 from bridgetower.distributed import barrier, from_first, rank, world_size
-from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
@@ -151,13 +148,11 @@ class _Towers:
         """What decides the outputs of a tower, beside its inputs."""
         tensors = tower.state_dict(keep_vars=True)
         frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-        parts = {type(module) for module in tower.modules()}
         return {
             "tower": json.loads(json.dumps(asdict(config))),
             "weights": exact_fingerprint(frozen),
             "output": "states" if self.model.trained_top else "read",
-            "code": _code(parts),
-            "versions": _versions({"torch", *(part.__module__.partition(".")[0] for part in parts)}),
+            **code_content({type(module) for module in tower.modules()}),
             "layers": list(layers),
             "dtype": str(dtype),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -213,27 +208,8 @@ def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]
         ],
         "images": [len(images), images.schema.image_columns],
         "processor": processor,
-        "code": _code({type(images), random_view}, Path(inspect.getfile(Processor)).parent),
-        "versions": _versions({"torch", "PIL"}),
+        **code_content({type(images), random_view}, Path(inspect.getfile(Processor)).parent.glob("*.py"), {"PIL"}),
         "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
     }
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
-
-
-def _code(parts: set[Any], package: Path | None = None) -> list[str]:
-    """Digests of the files that define some classes and functions, and of a package.
-
-    With a class that is in no file, one that never comes again: nobody could tell whether it is still the same.
-    """
-    try:
-        files = {Path(inspect.getfile(part)) for part in parts}
-    except (TypeError, OSError):
-        return [uuid4().hex]
-    return sorted(sha256_of(file)[:16] for file in files.union(package.glob("*.py") if package else ()))
-
-
-def _versions(packages: set[str]) -> dict[str, str]:
-    """Versions of imported packages that have one: their functions and kernels are in other files than the classes."""
-    found = {name: getattr(sys.modules[name], "__version__", None) for name in packages}
-    return {name: str(version) for name, version in sorted(found.items()) if version is not None}
