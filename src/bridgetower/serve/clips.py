@@ -7,6 +7,7 @@ import mimetypes
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from typing import BinaryIO
 
 from fastapi import APIRouter, Header, Response
@@ -25,7 +26,7 @@ PIECE = 2**21
 """Most bytes of an answer to a request for a range; players ask for the next one."""
 
 _CHUNK = 2**16  # bytes of a whole video that are read at once
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
 
 @router.get(
@@ -36,7 +37,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 async def video(
     id: Id,  # noqa: A002 - its name in the path
     service: Served,
-    range: str | None = Header(None, description="One range of bytes."),  # noqa: A002 - its name in the headers
+    range: str | None = Header(None, description="One range of bytes; others are ignored."),  # noqa: A002 - its name in the headers
     if_range: str | None = Header(None, description="The `ETag` that the range is of."),
 ) -> Response:
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
@@ -49,11 +50,14 @@ async def video(
     kind = mimetypes.guess_type(name)[0] or ""
     kind = kind if kind.startswith("video/") else "application/octet-stream"
     headers = {**HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
-    if range is None or if_range not in (None, tag):
-        headers["Content-Length"] = str(size)
-        return StreamingResponse(_whole(stream), media_type=kind, headers=headers)
-    with stream:
-        start, end = _piece(range, size)
+    with ExitStack() as opened:
+        opened.enter_context(stream)
+        piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
+        if piece is None:
+            opened.pop_all()  # `_whole` closes it
+            headers["Content-Length"] = str(size)
+            return StreamingResponse(_whole(stream), media_type=kind, headers=headers)
+        start, end = piece
         content = await asyncio.to_thread(os.pread, stream.fileno(), end - start, start)
     headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
     return Response(content, 206, media_type=kind, headers=headers)
@@ -76,17 +80,21 @@ def _opened(index: Index, moments: Sequence[Indexed]) -> tuple[BinaryIO, str]:
     raise ApiError(404, problem, param="id", code="no_video")
 
 
-def _piece(given: str, size: int) -> tuple[int, int]:
-    """Returns where a range begins and ends, cut to `PIECE` bytes.
+def _piece(given: str, size: int) -> tuple[int, int] | None:
+    """Returns where a range begins and ends, cut to `PIECE` bytes; None of all but one valid range, which is ignored.
+
+    Source: RFC 9110, section 14.2.
 
     Raises:
-        ApiError: It is none, or lies outside of the video.
+        ApiError: It lies outside of the video.
     """
     found = _RANGE.fullmatch(given.strip())
     first, last = found.groups() if found else ("", "")
-    start = int(first) if first else max(0, size - int(last or 0))
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return None
+    start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1 if first and last else size)
-    if not (first or last) or start >= end:
+    if start >= end:
         message = f"the range is {given[:80]!r}; expected one like bytes=0-999 within {size} bytes"
         raise ApiError(416, message, param="range", headers={"Content-Range": f"bytes */{size}"})
     return start, min(end, start + PIECE)
