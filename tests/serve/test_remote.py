@@ -82,6 +82,15 @@ def test_an_image(remote: RemoteImages, place: str) -> None:
         assert remote.fetch(url) == PNGS[0]
 
 
+@pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
+def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str]) -> None:
+    host = place.replace("127.0.0.1", "images.test")
+    remote = RemoteImages(
+        [host], max_bytes=200_000, timeout=5.0, may_connect=lambda _: True, look_up=lambda *_: addresses
+    )
+    assert remote.fetch(f"http://{host}/a.png?size=1") == PNGS[0]
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
@@ -137,19 +137,19 @@ class RemoteImages:
     def _connection(self, parts: SplitResult, port: int, deadline: _Deadline) -> HTTPConnection:
         host = parts.hostname or ""
         tls = self._tls if parts.scheme.lower() == "https" else None
-        return _Pinned(host, port, self._address(host, port, deadline), deadline, tls)
+        return _Pinned(host, port, self._checked_addresses(host, port, deadline), deadline, tls)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """Checks certificates; kept, because reading those of the system is slow."""
         return ssl.create_default_context()
 
-    def _address(self, host: str, port: int, deadline: _Deadline) -> str:
-        """Returns an address of a host, having checked all of them."""
+    def _checked_addresses(self, host: str, port: int, deadline: _Deadline) -> list[str]:
+        """Returns the addresses of a host, having checked all of them."""
         found = self._found(host, port, deadline)
         if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
             raise ValueError(f"host {host!r} is at an address that is not public")
-        return found[0]
+        return found
 
     def _found(self, host: str, port: int, deadline: _Deadline) -> list[str]:
         """Looks a name up in a thread of its own, which outlives the deadline: it cannot be ended."""
@@ -220,19 +220,32 @@ class _Response(HTTPResponse):
 
 
 class _Pinned(HTTPConnection):
-    """Connects to an address that was checked, even if the name resolves to another by now; TLS checks the name."""
+    """Connects to addresses that were checked, even if the name resolves to others by now; TLS checks the name."""
 
     response_class: Any
 
-    def __init__(self, host: str, port: int, address: str, deadline: _Deadline, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, host: str, port: int, addresses: Sequence[str], deadline: _Deadline, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__(host, port)
         self.default_port = _PORTS["http" if tls is None else "https"]
-        self._pinned, self._deadline, self._tls = address, deadline, tls
+        self._pinned, self._deadline, self._tls = addresses, deadline, tls
         self.response_class = partial(_Response, deadline=deadline)
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._pinned, self.port), self._deadline.left())
+        self.sock = self._reached()
         if self._tls is not None:
             self.sock.settimeout(self._deadline.left())
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
         self.sock.settimeout(self._deadline.left())
+
+    def _reached(self) -> socket.socket:
+        """Connects to the first address that can be reached; each has its share of the time that is left."""
+        for number, address in enumerate(self._pinned, start=1):
+            try:
+                seconds = self._deadline.left() / (len(self._pinned) - number + 1)
+                return socket.create_connection((address, self.port), seconds)
+            except OSError:
+                if number == len(self._pinned):
+                    raise
+        raise OSError(f"host {self.host!r} has no address")
