@@ -68,6 +68,24 @@ def test_what_nobody_waits_for_is_not_done() -> None:
     assert done == [9]
 
 
+def test_nobody_waits_for_what_is_dropped() -> None:
+    """Of several pieces one fails: the others are ended too, so that nothing is held for ever."""
+    gate = threading.Event()
+
+    def fail() -> None:
+        raise MemoryError("a")
+
+    async def ask() -> None:
+        turns = Turns(1, "test")
+        with pytest.raises(MemoryError), turns.turn() as turn:
+            await asyncio.gather(*(turns.run(turn, work) for work in (fail, gate.wait, int)))
+        gate.set()
+        _, pending = await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=10)
+        assert not pending
+
+    asyncio.run(ask())
+
+
 class PanicException(BaseException):
     """What is no Exception."""
 

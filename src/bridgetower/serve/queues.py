@@ -209,6 +209,13 @@ class Turn:
     last: float = 0.0
 
 
+def _drop(turn: Turn) -> None:
+    """Drops work that was not begun; who waits for it is cancelled."""
+    for future, _ in turn.work:
+        future.cancel()
+    turn.work.clear()
+
+
 class Turns:
     """Threads that work for the request with the least time so far, so that a long one does not delay the others.
 
@@ -238,7 +245,7 @@ class Turns:
             with self._changed:
                 if turn.work:
                     self._waiting.remove(turn)
-                    turn.work.clear()
+                    _drop(turn)
 
     async def run(self, turn: Turn, work: Callable[[], _Result]) -> _Result:
         """Returns the result of work in a thread; if it is cancelled before it begins, it is not done."""
@@ -261,8 +268,7 @@ class Turns:
         with self._changed:
             self._closed = True
             for turn in self._waiting:
-                for future, _ in turn.work:
-                    future.cancel()
+                _drop(turn)
             self._changed.notify_all()
 
     def _work(self) -> None:
