@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -16,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 logger = logging.getLogger(__name__)
+
+_PAUSE = 5.0  # seconds at least from one start of a replica to its next
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
 def supervise(count: int, target: Callable[[Replica], None]) -> None:
     """Runs a function in several processes until SIGTERM or Ctrl-C; a process that is killed is replaced.
 
+    One that is killed as soon as it starts, for want of memory for example, is started every five seconds.
+
     Args:
         count: Processes.
         target: Called in each; it can be pickled, and ends on SIGTERM.
@@ -82,12 +87,15 @@ def supervise(count: int, target: Callable[[Replica], None]) -> None:
     with TemporaryDirectory(prefix="bridgetower-metrics-") as folder:
         replicas = [Replica(number, count, Path(folder)) for number in range(count)]
         processes: dict[Replica, SpawnProcess] = {}
+        due = dict.fromkeys(replicas, 0.0)  # when it may start
         try:
             while True:
                 for replica in replicas:
-                    if replica not in processes:
+                    if replica not in processes and due[replica] <= time.monotonic():
                         processes[replica] = _started(target, replica)
-                wait([process.sentinel for process in processes.values()])
+                        due[replica] = time.monotonic() + _PAUSE
+                pauses = [due[replica] - time.monotonic() for replica in replicas if replica not in processes]
+                wait([process.sentinel for process in processes.values()], min(pauses, default=None))
                 for replica in [replica for replica, process in processes.items() if not process.is_alive()]:
                     _bury(replica, processes.pop(replica))
         finally:
