@@ -108,8 +108,20 @@ class TestImages:
         assert store.similarity_search(TEXTS[0], k=1, against="captions")[0].id == "0"
         searched = Searcher(tmp_path / "documents.lance", predictor)  # as `bridgetower search` does
         assert searched.index.content(next(hit for hit in searched.search("x", rerank=0) if hit.path == "0"))
-        matched = store.similarity_search(TEXTS[0], k=9, rerank=4)
+        *matched, last = store.similarity_search(TEXTS[0], k=9, rerank=4)
         assert {document.id for document in matched} == {"alone", "0", "1"}
+        assert last.id == "voice"
+
+    def test_texts_alone_have_nothing_to_match(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
+        store.add_texts(TEXTS, ids=["a", "b", "c"])
+        expected = store.similarity_search_with_score("a bar", k=3)
+        assert store.similarity_search_with_score("a bar", k=3, rerank=4) == expected
+        pytest.importorskip("uvicorn")
+        from served import running
+
+        with running(predictor, Searcher(store.searcher.index, predictor)) as client:
+            hits = client.post("/v1/search", json={"query": "a bar", "rerank": 4}).json()["data"]
+        assert [(hit["path"], hit["rank"]) for hit in hits] == [(one.id, n) for n, (one, _) in enumerate(expected, 1)]
 
     def test_an_index_from_elsewhere(
         self, pictures: Path, embeddings: BridgeTowerEmbeddings, predictor: Predictor, tmp_path: Path

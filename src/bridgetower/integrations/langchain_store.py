@@ -203,7 +203,7 @@ class BridgeTowerVectorStore(VectorStore):
             k: Documents.
             filter: Which documents; metadata are compared after the search, which looks further until there are `k`.
             against: What the text is compared with, as of `Searcher.search`.
-            rerank: Images that are matched with the text; documents without an image are then left out.
+            rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
         """
         truncate = self._embedding.truncate
 

@@ -80,7 +80,8 @@ class Searcher:
 
         First come the candidates, by their log-odds of matching the text + `itc_weight` · cosine (see
         `Predictor.reranking`), then the others by cosine. With text and image the candidates are those nearest to the
-        mean of both vectors. Without a text there is nothing to match, and the cosine alone decides.
+        mean of both vectors. Without a text there is nothing to match, and the cosine alone decides. Texts without an
+        image, which a LangChain store may have, are no candidates.
 
         Args:
             text: What should be seen.
@@ -102,11 +103,11 @@ class Searcher:
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
-        matched: list[Hit] = []
+        matched, others = candidates(found, rerank)
         log_odds: list[float] = []
-        if text is not None and rerank:
-            matched, log_odds = self._matched(text, found[:rerank], truncate, batch_size)
-        return two_stages(matched, log_odds, found[rerank:], self.predictor.reranking)[:top]
+        if text is not None and matched:
+            matched, log_odds = self._matched(text, matched, truncate, batch_size)
+        return two_stages(matched, log_odds, others, self.predictor.reranking)[:top]
 
     def planned(
         self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
@@ -230,6 +231,12 @@ def _check_query(text: str | None, image: ImageLike | None, top: int, rerank: in
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     """Returns the vector that stands for several: their mean, brought to length one."""
     return F.normalize(vectors.mean(dim=0), dim=0)
+
+
+def candidates(found: Sequence[Hit], count: int) -> tuple[list[Hit], list[Hit]]:
+    """Returns the candidates among the nearest `count` hits, and the others: a text without an image is not matched."""
+    matched = [one for one in found[:count] if one.width]
+    return matched, [one for one in found[:count] if not one.width] + [*found[count:]]
 
 
 def two_stages(

@@ -52,7 +52,7 @@ class ServeConfig:
             take as long in turn, and 64 on a GPU.
         queue: Most items admitted and not yet answered; more are refused with status 429. Requests with URLs have as
             many places of their own.
-        timeout: Seconds for a request, its upload included.
+        timeout: Seconds until the response to a request begins, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest image, in millions of pixels.
         max_items: Most items in one request, 4096 or fewer.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, field_validator
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized, media_type, open_reduced
 from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
-from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, mean_vector, two_stages
+from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.errors import ApiError
@@ -186,9 +186,10 @@ async def _found(
             )
     except ValueError as error:
         raise ApiError(400, str(error), param="where") from error
-    matched, log_odds = await _matched(service, searcher, nearest[:rerank], texts)
+    chosen, others = candidates(nearest, rerank)
+    matched, log_odds = await _matched(service, searcher, chosen, texts)
     reranking = searcher.predictor.reranking
-    ranked = two_stages([one for one, _ in matched], log_odds, nearest[rerank:], reranking)[: body.top]
+    ranked = two_stages([one for one, _ in matched], log_odds, others, reranking)[: body.top]
     tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
     return ranked, tokens
 
