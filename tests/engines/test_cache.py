@@ -12,7 +12,8 @@ import own_modules
 import tiny
 from bridgetower import Extensions
 from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint
-from bridgetower.engines.folder import is_exported
+from bridgetower.engines.folder import check_exported
+from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.start import cached_export, content_key
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.own import own_part
@@ -26,19 +27,25 @@ def checkpoint(few_parts: Path) -> Checkpoint:
 def test_exports_once_in_float32_and_says_so(
     checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    left = tmp_path / ".some.partial-killed"
-    left.mkdir()
     half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
+    damaged = tmp_path / f"{content_key(checkpoint)}-onnx-int8{'-unsigned' * products_overflow()}"
+    own, of_another = tmp_path / f".{damaged.name}.partial-killed", tmp_path / ".converted.partial-live"
+    for left in (damaged, own, of_another):
+        left.mkdir()
+    (damaged / "text.onnx").touch()
     with caplog.at_level(logging.INFO, logger="bridgetower"):
-        folder = cached_export(checkpoint, tmp_path, "onnx-int8")
-        assert cached_export(checkpoint, tmp_path, "onnx-int8") == folder
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
+        folder, model = cached_export(checkpoint, tmp_path, "onnx-int8")
+        assert cached_export(checkpoint, tmp_path, "onnx-int8")[0] == folder == damaged
+    warning, line = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
+    assert f"{folder} is damaged (no file {folder / 'export.json'}" in warning
     assert f"exporting it for this engine, once, to {folder}" in line
-    assert is_exported(folder, "onnx-int8")
-    assert not left.exists()
+    check_exported(folder)
+    assert not own.exists()
+    assert of_another.exists()
     exported = read_checkpoint(folder)
     assert {tensor.dtype for tensor in exported.tensors.values()} == {torch.float32}
+    assert model.state_dict().keys() == exported.tensors.keys()
     assert exported.reranking.itc_weight == 16
 
 

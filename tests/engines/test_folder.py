@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from bridgetower import machine
 from bridgetower.checkpoints import read_checkpoint, update_weights
 from bridgetower.engines import folder
-from bridgetower.engines.folder import MANIFEST, check_exported, is_exported, write_exported
+from bridgetower.engines.folder import MANIFEST, check_exported, exported_model, is_exported, write_exported
 from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.runners import OnnxRuntimeRunner
+from bridgetower.model.extensions import NO_EXTENSIONS
 from tiny import equal
 
 
@@ -62,6 +63,11 @@ class TestWriting:
 
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def _other_version(path: Path) -> None:
@@ -113,12 +119,15 @@ class TestDamage:
             ("export.json", _other_version, "was exported as version 9; this release reads 2"),
             ("export.json", _cut, "is not valid JSON"),
             ("model.safetensors", _half, "is not what its parts were exported of"),
+            ("model.safetensors", _flip, "model.safetensors .*copy it again"),
+            ("model.safetensors", Path.unlink, "model.safetensors"),
+            ("config.json", Path.unlink, "has no config.json"),
         ],
     )
     def test_is_refused(self, copied: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
         damage(copied / name)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            check_exported(copied)
+            exported_model(copied, NO_EXTENSIONS)
 
     def test_other_weights_of_the_same_layout_are_run(self, copied: Path) -> None:
         checkpoint = read_checkpoint(copied)

@@ -16,6 +16,8 @@ from bridgetower.engines.parts import Part, flat, make_part, part_names
 from bridgetower.engines.runners import Runner, make_runner
 from bridgetower.extras import is_installed, require
 from bridgetower.files import new_folder, read_json, sha256_of, write_json
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.extensions import Extensions
 from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
 
@@ -113,6 +115,17 @@ def check_exported(folder: Path) -> None:
             raise ValueError(f"{path} is not what was exported; export the model again")
     if _fingerprint(folder, manifest.form) != manifest.weights:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
+
+
+def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
+    """Returns the model of an exported folder, after `check_exported`.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file was damaged or exchanged, or its products overflow on this processor.
+    """
+    check_exported(folder)
+    return read_checkpoint(folder, extensions=extensions).model()
 
 
 def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:

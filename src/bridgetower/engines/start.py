@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.fingerprint import code_content
 from bridgetower.engines.config import FASTEST, FORMS, EngineName, EngineRequest, Form, Precision
 from bridgetower.engines.engine import Engine, TorchEngine
-from bridgetower.engines.folder import VERSION, check_exported, is_exported, write_exported
+from bridgetower.engines.folder import VERSION, exported_model, is_exported, write_exported
 from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.parts import part_names
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runners import make_runner
 from bridgetower.extras import is_installed, require
-from bridgetower.files import cache_folder, locked, remove_leftovers
+from bridgetower.files import cache_folder, locked, remove_folder, remove_leftovers
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.plain import check_choice
 
@@ -78,18 +78,18 @@ class EngineChoice:
             folder: Where it was read from, if it is as it was there; exported parts are looked for in it.
 
         Raises:
-            FileNotFoundError: A package or a part is missing.
-            ValueError: A part is damaged, or an export for the cache differs from the model.
+            FileNotFoundError: A package, or a part in `folder`, is missing.
+            ValueError: A part in `folder` is damaged, or an export for the cache differs from the model.
         """
         if self.form is None:
             return TorchEngine(
                 checkpoint.model(), find_device(self.device), self.dtype, compiler="inductor" if self.compile else None
             )
         require("openvino" if self.engine == "openvino" else "onnx", self.engine)
-        if folder is None or not is_exported(folder, self.form):
-            folder = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
-        check_exported(folder)
-        model = read_checkpoint(folder, extensions=checkpoint.extensions).model()
+        if folder is not None and is_exported(folder, self.form):
+            model = exported_model(folder, checkpoint.extensions)
+        else:
+            folder, model = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
         return PartsEngine(model, make_runner(self.engine, folder, self.precision))
 
 
@@ -138,8 +138,10 @@ def _accelerators() -> tuple[str, ...]:
     return () if found is None else (found.type,)
 
 
-def cached_export(checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False) -> Path:
-    """Returns the folder in `cache` with the parts of a checkpoint, exporting it if it is not there yet.
+def cached_export(
+    checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False
+) -> tuple[Path, BridgeTower]:
+    """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if it is not there whole.
 
     Args:
         checkpoint: Of any source; what counts is its content.
@@ -154,11 +156,16 @@ def cached_export(checkpoint: Checkpoint, cache: Path, form: Form, *, progress: 
     unsigned = form == "onnx-int8" and products_overflow()  # processors with and without VNNI may share a cache
     folder = cache / f"{content_key(checkpoint)}-{form}{'-unsigned' * unsigned}"
     with locked(cache, wait=True):
-        if not is_exported(folder, form):
-            remove_leftovers(cache)
-            logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
-            write_exported(checkpoint, folder, form, progress=progress)
-    return folder
+        if folder.exists():
+            try:
+                return folder, exported_model(folder, checkpoint.extensions)
+            except (FileNotFoundError, ValueError) as error:
+                logger.warning("%s is damaged (%s); it is removed and exported again", folder, error)
+                remove_folder(folder)
+        remove_leftovers(cache, folder.name)  # others in the cache may belong to live processes
+        logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
+        write_exported(checkpoint, folder, form, progress=progress)
+        return folder, exported_model(folder, checkpoint.extensions)
 
 
 def content_key(checkpoint: Checkpoint) -> str:
