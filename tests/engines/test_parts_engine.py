@@ -12,7 +12,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.engines.runners import make_runner
-from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
+from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.config import ModelConfig
 
 for package in ("onnxruntime", "openvino"):
@@ -103,6 +103,13 @@ class TestCoarse:
     def test_int8(self, int8: Path) -> None:
         self._near(opened(int8), 0.15)
 
+    @torch.inference_mode()
+    def test_numbers_in_int8_depend_on_the_batch(self, int8: Path) -> None:
+        engine, (ids, mask) = opened(int8), tiny.texts([5] * 8)
+        expected = engine.model.encode_text(ids[:1], mask[:1]).cls
+        batch, alone = engine.encode_text(ids, mask).cls, engine.encode_text(ids[:1], mask[:1]).cls
+        assert 0.1 < tiny.off(batch[:1], alone) / tiny.off(alone, expected) < 10
+
     def _near(self, engine: PartsEngine, limit: float) -> None:
         lengths = [5, 3, 4, 9]
         ours = outputs(engine, lengths, padded=False)
@@ -117,6 +124,13 @@ class TestRefusals:
     def test_images_of_another_size(self, with_all: PartsEngine) -> None:
         with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
             with_all.encode_image(tiny.images(1, size=32))
+
+    @pytest.mark.parametrize("outputs", ["layers", "cls"])
+    def test_longer_texts_than_the_tower_takes(self, engine: PartsEngine, outputs: EncodeOutputs) -> None:
+        limit = engine.model.config.text.max_length
+        ids = torch.full((1, limit + 1), 5)
+        with pytest.raises(ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"):
+            engine.encode_text(ids, outputs=outputs)
 
     def test_everything_at_once(self, with_all: PartsEngine) -> None:
         image, text = with_all.encode_image(tiny.images(2)), with_all.encode_text(*tiny.texts([3, 3]))

@@ -57,7 +57,12 @@ class PartsEngine:
         *,
         outputs: EncodeOutputs = "layers",
     ) -> Encoded:
-        """Encodes texts, see `BridgeTower.encode_text`."""
+        """Encodes texts, see `BridgeTower.encode_text`.
+
+        Raises:
+            ValueError: They are longer than the tower takes.
+        """
+        self.model.config.text.check_length(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
         if outputs == "cls":
             return Encoded((), self._run("text_cls", input_ids, mask)[0])

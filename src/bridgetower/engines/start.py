@@ -35,7 +35,7 @@ class EngineChoice:
 
     Attributes:
         engine: What computes: `torch`, or `onnxruntime` and `openvino` with exported parts.
-        precision: What it computes in.
+        precision: What it computes in. The numbers of `int8` depend on what else is in the batch.
         device: Of engine `torch`, such as `cpu` or `cuda:0`; None takes a GPU if there is one.
         cache: Folder where checkpoints that were not exported are exported to when another engine first needs it.
         compile: Whether engine `torch` has `torch.compile` make kernels, which takes minutes and a C++ compiler.
