@@ -303,6 +303,16 @@ class TestTorchArchive:
         assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(read)
         assert read["alone"].data_ptr() == content["alone"].data_ptr(), "what is stored once is not copied"
 
+    def test_slices_that_do_not_overlap_are_not_copied(
+        self, tmp_path: Path, write: Callable[[Any, Path], None]
+    ) -> None:
+        joined = torch.rand(6, 3)
+        write({"b": joined[2:4], "a": joined[:2], "c": joined[4:], "d": joined[3:5]}, tmp_path / "x.bin")
+        content = read_torch_archive(tmp_path / "x.bin")
+        read = only_tensors("x", content)
+        assert tiny.equal(read, content)
+        assert [read[name].data_ptr() == content[name].data_ptr() for name in "abcd"] == [True, True, True, False]
+
     def test_memory_that_is_shared_by_many(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         write(dict.fromkeys("abcde", torch.zeros(8)), tmp_path / "x.bin")
         with pytest.raises(ValueError, match="x share memory and would take 160 bytes apart; expected at most 128"):

@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from bisect import bisect
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -215,8 +216,8 @@ def read_safe_weights(folder: Path) -> Mapping[str, Tensor]:
 def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns the values, which must all be weights: named, dense tensors with values in memory.
 
-    A tensor that shares its memory with an earlier one is copied: safetensors stores each apart, and training would
-    move both. Gradients are not asked for.
+    A tensor that overlaps an earlier one in memory is copied: safetensors stores each apart, and training would move
+    both. Gradients are not asked for.
 
     Raises:
         ValueError: Some are something else, or repeat the numbers that are there; `name` says where.
@@ -231,7 +232,8 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
     if read > most:
         raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
-    return {key: _apart(tensor.detach(), stored) for key, tensor in values.items()}
+    taken: dict[int, list[tuple[int, int]]] = {place: [] for place in stored}
+    return {key: _apart(tensor.detach(), taken) for key, tensor in values.items()}
 
 
 def _is_dense(value: object) -> bool:
@@ -240,9 +242,16 @@ def _is_dense(value: object) -> bool:
     return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
 
 
-def _apart(tensor: Tensor, free: dict[int, int]) -> Tensor:
-    """Returns the tensor itself if its memory is still free, which it then is no more, else a copy."""
-    return tensor if free.pop(tensor.untyped_storage().data_ptr(), None) is not None else tensor.clone()
+def _apart(tensor: Tensor, taken: dict[int, list[tuple[int, int]]]) -> Tensor:
+    """Returns the tensor itself if no earlier one has some of its memory, which is then taken, else a copy."""
+    others, start = taken[tensor.untyped_storage().data_ptr()], int(tensor.storage_offset())
+    end = start + 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    own = start * tensor.itemsize, end * tensor.itemsize
+    place = bisect(others, own)  # they are in order, and none overlaps another
+    if (place and others[place - 1][1] > own[0]) or (place < len(others) and others[place][0] < own[1]):
+        return tensor.clone()
+    others.insert(place, own)
+    return tensor
 
 
 def check_repeats(tensor: Tensor, name: str) -> None:

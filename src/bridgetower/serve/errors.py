@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -93,7 +94,7 @@ def add_handlers(app: FastAPI) -> None:
         return response
 
     async def of_http(request: Request, error: Any) -> Response:
-        message = f"{request.method} {request.scope['path']}: {error.detail}"
+        message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
         return ApiError(error.status_code, message, headers=error.headers).response(request.scope)
 
     async def invalid(request: Request, error: Any) -> Response:
@@ -106,7 +107,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def failed(request: Request, error: Exception) -> Response:
         scope = request.scope
-        logger.error("%s %s failed, request %s", scope["method"], scope["path"], id_of(scope), exc_info=error)
+        logger.error("%s %s failed, request %s", scope["method"], quote(scope["path"]), id_of(scope), exc_info=error)
         return failure().response(scope)
 
     app.add_exception_handler(ApiError, refused)
