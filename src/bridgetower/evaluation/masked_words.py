@@ -79,7 +79,7 @@ def evaluate_masked_words(
     """
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
-    own = torch.arange(rank(), len(pairs), world_size())
+    own = torch.arange(len(pairs))[rank() :: world_size()]
     loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = load_items(
         pairs.__getitem__, own.tolist(), num_workers=means.num_workers, device=device
     )

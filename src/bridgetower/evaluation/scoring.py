@@ -82,7 +82,7 @@ class PairScorer:
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
         self._ids = [ids[text] for text in order]
         self._place = torch.tensor(order).argsort()
-        self._own = torch.arange(rank(), len(images), world_size())
+        self._own = torch.arange(len(images))[rank() :: world_size()]
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
         """Returns the contrastive vectors of images and of texts.
