@@ -35,7 +35,6 @@ from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.compiling import compile_layers
 from bridgetower.model.config import HeadsConfig, ModelConfig
-from bridgetower.model.init import init_weights
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.model.presets import BASE, LARGE, NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -116,8 +115,7 @@ def row(name: str, pairs: int, spent: float, counted: int, device: torch.device)
 
 def model(config: ModelConfig, device: torch.device) -> BridgeTower:
     """Returns a model with random weights."""
-    made = BridgeTower(config)
-    init_weights(made, torch.Generator().manual_seed(0))
+    made = BridgeTower(config, generator=torch.Generator().manual_seed(0))
     return made.to(device)
 
 

@@ -29,7 +29,6 @@ from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
@@ -67,8 +66,7 @@ def save_model(config: ModelConfig, folder: Path) -> int:
     values = ProcessorConfig(profile="official-pretrain", image_size=config.vision.image_size, max_length=40)
     processor = Processor(values, tokenizer)
     config = config.override({"text.vocab_size": max(config.text.vocab_size, processor.vocab_size)})
-    model = BridgeTower(config)
-    init_weights(model, torch.Generator().manual_seed(0))
+    model = BridgeTower(config, generator=torch.Generator().manual_seed(0))
     write_checkpoint(
         Checkpoint(source="random weights", config=config, tensors=model.state_dict(), processor=processor), folder
     )

@@ -22,7 +22,6 @@ from PIL import Image
 
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
@@ -59,8 +58,7 @@ def write_nano(folder: Path) -> Path:
         profile="official-pretrain", image_size=vision.image_size, patch_size=vision.patch_size, max_length=64
     )
     processor = Processor(config, train_tokenizer(texts, vocab_size=400))
-    model = BridgeTower(NANO.override({"text.vocab_size": processor.vocab_size}))
-    init_weights(model, generator)
+    model = BridgeTower(NANO.override({"text.vocab_size": processor.vocab_size}), generator=generator)
     checkpoint = Checkpoint(source="nano", config=model.config, tensors=model.state_dict(), processor=processor)
     write_checkpoint(checkpoint, folder)
     return folder

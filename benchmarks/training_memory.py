@@ -19,7 +19,6 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionPairs
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -70,8 +69,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     config = RunConfig(
         task=task, model=NANO, optimizer=optimizer_config, batch_size=batch_size, max_steps=2, device="cpu", **ways
     )
-    model = BridgeTower(NANO)
-    init_weights(model, torch.Generator().manual_seed(0))
+    model = BridgeTower(NANO, generator=torch.Generator().manual_seed(0))
     optimize_for_cpu(model)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     setup = Replicated(PretrainingTask(model, task).train())

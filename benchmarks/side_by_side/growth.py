@@ -13,7 +13,6 @@ from torch import Tensor
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.files import replacing
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import BASE, NANO
 from side_by_side.products import recorded
 from side_by_side.rows import Row
@@ -100,8 +99,7 @@ def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:
     config = NANO if setting.quick else BASE
     if axis == "pixels of a side":
         config = config.override({"vision.image_size": size})
-    model = BridgeTower(config)
-    init_weights(model, torch.Generator().manual_seed(0))
+    model = BridgeTower(config, generator=torch.Generator().manual_seed(0))
     engine = TorchEngine(model.eval(), torch.device("cpu"))
     pairs = 1 if axis in ("tokens of the text", "pixels of a side") else size
     side = config.vision.image_size

@@ -11,7 +11,6 @@ from torch.optim.optimizer import Optimizer
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.init import init_weights
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -30,8 +29,10 @@ def nano_row(setting: Setting) -> Iterator[Row]:
     batch = _batch(4 if setting.quick else 64)
     steps, losses = {}, {}
     for name in ("ours", "plain"):
-        model = BridgeTower(NANO.override({"text.dropout": DROPOUT, "fusion.dropout": DROPOUT}))
-        init_weights(model, torch.Generator().manual_seed(0))
+        model = BridgeTower(
+            NANO.override({"text.dropout": DROPOUT, "fusion.dropout": DROPOUT}),
+            generator=torch.Generator().manual_seed(0),
+        )
         if name == "ours":
             optimize_for_cpu(model)
         task = PretrainingTask(model, PretrainingConfig(phases=(Phase(itc=1.0),)))

@@ -19,7 +19,6 @@ from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.heads import ItcHead, LinearHead
-from bridgetower.model.init import init_weights
 
 ITC_SIZE = 256
 TINY = {
@@ -107,8 +106,7 @@ class Setting:
         folder = self.cache / f"{self.name}-mlm"
         checkpoint = _through_folder(folder, lambda: self.theirs_for_training().model)
         heads = {"heads.itm": True, "heads.itc": "tower", "heads.itc_size": ITC_SIZE}
-        model = BridgeTower(checkpoint.config.override(heads))
-        init_weights(model, torch.Generator().manual_seed(0))
+        model = BridgeTower(checkpoint.config.override(heads), generator=torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
         _draw_heads(cast(LinearHead, model.head("itm")).fc, model.contrastive_head())
         optimize_for_cpu(model)

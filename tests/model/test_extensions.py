@@ -11,7 +11,6 @@ from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.cpu_linear import OneDnnLinear
-from bridgetower.model.init import init_weights
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import parameter_groups
 from own_modules import OWN
@@ -105,7 +104,7 @@ def test_names_of_the_package_are_refused(kind: str, name: str) -> None:
 def test_initial_weights_of_a_tower_are_its_own() -> None:
     model = BridgeTower(CONFIG, OWN)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    init_weights(model, torch.Generator().manual_seed(0))
+    model.reset_parameters(torch.Generator().manual_seed(0))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("vision.", "text.")))
     assert not torch.equal(before["mood_head.weight"], after["mood_head.weight"])

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
-from bridgetower.model.init import init_weights
+from bridgetower.model.layers import on_meta
+from bridgetower.model.presets import BASE
 
 WIDE = tiny.changed(
     vision__hidden_size=96,
@@ -27,7 +28,7 @@ def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float
     for parameter in model.parameters():
         if parameter.ndim:
             parameter.data.fill_(start)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    model.reset_parameters(torch.Generator().manual_seed(seed))
     return model
 
 
@@ -61,7 +62,7 @@ def test_only_the_given_generator_is_used() -> None:
     torch.manual_seed(5)
     model = BridgeTower(tiny.CONFIG)
     before = torch.get_rng_state()
-    init_weights(model, torch.Generator().manual_seed(0))
+    model.reset_parameters(torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -79,7 +80,7 @@ def test_scalars_keep_their_start() -> None:
     assert model.itc_head.temperature.item() == pytest.approx(0.07)
     assert model.fusion.text_bridges[0].scale.item() == 1
     model = BridgeTower(tiny.changed(fusion__bridge="static_manager"))
-    init_weights(model, torch.Generator().manual_seed(0))
+    model.reset_parameters(torch.Generator().manual_seed(0))
     manager = model.fusion.text_bridges[1]
     assert (manager.weights == 1 / len(manager.weights)).all()
     assert (manager.stream_weight == 1).all()
@@ -87,6 +88,23 @@ def test_scalars_keep_their_start() -> None:
 
 def test_gradients_may_follow() -> None:
     assert all(value.requires_grad and value.is_leaf for value in drawn().parameters())
+
+
+def test_a_new_model_has_its_weights() -> None:
+    config = tiny.changed(vision__distillation_token=True)
+    built = BridgeTower(config, generator=torch.Generator().manual_seed(0))
+    assert tiny.equal(built.state_dict(), drawn(config).state_dict())
+    seeded = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        seeded.append(BridgeTower(config).state_dict())
+    assert tiny.equal(*seeded)
+
+
+def test_a_described_model_has_no_weights() -> None:
+    with on_meta():
+        model = BridgeTower(tiny.CONFIG)
+    assert {value.device.type for value in model.parameters()} == {"meta"}
 
 
 class TestSpreads:
@@ -117,6 +135,36 @@ class TestSpreads:
             assert self.close(layer.mlp.down.weight, width / math.sqrt(2 * 4))
         assert self.close(tower.position_embedding, width)
         assert self.close(tower.patch_embedding.weight, (3 * 8 * 8) ** -0.5)
+
+    def test_base(self) -> None:
+        """The published size, but fewer layers and words: the spread of every kind of parameter."""
+        config = BASE.override(
+            {f"{part}.num_layers": 2 for part in ("vision", "text", "fusion")}
+            | {"fusion.vision_layers": (1, 2), "fusion.text_layers": (1, 2), "text.vocab_size": 2000}
+        )
+        width, branch = 768**-0.5, 768**-0.5 / math.sqrt(2 * 2)
+        vision = {
+            "class_embedding": width,
+            "position_embedding": width,
+            "patch_embedding.weight": (3 * 16 * 16) ** -0.5,
+            "attention.qkv.weight": width,
+            "attention.out.weight": branch,
+            "mlp.up.weight": (2 * 768) ** -0.5,
+            "mlp.down.weight": branch,
+        }
+        wrong = []
+        for name, weights in BridgeTower(config).named_parameters():
+            part, _, rest = name.partition(".")
+            if name.endswith(".bias"):
+                right = not weights.any()
+            elif "norm" in name:
+                right = bool((weights == 1).all())
+            elif part == "vision":
+                right = self.close(weights, next(spread for end, spread in vision.items() if rest.endswith(end)))
+            else:
+                right = weights.numel() == 1 or self.close(weights, 0.02)
+            wrong += [] if right else [name]
+        assert wrong == []
 
     def test_control(self) -> None:
         assert not self.close(drawn(WIDE).text.layers[0].attention.qkv.weight, 0.02)

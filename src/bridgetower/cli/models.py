@@ -252,10 +252,8 @@ def _cost(config: ModelConfig, extensions: Extensions, text_length: int, repeats
     from bridgetower.analysis.profile import flops_by_part, milliseconds_by_part, parameters_by_part
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.model.cpu import pack_weights
-    from bridgetower.model.init import init_weights
 
-    network = BridgeTower(config, extensions).eval()
-    init_weights(network, torch.Generator().manual_seed(0))
+    network = BridgeTower(config, extensions, generator=torch.Generator().manual_seed(0)).eval()
     parameters, flops = parameters_by_part(network), flops_by_part(network, text_length)
     pack_weights(network)  # as it is when it is used
     return {

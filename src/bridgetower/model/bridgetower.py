@@ -18,8 +18,18 @@ from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, Po
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
-from bridgetower.model.heads import HEADS, FusedItcHead, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
+from bridgetower.model.heads import (
+    HEADS,
+    FusedItcHead,
+    HeadSpec,
+    ItcHead,
+    LinearHead,
+    MlmHead,
+    RankHead,
+    chosen_heads,
+)
 from bridgetower.model.layers import Pooler, mean_token
+from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
@@ -37,19 +47,25 @@ class BridgeTower(nn.Module):
     text_multiple = 1
     """Texts are padded to a multiple of so many tokens, so that compiled layers meet few lengths."""
 
-    def __init__(self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> None:
-        """Builds the modules that the config names.
+    def __init__(
+        self,
+        config: ModelConfig,
+        extensions: Extensions = NO_EXTENSIONS,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Builds the modules that the config names, with random weights.
 
         Args:
             config: Sizes and names.
             extensions: Entries of one's own that it names.
+            generator: Of the random weights; None is PyTorch's.
 
         Raises:
             ValueError: It names a tower, bridge or head that is in no table.
         """
         super().__init__()
-        self.config, fusion = config, config.fusion
-        self.head_specs = {**HEADS, **extensions.heads}
+        self.config, self.extensions, fusion = config, extensions, config.fusion
         self.vision = vision_tower(config.vision, extensions)
         text = entry("text.architecture", config.text.architecture, TEXT_ARCHITECTURES | extensions.text_towers)
         self.text = text(config.text)
@@ -63,6 +79,40 @@ class BridgeTower(nn.Module):
         for name in (*HEADS, *config.heads.own):
             spec = entry("heads.own", name, self.head_specs)
             self.add_module(f"{name}_head", spec.build(config) if name in chosen else None)
+        if self.device.type != "meta":
+            self.reset_parameters(generator)
+
+    @property
+    def head_specs(self) -> dict[str, HeadSpec]:
+        """Every head that a config may name."""
+        return HEADS | self.extensions.heads
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws all weights from `generator` (None: PyTorch's): normal, zero biases, unit LayerNorms.
+
+        The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
+        larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual
+        branches shrink with depth and its embeddings scale with width. Temperatures and the weights of
+        bridges that are no linear layer keep the values that their modules set, and custom towers all of theirs.
+        """
+        custom = [
+            tower for tower in (self.vision, self.text) if not isinstance(tower, VisionTransformer | TextTransformer)
+        ]
+        left = {module for tower in custom for module in tower.modules()}
+        text_tower = set(self.text.modules())
+        for module in self.modules():
+            if module in left:
+                continue
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+                width = (self.config.text if module in text_tower else self.config.fusion).hidden_size
+                module.weight.normal_(std=0.02 * max(1.0, (768 / width) ** 0.5), generator=generator)
+                if not isinstance(module, nn.Embedding) and module.bias is not None:
+                    module.bias.zero_()
+        if isinstance(self.vision, VisionTransformer):
+            self.vision.reset_parameters(generator)
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""

@@ -109,9 +109,9 @@ class VisionTransformer(VisionTower):
         self.config = config
         width, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.distillation_embedding = nn.Parameter(torch.empty(width)) if config.distillation_token else None
-        self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, width))
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.distillation_embedding = nn.Parameter(torch.zeros(width)) if config.distillation_token else None
+        self.position_embedding = nn.Parameter(torch.zeros(config.num_tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.layers = nn.ModuleList(
             PreNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.activation)
@@ -179,7 +179,7 @@ class VisionTransformer(VisionTower):
         return hidden + resize_position_embedding(self.position_embedding, (height, width), len(prefix))
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
         """Draws the weights as CLIP does, over those that all layers get."""
         config = self.config
         width = config.hidden_size**-0.5

@@ -17,7 +17,6 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
-from bridgetower.model.init import init_weights
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -159,8 +158,8 @@ def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], se
     # Towers of libraries have a depth of their own, and heads do not depend on the kind of a tower.
     shallow |= {"vision.architecture": "vit"} if config.vision.settings else {}
     shallow |= {"text.architecture": "bert"} if config.text.settings else {}
-    model = BridgeTower(config.override(shallow), extensions)
-    init_weights(model, torch.Generator().manual_seed(derive_seed(seed, "weights")))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+    model = BridgeTower(config.override(shallow), extensions, generator=generator)
     prefixes = tuple(f"{head}_head." for head in heads)
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
 
@@ -173,8 +172,8 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
     processor = _processor(config, spec, towers)
     image_size = processor.config.image_size
     model_config = towers.model_config(config.model, processor, image_size)
-    model = BridgeTower(model_config, extensions)
-    init_weights(model, torch.Generator().manual_seed(derive_seed(config.seed, "weights")))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
+    model = BridgeTower(model_config, extensions, generator=generator)
     tensors = model.state_dict() | towers.tensors(image_size)
     return Checkpoint(
         source=config.recipe,
