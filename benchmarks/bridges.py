@@ -29,7 +29,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
 
-REACH, METRIC, STEPS, EVERY = 60.0, "vqa_score", 1_200, 100
+REACH, METRIC, STEPS, EVERY = 0.6, "vqa_score", 1_200, 100
 NUM_TRAIN, NUM_VALIDATION, SCENES_SEED = 60_000, 500, 21
 TEXT_LAYERS = {2: 2, 4: 3, 6: 4, 8: 6}
 FUSION_LAYERS = {2: 2, 4: 2, 6: 3, 8: 4}

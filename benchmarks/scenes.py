@@ -47,20 +47,18 @@ class Task:
         kind: Of the set.
         recipe: Its numbers.
         figure: Of the validation split.
-        unit: What makes it a share.
     """
 
     kind: str
     recipe: str
     figure: str
-    unit: float
 
 
 TASKS = {
-    "vqa": Task(kind="vqa", recipe="scenes-vqa", figure="vqa_score", unit=0.01),
-    "nlvr2": Task(kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy", unit=1),
-    "snli-ve": Task(kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy", unit=1),
-    "flags": Task(kind="vqa", recipe="flag-questions", figure="vqa_score", unit=0.01),
+    "vqa": Task(kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
+    "nlvr2": Task(kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"),
+    "snli-ve": Task(kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy"),
+    "flags": Task(kind="vqa", recipe="flag-questions", figure="vqa_score"),
 }
 
 
@@ -96,10 +94,8 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
 
 def curves_of(name: str, runs: Mapping[tuple[str, int], Path]) -> Comparison:
     """The share of right answers on the validation split of all runs, by step."""
-    task = TASKS[name]
-    _, found = finished_runs(list(runs.values()), [arm for arm, _ in runs], task.figure)
-    shares = [replace(run, curve={step: value * task.unit for step, value in run.curve.items()}) for run in found]
-    return Comparison(metric="right answers", reach=None, runs=tuple(shares))
+    _, found = finished_runs(list(runs.values()), [arm for arm, _ in runs], TASKS[name].figure)
+    return Comparison(metric="right answers", reach=None, runs=tuple(found))
 
 
 def measured(name: str, runs: Mapping[tuple[str, int], Path], comparison: Comparison, data: Path) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class TestData:
         cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines) if row}
         names = [f"{stage}_text_to_image_r1" for stage in ("itc", "matching", "two_stage", "chance")]
         assert cells["text to image r1"] == [f"{100 * report[name]:.1f}" for name in names]
-        assert cells["rsum"][2] == f"{report['rsum']:.1f}"
+        assert cells["rsum"][2] == f"{100 * report['rsum']:.1f}"
         assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "", "50.0"]
         assert cells["weight of ITC"] == ["", "", "0", ""]
 
@@ -389,7 +389,7 @@ class TestTraining:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main([*map(str, command), "--resume"])
         table = capsys.readouterr().out
-        assert f"{result['rsum']:.1f}" in table
+        assert f"{100 * result['rsum']:.1f}" in table
         following = f"evaluate {result['run']} retrieval --data {tiny_dataset}"
         assert table.splitlines()[-1] == f"Next: bridgetower {following}"
         assert caplog.messages[0] == f"pretrain-nano: starting the run in {result['run']}"

@@ -26,9 +26,10 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
-    """Returns all test metrics of one data set; the six recalls are equal."""
-    values = {f"{stage}_{side}_r{k}": rsum / 600 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
-    values |= {f"{stage}_rsum": rsum for stage in STAGES} | {"chance_rsum": 16.0, "rsum": rsum}
+    """Returns all test metrics of one data set; the six recalls are equal, and `rsum` is their sum in percent."""
+    rsum /= 100
+    values = {f"{stage}_{side}_r{k}": rsum / 6 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
+    values |= {f"{stage}_rsum": rsum for stage in STAGES} | {"chance_rsum": 0.16, "rsum": rsum}
     values |= {"itc_weight": 16.0, "itm_accuracy": 0.75}
     values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
     return values | changes
@@ -37,7 +38,9 @@ def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
 def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
     """Returns a run with two validation points."""
     curve = tuple(
-        CurvePoint(step=step, metrics={"rsum": rsum * step / 20, "chance_rsum": 14.0, "itm_accuracy": 0.5 + step / 100})
+        CurvePoint(
+            step=step, metrics={"rsum": rsum * step / 2000, "chance_rsum": 0.14, "itm_accuracy": 0.5 + step / 100}
+        )
         for step in (10, 20)
     )
     values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}

@@ -1,19 +1,28 @@
 """Reports of errors: the worst misses with their images, confusions, calibration and slices, in one offline file."""
 
 import csv
+import io
 import re
+from copy import copy
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import asked
-from bridgetower.analysis.errors import write_errors
+from bridgetower.analysis.errors import _small, write_errors
 from bridgetower.cli import main
+from bridgetower.data.prepared import PreparedImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Judgement, Outcome
 from bridgetower.predictor import load
+from bridgetower.processor import Processor, open_image
 from bridgetower.tasks.benchmarks import evaluate
 
 
@@ -50,9 +59,53 @@ def test_judgements_are_the_predictions(outcome: Outcome) -> None:
     assert outcome.judge is not None
     judgements = outcome.judge()
     assert [one.given for one in judgements] == [row["answer"] for row in outcome.predictions]
-    mean = 100 * sum(one.score for one in judgements) / len(judgements)
-    assert mean == pytest.approx(outcome.metrics["vqa_score"], abs=0.005)
+    mean = sum(one.score for one in judgements) / len(judgements)
+    assert mean == pytest.approx(outcome.metrics["vqa_score"], abs=5e-5)
     assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
+
+
+def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) -> None:
+    """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
+    folder = asked.write_set(tmp_path / "vqa", "vqa")
+    rows = pq.read_table(folder / "validation.parquet").to_pylist()
+    model = load(answering_checkpoint, device="cpu")
+    before = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
+    given = {row["question_id"]: row["answer"] for row in before.predictions}
+    questions = [question for row in rows for question in row["questions"]]
+    for number, question in enumerate(questions):
+        question["answers"] = ["The other."] if number == 0 else [f"{given[question['question_id']].title()}."]
+    schema = pq.read_schema(folder / "validation.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "validation.parquet")
+    outcome = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
+    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(questions), abs=5e-5)
+    assert outcome.judge is not None
+    assert outcome.images is not None
+    write_errors(tmp_path / "errors.html", outcome.judge(), outcome.images, title="")
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
+
+
+def test_the_answer_of_most_is_no_miss(outcome: Outcome, tmp_path: Path) -> None:
+    assert outcome.images is not None
+    judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
+    write_errors(tmp_path / "errors.html", judgements, outcome.images, title="")
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2"]
+
+
+def test_images_are_on_the_background_of_the_model(tiny_processor: Processor) -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
+    for background in (None, (255, 255, 255), (0, 128, 0)):
+        processor = copy(tiny_processor)
+        processor.config = replace(processor.config, background=background)
+        images = SimpleNamespace(content=lambda number, column: file.getvalue(), processor=processor)
+        small = _small(cast("PreparedImages", images), 0, "image")
+        assert small is not None
+        expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
+        seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
+        assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3
+        assert expected == (background or (0, 0, 0))
 
 
 def test_what_the_page_says(outcome: Outcome, tmp_path: Path) -> None:

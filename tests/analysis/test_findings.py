@@ -42,7 +42,7 @@ def test_verdict(values: list[float], expected: str) -> None:
     ],
 )
 def test_comparison(values: list[float], expected: str) -> None:
-    assert findings.comparison(difference(*values)).startswith(expected)
+    assert findings.comparison(difference(*(value / 100 for value in values))).startswith(expected)
 
 
 def test_method() -> None:

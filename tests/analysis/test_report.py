@@ -193,7 +193,7 @@ class TestVariants:
 
     def test_runs_that_were_measured_beforehand(self) -> None:
         runs = [
-            FinishedRun(arm=arm, seed=seed, curve={10: 40.0 + gain + seed / 5}, seconds_per_step=0.123)
+            FinishedRun(arm=arm, seed=seed, curve={10: (40.0 + gain + seed / 5) / 100}, seconds_per_step=0.123)
             for arm, gain in (("BridgeTower", 5.0), ("METER", 1.0), ("METER with LayerNorms", 0.0))
             for seed in range(2)
         ]

@@ -40,14 +40,14 @@ class TestSummary:
     def test_values_are_in_order_of_the_seeds(self) -> None:
         runs = (made_up.run(seed=2, rsum=104.0), made_up.run("meter", 0, 90.0), made_up.run(seed=0, rsum=100.0))
         rsum = made_up.results(*runs).summary()["shapes"]["rsum"]
-        assert rsum["bridgetower"] == {"mean": 102.0, "std": pytest.approx(8**0.5), "values": [100.0, 104.0]}
-        assert rsum["meter"] == {"mean": 90.0, "std": None, "values": [90.0]}
+        assert rsum["bridgetower"] == {"mean": 1.02, "std": pytest.approx(8**0.5 / 100), "values": [1.0, 1.04]}
+        assert rsum["meter"] == {"mean": 0.9, "std": None, "values": [0.9]}
 
     def test_differences_are_paired_by_seed(self) -> None:
         ours = (made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0)))
         theirs = (made_up.run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0)))
         difference = made_up.results(*ours, *theirs).differences()["shapes"]["rsum"]
-        assert difference == paired_difference([100.0, 104.0], [90.0, 96.0])
+        assert difference == paired_difference([1.0, 1.04], [0.9, 0.96])
 
     def test_differences_of_answers_are_paired_by_seed(self) -> None:
         ours = [made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))]
@@ -64,9 +64,9 @@ class TestFile:
     def test_file_holds_what_follows_from_the_runs(self, tmp_path: Path) -> None:
         made_up.results().write(tmp_path / "results.json")
         values = json.loads((tmp_path / "results.json").read_text())
-        assert values["summary"]["shapes"]["rsum"]["meter"]["values"] == [120.0, 122.0, 124.0]
-        assert values["difference"]["shapes"]["rsum"]["values"] == [10.0, 9.0, 8.0]
-        assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx([6.516, 11.484], abs=1e-3)
+        assert values["summary"]["shapes"]["rsum"]["meter"]["values"] == [1.2, 1.22, 1.24]
+        assert values["difference"]["shapes"]["rsum"]["values"] == pytest.approx([0.1, 0.09, 0.08])
+        assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx([0.06516, 0.11484], abs=1e-5)
         assert values["difference"]["answers"]["overall"]["mean"] == 0.125
         assert values["difference"]["answers"]["overall"]["interval_95"] is None  # one seed of each arm
 

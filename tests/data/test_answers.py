@@ -90,7 +90,13 @@ def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers() -> None:
     assert soft_targets(answers, {"2", "3", "few"}) == {"2": 1.0, "3": 0.6, "few": 0.3}
     assert soft_targets(answers, {"blue"}) == {}
     assert soft_targets(["Two."], {"2"}) == {"2": 1.0}
-    assert soft_targets(["two", "few"], {"2"}) == {"2": 0.3}
+
+
+def test_targets_of_few_annotators_are_shares() -> None:
+    assert soft_targets(["two", "few"], {"2"}) == {"2": 0.5}
+    assert soft_targets(["two", "2", "few"], {"2", "few"}) == pytest.approx({"2": 2 / 3, "few": 1 / 3})
+    assert soft_targets(["two"] * 3, {"2"}) == soft_targets(["two"] * 4, {"2"}) == {"2": 1.0}
+    assert soft_targets(["two", "few", "few", "no"], {"2"}) == {"2": 0.3}
 
 
 def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:

@@ -147,13 +147,13 @@ class TestRetrievalRecalls:
         recalls = recalls_of_table(scores, torch.tensor([0, 0, 1, 1]), ks=(1, 2))
         assert recalls.image_to_text == {1: 0.5, 2: 1.0}
         assert recalls.text_to_image == {1: 0.5, 2: 1.0}
-        assert recalls.rsum == 300.0
+        assert recalls.rsum == 3.0
         assert recalls.to_dict() == {
             "image_to_text_r1": 0.5,
             "image_to_text_r2": 1.0,
             "text_to_image_r1": 0.5,
             "text_to_image_r2": 1.0,
-            "rsum": 300.0,
+            "rsum": 3.0,
             "num_images": 2,
             "num_texts": 4,
             "num_folds": 1,
@@ -164,7 +164,7 @@ class TestRetrievalRecalls:
         scores = torch.nn.functional.one_hot(owners).T.double()
         recalls = recalls_of_table(scores, owners)
         assert both_directions(recalls) == [1.0] * 6
-        assert recalls.rsum == 600.0
+        assert recalls.rsum == 6.0
         assert recalls_of_table(-scores, owners, ks=(1,)).rsum == 0.0
 
     @pytest.mark.parametrize("constant", [0.0, -1e30, 7.0])

@@ -175,9 +175,7 @@ class TestBothScores:
         assert not {"itc_weight", "ece"} & set(plain)
         assert {(result.reranking, result.ece) for result in results} == {(None, None)}
 
-    @pytest.mark.parametrize(
-        ("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 20.0), (1.0, 0.0, 10.0)]
-    )
+    @pytest.mark.parametrize(("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.2), (1.0, 0.0, 0.1)])
     def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(
         self, itm_signal: float, itc_signal: float, gain: float
     ) -> None:
@@ -187,11 +185,11 @@ class TestBothScores:
         assert fitted >= alone + gain
         assert bool(validation.fitted().helps) == (gain > 0)
         if not itm_signal:  # the control: that is what matching alone does
-            assert test.recalls(0.0).rsum < alone - 50
+            assert test.recalls(0.0).rsum < alone - 0.5
 
     def test_of_equal_weights_the_middle(self) -> None:
         perfect = made_up_candidates(0, 100.0, 100.0)
-        assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {600.0}
+        assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {6.0}
         assert perfect.fitted().itc_weight == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
 
     def test_calibrated_probabilities_hold_on_other_data(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgetower.data.answers import normalise_answer
+from bridgetower.data.answers import normalise_answer, soft_targets
 from bridgetower.evaluation.vqa_score import AnsweredQuestion, vqa_score, vqa_scores
 
 REFERENCE = {
@@ -130,6 +130,25 @@ class TestScore:
         assert vqa_score("dog", ["The dog"] * 10) == 0.0
         assert vqa_score("dog", ["The dog"] * 9 + ["cat"]) == 1.0
 
+    @pytest.mark.parametrize(
+        ("answers", "score"),
+        [
+            (["Red."], 1),
+            (["blue"], 0),
+            (["red", "The red"], 1),
+            (["red", "blue"], 1 / 2),
+            (["Red."] * 3, 1),
+            (["red", "blue", "red"], 2 / 3),
+            (["red", "blue", "green"], 1 / 3),
+            (["red"] * 4, 1),
+            (["red"] * 3 + ["blue"], 3 / 4),  # leave one out: 2/3, 2/3, 2/3 and 1
+        ],
+    )
+    def test_fewer_than_four_annotators_give_shares(self, answers: list[str], score: float) -> None:
+        assert vqa_score("red", answers) == pytest.approx(score)
+        if len(answers) < 4:
+            assert soft_targets(answers, {"red"}).get("red", 0) == pytest.approx(score)
+
     def test_no_answers(self) -> None:
         with pytest.raises(ValueError, match="a question has no answers"):
             vqa_score("cat", [])
@@ -145,13 +164,13 @@ class TestScores:
 
     def test_overall_and_by_type(self) -> None:
         scores = vqa_scores(["yes", "two", "red", "yes"], self.QUESTIONS)
-        assert scores.overall == 55.0
-        assert scores.by_answer_type == {"number": 90.0, "other": 30.0, "yes/no": 50.0}
-        assert scores.by_question_type == {"how many": 90.0, "is the": 50.0, "what color": 30.0}
+        assert scores.overall == 0.55
+        assert scores.by_answer_type == {"number": 0.9, "other": 0.3, "yes/no": 0.5}
+        assert scores.by_question_type == {"how many": 0.9, "is the": 0.5, "what color": 0.3}
 
-    def test_two_decimals(self) -> None:
+    def test_two_decimals_in_percent(self) -> None:
         questions = [self.QUESTIONS[0]] * 3
-        assert vqa_scores(["yes", "no", "no"], questions).overall == 33.33
+        assert vqa_scores(["yes", "no", "no"], questions).overall == 0.3333
 
     def test_one_prediction_for_each_question(self) -> None:
         with pytest.raises(ValueError, match="3 predictions for 4 questions"):

@@ -57,7 +57,7 @@ class TestQuestions:
             vqa_score(row["answer"], question.answers)
             for row, (_, question) in zip(outcome.predictions, questions, strict=True)
         ]
-        assert outcome.metrics["vqa_score"] == pytest.approx(100 * sum(scores) / len(scores), abs=0.005)
+        assert outcome.metrics["vqa_score"] == pytest.approx(sum(scores) / len(scores), abs=5e-5)
         assert outcome.counts == {"num_questions": 10}
         assert outcome.details["by_answer_type"].keys() == {"other", "yes/no"}
         assert outcome.details["by_question_type"].keys() == {"what colour is", "is this"}

@@ -38,10 +38,10 @@ def test_questions(load: Any) -> None:
     scores = [vqa_score(asked.ANSWERS[n], entry["answers"]) for n, entry in zip(given, entries, strict=True)]
     found = question_scores(questions, predictions(given), asked.ANSWERS)
     metrics = vqa_metrics(found)
-    assert metrics["vqa_score"] == pytest.approx(100 * sum(scores) / 10, abs=0.005)
-    assert metrics["vqa_score_other"] == pytest.approx(100 * sum(scores[::2]) / 5, abs=0.005)
-    assert metrics["vqa_score_yes_no"] == pytest.approx(100 * sum(scores[1::2]) / 5, abs=0.005)
-    assert 0 < metrics["vqa_score"] < 100
+    assert metrics["vqa_score"] == pytest.approx(sum(scores) / 10, abs=5e-5)
+    assert metrics["vqa_score_other"] == pytest.approx(sum(scores[::2]) / 5, abs=5e-5)
+    assert metrics["vqa_score_yes_no"] == pytest.approx(sum(scores[1::2]) / 5, abs=5e-5)
+    assert 0 < metrics["vqa_score"] < 1
     assert found.by_question_type.keys() == {"is this", "what colour is"}
 
 

@@ -74,7 +74,7 @@ class TestProtocol:
         honest_work, paper_work = (build_task(run, checkpoint, checkpoint.model()) for run in (config, paper))
         assert (len(honest_work.examples), len(paper_work.examples)) == (14, 23)
         unsure = honest_work.evaluate()["vqa_score_yes_no"]
-        assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=0.01)
+        assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)
 
 
 def test_statements_without_labels_are_refused_before_training(runs: dict[str, RunConfig], tmp_path: Path) -> None:

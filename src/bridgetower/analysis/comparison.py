@@ -147,25 +147,26 @@ class Comparison:
             "differences": {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]},
         }
 
-    def rows(self, digits: int = 3) -> tuple[list[str], list[list[str]]]:
+    def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
         """Returns the titles and cells of a table: arms first, then the paired differences from the first arm.
 
         Args:
             digits: Of the metric, after the point.
+            scale: Factor on the metric, such as 100 for percent.
         """
         titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
         if self.reach is not None:
-            titles["steps_to_reach"] += f" {number(self.reach, digits=3).rstrip('0').rstrip('.')}"
-        places = {name: 0 if name == "steps_to_reach" else digits for name in titles}
+            titles["steps_to_reach"] += f" {number(scale * self.reach, digits=3).rstrip('0').rstrip('.')}"
+        forms = {name: (1.0, 0) if name == "steps_to_reach" else (scale, digits) for name in titles}
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [mean_std(spreads[name], digits=places[name]) for name in titles]
+            cells = [mean_std(spreads[name], scale=factor, digits=places) for name, (factor, places) in forms.items()]
             seconds = mean_std(spreads["seconds_per_step"], digits=3)
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
         for arm in self.arms[1:]:
             found = self.differences(arm)
-            cells = [_difference(found[name], places[name]) if found else NO_VALUE for name in titles]
+            cells = [_difference(found[name], *form) if found else NO_VALUE for name, form in forms.items()]
             seeds = str(len(found["area"]["values"])) if found else "0"
             rows.append([f"{self.arms[0]} \u2212 {arm}", seeds, *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
@@ -300,7 +301,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     ]
 
 
-def _difference(difference: Difference, digits: int) -> str:
+def _difference(difference: Difference, scale: float, digits: int) -> str:
     """A mean difference with its 95 % interval, marked with * if zero is outside of it."""
     mark = " *" if verdict(difference) in ("higher", "lower") else ""
-    return with_interval(difference, digits=digits) + mark
+    return with_interval(difference, scale=scale, digits=digits) + mark

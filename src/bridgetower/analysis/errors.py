@@ -74,7 +74,9 @@ def write_errors(
     if slices is not None:
         judgements = _grouped(judgements, slices)
     is_retrieval = judgements[0].found is not None
-    worst = sorted((one for one in judgements if one.score < 1), key=lambda one: -one.miss)
+    worst = sorted(
+        (one for one in judgements if one.score < 1 and one.given != one.expected), key=lambda one: -one.miss
+    )
     templates = page_templates()
     total, right = count(len(judgements)), percent(fmean(one.score for one in judgements))
     page = templates.get_template("errors.html").render(
@@ -120,7 +122,7 @@ def _small(images: PreparedImages, number: int, column: str) -> bytes | None:
     content = images.content(number, column)
     if content is None:
         return None
-    image, stream = open_image(content), io.BytesIO()
+    image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(stream, "WEBP")
     return stream.getvalue()

@@ -107,8 +107,8 @@ def method(results: DemoResults) -> str:
 def retrieval_finding(results: DemoResults, dataset: str) -> str:
     """Compares the arms and a random ranking by RSUM on one data set."""
     summary = results.summary()[dataset]
-    reached = [f"{ARM_NAMES[arm]} {mean_std(summary['rsum'][arm])}" for arm in results.arms]
-    chance = number(summary["chance_rsum"][results.arms[0]]["mean"])
+    reached = [f"{ARM_NAMES[arm]} {mean_std(summary['rsum'][arm], scale=100)}" for arm in results.arms]
+    chance = number(100 * summary["chance_rsum"][results.arms[0]]["mean"])
     sentence = f"RSUM on {dataset}: {listing(reached)}; a random ranking gives {chance}, a perfect one 600."
     difference = results.differences().get(dataset, {}).get("rsum")
     return sentence if difference is None else f"{sentence} {comparison(difference)}"
@@ -135,12 +135,12 @@ def image_finding(results: DemoResults, dataset: str) -> str:
 
 
 def comparison(difference: Difference) -> str:
-    """Returns a sentence on how bridgetower − meter is to be read."""
-    seeds, mean = len(difference["values"]), number(difference["mean"], sign=True)
+    """Returns a sentence on how bridgetower − meter, shown in percent, is to be read."""
+    seeds, mean = len(difference["values"]), number(100 * difference["mean"], sign=True)
     bounds = difference["interval_95"]
     if bounds is None:
         return f"The difference is {mean}; with one seed it could be chance."
-    evidence = f"{mean}, 95 % interval {range_of(bounds)} over {seeds} paired seeds"
+    evidence = f"{mean}, 95 % interval {range_of(bounds, scale=100)} over {seeds} paired seeds"
     if verdict(difference) == "unclear":
         return f"No clear difference between the two ({evidence})."
     better, worse = ("BridgeTower", "METER") if difference["mean"] > 0 else ("METER", "BridgeTower")

@@ -103,8 +103,8 @@ def render_report(
 def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
     """The headline of one data set: RSUM as bars, and how it is to be read."""
     metrics = results.summary()[dataset]
-    bars = [{"name": ARM_NAMES[arm], "value": metrics["rsum"][arm]["mean"], "style": arm} for arm in results.arms]
-    chance = metrics["chance_rsum"][results.arms[0]]["mean"]
+    bars = [{"name": ARM_NAMES[arm], "value": 100 * metrics["rsum"][arm]["mean"], "style": arm} for arm in results.arms]
+    chance = 100 * metrics["chance_rsum"][results.arms[0]]["mean"]
     findings = (find(results, dataset) for find in (retrieval_finding, matching_finding, image_finding))
     return {
         "dataset": dataset,
@@ -115,7 +115,7 @@ def _verdict(results: DemoResults, dataset: str) -> dict[str, Any]:
 
 def _deep_towers(runs: Comparison) -> dict[str, Any]:
     """Runs with deep towers that were measured beforehand: setting, reading, drawing and table."""
-    titles, rows = runs.rows(digits=1)
+    titles, rows = runs.rows(digits=1, scale=100)
     arms = len(runs.arms)
     return {
         "model": RECIPES["scenes-vqa-deep"].model,
@@ -140,7 +140,7 @@ def _drawings(results: DemoResults) -> list[dict[str, str]]:
             results.runs, "rsum", label="RSUM", chance=chance
         ),
         "Matching accuracy on the validation images": learning_curve(
-            results.runs, "itm_accuracy", label="matching accuracy (%)", chance=0.5, scale=100.0
+            results.runs, "itm_accuracy", label="matching accuracy (%)", chance=0.5
         ),
         f"Right answers to validation questions about {results.about}": learning_curve(
             results.answers, "vqa_score", label="right answers (%)"
@@ -155,9 +155,8 @@ def learning_curve(
     *,
     label: str,
     chance: float | None = None,
-    scale: float = 1.0,
 ) -> str | None:
-    """Draws a validation metric of every arm: a line for the mean over seeds, a band from lowest to highest seed.
+    """Draws a validation metric of every arm in percent: a line for the mean, a band from lowest to highest seed.
 
     The same results give the same bytes.
 
@@ -166,7 +165,6 @@ def learning_curve(
         metric: Its name in them.
         label: Of the vertical axis.
         chance: Value of a random guess, drawn as a dotted line.
-        scale: Factor on every value, such as 100 for percent.
 
     Returns:
         An SVG image as a data URI, or None if no run has the metric.
@@ -180,12 +178,12 @@ def learning_curve(
         axes = drawing.add_subplot(xlabel="optimiser steps", ylabel=label)
         for arm, curve in curves.items():
             low, mean, high = (
-                [scale * pick(values) for values in curve.values()] for pick in (min, statistics.fmean, max)
+                [100 * pick(values) for values in curve.values()] for pick in (min, statistics.fmean, max)
             )
             axes.plot(list(curve), mean, _LINES[arm], color=_INKS[arm], marker="o" if len(curve) == 1 else "")
             axes.fill_between(list(curve), low, high, color=_INKS[arm], alpha=0.18, linewidth=0)
         if chance is not None:
-            axes.axhline(chance * scale, color="black", linestyle=":")
+            axes.axhline(100 * chance, color="black", linestyle=":")
         axes.grid(visible=True, alpha=0.4)
         stream = io.BytesIO()
         drawing.savefig(stream, format="svg", metadata={"Date": None})
@@ -226,7 +224,7 @@ def _recall_table(results: DemoResults, dataset: str) -> Table:
 def _recall_cells(metrics: Mapping[str, Any], stage: str, shown: Callable[..., str] = mean_std) -> list[str]:
     """Recalls and RSUM of a stage, as `shown` writes a spread or a difference."""
     names = [f"{stage}_{direction}_r{k}" for direction in _DIRECTIONS for k in _KS]
-    return [*(shown(metrics[name], scale=100) for name in names), shown(metrics[f"{stage}_rsum"])]
+    return [shown(metrics[name], scale=100) for name in (*names, f"{stage}_rsum")]
 
 
 def _matching_table(results: DemoResults) -> Table:

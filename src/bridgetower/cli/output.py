@@ -122,8 +122,7 @@ def emit_table(title: str, metrics: Mapping[str, float]) -> None:
     shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
     rows: dict[str, dict[str, str]] = {}
     for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
-        scale = 1 if name == "rsum" else 100  # RSUM is a sum of percentages
-        rows[name.replace("_", " ")] = {stage: f"{scale * metrics[f'{stage}_{name}']:.1f}" for stage in shown}
+        rows[name.replace("_", " ")] = {stage: f"{100 * metrics[f'{stage}_{name}']:.1f}" for stage in shown}
     if "itm_accuracy" in metrics:
         rows["itm accuracy"] = {"matching": f"{100 * metrics['itm_accuracy']:.1f}", "chance": "50.0"}
     if "itc_weight" in metrics:
@@ -137,15 +136,15 @@ def emit_table(title: str, metrics: Mapping[str, float]) -> None:
         before, after = (100 * metrics[f"calibration_ece_{name}"] for name in ("before", "after"))
         rows["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
     cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in rows.items()]
-    emit_rows(title, ("", *(_STAGES[stage] for stage in shown)), cells)
+    emit_rows(f"{title}, in percent", ("", *(_STAGES[stage] for stage in shown)), cells)
 
 
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
-    """Writes a line per metric; those that are shares are in per cent."""
-    rows = []
-    for name, value in metrics.items():
-        is_share = isinstance(value, float) and not name.startswith("vqa_score")  # which is in per cent already
-        rows.append((name.replace("_", " "), f"{100 * value:.2f} %" if is_share else f"{value}"))
+    """Writes a line per metric, its value as in JSON."""
+    rows = [
+        (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
+        for name, value in metrics.items()
+    ]
     emit_rows(title, ("", ""), rows)
 
 

@@ -19,6 +19,9 @@ ANSWERS_FILE = "answers.json"
 ANNOTATORS = 10
 """People who answered each question of VQA."""
 
+FEW_ANNOTATORS = 4
+"""Fewer than these do not reach score 1 by the rule for ten; the share of them that gave an answer is its score."""
+
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -84,15 +87,20 @@ def answer_score(count: int) -> float:
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
     """Returns the score of each normalised answer that the vocabulary has, in order of first appearance.
 
-    The answer of a single person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
+    With fewer than four annotators the score is the share of them that gave the answer, so that the answer of a single
+    person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
 
     Args:
         answers: Of the annotators, as they are in the files.
         vocabulary: Normalised answers that can be chosen.
     """
     counts = Counter(map(normalise_answer, answers))
-    scores = {answer: 1.0 if counts.total() == 1 else answer_score(count) for answer, count in counts.items()}
-    return {answer: score for answer, score in scores.items() if answer in vocabulary}
+    total = counts.total()
+    return {
+        answer: count / total if total < FEW_ANNOTATORS else answer_score(count)
+        for answer, count in counts.items()
+        if answer in vocabulary
+    }
 
 
 def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUNT) -> Sequence[str]:

@@ -57,8 +57,8 @@ class RetrievalRecalls:
 
     @property
     def rsum(self) -> float:
-        """Sum of all recalls in percent; the published RSUM when the ranks are 1, 5 and 10 (at most 600)."""
-        return 100.0 * (sum(self.image_to_text.values()) + sum(self.text_to_image.values()))
+        """Sum of all recalls; at ranks 1, 5 and 10 the published RSUM in percent is 100 times this (6: perfect)."""
+        return sum(self.image_to_text.values()) + sum(self.text_to_image.values())
 
     def to_dict(self) -> dict[str, float | int]:
         """Flat, JSON-ready form: `image_to_text_r1`, `text_to_image_r1`, …, `rsum` and the counts."""

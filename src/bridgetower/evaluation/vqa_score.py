@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bridgetower.data.answers import normalise_answer
+from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class AnsweredQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class VqaScores:
-    """Mean scores in percent, to two decimals as the official evaluation gives them.
+    """Mean scores from 0 to 1, to four decimals: the two that the official evaluation gives in percent.
 
     Attributes:
         overall: Of all questions.
@@ -54,7 +54,7 @@ def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]
         )
     scores = [vqa_score(*pair) for pair in zip(predictions, (question.answers for question in questions), strict=True)]
     return VqaScores(
-        overall=_percent(scores),
+        overall=_mean(scores),
         by_answer_type=_by_type(scores, [question.answer_type for question in questions]),
         by_question_type=_by_type(scores, [question.question_type for question in questions]),
     )
@@ -65,7 +65,8 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
 
     It is the mean, over all ways to leave one annotator out, of min(n / 3, 1), n others having given the prediction.
     Where annotators differ, answers and prediction are compared in their normal form; where all are the same, as they
-    are.
+    are. Fewer than four annotators could never give 1 in this way: with them it is the share, in normal form, that gave
+    the prediction; with one, whether it is right.
 
     Raises:
         ValueError: There are no answers.
@@ -73,9 +74,12 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError("a question has no answers; expected those of the annotators")
     given, predicted = [_on_one_line(answer) for answer in answers], _on_one_line(prediction)
-    if len(set(given)) > 1:
+    few = len(given) < FEW_ANNOTATORS
+    if few or len(set(given)) > 1:
         given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
     same = given.count(predicted)
+    if few:
+        return same / len(given)
     others = [same - 1] * same + [same] * (len(given) - same)
     return sum(min(count / 3, 1.0) for count in others) / len(given)
 
@@ -88,9 +92,8 @@ def _by_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for score, name in zip(scores, types, strict=True):
         groups[name].append(score)
-    return {name: _percent(groups[name]) for name in sorted(groups)}
+    return {name: _mean(groups[name]) for name in sorted(groups)}
 
 
-def _percent(scores: Iterable[float]) -> float:
-    values = list(scores)
-    return round(100 * sum(values) / len(values), 2)
+def _mean(scores: Sequence[float]) -> float:
+    return round(sum(scores) / len(scores), 4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
 from bridgetower.data.config import DataConfig
 from bridgetower.data.schema import VQA as SCHEMA
 from bridgetower.evaluation.config import Protocol
@@ -93,11 +93,17 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
         submission=("submission.json", json_text([{"question_id": key, "answer": by_id[key]} for key in by_id])),
         judge=lambda: evaluation.judged(
             list(zip(answers, predictions.probabilities.tolist(), strict=True)),
-            expected=lambda entry: Counter(entry["answers"]).most_common(1)[0][0],
+            expected=lambda entry: _expected(entry["answers"]),
             score=lambda entry, answer: vqa_score(answer, entry["answers"]),
             groups=("answer_type", "question_type"),
         ),
     )
+
+
+def _expected(answers: Sequence[str]) -> str:
+    """Returns the most frequent answer in the form in which `vqa_score` compares it."""
+    raw = len(answers) >= FEW_ANNOTATORS and len(set(answers)) == 1
+    return answers[0] if raw else Counter(map(normalise_answer, answers)).most_common(1)[0][0]
 
 
 def question_scores(questions: EntryDataset, predictions: Predictions, names: Sequence[str]) -> VqaScores:
@@ -123,7 +129,7 @@ def question_scores(questions: EntryDataset, predictions: Predictions, names: Se
 
 
 def vqa_metrics(scores: VqaScores) -> dict[str, float]:
-    """Returns `vqa_score`, in percent, and that of each type of answer."""
+    """Returns `vqa_score` and that of each type of answer."""
     by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items() if name}
     return {"vqa_score": scores.overall, **by_type}
 
