@@ -70,7 +70,7 @@ class Official:
             image = backbone.vision_model(pixel_values)[-1][:, 0]
             head = self.module.itc
             vectors = F.normalize(head.image(image), dim=-1), F.normalize(head.text(text), dim=-1)
-            losses["itc"] = itc_loss(*vectors, batch.image_index, head.logit_scale())
+            losses["itc"] = itc_loss(vectors, batch.image_index, head.logit_scale())
         return losses
 
 

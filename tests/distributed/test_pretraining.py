@@ -304,8 +304,8 @@ def step_as_a_whole() -> Result:
         for number, batch in enumerate(own_micro_batches(process)):
             seed_dropout(process, number)
             features.append(task.features(batch))
-    images, texts = (torch.cat([getattr(f, name) for f in features]) for name in ("image_embeds", "text_embeds"))
-    loss = itc_loss(images, texts, torch.tensor(INDEX), task.model.contrastive_head().logit_scale())
+    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    loss = itc_loss(embeds, torch.tensor(INDEX), task.model.contrastive_head().logit_scale())
     (CONTRAST.itc * loss).backward()
     return {"total": CONTRAST.itc * loss.detach(), "gradients": gradients(task)}
 

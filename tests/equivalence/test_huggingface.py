@@ -17,6 +17,10 @@ import tiny
 from bridgetower import predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
+from bridgetower.data.batch import CaptionBatch
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import itc_loss
+from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 ATOL = 1e-5
@@ -120,6 +124,51 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     back, start = hf.reload(tmp_path / "back", "itm").state_dict(), theirs.state_dict()
     assert {value.dtype for value in back.values()} == {torch.float16}
     assert tiny.equal(back, start)
+
+
+class TestContrastiveLoss:
+    """The loss of transformers' contrastive class, as `return_loss=True` gives it."""
+
+    TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, tmp_path_factory: pytest.TempPathFactory) -> Case:
+        return make_case(tmp_path_factory.mktemp("hf"), "itc", {})
+
+    @pytest.fixture
+    def batch(self, case: Case) -> CaptionBatch:
+        config = case.checkpoint.config
+        return tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), config)
+
+    def theirs(self, case: Case, batch: CaptionBatch) -> tuple[float, dict[str, Tensor]]:
+        case.theirs.zero_grad()
+        inputs = {name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")}
+        loss = case.theirs(**inputs, return_loss=True).loss
+        loss.backward()
+        return loss.item(), hf.their_gradients(case.theirs)
+
+    def test_value_and_gradients(self, case: Case, batch: CaptionBatch) -> None:
+        value, gradients = self.theirs(case, batch)
+        model = case.checkpoint.model()
+        loss = PretrainingTask(model, self.TASK)(batch).total
+        loss.backward()
+        assert loss.item() == pytest.approx(value, abs=ATOL)
+        ours = hf.our_gradients(case.checkpoint, model)
+        assert ours.keys() == gradients.keys()
+        assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
+        assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
+
+    def test_control_images_and_texts_alone_differ(self, case: Case, batch: CaptionBatch) -> None:
+        value, _ = self.theirs(case, batch)
+        with torch.no_grad():
+            embeds = PretrainingTask(case.checkpoint.model(), self.TASK).features(batch).embeds
+            scale = case.checkpoint.model().contrastive_head().logit_scale()
+            images, texts, pairs = embeds
+            others = (images, texts), (texts, images, pairs), (images, pairs, texts)
+            losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]
+        assert losses[0] == pytest.approx(value, abs=ATOL)
+        assert all(abs(loss - value) > 100 * ATOL for loss in losses[1:])
 
 
 class TestControls:

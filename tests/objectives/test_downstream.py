@@ -1,6 +1,7 @@
 """The downstream tasks on small models: losses, predictions, what is encoded, and what they refuse."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 import tiny
 from bridgetower.data.batch import Batch, RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.objectives.classification import ClassificationTask, answerer, classifier, regressor
+from bridgetower.objectives.classification import ClassificationTask, answerer, classifier, regressor, task_of_head
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.ranking import RankingTask
 
@@ -58,6 +59,16 @@ class TestSnliVe:
         assert losses.total.item() == pytest.approx(F.nll_loss(probabilities.log(), batch.labels).item(), rel=1e-5)
         right = (probabilities.argmax(dim=1) == batch.labels).float().mean().item()
         assert losses.metrics["accuracy"].item() == pytest.approx(right)
+
+
+class TestSeveralLabels:
+    def test_accuracy_is_that_of_the_likelier_answer_to_each_class(self) -> None:
+        network = model(classification=2, multi_label=True)
+        with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
+            network.classification_head.decoder.weight.zero_()
+            network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
+        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts())
+        assert float(task_of_head(network, "classification")(batch).metrics["label_accuracy"]) == pytest.approx(5 / 6)
 
 
 class TestNlvr2:
@@ -110,6 +121,13 @@ class TestRanking:
     def test_matching_beside_it(self, batch: RankingBatch) -> None:
         losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(batch)
         assert losses.total.item() == pytest.approx((losses.parts["rank"] + 0.5 * losses.parts["itm"]).item())
+
+    def test_of_one_image_only_matching_is_left_out(self, batch: RankingBatch) -> None:
+        losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(
+            replace(batch, image_index=torch.ones(3, dtype=torch.long))
+        )
+        assert losses.parts["itm"] == 0
+        assert losses.total == losses.parts["rank"]
 
     def test_matching_reads_the_true_texts(self, batch: RankingBatch) -> None:
         network = model(rank=True)

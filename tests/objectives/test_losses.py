@@ -18,10 +18,12 @@ def features(count: int, seed: int = 0, width: int = 6) -> Tensor:
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def slow_itc(images: Tensor, texts: Tensor, index: list[int], scale: float) -> float:
-    """InfoNCE in both directions, pair by pair in double precision, with equal weight on every pair of one image."""
+def slow_itc(images: Tensor, texts: Tensor, index: list[int], scale: float, joint: Tensor | None = None) -> float:
+    """InfoNCE in all directions, pair by pair in double precision, with equal weight on every pair of one image."""
+    directions = [(images, texts), (texts, images)] if joint is None else [(texts, images), (texts, joint)]
+    directions += [] if joint is None else [(images, joint)]
     losses = []
-    for rows, columns in ((images.double(), texts.double()), (texts.double(), images.double())):
+    for rows, columns in ((one.double(), other.double()) for one, other in directions):
         for row, own in enumerate(index):
             exponents = [scale * float(rows[row] @ column) for column in columns]
             normaliser = math.log(sum(math.exp(exponent) for exponent in exponents))
@@ -36,25 +38,28 @@ class TestItc:
     )
     def test_equals_the_slow_reference(self, index: list[int]) -> None:
         images, texts = features(5, 0), features(5, 1)
-        loss = itc_loss(images, texts, torch.tensor(index), SCALE)
+        loss = itc_loss((images, texts), torch.tensor(index), SCALE)
         assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
+        joint = features(5, 2)
+        of_three = itc_loss((images, texts, joint), torch.tensor(index), SCALE)
+        assert of_three.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5)
 
     def test_distinct_images_are_the_plain_diagonal(self) -> None:
         images, texts = features(4, 0), features(4, 1)
         logits, labels = SCALE * images @ texts.T, torch.arange(4)
         expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        torch.testing.assert_close(itc_loss(images, texts, torch.tensor([5, 3, 9, 0]), SCALE), expected)
+        torch.testing.assert_close(itc_loss((images, texts), torch.tensor([5, 3, 9, 0]), SCALE), expected)
 
     def test_duplicates_change_the_loss(self) -> None:
         images, texts = features(4, 0), features(4, 1)
-        distinct, duplicate = (itc_loss(images, texts, torch.tensor(i), SCALE) for i in ([0, 1, 2, 3], [0, 0, 2, 3]))
+        distinct, duplicate = (itc_loss((images, texts), torch.tensor(i), SCALE) for i in ([0, 1, 2, 3], [0, 0, 2, 3]))
         assert abs(float(distinct - duplicate)) > 1e-3
 
     def test_bfloat16_autocast_changes_nothing(self) -> None:
         images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
-        plain = itc_loss(images, texts, index, SCALE)
+        plain = itc_loss((images, texts), index, SCALE)
         with torch.autocast("cpu", torch.bfloat16):
-            assert itc_loss(images, texts, index, SCALE) == plain
+            assert itc_loss((images, texts), index, SCALE) == plain
             rounded = SCALE * images @ texts.T
         assert (rounded.float() - similarity(images, texts, SCALE)).abs().max() > 1e-3  # what it would have cost
 
@@ -64,7 +69,7 @@ class TestItc:
         with torch.no_grad():
             head.temperature.fill_(given)
         images, texts = features(3, 0), features(3, 1)
-        loss = itc_loss(images, texts, torch.arange(3), head.logit_scale())
+        loss = itc_loss((images, texts), torch.arange(3), head.logit_scale())
         assert head.temperature.item() == pytest.approx(clamped)
         assert loss.item() == pytest.approx(slow_itc(images, texts, [0, 1, 2], 1 / clamped), rel=1e-4)
         loss.backward()
@@ -75,7 +80,7 @@ class TestItc:
         images, texts = (features(4, seed).double().requires_grad_() for seed in (0, 1))
         index = torch.tensor([0, 0, 2, 3])
         # The loss itself computes in single precision: central differences of the slow reference judge it.
-        itc_loss(images, texts, index, SCALE.double()).backward()
+        itc_loss((images, texts), index, SCALE.double()).backward()
         step = 1e-5
         for row, column in ((0, 0), (2, 3)):
             moved = images.detach().clone()

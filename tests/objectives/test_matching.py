@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.objectives.matching import Pairs, hard_pairs, pairs_with_negatives, random_pairs, uniform_pairs
+from bridgetower.objectives.matching import (
+    Pairs,
+    _tell_of_no_negatives,
+    hard_pairs,
+    matching_loss,
+    pairs_with_negatives,
+    random_pairs,
+    uniform_pairs,
+)
 
 SEEDS = st.integers(0, 2**31)
 
@@ -62,11 +71,6 @@ class TestRandom:
         assert torch.equal(first.image_rows, again.image_rows)
         assert not torch.equal(first.image_rows, other.image_rows)
 
-    @pytest.mark.parametrize("index", [[3], [3, 3], [5, 5, 5, 5]])
-    def test_one_image_only(self, index: list[int]) -> None:
-        with pytest.raises(ValueError, match="at least two different images"):
-            random_pairs(torch.tensor(index), generator())
-
 
 class TestUniform:
     @given(index=image_indices(), seed=SEEDS)
@@ -85,10 +89,6 @@ class TestUniform:
             shares = torch.bincount(torch.stack(rows), minlength=4) / len(rows)
             assert shares[:2].tolist() == [0, 0]
             assert (shares[2:] - 0.5).abs().max() < 0.15
-
-    def test_one_image_only(self) -> None:
-        with pytest.raises(ValueError, match="at least two different images"):
-            uniform_pairs(torch.tensor([3, 3]), generator())
 
 
 class TestHard:
@@ -144,15 +144,46 @@ class TestHard:
         pairs = hard_pairs(scores, scores, index, index, slice(0, 3), generator())
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
 
-    def test_one_image_only(self) -> None:
-        index, scores = torch.tensor([4, 4]), torch.zeros(2, 2)
-        with pytest.raises(ValueError, match="at least two different images"):
-            hard_pairs(scores, scores, index, index, slice(0, 2), generator())
-
     def test_no_gradient_flows_through_the_draw(self) -> None:
         scores = torch.zeros(3, 3, requires_grad=True)
         pairs = hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), generator())
         assert not pairs.image_rows.requires_grad
+
+
+def pairs_of(negatives: str, index: Tensor) -> Pairs:
+    if negatives == "hard":
+        scores = torch.randn(len(index), len(index))
+        return hard_pairs(scores, scores, index, index, slice(0, len(index)), generator())
+    return (random_pairs if negatives == "random" else uniform_pairs)(index, generator())
+
+
+@pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
+class TestOneImageOnly:
+    @pytest.mark.parametrize("index", [[3], [3, 3], [5, 5, 5, 5]])
+    def test_all_pairs_are_true_and_nothing_is_learnt(
+        self, negatives: str, index: list[int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        _tell_of_no_negatives.cache_clear()
+        for _ in range(2):
+            pairs = pairs_of(negatives, torch.tensor(index))
+            assert pairs.labels.tolist() == [1] * len(pairs.labels)
+            assert max(*pairs.image_rows.tolist(), *pairs.text_rows.tolist(), 0) < len(index)
+            logits = torch.randn(len(pairs.labels), 2, requires_grad=True)
+            loss, accuracy = matching_loss(logits, pairs.labels)
+            loss.backward()
+            assert loss.item() == 0
+            assert logits.grad is not None
+            assert logits.grad.tolist() == [[0, 0]] * len(pairs.labels)
+            assert accuracy == (logits[:, 1] > logits[:, 0]).float().mean()
+        assert caplog.text.count("has no negatives") == 1
+
+    def test_two_images_are_learnt_from(self, negatives: str, caplog: pytest.LogCaptureFixture) -> None:
+        _tell_of_no_negatives.cache_clear()
+        pairs = pairs_of(negatives, torch.tensor([3, 4]))
+        logits = torch.randn(len(pairs.labels), 2)
+        loss, _ = matching_loss(logits, pairs.labels)
+        assert loss == F.cross_entropy(logits, pairs.labels)
+        assert not caplog.records
 
 
 def test_layout_of_positives_and_negatives() -> None:

@@ -16,6 +16,7 @@ from bridgetower.objectives.matching import hard_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 
 CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
+FUSED = CONFIG.override({"heads.itc": "fused"})
 ALL = Phase(mlm=1, itm=1, itc=1)
 
 
@@ -62,6 +63,14 @@ class TestWork:
         losses = task(make_batch())
         assert (calls.images, calls.texts, calls.pairs) == ([5], texts, pairs)
         assert set(losses.parts) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
+
+    @pytest.mark.parametrize(("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])])
+    def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase: Phase, pairs: list[int]) -> None:
+        task = PretrainingTask(tiny.build(FUSED), PretrainingConfig(phases=(phase,)))
+        calls = Calls(task.model)
+        task(make_batch()).parts["itc"].backward()
+        assert (calls.images, calls.pairs) == ([5], pairs)
+        assert task.model.itc_head.pooled.weight.grad.abs().max() > 1e-3
 
 
 class TestValues:
@@ -114,9 +123,33 @@ class TestValues:
         assert first == again
         assert first != other
 
-    def test_one_image_only(self) -> None:
-        with pytest.raises(ValueError, match="at least two different images"):
-            make_task()(make_batch((2, 2, 2)))
+    @pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
+    def test_of_one_image_only_matching_is_left_out(self, negatives: Any) -> None:
+        """The same parameters have gradients, as processes average them, and they are those of the other objectives."""
+        batch, gradients = make_batch((2, 2, 2)), []
+        for weight in (1, 100):
+            task = make_task(replace(ALL, itm=weight, negatives=negatives))
+            losses = task(batch)
+            assert losses.parts["itm"] == 0
+            losses.total.backward()
+            assert task.model.itm_head.fc.weight.grad is not None
+            assert not task.model.itm_head.fc.weight.grad.any()
+            gradients.append({name: value.grad for name, value in task.named_parameters()})
+        assert tiny.equal(*gradients)
+        assert all(gradient.isfinite().all() for gradient in gradients[0].values())
+
+    def test_mlm_is_weighed_with_its_accuracy(self) -> None:
+        """The mean over micro-batches is that over all hidden words then."""
+        task, batch = make_task(Phase(mlm=1, itm=0)), make_batch()
+        word = batch.mlm_labels[0, 1]
+        with torch.no_grad():
+            task.model.mlm_head.decoder.bias[word] += 1000
+        share = float((batch.mlm_labels[:, 1] == word).float().mean())
+        assert 0 < share < 1
+        plain, weighed = task(batch), task(replace(batch, mlm_weight=torch.tensor(0.25)))
+        assert float(plain.metrics["mlm_accuracy"]) == pytest.approx(share)
+        assert float(weighed.metrics["mlm_accuracy"]) == pytest.approx(share / 4)
+        assert weighed.parts["mlm"].item() == pytest.approx(plain.parts["mlm"].item() / 4)
 
 
 class TestWeights:
@@ -164,6 +197,11 @@ class TestPhases:
     def test_missing_heads(self, heads: dict[str, Any], phases: tuple[Phase, ...], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             PretrainingTask(BridgeTower(CONFIG.override(heads)), PretrainingConfig(phases=phases))
+
+    @pytest.mark.parametrize("phases", [(Phase(negatives="hard"),), (replace(ALL, until=0.5), Phase())])
+    def test_embeddings_of_pairs_are_not_left_behind_by_their_fusion_encoder(self, phases: tuple[Phase, ...]) -> None:
+        with pytest.raises(ValueError, match=r"heads\.itc is fused, but itc of the last phase is 0"):
+            PretrainingTask(BridgeTower(FUSED), PretrainingConfig(phases=phases))
 
     def test_heads_that_no_phase_needs_may_be_missing(self) -> None:
         model = BridgeTower(CONFIG.override({"heads.mlm": False, "heads.itc": None}))

@@ -100,16 +100,6 @@ def test_a_step_does_not_wait_for_the_device(name: str, contrast_over: str) -> N
     assert "gradient_norm" in means
 
 
-@pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
-@pytest.mark.parametrize("place", ["rank", "world"])
-def test_a_batch_without_negatives_is_refused_before_it_is_moved(negatives: Any, place: Any) -> None:
-    phases = (Phase(until=0.5, itc=1, negatives=negatives), replace(EVERYTHING, negatives="hard"))
-    config = run_config(phases=phases, negatives_from=place)
-    alike = [tiny.caption_batch((1, 1, 1, 1), (5, 3, 7, 4))] * 2
-    with pytest.raises(ValueError, match="a batch for matching needs at least two different images"):
-        step(PretrainingTask(on_gpu(), config.task), config, given=alike)
-
-
 def frozen_batches(folder: Path) -> list[CaptionBatch]:
     """Batches of what frozen towers made before, as it lies in files."""
     config, found = tiny.CONFIG, []

@@ -25,8 +25,11 @@ BATCHES = [
 ]
 
 
-def make_task(phase: Phase) -> PretrainingTask:
-    model = tiny.build(tiny.changed(heads__itc_dropout=0.3)).train()
+HEADS = {"tower": {"heads__itc_dropout": 0.3}, "fused": {"heads__itc": "fused"}}
+
+
+def make_task(phase: Phase, kind: str) -> PretrainingTask:
+    model = tiny.build(tiny.changed(**HEADS[kind])).train()
     return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
 
 
@@ -39,10 +42,13 @@ def gradients(task: PretrainingTask) -> dict[str, Tensor]:
 
 
 def in_parts(
-    phase: Phase, batches: Sequence[CaptionBatch] = BATCHES, again: Callable[[int], None] = seed
+    phase: Phase,
+    kind: str = "tower",
+    batches: Sequence[CaptionBatch] = BATCHES,
+    again: Callable[[int], None] = seed,
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """Losses of each micro-batch and the gradients of their mean."""
-    task = make_task(phase)
+    task = make_task(phase, kind)
     contrasts = contrast_of_step(task, batches, seed)
     parts = []
     for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
@@ -53,16 +59,15 @@ def in_parts(
     return parts, gradients(task)
 
 
-def as_a_whole(phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+def as_a_whole(phase: Phase, kind: str = "tower") -> tuple[Tensor, dict[str, Tensor]]:
     """ITC of all batches with one graph, and the gradients of it and of the other objectives' means."""
-    task, features = make_task(phase), []
+    task, features = make_task(phase, kind), []
     for number, batch in enumerate(BATCHES):
         seed(number)
         features.append(task.features(batch))
-    images, texts, index = (
-        torch.cat([getattr(part, name) for part in features]) for name in ("image_embeds", "text_embeds", "image_index")
-    )
-    loss = itc_loss(images, texts, index, task.model.contrastive_head().logit_scale())
+    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    index = torch.cat([batch.image_index for batch in BATCHES])
+    loss = itc_loss(embeds, index, task.model.contrastive_head().logit_scale())
     (phase.itc * loss).backward()
     if phase.itm:
         for number, batch in enumerate(BATCHES):
@@ -78,27 +83,30 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1)) for name in one)
 
 
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
-def test_losses_and_gradients_are_those_of_the_whole(phase: Phase) -> None:
-    parts, found = in_parts(phase)
-    loss, expected = as_a_whole(phase)
+def test_losses_and_gradients_are_those_of_the_whole(phase: Phase, kind: str) -> None:
+    parts, found = in_parts(phase, kind)
+    loss, expected = as_a_whole(phase, kind)
     for part in parts:
         torch.testing.assert_close(part["itc"], loss, atol=2e-6, rtol=1e-5)
     assert distance(found, expected) < 1e-5
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
     assert float(expected["text.layers.0.mlp.up.weight"].abs().max()) > 1e-4
+    assert kind == "tower" or float(expected["itc_head.pooled.weight"].abs().max()) > 1e-3
 
 
-def test_control_other_draws_of_dropout_differ() -> None:
-    _, expected = as_a_whole(CONTRAST)
-    _, found = in_parts(CONTRAST, again=lambda number: seed(number + 1))
+@pytest.mark.parametrize("kind", HEADS)
+def test_control_other_draws_of_dropout_differ(kind: str) -> None:
+    _, expected = as_a_whole(CONTRAST, kind)
+    _, found = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
     assert distance(found, expected) > 1e-3
 
 
 def test_features_that_are_not_finite_name_their_batch() -> None:
     spoilt = replace(BATCHES[1], pixel_values=BATCHES[1].pixel_values * torch.nan)
     with pytest.raises(FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"):
-        in_parts(CONTRAST, [BATCHES[0], spoilt])
+        in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
 
 
 def test_which_steps_encode_their_micro_batches_twice(tiny_dataset: Path) -> None:

@@ -18,12 +18,11 @@ class Features:
     """What the contrastive loss reads of some pairs.
 
     Attributes:
-        image_embeds, text_embeds: L2-normalised.
+        embeds: As `itc_loss` takes them.
         image_index: Equal numbers mark the same image, across ranks.
     """
 
-    image_embeds: Float[Tensor, "b c"]
-    text_embeds: Float[Tensor, "b c"]
+    embeds: tuple[Float[Tensor, "b c"], ...]
     image_index: Int[Tensor, " b"]
 
 
@@ -33,28 +32,25 @@ class Contrast:
 
     Attributes:
         loss: Over all parts.
-        image_embeds, text_embeds: Gradients of the loss for the features of this part.
+        embeds: Gradients of the loss for the features of this part.
         logit_scale: Gradient of the loss for the scale.
         num_parts: Of the batch.
     """
 
     loss: Float[Tensor, ""]
-    image_embeds: Float[Tensor, "b c"]
-    text_embeds: Float[Tensor, "b c"]
+    embeds: tuple[Float[Tensor, "b c"], ...]
     logit_scale: Float[Tensor, ""]
     num_parts: int
 
-    def through(
-        self, image_embeds: Float[Tensor, "b c"], text_embeds: Float[Tensor, "b c"], logit_scale: Float[Tensor, ""]
-    ) -> Float[Tensor, ""]:
+    def through(self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Returns the loss such that the mean over all parts gives these features the right gradients.
 
         Args:
-            image_embeds, text_embeds: The features of this part, computed again with a graph.
+            embeds: The features of this part, computed again with a graph.
             logit_scale: 1 / temperature, likewise.
         """
-        linear = (self.image_embeds * image_embeds).sum() + (self.text_embeds * text_embeds).sum()
-        linear = self.num_parts * linear + self.logit_scale * logit_scale
+        products = [(gradient * each).sum() for gradient, each in zip(self.embeds, embeds, strict=True)]
+        linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
         return linear - linear.detach() + self.loss  # in this order the value is that of the loss to the bit
 
 
@@ -71,22 +67,28 @@ def contrast_parts(
         gather_with_grads: Let gradients flow to the features of other ranks.
     """
     scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
-    own = [_leaf(torch.cat(embeds)) for embeds in zip(*((p.image_embeds, p.text_embeds) for p in parts), strict=True)]
+    own = [_leaf(torch.cat(embeds)) for embeds in zip(*(part.embeds for part in parts), strict=True)]
     with torch.enable_grad():
         gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in own]
     columns, index = [_leaf(embeds) for embeds in gathered], all_gather(torch.cat([part.image_index for part in parts]))
-    rows = [(_leaf(part.image_embeds), _leaf(part.text_embeds)) for part in parts]
+    rows = [[_leaf(embeds) for embeds in part.embeds] for part in parts]
     loss = torch.zeros_like(logit_scale)
     for part, leaves in zip(parts, rows, strict=True):  # the similarities of one part at a time
         with torch.enable_grad():
-            mean = info_nce(leaves, part.image_index, (columns[0], columns[1]), index, logit_scale=scale)
+            mean = info_nce(leaves, part.image_index, columns, index, logit_scale=scale)
             share = mean * (len(part.image_index) / sum(lengths))
         share.backward()
         loss = loss + share.detach()
     as_columns = torch.autograd.grad(gathered, own, [_gradient(embeds) for embeds in columns])
+    more = zip(*(embeds.split(lengths) for embeds in as_columns), strict=True)
     return [
-        Contrast(loss, _gradient(image) + more_image, _gradient(text) + more_text, _gradient(scale), len(parts))
-        for (image, text), more_image, more_text in zip(rows, *(e.split(lengths) for e in as_columns), strict=True)
+        Contrast(
+            loss,
+            tuple(_gradient(leaf) + added for leaf, added in zip(leaves, others, strict=True)),
+            _gradient(scale),
+            len(parts),
+        )
+        for leaves, others in zip(rows, more, strict=True)
     ]
 
 
@@ -95,5 +97,4 @@ def _leaf(embeds: Tensor) -> Tensor:
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad  # texts of three embeddings are no columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,54 +90,57 @@ def vqa_loss(
     return loss, scores.mean().detach()
 
 
+DIRECTIONS = {2: ((0, 1), (1, 0)), 3: ((1, 0), (1, 2), (0, 2))}
+"""Which embeddings choose among which, by how many each pair has: of its image, its text and of both fused.
+
+Two: official `compute_itc`. Three: the loss of transformers' contrastive model.
+"""
+
+
 def itc_loss(
-    image_embeds: Float[Tensor, "b c"],
-    text_embeds: Float[Tensor, "b c"],
+    embeds: Sequence[Float[Tensor, "b c"]],
     image_index: Int[Tensor, " b"],
     logit_scale: Float[Tensor, ""],
     *,
     gather_with_grads: bool = True,
 ) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE of this rank's rows against the features of all ranks.
+    """InfoNCE of this rank's rows against the features of all ranks.
 
-    Every text of an image is a positive of it with equal weight; with one text per image these soft targets are the
+    Everything of the same image is a positive with equal weight; with one text per image these soft targets are the
     usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
 
     Args:
-        image_embeds, text_embeds: L2-normalised; row b of both is a pair.
+        embeds: L2-normalised, of images, of texts and, if it is compared, of each image fused with its text.
         image_index: Equal numbers mark the same image, across ranks.
         logit_scale: 1 / temperature.
         gather_with_grads: Let gradients flow to the features of other ranks.
     """
-    images, texts = (all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in (image_embeds, text_embeds))
-    return info_nce(
-        (image_embeds, text_embeds), image_index, (images, texts), all_gather(image_index), logit_scale=logit_scale
-    )
+    columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
+    return info_nce(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
 def info_nce(
-    rows: tuple[Float[Tensor, "r c"], Float[Tensor, "r c"]],
+    rows: Sequence[Float[Tensor, "r c"]],
     row_index: Int[Tensor, " r"],
-    columns: tuple[Float[Tensor, "s c"], Float[Tensor, "s c"]],
+    columns: Sequence[Float[Tensor, "s c"]],
     column_index: Int[Tensor, " s"],
     *,
     logit_scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Mean over pairs and directions of the contrastive loss of each pair against all columns.
+    """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns.
 
     Args:
-        rows: Images and texts of some pairs.
+        rows: Embeddings of some pairs, as in `itc_loss`.
         row_index: Equal numbers mark the same image.
-        columns: Images and texts of all pairs, those of the rows included.
+        columns: Those of all pairs, those of the rows included.
         column_index: As `row_index`.
         logit_scale: 1 / temperature.
     """
     positives = (row_index[:, None] == column_index[None]).float()
     targets = positives / positives.sum(dim=1, keepdim=True)
-    (images, texts), (all_images, all_texts) = rows, columns
     losses = [
-        F.cross_entropy(similarity(one, others, logit_scale), targets)
-        for one, others in ((images, all_texts), (texts, all_images))
+        F.cross_entropy(similarity(rows[one], columns[other], logit_scale), targets)
+        for one, other in DIRECTIONS[len(rows)]
     ]
     return torch.stack(losses).mean()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-NO_NEGATIVES = (
-    "a batch for matching needs at least two different images, with different captions; use a larger batch or more data"
-)
+from bridgetower.objectives.losses import class_loss
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,6 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     Args:
         image_index: Equal numbers mark the same image, which is never a negative.
         generator: Source of all draws, on the CPU.
-
-    Raises:
-        ValueError: All images of the batch are the same.
     """
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
@@ -41,7 +40,8 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     rows = torch.arange(count, device=image_index.device)
     others = image_index[:, None] != image_index[None]
     negatives = _draw(torch.zeros_like(others, dtype=torch.float32), others, generator)
-    return Pairs(torch.where(labels == 1, rows, negatives), rows, labels)
+    images = torch.where(labels == 1, rows, negatives)
+    return Pairs(images, rows, (image_index[images] == image_index).long())
 
 
 def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
@@ -50,15 +50,11 @@ def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) ->
     Args:
         image_index: Equal numbers mark the same image, which is never a negative.
         generator: Source of all draws, on the CPU.
-
-    Raises:
-        ValueError: All images of the batch are the same.
     """
     others = image_index[:, None] != image_index[None]
     alike = torch.zeros_like(others, dtype=torch.float32)
-    return pairs_with_negatives(
-        _draw(alike, others, generator), _draw(alike, others, generator), slice(0, len(image_index))
-    )
+    draws = _draw(alike, others, generator), _draw(alike, others, generator)
+    return _truly_labelled(pairs_with_negatives(*draws, slice(0, len(image_index))), image_index)
 
 
 def hard_pairs(
@@ -82,16 +78,10 @@ def hard_pairs(
         all_image_index: Of the candidates.
         own_columns: Where this rank's pairs stand among the candidates.
         generator: Source of all draws, on the CPU.
-
-    Raises:
-        ValueError: All candidates are the same image.
     """
     others = image_index[:, None] != all_image_index[None]
-    return pairs_with_negatives(
-        _draw(text_to_image, others, generator),
-        _draw(image_to_text, others, generator),
-        own_columns,
-    )
+    draws = _draw(text_to_image, others, generator), _draw(image_to_text, others, generator)
+    return _truly_labelled(pairs_with_negatives(*draws, own_columns), all_image_index)
 
 
 def pairs_with_negatives(
@@ -105,15 +95,39 @@ def pairs_with_negatives(
     return Pairs(torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts]), labels)
 
 
+def matching_loss(
+    logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy and accuracy; the loss is 0 where nothing is a negative, which would teach to say yes to all."""
+    loss, accuracy = class_loss(logits, labels)
+    has_negatives = (labels == 0).any()
+    if labels.device.type == "cpu" and not has_negatives:  # a GPU is not waited for
+        _tell_of_no_negatives()
+    return loss * has_negatives, accuracy
+
+
+@cache
+def _tell_of_no_negatives() -> None:
+    """Logs it the first time."""
+    logger.warning(
+        "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; if "
+        "this is frequent, raise micro_batch_size or use more data"
+    )
+
+
+def _truly_labelled(pairs: Pairs, image_index: Int[Tensor, " n"]) -> Pairs:
+    """Pairs are of one image where nothing else could be drawn; the index is of all candidates."""
+    return replace(pairs, labels=(image_index[pairs.image_rows] == image_index[pairs.text_rows]).long())
+
+
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
     """Draws one column per row from the softmax over the allowed ones, as `torch.multinomial` does on a CPU.
 
-    The numbers are drawn on the CPU and compared on the device, which is not waited for.
+    The numbers are drawn on the CPU and compared on the device, which is not waited for. Rows without an allowed column
+    get the first one.
     """
-    if allowed.device.type == "cpu" and not bool(allowed.any(dim=1).all()):
-        raise ValueError(NO_NEGATIVES)
     # Features that are not finite must not end here: the loss that follows from them names the batch.
     finite = logits.detach().float().nan_to_num()
-    weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
     return (weights / draws.to(weights.device, non_blocking=True)).argmax(dim=1)

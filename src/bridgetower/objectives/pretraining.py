@@ -15,8 +15,8 @@ from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features
 from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, own_columns, similarity
-from bridgetower.objectives.matching import Pairs, hard_pairs, random_pairs, uniform_pairs
+from bridgetower.objectives.losses import Losses, itc_loss, mlm_loss, own_columns, similarity
+from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
 
 class PretrainingTask(nn.Module):
@@ -46,9 +46,6 @@ class PretrainingTask(nn.Module):
         Args:
             batch: Images with captions.
             contrast: ITC over more than this batch, from `contrast_parts`; None compares the pairs of the batch.
-
-        Raises:
-            ValueError: All images of the batch are the same, so that matching has no negatives.
         """
         phase = self.config.phase(self.progress)
         image, text = self.encode(batch, phase)
@@ -77,7 +74,7 @@ class PretrainingTask(nn.Module):
         """Returns what ITC reads, drawing the dropout that `forward` draws from the same random state."""
         image, text = self._encode(batch, self.config.phase(self.progress))
         assert text is not None  # the phase has ITC
-        return Features(self.model.image_embeds(image), self.model.text_embeds(text), batch.image_index)
+        return Features(self._embeds(image, text), batch.image_index)
 
     def encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
         """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
@@ -92,16 +89,16 @@ class PretrainingTask(nn.Module):
         self, image: Encoded, text: Encoded, batch: CaptionBatch, contrast: Contrast | None = None
     ) -> Float[Tensor, ""]:
         """Contrastive loss over the features of all ranks, or `contrast` with the features of this batch."""
-        features = self.model.image_embeds(image), self.model.text_embeds(text)
+        embeds = self._embeds(image, text)
         scale = self.model.contrastive_head().logit_scale()
         if contrast is not None:
-            return contrast.through(*features, scale)
-        return itc_loss(*features, batch.image_index, scale, gather_with_grads=self.config.gather_with_grads)
+            return contrast.through(embeds, scale)
+        return itc_loss(embeds, batch.image_index, scale, gather_with_grads=self.config.gather_with_grads)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
-        return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+        return matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, masked: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
@@ -133,12 +130,18 @@ class PretrainingTask(nn.Module):
         return pairs, (image, text)
 
     def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
-        text = None
+        text, fuses_texts = None, phase.itm or (phase.itc and self.model.compares_pairs)
         if phase.itm or phase.itc:  # before the images, as the gradients of word embeddings need memory twice
-            outputs: EncodeOutputs = "layers" if phase.itm else "cls"
+            outputs: EncodeOutputs = "layers" if fuses_texts else "cls"
             text = encode_text(self.model, batch.input_ids, batch.attention_mask, outputs=outputs)
-        image = encode_image(self.model, batch.pixel_values, outputs="layers" if phase.itm or phase.mlm else "cls")
+        image = encode_image(self.model, batch.pixel_values, outputs="layers" if fuses_texts or phase.mlm else "cls")
         return image, text
+
+    def _embeds(self, image: Encoded, text: Encoded) -> tuple[Float[Tensor, "b c"], ...]:
+        """What ITC compares: images, texts and, where the head has embeddings of pairs, each image with its text."""
+        model = self.model
+        embeds = model.image_embeds(image), model.text_embeds(text)
+        return (*embeds, model.pair_embeds(model.fuse(image, text).pooled)) if model.compares_pairs else embeds
 
 
 def gather_texts(text: Encoded) -> Encoded:
@@ -156,3 +159,8 @@ def _check_heads(model: BridgeTower, config: PretrainingConfig) -> None:
     missing = [name for name, needs in needed.items() if needs and getattr(model, f"{name}_head") is None]
     if missing:
         raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
+    if model.compares_pairs and not config.phases[-1].itc:
+        raise ValueError(
+            "heads.itc is fused, but itc of the last phase is 0: what it changes in the fusion encoder would make "
+            "embeddings of pairs unlike those of images and texts; give itc a weight, or set heads.itc to tower or None"
+        )

@@ -15,7 +15,7 @@ from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss
-from bridgetower.objectives.matching import random_pairs
+from bridgetower.objectives.matching import matching_loss, random_pairs
 
 
 class RankingTask(nn.Module):
@@ -38,8 +38,7 @@ class RankingTask(nn.Module):
         """Returns the loss of ranking, that of matching if it has a weight, and their accuracies.
 
         Raises:
-            ValueError: The model lacks a head, or all images of the batch are the same, so that matching has no
-                negatives.
+            ValueError: The model lacks a head.
         """
         image, text = self.encode(batch)
         scores = self.scores(image, text)
@@ -72,4 +71,4 @@ class RankingTask(nn.Module):
         pairs = random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
         true_texts = pairs.text_rows * (len(text) // len(image))
         fused = self.model.fuse(image[pairs.image_rows], text[true_texts])
-        return class_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+        return matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)

@@ -70,7 +70,7 @@ def contrast_of_step(
             seed(number)
             with precision():
                 features.append(task.features(batch))
-            embeds = features[-1].image_embeds, features[-1].text_embeds
+            embeds = features[-1].embeds
             if embeds[0].device.type == "cpu" and not all(torch.isfinite(each).all() for each in embeds):
                 raise FloatingPointError(
                     f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "

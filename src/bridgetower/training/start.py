@@ -26,6 +26,9 @@ from bridgetower.training.towers import Towers, read_towers, with_named_towers
 
 logger = logging.getLogger(__name__)
 
+_OF_ITC = ("itc", "itc_size", *POOLING_FIELDS)
+"""What a checkpoint decides of the contrastive head unless the run changes one of them in its recipe."""
+
 
 def starting_checkpoint(
     config: RunConfig, task: TaskSpec | None = None, extensions: Extensions = NO_EXTENSIONS
@@ -89,11 +92,16 @@ def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> Processor
 
 def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
     """Returns the checkpoint with exactly the heads of the run's config; new ones are drawn."""
-    if config.model.heads.nlvr2:
+    usual, found, chosen = _default_model(config, spec), checkpoint.config.heads, config.model.heads
+    if chosen.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
-    kept, new, dropped = _sorted_heads(checkpoint.config.heads, config.model.heads)
-    model_config = replace(checkpoint.config, heads=_effective_heads(checkpoint.config.heads, config.model.heads, kept))
-    _check_model(_default_model(config, spec), config, checkpoint, model_config)
+    if found.itc and chosen.itc and all(getattr(chosen, name) == getattr(usual.heads, name) for name in _OF_ITC):
+        chosen = replace(chosen, **{name: getattr(found, name) for name in _OF_ITC})
+        if found.itc != usual.heads.itc:
+            logger.info("%s: its contrastive head is kept, of the kind %s", checkpoint.source, found.itc)
+    kept, new, dropped = _sorted_heads(found, chosen)
+    model_config = replace(checkpoint.config, heads=_effective_heads(found, chosen, kept))
+    _check_model(usual, config, checkpoint, model_config)
     if dropped:
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
     there = checkpoint.tensors

@@ -19,7 +19,6 @@ from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
-from bridgetower.objectives.matching import NO_NEGATIVES
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.fitting_size import does_not_fit
@@ -97,8 +96,6 @@ def _pass(task: Replicated, context: TrainContext, inputs: tuple[Any, ...], step
 def _on_device(batch: Any, context: TrainContext) -> Any:
     """Moves a batch to the device of the model; pixels that came as uint8 are normalised there."""
     device = context.model.device
-    if device.type != "cpu" and _draws_negatives(context) and len(batch.image_index.unique()) < 2:
-        raise ValueError(NO_NEGATIVES)
     moved = batch.to(device)
     raw = {
         name: context.images[0].processor.normalise(value)
@@ -106,17 +103,6 @@ def _on_device(batch: Any, context: TrainContext) -> Any:
         if context.images and isinstance(value, Tensor) and value.dtype == torch.uint8
     }
     return replace(moved, **raw) if raw else moved
-
-
-def _draws_negatives(context: TrainContext) -> bool:
-    """Whether matching draws other images of a micro-batch; a GPU would have to be waited for to see that none is."""
-    task: Any = context.task
-    config = context.config.task
-    if not isinstance(config, PretrainingConfig):
-        return False
-    phase = config.phase(task.progress)
-    of_all = phase.negatives == "hard" and config.negatives_from == "world" and world_size() > 1
-    return phase.itm > 0 and not of_all
 
 
 def counts_labels(config: RunConfig, progress: float) -> bool:
