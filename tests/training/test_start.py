@@ -80,6 +80,50 @@ class TestHeads:
         assert start.tensors["itc_head.pooled.weight"].shape[0] == 6
         assert "they start anew: itc" in caplog.text
 
+    def test_a_contrastive_head_keeps_its_kind_where_the_run_has_that_of_its_recipe(
+        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fused = HeadsConfig(mlm=True, itm=True, itc="fused", itc_size=6)
+        first = starting_checkpoint(with_heads(config, fused))
+        write_checkpoint(first, tmp_path / "fused")
+        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data, image_size=None)
+        caplog.clear()
+        start = starting_checkpoint(recipe)
+        assert start.config.heads == replace(fused, mlm=False)
+        for name, tensor in start.tensors.items():
+            assert torch.equal(tensor, first.tensors[name])
+        start.model()
+        assert "anew" not in caplog.text
+        # The other way round: the recipe for fused heads keeps that of towers, with what it reads.
+        pooled = there.config.override({"heads.itc_norm": True})
+        norms = {
+            f"itc_head.{side}_input.0.{kind}": torch.ones(8)
+            for side in ("image", "text")
+            for kind in ("weight", "bias")
+        }
+        write_checkpoint(replace(there, config=pooled, tensors=dict(there.tensors) | norms), tmp_path / "tower")
+        start = starting_checkpoint(
+            replace(RECIPES["contrastive-large"], init=str(tmp_path / "tower"), data=config.data)
+        )
+        assert (start.config.heads.itc, start.config.heads.itc_norm) == ("tower", True)
+        assert torch.equal(start.tensors["itc_head.image.weight"], there.tensors["itc_head.image.weight"])
+
+    @pytest.mark.parametrize("changes", [{"itc": "tower", "itc_norm": True}, {"itc": "tower", "itc_size": 5}])
+    def test_one_that_the_user_sets_starts_anew(
+        self,
+        config: RunConfig,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        changes: dict[str, Any],
+    ) -> None:
+        fused = HeadsConfig(itc="fused", itc_size=6)
+        write_checkpoint(starting_checkpoint(with_heads(config, fused)), tmp_path / "fused")
+        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data, image_size=None)
+        heads = replace(recipe.model.heads, **changes)
+        start = starting_checkpoint(replace(recipe, model=replace(recipe.model, heads=heads)))
+        assert start.config.heads.itc == "tower"
+        assert "they start anew: itc" in caplog.text
+
     def test_all_heads_of_the_checkpoint_are_kept(
         self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture
     ) -> None:

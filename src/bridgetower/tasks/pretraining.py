@@ -137,7 +137,7 @@ PRETRAIN_BASE = RunConfig(
     select_by="itm_accuracy",
 )
 
-PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, micro_batch_size=8)
+PRETRAIN_LARGE = replace(PRETRAIN_BASE, recipe="pretrain-large", model=LARGE, micro_batch_size=16)
 
 PRETRAIN_BASE_ITC = replace(
     PRETRAIN_BASE,
@@ -215,7 +215,8 @@ STARTER_MATCHING_METER = replace(STARTER_MATCHING, recipe="starter-matching-mete
 
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
-    source="paper, appendix, and official script for Flickr30k: ITC + ITM; give a pre-trained init",
+    source="paper, appendix, and official script for Flickr30k: ITC + ITM, on 8 GPUs: ITC compares 64 pairs, and hard "
+    "negatives are out of 8; give a pre-trained init",
     task=PretrainingConfig(phases=(Phase(mlm=0, itm=1, itc=1, negatives="hard"),)),
     model=replace(BASE_AT_384, heads=HeadsConfig(mlm=False, itc="tower")),
     image_size=384,
@@ -223,7 +224,7 @@ RETRIEVAL_FLICKR30K = RunConfig(
     data=replace(COLOUR_VIEWS, max_length=40),
     evaluation=RetrievalConfig(candidates=128),
     batch_size=512,
-    micro_batch_size=32,
+    micro_batch_size=8,
     max_epochs=20,
     precision="bf16",
     evaluate_every=1_000,
@@ -232,10 +233,12 @@ RETRIEVAL_FLICKR30K = RunConfig(
 RETRIEVAL_COCO = replace(
     RETRIEVAL_FLICKR30K,
     recipe="retrieval-coco",
-    source="paper, appendix, and official script for COCO: ITC + ITM; give a pre-trained init",
+    source="paper, appendix, and official script for COCO: ITC + ITM, on 8 GPUs: ITC compares 128 pairs, and hard "
+    "negatives are out of 16; give a pre-trained init",
     optimizer=replace(PAPER_OPTIMIZER, lr=4.5e-6, warmup=0.1),
     evaluation=RetrievalConfig(candidates=256),
     batch_size=256,
+    micro_batch_size=16,
     max_epochs=30,
     evaluate_every=10_000,
 )
@@ -251,6 +254,30 @@ RETRIEVAL_FLICKR30K_RANKING = replace(
     batch_size=2048,
     micro_batch_size=4,
     evaluate_every=0,
+)
+
+CONTRASTIVE_LARGE = RunConfig(
+    recipe="contrastive-large",
+    source="Hugging Face's post on fine-tuning bridgetower-large-itm-mlm-itc (huggingface.co/blog/bridgetower) and its "
+    "script in optimum-habana: ITC alone, 48 pairs on each of 8 devices, and what the Trainer of transformers does "
+    "unless told otherwise; give init. There each device compares its own pairs, here those of all devices",
+    task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
+    model=replace(LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512)),
+    optimizer=OptimizerConfig(
+        lr=1e-5,
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+        head_multiplier=1,
+        fusion_multiplier=1,
+        warmup=0.0,
+        clip_norm=1.0,
+    ),
+    data=DataConfig(max_length=128, num_workers=4),
+    batch_size=384,
+    micro_batch_size=48,
+    max_epochs=5,
+    precision="bf16",
+    select_by="itc_rsum",
 )
 
 PRETRAINING = TaskSpec(
@@ -274,7 +301,7 @@ PRETRAINING = TaskSpec(
         STARTER_MATCHING,
         STARTER_MATCHING_METER,
     ),
-    fine_tuning=(RETRIEVAL_FLICKR30K, RETRIEVAL_COCO),
+    fine_tuning=(RETRIEVAL_FLICKR30K, RETRIEVAL_COCO, CONTRASTIVE_LARGE),
     benchmarks={"retrieval": PretrainingConfig()},
 )
 
