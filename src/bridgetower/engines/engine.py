@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,6 +85,9 @@ class TorchEngine:
         """
         self.model = model.to(device, dtype).requires_grad_(False)
         self.device, self._dtype, self._compiler = device, dtype, compiler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_calls"}
 
     @cached_property
     def _calls(self) -> _Calls:

@@ -5,8 +5,10 @@ They are in `cpu_linear` and `cpu_attention`. In inference, some pairs are fused
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu_attention import BlockedAttention, SharedDrawDropout
@@ -30,18 +32,19 @@ def optimize_for_cpu(module: nn.Module) -> None:
     """Swaps in the kernels of this file, for training or use on a CPU; a model elsewhere is left as it is.
 
     Parameters, their names and hooks stay. Modules from outside this package and PyTorch are left as they are, with all
-    that is in them. What is to be exported, compiled or moved to another device must not be swapped.
+    that is in them. What is to be exported or compiled must not be swapped; a `BridgeTower` that is moved to another
+    device gets PyTorch's back.
     """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type == "cpu":
-        _swap(module)
+        _swap(module, _KERNELS)
 
 
-def _swap(module: nn.Module) -> None:
+def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
     if type(module).__module__.split(".")[0] in ("bridgetower", "torch"):
-        module.__class__ = _KERNELS.get(type(module), type(module))
+        module.__class__ = classes.get(type(module), type(module))
         for child in module.children():
-            _swap(child)
+            _swap(child, classes)
 
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
@@ -67,6 +70,12 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 class ChunkedBridgeTower(BridgeTower):
     """Fuses some pairs after others in inference, so that activations stay small."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BridgeTower:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.device.type != "cpu":
+            _swap(self, {kernel: plain for plain, kernel in _KERNELS.items()})
+        return self
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """See `BridgeTower.fuse`."""

@@ -6,6 +6,8 @@ both rates). An activation or a LayerNorm before a product is computed again for
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bridgetower.model.layers import FeedForward, SelfAttention, activated
+from bridgetower.model.layers import FeedForward, SelfAttention, activated, is_plain
 from bridgetower.model.products import onednn_is_faster
 from bridgetower.model.tower_config import Activation
 
@@ -23,7 +25,7 @@ _NORM = "norm_of"  # attribute of a LayerNorm's output
 
 
 class OneDnnLinear(nn.Linear):
-    """x·Wᵀ + b, with a weight that can be packed for inference."""
+    """x·Wᵀ + b, with a weight that can be packed for inference; whoever copies, moves or loads it meets a dense one."""
 
     def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:  # noqa: A002 - torch's name
         """Applies the layer to the last axis."""
@@ -34,24 +36,32 @@ class OneDnnLinear(nn.Linear):
         dense = _dense(self.weight.detach()).to(dtype)
         self.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(dense, None), requires_grad=False)
 
+    @contextmanager
+    def _unpacked(self) -> Iterator[None]:
+        packed = self.weight.is_mkldnn
+        if packed:
+            self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        yield
+        if packed and computes(self.weight.device, self.weight.dtype):
+            self.pack(self.weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OneDnnLinear:
+        with self._unpacked():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        with self._unpacked():
+            super()._load_from_state_dict(*args)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = _dense(destination[prefix + "weight"])
 
-
-class OneDnnSelfAttention(SelfAttention):
-    """Self-attention whose projections run in oneDNN, those of some queries too."""
-
-    def project(
-        self, hidden: Float[Tensor, "b l d"], num_queries: int | None
-    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """Returns the queries of the first positions, and all keys and values."""
-        if num_queries is None or self.qkv.weight.is_mkldnn:
-            query, key, value = self.qkv(hidden).chunk(3, dim=-1)
-            return query[:, :num_queries], key, value
-        width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
-        key, value = linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
-        return linear(hidden[:, :num_queries], weight[:width], bias[:width]), key, value
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.weight.is_mkldnn:
+            return vars(self)
+        dense = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        return vars(self) | {"_parameters": self._parameters | {"weight": dense}}
 
 
 class RecomputedFeedForward(FeedForward):
@@ -61,8 +71,10 @@ class RecomputedFeedForward(FeedForward):
         """Applies the layer position by position."""
         up = self.up(hidden)
         if torch.is_grad_enabled():
-            return linear(up, self.down.weight, self.down.bias, self.activation)
-        return self.down(activated_(up, self.activation))
+            if is_plain(self.down, OneDnnLinear):
+                return linear(up, self.down.weight, self.down.bias, self.activation)
+            return self.down(activated(up, self.activation))
+        return self.down((activated_ if is_plain(self.up, OneDnnLinear) else activated)(up, self.activation))
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,12 @@ def linear(
         return _product(_input(hidden, activation), weight, bias)
     output: Tensor = _OneDnn.apply(hidden, weight, bias, activation)  # type: ignore[no-untyped-call]
     return output
+
+
+class OneDnnSelfAttention(SelfAttention):
+    """Self-attention whose projections run in oneDNN, those of some queries too."""
+
+    linear_layer, product = OneDnnLinear, staticmethod(linear)
 
 
 def in_onednn(hidden: Tensor, weight: Tensor) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from bridgetower.model.config import Pooling
@@ -91,8 +92,17 @@ class DotProductAttention(nn.Module):
         return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+def is_plain(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether reading the weight is as good as calling the layer: not of adapters, quantised layers and hooked ones."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is kind and not any(hooks) and not is_traceable_wrapper_subclass(layer.weight)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
+
+    linear_layer: ClassVar[type[nn.Linear]] = nn.Linear
+    product: ClassVar[Callable[..., Tensor]] = staticmethod(F.linear)
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -110,12 +120,12 @@ class SelfAttention(nn.Module):
         self, hidden: Float[Tensor, "b l d"], num_queries: int | None
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
         """Returns the queries of the first positions, and all keys and values."""
-        if num_queries is None:
-            return self.qkv(hidden).chunk(3, dim=-1)
+        if num_queries is None or not is_plain(self.qkv, self.linear_layer) or self.qkv.weight.is_mkldnn:
+            query, key, value = self.qkv(hidden).chunk(3, dim=-1)
+            return query[:, :num_queries], key, value
         width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
-        query = F.linear(hidden[:, :num_queries], weight[:width], bias[:width])
-        key, value = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
-        return query, key, value
+        key, value = self.product(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+        return self.product(hidden[:, :num_queries], weight[:width], bias[:width]), key, value
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,235 @@
+"""The model as any module of PyTorch: copied, moved, loaded and pickled, also once its weights are packed; wrapped."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.engines.engine import TorchEngine
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu, pack_weights
+from bridgetower.predictor import Predictor, load
+
+CONFIG = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
+ATOL = 1e-5
+
+
+@torch.no_grad()
+def pooled(model: BridgeTower) -> Tensor:
+    return model.fuse(*tiny.encodings(model)).pooled
+
+
+def is_packed(model: nn.Module) -> bool:
+    return any(parameter.is_mkldnn for parameter in model.parameters())
+
+
+def through_file(model: BridgeTower) -> BridgeTower:
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    read: BridgeTower = torch.load(file, weights_only=False)
+    return read
+
+
+@pytest.fixture
+def used() -> BridgeTower:
+    """A model as an engine leaves it once it has computed."""
+    engine = TorchEngine(tiny.build(CONFIG), torch.device("cpu"))
+    with torch.inference_mode():
+        engine.fuse(*tiny.encodings(engine.model))
+        engine.encode_image(tiny.images(1))
+    assert is_packed(engine.model)
+    return engine.model
+
+
+class TestUsed:
+    """After the first use on a CPU, which packs the weights."""
+
+    @pytest.mark.parametrize(
+        "copied",
+        [copy.deepcopy, through_file, lambda model: pickle.loads(pickle.dumps(model))],
+        ids=["deepcopy", "torch.save", "pickle"],
+    )
+    def test_copies(self, used: BridgeTower, copied: Callable[[BridgeTower], BridgeTower]) -> None:
+        expected = pooled(used)
+        twin = copied(used)
+        assert is_packed(used)
+        assert tiny.equal(twin.state_dict(), used.state_dict())
+        assert tiny.off(pooled(twin), expected) < ATOL
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert torch.equal(pooled(used), expected), "they share nothing"
+
+    def test_another_state_dict(self, used: BridgeTower) -> None:
+        other = tiny.build(CONFIG, seed=1)
+        used.load_state_dict(other.state_dict())
+        assert is_packed(used)
+        assert tiny.off(pooled(used), pooled(other)) < ATOL
+        assert tiny.equal(used.state_dict(), other.state_dict())
+
+    def test_a_state_dict_that_does_not_fit(self, used: BridgeTower) -> None:
+        state = used.state_dict()
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            used.load_state_dict(state | {"fusion.text_layers.0.mlp.down.weight": torch.zeros(3, 3)})
+        assert tiny.equal(used.state_dict(), state)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_other_number_formats(self, used: BridgeTower, dtype: torch.dtype) -> None:
+        state = used.state_dict()
+        assert used.to(dtype) is used
+        assert tiny.equal(used.state_dict(), {name: value.to(dtype) for name, value in state.items()})
+        if dtype in (torch.float64, torch.float32):
+            pixels, texts = tiny.images(2).to(dtype), tiny.texts([5, 3])
+            theirs = tiny.build(CONFIG).to(dtype)
+            assert tiny.off(used(pixels, *texts).pooled, theirs(pixels, *texts).pooled) < ATOL
+
+    def test_another_device(self, used: BridgeTower) -> None:
+        used.to("meta")
+        assert {parameter.device.type for parameter in used.parameters()} == {"meta"}
+        assert [type(module) for module in used.modules()] == [type(module) for module in tiny.build(CONFIG).modules()]
+
+    def test_it_can_train(self, used: BridgeTower) -> None:
+        twin = copy.deepcopy(used).requires_grad_().train()
+        twin.fuse(*tiny.encodings(twin)).pooled.sum().backward()
+        grown = twin.fusion.text_layers[0].mlp.down.weight.grad
+        assert grown is not None
+        assert grown.abs().sum() > 0
+
+
+class TestPredictor:
+    TEXTS = ("a red square", "two blue circles")
+
+    @pytest.mark.parametrize("uses", [0, 1])
+    def test_copies(self, tiny_checkpoint: Path, uses: int) -> None:
+        predictor = load(tiny_checkpoint, device="cpu")
+        for _ in range(uses):
+            predictor.embed_texts(self.TEXTS)
+        for twin in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+            assert twin.fingerprint == predictor.fingerprint
+            assert tiny.off(twin.embed_texts(self.TEXTS), predictor.embed_texts(self.TEXTS)) < ATOL
+
+    def test_spawned_workers(self, tiny_checkpoint: Path) -> None:
+        predictor = load(tiny_checkpoint, device="cpu")
+        expected = predictor.embed_texts(self.TEXTS)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            assert tiny.off(pool.submit(vectors_of, predictor).result(), expected) < ATOL
+
+
+def vectors_of(predictor: Predictor) -> Tensor:
+    return predictor.embed_texts(TestPredictor.TEXTS)
+
+
+class Adapted(nn.Module):
+    """A linear layer with an adapter beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.adapter = tiny.off_defaults(nn.Linear(base.in_features, base.out_features, bias=False), seed=7)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.base(hidden) + self.adapter(hidden)
+
+
+def adapted(model: BridgeTower, names: tuple[str, ...]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if name in names:
+                setattr(parent, name, Adapted(child))
+
+
+def doubled(model: BridgeTower, names: tuple[str, ...]) -> None:
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names:
+            module.register_forward_hook(lambda module, given, output: 2 * output)
+
+
+@pytest.mark.parametrize(
+    "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
+)
+@pytest.mark.parametrize("wrap", [adapted, doubled])
+class TestWrappedLayers:
+    """Layers are called, so that what was put around them takes part, whatever is computed of the model."""
+
+    def made(
+        self,
+        wrap: Callable[[BridgeTower, tuple[str, ...]], None],
+        optimize: Callable[[BridgeTower], None],
+        names: tuple[str, ...],
+    ) -> BridgeTower:
+        model = tiny.build(CONFIG)
+        before = pooled(model)
+        wrap(model, names)
+        optimize(model)
+        assert tiny.off(pooled(model), before) > 0.01, "control: the layers do something else"
+        return model
+
+    def test_the_first_token_alone(self, wrap: Callable[..., None], optimize: Callable[[BridgeTower], None]) -> None:
+        model = self.made(wrap, optimize, ("qkv",))
+        image, text = tiny.encodings(model)
+        assert tiny.off(model.fuse(image, text, "pooled").pooled, model.fuse(image, text, "all").pooled) < ATOL
+        assert tiny.off(model.encode_image(tiny.images(3), outputs="cls").cls, image.cls) < ATOL
+        assert tiny.off(model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls").cls, text.cls) < ATOL
+
+    @pytest.mark.parametrize("name", ["up", "down"])
+    def test_with_gradients(
+        self, wrap: Callable[..., None], optimize: Callable[[BridgeTower], None], name: str
+    ) -> None:
+        model = self.made(wrap, optimize, (name,))
+        assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, pooled(model)) < ATOL
+
+
+def test_what_a_hook_was_given_stays_as_it_was() -> None:
+    model, kept = tiny.build(CONFIG), []
+    optimize_for_cpu(model)
+    up = model.fusion.text_layers[0].mlp.up
+    up.register_forward_hook(lambda module, given, output: kept.append((output, output.clone())))
+    pooled(model)
+    assert all(torch.equal(*pair) for pair in kept)
+
+
+class TestLora:
+    """Low-rank adapters of peft."""
+
+    def test_a_step_merged_and_saved(self, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=["itm_head"])
+        base = tiny.build(CONFIG)
+        start = pooled(base)
+        model = peft.get_peft_model(base, config)
+        optimize_for_cpu(base)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert any("lora_A" in name for name in trained)
+        assert all("lora_" in name or "itm_head" in name for name in trained)
+        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            fused = model.fuse(*tiny.encodings(model), "pooled").pooled
+            model.itm_logits(fused).square().sum().backward()
+            optimizer.step()
+        model.eval()
+        adapted = pooled(model)
+        assert tiny.off(adapted, start) > 0.01
+        assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
+        with torch.no_grad():
+            logits = model.itm_logits(adapted)
+
+        model.save_pretrained(tmp_path / "adapter")
+        again = peft.PeftModel.from_pretrained(tiny.build(CONFIG), tmp_path / "adapter").eval()
+        assert tiny.off(pooled(again), adapted) < ATOL
+        with torch.no_grad():
+            assert tiny.off(again.itm_logits(adapted), logits) < ATOL
+
+        merged = model.merge_and_unload()
+        assert isinstance(merged, BridgeTower)
+        assert merged.state_dict().keys() == tiny.build(CONFIG).state_dict().keys()
+        assert tiny.off(pooled(merged), adapted) < ATOL
