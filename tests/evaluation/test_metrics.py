@@ -299,6 +299,14 @@ class TestTwoStages:
         found = pairs.recalls(scores[pairs.image, pairs.text], truth, protocol, fold_size=fold_size)
         assert both_directions(found) == pytest.approx(both_directions(mean_recalls(expected)), abs=1e-12)
 
+    def test_zeros_of_both_signs_tie(self):
+        cosine = torch.tensor([[-0.0, 0.0, -1.0], [0.0, -0.0, -0.0], [-1.0, 0.0, -0.0]])
+        pairs = candidate_pairs(dense.scores_of(cosine), truth_of(torch.arange(3)), 1)
+        assert pairs.image[pairs.image_side].tolist() == [0, 1, 2]
+        assert pairs.text[pairs.image_side].tolist() == [0, 0, 1]
+        assert pairs.image[pairs.text_side].tolist() == [0, 0, 1]
+        assert pairs.text[pairs.text_side].tolist() == [0, 1, 2]
+
     def test_other_pairs_are_listed_and_not_ranked(self):
         cosine, index = make_case()
         truth, others = truth_of(index), (torch.arange(12), torch.arange(12))

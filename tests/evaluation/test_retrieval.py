@@ -18,7 +18,7 @@ from bridgetower.evaluation.config import Means, Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls
 from bridgetower.evaluation.pairs import CandidatePairs
 from bridgetower.evaluation.places import GroundTruth
-from bridgetower.evaluation.reranking import ITC_WEIGHTS, LEAST_IMAGES, Candidates
+from bridgetower.evaluation.reranking import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.retrieval import (
     evaluate_all_pairs,
     evaluate_matching,
@@ -206,11 +206,43 @@ class TestBothScores:
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
     def test_small_sets_give_a_weight_alone(self) -> None:
-        few, enough = (
-            cut(made_up_candidates(0, 1.0, 1.0), torch.arange(size)) for size in (LEAST_IMAGES - 1, 2 * LEAST_IMAGES)
-        )
-        assert few.fitted() == Reranking(itc_weight=few.fitted().itc_weight)
-        assert None not in (enough.fitted().calibration, enough.fitted().gain)
+        few, enough = (cut(made_up_candidates(0, 1.0, 1.0), torch.arange(size)).fitted() for size in (7, 8))
+        assert few == Reranking(itc_weight=few.itc_weight)
+        assert None not in (enough.calibration, enough.gain)
+
+    def test_a_gain_is_not_that_of_the_fit(self) -> None:
+        """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other.
+
+        A gain with the weight of the own half would be above 0.
+        """
+        right, half = torch.eye(40, dtype=torch.bool), torch.arange(40) % 2 == 1
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(40, 40, generator=generator)
+        itm = torch.where(half[:, None], torch.where(right, 200.0, noise), torch.where(right, -200.0, noise))
+        cosine = torch.where(half[:, None] & right, -0.2, torch.where(right, 0.2, noise / 10))
+        everything = torch.ones(40, 40, dtype=torch.bool)
+        pairs = dense.listed(everything, cosine=cosine)
+        truth = dense.truth_of(torch.arange(40))
+        candidates = Candidates(pairs=pairs, itm=itm[pairs.image, pairs.text], truth=truth, config=RetrievalConfig())
+        gain = candidates.fitted().gain
+        assert gain is not None
+        assert gain.difference < -0.3
+
+    def test_the_interval_is_one_of_95_percent(self) -> None:
+        """With a text for each image it is the mean ± 1.96 standard errors."""
+        found = made_up_candidates(0, 1.0, 1.0)
+        gain, images = found.fitted().gain, torch.arange(100) % 2
+        hits = {weight: found._hits(weight) for weight in ITC_WEIGHTS}
+        difference = torch.empty(100, dtype=torch.float64)
+        for half in (0, 1):
+            means = {weight: float((of.images + of.texts)[images != half].mean()) for weight, of in hits.items()}
+            best = [weight for weight, mean in means.items() if mean == pytest.approx(max(means.values()), abs=1e-12)]
+            weight = best[len(best) // 2]
+            difference[images == half] = (hits[weight].texts - hits[ITC_ALONE].texts)[images == half]
+        assert gain is not None
+        assert gain.difference == pytest.approx(float(difference.mean()))
+        error = float(difference.std()) / 10
+        assert (gain.low, gain.high) == pytest.approx((gain.difference - 1.96 * error, gain.difference + 1.96 * error))
 
     def test_folds_are_measured_apart(self) -> None:
         whole = made_up_candidates(0, 1.0, 1.0)

@@ -1,13 +1,16 @@
 """Scores survive a kill, come in batches of like length, and are kept under the name of what decides them."""
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
 from bridgetower.evaluation.scoring import pair_scorer
-from bridgetower.files import locked
+from bridgetower.files import locked, sha256_of
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
 
@@ -124,6 +127,33 @@ class TestWork:
         assert torch.equal(dense.similarity(found), dense.similarity(expected))
         assert list(tmp_path.iterdir()) == []
 
+    def test_damaged_parts_are_computed_again(
+        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        expected = evaluate_retrieval(tiny_model, images, CONFIG).metrics()
+        work, kept = tmp_path / "work", tmp_path / "kept"
+        hook = stop_after(tiny_model, 12)
+        with pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=work))
+        hook.remove()
+        (folder,) = work.iterdir()
+        folder.rename(kept)
+        names = {path.name for path in (kept / "process-0").glob("*.safetensors")}
+        assert len(names) >= 4
+
+        def flipped(content: bytes, share: float) -> bytes:
+            bit = int(share * 8 * len(content))
+            return (int.from_bytes(content, "little") ^ (1 << bit)).to_bytes(len(content), "little")
+
+        damages: list[Callable[[bytes], bytes]] = [partial(flipped, share=share) for share in (0, 0.6, 0.85, 0.9999)]
+        for damage in (*damages, lambda content: content[:-1], lambda content: b""):
+            shutil.copytree(kept, folder)
+            for path in (folder / "process-0").glob("*.safetensors"):
+                path.write_bytes(damage(path.read_bytes()))
+            caplog.clear()
+            assert evaluate_retrieval(tiny_model, images, CONFIG, Means(work=work)).metrics() == expected
+            assert {message.split()[1].rpartition("/")[2] for message in caplog.messages} == names
+
     def test_is_kept_until_the_results_are_written(
         self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, refused: Callable[..., str]
     ) -> None:
@@ -154,6 +184,30 @@ class TestWork:
         assert len(list(tmp_path.iterdir())) == 3
         evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
         assert len(list(tmp_path.iterdir())) == 2
+
+    def test_another_set_or_precision_starts_on_its_own(
+        self, tiny_model: BridgeTower, tiny_dataset: Path, tiny_processor: Processor, tmp_path: Path
+    ) -> None:
+        """Pairs and rows are the same in both, so that nothing but the name of the work keeps them apart."""
+        rows = pq.read_table(tiny_dataset / "test.parquet")
+        folder, work = tmp_path / "changed", tmp_path / "work"
+        shutil.copytree(tiny_dataset, folder)
+        originals = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
+        hook = stop_after(tiny_model, 12)
+        with pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, originals, CONFIG, Means(work=work))
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoppedError):
+            evaluate_retrieval(tiny_model, originals, CONFIG, Means(work=work))
+        hook.remove()
+        assert len(list(work.iterdir())) == 2
+        shuffled = rows["image"].take([*range(1, len(rows)), 0])
+        pq.write_table(rows.set_column(rows.column_names.index("image"), "image", shuffled), folder / "test.parquet")
+        info = json.loads((folder / "dataset.json").read_text())
+        info["splits"]["test"]["files"]["test.parquet"] = sha256_of(folder / "test.parquet")
+        (folder / "dataset.json").write_text(json.dumps(info))
+        changed = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
+        expected = evaluate_retrieval(tiny_model, changed, CONFIG).metrics()
+        assert evaluate_retrieval(tiny_model, changed, CONFIG, Means(work=work)).metrics() == expected
 
     def test_scores_of_other_pairs_are_not_taken(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path

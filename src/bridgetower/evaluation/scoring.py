@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,23 +15,24 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import Means, RetrievalConfig
 from bridgetower.evaluation.places import GroundTruth
-from bridgetower.files import locked, remove_leftovers, replacing
+from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.encoding import encode_image
 from bridgetower.processor import loaded
 from bridgetower.progress import count_bars, counted
+
+_LOG = logging.getLogger(__name__)
 
 PAIRS_PER_PART = 4096
 """About how many pairs are scored before their scores are kept."""
@@ -111,15 +113,17 @@ class PairScorer:
         starts = torch.searchsorted(rows, torch.tensor([0, *(part.stop for part in parts)])).tolist()
         digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
         names = [f"scores-{digest}-{number:05d}" for number in range(len(parts))]
-        encoded = self._image_parts([part for name, part in zip(names, parts, strict=True) if not self._is_kept(name)])
+        kept = [self._read(name) for name in names]
+        encoded = self._image_parts([part for part, logits in zip(parts, kept, strict=True) if logits is None])
         match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
             bar = bars.add_task("pairs", total=len(own))
-            for name, part, start, end in zip(names, parts, starts, starts[1:], strict=False):
-                numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
-                advance = partial(bars.advance, bar)
-                compute = partial(self._score_part, encoded, numbers, head or self._model.itm_logits, advance)
-                logits = self._kept(name, compute)
+            for name, logits, part, start, end in zip(names, kept, parts, starts, starts[1:], strict=False):
+                if logits is None:
+                    numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
+                    advance = partial(bars.advance, bar)
+                    logits = self._score_part(encoded, numbers, head or self._model.itm_logits, advance)
+                    self._keep(name, logits)
                 odds = log_odds(logits)
                 match[start:end] = logits[:, 1] if self._config.protocol == "paper" else odds
                 accepted[start:end] = odds > 0
@@ -188,19 +192,26 @@ class PairScorer:
     def _shown(self) -> bool:
         return self._means.progress and rank() == 0
 
-    def _is_kept(self, name: str) -> bool:
-        return self._folder is not None and (self._folder / f"{name}.safetensors").exists()
-
     def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns a result from its file; without one computes it and, where there is a folder, writes the file."""
-        if self._folder is None:
-            return compute()
-        path = self._folder / f"{name}.safetensors"
-        if not path.exists():
+        values = self._read(name)
+        if values is None:
             values = compute()
-            with replacing(path, (SafetensorError,)) as temporary:
-                save_file({"values": values}, temporary)
-        return load_file(path)["values"]
+            self._keep(name, values)
+        return values
+
+    def _read(self, name: str) -> Tensor | None:
+        """Returns a result from its file; None where there is none, or a damaged one."""
+        if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
+            return None
+        try:
+            return read_safetensors(path)["values"]
+        except ValueError as error:
+            _LOG.warning(f"what {path} held is computed again ({error})")
+            return None
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        if self._folder is not None:
+            write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
 
 
 @contextmanager
