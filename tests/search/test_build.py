@@ -1,6 +1,9 @@
 """Bringing an index up to date: what is embedded, what is not, and what broken files and other models do."""
 
+import errno
+import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,13 +243,157 @@ class TestUpdate:
             expected = predictor.embed_images(photos / name)[0]
             torch.testing.assert_close(torch.tensor(rows(tmp_path)[name]["image_vector"]), expected, atol=1e-5, rtol=0)
 
-    def test_a_source_that_is_empty_deletes_nothing(self, build: Build, photos: Path) -> None:
+    def test_content_that_the_index_has_is_not_embedded_again(
+        self, build: Build, encoded: list[int], photos: Path, tmp_path: Path
+    ) -> None:
+        (photos / "01.txt").write_text("a caption")
+        build()
+        before = rows(tmp_path)
+        del encoded[:]
+        (photos / "sub").rename(photos / "moved")
+        (photos / "00.png").rename(photos / "renamed.png")
+        shutil.copy(photos / "02.png", photos / "copy.png")
+        os.utime(photos / "03.png", (1, 1))
+        report = build()
+        assert (encoded, counts(report), report.reused) == ([], (7, 4, 1, 3), 5)
+        found = rows(tmp_path)
+        names = {"moved/04.png": "sub/04.png", "moved/05.png": "sub/05.png", "renamed.png": "00.png"}
+        names |= {"copy.png": "02.png"} | {name: name for name in ("01.png", "02.png", "03.png")}
+        assert found.keys() == names.keys()
+        for name, earlier in names.items():
+            same = ("digest", "size", "width", "captions", "image_vector", "text_vectors", "pair_vectors")
+            assert [found[name][one] for one in same] == [before[earlier][one] for one in same]
+            time = (photos / name).stat().st_mtime_ns // 1000
+            assert round(found[name]["mtime"].timestamp() * 1e6) == time
+        assert counts(build()) == (7, 0, 0, 0)
+        (photos / "01.png").rename(photos / "other.png")  # with no caption now, which is part of the vectors
+        assert (build().reused, encoded) == (0, [1])
+
+    def test_another_content_of_the_same_length_is_embedded(
+        self, build: Build, photos: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        for name, colour in (("a.bmp", "red"), ("b.bmp", "blue")):
+            Image.new("RGB", (8, 8), colour).save(photos / name)
+            assert (build().added, build().reused) == (7 if name == "a.bmp" else 1, 0)
+        expected = predictor.embed_images(photos / "b.bmp")[0]
+        torch.testing.assert_close(torch.tensor(rows(tmp_path)["b.bmp"]["image_vector"]), expected, atol=1e-5, rtol=0)
+
+    def test_images_in_a_shard_that_moves(self, photos: Path, predictor: Predictor, encoded: list[int]) -> None:
+        with tarfile.open(photos / "a.tar", "w") as archive:
+            archive.add(photos / "00.png", "00.png")
+        out = photos.parent / "photos.lance"
+        build_index(photos / "a.tar", out, predictor)
+        del encoded[:]
+        (photos / "a.tar").rename(photos / "b.tar")
+        report = build_index(photos / "b.tar", out, predictor)
+        assert (counts(report), report.reused, encoded) == ((1, 1, 0, 1), 1, [])
+        (hit,) = Searcher(out, predictor).search("red", top=1, rerank=1)
+        assert Searcher(out, predictor).index.content(hit) == (photos / "00.png").read_bytes()
+
+    def test_a_source_that_is_empty_deletes_nothing(
+        self, build: Build, photos: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
         build()
         shutil.rmtree(photos)
         photos.mkdir()
-        with pytest.raises(ValueError, match="names no image; nothing was changed"):
+        with pytest.raises(
+            ValueError, match=r"names no image; nothing was changed: .* or remove .*photos\.lance to have"
+        ):
             build()
         assert len(Index(photos.parent / "photos.lance")) == 6
+
+    def test_of_several_sources_one_that_is_empty_deletes_nothing(
+        self, photos: Path, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        others = tmp_path / "others"
+        others.mkdir()
+        (photos / "00.png").rename(others / "00.png")
+        out = tmp_path / "both.lance"
+        assert counts(build_index([photos, others], out, predictor)) == (6, 6, 0, 0)
+        (others / "00.png").unlink()
+        with pytest.raises(
+            ValueError, match=r"others names no image; nothing was changed: leave it out if that is right"
+        ):
+            build_index([photos, others], out, predictor)
+        assert len(Index(out)) == 6
+
+
+class TestUnreadableFolders:
+    """A folder that cannot be read for a moment, as on a network disk, takes nothing out of an index."""
+
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+        """Makes a folder fail, for a super-user too."""
+        scan, stat = os.scandir, Path.stat
+
+        def call(folder: Path) -> None:
+            def scandir(path: Any = ".") -> Any:
+                if Path(path) == folder:
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+                return scan(path)
+
+            def status(path: Path, **options: Any) -> os.stat_result:
+                if folder in path.parents:
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+                return stat(path, **options)
+
+            monkeypatch.setattr(os, "scandir", scandir)
+            monkeypatch.setattr(Path, "stat", status)
+
+        return call
+
+    def test_its_images_stay(self, build: Build, photos: Path, failing: Callable[[Path], None], tmp_path: Path) -> None:
+        build()
+        (photos / "00.png").unlink()
+        failing(photos / "sub")
+        message = "'sub/': the folder cannot be read (Stale file handle)"
+        with pytest.raises(ValueError, match="1 bad item, allowed are 0") as error:
+            build()
+        assert message in str(error.value)
+        assert sorted(rows(tmp_path)) == NAMES[1:]
+        report = build(max_errors=1)
+        assert (report.bad, counts(report)) == ((message,), (5, 0, 0, 0))
+
+    def test_among_several_sources(
+        self, photos: Path, predictor: Predictor, failing: Callable[[Path], None], tmp_path: Path
+    ) -> None:
+        others, out = tmp_path / "others", tmp_path / "both.lance"
+        others.mkdir()
+        shutil.copy(photos / "00.png", others / "00.png")
+        build_index([photos, others], out, predictor)
+        failing(photos / "sub")
+        with pytest.raises(ValueError, match="'photos/sub/': the folder cannot be read"):
+            build_index([photos, others], out, predictor)
+        assert len(Index(out)) == 7
+
+    def test_all_of_it(self, build: Build, photos: Path, failing: Callable[[Path], None], tmp_path: Path) -> None:
+        build()
+        failing(photos)
+        with pytest.raises(OSError, match="Stale file handle"):
+            build()
+        assert len(rows(tmp_path)) == 6
+
+    def test_files_that_a_table_names(
+        self, build: Build, photos: Path, failing: Callable[[Path], None], tmp_path: Path
+    ) -> None:
+        (photos / "list.csv").write_text("image\n" + "".join(f"{name}\n" for name in NAMES))
+        build(photos / "list.csv")
+        (photos / "00.png").unlink()
+        failing(photos / "sub")
+        report = build(photos / "list.csv", max_errors=3)
+        assert (len(report.bad), report.removed) == (3, 1)
+        assert sorted(rows(tmp_path)) == NAMES[1:]
+
+
+def test_says_what_was_left_out(build: Build, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.heic", "b.HEIC", "sub/main.ts", "notes.txt", ".hidden.heic"):
+        (photos / name).write_text("import x")
+    (photos / "linked").symlink_to(photos / "sub")
+    caplog.set_level("INFO")
+    report = build()
+    assert report.left_out == {".heic": 2, "links to folders": 1, ".ts": 1}
+    assert (report.bad, report.images) == ((), 6)
+    assert "nothing is read of: 2 .heic, 1 links to folders, 1 .ts" in caplog.text
 
     def test_groups_on_request(self, build: Build, photos: Path) -> None:
         uri = photos.parent / "photos.lance"

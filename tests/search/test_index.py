@@ -131,6 +131,39 @@ def test_an_image_is_found_by_its_digest(make: Make) -> None:
     assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
 
 
+def test_digests_and_paths_get_an_index_from_some_rows_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridgetower.search.index._LOOKED_UP_FROM", 20)
+    index = make()
+    index.upsert([row(f"{number:02}.png", value=number) for number in range(1, 20)])
+    index.optimize()
+    assert index._table.list_indices() == []
+    index.upsert([row("20.png", value=20)])
+    index.optimize()
+    assert sorted(one.columns for one in index._table.list_indices()) == [["digest"], ["path"]]
+    assert not index.has_ann_index
+    assert len(index.nearest(torch.ones(3), 100)) == 20
+
+    def is_used(condition: str) -> bool:
+        return "ScalarIndexQuery" in index._table.search().where(condition).explain_plan()
+
+    assert is_used("digest = 'a'")
+    assert is_used("path IN ('a', 'b')")
+    index.upsert([replace(row("20.png", value=3), digest="new"), row("21.png")])  # beside what the index knows
+    index.remove(["01.png"])
+    assert [one.path for one in index.with_digest("new")] == ["20.png"]
+    assert index.with_digest("digest of 20.png") == index.with_paths(["01.png"]) == []
+    assert len(index.with_paths(["02.png", "20.png", "21.png"])) == 3
+    index.upsert([row("20.png", value=4)])
+    assert len(index) == 20
+    index.optimize()
+    assert index._table.index_stats("path_idx").num_unindexed_rows == 2
+    index.upsert([row("22.png")])
+    index.optimize()
+    assert {index._table.index_stats(name).num_unindexed_rows for name in ("path_idx", "digest_idx")} == {0}
+    index.create_ann_index()
+    assert index.has_ann_index
+
+
 def test_examples_come_from_all_over_the_index(make: Make) -> None:
     index = make()
     assert index.examples(12) == []
@@ -144,11 +177,11 @@ def test_examples_come_from_all_over_the_index(make: Make) -> None:
 def test_replaces_and_deletes_by_path(make: Make) -> None:
     index = make()
     names = ["a.png", "b'.png", 'c".png', "d\\.png", "e%.png"]
-    index.upsert([row(name, value=number) for number, name in enumerate(names)])
+    index.upsert([row(name, value=number) for number, name in enumerate(names, start=1)])
     index.upsert([row("a.png", value=9), row("new.png", value=8)])
     index.remove(["d\\.png", "e%.png", "nothing.png"])
     values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
-    assert values == {"a.png": 9, "b'.png": 1, 'c".png': 2, "new.png": 8}
+    assert values == {"a.png": 9, "b'.png": 2, 'c".png': 3, "new.png": 8}
 
 
 def test_tidies_many_small_pieces(make: Make) -> None:
@@ -326,6 +359,12 @@ class TestVectorsThatAreNoNumbers:
         vectors.flatten()[1] = value
         with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
             index.upsert([row("a.png"), replace(bad, **{name: vectors})])
+        assert len(index) == 0
+
+    def test_zeros_are_not_written(self, make: Make) -> None:
+        index = make()
+        with pytest.raises(ValueError, match=r"'b\.png' has a vector of zeros, which nothing finds"):
+            index.upsert([row("a.png"), row("b.png", value=0.0)])
         assert len(index) == 0
 
     def test_are_noticed_by_a_search(self, make: Make) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,14 @@ from pathlib import Path
 
 from bridgetower.data.cells import COLUMNAR, rows_of
 from bridgetower.data.images import IMAGE_SUFFIXES, ImageRef
-from bridgetower.data.moments import VIDEO_SUFFIXES, Cutting, images_of_video, readable_videos, subtitles_of
+from bridgetower.data.moments import (
+    SUBTITLE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Cutting,
+    images_of_video,
+    readable_videos,
+    subtitles_of,
+)
 from bridgetower.data.remote import expanded, file_name, files_below, is_url, local_copy, name_below
 from bridgetower.data.remote_videos import copy_of
 from bridgetower.data.sources import (
@@ -24,9 +33,11 @@ from bridgetower.data.sources import (
     Cells,
     cell_image,
     cell_text,
+    files_in,
     find_column,
     folder_caption,
     images_in,
+    left_out,
     read_rows,
     shards_in,
     text_lines,
@@ -39,6 +50,8 @@ TEXTS_SUFFIX = ".txt"
 _JSON_LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv", *_JSON_LINES, *COLUMNAR)
 _DESCRIPTIONS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images, as `datasets` has it
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +78,7 @@ class SourceItem:
     """An image with its texts, or texts alone.
 
     Attributes:
-        id: From the table, or the image's name, or the number of the row.
+        id: From the table, or the image's name, or the number of the row; of a folder that cannot be read it ends in /.
         image: Where the image is; None: there is none.
         texts: As given, stripped, none empty.
         place: Where the row is, for errors.
@@ -191,12 +204,23 @@ def units_of(source: str | Path) -> list[Unit]:
     described = [path / name for name in _DESCRIPTIONS if (path / name).is_file()]
     found = shards_in(path) or described[:1]
     videos = [Unit(place=str(path / name), name=str(name)) for name in readable_videos(path)]
-    if not found and next(images_in(path), None) is None:
+    unreadable: list[OSError] = []
+    if not found and next(files_in(path, IMAGE_SUFFIXES, unreadable.append), None) is None and not unreadable:
         found = _tables_in(path)
         if videos and not found:
             return videos
     files = [Unit(place=str(file), name=str(file.relative_to(path))) for file in found]
     return [*(files or [Unit(place=str(path))]), *videos]
+
+
+def left_out_of(units: Sequence[Unit]) -> dict[str, int]:
+    """Counts the files of which nothing is read in the folders of a source, by suffix, and logs it."""
+    used = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *SUBTITLE_SUFFIXES, TEXTS_SUFFIX}
+    folders = {Path(unit.place) for unit in units if unit.items is None and unit.is_folder}
+    found = sum((left_out(folder, used) for folder in folders), Counter[str]())
+    if found:
+        logger.info("nothing is read of: %s", ", ".join(f"{count} {name}" for name, count in found.most_common()))
+    return dict(found.most_common())
 
 
 def given_units(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Unit]:
@@ -226,8 +250,7 @@ def _files_of(given: Path) -> list[Path]:
 
 def _tables_in(folder: Path) -> list[Path]:
     """Returns the Parquet or Arrow files of a folder and of those in it, hidden ones left out."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in COLUMNAR)
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return sorted(folder / name for name in files_in(folder, COLUMNAR))
 
 
 def _ending(place: str) -> str:
@@ -360,7 +383,9 @@ def below(folder: Path, image: ImageRef) -> ImageRef:
 
 def name_from(folder: Path, name: str) -> str:
     """Returns a name in a folder from another one on, which that folder is in; URLs and absolute paths stay."""
-    return name if folder == Path() or is_url(name) else os.path.normpath(folder / name)
+    if folder == Path() or is_url(name):
+        return name
+    return os.path.normpath(folder / name) + ("/" if name.endswith("/") else "")
 
 
 def read_items(source: Path, columns: Columns, name: str = "") -> Iterator[SourceItem]:
@@ -379,8 +404,9 @@ def read_items(source: Path, columns: Columns, name: str = "") -> Iterator[Sourc
     if source.is_dir() or suffix == TAR_SUFFIX:
         names = {"image_column": columns.image, "caption_column": columns.text}
         for row in read_rows(source, **names, captions_from=columns.captions_from):
-            image = below(folder, row.image)
-            yield SourceItem(id=image.name, image=image, texts=_stripped(row.captions), place=row.place)
+            image, folders = below(folder, row.image), "" if row.problem is None else "/"
+            texts = _stripped(row.captions)
+            yield SourceItem(id=image.name + folders, image=image, texts=texts, place=row.place, problem=row.problem)
     elif suffix == TEXTS_SUFFIX:
         for number, line in enumerate(text_lines(source), start=1):
             if line.strip():

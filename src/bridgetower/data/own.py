@@ -204,6 +204,9 @@ def _fill_pairs(source: Path, manifest: Manifest, config: PairsConfig) -> None:
     )
     any_row = any_caption = False
     for row in rows:
+        if row.problem:
+            manifest.bad(f"{row.place}: {row.problem}")
+            continue
         any_row, any_caption = True, any_caption or bool(row.captions)
         name = row.image.name
         if row.image.piece and not manifest.is_new(name):

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -43,12 +44,14 @@ class Row:
         captions: Its captions as given; they may be empty.
         split: Its split, if the source has one.
         place: Where the row is, for error messages.
+        problem: Of a folder that stands in the place of the images in it: why these cannot be listed.
     """
 
     image: ImageRef
     captions: tuple[str, ...]
     split: str | None = None
     place: str
+    problem: str | None = None
 
 
 def read_rows(
@@ -208,20 +211,21 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Cells]]]] = {
 
 
 def _rows_of_folder(folder: Path, captions_from: CaptionsFrom) -> Iterator[Row]:
-    if captions_from == "folder":
-        for name in images_in(folder):
-            yield Row(image=cell_image(folder, name), captions=folder_caption(name.parent.name), place=str(name))
-        return
-    listed = folder / CAPTIONS_FILE
-    if shards := shards_in(folder):
+    listed, by_folder = folder / CAPTIONS_FILE, captions_from == "folder"
+    if not by_folder and (shards := shards_in(folder)):
         yield from _rows_of_shards(shards)
-    elif listed.is_file():
+        return
+    if not by_folder and listed.is_file():
         _check_link(listed, folder)
         yield from _rows_of_list(listed)
-    else:
-        for name in images_in(folder):
-            captions = _sidecar_captions(folder, name)
-            yield Row(image=cell_image(folder, name), captions=captions, place=str(name))
+        return
+    unreadable: list[OSError] = []
+    for name in files_in(folder, IMAGE_SUFFIXES, unreadable.append):
+        captions = folder_caption(name.parent.name) if by_folder else _sidecar_captions(folder, name)
+        yield Row(image=cell_image(folder, name), captions=captions, place=str(name))
+    for error in unreadable:
+        name, problem = Path(error.filename).relative_to(folder), f"the folder cannot be read ({error.strerror})"
+        yield Row(image=cell_image(folder, name), captions=(), place=str(name), problem=problem)
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -247,13 +251,43 @@ def images_in(folder: Path) -> Iterator[Path]:
     return files_in(folder, IMAGE_SUFFIXES)
 
 
-def files_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Paths of the files of some kinds in a folder and those below, hidden ones left out."""
-    for parent, folders, files in os.walk(folder):
+def files_in(
+    folder: Path, suffixes: Collection[str], onerror: Callable[[OSError], object] | None = None
+) -> Iterator[Path]:
+    """Paths of the files of some kinds in a folder and those below, hidden ones left out.
+
+    Args:
+        folder: That is searched.
+        suffixes: Of the files.
+        onerror: Gets the error of each folder that cannot be read; None: these are passed over.
+    """
+    for parent, folders, files in os.walk(folder, onerror=onerror):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in suffixes and not (path.suffix == ".ts" and is_typescript(path)):
                 yield path.relative_to(folder)
+
+
+def is_typescript(path: Path) -> bool:
+    """Whether a `.ts` file is no video, whose packets all begin with one certain byte."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) != b"\x47"
+    except OSError:
+        return False
+
+
+def left_out(folder: Path, used: Collection[str]) -> Counter[str]:
+    """Counts what nothing of a folder and those below is read of: files by suffix, and links to folders."""
+    found: Counter[str] = Counter()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found["links to folders"] += sum(Path(parent, name).is_symlink() for name in folders)
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            suffix = path.suffix.lower()
+            if suffix not in used or (suffix == ".ts" and is_typescript(path)):
+                found[suffix or "without a suffix"] += 1
+    return +found
 
 
 def _rows_of_shards(shards: Iterable[Path]) -> Iterator[Row]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
@@ -15,7 +16,9 @@ from PIL import Image
 from bridgetower.bulk.embedding import Embedded, EmbeddedBlock, Embedder
 from bridgetower.bulk.lance import Uri, split
 from bridgetower.bulk.run import Model, check_bad, check_ray, computed, loaded, say_cut
-from bridgetower.data.items import Block
+from bridgetower.data.images import ImageRef
+from bridgetower.data.items import Block, SourceItem, left_out_of, units_of
+from bridgetower.files import sha256_of
 from bridgetower.predictor import Predictor
 from bridgetower.progress import counting
 from bridgetower.search.config import IndexConfig
@@ -37,8 +40,10 @@ class IndexReport:
         added: That were not in it.
         changed: That were in it with other content, captions or times.
         removed: That its source no longer has, or that can no longer be read.
+        reused: Of those added or changed, how many got vectors that the index had of the same content and captions.
         cut: Captions that were cut, as they were too long for the model.
         bad: What cannot be used, each with the reason.
+        left_out: Files in folders of which nothing is read, by suffix.
         seconds: That it took, without loading the model.
     """
 
@@ -46,8 +51,10 @@ class IndexReport:
     added: int
     changed: int
     removed: int
+    reused: int
     cut: int
     bad: tuple[str, ...]
+    left_out: dict[str, int]
     seconds: float
 
 
@@ -62,8 +69,9 @@ def build_index(
 ) -> IndexReport:
     """Makes an index, or brings one up to date: new and changed images are embedded, dropped ones deleted.
 
-    An image counts as changed if its size, its time or its captions differ.
-    What was embedded is written every few seconds. A run that was killed is completed by the next one.
+    An image counts as changed if its size, its time or its captions differ. It is not embedded again if the index has
+    its content with the same captions, under any name. What was embedded is written every few seconds. A run that was
+    killed is completed by the next one.
 
     Args:
         source: As for `bridgetower.data.items.units_of`, with images or videos; or several, all local.
@@ -87,10 +95,13 @@ def build_index(
     named = ", ".join(map(str, sources))
     with Listing(Path(root)) as listing:
         started = time.perf_counter()
-        for items in read_sources(sources, config.columns, _LISTED_AT_ONCE):
+        units = [units_of(one) for one in sources]
+        for items in read_sources(sources, units, config.columns, _LISTED_AT_ONCE):
             listing.add(items)
         if not len(listing) and not (listing.bad and listing.names_images):
-            reason = next(iter(listing.bad.values()), "check that it is the right source")
+            reason = next(
+                iter(listing.bad.values()), f"check that it is the right source, or remove {out} to have none"
+            )
             raise ValueError(f"{named} names no image; nothing was changed: {reason}")
         listed = time.perf_counter()
         predictor = loaded(model)
@@ -105,8 +116,10 @@ def build_index(
         added=update.num_added,
         changed=update.num_changed,
         removed=update.num_removed,
+        reused=update.num_reused,
         cut=update.num_cut,
         bad=(*listing.bad.values(), *update.bad.values()),
+        left_out=left_out_of([*chain.from_iterable(units)]),
         seconds=time.perf_counter() - started,
     )
     say_cut(report.cut)
@@ -122,7 +135,7 @@ class _Update:
         self.make = partial(_embedder, model, config)
         listing.add_indexed(index.listed())
         self.num_wanted = listing.num_wanted()
-        self.num_added = self.num_changed = self.num_cut = self.num_removed = 0
+        self.num_added = self.num_changed = self.num_reused = self.num_cut = self.num_removed = 0
         self.bad: dict[str, str] = {}
         self._sources: dict[str, SourceImage] = {}
 
@@ -131,7 +144,7 @@ class _Update:
         rows: list[IndexedRow] = []
         written = time.monotonic()
         with counting("embedding", total=self.num_wanted, shown=progress and self.num_wanted > 0) as advance:
-            for block in computed(self.make, self._blocks(), self.config, self.num_wanted, advance):
+            for block in computed(self.make, self._blocks(advance), self.config, self.num_wanted, advance):
                 rows += self._rows(block)
                 if self.config.ray is not None or time.monotonic() - written >= self.config.commit_seconds:
                     self.index.upsert(rows)
@@ -144,9 +157,27 @@ class _Update:
             self.index.create_ann_index()
         self.index.write_exact()
 
-    def _blocks(self) -> Iterator[Block]:
-        """Yields what is to be embedded, a batch at a time."""
+    def _unknown(self, advance: Callable[[int], None]) -> Iterator[tuple[SourceItem, SourceImage]]:
+        """Yields what is to be embedded; what the index has under another name or time is written at once."""
         wanted = self.listing.wanted()
+        while part := list(islice(wanted, _LISTED_AT_ONCE)):
+            digests = {source: digest for item, source, known in part if known and (digest := _digest_of(item.image))}
+            reused = self.index.reuse(digests)
+            self.num_reused += len(reused)
+            advance(len(reused))
+            for item, source, _ in part:
+                if source.path in reused:
+                    self._count(source.path)
+                else:
+                    yield item, source
+
+    def _count(self, path: str) -> None:
+        known = self.listing.is_indexed(path)
+        self.num_added, self.num_changed = self.num_added + (not known), self.num_changed + known
+
+    def _blocks(self, advance: Callable[[int], None]) -> Iterator[Block]:
+        """Yields what is to be embedded, a batch at a time."""
+        wanted = self._unknown(advance)
         size = self.config.batch_size if self.config.ray is None else self.config.block_size
         for number in count():
             part = list(islice(wanted, size))
@@ -162,8 +193,7 @@ class _Update:
             del self._sources[problem.id]
             self.bad[problem.id] = str(problem)
         for row in block.rows:
-            known = self.listing.is_indexed(row.item.id)
-            self.num_added, self.num_changed = self.num_added + (not known), self.num_changed + known
+            self._count(row.item.id)
         return [indexed_row(row, self._sources.pop(row.item.id)) for row in block.rows]
 
     def _remove(self) -> None:
@@ -172,6 +202,16 @@ class _Update:
         while part := list(islice(gone, _REMOVED_AT_ONCE)):
             self.index.remove(part)
             self.num_removed += len(part)
+
+
+def _digest_of(image: ImageRef | None) -> str | None:
+    """Returns the SHA-256 of an image in a file or a shard on this machine; None of others, or if it cannot be read."""
+    if image is None or image.url or image.cell or image.moment:
+        return None
+    try:
+        return sha256_of(image.path) if image.is_file else hashlib.sha256(image.read()).hexdigest()
+    except (OSError, ValueError):  # embedding it says what is wrong
+        return None
 
 
 def _embedder(model: Model, config: IndexConfig) -> Embedder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,13 +26,13 @@ def content_of(image: Indexed, root: Path, *, within_root: bool, fetch: bool, ma
     return read_indexed(file, image)
 
 
-def frame_of(table: Any, uri: str, moment: Indexed) -> bytes:
-    """Returns the frame of a moment, which the index has itself."""
-    with reading(uri):
-        rows = table.search().where(is_one_of([moment.path])).select(["frame", "digest"]).to_list()
-    if not rows or rows[0]["digest"] != moment.digest or rows[0]["frame"] is None:
+def checked_frame(moment: Indexed, frame: bytes | None, max_bytes: int | None) -> bytes:
+    """Returns the frame of a moment if it is the one that was indexed."""
+    if max_bytes is not None and len(frame or b"") > max_bytes:
+        raise ValueError(f"the file of the image has {len(frame or b'')} bytes, the limit is {max_bytes}")
+    if frame is None or hashlib.sha256(frame).hexdigest() != moment.digest:
         raise ValueError("the moment has changed since it was indexed; search again")
-    return bytes(rows[0]["frame"])
+    return frame
 
 
 def open_video(table: Any, uri: str, moment: Indexed, root: Path) -> BinaryIO:

@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import torch.nn.functional as F
 from jaxtyping import Float
-from lancedb.index import IvfSq
+from lancedb.index import BTree, IvfSq
 from torch import Tensor
 
 from bridgetower.bulk.lance import Uri, split
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.remote import is_url
 from bridgetower.search.connection import connect, opened_table
-from bridgetower.search.contents import content_of, frame_of, open_video
+from bridgetower.search.contents import checked_frame, content_of, open_video
 from bridgetower.search.exact import ExactVectors, largest_products
 from bridgetower.search.lance_errors import condition, reading, writing
 from bridgetower.search.table import (
@@ -42,6 +42,7 @@ from bridgetower.search.table import (
 
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
+_LOOKED_UP, _LOOKED_UP_FROM = ("digest", "path"), 10_000  # columns that get an index, and rows from which on
 _PROBED_SHARE = 0.3  # of the partitions; benchmarks/search.py measures its cost and recall
 _SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which partitions are found
 _REFINED = 4  # times as many are ranked again by their full vectors
@@ -253,8 +254,28 @@ class Index:
         with reading(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
 
+    def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
+        """Returns the frames of the moments among some images, by path.
+
+        Raises:
+            OSError: The index cannot be read.
+        """
+        paths = [image.path for image in images if image.start is not None]
+        with reading(self.uri):
+            return {
+                row["path"]: bytes(row["frame"] or b"")
+                for chunk in _chunks(paths)
+                for row in self._table.search().where(is_one_of(chunk)).select(["path", "frame"]).to_list()
+            }
+
     def content(
-        self, image: Indexed, *, within_root: bool = False, fetch: bool = True, max_bytes: int | None = None
+        self,
+        image: Indexed,
+        *,
+        within_root: bool = False,
+        fetch: bool = True,
+        max_bytes: int | None = None,
+        frames: Mapping[str, bytes] | None = None,
     ) -> bytes:
         """Returns the bytes of an image that was indexed, and no others: their digest is compared.
 
@@ -263,13 +284,15 @@ class Index:
             within_root: Refuse a file to which a link leads out of the folder of the images.
             fetch: Open images at URLs too.
             max_bytes: Of an image; None: any number.
+            frames: Of moments, as `frames` returned them; None reads that of the image.
 
         Raises:
             ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
             OSError: It cannot be read.
         """
         if image.start is not None:
-            return frame_of(self._table, self.uri, image)
+            found = self.frames([image]) if frames is None else frames
+            return checked_frame(image, found.get(image.path), max_bytes)
         return content_of(image, self.root, within_root=within_root, fetch=fetch, max_bytes=max_bytes)
 
     def open_video(self, moment: Indexed) -> BinaryIO:
@@ -319,8 +342,7 @@ class Index:
         unhidden = where is None and column == "image_vector" and every
         if unhidden and len(rows) < min(count, len(self)):
             raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-        found = [self._hit(row) for row in rows]
-        return sorted(found, key=lambda one: (-one.cosine, one.path))
+        return self._hits(rows)
 
     def _nearest_rows(
         self, vector: Float[Tensor, " c"], count: int, column: VectorColumn, where: str | None, probes: int
@@ -351,29 +373,66 @@ class Index:
             found = table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
             if self._table is not table or table.version != version:  # it was written meanwhile
                 return None
-        hits = [
-            self._hit(row | {"_distance": 1 - cosine})
-            for row, cosine in zip(found, cosines[order].tolist(), strict=True)
-        ]
-        return sorted(hits, key=lambda one: (-one.cosine, one.path))
+        return self._hits(
+            row | {"_distance": 1 - cosine} for row, cosine in zip(found, cosines[order].tolist(), strict=True)
+        )
 
-    def _hit(self, row: Mapping[str, Any]) -> Hit:
-        image = Indexed(**{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])})
-        return Hit(file=file_of(image, self.root), cosine=1 - row["_distance"], **vars(image))
+    def _hits(self, rows: Iterable[Mapping[str, Any]]) -> list[Hit]:
+        """Returns rows as hits, best first.
+
+        Raises:
+            OSError: A row names no place of an image; the condition of a search is not at fault.
+        """
+        hits = []
+        for row in rows:
+            image = Indexed(**{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])})
+            try:
+                file = file_of(image, self.root)
+            except ValueError as error:
+                raise OSError(f"{self.uri} cannot be read: {error}") from error
+            hits.append(Hit(file=file, cosine=1 - row["_distance"], **vars(image)))
+        return sorted(hits, key=lambda one: (-one.cosine, one.path))
 
     def upsert(self, rows: Sequence[IndexedRow]) -> None:
         """Writes images in one commit; those that are there are replaced.
 
         Raises:
-            ValueError: A vector has values that are no numbers.
+            ValueError: A vector has values that are no numbers, or zeros alone.
         """
-        bad = [row.source.path for row in rows if not row.is_finite]
-        if bad:
-            raise ValueError(f"{bad[0]!r} has a vector with NaN or infinite values; nothing would find it")
+        for row in rows:
+            if not row.is_finite:
+                raise ValueError(f"{row.source.path!r} has a vector with NaN or infinite values; nothing would find it")
+            if not row.image_vector.any():
+                raise ValueError(f"{row.source.path!r} has a vector of zeros, which nothing finds; check the model")
         if rows:
-            with writing(self.uri):
-                merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
-                merge.execute(table_of(rows, self._table.schema))
+            self._merge(table_of(rows, self._table.schema))
+
+    def _merge(self, rows: pa.Table) -> None:
+        with writing(self.uri):
+            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def reuse(self, images: Mapping[SourceImage, str]) -> set[str]:
+        """Writes images, given with their digests, with the vectors of others that have the same content and captions.
+
+        Returns:
+            The paths of those for which there are some.
+        """
+        if not images:
+            return set()
+        where = f"start IS NULL AND width > 0 AND {is_one_of(set(images.values()), 'digest')}"
+        with reading(self.uri):
+            rows = self._table.search().where(where).to_arrow()
+        keys = zip(rows["digest"].to_pylist(), map(tuple, rows["captions"].to_pylist()), strict=True)
+        numbers = {key: number for number, key in enumerate(keys)}
+        known = {one: numbers[key] for one, digest in images.items() if (key := (digest, one.captions)) in numbers}
+        if known:
+            written = rows.take(list(known.values()))
+            for name in ("path", "size", "mtime", "place"):
+                values = pa.array([getattr(one, name) for one in known])
+                field = written.schema.field(name)
+                written = written.set_column(written.schema.get_field_index(name), field, values.cast(field.type))
+            self._merge(written)
+        return {one.path for one in known}
 
     def remove(self, paths: Iterable[str]) -> None:
         """Deletes rows."""
@@ -397,7 +456,11 @@ class Index:
     @property
     def has_ann_index(self) -> bool:
         """Whether `create_ann_index` was called."""
-        return bool(self._table.list_indices())
+        return "image_vector" in self._indexes()
+
+    def _indexes(self) -> dict[str, str]:
+        """Returns the names of the indexes by the column that each is of."""
+        return {index.columns[0]: index.name for index in self._table.list_indices()}
 
     def write_exact(self) -> None:
         """Writes the vectors of images in one array beside the table, if it is large, for searches that compare all."""
@@ -415,11 +478,14 @@ class Index:
         Args:
             num_replaced: Rows that were deleted or replaced since it was tidied.
         """
-        fragments = self._table.stats()["fragment_stats"]["num_fragments"]
-        ungrouped = sum(self._table.index_stats(index.name).num_unindexed_rows for index in self._table.list_indices())
-        if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, ungrouped) > len(self):
-            with writing(self.uri):
+        fragments, indexes = self._table.stats()["fragment_stats"]["num_fragments"], self._indexes()
+        outside = max((self._table.index_stats(name).num_unindexed_rows for name in indexes.values()), default=0)
+        with writing(self.uri):
+            if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
                 self._table.optimize(cleanup_older_than=_KEPT)
+            if len(self) >= _LOOKED_UP_FROM:
+                for column in set(_LOOKED_UP) - indexes.keys():
+                    self._table.create_index(column, config=BTree())
 
 
 def _num_partitions(num_rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bridgetower.data.images import ImageRef
-from bridgetower.data.items import Columns, SourceItem, below, name_from, read_blocks, units_of
+from bridgetower.data.items import Columns, SourceItem, Unit, below, name_from, read_blocks
 from bridgetower.data.remote import is_url
 from bridgetower.extras import is_installed
 from bridgetower.files import unfit_name
@@ -34,12 +35,14 @@ class Listing:
     Attributes:
         root: Folder that the paths of the source's images start from.
         bad: What the source names and cannot be used, each with the reason, by path.
+        unreachable: Paths of files, and of folders with a `/` at the end, which may be there but cannot be looked at.
         names_images: Whether the source names any image, usable or not.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.bad: dict[str, str] = {}
+        self.unreachable: set[str] = set()
         self.names_images = False
 
     def __enter__(self) -> Listing:
@@ -62,6 +65,8 @@ class Listing:
             self.names_images |= bool(item.problem or item.image)
             if item.problem:
                 self.bad[item.id] = f"{item.id!r}: {item.problem}"
+                if item.id.endswith("/"):
+                    self.unreachable.add(item.id)
                 continue
             if item.image is None:
                 message = f"{item.place} has no image; `index` takes images, `embed` texts too"
@@ -100,6 +105,8 @@ class Listing:
             status = image.path.stat()
         except OSError as error:
             self.bad[path] = f"{at}: no file {path!r} ({error.strerror})"
+            if not isinstance(error, FileNotFoundError | NotADirectoryError) and error.errno != errno.ELOOP:
+                self.unreachable.add(path)
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
@@ -123,42 +130,65 @@ class Listing:
             f"SELECT COUNT(*) FROM new LEFT JOIN old USING (path) WHERE old.path IS NULL OR NOT ({_SAME})"
         )
 
-    def wanted(self) -> Iterator[tuple[SourceItem, SourceImage]]:
-        """Yields the images that are new or have changed, in the order of the source, with what is to be noted."""
+    def wanted(self) -> Iterator[tuple[SourceItem, SourceImage, bool]]:
+        """Yields the images that are new or have changed, in the order of the source.
+
+        Each comes with what is to be noted of it, and whether the index has an image of as many bytes.
+        """
         found = self._database.execute(
-            f"SELECT path, new.size, new.mtime, new.captions, new.place, new.image, new.at {_WANTED} ORDER BY new.rowid"
+            "SELECT path, new.size, new.mtime, new.captions, new.place, new.image, new.at, "
+            f"new.size IN (SELECT size FROM old) {_WANTED} ORDER BY new.rowid"
         )
-        for path, size, mtime, packed, place, image, at in found:
+        for path, size, mtime, packed, place, image, at, is_of_known_size in found:
             captions = tuple(json.loads(packed))
             item = SourceItem(id=path, image=ImageRef.unpacked(image), texts=captions, place=at)
-            yield item, SourceImage(path=path, size=size, mtime=mtime, captions=captions, place=place)
+            source = SourceImage(path=path, size=size, mtime=mtime, captions=captions, place=place)
+            yield item, source, bool(is_of_known_size)
 
     def is_indexed(self, path: str) -> bool:
         """Whether the index has an image of that path."""
         return self._database.execute("SELECT 1 FROM old WHERE path = ?", [path]).fetchone() is not None
 
     def removed(self) -> Iterator[str]:
-        """Yields the paths of the images that the source has no more; without PyAV, which reads videos, no moments."""
+        """Yields the paths of the images that the source has no more, but for those that cannot be looked at.
+
+        Without PyAV, which reads videos, moments are kept.
+        """
         kept = "" if is_installed("av") else " AND place NOT LIKE '%\"moment\"%'"
         query = f"SELECT path FROM old WHERE path NOT IN (SELECT path FROM new){kept} ORDER BY path"
-        return (path for (path,) in self._database.execute(query))
+        folders = tuple(path.removeprefix("./") for path in self.unreachable if path.endswith("/"))
+        found = (path for (path,) in self._database.execute(query))
+        return (path for path in found if path not in self.unreachable and not path.startswith(folders))
 
     def _count(self, query: str) -> int:
         (count,) = self._database.execute(query).fetchone()
         return int(count)
 
 
-def read_sources(sources: Sequence[str | Path], columns: Columns, size: int) -> Iterator[Sequence[SourceItem]]:
+def read_sources(
+    sources: Sequence[str | Path], units: Sequence[Sequence[Unit]], columns: Columns, size: int
+) -> Iterator[Sequence[SourceItem]]:
     """Yields the items of sources, so many at a time; of several, they are named from their common folder on.
 
+    Args:
+        sources: The sources.
+        units: Of each.
+        columns: Which columns of tables are read.
+        size: Items at a time.
+
     Raises:
-        OSError, ValueError: As `bridgetower.data.items.read_blocks`.
+        OSError, ValueError: As `bridgetower.data.items.read_blocks`, or one of several names nothing.
     """
     root = root_of_all(sources)
-    for source in sources:
-        folder = Path() if len(sources) == 1 else Path(os.path.relpath(root_of(source).resolve(), root))
-        for block in read_blocks(units_of(source), columns, size, copies=False):
+    for source, parts in zip(sources, units, strict=True):
+        folder, is_empty = Path(), len(sources) > 1
+        if len(sources) > 1:
+            folder = Path(os.path.relpath(root_of(source).resolve(), root))
+        for block in read_blocks(parts, columns, size, copies=False):
+            is_empty = is_empty and not block.items
             yield [_item_below(folder, item) for item in block.items]
+        if is_empty:
+            raise ValueError(f"{source} names no image; nothing was changed: leave it out if that is right")
 
 
 def _item_below(folder: Path, item: SourceItem) -> SourceItem:

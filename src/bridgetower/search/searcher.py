@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -161,8 +162,9 @@ class Searcher:
         self, text: str, found: Sequence[Hit], truncate: bool, batch_size: int
     ) -> tuple[list[Hit], list[float]]:
         """Returns candidates and their log-odds of a match; those that cannot be opened are left out."""
+        frames = self.index.frames(found)
         with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-            opened = self.usable(found, list(pool.map(self.open, found)))
+            opened = self.usable(found, list(pool.map(partial(self.open, frames=frames), found)))
         (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
         items = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
         log_odds: list[float] = []
@@ -171,7 +173,13 @@ class Searcher:
         return [one for one, _ in opened], log_odds
 
     def open(
-        self, one: Hit, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None, fetch: bool = True
+        self,
+        one: Hit,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int | None = None,
+        fetch: bool = True,
+        frames: Mapping[str, bytes] | None = None,
     ) -> Resized | ValueError | OSError:
         """Returns the image of a candidate as it was indexed, or why it cannot be opened.
 
@@ -180,9 +188,10 @@ class Searcher:
             max_pixels: Of the image.
             max_bytes: Of the file; None: any number.
             fetch: Open images at URLs too.
+            frames: Of moments, as of `Index.content`.
         """
         try:
-            content = self.index.content(one, max_bytes=max_bytes, fetch=fetch)
+            content = self.index.content(one, max_bytes=max_bytes, fetch=fetch, frames=frames)
             return self.predictor.processor.prepare(content, max_pixels=max_pixels)
         except OSError as error:
             return OSError(f"{one.path!r}: {error.strerror or error}")

@@ -213,7 +213,10 @@ async def _matched(
         return [], []
     try:
         limits = {"max_pixels": service.max_pixels, "max_bytes": service.config.max_body * MIB}
-        images = await service.inputs.each([partial(searcher.open, one, fetch=False, **limits) for one in found])
+        with index_read():
+            frames = await asyncio.to_thread(searcher.index.frames, found)
+        opening = partial(searcher.open, fetch=False, frames=frames, **limits)
+        images = await service.inputs.each([partial(opening, one) for one in found])
         opened = searcher.usable(found, images)
     except ValueError as error:
         logger.error("search: %s", error)
