@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -22,9 +23,10 @@ from bridgetower.bulk.config import EmbedConfig
 from bridgetower.bulk.outputs import Output
 from bridgetower.bulk.quantize import quantized
 from bridgetower.bulk.run import EmbedReport, embed_source
+from bridgetower.data import images, remote
 from bridgetower.predictor import Predictor
 from kills import Killing
-from sources import CAPTIONS, NAMES
+from sources import CAPTIONS, NAMES, served
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
 
@@ -63,6 +65,17 @@ def killing() -> Killing:
 
 
 Embed = Callable[..., EmbedReport]
+
+
+@pytest.fixture
+def encoded(predictor: Predictor) -> Iterator[list[int]]:
+    """How many images went through the image tower, a number per batch."""
+    batches: list[int] = []
+    hook = predictor.model.vision.patch_embedding.register_forward_hook(
+        lambda module, inputs, output: batches.append(len(inputs[0]))
+    )
+    yield batches
+    hook.remove()
 
 
 class TestFormats:
@@ -173,15 +186,59 @@ class TestBroken:
         assert (tmp_path / "vectors.parquet.errors.jsonl").is_file()
         for number in (1, 4):
             (photos / f"{number}.png").unlink()
-        assert embed(photos).report is None
+        assert embed(photos, quantize="int8").report is None  # other settings do not wait for the run that failed
         assert not (tmp_path / "vectors.parquet.errors.jsonl").exists()
 
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_nothing_that_can_be_used(self, suffix: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
         for path in photos.iterdir():
             path.write_text("not an image")
-        with pytest.raises(ValueError, match=r"would have no vectors: nothing of the source|6 bad items"):
+        with pytest.raises(ValueError, match=r"6 bad items.* would have no vectors: '0\.png': it cannot be read"):
             embed(photos, f"v.{suffix}")
+        with pytest.raises(
+            ValueError, match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an image"
+        ):
+            embed(photos, f"v.{suffix}", max_errors=6)
+        assert len((tmp_path / f"v.{suffix}.errors.jsonl").read_text().splitlines()) == 6
+        assert not (tmp_path / f"v.{suffix}").exists()
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_the_advice_to_allow_more_goes_on_with_what_is_there(
+        self, suffix: str, embed: Embed, photos: Path, encoded: list[int], tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match="2 bad items, allowed are 0"):
+            embed(photos, f"v.{suffix}")
+        assert sum(encoded) == 4
+        assert embed(photos, f"v.{suffix}", max_errors=2).bad == 2
+        assert (sum(encoded), len(read(tmp_path / f"v.{suffix}")[0])) == (4, 4)
+        assert not (tmp_path / f"v.{suffix}.parts").exists()
+
+    def test_what_may_pass_is_read_again(
+        self, embed: Embed, pictures: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Of images at URLs one fails for a while: the next run fetches its block again, and no other."""
+        monkeypatch.setattr(remote, "PAUSES", ())
+        for number in range(4):
+            shutil.copy(pictures / f"0{number}.png", tmp_path / f"{number}.png")
+        with served(tmp_path) as url:
+            names = [*(f"{url}/{number}.png" for number in range(4)), f"{url}/none.png"]
+            (tmp_path / "urls.csv").write_text("url\n" + "".join(f"{name}\n" for name in names))
+            read_url, read_before, fetched = images.read_url, False, list[str]()
+
+            def failing(url: str, *piece: Any) -> bytes:
+                fetched.append(Path(url).name)
+                if url.endswith("2.png") and not read_before:
+                    raise OSError(f"{url} cannot be read (503)")
+                return read_url(url, *piece)
+
+            monkeypatch.setattr(images, "read_url", failing)
+            with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 .*2\.png cannot be read \(503\)"):
+                embed(tmp_path / "urls.csv", max_errors=1, block_size=2)
+            read_before = True
+            del fetched[:]
+            report = embed(tmp_path / "urls.csv", max_errors=1, block_size=2)
+        assert (report.vectors, report.bad, fetched) == (4, 1, ["2.png", "3.png"])
+        assert read(tmp_path / "vectors.parquet")[0] == names[:4]
 
     @pytest.mark.parametrize(("of", "problem"), [("texts", "it has no text"), ("pairs", "it has no text")])
     def test_without_what_is_asked_for(self, of: str, problem: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
@@ -205,11 +262,11 @@ class TestContinuing:
         embed: Embed,
         places: dict[str, Path],
         expected: np.ndarray,
-        predictor: Predictor,
+        encoded: list[int],
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        write, encoded = Output.write, []
+        write = Output.write
 
         def failing(output: Output, block: Any) -> None:
             if block.name == "000001-000000":
@@ -220,11 +277,8 @@ class TestContinuing:
         with pytest.raises(KeyboardInterrupt):
             embed(places["shards"], f"v.{suffix}", block_size=2)
         monkeypatch.undo()
-        hook = predictor.model.vision.patch_embedding.register_forward_hook(
-            lambda module, inputs, output: encoded.append(len(inputs[0]))
-        )
+        del encoded[:]
         report = embed(places["shards"], f"v.{suffix}", block_size=2)
-        hook.remove()
         assert encoded == [2]
         assert report.vectors == 5
         np.testing.assert_allclose(read(tmp_path / f"v.{suffix}")[1], expected, atol=1e-5)
@@ -234,7 +288,7 @@ class TestContinuing:
     ) -> None:
         source = tmp_path / "texts.txt"
         source.write_text("a red bar")
-        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        monkeypatch.setattr(Output, "finish", lambda output: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embed(source)
         with pytest.raises(ValueError, match=r"vectors\.parquet\.parts has parts of other vectors"):
@@ -251,6 +305,7 @@ class TestContinuing:
         embed: Embed,
         pictures: Path,
         predictor: Predictor,
+        encoded: list[int],
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
@@ -260,7 +315,7 @@ class TestContinuing:
             shutil.copy(pictures / f"0{number}.png", folder / f"{number}.png")
         (folder / "1.png").write_text("not an image")
         (tmp_path / "photos.csv").write_text("image\n" + "".join(f"photos/{number}.png\n" for number in range(8)))
-        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        monkeypatch.setattr(Output, "finish", lambda output: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embed(tmp_path / source, f"v.{suffix}", block_size=2)
         monkeypatch.undo()
@@ -268,12 +323,8 @@ class TestContinuing:
         shutil.copy(pictures / "01.png", folder / "1.png")
         for number in (4, 5):  # a block without vectors
             (folder / f"{number}.png").write_text("not an image")
-        encoded: list[int] = []
-        hook = predictor.model.vision.patch_embedding.register_forward_hook(
-            lambda module, inputs, output: encoded.append(len(inputs[0]))
-        )
+        del encoded[:]
         report = embed(tmp_path / source, f"v.{suffix}", block_size=2, max_errors=2)
-        hook.remove()
         assert (report.vectors, report.bad, encoded) == (6, 2, [2])
         names, vectors = read(tmp_path / f"v.{suffix}")
         assert [Path(name).stem for name in names] == ["0", "1", "2", "3", "6", "7"]
@@ -307,7 +358,7 @@ class TestContinuing:
         folder.mkdir()
         for number in range(6):
             shutil.copy(pictures / f"0{number}.png", folder / f"{number}.png")
-        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        monkeypatch.setattr(Output, "finish", lambda output: 1 / 0)
         for suffix in FORMATS:
             with pytest.raises(ZeroDivisionError):
                 embed(folder, f"v.{suffix}", block_size=2)
@@ -323,7 +374,7 @@ class TestContinuing:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(Output, "finish", lambda output, names: 1 / 0)
+            patch.setattr(Output, "finish", lambda output: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 embed_source(places["folder"], f"file://{tmp_path}/one/v.lance", predictor)
         with pytest.raises(ValueError, match=r"^v\.lance\.parts has parts of other vectors"):
@@ -331,12 +382,48 @@ class TestContinuing:
         assert embed_source(places["folder"], f"file://{tmp_path}/one/v.lance", predictor).vectors == 5
         assert len(read(tmp_path / "one" / "v.lance")[0]) == 5
 
-    def test_files_are_replaced_but_no_table(self, embed: Embed, places: dict[str, Path]) -> None:
-        for suffix in FORMATS[:-1]:
-            assert embed(places["folder"], f"v.{suffix}").vectors == embed(places["folder"], f"v.{suffix}").vectors
-        embed(places["folder"], "v.lance")
+    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(
+        self, embed: Embed, places: dict[str, Path], pictures: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "photos"
+        shutil.copytree(places["folder"], folder)
+        for suffix in FORMATS:
+            shutil.copy(pictures / "20.png", folder / "30.png")
+            assert embed(folder, f"v.{suffix}", block_size=2).vectors == 6
+            (folder / "30.png").unlink()
+            assert embed(folder, f"v.{suffix}", block_size=2).vectors == len(read(tmp_path / f"v.{suffix}")[0]) == 5
         with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
-            embed(places["folder"], "v.lance")
+            embed(folder, "v.lance", quantize="int8")
+        assert len(read(tmp_path / "v.lance")[0]) == 5
+
+    def test_a_table_that_is_removed_meanwhile(
+        self, embed: Embed, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        write = Output.write
+
+        def removing(output: Output, block: Any) -> None:
+            if block.name.endswith("000001"):
+                shutil.rmtree(tmp_path / "v.lance")
+            write(output, block)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Output, "write", removing)
+            with pytest.raises(FileNotFoundError, match=r"v\.lance was removed while it was written; run"):
+                embed(places["folder"], "v.lance", block_size=2)
+        assert not (tmp_path / "v.lance").exists()
+        assert embed(places["folder"], "v.lance", block_size=2).vectors == len(read(tmp_path / "v.lance")[0]) == 5
+
+    @pytest.mark.parametrize("kib", [8, 16, 24, 40])
+    def test_a_full_disk_is_told_in_a_line(
+        self, kib: int, predictor: Predictor, pictures: Path, small_disk: Callable[[int], Path], tmp_path: Path
+    ) -> None:
+        out = small_disk(kib) / "v.lance"
+        (tmp_path / "link.lance.parts").mkdir()
+        (out.parent / "v.lance.parts").symlink_to(tmp_path / "link.lance.parts")
+        with pytest.raises(OSError, match=r"v\.lance cannot be written: [^/]*; make room on the disk$"):
+            embed_source(pictures, out, predictor, EmbedConfig(block_size=2))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(out.parent)], check=True)
+        assert embed_source(pictures, out, predictor, EmbedConfig(block_size=2)).vectors == len(read(out)[0]) == 45
 
 
 class TestKilled:
@@ -367,11 +454,7 @@ class TestKilled:
         out, moment = tmp_path / "out" / f"v.{suffix}", 0
         call = partial(embed, source, f"out/{out.name}", max_errors=1)
         while killing(moment := moment + 1, call):
-            if suffix == "lance" and out.exists() and not Path(f"{out}.parts/plan.json").exists():
-                with pytest.raises(FileExistsError, match=r"v\.lance exists"):  # the run was through
-                    call()
-            else:
-                assert call().bad == 1
+            assert call().bad == 1
             names, vectors = read(out)
             assert names == ["00.png", "01.png"]
             np.testing.assert_allclose(vectors, expected[:2], atol=1e-5)
@@ -399,7 +482,7 @@ class TestKilled:
     def test_parts_of_which_no_plan_is_left(
         self, embed: Embed, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(Output, "finish", lambda output, names: 1 / 0)
+        monkeypatch.setattr(Output, "finish", lambda output: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embed(source)
         monkeypatch.undo()
@@ -411,6 +494,12 @@ class TestKilled:
 def test_other_suffixes_are_refused(embed: Embed, places: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"'.*v\.txt' has no suffix of vectors; expected one of \.jsonl, \.parquet"):
         embed(places["folder"], "v.txt")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_place_that_is_not_utf8_is_refused(suffix: str, embed: Embed, places: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=rf"the name '.*\\udcff/v\.{suffix}' is not UTF-8; rename the file"):
+        embed(places["folder"], f"\udcff/v.{suffix}")
 
 
 class TestCommand:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.bulk.config import Part
 from bridgetower.data.items import Block, SourceItem
+from bridgetower.data.remote import is_permanent
 from bridgetower.distributed import available_cores
 from bridgetower.files import sha256_of
 from bridgetower.predictor import Predictor
@@ -34,6 +35,7 @@ class Decoded:
         frame: The file itself if it was made of a frame of a video.
         image: What was decoded, unless there is a problem.
         problem: Why it cannot be used.
+        may_pass: Whether the problem may be gone when the image is read again, as of a network.
     """
 
     item: SourceItem
@@ -42,6 +44,7 @@ class Decoded:
     frame: bytes | None = None
     image: Resized | None = None
     problem: str | None = None
+    may_pass: bool = False
 
 
 class Decoder(Dataset[Decoded]):
@@ -74,7 +77,8 @@ class Decoder(Dataset[Decoded]):
         except (ValueError, OSError) as error:
             message, name = str(error), str(ref.path)
             problem = f"it{message.removeprefix(name)}" if message.startswith(name) else message
-            return Decoded(item=item, problem=problem)
+            may_pass = isinstance(error, OSError) and not is_permanent(error)
+            return Decoded(item=item, problem=problem, may_pass=may_pass)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +123,13 @@ class Problem:
         id: Of the item.
         place: Where the source has it.
         problem: The reason.
+        may_pass: Whether it may be gone when the item is read again.
     """
 
     id: str
     place: str
     problem: str
+    may_pass: bool = False
 
     def __str__(self) -> str:
         return f"{self.id!r}: {self.problem}"
@@ -220,7 +226,8 @@ class Embedder:
             problem, cut = self._checked(one)
             num_cut += cut
             if problem:
-                problems.append(Problem(id=one.item.id, place=one.item.place, problem=problem))
+                bad = Problem(id=one.item.id, place=one.item.place, problem=problem, may_pass=one.may_pass)
+                problems.append(bad)
             else:
                 good.append(one)
         return self._vectors(good), problems, num_cut

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import lancedb
 import pyarrow as pa
 
 from bridgetower.bulk.config import Quantize
+from bridgetower.bulk.lance_errors import writing
 from bridgetower.bulk.outputs import Entry, Parquet
 from bridgetower.data.remote import is_url
-from bridgetower.files import remove_folder
+from bridgetower.files import parse_json, remove_folder, unfit_name
 
 Uri = str | os.PathLike[str]
 """Where a table is: a local folder, or one in an object store."""
@@ -23,6 +25,8 @@ _SUFFIX = ".lance"
 
 def split(uri: Uri) -> tuple[str, str]:
     """Database and table of an index: the folder that it is in, and its name without suffix."""
+    if problem := unfit_name(str(uri)):
+        raise ValueError(problem)
     parent, _, name = str(uri).rstrip("/").rpartition("/")
     stem = name.removesuffix(_SUFFIX)
     if stem in ("", name) or not all(letter.isalnum() or letter in "_-." for letter in stem) or not stem.isascii():
@@ -47,48 +51,62 @@ class LanceTable(Parquet):
         if is_url(out):
             self.work = Path(f"{self._name}{_SUFFIX}.parts")
             self.plan["out"] = str(out)  # tables of the same name in other stores have the same folder of parts
+        self._uri, self._there = str(out), set[str]()
         self._table: Any = None
 
     def open(self, *, begun: bool) -> None:
-        """Reads the records of an earlier run and opens its table.
+        """Reads the records of an earlier run and opens its table; a run that was through is done again.
 
         Raises:
             FileExistsError: There is a table, but not of this run.
         """
         super().open(begun=begun)
-        self._table = _opened(self._place, self._name)
-        if self._table is None:
-            return
-        if not begun:
-            remove_folder(self.work)
-            raise FileExistsError(f"{self._place}/{self._name}{_SUFFIX} exists; choose another name or remove it")
-        self._forget_unrecorded()
+        with writing(self._uri):
+            self._table = _opened(self._place, self._name)
+            if self._table is not None:
+                plan = (self._table.schema.metadata or {}).get(b"bridgetower", b"null")
+                if not begun and parse_json(plan, f"what {self._uri} is of") != self.plan:
+                    remove_folder(self.work)
+                    raise FileExistsError(f"{self._uri} exists; choose another name or remove it")
+                self._there = set(self._table.search().select(["block"]).to_arrow()["block"].to_pylist())
+        # The table may have been removed since blocks of it were noted.
+        self.records = {name: one for name, one in self.records.items() if name in self._there or not one.vectors}
+        if begun:
+            self._forget(self._there - self.records.keys())
 
     def write_part(self, name: str, entries: Sequence[Entry]) -> None:
         """Commits the vectors of a block."""
-        if self._table is not None and name in self.records:  # with other items
-            self._table.delete(f"block = '{name}'")
+        self._forget(self._there & {name})  # with other items
         if not entries:
             return
         rows = self.table(entries).append_column("block", pa.array([name] * len(entries)))
-        if self._table is None:
-            self._table = lancedb.connect(self._place).create_table(self._name, rows)
-        else:
-            self._table.add(rows)
+        with self._writing():
+            if self._table is None:
+                self._table = lancedb.connect(self._place).create_table(self._name, rows)
+            else:
+                self._table.add(rows)
+        self._there.add(name)
 
     def join(self, parts: Sequence[Path]) -> None:
         """Takes out blocks that the source has no more, and brings the commits together."""
-        if self._table is None:
-            place = f"{self._place}/{self._name}{_SUFFIX}"
-            raise ValueError(f"{place} would have no vectors: nothing of the source could be used")
-        self._forget_unrecorded()
-        self._table.optimize()
+        self._forget(self._there - self.records.keys())
+        with self._writing():
+            self._table.optimize()
 
-    def _forget_unrecorded(self) -> None:
-        """Deletes what a run wrote that was killed before it noted it."""
-        written = self._table.search().select(["block"]).to_arrow()["block"].unique().to_pylist()
-        for name in sorted(set(written) - self.records.keys()):
-            self._table.delete(f"block = '{name}'")
+    def _forget(self, names: Collection[str]) -> None:
+        """Deletes blocks."""
+        for name in sorted(names):
+            with self._writing():
+                self._table.delete(f"block = '{name}'")
+        self._there.difference_update(names)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names the table where it cannot be written; where it is gone, writing it would leave a damaged one."""
+        if self._table is not None and not is_url(self._uri) and not Path(self._uri).is_dir():
+            raise FileNotFoundError(f"{self._uri} was removed while it was written; run the same command again")
+        with writing(self._uri):
+            yield
 
 
 def _opened(place: str, name: str) -> Any:

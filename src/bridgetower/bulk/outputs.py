@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from bridgetower.model.plain import from_plain
 
 _FORMAT = 2  # of records
 _PLAN = "plan.json"
+_JOINED = "joined"  # an empty file that tells that all parts are in the output
 _RECORD = "{}.json"
 _PART = "{}.part"
 _DTYPES: Mapping[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
@@ -58,6 +59,11 @@ class Record:
     vectors: int
     num_cut: int
     problems: tuple[Problem, ...]
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether reading it again could go better."""
+        return any(problem.may_pass for problem in self.problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +134,14 @@ class Output(ABC):
             plan = self.work / _PLAN
             begun = plan.exists()
             if begun and read_json(plan) != self.plan:
-                raise ValueError(
-                    f"{self.work} has parts of other vectors: of another source, model, version or store, or with "
-                    "other settings; finish that run, or remove the folder"
-                )
+                if not (self.work / _JOINED).exists():
+                    raise ValueError(
+                        f"{self.work} has parts of other vectors: of another source, model, version or store, or with "
+                        "other settings; finish that run, or remove the folder"
+                    )
+                plan.unlink()
+                begun = False
+            (self.work / _JOINED).unlink(missing_ok=True)
             self.open(begun=begun)
             if not begun:
                 write_json(plan, self.plan)
@@ -144,7 +154,7 @@ class Output(ABC):
     def is_whole(self, unit: int) -> bool:
         """Whether all blocks of a unit are written, and none can have changed while the unit did not."""
         own = {name: record for name, record in self.records.items() if name.startswith(f"{unit:06}-")}
-        if any(record.has_files for record in own.values()):
+        if any(record.has_files or record.may_pass for record in own.values()):
             return False
         number = next((int(name.partition("-")[2]) for name, record in own.items() if record.last), None)
         return number is not None and len(own) >= number + 1
@@ -154,8 +164,8 @@ class Output(ABC):
 
         Call it before images are read: a file that changes after that is read again by a run that goes on.
         """
-        digest = block.digest()
-        if block.name in self.records and self.records[block.name].digest == digest:
+        digest, known = block.digest(), self.records.get(block.name)
+        if known is not None and known.digest == digest and not known.may_pass:
             return True
         self._noted[block.name] = digest, block.has_files
         return False
@@ -177,17 +187,14 @@ class Output(ABC):
         write_json(self.work / _RECORD.format(block.name), asdict(record))
         self.records[block.name] = record
 
-    def finish(self, names: Collection[str]) -> None:
+    def finish(self) -> None:
         """Makes one of the parts.
-
-        Args:
-            names: Of the blocks that the source has; others are of files that are gone.
 
         Raises:
             OSError: It cannot be written; the parts stay.
         """
-        self.records = {name: record for name, record in self.records.items() if name in names}
         self.join([self.work / _PART.format(name) for name in sorted(self.records)])
+        (self.work / _JOINED).touch()
 
     def remove_parts(self) -> None:
         """Removes the parts and their records, once nothing is left to be done."""
@@ -263,10 +270,7 @@ class Parquet(Output):
         """Returns the columns of the first part with vectors; those of others without have no width."""
         import pyarrow.parquet as pq
 
-        schemas = [pq.read_schema(part) for part in parts if pq.read_metadata(part).num_rows]
-        if not schemas:
-            raise ValueError(f"{self.out} would have no vectors: nothing of the source could be used")
-        return schemas[0]
+        return next(pq.read_schema(part) for part in parts if pq.read_metadata(part).num_rows)
 
     def table(self, entries: Sequence[Entry]) -> Any:
         """Returns vectors as an Arrow table."""

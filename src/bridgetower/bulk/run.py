@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import TextIO
 from bridgetower.bulk.config import BulkConfig, EmbedConfig
 from bridgetower.bulk.embedding import MIN_FOR_WORKERS, EmbeddedBlock, Embedder, Problem, embedded_blocks, num_decoders
 from bridgetower.bulk.outputs import JsonLines, NumPy, Output, Parquet, entries_of
-from bridgetower.data.items import Block, Unit, read_blocks, units_of
+from bridgetower.data.items import Block, Unit, left_out_of, read_blocks, units_of
 from bridgetower.data.remote import is_url
 from bridgetower.extras import require
-from bridgetower.files import json_text, write_text
+from bridgetower.files import json_text, unfit_name, write_text
 from bridgetower.predictor import Predictor, load
 from bridgetower.progress import counting
 
@@ -47,6 +47,7 @@ class EmbedReport:
         bad: Items that could not be used.
         problems: The first of them, each with the reason.
         report: File that names all of them; None if there are none.
+        left_out: Files in folders of which nothing is read, by suffix.
         seconds: That it took, without loading the model.
     """
 
@@ -55,6 +56,7 @@ class EmbedReport:
     bad: int
     problems: tuple[str, ...]
     report: str | None
+    left_out: dict[str, int]
     seconds: float
 
 
@@ -104,6 +106,7 @@ def embed_units(
         "fingerprint": predictor.fingerprint,
         **{name: value for name, value in asdict(config).items() if name in _DECIDING},
     }
+    left_out = left_out_of(units)
     with make(out, plan, quantize=config.quantize) as output:
         whole = {number for number, unit in enumerate(units) if not unit.is_folder and output.is_whole(number)}
         names = {name for name in output.records if int(name.partition("-")[0]) in whole}
@@ -115,11 +118,17 @@ def embed_units(
             known, blocks = _begun(_unwritten(output, read, names, advance), MIN_FOR_WORKERS)
             for block in computed(embedder, blocks, config, known, advance):
                 output.write(block)
-        output.finish(names)
-        report = _report(output, time.perf_counter() - started)
+        output.records = {name: record for name, record in output.records.items() if name in names}
+        report = _report(output, left_out, started)
+        if not report.vectors:
+            check_bad(source, report.problems, report.bad, config, f"{out} would have no vectors")
+            reasons = " | ".join(report.problems) or "it names nothing"
+            raise ValueError(f"{out} would have no vectors: nothing of {source} could be used: {reasons}")
+        output.finish()
+        done = f"the {report.vectors} vectors of the others are in {out}"
+        check_bad(source, report.problems, report.bad, config, done)  # if more are allowed, the parts are gone on with
         output.remove_parts()
-    check_bad(source, report.problems, report.bad, config, f"the {report.vectors} vectors of the others are in {out}")
-    return report
+    return replace(report, seconds=time.perf_counter() - started)
 
 
 def print_units(
@@ -234,6 +243,8 @@ def _output(out: str | Path) -> type[Output]:
         ValueError: It has another suffix.
         FileNotFoundError: A package is missing.
     """
+    if problem := unfit_name(str(out)):
+        raise ValueError(problem)
     suffix = Path(out).suffix
     if suffix == ".lance":
         require("search")
@@ -273,12 +284,13 @@ def _begun(blocks: Iterator[Block], enough: int) -> tuple[int, Iterator[Block]]:
     return count, chain(first, blocks)
 
 
-def _report(output: Output, seconds: float) -> EmbedReport:
+def _report(output: Output, left_out: dict[str, int], started: float) -> EmbedReport:
     """Returns what came of a run, and writes what could not be used."""
     records = [output.records[name] for name in sorted(output.records)]
     problems = [problem for record in records for problem in record.problems]
     if problems:
-        write_text(output.report, "".join(json_text(asdict(problem)) + "\n" for problem in problems))
+        lines = ({"id": one.id, "place": one.place, "problem": one.problem} for one in problems)
+        write_text(output.report, "".join(json_text(line) + "\n" for line in lines))
     else:
         output.report.unlink(missing_ok=True)
     num_cut = sum(record.num_cut for record in records)
@@ -289,5 +301,6 @@ def _report(output: Output, seconds: float) -> EmbedReport:
         bad=len(problems),
         problems=tuple(map(str, problems[:_NAMED])),
         report=str(output.report) if problems else None,
-        seconds=seconds,
+        left_out=left_out,
+        seconds=time.perf_counter() - started,
     )

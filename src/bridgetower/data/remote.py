@@ -244,15 +244,15 @@ def _retried(url: str, read: Callable[[Any, str], T]) -> T:
                 return read(*_system(url))
         except OSError as error:
             pause = next(pauses, None)
-            if pause is None or _stays(error):
+            if pause is None or is_permanent(error):
                 raise
             seconds = pause * random.uniform(0.5, 1.0)
             logger.warning("%s; trying again in %.1f s", error, seconds)
             time.sleep(seconds)
 
 
-def _stays(error: OSError) -> bool:
-    """Whether a store will say the same again."""
+def is_permanent(error: OSError) -> bool:
+    """Whether a file, or the store of a URL, will say the same again."""
     status = getattr(error.__cause__, "status", None)
     refused = isinstance(error.__cause__, PermissionError)
     missing = isinstance(error, FileNotFoundError)

@@ -11,9 +11,9 @@ from typing import Any
 import lancedb
 
 from bridgetower.bulk.lance import Uri, split
+from bridgetower.bulk.lance_errors import message_of
 from bridgetower.data.remote import is_url
 from bridgetower.files import locked
-from bridgetower.search.lance_errors import message_of
 
 _SEEN_WITHIN = timedelta(seconds=1)  # after which a reader notices what another process wrote
 

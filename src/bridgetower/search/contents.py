@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from bridgetower.search.lance_errors import reading
+from bridgetower.bulk.lance_errors import reading
 from bridgetower.search.table import Indexed, file_of, is_one_of, open_unchanged, read_indexed
 
 

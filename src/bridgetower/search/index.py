@@ -15,12 +15,12 @@ from lancedb.index import BTree, IvfSq
 from torch import Tensor
 
 from bridgetower.bulk.lance import Uri, split
+from bridgetower.bulk.lance_errors import condition, reading, writing
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.remote import is_url
 from bridgetower.search.connection import connect, opened_table
 from bridgetower.search.contents import checked_frame, content_of, open_video
 from bridgetower.search.exact import ExactVectors, largest_products
-from bridgetower.search.lance_errors import condition, reading, writing
 from bridgetower.search.table import (
     ABOUT,
     Hit,
