@@ -1,15 +1,22 @@
 """What a source names: images, texts and names, whatever kind it is; blocks; errors."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
+from unittest.mock import patch
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bridgetower.data import remote
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
-from bridgetower.data.remote import expanded, is_url, read_url
+from bridgetower.data.remote import SILENCE, expanded, is_url, read_url
 from sources import CAPTIONS, NAMES, served
 
 KINDS = [
@@ -129,10 +136,64 @@ class TestUrls:
                 read_url(f"{url}/a.bin", (3, 3))
             with pytest.raises(FileNotFoundError, match=f"no file at {url}/b"):
                 read_url(f"{url}/b")
-        with pytest.raises(OSError, match=rf"{url}/a\.bin cannot be read \(.*\)$"):
+        with (
+            patch.object(time, "sleep", side_effect=AssertionError("nobody answers there")),
+            pytest.raises(OSError, match=rf"{url}/a\.bin cannot be read \(.*\)$"),
+        ):
             read_url(f"{url}/a.bin")
         with pytest.raises(OSError, match="nothing matches memory://none/"):
             expanded("memory://none/*.tar")
+
+    def test_a_server_that_is_busy_is_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote, "PAUSES", (0.001,) * 12)
+        answers = [503, 429, 200, 404, 503, 503, 503, 503, 503]
+        with answering(
+            lambda handler: handler.send_error(answers.pop(0)) if answers[0] != 200 else reply(handler)
+        ) as url:
+            assert read_url(f"{url}/a.bin") == b"content"
+            assert answers.pop(0) == 200
+            with pytest.raises(FileNotFoundError):
+                read_url(f"{url}/a.bin")
+            assert len(answers) == 5
+            with pytest.raises(OSError, match=r"cannot be read .*503"):
+                read_url(f"{url}/a.bin")
+            assert answers == []
+
+    def test_a_server_that_says_nothing_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(SILENCE, "0.5")
+        over, asked = Event(), []
+        with answering(lambda handler: asked.append(handler.path) or over.wait(60)) as url:
+            for piece in (None, (0, 3)):
+                with pytest.raises(OSError, match=r"/a\.bin cannot be read \(.*[Tt]ime"):
+                    read_url(f"{url}/a.bin", piece)
+            over.set()
+        assert len(asked) == 2
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", "7")
+    handler.end_headers()
+    handler.wfile.write(b"content")
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], object]) -> Iterator[str]:
+    """Serves what a function answers; yields the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+        def do_GET(self) -> None:
+            answer(self)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 class TestColumns:

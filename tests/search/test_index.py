@@ -413,6 +413,16 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) ->
             use()
 
 
+@pytest.mark.parametrize("place", ["{", "[]", '{"file": 5}'])
+def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make: Make, place: str) -> None:
+    index = make()
+    index.upsert([row("a.png")])
+    index._table.update(values={"place": place})
+    for where in (None, "width > 0"):
+        with pytest.raises(OSError, match=r"photos\.lance cannot be read: .*"):
+            index.nearest(torch.ones(3), 1, where=where)
+
+
 @pytest.mark.parametrize("mtime", [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1])
 def test_times_that_python_does_not_have_are_no_obstacle(make: Make, mtime: int) -> None:
     index, one = make(), row("a.png")

@@ -202,3 +202,39 @@ def test_hits_on_the_command_line(
 def test_embed_reads_videos_too(run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path) -> None:
     rows = run("embed", tiny_checkpoint, talks)
     assert [row["image"].partition("#")[0] for row in rows] == ["talk.mp4"] * 3 + ["lectures/one.mp4"] * 4
+
+
+class TestFrames:
+    """The frames of moments come from the index, all at once, and only as they were indexed."""
+
+    @pytest.fixture
+    def searcher(
+        self, talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+    ) -> Searcher:
+        index_of(talks)
+        return Searcher(tmp_path / "talks.lance", predictor)
+
+    def test_are_read_in_one_query(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = searcher.search("red", rerank=7, against="images")
+        queries: list[str] = []
+        search = type(searcher.index._table).search
+
+        def counting(table: Any, *arguments: Any, **options: Any) -> Any:
+            queries.append("a query")
+            return search(table, *arguments, **options)
+
+        monkeypatch.setattr(type(searcher.index._table), "search", counting)
+        assert searcher.search("red", rerank=7, against="images") == expected
+        assert len(queries) == 2  # the nearest, and their frames
+
+    def test_another_frame_is_refused(self, searcher: Searcher) -> None:
+        hits = searcher.search("red", rerank=0, against="images")
+        frame = searcher.index.content(hits[0])
+        assert searcher.index.content(hits[0], max_bytes=len(frame)) == frame
+        with pytest.raises(ValueError, match=rf"has {len(frame)} bytes, the limit is {len(frame) - 1}"):
+            searcher.index.content(hits[0], max_bytes=len(frame) - 1)
+        path = hits[0].path.replace("'", "''")
+        searcher.index._table.update(where=f"path = '{path}'", values={"frame": b"another"})
+        with pytest.raises(ValueError, match="the moment has changed since it was indexed; search again"):
+            searcher.index.content(hits[0])
+        assert len(searcher.search("red", rerank=7, against="images")) == 6

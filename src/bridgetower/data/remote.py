@@ -22,6 +22,9 @@ T = TypeVar("T")
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before a file of a data set is read again after an error, at most; each pause is drawn."""
 
+SILENCE = "BRIDGETOWER_URL_TIMEOUT"
+"""Environment variable: seconds after which a host that says nothing is given up; default: 30."""
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -29,6 +32,7 @@ _PATTERN = re.compile(rf"{_GLOB.pattern}|{_RANGE.pattern}")
 _PART = 2**20
 _PIECE = 2**24  # bytes of a file that are read in one request
 _LONGEST = 2**29  # bytes of the file of an image
+_IMAGE_TRIES = 4  # after the first
 _PERMANENT = range(400, 500)  # answers of servers that are the same when they are asked again
 _PASSING = (408, 425, 429)  # but these
 # What stores raise beside OSError; only of packages that are in use.
@@ -99,6 +103,8 @@ def name_below(url: str, source: str) -> str:
 def read_url(url: str, piece: tuple[int, int] | None = None) -> bytes:
     """Returns the file of an image, or a piece of a longer file.
 
+    It is tried again a few times, unless its host cannot be reached or says nothing: among many links many are dead.
+
     Args:
         url: Of the file.
         piece: Where it starts, and its length in bytes.
@@ -107,16 +113,18 @@ def read_url(url: str, piece: tuple[int, int] | None = None) -> bytes:
         OSError: It cannot be read.
         ValueError: It is longer than an image, or its server does not give pieces.
     """
-    with _reading(url):
-        system, path = _system(url)
+
+    def read(system: Any, path: str) -> bytes:
         if piece is not None:
             start, size = piece
-            content: bytes = system.cat_file(path, start=start, end=start + size)
-            if len(content) != size:
-                raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
-            return content
+            part: bytes = system.cat_file(path, start=start, end=start + size)
+            if len(part) != size:
+                raise ValueError(f"{url} gives {len(part)} bytes where {size} were asked for; copy it to a disk")
+            return part
         with system.open(path, "rb", **_streaming(url)) as file:
-            content = file.read(_LONGEST + 1)
+            return bytes(file.read(_LONGEST + 1))
+
+    content = _retried(url, read, PAUSES[:_IMAGE_TRIES], lambda error: is_permanent(error) or _is_silent(error))
     if len(content) > _LONGEST:
         raise ValueError(f"{url} has more than {_LONGEST} bytes; expected the file of one image")
     return content
@@ -231,20 +239,31 @@ def _check_piece(url: str, content: bytes, size: int) -> None:
         raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
 
 
-def _retried(url: str, read: Callable[[Any, str], T]) -> T:
+def _retried(
+    url: str,
+    read: Callable[[Any, str], T],
+    pauses: Sequence[float] | None = None,
+    gives_up: Callable[[OSError], bool] | None = None,
+) -> T:
     """Reads from the store of a URL, again after errors that may pass.
+
+    Args:
+        url: Of the file.
+        read: Called with the store and the path in it.
+        pauses: See `PAUSES`, which None stands for.
+        gives_up: Whether an error is final; None: see `is_permanent`.
 
     Raises:
         OSError: It cannot be read; the URL is named.
     """
-    pauses = iter(PAUSES)
+    waits = iter(PAUSES if pauses is None else pauses)
     while True:
         try:
             with _reading(url):
                 return read(*_system(url))
         except OSError as error:
-            pause = next(pauses, None)
-            if pause is None or is_permanent(error):
+            pause = next(waits, None)
+            if pause is None or (gives_up or is_permanent)(error):
                 raise
             seconds = pause * random.uniform(0.5, 1.0)
             logger.warning("%s; trying again in %.1f s", error, seconds)
@@ -259,10 +278,26 @@ def is_permanent(error: OSError) -> bool:
     return missing or refused or (status in _PERMANENT and status not in _PASSING)
 
 
+def _is_silent(error: OSError) -> bool:
+    """Whether a host cannot be reached, or does not answer."""
+    aiohttp = sys.modules.get("aiohttp")
+    is_unreachable = aiohttp is not None and isinstance(error.__cause__, aiohttp.ClientConnectorError)
+    return is_unreachable or isinstance(error.__cause__, TimeoutError)
+
+
 def _system(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(url)
+    options: dict[str, Any] = {}
+    if url.lower().startswith("http"):
+        import aiohttp
+
+        try:
+            silence = float(os.environ.get(SILENCE, "30"))
+        except ValueError as error:
+            raise ValueError(f"{SILENCE} is {os.environ[SILENCE]!r}; expected seconds, such as 30") from error
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=silence, sock_read=silence)}
+    system, path = url_to_fs(url, **options)
     return system, path
 
 

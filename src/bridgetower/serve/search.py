@@ -212,11 +212,11 @@ async def _matched(
     if not found:
         return [], []
     try:
-        limits = {"max_pixels": service.max_pixels, "max_bytes": service.config.max_body * MIB}
         with index_read():
             frames = await asyncio.to_thread(searcher.index.frames, found)
-        opening = partial(searcher.open, fetch=False, frames=frames, **limits)
-        images = await service.inputs.each([partial(opening, one) for one in found])
+        limit = service.config.max_body * MIB
+        settings: Any = {"max_pixels": service.max_pixels, "max_bytes": limit, "fetch": False, "frames": frames}
+        images = await service.inputs.each([partial(searcher.open, one, **settings) for one in found])
         opened = searcher.usable(found, images)
     except ValueError as error:
         logger.error("search: %s", error)
