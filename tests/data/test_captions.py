@@ -1,10 +1,13 @@
 """Captions as batches: pure functions of their key."""
 
+import random
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +49,27 @@ class TestImages:
         first, first_index = images.texts(1)
         assert first == [captions[0] for captions in images.captions]
         assert first_index.tolist() == list(range(9))
+
+    def test_an_image_has_each_of_its_captions_once(self, load: Any, tiny_dataset: Path, tmp_path: Path) -> None:
+        rows = pq.read_table(tiny_dataset / "train.parquet")
+        draw = random.Random(0)
+        given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(len(rows))]
+        captions = pa.array(given, rows["captions"].type)
+        repeated = rows.set_column(rows.column_names.index("captions"), "captions", captions)
+        pq.write_table(repeated, tmp_path / "train.parquet", row_group_size=5)
+        pairs = load(tmp_path)
+        official = [list(set(texts)) for texts in given]  # in an order that changes from process to process
+        assert len(pairs) == sum(map(len, official)) < sum(map(len, given))
+        assert list(map(sorted, pairs.images.captions)) == list(map(sorted, official))
+        assert list(pairs.images.captions) == [list(dict.fromkeys(texts)) for texts in given]
+        assert pairs.pairs.tolist() == [
+            [row, number] for row, texts in enumerate(official) for number in range(len(texts))
+        ]
+        texts, index = pairs.images.texts()
+        assert [(row, text) for row, text in zip(index.tolist(), texts, strict=True)] == [
+            (row, text) for row, texts in enumerate(given) for text in dict.fromkeys(texts)
+        ]
+        assert pairs.images.texts(3)[0] == [text for texts in given for text in list(dict.fromkeys(texts))[:3]]
 
     def test_images_with_the_same_captions_share_them(self, load: Any, tiny_dataset: Path) -> None:
         alone, twice = load(split="test").images, load(tiny_dataset, tiny_dataset, split="test").images

@@ -23,7 +23,7 @@ DRAWN = -1
 
 
 class CaptionImages(PreparedImages):
-    """Images with their captions."""
+    """Images with their captions, each caption of an image once, as in the official code (base_dataset.py)."""
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
         """Opens the folders and reads the captions.
@@ -33,7 +33,7 @@ class CaptionImages(PreparedImages):
             ValueError: No folder is given, or one holds no captions.
         """
         super().__init__(config, splits, processor)
-        self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries)
+        self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries).without_repeats()
 
     def owners(self) -> Int[Tensor, " n"]:
         """Returns the first image with the same captions as each image: itself where they are its own."""

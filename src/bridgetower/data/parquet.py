@@ -197,6 +197,20 @@ class Column(Sequence[T]):
         value: T = self._array[index].as_py()
         return value
 
+    def without_repeats(self) -> Column[T]:
+        """Returns the lists with each text once, where it comes first."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        texts, rows = self._array.flatten(), pc.list_parent_indices(self._array)
+        table = pa.table({"row": rows, "text": texts, "place": np.arange(len(texts))})
+        kept = np.sort(table.group_by(["row", "text"]).aggregate([("place", "min")])["place_min"].to_numpy())
+        if len(kept) == len(texts):
+            return self
+        ends = np.bincount(rows.to_numpy()[kept], minlength=len(self)).cumsum()
+        return Column(pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), texts.take(pa.array(kept))))
+
     def lengths(self) -> Int[Tensor, " n"]:
         """Returns the number of texts of each row of lists."""
         import pyarrow.compute as pc
