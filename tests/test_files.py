@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import stat
 import subprocess
@@ -28,6 +29,7 @@ from bridgetower.files import (
     read_json,
     remove_leftovers,
     replacing,
+    require_parent,
     require_space,
     visible,
     write_bytes,
@@ -97,6 +99,15 @@ class TestReplacing:
         try:
             write_bytes(tmp_path / "a", b"new")
             assert os.umask(0o027) == 0o027
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+    def test_permissions_of_what_libraries_make_private(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            with replacing(tmp_path / "a") as temporary:
+                os.close(os.open(temporary, os.O_CREAT, 0o600))
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
@@ -238,21 +249,52 @@ class TestContent:
         assert contents(tmp_path) == {"a.json": b"1\n"}
 
 
-def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a.bin", b"old")
-    (tmp_path / ".hidden").write_bytes(b"mine")
-    child = os.fork()
-    if child == 0:
-        with replacing(tmp_path / "a.bin") as temporary:
-            temporary.write_bytes(b"half")
-            (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
-            os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    remove_leftovers(tmp_path, "[a].bin")
-    assert len(list(tmp_path.iterdir())) == 3
-    remove_leftovers(tmp_path, "a.bin")
-    remove_leftovers(tmp_path / "missing")
-    assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
+class TestLeftovers:
+    @pytest.fixture
+    def killed(self, tmp_path: Path) -> Callable[[str], None]:
+        """Lets a process write something half."""
+
+        def call(name: str) -> None:
+            child = os.fork()
+            if child == 0:
+                with replacing(tmp_path / name) as temporary:
+                    temporary.write_bytes(b"half")
+                    (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
+                    os.kill(os.getpid(), 9)
+            os.waitpid(child, 0)
+
+        return call
+
+    def test_are_removed_and_nothing_else(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
+        write_bytes(tmp_path / "a.bin", b"old")
+        (tmp_path / ".hidden").write_bytes(b"mine")
+        killed("a.bin")
+        remove_leftovers(tmp_path, "[a].bin")
+        assert len(list(tmp_path.iterdir())) == 3
+        remove_leftovers(tmp_path, "a.bin")
+        remove_leftovers(tmp_path / "missing")
+        assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
+
+    def test_what_is_being_written_stays(self, tmp_path: Path) -> None:
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_bytes(b"new")
+            remove_leftovers(tmp_path)
+        with new_folder(tmp_path / "b"), new_folder(tmp_path / "c"):
+            remove_leftovers(tmp_path)
+        assert (tmp_path / "a").read_bytes() == b"new"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+    def test_are_removed_by_the_next_folder_of_that_name(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
+        killed("model")
+        with new_folder(tmp_path / "model") as temporary:
+            assert list(tmp_path.iterdir()) == [temporary.parent]
+
+    def test_are_removed_by_the_next_command_that_writes_that_file(
+        self, tmp_path: Path, killed: Callable[[str], None]
+    ) -> None:
+        killed("map.png")
+        require_parent(tmp_path / "map.png")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
@@ -293,6 +335,43 @@ class TestLock:
         os.waitpid(child, 0)
         with locked(tmp_path):
             pass
+
+    def test_is_let_go_while_children_that_were_forked_meanwhile_live_on(self, tmp_path: Path) -> None:
+        with locked(tmp_path):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+        try:
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def test_of_a_folder_that_was_removed_while_waiting_is_taken_anew(self, tmp_path: Path) -> None:
+        folder, (reading, writing) = tmp_path / "a", os.pipe()
+        with locked(folder):
+            child = os.fork()
+            if child == 0:
+                with locked(folder, wait=True):
+                    os.write(writing, b"held")
+                    time.sleep(60)
+            time.sleep(0.5)  # it waits for the lock, in a file that is removed now
+            shutil.rmtree(folder)
+        try:
+            assert os.read(reading, 4) == b"held"
+            with pytest.raises(FileExistsError, match="another process"), locked(folder):
+                pytest.fail("held twice")
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def test_a_link_to_nowhere(self, tmp_path: Path) -> None:
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        message = r"/a is a link to .*/b, which is not there; make that folder"
+        with pytest.raises(FileNotFoundError, match=message), locked(tmp_path / "a"):
+            pytest.fail("held")
 
 
 class TestReadOnly:

@@ -105,6 +105,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()  # a folder is not renamed to a link
     require_empty(path)
+    remove_leftovers(path.parent, path.name)
     if path.is_mount():
         raise FileExistsError(f"{path} is a mount point, which cannot be replaced; give the name of a folder in it")
     with _beside(path) as temporary:
@@ -270,11 +271,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 def require_parent(path: Path) -> None:
     """Checks that the folder of a file that is to be written is there, before what is in it is computed.
 
+    What a killed process left of that file is removed.
+
     Raises:
         FileNotFoundError: It is not.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another")
+    remove_leftovers(path.parent, path.name)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -311,15 +315,18 @@ def remove_folder(path: Path) -> None:
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Removes what a process left in `folder` that was killed in `replacing`, `new_folder` or `remove_folder`.
 
+    What a process is writing, which has its temporary folder locked, stays.
+
     Args:
         folder: Of the file or folder that was written or removed.
         name: Of that file or folder; None: whatever it was.
     """
     for path in folder.glob(f".{'*' if name is None else escape(name)}{_MARK}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)  # the process may be just about to remove it
-        else:
-            path.unlink(missing_ok=True)
+        with ExitStack() as stack, suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -347,6 +354,8 @@ def _locked_file(folder: Path, operation: int) -> IO[str]:
     """Opens and locks the lock of a folder, again if the folder was removed meanwhile."""
     path = folder / ".lock"
     while True:
+        if folder.is_symlink() and not folder.exists():
+            raise FileNotFoundError(f"{folder} is a link to {folder.readlink()}, which is not there; make that folder")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack, suppress(FileNotFoundError):
             file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
@@ -366,11 +375,14 @@ def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
         with _may_write(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
-        try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder / path.name
             _sync(path.parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -206,6 +206,9 @@ def _finished(out: Path, wanted: DatasetInfo, files: Iterable[str]) -> DatasetIn
     digests = info.digests()
     whole = all((out / name).is_file() and sha256_of(out / name) == digest for name, digest in digests.items())
     if whole and all((out / name).is_file() for name in files):
+        with suppress(OSError):  # of a set that may only be read
+            _forget_attempts(out)
+            remove_leftovers(out)
         return info
     _refuse_foreign(out, own=digests)
     return None
