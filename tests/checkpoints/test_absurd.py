@@ -21,7 +21,7 @@ from torch import Tensor
 import official
 from bridgetower import checkpoints, cli, predictor
 from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
-from bridgetower.checkpoints.tensors import read_safetensors, read_sharded_safetensors, write_safetensors
+from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
 from bridgetower.demo.toysets.scenes import ScenesConfig
@@ -154,7 +154,7 @@ def test_index_of_shards(safe: Path) -> None:
     names = list(read_safetensors(safe / "a.safetensors"))[:3]
     index = safe / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}))
-    assert problems(safe, index.name, lambda folder: read_sharded_safetensors(folder / index.name)) == {}
+    assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
 
 
 def test_official_settings() -> None:

@@ -22,7 +22,7 @@ from bridgetower.checkpoints.tensors import (
     checksum,
     only_tensors,
     read_safetensors,
-    read_sharded_safetensors,
+    read_sharded,
     read_torch_archive,
     write_safetensors,
 )
@@ -165,19 +165,19 @@ class TestShards:
         return index
 
     def test_all_are_read(self, tmp_path: Path) -> None:
-        assert tiny.equal(read_sharded_safetensors(self.folder(tmp_path, WEIGHT_MAP)), tensors())
+        assert tiny.equal(read_sharded(self.folder(tmp_path, WEIGHT_MAP)), tensors())
 
     def test_a_missing_shard(self, tmp_path: Path) -> None:
         index = self.folder(tmp_path, WEIGHT_MAP)
         (tmp_path / "two.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"two.safetensors is missing"):
-            read_sharded_safetensors(index)
+            read_sharded(index)
 
     def test_a_truncated_shard(self, tmp_path: Path) -> None:
         index = self.folder(tmp_path, WEIGHT_MAP)
         (tmp_path / "two.safetensors").write_bytes((tmp_path / "two.safetensors").read_bytes()[:-3])
         with pytest.raises(ValueError, match=r"two.safetensors is not a whole"):
-            read_sharded_safetensors(index)
+            read_sharded(index)
 
     @pytest.mark.parametrize("place", ["../x.safetensors", "sub/x.safetensors", "{}/x.safetensors", "..", ""])
     def test_a_shard_elsewhere(self, tmp_path: Path, place: str) -> None:
@@ -188,18 +188,18 @@ class TestShards:
             save_file(tensors(), folder / "x.safetensors")
         index = self.folder(inside, WEIGHT_MAP | {"b": place.format(tmp_path)})
         with pytest.raises(ValueError, match="outside its folder"):
-            read_sharded_safetensors(index)
+            read_sharded(index)
 
     @pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 3}, {"a": None}], ids=str)
     def test_an_index_of_another_form(self, tmp_path: Path, weight_map: Any) -> None:
         with pytest.raises(ValueError, match="has no weight_map of names to files"):
-            read_sharded_safetensors(self.folder(tmp_path, weight_map))
+            read_sharded(self.folder(tmp_path, weight_map))
 
     def test_a_broken_index(self, tmp_path: Path) -> None:
         index = self.folder(tmp_path, WEIGHT_MAP)
         index.write_text(index.read_text()[:-5])
         with pytest.raises(ValueError, match="is not valid JSON"):
-            read_sharded_safetensors(index)
+            read_sharded(index)
 
 
 class TestTorchArchive:

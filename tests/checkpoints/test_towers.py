@@ -78,9 +78,8 @@ def as_shards(folder: Path) -> None:
 
 
 class TestOpenAI:
-    @pytest.mark.parametrize("jit", [True, False])
-    def test_hidden_states(self, jit: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        published = openai(tmp_path / "clip.pt", jit=jit)
+    def test_hidden_states(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        published = openai(tmp_path / "clip.pt")
         with caplog.at_level(logging.INFO):
             tower = read_vision_tower(str(published.source))
         assert images_off(tower, published) < TOLERANCE
@@ -90,17 +89,17 @@ class TestOpenAI:
         assert images_off(wrong(tower, activation="gelu"), published) > 100 * TOLERANCE
         assert images_off(wrong(tower, num_heads=4), published) > 100 * TOLERANCE
 
-    def test_the_archive_and_the_state_dict_are_one(self, tmp_path: Path) -> None:
-        archive, plain = (read_vision_tower(str(openai(tmp_path / f"{jit}.pt", jit=jit).source)) for jit in (1, 0))
-        assert archive.config == plain.config
-        assert tiny.equal(archive.tensors, plain.tensors)
+    def test_archives_of_torchscript_are_on_the_hub(self, tmp_path: Path) -> None:
+        torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "ViT-B-16.pt")
+        with pytest.raises(ValueError, match=r"ViT-B-16\.pt .*it is TorchScript, .*openai/clip-vit-base-patch16"):
+            read_vision_tower(str(tmp_path / "ViT-B-16.pt"))
 
     def test_what_a_bare_file_cannot_tell_is_asked_for(self, tmp_path: Path) -> None:
-        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        path = str(openai(tmp_path / "clip.pt").source)
         assert read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation == "gelu"
 
     def test_what_it_tells_is_not(self, tmp_path: Path) -> None:
-        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        path = str(openai(tmp_path / "clip.pt").source)
         with pytest.raises(
             ValueError, match=r"contradicts the run's settings: model\.vision\.patch_size 16 \(it has 8\); leave"
         ):
@@ -259,7 +258,7 @@ class TestRefused:
             read_vision_tower(str(tmp_path / "no" / "such" / "file.pt"))
 
     def test_unknown_and_missing_names(self, tmp_path: Path) -> None:
-        path = openai(tmp_path / "clip.pt", jit=False).source
+        path = openai(tmp_path / "clip.pt").source
         tensors = torch.load(path)
         torch.save({**tensors, "visual.mystery": torch.ones(1)}, path)
         with pytest.raises(ValueError, match=r"has unknown tensors: visual\.mystery$"):
@@ -273,14 +272,14 @@ class TestRefused:
             read_vision_tower(str(path))
 
     def test_positions_without_a_class_token(self, tmp_path: Path) -> None:
-        path = openai(tmp_path / "clip.pt", jit=False).source
+        path = openai(tmp_path / "clip.pt").source
         tensors = torch.load(path)
         torch.save({**tensors, "visual.positional_embedding": torch.ones(16, 128)}, path)
         with pytest.raises(ValueError, match="has positions for 15 patches; expected a square number"):
             read_vision_tower(str(path))
 
     def test_the_other_kind_of_tower(self, tmp_path: Path) -> None:
-        path = str(openai(tmp_path / "clip.pt", jit=False).source)
+        path = str(openai(tmp_path / "clip.pt").source)
         with pytest.raises(ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"):
             read_text_tower(path)
 
@@ -304,7 +303,7 @@ class TestRefused:
             read_text_tower(str(tmp_path))
 
     def test_a_pickle_that_does_harm(self, tmp_path: Path) -> None:
-        path, trace = openai(tmp_path / "clip.pt", jit=False).source, tmp_path / "trace"
+        path, trace = openai(tmp_path / "clip.pt").source, tmp_path / "trace"
         torch.save({**torch.load(path), "visual.proj": Payload(trace)}, path)
         with pytest.raises(ValueError, match=r"clip\.pt was refused"):
             read_vision_tower(str(path))

@@ -17,7 +17,7 @@ import official
 import originals
 from bridgetower.tasks.table import RECIPES
 from pages import commands
-from published import openai, timm_vit, transformers_text
+from published import timm_vit, transformers_text, transformers_vision
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 WRITERS = {
@@ -58,8 +58,8 @@ def once_per_sweep(page: list[list[str]]) -> list[list[str]]:
 def write_towers(folder: Path, tokenizer: bytes) -> None:
     """Towers of the published depths under the names that the page has."""
     folder.mkdir()
-    for name, depth in (("ViT-B-16", 12), ("ViT-B-32", 12), ("ViT-L-14", 24)):
-        openai(folder / f"{name}.pt", jit=name == "ViT-B-16", depth=depth)
+    for name, depth in (("base-patch16", 12), ("base-patch32", 12), ("large-patch14", 24)):
+        transformers_vision(folder / f"clip-vit-{name}", "CLIPVisionModel", num_hidden_layers=depth)
     timm_vit(folder / "deit_base.pth", distilled=True, depth=12)
     timm_vit(folder / "vit_base.pth", depth=12)
     sizes = {"vocab_size": 310, "max_position_embeddings": 40}

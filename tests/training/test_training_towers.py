@@ -27,7 +27,7 @@ from published import PIXELS, openai, transformers_text, transformers_vision
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """OpenAI's archive: 32 pixels, patches of 8, three layers."""
-    return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt", jit=True).source)
+    return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt").source)
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,12 @@ from bridgetower.checkpoints.tensors import (
     SHARD_BYTES,
     WEIGHTS,
     only_tensors,
-    read_safe_weights,
     read_safetensors,
     read_torch_archive,
     read_weights,
     write_safetensors,
     write_weights,
 )
-from bridgetower.checkpoints.torchscript import is_torchscript
 from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
@@ -218,7 +216,7 @@ def _read_own(
     if "model" not in values:
         raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
     config = ModelConfig.from_dict(values["model"])
-    tensors = read_safe_weights(folder)
+    tensors = read_weights(folder, name)
     check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(
@@ -247,11 +245,6 @@ def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | Non
 def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if path.suffix == ".safetensors" or path.name in WEIGHTS:
         raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
-    if is_torchscript(path):
-        raise ValueError(
-            f"{path} is a TorchScript archive; expected an official .ckpt (CLIP is where a model can start from: "
-            "bridgetower train --vision)"
-        )
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
     config = settings.get("config") if isinstance(settings, dict) else None

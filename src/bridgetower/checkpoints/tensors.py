@@ -20,7 +20,10 @@ from torch import Tensor
 
 from bridgetower.files import read_json, replacing, write_json
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 """What transformers and timm call the weights in a folder, best first."""
 
 SHARDS = "model-*.safetensors"
@@ -145,8 +148,8 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
-def read_sharded_safetensors(index: Path) -> Mapping[str, Tensor]:
-    """Opens the shards that a `*.safetensors.index.json` lists.
+def read_sharded(index: Path) -> Mapping[str, Tensor]:
+    """Opens the shards that a `*.safetensors.index.json` or a `*.bin.index.json` lists.
 
     Raises:
         FileNotFoundError: A shard is missing.
@@ -159,7 +162,8 @@ def read_sharded_safetensors(index: Path) -> Mapping[str, Tensor]:
     for shard in names:
         if Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index} points to {shard}, outside its folder; expected plain file names")
-    return ChainMap(*(read_safetensors(index.parent / shard) for shard in names))  # type: ignore[arg-type]  # reads only
+    read = read_pickled if index.name == WEIGHTS[3] else read_safetensors
+    return ChainMap(*(read(index.parent / shard) for shard in names))  # type: ignore[arg-type]  # reads only
 
 
 def read_torch_archive(path: Path) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
         ValueError: The file is damaged, or it asks for code to be run, which is refused.
     """
     try:
-        is_stored = zipfile.is_zipfile(path) and check_unpacked(path)
+        is_stored = zipfile.is_zipfile(path) and _check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_stored)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -184,7 +188,7 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
-    """Opens the weights in a folder: safetensors, sharded safetensors or a PyTorch file.
+    """Opens the weights in a folder: safetensors or a PyTorch file, each whole or sharded.
 
     Args:
         folder: Where one of `WEIGHTS` is.
@@ -194,23 +198,17 @@ def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
         FileNotFoundError: There are none, or a shard is missing.
         ValueError: They are damaged or hold more than tensors.
     """
-    safe, sharded, pickled = (folder / file for file in WEIGHTS)
-    if safe.exists() or sharded.exists():
-        return read_safe_weights(folder)
-    if pickled.exists():
-        return only_tensors(name, read_torch_archive(pickled))
+    for file, read in zip(WEIGHTS, (read_safetensors, read_sharded, read_pickled, read_sharded), strict=True):
+        if (folder / file).exists():
+            return read(folder / file)
     raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def read_safe_weights(folder: Path) -> Mapping[str, Tensor]:
-    """Opens the weights that `write_weights` wrote.
-
-    Raises:
-        FileNotFoundError: They, or a shard, are missing.
-        ValueError: They are damaged.
-    """
-    whole, index = folder / WEIGHTS[0], folder / WEIGHTS[1]
-    return read_sharded_safetensors(index) if index.exists() and not whole.exists() else read_safetensors(whole)
+def read_pickled(path: Path) -> Mapping[str, Tensor]:
+    """Reads a `.bin` file that holds tensors only."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
+    return only_tensors(str(path), read_torch_archive(path))
 
 
 def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -227,8 +225,13 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")
     stored: dict[int, int] = {}
     for key, tensor in values.items():
-        check_repeats(tensor, f"tensor {key} of {name}")
-        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        memory = tensor.untyped_storage()
+        if tensor.nbytes > memory.nbytes():  # a copy of repeated numbers would take any amount of memory
+            raise ValueError(
+                f"tensor {key} of {name} repeats its {memory.nbytes()} bytes to {tensor.nbytes}; expected weights as "
+                "they are"
+            )
+        stored[memory.data_ptr()] = memory.nbytes()
     read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
     if read > most:
         raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
@@ -252,17 +255,6 @@ def _apart(tensor: Tensor, taken: dict[int, list[tuple[int, int]]]) -> Tensor:
         return tensor.clone()
     others.insert(place, own)
     return tensor
-
-
-def check_repeats(tensor: Tensor, name: str) -> None:
-    """Checks that a tensor has no more numbers than are stored; a copy of others would take any amount of memory.
-
-    Raises:
-        ValueError: It has more; `name` is that of the tensor.
-    """
-    stored = tensor.untyped_storage().nbytes()
-    if tensor.nbytes > stored:
-        raise ValueError(f"{name} repeats its {stored} bytes to {tensor.nbytes}; expected weights as they are")
 
 
 def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
@@ -339,7 +331,7 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def check_unpacked(path: Path) -> bool:
+def _check_unpacked(path: Path) -> bool:
     """Checks what the entries of a zip archive claim to be once they are unpacked; no more is read of them.
 
     Returns:
@@ -353,6 +345,8 @@ def check_unpacked(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):  # torch.load would compile its code
+        raise ValueError("it is TorchScript, as OpenAI publishes CLIP: give a hub id, openai/clip-vit-base-patch16")
     if unpacked > max(_UNPACKED * size, _UNPACKED_AT_LEAST):
         raise ValueError(f"its {size} bytes would be {unpacked} unpacked; expected at most {_UNPACKED} times as many")
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)

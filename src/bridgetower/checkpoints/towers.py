@@ -16,7 +16,6 @@ from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vi
 from bridgetower.checkpoints.hub import download, looks_like_hub_id
 from bridgetower.checkpoints.keymap import import_tensors, rule_table
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
-from bridgetower.checkpoints.torchscript import is_torchscript, read_torchscript
 from bridgetower.checkpoints.tower_formats import (
     MODEL_TYPES,
     TowerNaming,
@@ -108,8 +107,8 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
     """Reads an image tower, recognised by the names of its tensors.
 
     Args:
-        source: A file (OpenAI's TorchScript archive, a state dict, safetensors), a folder of transformers or timm, or a
-            hub id, `owner/name` or `owner/name@revision`. `timm:` in front of a folder or a hub id, or of a name of
+        source: A file (a state dict or safetensors), a folder of transformers or timm, or a hub id,
+            `owner/name` or `owner/name@revision`. `timm:` in front of a folder or a hub id, or of a name of
             timm, lets timm build the tower; `timm:NAME=FILE` does so for weights without a config.
         overrides: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
             heads, are set by them.
@@ -252,8 +251,6 @@ def _open(source: str) -> _Found:
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if is_torchscript(path):
-        return read_torchscript(path)
     content = read_torch_archive(path)
     wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     return only_tensors(str(path), wrapped)

@@ -54,7 +54,7 @@ def train(
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
-    From published towers: bridgetower train pretrain-base --vision ViT-B-16.pt --text roberta-base/ …
+    From published towers: bridgetower train pretrain-base --vision openai/clip-vit-base-patch16 --text roberta-base/ …
 
     A task of your own: bridgetower train my-recipe --task-spec my_task.py:MY_TASK … (docs/architecture.md)
 
