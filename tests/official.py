@@ -87,6 +87,8 @@ def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (),
     }
     state_dict = {"temperature": torch.tensor(0.07)}
     state_dict |= export_tensors(name_table([*tensors, *extra_tensors], naming), tensors | extra_tensors)
+    if not config.heads.hidden_scale:  # official `task_head_layers=1`
+        state_dict = {name.replace("_classifier.3.", "_classifier.0."): one for name, one in state_dict.items()}
     state_dict["text_transformer.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
     if naming == "clip":
         left_over = ("positional_embedding", "ln_final.weight", "ln_final.bias")
@@ -121,6 +123,7 @@ def run_config(config: ModelConfig) -> dict[str, Any]:
         "meter_fusion": False,
         "vit_remove_last": False,
         "model_type": "METER" if config.fusion.bridge is None else "BT",
+        "nlvr2_drop_rate": config.heads.nlvr2_dropout,
         "vit_layernorm_shared": True,
         "contrastive_hidden_size": config.heads.itc_size,
         "temperature": 0.07,

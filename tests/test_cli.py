@@ -422,7 +422,9 @@ class TestTraining:
         run(*command, "--out", tmp_path / "run")
         (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)
         assert report["model"] == str(tmp_path / "run")
-        assert "has no state_dict with hyper_parameters.config" in refused("evaluate", path, "retrieval", "--data", tiny_dataset)
+        assert "has no state_dict with hyper_parameters.config" in refused(
+            "evaluate", path, "retrieval", "--data", tiny_dataset
+        )
 
     def test_errors(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
         command = shapes.train_command(tiny_dataset, tmp_path / "run")

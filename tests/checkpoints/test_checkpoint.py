@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints import Checkpoint
+from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking
 from bridgetower.checkpoints.checkpoint import check_tensors, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import Source, export_tensors, name_table
 from bridgetower.processor import Processor, ProcessorConfig
@@ -45,6 +45,17 @@ class TestModel:
     def test_half_precision_stays(self, checkpoint: Checkpoint) -> None:
         half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
         assert {value.dtype for value in half.model().parameters()} == {torch.float16}
+
+
+def test_without_its_contrastive_head(checkpoint: Checkpoint) -> None:
+    config = tiny.changed(heads__itc="tower")
+    reranking = Reranking(itc_weight=16.0, gain=Gain(difference=0.2, low=0.1, high=0.3, texts=9))
+    full = Checkpoint(source="x", config=config, tensors=tiny.build(config).state_dict(), reranking=reranking)
+    less = full.without_itc()
+    assert less.config.heads.itc is None
+    assert less.reranking == UNMEASURED
+    assert full.tensors.keys() - less.tensors.keys() == {name for name in full.tensors if name.startswith("itc_head.")}
+    less.model()
 
 
 class TestResized:

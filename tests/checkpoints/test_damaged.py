@@ -129,7 +129,9 @@ class TestTensors:
     def test_values_that_are_no_tensors(self, pickled: Path) -> None:
         file = pickled / "pytorch_model.bin"
         torch.save({**torch.load(file), QUERY: [1.0, 2.0], "other": None}, file)
-        with pytest.raises(ValueError, match=f"pytorch_model.bin holds {QUERY}, other, which are no named, dense tensors"):
+        with pytest.raises(
+            ValueError, match=f"pytorch_model.bin holds {QUERY}, other, which are no named, dense tensors"
+        ):
             read_checkpoint(pickled)
 
 

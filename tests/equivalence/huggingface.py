@@ -70,6 +70,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pad is 0": {"text.pad_token_id": 0},
     "two segments": {"text.type_vocab_size": 2},
     "own projection per layer": {"share_cross_modal_transformer_layers": False},
+    "two dropouts": {"text.hidden_dropout_prob": 0.2, "text.attention_probs_dropout_prob": 0.3},
+    "gelu_new": {"hidden_act": "relu", "text.hidden_act": "gelu_new"},
+    "relu": {"hidden_act": "gelu_new", "text.hidden_act": "relu"},
+    "one head of width 96": {"vision.hidden_size": 96},
+    "last layer removed": {
+        "vision.remove_last_layer": True,
+        "vision.num_hidden_layers": 4,
+        "vision.share_layernorm": False,
+    },
+}
+# The same, whose settings come back under other names.
+RENAMED: dict[str, dict[str, Any]] = {
+    "gelu_python": {"hidden_act": "gelu_python", "text.hidden_act": "gelu_fast"},
+    "last layer removed, one norm": {"vision.remove_last_layer": True, "vision.num_hidden_layers": 5},
+    "shared bridges of one layer": {"share_link_tower_layers": True, "num_hidden_layers": 1},
 }
 
 

@@ -18,6 +18,7 @@ from bridgetower import predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.data.batch import CaptionBatch
+from bridgetower.model.layers import DotProductAttention
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -28,7 +29,7 @@ ALL = [("backbone", name) for name in hf.VARIANTS]
 HEADS = [
     (kind, name)
     for kind in ("mlm", "itm", "itc")
-    for name in ("plain", "interpolate", "three eps", "separate norms, deeper image tower")
+    for name in ("plain", "interpolate", "three eps", "gelu_new", "relu", "separate norms, deeper image tower")
 ]
 
 
@@ -91,6 +92,30 @@ class TestEveryKind:
         # Nothing reads the top level's number of heads, and the number format is told by the weights.
         ignored = {"num_attention_heads", "dtype", "_name_or_path"}
         assert {name for name in start.keys() | back.keys() if back.get(name) != start.get(name)} - ignored == set()
+
+
+@pytest.mark.parametrize("name", hf.RENAMED)
+def test_other_names_of_the_same_model(tmp_path: Path, name: str) -> None:
+    case = make_case(tmp_path / "hf", "mlm", hf.RENAMED[name])
+    assert max(case.differences().values()) < ATOL
+    convert(case.checkpoint, tmp_path / "back", "hf")
+    with torch.no_grad():
+        back, start = (
+            hf.their_outputs(model, case.batch()) for model in (hf.reload(tmp_path / "back", "mlm"), case.theirs)
+        )
+    assert tiny.off(back["logits"], start["logits"]) < ATOL
+
+
+def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path: Path) -> None:
+    model = make_case(tmp_path / "hf", "backbone", hf.VARIANTS["two dropouts"]).checkpoint.model()
+    for layer in (*model.text.layers, *model.fusion.text_layers, *model.fusion.image_layers):
+        drawn = {
+            name: module.p if isinstance(module, torch.nn.Dropout) else module.dropout
+            for name, module in layer.named_modules()
+            if isinstance(module, torch.nn.Dropout | DotProductAttention)
+        }
+        assert drawn == {name: 0.2 if name == "dropout" else 0.3 for name in drawn}
+        assert len(drawn) == (2 if layer in model.text.layers else 3)
 
 
 def limit(gradient: Tensor) -> float:

@@ -108,7 +108,7 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> Non
         ({"fusion.intermediate_size": 64}, "fusion width, heads or feed-forward differ"),
         ({"heads.itc": "tower"}, "contrastive head is the official kind"),
         ({"heads.itc": "fused"}, "image tower as wide as the fusion encoder"),
-        ({"vision.num_heads": 4}, "image heads are not of width 64"),
+        ({"vision.num_heads": 4}, "image heads are not as many as fit"),
         ({"vision.intermediate_size": 256}, "image feed-forward"),
         ({"fusion.vision_layers": (1, 3)}, "same top layers"),
         ({"vision.num_layers": 4}, "same top layers"),

@@ -126,8 +126,9 @@ class TestErrors:
             ({"fusion.num_heads": 5}, "fusion.hidden_size 16 is not a multiple of fusion.num_heads 5"),
             ({"vision.patch_size": 7}, "image size 24 is not a multiple of the patch size 7; use 21 or 28"),
             ({"vision.image_size": 25}, "image size 25 is not a multiple of the patch size 8; use 24 or 32"),
-            ({"vision.activation": "relu"}, "vision.activation is 'relu'; expected one of quick_gelu, gelu"),
+            ({"vision.activation": "silu"}, "vision.activation is 'silu'; expected one of quick_gelu, gelu"),
             ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of roberta, bert"),
+            ({"heads.hidden_scale": -1.0}, r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000"),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of tower, fused, None"),
             ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; expected a whole number from 2 to 1,000"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
@@ -164,7 +165,6 @@ class TestErrors:
             *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
             *("vision.image_size", "vision.patch_size", "text.vocab_size", "text.type_vocab_size"),
             *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
-            "heads.hidden_scale",
         ],
     )
     @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**30, True, "4", None])

@@ -192,7 +192,7 @@ def test_frozen_parts_get_no_gradient(frozen: int) -> None:
     assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
 
 
-@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("activation", get_args(Activation))
 class TestActivatedInput:
     """A feed-forward layer's second product, whose input is an activation."""
 
@@ -508,7 +508,7 @@ def test_dropout_of_no_values() -> None:
     assert drawn(torch.ones(0, 4)).shape == (0, 4)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("activation", get_args(Activation))
 class TestActivations:
     def test_in_place(self, activation: Activation) -> None:
         place = VALUES.clone()

@@ -200,7 +200,15 @@ class TestWithoutHeads:
 
 class TestTable:
     def test_every_head_of_the_config_is_in_it(self) -> None:
-        sizes = {"own", "itc_size", "mlm_layer_norm_eps", "hidden_scale", "nlvr2_dropout", "multi_label"}
+        sizes = {
+            "own",
+            "itc_size",
+            "mlm_layer_norm_eps",
+            "mlm_activation",
+            "hidden_scale",
+            "nlvr2_dropout",
+            "multi_label",
+        }
         features = {
             "image_pooling",
             "image_pooled_layers",

@@ -86,6 +86,9 @@ VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
 def test_activation_formulas() -> None:
     assert tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
     assert tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+    inner = (2 / torch.pi) ** 0.5 * (VALUES + 0.044715 * VALUES**3)
+    assert tiny.off(activated(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner))) < 1e-12
+    assert tiny.off(activated(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
 
 
 def test_quick_gelu_is_an_approximation() -> None:

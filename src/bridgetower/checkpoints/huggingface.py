@@ -18,9 +18,23 @@ from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.plain import check_numbers, known_fields
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
 
-_DROPPABLE = (r".*\.position_ids", r".*\.token_type_ids")
+_LINK_PARTS = r"LayerNorm\.(weight|bias)|scaled_factor|beta"
+_DROPPABLE = (
+    *(r".*\.position_ids", r".*\.token_type_ids"),
+    rf"(bridgetower\.)?cross_modal_(text|image)_link_tower\.({_LINK_PARTS})",  # shared by no layers, if there is one
+)
+_ACTIVATIONS: dict[str, Activation] = {  # the first of several names is written
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "quick_gelu": "quick_gelu",
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
 _BACKBONE = "bridgetower."
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
 _DEPTH = (1, 1_000)  # layers
@@ -61,6 +75,10 @@ class _Vision:
     def __post_init__(self) -> None:
         check_numbers(self, "vision_config.", num_hidden_layers=_DEPTH)
 
+    @property
+    def blocks(self) -> int:
+        return self.num_hidden_layers - self.remove_last_layer
+
 
 @dataclass(frozen=True)
 class _Top:
@@ -97,7 +115,7 @@ def read_checkpoint(
         "separate_projections": config.fusion.separate_projections,
         "backbone_prefix": prefix,
     }
-    extra = vision.num_hidden_layers - config.vision.num_layers
+    extra = vision.blocks - config.vision.num_layers
     check_depth(source, config, tensors)
     table = name_table(parameter_shapes(config), "huggingface", **options)
     extra_table = name_table(extra_tensor_names(config, extra), "huggingface", **options)
@@ -134,6 +152,16 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
     bridged = tuple(range(depth - fusion_depth + 1, depth + 1))
     width = vision.hidden_size
     itc = "itc_text_head.fc.weight"
+    shared: dict[str, Any] = {  # transformers builds the fusion layers from the text config
+        "num_heads": text.num_attention_heads,
+        "intermediate_size": text.intermediate_size,
+        "layer_norm_eps": text.layer_norm_eps,
+        "activation": _ACTIVATIONS[text.hidden_act],
+        "dropout": text.hidden_dropout_prob,
+        "attention_dropout": (
+            None if text.attention_probs_dropout_prob == text.hidden_dropout_prob else text.attention_probs_dropout_prob
+        ),
+    }
     return ModelConfig(
         vision=VisionConfig(
             image_size=_side(vision.image_size),
@@ -148,27 +176,20 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
             num_layers=depth,
-            num_heads=text.num_attention_heads,
-            intermediate_size=text.intermediate_size,
             max_positions=text.max_position_embeddings,
             type_vocab_size=text.type_vocab_size,
             pad_token_id=text.pad_token_id,
-            layer_norm_eps=text.layer_norm_eps,
-            dropout=text.hidden_dropout_prob,
+            **shared,
         ),
-        # transformers builds the fusion layers from the text config: heads, feed-forward width and eps are the text's.
         fusion=FusionConfig(
             hidden_size=top.hidden_size,
             num_layers=fusion_depth,
-            num_heads=text.num_attention_heads,
-            intermediate_size=text.intermediate_size,
             bridge=cast(BridgeKind, top.link_tower_type),
             vision_layers=bridged,
             text_layers=bridged,
             separate_projections=not top.share_cross_modal_transformer_layers,
-            layer_norm_eps=text.layer_norm_eps,
             bridge_layer_norm_eps=top.layer_norm_eps,
-            dropout=text.hidden_dropout_prob,
+            **shared,
         ),
         heads=HeadsConfig(
             mlm="mlm_score.bias" in tensors,
@@ -176,19 +197,19 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
             itc="fused" if "itc_cross_modal_head.fc.weight" in tensors else None,
             itc_size=extent(tensors, itc) if itc in tensors else top.contrastive_hidden_size,
             mlm_layer_norm_eps=top.layer_norm_eps,
+            mlm_activation=_ACTIVATIONS[top.hidden_act],
         ),
     )
 
 
 def _check_runnable(source: str, top: _Top, text: _Text, vision: _Vision) -> None:
+    unknown = {text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys()
     refused = {
-        "share_link_tower_layers is true": top.share_link_tower_layers,
+        "share_link_tower_layers is true": top.share_link_tower_layers and top.num_hidden_layers > 1,
         f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWERS,
-        "vision_config.remove_last_layer is true": vision.remove_last_layer,
-        f"hidden_act is {text.hidden_act!r}": text.hidden_act != "gelu" or top.hidden_act != "gelu",
+        f"hidden_act is {', '.join(sorted(unknown))}, not one of {', '.join(_ACTIVATIONS)}": bool(unknown),
         f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size != text.hidden_size,
-        "the image tower is shallower than the text tower": vision.num_hidden_layers < text.num_hidden_layers,
-        "attention and hidden dropout differ": text.hidden_dropout_prob != text.attention_probs_dropout_prob,
+        "the image tower is shallower than the text tower": vision.blocks < text.num_hidden_layers,
     }
     reasons = [reason for reason, applies in refused.items() if applies]
     if reasons:
@@ -233,7 +254,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
         "its image tower is not CLIP's": (
             vision.activation != "quick_gelu" or not vision.pre_norm or vision.patch_bias or vision.distillation_token
         ),
-        "its image heads are not of width 64": vision.num_heads * 64 != vision.hidden_size,
+        "its image heads are not as many as fit with a width of 64": vision.num_heads != vision.hidden_size // 64,
         "its image feed-forward is not four times the width": vision.intermediate_size != 4 * vision.hidden_size,
         "its text tower is BERT": text.positions != "roberta",
         "its bridges are not fed from the same top layers of both towers": (
@@ -241,6 +262,8 @@ def _obstacles(config: ModelConfig) -> list[str]:
         ),
         f"it has heads that transformers lacks ({', '.join(lacking)})": bool(lacking),
         "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
+        "it has embeddings of tower layers": fusion.layer_embeddings,
+        "the activation of its fusion layers differs from the text tower's": fusion.activation != text.activation,
         "its contrastive head is the official kind, on the towers; drop_itc=True leaves it out": (
             config.heads.itc == "tower"
         ),
@@ -259,6 +282,7 @@ def _lost(checkpoint: Checkpoint) -> list[tuple[str, object, object]]:
         ("record of reranking", checkpoint.reranking.to_plain(), UNMEASURED.to_plain()),
         ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
         ("dropout of the fusion layers", fusion.dropout, text.dropout),
+        ("attention dropout of the fusion layers", fusion.attention_dropout, text.attention_dropout),
     ]
     if heads.mlm:
         shared.append(("layer norm eps of the MLM head", heads.mlm_layer_norm_eps, fusion.bridge_layer_norm_eps))
@@ -269,6 +293,8 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     vision, text, fusion = config.vision, config.text, config.fusion
     extra_layers = {name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith("vision.layers.")}
+    norms = {name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith("vision.separate_norms.")}
+    blocks = vision.num_layers + len(extra_layers)
     return {
         "model_type": "bridgetower",
         "architectures": [_architecture(config.heads)],
@@ -276,6 +302,7 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_hidden_layers": fusion.num_layers,
         "num_attention_heads": fusion.num_heads,
         "layer_norm_eps": fusion.bridge_layer_norm_eps,
+        "hidden_act": _ACTIVATION_NAMES[config.heads.mlm_activation],
         "link_tower_type": fusion.bridge,
         "share_cross_modal_transformer_layers": not fusion.separate_projections,
         "share_link_tower_layers": False,
@@ -293,16 +320,20 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
             "pad_token_id": text.pad_token_id,
             # One field in transformers for the text tower (1e-5) and the fusion layers (1e-12 in the official code).
             "layer_norm_eps": text.layer_norm_eps,
+            "hidden_act": _ACTIVATION_NAMES[text.activation],
             "hidden_dropout_prob": text.dropout,
-            "attention_probs_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": (
+                text.dropout if text.attention_dropout is None else text.attention_dropout
+            ),
         },
         "vision_config": {
             "hidden_size": vision.hidden_size,
-            "num_hidden_layers": vision.num_layers + len(extra_layers),
+            "num_hidden_layers": max(blocks, len(norms)),
+            "remove_last_layer": len(norms) > blocks,  # they are made for the removed layer, too
             "patch_size": vision.patch_size,
             "image_size": vision.image_size,
             "layer_norm_eps": vision.layer_norm_eps,
-            "share_layernorm": "vision.separate_norms.0.weight" not in checkpoint.extra_tensors,
+            "share_layernorm": not norms,
         },
     }
 

@@ -257,8 +257,8 @@ def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype 
 
 
 def _official_processor(official: microsoft.Settings, config: ModelConfig) -> Processor:
-    """The official evaluation transform: `clip` resizes and crops, `blip` squashes; the tokenizer is only named."""
-    squashes = any("blip" in key for key in official.val_transform_keys)
+    """The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named."""
+    squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
     return Processor(
         ProcessorConfig(
             profile="official-finetune" if squashes else "official-pretrain",

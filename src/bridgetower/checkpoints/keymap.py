@@ -102,6 +102,12 @@ _FUSION = [
     (r"fusion\.(text|image)_bridges\.(\d+)\.norm\.(\w+)", ("MODEL.cross_modal_{0}_link_tower.{1}.LayerNorm.{2}",)),
     (r"fusion\.(text|image)_bridges\.(\d+)\.scale", ("MODEL.cross_modal_{0}_link_tower.{1}.scaled_factor",)),
     (r"fusion\.(text|image)_bridges\.(\d+)\.beta", ("MODEL.cross_modal_{0}_link_tower.{1}.beta",)),
+    # Managers as `microsoft` splits those of ManagerTower's files; their modules have our names there.
+    (
+        r"fusion\.(text|image)_bridges\.(\d+)\.((?:norms|stream|other|query|key|scores|weights|temperature)\S*)",
+        ("MODEL.cross_modal_{0}_manager_tower.{1}.{2}",),
+    ),
+    (r"(text|image)_layer_embedding\.weight", ("MODEL.layer_embeddings_{0}.weight",)),
     (r"(text|image)_pooler\.(.+)", ("MODEL.cross_modal_{0}_pooler.{1}",)),
 ]
 _SHARED_PROJECTIONS = [(r"(text|image)_projections\.0\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}",))]

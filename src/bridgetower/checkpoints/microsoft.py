@@ -1,7 +1,9 @@
-"""Official `.ckpt` files: config and names."""
+"""The authors' `.ckpt` files, of BridgeTower, METER and ManagerTower: config and names."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,31 +19,47 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import known_fields
 from bridgetower.model.tower_config import TextConfig, VisionConfig
 
-# Left-overs of CLIP's text side and of timm's classifier, buffers, and task heads of one layer (`task_head_layers=1`).
+# Left-overs of CLIP's text side and of timm's classifier, buffers, and what managers never read.
 _DROPPABLE = (
     r"vit_model\.(positional_embedding|text_projection|logit_scale)",
     r"vit_model\.(ln_final|token_embedding|transformer|head|head_dist|pre_logits)\..*",
     r"vit_model\.visual\.proj",
     r"text_transformer\.embeddings\.(position_ids|token_type_ids)",
-    r"(vqa|snli|nlvr2)_classifier\..*",
-    r"rank_output\..*",
+    r"cross_modal_(text|image)_manager_tower\.\d+\.softmax_temperature_cross",
     r"temperature",
     r"(train|val|test|dev)_.*",  # metric states
 )
 
 
+_MANAGER_MODULES = {
+    "extra_query_LayerNorm": "other_norm",
+    "LayerNorm": "norms",
+    "fusion_attention.q_proj": "query",
+    "fusion_attention.k_proj": "key",
+    "linear_controller": "scores",
+}
+_MANAGERS = {"SAUE": "static_manager", "AAUE": "adaptive_manager"}
+
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What is read of the official run config (`hyper_parameters.config` of a file), under its names."""
+    """What is read of the run config (`hyper_parameters.config` of a file), under its names.
+
+    The defaults are those of METER's own code, which has no such options.
+    """
 
     tokenizer: str
-    model_type: str
     num_heads: int
     drop_rate: float
     max_text_len: int
     val_transform_keys: tuple[str, ...]
-    nlvr2_drop_rate: float = HeadsConfig.nlvr2_dropout
+    model_type: str = "METER"
+    manager_type: str = "AAUE"
+    nlvr2_drop_rate: float = 0.0
     meter_fusion: bool = False
+    vit_layernorm_shared: bool = True
 
     @classmethod
     def read(cls, source: str, official: object) -> Settings:
@@ -73,10 +91,21 @@ def read_checkpoint(
         ValueError: The config cannot be told, or tensors are missing, unknown or wrongly shaped.
     """
     naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
+    if "vit_model.layers.0.blocks.0.norm1.weight" in tensors:
+        raise ValueError(f"{source} has a Swin image tower, which is not supported; expected one with CLIP or a ViT")
+    if not official.vit_layernorm_shared:
+        logger.warning(
+            "%s was trained with vit_layernorm_shared=False, but one shared LayerNorm is applied to all layers of its "
+            "image tower, as in `infer` of the official code; its other path gives other results",
+            source,
+        )
     try:
+        tensors = _split(tensors)
         config = _model_config(official, tensors, naming, overrides)
     except KeyError as error:
-        raise ValueError(f"{source} lacks {error}; expected an official BridgeTower or METER checkpoint") from error
+        raise ValueError(
+            f"{source} lacks {error}; expected an official BridgeTower, METER or ManagerTower checkpoint"
+        ) from error
     table = name_table(parameter_shapes(config), naming)
     extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
     return collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
@@ -95,9 +124,43 @@ def _model_config(
     return config.override(overrides)
 
 
+def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors, with what is one in a file and two in this package apart, and one name for each head."""
+    split = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^cross_modal_(itc_(?:text|image)_head\.)", r"\1", name)
+        task, _, rest = name.partition("_classifier.0.")  # one layer: it takes the place of the last of two
+        if rest and f"{task}_classifier.3.weight" not in tensors:
+            name = f"{task}_classifier.3.{rest}"
+        manager, of_manager, part = name.partition(".manager_layer.")
+        if not of_manager:
+            split[name] = tensor
+            continue
+        width = extent(tensors, f"{manager}.manager_layer.LayerNorm.0.weight")
+        norms = sum(other.startswith(f"{manager}.manager_layer.LayerNorm.") for other in tensors) // 2
+        layers = norms if manager.endswith("_tower.0") else norms - 1  # the last norm is that of the stream
+        if part.startswith("layer_scores"):  # [1, layers (+ 1), 1, width or 1]; adaptive managers have the last row
+            rows = tensor.reshape(extent(tensors, name, 1), -1).expand(-1, width)
+            if part == "layer_scores":
+                split[f"{manager}.weights"] = rows[:layers].clone()
+                rows = rows[layers:]
+            if len(rows):
+                split[f"{manager}.stream_weight"] = rows[0].clone()
+        elif part == "softmax_temperature":
+            split[f"{manager}.temperature"] = tensor.reshape(())
+        else:
+            part = part.replace(f"LayerNorm.{layers}.", "stream_norm.") if part.startswith("LayerNorm") else part
+            for theirs, ours in _MANAGER_MODULES.items():
+                part = part.replace(theirs, ours)
+            split[f"{manager}.{part}"] = tensor
+    return split
+
+
 def _heads_config(official: Settings, tensors: Mapping[str, Tensor]) -> HeadsConfig:
     """Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width."""
-    inner = [extent(tensors, f"{task}_classifier.1.weight") for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
+    tasks = [task for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
+    norms = [f"{task}_classifier.1.weight" for task in tasks]
+    inner = [extent(tensors, norm) if norm in tensors else 0 for norm in norms]  # 0: `task_head_layers=1`
     pooled_size = 2 * extent(tensors, "cross_modal_text_transform.weight")
     itc = "itc_text_head.fc.weight"
     return HeadsConfig(
@@ -165,14 +228,25 @@ def _fusion_config(official: Settings, tensors: Mapping[str, Tensor]) -> FusionC
         raise ValueError(
             "the official option meter_fusion is not supported; expected model_type BT or METER without it"
         )
-    layers = "cross_modal_text_layers."
+    layers, managers = "cross_modal_text_layers.", "cross_modal_text_manager_tower.0.weights"
+    managed = {}
+    if managers in tensors:
+        if official.manager_type not in _MANAGERS:
+            raise ValueError(f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}")
+        for part, ours in (("text", "text_layers"), ("image", "vision_layers")):
+            depth = extent(tensors, f"layer_embeddings_{part}.weight")
+            count = extent(tensors, f"cross_modal_{part}_manager_tower.0.weights")
+            managed[ours] = tuple(range(depth - count + 1, depth + 1))
+    bridge = None if official.model_type == "METER" else "add"
     return FusionConfig(
         hidden_size=extent(tensors, "cross_modal_text_transform.weight"),
         num_layers=_count(tensors, layers),
         num_heads=official.num_heads,
         intermediate_size=extent(tensors, layers + "0.intermediate.dense.weight"),
-        bridge=None if official.model_type == "METER" else "add",
-        input_norm="cross_modal_text_layernorm.weight" in tensors,
+        bridge=_MANAGERS[official.manager_type] if managed else bridge,
+        input_norm="cross_modal_text_layernorm.weight" in tensors or bool(managed),
+        layer_embeddings=bool(managed),
+        **managed,
         num_token_types=extent(tensors, "token_type_embeddings.weight"),
         dropout=official.drop_rate,
     )

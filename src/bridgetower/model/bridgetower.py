@@ -72,6 +72,9 @@ class BridgeTower(nn.Module):
         self.image_projections = _projections(config.vision.hidden_size, fusion, config.vision_layers)
         self.text_projections = _projections(config.text.hidden_size, fusion, config.text_layers)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
+        embeds = fusion.layer_embeddings
+        self.text_layer_embedding = nn.Embedding(config.text.num_layers, fusion.hidden_size) if embeds else None
+        self.image_layer_embedding = nn.Embedding(config.vision.num_layers, fusion.hidden_size) if embeds else None
         self.fusion = FusionEncoder(fusion, BRIDGES | extensions.bridges)
         self.text_pooler = Pooler(fusion.hidden_size, fusion.pooling)
         self.image_pooler = Pooler(fusion.hidden_size, fusion.pooling)
@@ -222,7 +225,8 @@ class BridgeTower(nn.Module):
             ValueError: There is no such token type.
         """
         merged = [self._merged(layer) for layer in hidden]
-        return Encoded(self._projected(merged, self.image_projections, token_type), self.image_features(hidden))
+        types = self._types(token_type, self.image_layer_embedding, self.config.vision_layers)
+        return Encoded(_projected(merged, self.image_projections, types), self.image_features(hidden))
 
     def project_text(
         self,
@@ -231,7 +235,8 @@ class BridgeTower(nn.Module):
     ) -> Encoded:
         """Returns the encoding of texts from the bridged hidden states of the text tower."""
         mask = None if attention_mask is None else attention_mask.bool()
-        return Encoded(self._projected(hidden, self.text_projections, TEXT), self.text_features(hidden, mask), mask)
+        types = self._types(TEXT, self.text_layer_embedding, self.config.text_layers)
+        return Encoded(_projected(hidden, self.text_projections, types), self.text_features(hidden, mask), mask)
 
     def image_features(self, hidden: list[Float[Tensor, "b p v"]]) -> Float[Tensor, "b f"]:
         """Returns what heads on the image tower read, from the hidden states of its top bridged layers."""
@@ -425,7 +430,8 @@ class BridgeTower(nn.Module):
 
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
-        return self.training and (self.config.fusion.dropout > 0 or self.config.fusion.first_bridge == 1)
+        fusion = self.config.fusion
+        return self.training and bool(fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1)
 
     def _merged(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b q v"]:
         """Returns the prefix tokens and the means of squares of patches; the image is square."""
@@ -437,17 +443,23 @@ class BridgeTower(nn.Module):
         squares = patches.unflatten(1, (grid, side, grid, side))
         return torch.cat([prefix, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
 
-    def _projected(
-        self, hidden: list[Tensor], projections: nn.ModuleList, token_type: int
-    ) -> tuple[Float[Tensor, "b l d"], ...]:
+    def _types(self, token_type: int, layer_embedding: nn.Embedding | None, layers: tuple[int, ...]) -> list[Tensor]:
+        """What is added to each projected layer: the token type, and the embedding of the layer if there is one."""
         token_types = self.token_type_embedding.weight
         if not 0 <= token_type < len(token_types):
             raise ValueError(f"token type {token_type}; this model has {len(token_types)}: set fusion.num_token_types")
-        shared = len(projections) == 1
-        return tuple(
-            (projected := projections[0 if shared else index](layer)) + token_types[token_type].to(projected.dtype)
-            for index, layer in enumerate(hidden)
-        )
+        own = token_types[token_type]
+        return [own if layer_embedding is None else own + layer_embedding.weight[layer - 1] for layer in layers]
+
+
+def _projected(
+    hidden: list[Tensor], projections: nn.ModuleList, types: list[Tensor]
+) -> tuple[Float[Tensor, "b l d"], ...]:
+    shared = len(projections) == 1
+    return tuple(
+        (projected := projections[0 if shared else index](layer)) + types[index].to(projected.dtype)
+        for index, layer in enumerate(hidden)
+    )
 
 
 def _features(

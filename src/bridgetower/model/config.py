@@ -12,6 +12,7 @@ from bridgetower.model.tower_config import (
     EPS,
     SIZES,
     WIDTH,
+    Activation,
     TextConfig,
     VisionConfig,
     check_dropout,
@@ -61,13 +62,16 @@ class FusionConfig:
         text_layers: Text tower layers likewise.
         merge_patches: Side of the squares of patches whose mean the encoder reads as one token; 1 merges none.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
+        layer_embeddings: A learned vector per tower layer, which is added after its projection, as in ManagerTower.
         pooling: What is pooled of each stream: `token` is its first token, as in the paper; `mean` is the mean of its
             tokens; `token_and_mean` is the sum of both.
         pooled_product: The pooled output also has the product of both streams' vectors, after the vectors themselves.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
+        activation: In the feed-forward layers.
         dropout: Probability, in training only, for attention and feed-forward alike.
+        attention_dropout: That of attention weights, if it differs.
     """
 
     hidden_size: int = 768
@@ -80,19 +84,24 @@ class FusionConfig:
     text_layers: tuple[int, ...] | None = None
     merge_patches: int = 1
     separate_projections: bool = False
+    layer_embeddings: bool = False
     pooling: Pooling = "token"
     pooled_product: bool = False
     layer_norm_eps: float = 1e-12
     bridge_layer_norm_eps: float = 1e-5
     num_token_types: int = 2
+    activation: Activation = "gelu"
     dropout: float = 0.1
+    attention_dropout: float | None = None
 
     def __post_init__(self) -> None:
         """Checks sizes, heads, the bridge's name and the number of bridged layers."""
         counts = {"num_token_types": (2, 1_000), "merge_patches": (1, 1_000)}
         check_numbers(self, "fusion.", bridge_layer_norm_eps=EPS, **counts, **SIZES)
         check_heads("fusion", self.hidden_size, self.num_heads)
+        check_choice("fusion.activation", self.activation, Activation)
         check_dropout("fusion.dropout", self.dropout)
+        check_dropout("fusion.attention_dropout", self.attention_dropout or 0.0)
         check_choice("fusion.pooling", self.pooling, Pooling)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
@@ -164,6 +173,7 @@ class HeadsConfig:
         text_pooling: The features of a text likewise; `mean` is that of all tokens but padding.
         text_pooled_layers: Likewise.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
+        mlm_activation: In the MLM head.
         rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
         vqa: Number of answers of the question answering head; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
@@ -171,7 +181,7 @@ class HeadsConfig:
         classification: Classes of a data set of one's own, from image and text, 1 for a number instead of a class;
             0: no head.
         multi_label: Whether several of them may hold at once, each with a probability of its own.
-        hidden_scale: Width inside the classifiers above, as a multiple of the pooled width.
+        hidden_scale: Width inside the classifiers above, as a multiple of the pooled width; 0: one Linear alone.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
         image: Classes of the head on the image tower alone (CIFAR); 0: no head.
         text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
@@ -189,6 +199,7 @@ class HeadsConfig:
     text_pooling: Pooling = "token"
     text_pooled_layers: int = 1
     mlm_layer_norm_eps: float = 1e-12
+    mlm_activation: Activation = "gelu"
     rank: bool = False
     vqa: int = 0
     snli_ve: bool = False
@@ -205,9 +216,10 @@ class HeadsConfig:
         """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
         classes = dict.fromkeys(CLASS_COUNTS, (0, CLASSES))
-        widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (1e-3, 1e3)}
+        widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (0, 1e3)}
         layers = dict.fromkeys(("image_pooled_layers", "text_pooled_layers"), (1, 1_000))
         check_numbers(self, "heads.", mlm_layer_norm_eps=EPS, **classes, **widths, **layers)
+        check_choice("heads.mlm_activation", self.mlm_activation, Activation)
         check_choice("heads.image_pooling", self.image_pooling, Pooling)
         check_choice("heads.text_pooling", self.text_pooling, Pooling)
         if self.itc == "fused" and self.reads_more_than_tokens:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bridgetower.model.layers import FeedForward, SelfAttention, activated, is_plain
+from bridgetower.model.layers import GELU, FeedForward, SelfAttention, activated, is_plain
 from bridgetower.model.products import onednn_is_faster
 from bridgetower.model.tower_config import Activation
 
@@ -203,19 +203,23 @@ def _dense(weight: Tensor) -> Tensor:
 
 def activated_(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
     """Like `activated` in the place of its input: new memory costs more time than the activation."""
-    if activation == "gelu":
-        in_place: Tensor = torch.ops.aten.gelu_(hidden)
-        return in_place
-    return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+    if activation == "quick_gelu":
+        return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+    if activation == "relu":
+        return hidden.relu_()
+    in_place: Tensor = torch.ops.aten.gelu_(hidden, approximate=GELU[activation])
+    return in_place
 
 
 def activation_gradient(
     gradient: Float[Tensor, "*n"], hidden: Float[Tensor, "*n"], activation: Activation
 ) -> Float[Tensor, "*n"]:
     """Returns the gradient of the input `hidden`, given that of the output."""
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(gradient, hidden)
-    return torch.ops.aten.silu_backward(gradient, 1.702 * hidden)
+    if activation == "quick_gelu":
+        return torch.ops.aten.silu_backward(gradient, 1.702 * hidden)
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(gradient, hidden, 0)
+    return torch.ops.aten.gelu_backward(gradient, hidden, approximate=GELU[activation])
 
 
 class _Activated(torch.autograd.Function):

@@ -47,11 +47,12 @@ class FusionLayer(nn.Module):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
-        self.self_attention = SelfAttention(width, heads, config.dropout)
+        attention_dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.self_attention = SelfAttention(width, heads, attention_dropout)
         self.self_attention_norm = nn.LayerNorm(width, eps=eps)
-        self.cross_attention = CrossAttention(width, heads, config.dropout)
+        self.cross_attention = CrossAttention(width, heads, attention_dropout)
         self.cross_attention_norm = nn.LayerNorm(width, eps=eps)
-        self.mlp = FeedForward(width, config.intermediate_size)
+        self.mlp = FeedForward(width, config.intermediate_size, config.activation)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -13,20 +13,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import HeadsConfig, ModelConfig
+from bridgetower.model.layers import activated
+from bridgetower.model.tower_config import Activation
 
 
 class MlmHead(nn.Module):
-    """Linear, GELU, LayerNorm, decoder to the vocabulary (not tied to the word embedding)."""
+    """Linear, activation (GELU), LayerNorm, decoder to the vocabulary (not tied to the word embedding)."""
 
-    def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float) -> None:
+    def __init__(
+        self, hidden_size: int, vocab_size: int, layer_norm_eps: float, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = activation
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
         """Returns vocabulary logits."""
-        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+        return self.decoder(self.norm(activated(self.dense(hidden), self.activation)))
 
 
 class LinearHead(nn.Module):
@@ -53,19 +58,24 @@ class RankHead(LinearHead):
 
 
 class ClassifierHead(nn.Module):
-    """Linear, LayerNorm, GELU, Linear on the pooled output, or on that of two images side by side."""
+    """Linear, LayerNorm, GELU, Linear on the pooled output, or on that of two images side by side.
+
+    With `hidden_size` 0 the last Linear alone.
+    """
 
     def __init__(self, pooled_size: int, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(pooled_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.decoder = nn.Linear(hidden_size, num_classes)
+        self.dense = nn.Linear(pooled_size, hidden_size) if hidden_size else None
+        self.norm = nn.LayerNorm(hidden_size) if hidden_size else None
+        self.decoder = nn.Linear(hidden_size or pooled_size, num_classes)
 
     def forward(self, pooled: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
         """Returns logits of the classes."""
         hidden = self.dropout(pooled)
-        return self.decoder(F.gelu(self.norm(self.dense(hidden))))
+        if self.dense is not None and self.norm is not None:
+            hidden = F.gelu(self.norm(self.dense(hidden)))
+        return self.decoder(hidden)
 
 
 class TextHead(nn.Module):
@@ -183,7 +193,10 @@ def _in_sequence(name: str) -> dict[str, str]:
 HEADS: dict[str, HeadSpec] = {
     "mlm": HeadSpec(
         build=lambda config: MlmHead(
-            config.fusion.hidden_size, config.text.vocab_size, config.heads.mlm_layer_norm_eps
+            config.fusion.hidden_size,
+            config.text.vocab_size,
+            config.heads.mlm_layer_norm_eps,
+            config.heads.mlm_activation,
         ),
         inputs="text",
         title="masked-language (MLM)",

@@ -22,11 +22,15 @@ P = ParamSpec("P")
 Output = TypeVar("Output")
 
 
+GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+"""What PyTorch calls the approximation."""
+
+
 def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
-    """Returns the activation of each value: GELU, or CLIP's approximation `quick_gelu`, x·σ(1.702x)."""
-    if activation == "gelu":
-        return F.gelu(hidden)
-    return F.silu(1.702 * hidden).div_(1.702)  # keeps one tensor for the gradient, where the formula keeps two
+    """Returns the activation of each value."""
+    if activation == "quick_gelu":
+        return F.silu(1.702 * hidden).div_(1.702)  # keeps one tensor for the gradient, where the formula keeps two
+    return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
 def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
@@ -188,12 +192,21 @@ class PostNormLayer(nn.Module):
     """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, intermediate_size: int, layer_norm_eps: float, dropout: float
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        layer_norm_eps: float,
+        dropout: float,
+        attention_dropout: float | None = None,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
-        self.attention = SelfAttention(hidden_size, num_heads, dropout)
+        self.attention = SelfAttention(
+            hidden_size, num_heads, dropout if attention_dropout is None else attention_dropout
+        )
         self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.mlp = FeedForward(hidden_size, intermediate_size)
+        self.mlp = FeedForward(hidden_size, intermediate_size, activation)
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = nn.Dropout(dropout)
 

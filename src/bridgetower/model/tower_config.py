@@ -10,7 +10,7 @@ from tyro.conf import Fixed, Suppress
 
 from bridgetower.model.plain import check_choice, check_numbers
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["roberta", "bert"]
 Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
@@ -39,7 +39,8 @@ class VisionConfig:
         num_heads: Attention heads; they divide `hidden_size`.
         intermediate_size: Width of the feed-forward layers.
         layer_norm_eps: Of all LayerNorms of the tower; CLIP 1e-5, timm 1e-6.
-        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one.
+        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one, `gelu_tanh` its
+            approximation by tanh.
         pre_norm: LayerNorm after the embeddings (CLIP's `ln_pre`).
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
         distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
@@ -101,7 +102,9 @@ class TextConfig:
         positions: `roberta` counts the tokens that are not padding, starting at `pad_token_id` + 1;
             `bert` counts columns from 0.
         layer_norm_eps: Of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
+        activation: In the feed-forward layers; RoBERTa and BERT have `gelu`.
         dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
+        attention_dropout: That of attention weights, if it differs.
         architecture: `bert`; `transformers`, which `settings` describe; or the name of a tower of one's own, to which
             the sizes apply as far as it has them.
         settings: Of `transformers`: its config, with the `model_type`.
@@ -117,7 +120,9 @@ class TextConfig:
     pad_token_id: int = 1
     positions: Positions = "roberta"
     layer_norm_eps: float = 1e-5
+    activation: Activation = "gelu"
     dropout: float = 0.1
+    attention_dropout: float | None = None
     architecture: str = "bert"
     settings: Settings = field(default=None, hash=False)
 
@@ -132,7 +137,9 @@ class TextConfig:
             )
         check_heads("text", self.hidden_size, self.num_heads)
         check_choice("text.positions", self.positions, Positions)
+        check_choice("text.activation", self.activation, Activation)
         check_dropout("text.dropout", self.dropout)
+        check_dropout("text.attention_dropout", self.attention_dropout or 0.0)
 
     @property
     def max_length(self) -> int:

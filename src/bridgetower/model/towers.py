@@ -210,10 +210,9 @@ class TextTransformer(TextTower):
         self.token_type_embedding = nn.Embedding(config.type_vocab_size, width)
         self.embedding_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            PostNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.dropout)
-            for _ in range(config.num_layers)
-        )
+        sizes = (config.num_heads, config.intermediate_size, config.layer_norm_eps)
+        kinds = (config.dropout, config.attention_dropout, config.activation)
+        self.layers = nn.ModuleList(PostNormLayer(width, *sizes, *kinds) for _ in range(config.num_layers))
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]

@@ -139,7 +139,8 @@ def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -
         chosen,
         hidden_scale=there.hidden_scale if scaled else chosen.hidden_scale,
         itc_size=there.itc_size if "itc" in kept else chosen.itc_size,
-        mlm_layer_norm_eps=there.mlm_layer_norm_eps if "mlm" in kept else chosen.mlm_layer_norm_eps,
+        mlm_layer_norm_eps=(there if "mlm" in kept else chosen).mlm_layer_norm_eps,
+        mlm_activation=(there if "mlm" in kept else chosen).mlm_activation,
         **{name: getattr(there if pools else chosen, name) for name in POOLING_FIELDS},
     )
 

@@ -28,7 +28,7 @@ from bridgetower.tasks.run_config import RunConfig
 logger = logging.getLogger(__name__)
 
 # The run decides these: positions are resized, and published weights are the same with any dropout.
-_FREE = ("image_size", "dropout")
+_FREE = ("image_size", "dropout", "attention_dropout")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Towers:
             text = replace(model.text, vocab_size=processor.vocab_size, pad_token_id=processor.pad_token_id)
         else:
             _check_tokenizer(self.text, processor)
-            text = replace(self.text.config, dropout=model.text.dropout)
+            text = replace(self.text.config, dropout=model.text.dropout, attention_dropout=model.text.attention_dropout)
         return replace(model, vision=vision, text=text)
 
     def tensors(self, image_size: int) -> dict[str, Tensor]:

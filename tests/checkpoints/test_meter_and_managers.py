@@ -1,0 +1,344 @@
+"""Files of METER's and of ManagerTower's own code: the names that these codes create, and what they compute."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiny
+from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.model.bridgetower import BridgeTower
+from official import OVERRIDES
+
+# Names and shapes as the public code of zdou0830/METER (commit f4f0934) and LooperXX/ManagerTower (86e2372) creates
+# them, with sizes of a small model: text width T, fusion width D, image width V.
+T, D, V, WORDS, POSITIONS, FEED, PATCH, SIDE = 48, 40, 128, 60, 20, 160, 16, 2
+TEXT_DEPTH, FUSION_DEPTH, MANAGED = 4, 3, {"text": 2, "image": 3}
+HEADS = 4
+
+
+def linear(name: str, out: int, inside: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, inside), f"{name}.bias": (out,)}
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def attention(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    parts = [linear(f"{name}.self.{part}", width, width) for part in ("query", "key", "value")]
+    joined = parts[0] | parts[1] | parts[2]
+    return joined | linear(f"{name}.output.dense", width, width) | norm(f"{name}.output.LayerNorm", width)
+
+
+def feed_forward(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    layers = linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
+    return layers | norm(f"{name}.output.LayerNorm", width)
+
+
+def common(image_depth: int) -> dict[str, tuple[int, ...]]:
+    """What both have: RoBERTa, CLIP's towers with the left-overs of its text side, fusion layers, poolers."""
+    text, clip = "text_transformer.embeddings", "vit_model.visual"
+    names: dict[str, tuple[int, ...]] = {
+        f"{text}.position_ids": (1, POSITIONS),
+        f"{text}.word_embeddings.weight": (WORDS, T),
+        f"{text}.position_embeddings.weight": (POSITIONS, T),
+        f"{text}.token_type_embeddings.weight": (1, T),
+        **norm(f"{text}.LayerNorm", T),
+        **linear("text_transformer.pooler.dense", T, T),
+        "vit_model.positional_embedding": (77, 24),
+        **norm("vit_model.ln_final", 24),
+        f"{clip}.class_embedding": (V,),
+        f"{clip}.positional_embedding": (SIDE**2 + 1, V),
+        f"{clip}.conv1.weight": (V, 3, PATCH, PATCH),
+        **norm(f"{clip}.ln_pre", V),
+        **norm(f"{clip}.ln_post", V),
+        "token_type_embeddings.weight": (2, D),
+        **linear("cross_modal_text_transform", D, T),
+        **linear("cross_modal_image_transform", D, V),
+    }
+    for number in range(TEXT_DEPTH):
+        layer = f"text_transformer.encoder.layer.{number}"
+        names |= attention(f"{layer}.attention", T) | feed_forward(layer, T, 4 * T)
+    for number in range(image_depth):
+        block = f"{clip}.transformer.resblocks.{number}"
+        names |= {f"{block}.attn.in_proj_weight": (3 * V, V), f"{block}.attn.in_proj_bias": (3 * V,)}
+        names |= linear(f"{block}.attn.out_proj", V, V) | norm(f"{block}.ln_1", V) | norm(f"{block}.ln_2", V)
+        names |= linear(f"{block}.mlp.c_fc", 4 * V, V) | linear(f"{block}.mlp.c_proj", V, 4 * V)
+    for stream in ("text", "image"):
+        names |= linear(f"cross_modal_{stream}_pooler.dense", D, D)
+        for number in range(FUSION_DEPTH):
+            layer = f"cross_modal_{stream}_layers.{number}"
+            names |= attention(f"{layer}.attention", D) | attention(f"{layer}.crossattention", D)
+            names |= feed_forward(layer, D, FEED)
+    return names
+
+
+def mlm_and_itm() -> dict[str, tuple[int, ...]]:
+    transform = linear("mlm_score.transform.dense", D, D) | norm("mlm_score.transform.LayerNorm", D)
+    decoder = {"mlm_score.decoder.weight": (WORDS, D), "mlm_score.bias": (WORDS,)}
+    return transform | decoder | linear("itm_score.fc", 2, 2 * D)
+
+
+def managers(kind: str, weight: str) -> dict[str, tuple[int, ...]]:
+    names: dict[str, tuple[int, ...]] = {"temperature": ()}
+    for stream, image_depth in (("text", TEXT_DEPTH), ("image", TEXT_DEPTH)):
+        names[f"layer_embeddings_{stream}.weight"] = (image_depth, D)
+        count = MANAGED[stream]
+        for number in range(FUSION_DEPTH):
+            manager = f"cross_modal_{stream}_manager_tower.{number}.manager_layer"
+            previous = int(number > 0)
+            width = D if weight == "vector" else 1
+            for index in range(count + previous):
+                names |= norm(f"{manager}.LayerNorm.{index}", D)
+            names |= {f"{manager}.softmax_temperature": (1,), f"{manager}.softmax_temperature_cross": (1,)}
+            if kind == "SAUE" or not previous:
+                names[f"{manager}.layer_scores"] = (1, count + previous, 1, width)
+            else:
+                names[f"{manager}.layer_scores_cross"] = (1, 1, 1, width)
+                names |= linear(f"{manager}.linear_controller", count, 2 * D) | norm(
+                    f"{manager}.extra_query_LayerNorm", D
+                )
+                names |= linear(f"{manager}.fusion_attention.q_proj", D, D)
+                names |= linear(f"{manager}.fusion_attention.k_proj", D, D)
+        names |= linear(f"cross_modal_itc_{stream}_head.fc", 20, T if stream == "text" else V)
+    return names
+
+
+SETTINGS = {
+    "tokenizer": "roberta-base",
+    "num_heads": HEADS,
+    "drop_rate": 0.1,
+    "max_text_len": 12,
+    "val_transform_keys": ["clip"],
+}
+METER = common(TEXT_DEPTH - 1) | mlm_and_itm()  # its CLIP lacks the last block
+FINE_TUNED = common(TEXT_DEPTH - 1) | {
+    "rank_output.weight": (1, 2 * D),
+    "rank_output.bias": (1,),
+    **linear("vqa_classifier.0", 2 * D, 2 * D),
+    **norm("vqa_classifier.1", 2 * D),
+    **linear("vqa_classifier.3", 7, 2 * D),
+    **linear("nlvr2_classifier.0", 2 * D, 4 * D),
+    **norm("nlvr2_classifier.1", 2 * D),
+    **linear("nlvr2_classifier.3", 2, 2 * D),
+    "token_type_embeddings.weight": (3, D),
+}
+
+
+def weights(names: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in names.items()}
+    # away from where a temperature or a scale is without effect, or a softmax is one-hot
+    raised = ("LayerNorm", "ln_", "norm", "temperature", "layer_scores_cross")
+    return {
+        name: tensor.abs() + 0.5 if any(part in name for part in raised) and not name.endswith("bias") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def read(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Checkpoint:
+    content = {"state_dict": dict(tensors), "hyper_parameters": {"config": SETTINGS | settings}}
+    torch.save(content, folder / "model.ckpt")
+    return read_checkpoint(folder / "model.ckpt", overrides=OVERRIDES)
+
+
+class Official:
+    """What METER and ManagerTower compute after the towers, in plain formulas over the names of their files."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.of = tensors
+
+    def linear(self, name: str, hidden: Tensor) -> Tensor:
+        return hidden @ self.of[f"{name}.weight"].T + self.of[f"{name}.bias"]
+
+    def norm(self, name: str, hidden: Tensor, eps: float) -> Tensor:
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        return scaled * self.of[f"{name}.weight"] + self.of[f"{name}.bias"]
+
+    def attend(self, name: str, hidden: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Attention to `other`, the residual and its norm."""
+        query, key, value = (
+            self.linear(f"{name}.self.{part}", source).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for part, source in (("query", hidden), ("key", other), ("value", other))
+        )
+        scores = query @ key.mT / (D / HEADS) ** 0.5 + mask[:, None, None, :]
+        context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", context) + hidden, 1e-12)
+
+    def layer(self, name: str, hidden: Tensor, other: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
+        hidden = self.attend(f"{name}.attention", hidden, hidden, mask)
+        hidden = self.attend(f"{name}.crossattention", hidden, other, other_mask)
+        inner = self.linear(f"{name}.intermediate.dense", hidden)
+        gelu = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+        return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", gelu) + hidden, 1e-12)
+
+    def manager(self, name: str, layers: list[Tensor], stream: Tensor | None, other: Tensor | None) -> Tensor:
+        name = f"{name}.manager_layer"
+        normed = torch.stack([self.norm(f"{name}.LayerNorm.{index}", one, 1e-5) for index, one in enumerate(layers)])
+        count = len(layers)
+        if stream is not None:
+            stream = self.norm(f"{name}.LayerNorm.{count}", stream, 1e-5)
+        if f"{name}.layer_scores" in self.of:
+            scores = self.of[f"{name}.layer_scores"][0][:, None]  # [layers (+ 1), 1, 1, width]
+            scores, last = scores[:count], scores[count:]
+        else:
+            assert stream is not None
+            assert other is not None
+            other = self.norm(f"{name}.extra_query_LayerNorm", other, 1e-5)
+            query = self.linear(f"{name}.fusion_attention.q_proj", stream)
+            key = self.linear(f"{name}.fusion_attention.k_proj", other)
+            context = (query @ key.mT / D**0.5).softmax(-1) @ other
+            scores = self.linear(f"{name}.linear_controller", torch.cat([context, stream], -1))
+            scores, last = scores.permute(2, 0, 1)[..., None], self.of[f"{name}.layer_scores_cross"]
+        shares = (scores / self.of[f"{name}.softmax_temperature"]).softmax(0)
+        managed = (shares * normed).sum(0)
+        return managed if stream is None else managed + last[0] * stream
+
+    def fuse(self, text: list[Tensor], image: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The streams after the last layer, from the hidden states of all layers of the towers."""
+        masks = (1 - mask) * -10000.0, torch.zeros(image[0].shape[:2])
+        streams = []
+        for kind, (name, layers) in enumerate((("text", text), ("image", image))):
+            managed = f"cross_modal_{name}_manager_tower.0.manager_layer.layer_scores" in self.of
+            numbers = range(len(layers) - MANAGED[name], len(layers)) if managed else [len(layers) - 1]
+            one = []
+            for number in numbers:
+                projected = self.linear(f"cross_modal_{name}_transform", layers[number])
+                projected = projected + self.of["token_type_embeddings.weight"][kind]
+                one.append(projected + self.of[f"layer_embeddings_{name}.weight"][number] if managed else projected)
+            streams.append(one)
+        x, y = streams[0][0], streams[1][0]
+        for number in range(FUSION_DEPTH):
+            if "layer_embeddings_text.weight" in self.of:
+                before = (x, y) if number else (None, None)
+                x = self.manager(f"cross_modal_text_manager_tower.{number}", streams[0], before[0], before[1])
+                y = self.manager(f"cross_modal_image_manager_tower.{number}", streams[1], before[1], before[0])
+            x, y = (
+                self.layer(f"cross_modal_text_layers.{number}", x, y, *masks),
+                self.layer(f"cross_modal_image_layers.{number}", y, x, *masks[::-1]),
+            )
+        return x, y
+
+    def logits(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Of masked words and of matching."""
+        pooled = [
+            self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh()
+            for name, one in zip(("text", "image"), (x, y), strict=True)
+        ]
+        dense = self.linear("mlm_score.transform.dense", x)
+        hidden = self.norm("mlm_score.transform.LayerNorm", dense * 0.5 * (1 + torch.erf(dense / 2**0.5)), 1e-12)
+        words = hidden @ self.of["mlm_score.decoder.weight"].T + self.of["mlm_score.bias"]
+        return words, self.linear("itm_score.fc", torch.cat(pooled, -1))
+
+
+def both(model: BridgeTower, tensors: Mapping[str, Tensor], lengths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits of words and of matching, of the model and of the formulas over the hidden states of its towers."""
+    ids = torch.randint(3, WORDS, (2, max(lengths)), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.where(mask.bool(), ids, torch.ones_like(ids))
+    pixels = torch.randn(2, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        fused = model(pixels, ids, mask)
+        ours = [model.mlm_logits(fused.text), model.itm_logits(fused.pooled)]
+        text = model.text(ids, mask.bool(), tuple(range(1, len(model.text.layers) + 1)))
+        image = model.vision(pixels, tuple(range(1, len(model.vision.layers) + 1)))
+        official = Official(tensors)
+        return ours, list(official.logits(*official.fuse(text, image, mask.float())))
+
+
+def off(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    return max(tiny.off(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+class TestMeter:
+    def test_every_name_is_read_or_known(self, tmp_path: Path) -> None:
+        read_from = read(tmp_path, weights(METER))
+        assert read_from.config.fusion.bridge is None
+        assert not read_from.config.fusion.input_norm
+        assert (read_from.config.vision.num_layers, read_from.config.text.num_layers) == (3, 4)
+        assert set(read_from.dropped) == {
+            "text_transformer.embeddings.position_ids",
+            *(f"vit_model.{name}" for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")),
+        }
+        assert read_from.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
+        assert sum(tensor.numel() for tensor in read_from.tensors.values()) == sum(
+            torch.Size(shape).numel()
+            for name, shape in METER.items()
+            if name not in read_from.dropped and ".pooler." not in name
+        )
+
+    def test_outputs(self, tmp_path: Path) -> None:
+        tensors = weights(METER)
+        model = read(tmp_path, tensors).model()
+        assert off(*both(model, tensors, [9, 5])) < 2e-5
+        changed = tensors | {"cross_modal_image_layers.2.crossattention.self.key.bias": torch.ones(D)}
+        changed |= {"token_type_embeddings.weight": tensors["token_type_embeddings.weight"].flip(0)}
+        assert off(*both(model, changed, [9, 5])) > 1e-2
+
+    def test_fine_tuned(self, tmp_path: Path) -> None:
+        """Without dropout before the head of NLVR2, which the code of BridgeTower added."""
+        heads = read(tmp_path, weights(FINE_TUNED)).config.heads
+        assert (heads.vqa, heads.nlvr2, heads.rank, heads.mlm, heads.itm) == (7, True, True, False, False)
+        assert (heads.hidden_scale, heads.nlvr2_dropout) == (1.0, 0.0)
+
+    def test_swin_is_refused(self, tmp_path: Path) -> None:
+        tensors = {name: tensor for name, tensor in weights(METER).items() if not name.startswith("vit_model.")}
+        with pytest.raises(ValueError, match=r"model\.ckpt has a Swin image tower, which is not supported"):
+            read(tmp_path, tensors | {"vit_model.layers.0.blocks.0.norm1.weight": torch.ones(V)})
+
+
+@pytest.mark.parametrize("weight", ["vector", "scalar"])
+@pytest.mark.parametrize(("kind", "bridge"), [("SAUE", "static_manager"), ("AAUE", "adaptive_manager")])
+class TestManagerTower:
+    @staticmethod
+    def read(folder: Path, tensors: Mapping[str, Tensor], kind: str) -> Checkpoint:
+        return read(folder, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
+
+    def test_every_name_is_read_or_known(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
+        names = common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight)
+        found = self.read(tmp_path, weights(names), kind)
+        fusion = found.config.fusion
+        assert (fusion.bridge, fusion.text_layers, fusion.vision_layers) == (bridge, (3, 4), (2, 3, 4))
+        assert fusion.layer_embeddings
+        assert (found.config.heads.itc, found.config.heads.itc_size) == ("tower", 20)
+        assert {name for name in found.dropped if "_manager_tower." in name} == {
+            f"cross_modal_{stream}_manager_tower.{number}.softmax_temperature_cross"
+            for stream in ("text", "image")
+            for number in range(FUSION_DEPTH)
+        }
+
+    def test_outputs(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
+        tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight))
+        model = self.read(tmp_path, tensors, kind).model()
+        assert off(*both(model, tensors, [9, 9])) < 2e-5
+        # Padding of the text: the official adaptive managers of the image stream attend to it, ours do not.
+        padded = off(*both(model, tensors, [9, 5]))
+        assert padded < 2e-5 if kind == "SAUE" else padded > 1e-4
+        for name in (
+            "layer_embeddings_image.weight",
+            "cross_modal_text_manager_tower.0.manager_layer.softmax_temperature",
+            f"cross_modal_image_manager_tower.2.manager_layer.layer_scores{'' if kind == 'SAUE' else '_cross'}",
+        ):
+            assert off(*both(model, tensors | {name: tensors[name] * 2}, [9, 9])) > 1e-3, name
+
+    def test_contrastive_vectors(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
+        tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight))
+        model = self.read(tmp_path, tensors, kind).model()
+        ids = torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            cls = model.text(ids, None, (TEXT_DEPTH,))[0][:, 0]
+            head = "cross_modal_itc_text_head.fc"
+            expected = F.normalize(cls @ tensors[f"{head}.weight"].T + tensors[f"{head}.bias"], dim=-1)
+            assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
+
+
+def test_another_manager_is_refused(tmp_path: Path) -> None:
+    tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers("SAUE", "vector"))
+    with pytest.raises(ValueError, match="manager_type is 'new'; expected one of SAUE, AAUE"):
+        read(tmp_path, tensors, model_type="MT", manager_type="new")
