@@ -229,7 +229,7 @@ def _fusion_config(official: Settings, tensors: Mapping[str, Tensor]) -> FusionC
             "the official option meter_fusion is not supported; expected model_type BT or METER without it"
         )
     layers, managers = "cross_modal_text_layers.", "cross_modal_text_manager_tower.0.weights"
-    managed = {}
+    managed: dict[str, Any] = {}
     if managers in tensors:
         if official.manager_type not in _MANAGERS:
             raise ValueError(f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}")
