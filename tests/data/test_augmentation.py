@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.data.views import MAX_SHIFT, SCALES, augment, drop_words
+from bridgetower.data.views import MAX_SHIFT, SCALES, _matrices, augment, drop_words
 
 
 class TestPictures:
@@ -45,6 +45,24 @@ class TestPictures:
         assert (places - 19.5).abs().max() <= reach
         assert (places - 19.5).abs().max() > 2
         assert moved.amax(dim=(1, 2)).std() > 5  # lighter and darker
+
+    def test_turns_scales_and_shifts(self) -> None:
+        """The ends of what is drawn, and which way a scale goes: above 1 the image is larger."""
+        seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        pixels = torch.zeros(1000, 3, 60, 60, dtype=torch.uint8)
+        pixels[..., 20:40, 20:40] = 100
+        matrices = _matrices(1000, seeds[0])
+        sides = augment(pixels, "affine", seeds[1]).float().mean(dim=1)
+        light = sides.amax(dim=(1, 2))
+        scales = (sides.sum(dim=(1, 2)) / light / 400).sqrt()
+        assert scales.min() == pytest.approx(0.8, abs=0.02)
+        assert scales.max() == pytest.approx(1.15, abs=0.02)
+        assert torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).abs().max() == pytest.approx(
+            10, abs=0.1
+        )
+        assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(0.1, abs=0.002)  # the sides are 2 long
+        assert (light / 100).min() == pytest.approx(0.85, abs=0.02)
+        assert (light / 100).max() == pytest.approx(1.15, abs=0.02)
 
 
 class TestWords:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridgetower.data import batch as batch_module
 from bridgetower.data.batch import TOKENS, BatchKey, CachedFeatures
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
@@ -54,6 +55,20 @@ class TestOutputs:
         files = store("texts", [3, 1, 2])
         whole = CachedFeatures.cat([CachedFeatures(files, [1]), CachedFeatures(files, [0, 2])])
         assert whole.rows == (1, 0, 2)
+
+    def test_vectors_are_kept_up_to_a_number_of_bytes(
+        self, store: Callable[[str, list[int]], RowFiles], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files, computed = store("texts", [1] * 5), list[int]()
+
+        def compute(row: CachedFeatures) -> torch.Tensor:
+            computed.extend(row.rows)
+            return torch.full((1, 6), float(row.rows[0]))
+
+        monkeypatch.setattr(batch_module, "_MOST_VECTORS", 3 * 6 * 4)
+        for _ in range(2):
+            assert CachedFeatures(files, range(5)).vectors(compute)[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert computed == [0, 1, 2, 3, 4, 3, 4]
 
 
 class TestPictures:

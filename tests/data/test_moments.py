@@ -6,6 +6,8 @@ import random
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from PIL import Image
 
 from bridgetower import extras
 from bridgetower.data import moments
-from bridgetower.data.frames import Cue, frame_of, opened_video, read_subtitles
+from bridgetower.data.frames import Cue, Video, frame_of, opened_video, read_subtitles
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
-from bridgetower.data.moments import Cutting, Moment, at_most, merged, moments_of, subtitles_of, windows
+from bridgetower.data.moments import Cutting, Moment, at_most, cuts_of, merged, moments_of, subtitles_of, windows
 from videos import SAID, SIZE, SRT, write_clip
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -150,6 +152,14 @@ class TestMoments:
         moments, _ = moments_of(path, Cutting())
         assert moments[0] == Moment(1, 3, "red")
         assert np.allclose(times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6)
+
+    @pytest.mark.parametrize(("difference", "cuts"), [(12, []), (13, [2.0]), (25, [2.0])])
+    def test_from_which_difference_on_another_scene_begins(self, difference: int, cuts: list[float]) -> None:
+        frames = [
+            (time, np.full((4, 4, 3), 100 + difference * (time >= 2), dtype=np.uint8)) for time in (0.0, 1.0, 2.0)
+        ]
+        video = cast("Video", SimpleNamespace(thumbnails=lambda: frames))
+        assert [time for time, _ in cuts_of(video)] == cuts
 
     def test_every_few_seconds(self, talk: Path) -> None:
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")

@@ -156,6 +156,8 @@ class TestOneSetPerBatch:
         assert torch.equal(self.order().examples(1), order.examples(1))
         firsts = {int(self.SETS[self.order(seed).examples(epoch)[0]]) for seed in range(3) for epoch in range(3)}
         assert firsts == {0, 1}
+        turns = {tuple(self.SETS[order.examples(epoch)[:12:4]].tolist()) for epoch in range(9)}
+        assert turns == {(0, 0, 1), (0, 1, 0), (1, 0, 0)}
         whole = keys(17, range(9), order=order)
         assert keys(17, range(5, 9), order=self.order()) == whole[5:]
 

@@ -1,8 +1,11 @@
 """Random views of training pictures: what each change does, who decides, and what the settings refuse."""
 
 import io
+import math
 from dataclasses import replace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
@@ -10,11 +13,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 
+from bridgetower.data import views
 from bridgetower.data.config import DataConfig, RandAugment
-from bridgetower.data.views import POLICIES, change, rand_augment, random_view
+from bridgetower.data.views import POLICIES, Policy, change, rand_augment, random_view
 from bridgetower.processor import Processor, ProcessorConfig
 
 SIZE = 24
+COLOUR = POLICIES["colour"]
 
 
 def picture(width: int = 60, height: int = 40) -> Image.Image:
@@ -42,6 +47,26 @@ def view(config: DataConfig, seed: int = 0) -> Tensor:
 def off(one: Image.Image, other: Image.Image) -> int:
     first, second = functional.pil_to_tensor(one).int(), functional.pil_to_tensor(other).int()
     return int((first - second).abs().max())
+
+
+GEOMETRY_7 = {"brightness": 1.36, "sharpness": 1.36, "rotate": 21.0, "shear_x": 0.21, "shear_y": 0.21}
+COLOUR_9 = {"posterize": 1.2, "solarize": 76.8, "solarize_add": 33.0, "rotate": 9.0, "shear_x": 0.09, "shear_y": 0.09}
+ENHANCED_9 = dict.fromkeys(("colour", "contrast", "brightness", "sharpness"), 0.64)
+# BLIP: level / 10 of 30 degrees, 0.3, 10 pixels, and * 1.8 + 0.1; ViLT: level / 30 between the ends of `augment_list`
+OFFICIAL_VALUES = [
+    (
+        "geometry",
+        7,
+        {"identity": 0, "autocontrast": 0, "equalize": 0, **GEOMETRY_7, "translate_x": 7.0, "translate_y": 7.0},
+        128,
+    ),
+    (
+        "colour",
+        9,
+        {"autocontrast": 0, "equalize": 0, **COLOUR_9, **ENHANCED_9, "translate_x": 30.0, "translate_y": 30.0},
+        0,
+    ),
+]
 
 
 class TestView:
@@ -102,22 +127,65 @@ class TestView:
         assert replace(self.OFFICIAL, random_crop=None, flip=False).as_evaluated() == DataConfig()
 
 
+def warped(image: Image.Image, forward: list[list[float]], fill: int) -> np.ndarray:
+    """OpenCV's `warpAffine`, bilinear with a constant border: `forward` maps centres of pixels of the input."""
+    pixels = np.asarray(image, dtype=np.float64)
+    height, width = pixels.shape[:2]
+    inverse = np.linalg.inv(np.array([*forward, [0, 0, 1]]))
+    y, x = np.mgrid[:height, :width]
+    from_x, from_y, _ = np.einsum("ij,jhw->ihw", inverse, np.stack([x, y, np.ones_like(x)]))
+    low_x, low_y = np.floor(from_x).astype(int), np.floor(from_y).astype(int)
+    found = np.zeros_like(pixels)
+    for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        column, row = low_x + right, low_y + down
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        values = np.where(inside[..., None], pixels[row.clip(0, height - 1), column.clip(0, width - 1)], fill)
+        weight = (1 - np.abs(from_x - column)) * (1 - np.abs(from_y - row))
+        found += weight[..., None] * values
+    return found
+
+
+class TestBilinear:
+    COS, SIN = math.cos(math.radians(15)), math.sin(math.radians(15))
+    # BLIP's functions; getRotationMatrix2D around W / 2, H / 2
+    FORWARD: ClassVar = {
+        "shear_x": (0.15, [[1, -0.15, 0], [0, 1, 0]]),
+        "shear_y": (-0.15, [[1, 0, 0], [0.15, 1, 0]]),
+        "translate_x": (3.5, [[1, 0, 3.5], [0, 1, 0]]),
+        "translate_y": (-5.25, [[1, 0, 0], [0, 1, -5.25]]),
+        "rotate": (15.0, [[COS, SIN, (1 - COS) * 30 - SIN * 20], [-SIN, COS, SIN * 30 + (1 - COS) * 20]]),
+    }
+
+    @pytest.mark.parametrize("name", FORWARD)
+    def test_pixels_are_interpolated_as_by_opencv(self, name: str) -> None:
+        """Pillow cuts where OpenCV rounds, so up to one level; moves of one column are off by tens."""
+        value, forward = self.FORWARD[name]
+        image = picture()
+        assert image.size == (60, 40)
+        ours = np.asarray(change(image, name, value, POLICIES["geometry"]), dtype=np.float64)
+        assert np.abs(ours - warped(image, forward, 128)).max() <= 1.01
+        nearest = np.asarray(
+            change(image, name, value, replace(POLICIES["geometry"], bilinear=False)), dtype=np.float64
+        )
+        assert np.abs(nearest - warped(image, forward, 128)).max() > 10
+
+
 class TestChanges:
     @pytest.mark.parametrize("kind", POLICIES)
     @pytest.mark.parametrize("high", [False, True])
     def test_every_one_of_them_works_at_both_ends(self, kind: RandAugment, high: bool) -> None:
         image = picture()
         for name, values in POLICIES[kind].ops.items():
-            changed = change(image, name, values[high], POLICIES[kind].fill)
+            changed = change(image, name, values[high], POLICIES[kind])
             assert (changed.size, changed.mode) == (image.size, "RGB")
 
     @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "identity"])
     def test_nothing_moves_at_zero(self, name: str) -> None:
-        assert off(change(picture(), name, 0.0, 128), picture()) == 0
+        assert off(change(picture(), name, 0.0, POLICIES["geometry"]), picture()) == 0
 
     @pytest.mark.parametrize("name", ["colour", "contrast", "brightness", "sharpness"])
     def test_a_factor_of_one_changes_nothing(self, name: str) -> None:
-        assert off(change(picture(), name, 1.0, 0), picture()) == 0
+        assert off(change(picture(), name, 1.0, COLOUR), picture()) == 0
 
     def test_pillow_agrees(self) -> None:
         """What the official code calls."""
@@ -140,19 +208,19 @@ class TestChanges:
         values = {"posterize": 3, "solarize": 100, "shear_x": 0.2, "shear_y": 0.2, "rotate": 20}
         values |= {"translate_x": 7, "translate_y": 7}
         for name, theirs in expected.items():
-            ours = functional.pil_to_tensor(change(image, name, values.get(name, 0.5), 0)).int()
+            ours = functional.pil_to_tensor(change(image, name, values.get(name, 0.5), COLOUR)).int()
             differing = (ours - functional.pil_to_tensor(theirs).int()).abs().amax(dim=0) > 1
             assert differing.float().mean() < 0.02, name  # a row of pixels at the edge of a shear
 
     def test_solarize_add(self) -> None:
         levels = Image.new("RGB", (3, 1))
         levels.putdata([(10, 10, 10), (120, 120, 120), (250, 250, 250)])
-        changed = functional.pil_to_tensor(change(levels, "solarize_add", 20.0, 0))[0, 0].tolist()
+        changed = functional.pil_to_tensor(change(levels, "solarize_add", 20.0, COLOUR))[0, 0].tolist()
         assert changed == [30, 255 - 140, 0]
 
     def test_unknown(self) -> None:
         with pytest.raises(ValueError, match="there is no change 'cutout' of an image"):
-            change(picture(), "cutout", 1.0, 0)
+            change(picture(), "cutout", 1.0, COLOUR)
 
 
 class TestRandAugment:
@@ -177,17 +245,36 @@ class TestRandAugment:
         same = [off(rand_augment(image, "colour", 9, torch.Generator().manual_seed(n)), image) == 0 for n in range(100)]
         assert sum(same) < 5
 
-    def test_both_directions(self) -> None:
-        edges = set()
-        for seed in range(200):
-            changed = functional.pil_to_tensor(
-                rand_augment(Image.new("RGB", (50, 50), "white"), "colour", 9, torch.Generator().manual_seed(seed))
-            )
-            corner = [
-                bool((changed[:, row, column] == 0).all()) for row, column in ((0, 25), (49, 25), (25, 0), (25, 49))
-            ]
-            edges |= {side for side, black in zip(("top", "bottom", "left", "right"), corner, strict=True) if black}
-        assert edges == {"top", "bottom", "left", "right"}
+    @pytest.mark.parametrize(("kind", "magnitude", "values", "fill"), OFFICIAL_VALUES)
+    def test_values_are_the_official_ones(
+        self,
+        kind: RandAugment,
+        magnitude: int,
+        values: dict[str, float],
+        fill: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Each of two changes of an image is any of them, and what has a direction goes in both as often."""
+        made: dict[str, list[float]] = {}
+
+        def note(image: Image.Image, name: str, value: float, policy: Policy) -> Image.Image:
+            made.setdefault(name, []).append(value)
+            assert policy.fill == fill
+            return image
+
+        monkeypatch.setattr(views, "change", note)
+        for seed in range(1500):
+            rand_augment(picture(2, 2), kind, magnitude, torch.Generator().manual_seed(seed))
+        assert made.keys() == values.keys()
+        share = {"geometry": 0.5, "colour": 1.0}[kind]
+        assert sum(map(len, made.values())) == pytest.approx(2 * 1500 * share, rel=0.05)
+        signed = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+        for name, found in made.items():
+            assert len(found) == pytest.approx(3000 * share / len(values), rel=0.25)
+            expected = {values[name], -values[name]} if name in signed else {values[name]}
+            assert {round(value, 9) for value in found} == {round(value, 9) for value in expected}
+            if name in signed:
+                assert 0.35 < sum(value > 0 for value in found) / len(found) < 0.65
 
 
 class TestSettings:

@@ -42,12 +42,14 @@ class Policy:
         highest: Magnitude.
         probability: Of each drawn change to be made.
         fill: Grey level of what comes into the image from outside.
+        bilinear: Where pixels are moved, interpolate as OpenCV does; else take the nearest as Pillow does.
     """
 
     ops: Mapping[str, tuple[float, float]]
     highest: int
     probability: float
     fill: int
+    bilinear: bool
 
 
 _ENHANCE = (0.1, 1.9)
@@ -70,6 +72,7 @@ POLICIES: Mapping[RandAugment, Policy] = {
         highest=10,
         probability=0.5,
         fill=128,
+        bilinear=True,
     ),
     # Official `blip_randaug_wc` and `clip_randaug`, after ViLT's transforms/randaug.py.
     "colour": Policy(
@@ -90,6 +93,7 @@ POLICIES: Mapping[RandAugment, Policy] = {
         highest=30,
         probability=1.0,
         fill=0,
+        bilinear=False,
     ),
 }
 
@@ -187,18 +191,18 @@ def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generato
             name = names[choice]
             low, high = policy.ops[name]
             value = low + (high - low) * magnitude / policy.highest
-            image = change(image, name, -value if name in _SIGNED and sign < 0.5 else value, policy.fill)
+            image = change(image, name, -value if name in _SIGNED and sign < 0.5 else value, policy)
     return image
 
 
-def change(image: Image.Image, name: str, value: float, fill: int) -> Image.Image:
+def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image.Image:
     """Returns an image after one change.
 
     Args:
         image: RGB.
         name: One of the names in `POLICIES`.
         value: Degrees, pixels, a shear factor, an enhancement factor (1 changes nothing), bits or a grey level.
-        fill: Grey level of what comes in from outside.
+        policy: How pixels are moved.
     """
     match name:
         case "identity":
@@ -222,21 +226,29 @@ def change(image: Image.Image, name: str, value: float, fill: int) -> Image.Imag
         case "sharpness":
             return ImageEnhance.Sharpness(image).enhance(value)
         case "rotate":
-            return image.rotate(value, fillcolor=(fill, fill, fill))
+            cos, sin = math.cos(math.radians(value)), math.sin(math.radians(value))
+            x, y = image.width / 2, image.height / 2
+            return _moved(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), policy)
         case "shear_x":
-            return _moved(image, (1, value, 0, 0, 1, 0), fill)
+            return _moved(image, (1, value, 0, 0, 1, 0), policy)
         case "shear_y":
-            return _moved(image, (1, 0, 0, value, 1, 0), fill)
+            return _moved(image, (1, 0, 0, value, 1, 0), policy)
         case "translate_x":
-            return _moved(image, (1, 0, -round(value), 0, 1, 0), fill)
+            return _moved(image, (1, 0, -value, 0, 1, 0), policy)
         case "translate_y":
-            return _moved(image, (1, 0, 0, 0, 1, -round(value)), fill)
+            return _moved(image, (1, 0, 0, 0, 1, -value), policy)
     raise ValueError(f"there is no change {name!r} of an image")
 
 
-def _moved(image: Image.Image, matrix: tuple[float, ...], fill: int) -> Image.Image:
-    """Takes each pixel from where `matrix` maps it to."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(fill, fill, fill))
+def _moved(image: Image.Image, matrix: tuple[float, float, float, float, float, float], policy: Policy) -> Image.Image:
+    """Takes each pixel from where `matrix` maps it to: of Pillow's corners, or with `bilinear` of OpenCV's centres."""
+    fill, resample = (policy.fill,) * 3, Image.Resampling.NEAREST
+    if policy.bilinear:
+        a, b, c, d, e, f = matrix
+        matrix = (a, b, c + 1 + (1 - a - b) / 2, d, e, f + 1 + (1 - d - e) / 2)
+        size, resample = image.size, Image.Resampling.BILINEAR
+        return ImageOps.expand(image, 1, fill).transform(size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
 
 def augment(
