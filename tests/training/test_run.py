@@ -15,7 +15,7 @@ import bridgetower.objectives.pretraining as pretraining_module
 import bridgetower.training.folder as folder_module
 import shapes
 import states
-from bridgetower.checkpoints import read_checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints import UNMEASURED, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.folder import INFO_FILE, DatasetInfo, write_info
 from bridgetower.data.records import ImageFile, Record, write_split
@@ -79,6 +79,22 @@ class TestWhatIsLeft:
         names = {"config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
             assert {path.name for path in (out / folder).iterdir()} == names
+
+    def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(
+        self, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        both = replace(config, data=replace(config.data, train_splits=("train", "validation")), max_steps=4)
+        out = tmp_path / "run"
+        metrics = train(replace(both, evaluate_every=2), out, progress=False)
+        assert metrics["validation_is_trained_on"] == 1.0
+        assert not {name for name in metrics if name.startswith(("gain_", "calibration_"))}
+        assert metrics["two_stage_rsum"] == metrics["matching_rsum"]
+        assert all(entry["validation_is_trained_on"] == 1.0 for entry in read_metrics(out, "validation"))
+        assert not (out / "best").exists()
+        assert read_checkpoint(out / "last").reranking == UNMEASURED
+        assert dict(read_checkpoint(out).tensors).keys() == load_file(out / "last" / "model.safetensors").keys()
+        assert sum("is trained on" in message for message in caplog.messages) == 1
+        assert train(replace(both, evaluate_every=2), out, resume=True, progress=False) == metrics
 
     def test_last_holds_the_weights_of_the_state(self, finished: tuple[Path, dict[str, float]]) -> None:
         out, _ = finished

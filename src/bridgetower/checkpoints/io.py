@@ -179,9 +179,9 @@ def convert(
 
 
 def _checkpoint_folder(folder: Path, name: str) -> Path:
-    """Returns the folder itself, or `best/` of a training run."""
-    best = folder / "best"
-    found = best if (best / "config.json").exists() else folder
+    """Returns the folder itself, or of a training run `best/`, or `last/` where validation data was trained on."""
+    places = folder / "best", folder, folder / "last"
+    found = next((place for place in places if (place / "config.json").exists()), folder)
     if not (found / "config.json").exists():
         raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
     return found

@@ -90,6 +90,11 @@ class DataConfig:
     shard_cache: str | None = None
     shard_cache_limit: float = SHARD_CACHE_GIB
 
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether the validation split is trained on, so that its metrics say nothing about other data."""
+        return self.validation_split in self.train_splits
+
     def __post_init__(self) -> None:
         """Checks the repeats, the choices and the counts."""
         naturals = dict.fromkeys(("max_errors", "shard_cache_limit"), AT_LEAST_0)

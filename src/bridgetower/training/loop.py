@@ -73,6 +73,12 @@ def fit(
     batches = _batches(context, state.step)
     factor = schedule(config.optimizer, context.max_steps)
     _warn_of_small_contrast(config)
+    if config.data.trains_on_validation and rank() == 0:
+        logger.warning(
+            "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
+            "calibration; leave it out of --data.train-splits, or give another --data.validation-split",
+            config.data.validation_split,
+        )
     if rank() == 0:
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
@@ -174,6 +180,8 @@ def _evaluate(task: Replicated, context: TrainContext, state: TrainingState, log
 
 
 def _keep_best(context: TrainContext, state: TrainingState, out: Path) -> None:
+    if context.config.data.trains_on_validation:
+        return
     score = state.metrics[context.config.select_by]
     if state.best is None or score > state.best:
         state.best, state.best_step = score, state.step

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bridgetower.checkpoints import Checkpoint
+from bridgetower.checkpoints import UNMEASURED, Checkpoint
 from bridgetower.data.batch import BatchDataset
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.evaluation.config import Means
@@ -16,6 +16,9 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.table import spec_of
+
+TRAINED_ON = "validation_is_trained_on"
+"""Metric of a run whose validation split is also trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ def build_task(
     evaluated = config.data.as_evaluated()
     held_out = spec.examples(replace(source, data=evaluated, splits=validation, use="validate"))
     trained = spec.module(model, config.task)
+    known = config.data.trains_on_validation
     evaluation = Evaluation(
         task=config.task,
         model=model,
@@ -96,6 +100,7 @@ def build_task(
         splits=validation,
         names=names,
         settings=config.evaluation,
+        reranking=UNMEASURED if known else None,
         means=Means(num_workers=config.data.num_workers),
     )
     _check_selection(config.select_by, config.task.metrics, spec, evaluation)
@@ -105,7 +110,7 @@ def build_task(
         examples=train,
         images=(train.images, held_out.images) if train.images else None,
         digests=files[0].digests() | files[1].digests(),
-        evaluate=lambda: spec.metrics(evaluation),
+        evaluate=lambda: spec.metrics(evaluation) | ({TRAINED_ON: 1.0} if known else {}),
     )
 
 
